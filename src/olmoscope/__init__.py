@@ -1,0 +1,7 @@
+"""Olmoscope: collect activations, train tied TopK sparse autoencoders, measure, read and share them.
+
+Nothing is imported here, so that `olmoscope --help` stays quick; read the folders from text/ to release/,
+which is the order in which data flows.
+"""
+
+__version__ = "0.1.0"

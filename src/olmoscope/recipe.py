@@ -1,0 +1,352 @@
+"""What a run is: frozen models, read from YAML, with every mistake named by the path of its key.
+
+A recipe file may hold `forms`: named overlays on the recipe (`--form reference`). An overlay's mappings are
+merged key by key; anything else it says replaces what stood there. `--set train.lr=1e-3` comes last.
+"""
+
+import hashlib
+import json
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from olmoscope.errors import UserError
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DolmaSource(_Frozen):
+    """Text in Dolma's format: one JSON object a line with `text` (and `id`), `.json.gz`, `.jsonl` or `.zst`."""
+
+    kind: Literal["dolma"]
+    name: str
+    paths: list[str] = []
+    """Local files or globs."""
+    url_list: str | None = None
+    """A list of shard addresses, one a line: a local file, an http(s) address or `hf://datasets/OWNER/NAME/FILE`."""
+
+
+class ChatSource(_Frozen):
+    """Chats in parquet shards: a column `messages`, a list of `{role, content}`."""
+
+    kind: Literal["chat"]
+    name: str
+    paths: list[str] = []
+    """Local files or globs."""
+    repo: str | None = None
+    """A hub dataset repository, `OWNER/NAME`, whose files match `files`."""
+    files: str = "data/*.parquet"
+    format: Literal["plain", "chatml"] = "plain"
+    """How messages become text: `role: content` paragraphs, or ChatML (`<|im_start|>role`, `<|im_end|>`)."""
+
+
+class HubSource(_Frozen):
+    """Any dataset on the hub, streamed through the `datasets` library."""
+
+    kind: Literal["hub"]
+    name: str
+    repo: str
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    column: str = "text"
+
+
+class FilesSource(_Frozen):
+    """Plain text files, one document each."""
+
+    kind: Literal["files"]
+    name: str
+    paths: list[str]
+
+
+Source = Annotated[DolmaSource | ChatSource | HubSource | FilesSource, Field(discriminator="kind")]
+
+
+class Text(_Frozen):
+    """Where documents come from and how they are mixed."""
+
+    sources: Annotated[list[Source], Field(min_length=1)]
+    mixture: dict[str, Annotated[float, Field(gt=0)]] | Literal["shards"]
+    """A weight for every source: documents are drawn one by one in these proportions (of documents). Or `shards`, the
+    reference recipe's way: all shards of all sources in one shuffled order, each read to its end."""
+    held_out_share: Share = 0.01
+    """Share of documents kept out of training, for evaluation."""
+    max_bad_share: Share = 0.01
+    """Malformed lines or rows are skipped and counted; more than this share of them stops the run."""
+
+    @model_validator(mode="after")
+    def _weights_match_sources(self) -> "Text":
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two sources have the same name: {sorted(names)}")
+        if isinstance(self.mixture, dict) and set(self.mixture) != set(names):
+            raise ValueError(f"mixture has weights for {sorted(self.mixture)}, the sources are {sorted(names)}")
+        return self
+
+
+class Tokens(_Frozen):
+    """How documents become sequences, and sequences segments of the store."""
+
+    count: Count
+    """Training tokens."""
+    held_out: Count
+    """Held-out tokens, for evaluation."""
+    chunk_lengths: Annotated[list[tuple[Count, Count]], Field(min_length=1)] = [
+        (512, 2048), (3500, 5000), (7000, 8192)]
+    """Buckets (shortest, longest): each sequence's length is uniform in a bucket chosen at random."""
+    documents: Literal["share", "apart"] = "share"
+    """Whether the documents in one sequence attend to each other, or each is seen as if alone."""
+    segment_rows: Count = 65536
+    """Rows (tokens) of a store segment, the unit of work that a crash can lose."""
+    batch_tokens: Count = 16384
+    """Token budget of one forward pass."""
+    max_padding: Share = 0.03
+    """Largest share of padding in a batch."""
+
+    @field_validator("chunk_lengths")
+    @classmethod
+    def _ascending(cls, buckets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        for low, high in buckets:
+            if low > high:
+                raise ValueError(f"bucket ({low}, {high}) is empty: its shortest length is over its longest")
+        return buckets
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Tokens":
+        longest = max(high for _, high in self.chunk_lengths)
+        if longest > min(self.segment_rows, self.batch_tokens):
+            raise ValueError(f"segment_rows ({self.segment_rows}) and batch_tokens ({self.batch_tokens}) must hold "
+                             f"the longest chunk, {longest} tokens")
+        return self
+
+
+class Model(_Frozen):
+    """The language model whose residual stream is read."""
+
+    name: str
+    """A hub repository, a local folder, or `tiny`, the model inside the package."""
+    revision: str | None = None
+    d_model: Count | None = None
+    num_layers: Count | None = None
+    """Both are checked against the model when it is loaded; given here, a plan needs no network."""
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+
+class Activations(_Frozen):
+    """What the store keeps."""
+
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+
+    @field_validator("layers")
+    @classmethod
+    def _sorted_and_distinct(cls, layers: list[int]) -> list[int]:
+        if sorted(set(layers)) != layers:
+            raise ValueError(f"layers must ascend without repeats, not {layers}")
+        return layers
+
+
+class SAE(_Frozen):
+    """One sparse autoencoder to train."""
+
+    layer: Annotated[int, Field(ge=0)]
+    d_sae: Count
+    k: Count
+    normalize: Literal["none", "layer_norm"] = "none"
+    canonical: bool = False
+    """Whether the model card recommends this one for its layer."""
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> "SAE":
+        if self.k > self.d_sae:
+            raise ValueError(f"k ({self.k}) is over d_sae ({self.d_sae})")
+        return self
+
+    @property
+    def id(self) -> str:
+        """The release's name for it, e.g. `layer_07/width_131k/topk_64_raw`."""
+        width = f"{self.d_sae // 1000}k" if self.d_sae >= 10_000 else str(self.d_sae)
+        return f"layer_{self.layer:02d}/width_{width}/topk_{self.k}_{_NORMALIZE_NAMES[self.normalize]}"
+
+
+_NORMALIZE_NAMES = {"none": "raw", "layer_norm": "layernorm"}
+
+
+class Train(_Frozen):
+    """How every SAE of the recipe is trained."""
+
+    batch: Count = 4096
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    decay: Share = 0.2
+    """Share of the steps, the last ones, over which the rate falls linearly to 0; 0 keeps it constant."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    order: Literal["shuffled", "reading"] = "shuffled"
+    """Rows mixed over the whole store, or in the order in which the model read them."""
+    epochs: Count = 1
+    dead_window: Count = 500_000
+    """A latent is dead if it did not fire in this many tokens."""
+    checkpoint_every: Count = 1000
+    """Steps between checkpoints."""
+    log_every: Count = 50
+    """Steps between lines of metrics.jsonl."""
+
+
+class Release(_Frozen):
+    """What the release is called."""
+
+    name: str
+    repo_id: str
+    """The hub repository that users will load from, `OWNER/NAME`."""
+
+
+class Recipe(_Frozen):
+    """Everything that decides the result of a run, and the device it runs on."""
+
+    name: str
+    form: str = "default"
+    seed: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    text: Text
+    tokens: Tokens
+    model: Model
+    activations: Activations
+    saes: Annotated[list[SAE], Field(min_length=1)]
+    train: Train
+    release: Release
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "Recipe":
+        layers = self.activations.layers
+        if self.model.num_layers is not None and layers[-1] >= self.model.num_layers:
+            raise ValueError(f"activations.layers: layer {layers[-1]} is out of range, the model has layers 0 to "
+                             f"{self.model.num_layers - 1}")
+        for number, sae in enumerate(self.saes):
+            if sae.layer not in layers:
+                raise ValueError(f"saes.{number}.layer: layer {sae.layer} is not collected (activations.layers: {layers})")
+        ids = [sae.id for sae in self.saes]
+        for sae_id in ids:
+            if ids.count(sae_id) > 1:
+                raise ValueError(f"saes: {sae_id} stands there twice")
+        return self
+
+    def store_hash(self) -> str:
+        """Identifies what decides the bytes of the activation store."""
+        return _hash(self.model_dump(mode="json", include={"seed", "text", "tokens", "model", "activations"}))
+
+    def run_hash(self, sae: SAE) -> str:
+        """Identifies what decides the weights of one SAE."""
+        train = self.train.model_dump(mode="json", exclude={"checkpoint_every", "log_every"})
+        return _hash({"store": self.store_hash(), "sae": sae.model_dump(mode="json", exclude={"canonical"}),
+                      "train": train})
+
+    def to_yaml(self) -> str:
+        """The resolved recipe; reading it back gives an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def load_recipe(name_or_path: str, form: str = "default", overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name_or_path: a YAML file, or the name of a recipe in the package (`tiny`, `olmo3-7b-think`).
+        form: an overlay of the file's `forms`; `default` is the recipe without one.
+        overrides: `key.path=value` texts; values are YAML.
+
+    Raises:
+        UserError: no such recipe or form, not YAML, an unknown key, a wrong type, or parts that disagree.
+    """
+    where, text = _read(name_or_path)
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{where} is not a recipe: its top level must be a mapping of keys")
+    forms = tree.pop("forms", None) or {}
+    if form != tree.get("form", "default"):
+        if form not in forms:
+            raise UserError(f"{where} has no form {form!r}; it has: {', '.join(['default', *forms])}")
+        tree = _merge(tree, forms[form])
+        tree["form"] = form
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: {_first_mistake(error)}") from error
+
+
+def _read(name_or_path: str) -> tuple[str, str]:
+    path = Path(name_or_path)
+    if path.is_file():
+        return str(path), path.read_text()
+    packaged = resources.files("olmoscope") / "recipes" / f"{name_or_path}.yaml"
+    if packaged.is_file():
+        return f"recipe {name_or_path}", packaged.read_text()
+    names = sorted(entry.name.removesuffix(".yaml") for entry in (resources.files("olmoscope") / "recipes").iterdir())
+    raise UserError(f"no recipe {name_or_path!r}: neither a file nor one of the package's ({', '.join(names)})")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-3` as text; people who write a learning rate mean the number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"))
+
+
+def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overlay.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set {override!r} is not of the form key.path=value")
+    node: Any = tree
+    *parents, last = path.split(".")
+    try:
+        for key in parents:
+            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
+        node[int(last) if isinstance(node, list) else last] = yaml.load(value, Loader=_Loader)
+    except (IndexError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"--set {override!r}: there is no key {path} to set") from error
+
+
+def _first_mistake(error: ValidationError) -> str:
+    mistakes = error.errors()
+    first = mistakes[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        message = "unknown key; look for a slip of the pen"
+    elif first["type"] == "missing":
+        message = "missing"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        if not isinstance(first["input"], dict | list | BaseModel):
+            message += f" (it says {first['input']!r})"
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return f"{key}: {message}{more}" if key else f"{message}{more}"
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
