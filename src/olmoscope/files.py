@@ -104,6 +104,12 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         yield
 
 
+def clean_temporary(folder: Path) -> None:
+    """Delete what killed processes left half-written below a folder; call it while holding the folder's lock."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink()
+
+
 def _explain(error: OSError, path: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"no space left on the disk while writing {path}; make room and run the same command "

@@ -36,7 +36,7 @@ class _Amount(MofNCompleteColumn):
 
 
 @contextlib.contextmanager
-def bar(doing: str, total: float | None, unit: str, done: float = 0) -> Iterator[Callable[..., None]]:
+def bar(doing: str, total: float | None, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
     """Show a bar while the block runs.
 
     Args:

@@ -44,6 +44,8 @@ class ChatSource(_Frozen):
     """Local files or globs."""
     repo: str | None = None
     """A hub dataset repository, `OWNER/NAME`, whose files match `files`."""
+    revision: str | None = None
+    """A branch, tag or commit of the repository."""
     files: str = "data/*.parquet"
     format: Literal["plain", "chatml"] = "plain"
     """How messages become text: `role: content` paragraphs, or ChatML (`<|im_start|>role`, `<|im_end|>`)."""
@@ -215,7 +217,7 @@ class Recipe(_Frozen):
 
     name: str
     form: str = "default"
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     text: Text
     tokens: Tokens
@@ -233,7 +235,8 @@ class Recipe(_Frozen):
                              f"{self.model.num_layers - 1}")
         for number, sae in enumerate(self.saes):
             if sae.layer not in layers:
-                raise ValueError(f"saes.{number}.layer: layer {sae.layer} is not collected (activations.layers: {layers})")
+                raise ValueError(f"saes.{number}.layer: layer {sae.layer} is not collected (activations.layers: "
+                                 f"{layers})")
         ids = [sae.id for sae in self.saes]
         for sae_id in ids:
             if ids.count(sae_id) > 1:

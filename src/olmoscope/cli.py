@@ -1,0 +1,152 @@
+"""The command line: each command parses, calls one function, prints. Heavy imports wait until a command runs."""
+
+import errno
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from olmoscope.errors import UserError
+
+if TYPE_CHECKING:
+    from olmoscope.recipe import Recipe
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
+                  help="Get, judge, read and share sparse autoencoders (SAEs) of a language model.")
+
+RecipeArgument = Annotated[str, typer.Argument(
+    metavar="RECIPE", help="A YAML file, a recipe of the package (tiny, olmo3-7b-think), or an output folder.")]
+FormOption = Annotated[str, typer.Option("--form", help="A form of the recipe, e.g. reference.")]
+SetOption = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="KEY=VALUE", help="Change a key: train.lr=1e-3.")]
+OutOption = Annotated[Path | None, typer.Option(
+    "--out", "-o", help="Output folder; by default named after the recipe, or the one given as RECIPE.")]
+OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="SAE", help="Only this SAE, by its id.")]
+OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a recipe.")]
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("olmoscope-demo")) -> None:
+    """The whole way once, on this machine: a tiny model reads Python's standard library."""
+    from olmoscope.demo import run_demo
+
+    run_demo(out)
+
+
+@app.command()
+def plan(recipe: RecipeArgument, form: FormOption = "default", changes: SetOption = None,
+         out: OutOption = None) -> None:
+    """Check a recipe and say what it will cost, before anything starts."""
+    from olmoscope import tables
+    from olmoscope.plan import plan as make_plan
+
+    resolved, folder = _load(recipe, form, changes, out)
+    tables.show_plan(make_plan(resolved, folder))
+
+
+@app.command()
+def collect(recipe: RecipeArgument, form: FormOption = "default", changes: SetOption = None,
+            out: OutOption = None) -> None:
+    """Run the model over the text and store its residual stream."""
+    from olmoscope import tables
+    from olmoscope.pipeline import collect_stores
+
+    resolved, folder = _load(recipe, form, changes, out)
+    tables.show_stores(collect_stores(resolved, folder))
+
+
+@app.command()
+def train(recipe: RecipeArgument, form: FormOption = "default", changes: SetOption = None, out: OutOption = None,
+          only: OnlyOption = None) -> None:
+    """Train the recipe's SAEs on the stored activations."""
+    from olmoscope.pipeline import train_saes
+
+    resolved, folder = _load(recipe, form, changes, out)
+    for sae, fresh in train_saes(resolved, folder, only or []):
+        typer.echo(f"{sae.id}: trained" if fresh else f"{sae.id}: finished before, nothing to do")
+
+
+@app.command()
+def evaluate(out: OutArgument, only: OnlyOption = None) -> None:
+    """Measure trained SAEs on held-out activations."""
+    from olmoscope import tables
+    from olmoscope.pipeline import evaluate_saes
+
+    recipe, _ = _load(str(out), "default", None, None)
+    for sae, fresh in evaluate_saes(recipe, out, only or []):
+        typer.echo(f"{sae.id}: evaluated" if fresh else f"{sae.id}: evaluated before, nothing to do")
+    tables.show_results(recipe, out, only or [])
+
+
+@app.command()
+def export(out: OutArgument, only: OnlyOption = None) -> None:
+    """Write trained SAEs in SAELens format, into the folder `sae` of each run."""
+    from olmoscope.pipeline import chosen
+    from olmoscope.release.export import export_run
+    from olmoscope.train.run import run_folder
+
+    recipe, _ = _load(str(out), "default", None, None)
+    for sae in chosen(recipe, only or []):
+        typer.echo(f"{sae.id}: {export_run(run_folder(out, sae))}")
+
+
+@app.command()
+def release(out: OutArgument) -> None:
+    """Gather all SAEs of a recipe into a release folder: weights, figures, checksums, model card."""
+    from olmoscope.release.build import build_release
+
+    typer.echo(build_release(out))
+
+
+@app.command()
+def validate(folder: Annotated[Path, typer.Argument(help="A release, the output folder it is in, or one SAE's folder.")]
+             ) -> None:
+    """Load SAEs with the real SAELens and compare with ours; exits with 1 if any check fails."""
+    from olmoscope import tables
+    from olmoscope.release.validate import validate as check
+
+    if not tables.show_validation(check(folder)):
+        raise typer.Exit(1)
+
+
+@app.command("import-checkpoint")
+def import_checkpoint() -> None:
+    """Turn a checkpoint of the reference trainer into a SAELens folder."""
+
+
+def _load(name: str, form: str, changes: list[str] | None, out: Path | None) -> "tuple[Recipe, Path]":
+    """A command's recipe and output folder."""
+    from olmoscope.recipe import load_recipe
+
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "recipe.yaml").is_file():
+            raise UserError(f"{folder} has no recipe.yaml: it is not an output folder of olmoscope")
+        return load_recipe(str(folder / "recipe.yaml"), form, changes or []), out or folder
+    recipe = load_recipe(name, form, changes or [])
+    return recipe, out or Path(recipe.name if recipe.form == "default" else f"{recipe.name}-{recipe.form}")
+
+
+def main() -> None:
+    """Entry point of `olmoscope`: a user's mistake is one line and exit status 1."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        _fail("no space left on the disk; make room and run the same command again: what is finished is kept")
+
+
+def _fail(message: str) -> None:
+    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    typer.echo(message, err=True)
+    sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Load a causal LM up to the deepest layer needed: nothing above it, and no LM head, is loaded or run."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from olmoscope.errors import UserError
+from olmoscope.model.layers import find_layers
+from olmoscope.model_source import explain, locate, revision_of
+from olmoscope.recipe import Model
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A decoder cut off above a layer, and what it was cut from."""
+
+    module: nn.Module
+    layers: nn.ModuleList
+    revision: str
+    architecture: str
+    d_model: int
+    num_layers: int
+    """Of the whole model."""
+    layers_path: str
+    """Path of the layers in the whole causal LM, e.g. `model.layers`."""
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.module.parameters()).device
+
+
+def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
+    """Load layers 0 to `deepest` for inference.
+
+    Raises:
+        UserError: not to be found, weights missing, no such layer, or another width or depth than the recipe's.
+    """
+    from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
+
+    try:
+        config = AutoConfig.from_pretrained(**locate(model))
+    except (OSError, ValueError) as error:
+        raise explain(error, model) from error
+    revision = revision_of(model, getattr(config, "_commit_hash", None))
+    architecture = (config.architectures or [type(config).__name__])[0]
+    text_config = config.get_text_config()
+    d_model, num_layers = text_config.hidden_size, text_config.num_hidden_layers
+    for key, stated, real in (("d_model", model.d_model, d_model), ("num_layers", model.num_layers, num_layers)):
+        if stated is not None and stated != real:
+            raise UserError(f"model.{key}: the recipe says {stated}, {model.name} has {real}")
+    if deepest >= num_layers:
+        raise UserError(f"activations.layers: layer {deepest} is out of range, {model.name} has layers 0 to "
+                        f"{num_layers - 1}")
+    text_config.num_hidden_layers = deepest + 1
+    if getattr(text_config, "layer_types", None):
+        text_config.layer_types = text_config.layer_types[: deepest + 1]
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # transformers would list every weight of the layers that we leave out
+    logging.disable_progress_bar()
+    try:
+        module, info = AutoModel.from_pretrained(**locate(model), config=config, dtype=getattr(torch, model.dtype),
+                                                 use_safetensors=True, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise explain(error, model) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"model {model.name!r} lacks weights: {missing[0]} and {len(missing) - 1} more; its files do "
+                        "not fit its config.json")
+    path, layers = find_layers(module, deepest + 1)
+    prefix = module.base_model_prefix
+    return LoadedModel(module.to(device).eval().requires_grad_(False), layers, revision, architecture, d_model,
+                       num_layers, f"{prefix}.{path}" if prefix else path)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """The device of a recipe: `auto` takes a GPU where there is one.
+
+    Raises:
+        UserError: CUDA asked for and absent.
+    """
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("device: cuda was asked for, but torch sees no CUDA device here; use device: cpu or auto")
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(wanted)

@@ -1,0 +1,113 @@
+"""All stages of a recipe, one after the other, in one output folder.
+
+    OUT/recipe.yaml     the resolved recipe
+    OUT/store/          train/ and held_out/, the activation stores
+    OUT/runs/           a folder for each SAE: its training, its evaluation, its export
+    OUT/release/        what goes to the hub
+
+Each function does what is missing and leaves the rest; calling it again does nothing.
+"""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from olmoscope.activations.collect import Collected, collect
+from olmoscope.activations.store import Store, open_store
+from olmoscope.errors import UserError
+from olmoscope.evaluate.reconstruction import evaluate
+from olmoscope.files import read_json, write_json, write_text
+from olmoscope.model.load import pick_device
+from olmoscope.recipe import SAE, Recipe
+from olmoscope.train.checkpoint import load_sae
+from olmoscope.train.run import run_folder, train
+
+
+def store_folder(out: Path, split: str) -> Path:
+    """Where the store of a split lives."""
+    return out / "store" / split
+
+
+def collect_stores(recipe: Recipe, out: Path) -> list[Collected]:
+    """Collect the training rows and the held-out rows."""
+    collected = [collect(recipe, split, store_folder(out, split)) for split in ("train", "held_out")]
+    write_text(out / "recipe.yaml", recipe.to_yaml())
+    return collected
+
+
+def chosen(recipe: Recipe, only: list[str]) -> list[SAE]:
+    """The SAEs of a recipe whose ids were named; all if none were.
+
+    Raises:
+        UserError: an id that the recipe does not have.
+    """
+    for sae_id in only:
+        if sae_id not in (ids := [sae.id for sae in recipe.saes]):
+            raise UserError(f"the recipe has no SAE {sae_id!r}; it has: {', '.join(ids)}")
+    return [sae for sae in recipe.saes if not only or sae.id in only]
+
+
+def train_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[SAE, bool]]:
+    """Train SAEs one after the other.
+
+    Yields:
+        Each SAE, and False if it was finished before.
+    """
+    store = open_store(store_folder(out, "train"))
+    for sae in chosen(recipe, only):
+        fresh = train(recipe, sae, store, run_folder(out, sae))
+        write_text(out / "recipe.yaml", recipe.to_yaml())
+        yield sae, fresh
+
+
+def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[SAE, bool]]:
+    """Evaluate finished SAEs on the held-out store, into `evaluation.json` of each run.
+
+    Yields:
+        Each SAE, and False if the same evaluation was there already.
+
+    Raises:
+        UserError: a run that is not finished.
+    """
+    store = open_store(store_folder(out, "held_out"))
+    for sae in chosen(recipe, only):
+        run = run_folder(out, sae)
+        done = finished(run, sae)
+        subject = {"sae": sae.id, "run_hash": done["run_hash"], "store": store.manifest.recipe_hash,
+                   "model_revision": store.manifest.model.revision}
+        path = run / "evaluation.json"
+        if path.exists() and {key: read_json(path).get(key) for key in subject} == subject:
+            yield sae, False
+            continue
+        model = load_sae(run / done["checkpoint"]).to(pick_device(recipe.device))
+        write_json(path, subject | evaluate(model, store, sae.layer, f"evaluating {sae.id}"))
+        yield sae, True
+
+
+def finished(run: Path, sae: SAE) -> dict[str, Any]:
+    """The `done.json` of a run.
+
+    Raises:
+        UserError: it is not finished.
+    """
+    if not (run / "done.json").exists():
+        raise UserError(f"{sae.id} is not trained yet ({run}); run `olmoscope train` first")
+    return dict(read_json(run / "done.json"))
+
+
+def held_out_rows(out: Path, layer: int, rows: int) -> Any:
+    """Some real rows `[rows, d_model]` of a layer, for checks; float32."""
+    store: Store = open_store(store_folder(out, "held_out"))
+    return store.read(layer, 0, slice(0, min(rows, store.segment_rows[0]))).float()
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._start = time.monotonic()
+
+    def __str__(self) -> str:
+        seconds = round(time.monotonic() - self._start)
+        return f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"

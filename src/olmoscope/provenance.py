@@ -1,0 +1,37 @@
+"""Where a thing came from: written into everything that is made."""
+
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+
+
+def provenance() -> dict[str, Any]:
+    """Versions, commit (of a source checkout, else null), platform and date, as JSON values."""
+    return {
+        "olmoscope": metadata.version("olmoscope"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that this file is in, with `+changes` if it differs from it."""
+    here = Path(__file__).parent
+    if not (here.parents[1] / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip() + ("+changes" if git("status", "--porcelain", "-uno").strip() else "")
+    except (FileNotFoundError, subprocess.CalledProcessError):  # no git, or a checkout without a commit
+        return None

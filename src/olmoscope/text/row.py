@@ -1,0 +1,43 @@
+"""What a shard's reader gives: one item for each row, in order, so that a row's number is a position to go on from."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A readable row. `text` may be empty."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Malformed:
+    """A row that cannot be read, and why."""
+
+    reason: str
+
+
+def checked(text: object, row_id: object, fallback_id: str) -> Row | Malformed:
+    """A row from values of unknown type.
+
+    Args:
+        text: what should be a text.
+        row_id: what should be a text or a whole number; None and "" give way to the fallback.
+        fallback_id: an id made of the file's name and the row's number.
+    """
+    if not isinstance(text, str):
+        return Malformed("text is missing" if text is None else f"text is of type {type(text).__name__}")
+    if row_id is None or row_id == "":
+        row_id = fallback_id
+    if isinstance(row_id, bool) or not isinstance(row_id, str | int):
+        return Malformed(f"id is of type {type(row_id).__name__}, neither a text nor a whole number")
+    row = Row(str(row_id), text)
+    # JSON can spell half of a surrogate pair, which no encoding (and no tokenizer) takes.
+    for value in (row.id, row.text):
+        if not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                return Malformed(f"not Unicode text: {error.reason} at character {error.start}")
+    return row

@@ -1,0 +1,9 @@
+"""Numbers for people."""
+
+
+def format_bytes(number: float) -> str:
+    """`1.5 GB`: decimal units, as disks are sold."""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if number >= size:
+            return f"{number / size:,.1f} {unit}"
+    return f"{number / 1e3:,.1f} kB"

@@ -1,0 +1,176 @@
+"""A whole run: finished once, refused where it should be, and the same after being killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from helpers import recipe, write_documents
+
+from olmoscope.activations.collect import collect
+from olmoscope.activations.store import open_store
+from olmoscope.errors import UserError
+from olmoscope.files import locked, sha256
+from olmoscope.recipe import Train
+from olmoscope.train.checkpoint import checkpoints, load_sae
+from olmoscope.train.run import learning_rate, run_folder, train
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """A recipe whose store is collected, and that store's folder."""
+    folder = tmp_path_factory.mktemp("job")
+    write_documents(folder / "corpus", count=120)
+    job = recipe(folder / "corpus", tokens__count=6000)
+    collect(job, "train", folder / "store")
+    return job, open_store(folder / "store"), folder
+
+
+def lines(run):
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_run_learns_and_says_what_it_did(job, tmp_path, number):
+    recipe_, store, _ = job
+    sae = recipe_.saes[number]
+    run = run_folder(tmp_path, sae)
+    assert train(recipe_, sae, store, run)
+    done = json.loads((run / "done.json").read_text())
+    metrics = lines(run)
+    assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"]
+    assert (done["tokens"], done["steps"]) == (6000, 47) == (metrics[-1]["tokens"], metrics[-1]["step"])
+    weighted = sum(line["loss"] * (line["tokens"] - before) for line, before in
+                   zip(metrics, [0, *(line["tokens"] for line in metrics)], strict=False))
+    assert done["nmse"] == pytest.approx(weighted / 6000)
+    assert [path.name for path in checkpoints(run)] == ["step-00000047.safetensors"]
+    trained = load_sae(run / done["checkpoint"])
+    assert (trained.k, trained.d_sae, trained.normalize) == (sae.k, sae.d_sae, sae.normalize)
+    torch.testing.assert_close(trained.W_FD.norm(dim=1), torch.ones(sae.d_sae))
+    assert "finished: mean training NMSE" in (run / "training.log").read_text()
+    before = sha256(checkpoints(run)[0])
+    assert not train(recipe_, sae, store, run)
+    assert sha256(checkpoints(run)[0]) == before
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+import torch
+from olmoscope.activations.store import open_store
+from olmoscope.recipe import load_recipe
+from olmoscope.train import run as module
+torch.set_num_threads(1)
+job = load_recipe(sys.argv[1])
+if sys.argv[4] != "0":  # slow enough to be killed in the middle
+    import time
+    step = module.Step.__call__
+    module.Step.__call__ = lambda self, *rest: (time.sleep(float(sys.argv[4])), step(self, *rest))[1]
+module.train(job, job.saes[0], open_store(Path(sys.argv[2])), Path(sys.argv[3]))
+"""
+
+
+def start(folder, run, pause):
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder / "job.yaml"), str(folder / "store"), str(run),
+                             str(pause)], stderr=subprocess.PIPE, text=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_killed_and_resumed_equals_never_killed(job, tmp_path, number):
+    recipe_, _, folder = job
+    (folder / "job.yaml").write_text(recipe_.to_yaml())
+    assert start(folder, tmp_path / "whole", 0).wait(timeout=120) == 0
+    run = tmp_path / "killed"
+    kills = 0
+    for _ in range(20):
+        process = start(folder, run, 0.05)
+        while process.poll() is None and (len(lines(run)) if (run / "metrics.jsonl").exists() else 0) < 7 * (kills + 1):
+            time.sleep(0.01)
+        if process.poll() is not None:
+            break
+        process.send_signal(number)
+        process.wait(timeout=60)
+        assert not (run / "done.json").exists()
+        kills += 1
+    assert process.returncode == 0, process.stderr.read()
+    assert kills >= 2
+    assert lines(run) == lines(tmp_path / "whole")
+    assert sha256(checkpoints(run)[-1]) == sha256(checkpoints(tmp_path / "whole")[-1])
+    log = (run / "training.log").read_text()
+    assert log.count("resumed after step") >= 2 or number == signal.SIGKILL
+    if number != signal.SIGKILL:
+        assert log.count("stopped by a signal") == kills
+
+
+def test_another_run_or_store_is_refused(job, tmp_path):
+    recipe_, store, _ = job
+    sae = recipe_.saes[0]
+    run = run_folder(tmp_path, sae)
+    train(recipe_, sae, store, run)
+    other = recipe_.model_copy(update={"train": recipe_.train.model_copy(update={"lr": 0.1})})
+    with pytest.raises(UserError, match="holds a different"):
+        train(other, sae, store, run)
+    logging_differs = recipe_.model_copy(update={"train": recipe_.train.model_copy(update={"log_every": 7})})
+    assert not train(logging_differs, sae, store, run)
+    fresh = tmp_path / "fresh"
+    for change, message in (
+            ({"model": recipe_.model.model_copy(update={"name": "another/model"})}, "the recipe wants another/model"),
+            ({"model": recipe_.model.model_copy(update={"d_model": 4096})}, r"wants tiny \(d_model 4096\)"),
+            ({"model": recipe_.model.model_copy(update={"revision": "abc"})}, "with another recipe"),
+            ({"seed": 9}, "with another recipe")):
+        with pytest.raises(UserError, match=message):
+            train(recipe_.model_copy(update=change), sae, store, fresh)
+    with pytest.raises(UserError, match=r"has layers \[1, 7\], not layer 3"):
+        train(recipe_, sae.model_copy(update={"layer": 3}), store, fresh)
+    assert not fresh.exists()
+
+
+def test_two_at_once_and_damage_are_refused(job, tmp_path):
+    recipe_, store, _ = job
+    sae = recipe_.saes[0]
+    with locked(tmp_path, "training"), pytest.raises(UserError, match="another process is training"):
+        train(recipe_, sae, store, tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "step-00000005.safetensors").write_bytes(b"half of a file")
+    with pytest.raises(UserError, match="step-00000005.safetensors is damaged"):
+        train(recipe_, sae, store, tmp_path)
+
+
+def test_a_diverging_run_stops(job, tmp_path):
+    recipe_, store, _ = job
+    wild = recipe_.model_copy(update={"train": recipe_.train.model_copy(update={"lr": 1e30})})
+    with pytest.raises(UserError, match=r"the loss is not finite at step \d+; lower train.lr"):
+        train(wild, recipe_.saes[0], store, tmp_path)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device here")
+def test_cuda_asked_for_and_absent(job, tmp_path):
+    recipe_, store, _ = job
+    with pytest.raises(UserError, match="cuda was asked for"):
+        train(recipe_.model_copy(update={"device": "cuda"}), recipe_.saes[0], store, tmp_path)
+
+
+def test_learning_rate():
+    flat = Train(lr=2.0, decay=0)
+    assert {learning_rate(flat, step, 100) for step in range(100)} == {2.0}
+    falling = Train(lr=2.0, decay=0.2)
+    assert {learning_rate(falling, step, 100) for step in range(81)} == {2.0}
+    assert learning_rate(falling, 90, 100) == pytest.approx(1.0)
+    assert learning_rate(falling, 99, 100) == pytest.approx(0.1)
+
+
+def test_interrupting_leaves_handlers_as_they_were():
+    from olmoscope.train.interrupt import deferred_interrupts
+
+    before = signal.getsignal(signal.SIGINT)
+    with deferred_interrupts() as came:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert came()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+    assert signal.getsignal(signal.SIGINT) is before

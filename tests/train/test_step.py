@@ -1,0 +1,142 @@
+"""The step's gradients against autograd in float64, and whole trajectories against a dense torch trainer."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from olmoscope.sae.rows import normalize_rows, restore_rows
+from olmoscope.sae.tied_topk import TiedTopK, initialize
+from olmoscope.train.adam import Adam
+from olmoscope.train.step import Step
+
+
+def double(sae: TiedTopK) -> TiedTopK:
+    return TiedTopK(sae.W_FD.double(), sae.b_latent_F.double(), sae.b_pre_D.double(), sae.k, sae.normalize)
+
+
+def fresh(d_model, d_sae, k, normalize, seed=0) -> TiedTopK:
+    generator = torch.Generator().manual_seed(seed)
+    sae = double(initialize(d_model, d_sae, k, normalize, torch.randn(d_model, generator=generator), seed))
+    sae.b_latent_F += torch.randn(d_sae, generator=generator, dtype=torch.float64) * 0.1
+    return sae
+
+
+def dense_loss(x_BD: Tensor, W_FD: Tensor, b_latent_F: Tensor, b_pre_D: Tensor, k: int, normalize: str) -> Tensor:
+    """The reference recipe's loss, written densely for autograd."""
+    n_BD, statistics = normalize_rows(x_BD, normalize)
+    pre_BF = (n_BD - b_pre_D) @ W_FD.T + b_latent_F
+    top = pre_BF.topk(k, dim=1)
+    z_BF = torch.zeros_like(pre_BF).scatter(1, top.indices, top.values).relu()
+    xhat_BD = restore_rows(z_BF @ W_FD + b_pre_D, statistics)
+    return ((xhat_BD - x_BD).square().sum(1) / x_BD.square().sum(1)).mean()
+
+
+class DenseTrainer:
+    """Autograd, torch.optim.Adam, projection and renormalisation, all dense."""
+
+    def __init__(self, sae: TiedTopK, lr: float) -> None:
+        self.sae = sae
+        self.parameters = [p.clone().requires_grad_() for p in (sae.W_FD, sae.b_latent_F, sae.b_pre_D)]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
+
+    def __call__(self, x_BD: Tensor) -> float:
+        self.optimizer.zero_grad()
+        loss = dense_loss(x_BD, *self.parameters, self.sae.k, self.sae.normalize)
+        loss.backward()
+        W_FD = self.parameters[0]
+        with torch.no_grad():
+            W_FD.grad -= (W_FD.grad * W_FD).sum(1, keepdim=True) * W_FD
+        self.optimizer.step()
+        with torch.no_grad():
+            W_FD /= W_FD.norm(dim=1, keepdim=True)
+        return float(loss.detach())
+
+
+class Spy(Adam):
+    """Keeps the gradients that it is given, and changes nothing."""
+
+    def update_(self, parameter, gradient, moments, lr, step):
+        moments.first.copy_(gradient)
+
+
+def gradients(sae: TiedTopK, x_BD: Tensor) -> dict[str, Tensor]:
+    step = Step(sae, Spy((0.9, 0.999), 1e-8))
+    step(x_BD, lr=1.0)
+    return {name: moments.first for name, moments in step.moments.items()}
+
+
+@settings(max_examples=40, deadline=None)
+@given(d_model=st.integers(2, 33), d_sae=st.integers(1, 70), rows=st.integers(1, 40), seed=st.integers(0, 2**31),
+       normalize=st.sampled_from(["none", "layer_norm"]), k_share=st.floats(0, 1), shift=st.sampled_from([0.0, -50.0]))
+def test_gradients_equal_autograd(d_model, d_sae, rows, seed, normalize, k_share, shift):
+    k = max(1, round(k_share * d_sae))
+    sae = fresh(d_model, d_sae, k, normalize, seed)
+    sae.b_latent_F += shift  # a large negative bias: no latent is active in any row
+    x_BD = torch.randn(rows, d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
+    parameters = [p.clone().requires_grad_() for p in (sae.W_FD, sae.b_latent_F, sae.b_pre_D)]
+    expected = torch.autograd.grad(dense_loss(x_BD, *parameters, k, normalize), parameters)
+    dW_FD = expected[0] - (expected[0] * sae.W_FD).sum(1, keepdim=True) * sae.W_FD
+    # Rows of two numbers have one distinct value after a layer norm: gradients of 1e5 and more, hence the relative bar.
+    for (name, got), want in zip(gradients(sae, x_BD).items(), [dW_FD, *expected[1:]], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11 * (1 + float(want.abs().max())), msg=name)
+
+
+def test_gradients_over_several_chunks_of_rows_and_latents(monkeypatch):
+    whole = gradients(fresh(24, 500, 5, "none"), x_BD := torch.randn(300, 24, dtype=torch.float64))
+    monkeypatch.setattr("olmoscope.kernels.reference.PRE_ACTIVATIONS_AT_ONCE", 7 * 500)
+    monkeypatch.setattr("olmoscope.kernels.reference.GRADIENT_AT_ONCE", 33 * 24)
+    for name, gradient in gradients(fresh(24, 500, 5, "none"), x_BD).items():
+        torch.testing.assert_close(gradient, whole[name], msg=name)
+
+
+@pytest.mark.parametrize("normalize", ["none", "layer_norm"])
+def test_trajectory_equals_a_dense_trainer(normalize):
+    sae = fresh(16, 64, 4, normalize)
+    dense, step = DenseTrainer(sae, lr=1e-2), Step(sae, Adam((0.9, 0.999), 1e-8))
+    generator = torch.Generator().manual_seed(3)
+    for _ in range(30):
+        x_BD = torch.randn(50, 16, dtype=torch.float64, generator=generator) + 1
+        loss = dense(x_BD)
+        step(x_BD, lr=1e-2)
+        assert step.take_sums()[0] / 50 == pytest.approx(loss, rel=1e-9)
+    for got, want in zip((sae.W_FD, sae.b_latent_F, sae.b_pre_D), dense.parameters, strict=True):
+        torch.testing.assert_close(got, want.detach(), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(sae.W_FD.norm(dim=1), torch.ones(64, dtype=torch.float64))
+
+
+def test_nothing_dense_is_made(monkeypatch):
+    """The largest tensor of a step stays far under [B, F] and [F, D]."""
+    monkeypatch.setattr("olmoscope.kernels.reference.PRE_ACTIVATIONS_AT_ONCE", 2**14)
+    monkeypatch.setattr("olmoscope.kernels.reference.GRADIENT_AT_ONCE", 2**14)
+    rows, d_model, d_sae = 256, 32, 4096
+    step = Step(fresh(d_model, d_sae, 4, "none"), Adam((0.9, 0.999), 1e-8))
+    largest = 0
+
+    class Largest(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            nonlocal largest
+            out = function(*args, **(kwargs or {}))
+            known = {a.data_ptr() for a in args if isinstance(a, Tensor) and a.layout == torch.strided}
+            for tensor in out if isinstance(out, tuple | list) else [out]:
+                if isinstance(tensor, Tensor) and tensor.layout == torch.strided and tensor.data_ptr() not in known:
+                    largest = max(largest, tensor.numel())
+            return out
+
+    with Largest():
+        step(torch.randn(rows, d_model, dtype=torch.float64), lr=1e-3)
+    assert 0 < largest <= 2 * 2**14 < d_sae * d_model < rows * d_sae
+
+
+def test_dead_latents_are_counted_in_tokens():
+    sae = fresh(8, 16, 2, "none")
+    sae.b_latent_F[3] = -1000
+    step = Step(sae, Adam((0.9, 0.999), 1e-8))
+    x_BD = torch.randn(100, 8, dtype=torch.float64)
+    step(x_BD, lr=0)
+    assert step.dead_share(101) == 0
+    fired = sae.encode(x_BD)
+    expected = 1 - len(fired.indices_BK[fired.values_BK > 0].unique()) / 16
+    assert step.dead_share(100) == pytest.approx(expected)
+    assert expected >= 1 / 16
