@@ -18,7 +18,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 
 RecipeArgument = Annotated[str, typer.Argument(
     metavar="RECIPE", help="A YAML file, a recipe of the package (tiny, olmo3-7b-think), or an output folder.")]
-FormOption = Annotated[str, typer.Option("--form", help="A form of the recipe, e.g. reference.")]
+FormOption = Annotated[str | None, typer.Option("--form", help="A form of the recipe, e.g. reference.")]
 SetOption = Annotated[list[str] | None, typer.Option(
     "--set", metavar="KEY=VALUE", help="Change a key: train.lr=1e-3.")]
 OutOption = Annotated[Path | None, typer.Option(
@@ -36,7 +36,7 @@ def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")
 
 
 @app.command()
-def plan(recipe: RecipeArgument, form: FormOption = "default", changes: SetOption = None,
+def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None,
          out: OutOption = None) -> None:
     """Check a recipe and say what it will cost, before anything starts."""
     from olmoscope import tables
@@ -47,7 +47,7 @@ def plan(recipe: RecipeArgument, form: FormOption = "default", changes: SetOptio
 
 
 @app.command()
-def collect(recipe: RecipeArgument, form: FormOption = "default", changes: SetOption = None,
+def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None,
             out: OutOption = None) -> None:
     """Run the model over the text and store its residual stream."""
     from olmoscope import tables
@@ -58,7 +58,7 @@ def collect(recipe: RecipeArgument, form: FormOption = "default", changes: SetOp
 
 
 @app.command()
-def train(recipe: RecipeArgument, form: FormOption = "default", changes: SetOption = None, out: OutOption = None,
+def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
           only: OnlyOption = None) -> None:
     """Train the recipe's SAEs on the stored activations."""
     from olmoscope.pipeline import train_saes
@@ -74,7 +74,7 @@ def evaluate(out: OutArgument, only: OnlyOption = None) -> None:
     from olmoscope import tables
     from olmoscope.pipeline import evaluate_saes
 
-    recipe, _ = _load(str(out), "default", None, None)
+    recipe, _ = _load(str(out), None, None, None)
     for sae, fresh in evaluate_saes(recipe, out, only or []):
         typer.echo(f"{sae.id}: evaluated" if fresh else f"{sae.id}: evaluated before, nothing to do")
     tables.show_results(recipe, out, only or [])
@@ -87,9 +87,10 @@ def export(out: OutArgument, only: OnlyOption = None) -> None:
     from olmoscope.release.export import export_run
     from olmoscope.train.run import run_folder
 
-    recipe, _ = _load(str(out), "default", None, None)
+    recipe, _ = _load(str(out), None, None, None)
     for sae in chosen(recipe, only or []):
-        typer.echo(f"{sae.id}: {export_run(run_folder(out, sae))}")
+        exported = export_run(run_folder(out, sae))
+        typer.echo(f"{sae.id}: {exported.folder} {_written(exported.written)}")
 
 
 @app.command()
@@ -97,7 +98,9 @@ def release(out: OutArgument) -> None:
     """Gather all SAEs of a recipe into a release folder: weights, figures, checksums, model card."""
     from olmoscope.release.build import build_release
 
-    typer.echo(build_release(out))
+    built = build_release(out)
+    typer.echo(f"{built.folder}: {len(built.saes)} SAEs {_written(built.written)}")
+    typer.echo(f"Check it with `olmoscope validate {out}`; upload it with `hf upload REPO_ID {built.folder}`.")
 
 
 @app.command()
@@ -105,18 +108,37 @@ def validate(folder: Annotated[Path, typer.Argument(help="A release, the output 
              ) -> None:
     """Load SAEs with the real SAELens and compare with ours; exits with 1 if any check fails."""
     from olmoscope import tables
-    from olmoscope.release.validate import validate as check
+    from olmoscope.pipeline import validate_folder
 
-    if not tables.show_validation(check(folder)):
+    validation = validate_folder(folder)
+    tables.show_validation(validation)
+    if not validation.passed:
         raise typer.Exit(1)
 
 
 @app.command("import-checkpoint")
-def import_checkpoint() -> None:
-    """Turn a checkpoint of the reference trainer into a SAELens folder."""
+def import_checkpoint(
+    checkpoint: Annotated[Path, typer.Argument(help="A torch file of the reference trainer.")],
+    folder: Annotated[Path, typer.Argument(help="The folder to write.")],
+    model: Annotated[str, typer.Option("--model", help="The language model it was trained on, as the hub names it.")],
+    layer: Annotated[int | None, typer.Option("--layer", help="Its layer, if the checkpoint does not say it.")] = None,
+    layers_path: Annotated[str, typer.Option(help="Where the model keeps its layers.")] = "model.layers",
+) -> None:
+    """Turn a checkpoint of the reference trainer into a SAELens folder (nothing in it is executed)."""
+    from olmoscope.release.import_checkpoint import import_checkpoint as import_file
+
+    imported = import_file(checkpoint, folder, model_name=model, layer=layer, layers_path=layers_path)
+    for note in imported.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(f"{imported.folder}: layer {imported.layer}, {imported.d_sae} latents, d_model {imported.d_model}, "
+               f"k {imported.k}, normalisation {imported.normalize}; {_written(imported.written)}")
 
 
-def _load(name: str, form: str, changes: list[str] | None, out: Path | None) -> "tuple[Recipe, Path]":
+def _written(written: bool) -> str:
+    return "written" if written else "there already, unchanged"
+
+
+def _load(name: str, form: str | None, changes: list[str] | None, out: Path | None) -> "tuple[Recipe, Path]":
     """A command's recipe and output folder."""
     from olmoscope.recipe import load_recipe
 

@@ -26,7 +26,7 @@ def run_demo(out: Path) -> None:
                                             f"text.sources.1.paths=['{out}/corpus/chat/*.parquet']"])
     collected = collect_stores(recipe, out)
     fresh = [fresh for _, fresh in train_saes(recipe, out, [])] + [fresh for _, fresh in evaluate_saes(recipe, out, [])]
-    release = build_release(out)
+    release = build_release(out).folder
 
     tables.show_stores(collected)
     tables.show_results(recipe, out, [])

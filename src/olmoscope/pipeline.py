@@ -13,6 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from olmoscope.activations.collect import Collected, collect
 from olmoscope.activations.store import Store, open_store
 from olmoscope.errors import UserError
@@ -20,6 +22,7 @@ from olmoscope.evaluate.reconstruction import evaluate
 from olmoscope.files import read_json, write_json, write_text
 from olmoscope.model.load import pick_device
 from olmoscope.recipe import SAE, Recipe
+from olmoscope.release.validate import Validation, validate
 from olmoscope.train.checkpoint import load_sae
 from olmoscope.train.run import run_folder, train
 
@@ -96,10 +99,22 @@ def finished(run: Path, sae: SAE) -> dict[str, Any]:
     return dict(read_json(run / "done.json"))
 
 
-def held_out_rows(out: Path, layer: int, rows: int) -> Any:
-    """Some real rows `[rows, d_model]` of a layer, for checks; float32."""
-    store: Store = open_store(store_folder(out, "held_out"))
-    return store.read(layer, 0, slice(0, min(rows, store.segment_rows[0]))).float()
+def validate_folder(folder: Path) -> Validation:
+    """Check a release (or an output folder's, or one SAE) with the real SAELens, on held-out rows where they are near.
+
+    Raises:
+        UserError: nothing to check there, or SAELens is not installed.
+    """
+    if (folder / "release").is_dir():
+        folder = folder / "release"
+    store = store_folder(folder.parent, "held_out")
+    return validate(folder, rows=_first_rows(open_store(store)) if (store / "manifest.json").exists() else None)
+
+
+def _first_rows(store: Store) -> dict[int, Tensor]:
+    """Up to 256 rows of each layer, `[rows, d_model]`; a segment's rows are permuted, so they are a random sample."""
+    part = slice(0, min(256, store.segment_rows[0]))
+    return {layer: store.read(layer, 0, part) for layer in store.manifest.layers}
 
 
 class Stopwatch:

@@ -258,12 +258,13 @@ class Recipe(_Frozen):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def load_recipe(name_or_path: str, form: str = "default", overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str, form: str | None = None, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
     """Read a recipe.
 
     Args:
         name_or_path: a YAML file, or the name of a recipe in the package (`tiny`, `olmo3-7b-think`).
-        form: an overlay of the file's `forms`; `default` is the recipe without one.
+        form: an overlay of the file's `forms`; `default` is the recipe without one. None: what the file itself says,
+            as a resolved recipe does, else `default`.
         overrides: `key.path=value` texts; values are YAML.
 
     Raises:
@@ -277,9 +278,10 @@ def load_recipe(name_or_path: str, form: str = "default", overrides: tuple[str, 
     if not isinstance(tree, dict):
         raise UserError(f"{where} is not a recipe: its top level must be a mapping of keys")
     forms = tree.pop("forms", None) or {}
-    if form != tree.get("form", "default"):
+    own = tree.get("form", "default")
+    if form not in (None, own):
         if form not in forms:
-            raise UserError(f"{where} has no form {form!r}; it has: {', '.join(['default', *forms])}")
+            raise UserError(f"{where} has no form {form!r}; it has: {', '.join([own, *forms])}")
         tree = _merge(tree, forms[form])
         tree["form"] = form
     for override in overrides:

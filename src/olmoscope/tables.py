@@ -4,6 +4,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from olmoscope.activations.collect import Collected
@@ -11,6 +12,7 @@ from olmoscope.files import read_json
 from olmoscope.pipeline import chosen
 from olmoscope.plan import Plan
 from olmoscope.recipe import Recipe
+from olmoscope.release.validate import Validation
 from olmoscope.train.run import run_folder
 from olmoscope.units import format_bytes
 
@@ -77,6 +79,22 @@ def show_results(recipe: Recipe, out: Path, only: list[str]) -> None:
                       f"{figures['dead']['share']:.1%}", f"{figures['rows']:,}", f"{done['nmse']:.4f}",
                       f"{done['tokens']:,}", f"{done['dead_share']:.1%} ({done['dead_window']:,})")
     console.print(table)
+
+
+def show_validation(validation: Validation) -> None:
+    """Every check of a folder: what it is about, its verdict, its figure."""
+    verdicts = {True: "[green]passed[/]", False: "[red]FAILED[/]", None: "[yellow]not made[/]"}
+    table = Table(title=f"Validation of {validation.folder}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("check", "", "figure"):
+        table.add_column(column)
+    for subject in dict.fromkeys(check.sae for check in validation.checks):
+        table.add_row(f"[bold]{subject or 'release'}[/]", "", "")
+        for check in validation.checks:
+            if check.sae == subject:
+                table.add_row(f"  {check.name}", verdicts[check.passed], escape(check.figure))
+    console.print(table)
+    made = [check for check in validation.checks if check.passed is not None]
+    console.print(f"{len(made) - len(validation.failures)} of {len(made)} checks passed.")
 
 
 def _mixture(recipe: Recipe) -> str:

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from helpers import recipe, save_small_model, small_model, write_documents
 
+from helpers import recipe, save_small_model, small_model, write_documents
 from olmoscope.activations.collect import collect
 from olmoscope.activations.format import read_activations, read_manifest, read_rows, verify_segment
 from olmoscope.activations.store import open_store

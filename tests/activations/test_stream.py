@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 import torch
-from helpers import recipe, write_documents
 
+from helpers import recipe, write_documents
 from olmoscope.activations import stream as stream_module
 from olmoscope.activations.collect import collect
 from olmoscope.activations.format import read_rows
@@ -51,7 +51,8 @@ def test_reading_order_is_the_model_s(store):
     want = []
     for segment, count in enumerate(store.segment_rows):
         rows = read_rows(store.path, segment)
-        order = sorted(range(count), key=lambda row, rows=rows: (int(rows["sequence"][row]), int(rows["position"][row])))
+        places = list(zip(rows["sequence"].tolist(), rows["position"].tolist(), strict=True))
+        order = sorted(range(count), key=places.__getitem__)
         want.append(store.read(1, segment, slice(0, count))[order])
     assert torch.equal(got, torch.cat(want))
 

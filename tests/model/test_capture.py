@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from helpers import ARCHITECTURES, save_small_model, small_model
 
+from helpers import ARCHITECTURES, save_small_model, small_model
 from olmoscope.errors import UserError
 from olmoscope.model.capture import captured, read_residual_stream
 from olmoscope.model.layers import find_layers

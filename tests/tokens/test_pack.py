@@ -5,9 +5,9 @@ from importlib import resources
 
 import numpy as np
 import pytest
-from helpers import recipe, write_documents
 from tokenizers import Tokenizer as Backend
 
+from helpers import recipe, write_documents
 from olmoscope.errors import UserError
 from olmoscope.files import sha256
 from olmoscope.recipe import Model

@@ -9,8 +9,8 @@ import time
 
 import pytest
 import torch
-from helpers import recipe, write_documents
 
+from helpers import recipe, write_documents
 from olmoscope.activations.collect import collect
 from olmoscope.activations.store import open_store
 from olmoscope.errors import UserError
@@ -136,7 +136,7 @@ def test_two_at_once_and_damage_are_refused(job, tmp_path):
         train(recipe_, sae, store, tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "step-00000005.safetensors").write_bytes(b"half of a file")
-    with pytest.raises(UserError, match="step-00000005.safetensors is damaged"):
+    with pytest.raises(UserError, match=r"step-00000005\.safetensors is damaged"):
         train(recipe_, sae, store, tmp_path)
 
 

@@ -154,16 +154,16 @@ def _refuse_other_model(store: Path, wanted: Manifest) -> None:
     if (store / "manifest.json").exists():
         found = read_manifest(store)
         if (found.model, found.tokenizer_hash) != (wanted.model, wanted.tokenizer_hash):
-            raise UserError(f"{store} was begun with {found.model.name} at revision {found.model.revision}, now it is "
-                            f"{wanted.model.revision}: set model.revision, or choose another --out")
+            raise UserError(f"{store} was begun with {found.model.name} at revision {found.model.revision}, now it "
+                            f"is {wanted.model.revision}: set model.revision, or choose another --out")
 
 
 def _refuse_full_disk(store: Path, recipe: Recipe, d_model: int, rows: int) -> None:
     needed = rows * d_model * BYTES[recipe.activations.dtype] * len(recipe.activations.layers)
     free = shutil.disk_usage(store).free
     if needed > free:
-        raise UserError(f"{store} needs {format_bytes(needed)} more, the disk has {format_bytes(free)} free; make room, "
-                        "choose another --out, or lower tokens.count")
+        raise UserError(f"{store} needs {format_bytes(needed)} more, the disk has {format_bytes(free)} free; make "
+                        "room, choose another --out, or lower tokens.count")
 
 
 def _refuse_not_finite(activations: dict[int, Tensor], tokens: TokenSegment) -> None:

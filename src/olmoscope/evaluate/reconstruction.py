@@ -69,7 +69,7 @@ class Reconstruction:
             "nmse": sums["nmse"] / rows,
             "cosine": sums["cosine"] / rows,
             "l2_ratio": sums["l2_ratio"] / rows,
-            "relative_reconstruction_bias": sums["xhat2"] / sums["dot"],
+            "relative_reconstruction_bias": sums["xhat2"] / sums["dot"] if sums["dot"] else None,
             "l0": {"mean": float(self.fired_F.sum()) / rows, **percentiles},
             "l1": sums["l1"] / rows,
             "dead": {"share": float((self.fired_F == 0).double().mean()), "window": rows},

@@ -183,7 +183,7 @@ def _refuse_another(recipe: Recipe, sae: SAE, store: Store, run: Path) -> None:
                         f"{recipe.store_hash()}): its text, tokens, model revision, layers or seed differ; collect "
                         "again into another --out")
     if (run / "recipe.yaml").exists():
-        before = load_recipe(str(run / "recipe.yaml"), form=recipe.form)
+        before = load_recipe(str(run / "recipe.yaml"))
         if before.run_hash(sae) != recipe.run_hash(sae):
             raise UserError(f"{run} holds a different run of {sae.id} (see its recipe.yaml); choose another --out or "
                             "delete the folder")

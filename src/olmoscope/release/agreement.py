@@ -1,0 +1,141 @@
+"""How far SAELens' encode and decode are from ours, on given rows; and the rows on which to look.
+
+Two right implementations differ by rounding: they sum the same float32 products in another order. A sum of D products
+strays by about √D · 2⁻²⁴ of ‖u‖‖W_j‖ if nothing averages out, 4e-6 at D = 4096; so differences are given as shares of
+the row's own scale, and `TOLERANCE` is 1e-5. A wrong k, bias, normalisation or transposition is off by 1e-2 and more.
+
+Where two pre-activations at the k-th place are equal to rounding, which of them is kept is not determined. So codes
+are compared value by value where both are active, and a latent that is active in only one of them must lie, to the
+tolerance, at the other's threshold (its k-th value; 0 if fewer than k are active). Decoding is compared on the same
+codes, theirs.
+
+Shapes: B rows, D d_model, F latents, K active.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from olmoscope.sae.codes import SparseCodes
+from olmoscope.sae.tied_topk import TiedTopK
+
+TOLERANCE = 1e-5
+
+DENSE_AT_ONCE = 2**24
+"""Most elements of a dense code held at a time: SAELens makes them for all rows that it is given."""
+
+ROWS = 256
+"""Rows of a check where nobody gives more."""
+
+CONSTANTS = (0.0, 1.0, -3.0, 0.1, 1000.0)
+"""Rows of one value each: their standard deviation is 0, which layer norm divides by."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """Largest differences over rows, as shares of each row's scale; infinite where one is not finite or not top-k."""
+
+    encode: float
+    decode: float
+    most_active: int
+    """Most active latents of a row, in SAELens' code."""
+
+    @property
+    def good(self) -> bool:
+        return max(self.encode, self.decode) <= TOLERANCE
+
+    def __str__(self) -> str:
+        return f"encode {self.encode:.1e}, decode {self.decode:.1e} of the row's scale (at most {TOLERANCE:.0e})"
+
+
+@torch.no_grad()
+def compare(ours: TiedTopK, theirs: Any, x_BD: Tensor) -> Agreement:
+    """Compare our SAE with SAELens' `theirs` on rows of any float dtype, both on the CPU."""
+    encode, decode, most_active = 0.0, 0.0, 0
+    norm = float(ours.W_FD.norm(dim=1).max())
+    for rows_BD in chunks(x_BD, ours.d_sae):
+        z_BF, xhat_BD = reconstruct(theirs, rows_BD)
+        u_BD, statistics = ours.center(rows_BD)
+        scale_B = u_BD.norm(dim=1) * norm + ours.b_latent_F.abs().max()
+        encode = max(encode, _share(code_difference(ours.encode(rows_BD).to_dense(), z_BF, ours.k), scale_B))
+        codes = SparseCodes(*torch.topk(z_BF, ours.k, dim=1), ours.d_sae)
+        scale_B = codes.values_BK.abs().sum(dim=1) * norm + ours.b_pre_D.norm()
+        if statistics is not None:
+            scale_B = scale_B * statistics.std_B1[:, 0] + statistics.mean_B1[:, 0].abs() * ours.d_model**0.5
+        difference_BD = ours.decode(codes, statistics) - xhat_BD
+        decode = max(decode, _share(difference_BD.norm(dim=1), scale_B))
+        most_active = max(most_active, int(torch.count_nonzero(z_BF, dim=1).max()))
+    return Agreement(encode, decode, most_active)
+
+
+@torch.no_grad()
+def compare_silent(ours: TiedTopK, theirs: Any, x_BD: Tensor) -> Agreement:
+    """Compare on rows for which every pre-activation is negative: the ReLU after the top-k must shut all.
+
+    No row need have that with the trained biases (the dictionary's directions surround the origin), so a
+    bias is lowered in both, for as long as this runs, until it is so for all rows.
+    """
+    u_BD, _ = ours.center(x_BD)
+    shift = float(u_BD.norm(dim=1).max() * ours.W_FD.norm(dim=1).max() + ours.b_latent_F.abs().max()) + 1
+    before_F = theirs.b_enc.data
+    theirs.b_enc.data = before_F - shift
+    try:
+        lowered = TiedTopK(ours.W_FD, ours.b_latent_F - shift, ours.b_pre_D, ours.k, ours.normalize)
+        return compare(lowered, theirs, x_BD)
+    finally:
+        theirs.b_enc.data = before_F
+
+
+def reconstruct(theirs: Any, x_BD: Tensor) -> tuple[Tensor, Tensor]:
+    """SAELens' dense codes `[B, F]` and reconstruction `[B, D]`, float32.
+
+    Decoding follows encoding of the same rows at once: a layer-norm SAE keeps their statistics in between.
+    """
+    z_BF = theirs.encode(x_BD)
+    return z_BF, theirs.decode(z_BF)
+
+
+def code_difference(a_BF: Tensor, b_BF: Tensor, k: int) -> Tensor:
+    """Largest difference between two top-k codes of each row, `[B]`, blind to ties at the threshold.
+
+    A row with more than k active latents in either code, or with a value that is not finite, is infinitely off.
+    """
+    difference_BF = (a_BF - b_BF).abs()
+    for one_BF, other_BF in ((a_BF, b_BF), (b_BF, a_BF)):
+        threshold_B1 = torch.topk(other_BF, k, dim=1).values[:, -1:].clamp_min(0)
+        alone_BF = (one_BF != 0) & (other_BF == 0)
+        difference_BF = torch.where(alone_BF, (one_BF.abs() - threshold_B1).clamp_min(0), difference_BF)
+    difference_B = difference_BF.max(dim=1).values
+    too_many_B = torch.maximum(a_BF.count_nonzero(dim=1), b_BF.count_nonzero(dim=1)) > k
+    return difference_B.masked_fill(too_many_B | difference_B.isnan(), torch.inf)
+
+
+def chunks(x_BD: Tensor, d_sae: int) -> Iterator[Tensor]:
+    """Rows, few enough at a time for dense codes."""
+    size = max(1, DENSE_AT_ONCE // d_sae)
+    for start in range(0, len(x_BD), size):
+        yield x_BD[start : start + size]
+
+
+def random_rows(sae: TiedTopK, seed: int = 0) -> Tensor:
+    """Stand-ins for real rows, `[ROWS, D]`: around the SAE's own mean, and along its dictionary.
+
+    Raw SAEs know the mean of their data (`b_pre`); that of a layer-norm SAE is of normalised rows, which will do too.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    noise_BD = torch.randn(ROWS, sae.d_model, generator=generator)
+    latents = torch.randint(sae.d_sae, (ROWS, 4), generator=generator)
+    return sae.b_pre_D + 0.1 * noise_BD + sae.W_FD[latents].sum(dim=1)
+
+
+def constant_rows(d_model: int) -> Tensor:
+    """`[len(CONSTANTS), D]`."""
+    return torch.tensor(CONSTANTS)[:, None].expand(-1, d_model).contiguous()
+
+
+def _share(difference_B: Tensor, scale_B: Tensor) -> float:
+    share_B = difference_B / scale_B.clamp_min(torch.finfo(torch.float32).tiny)
+    return float(share_B.nan_to_num(nan=torch.inf, posinf=torch.inf).max())

@@ -1,0 +1,134 @@
+"""Build a release: all finished, evaluated runs of a recipe in one folder, ready to upload.
+
+It is made whole in a folder beside its place, `.release.building`, and takes its place by a rename: whoever finds a
+release finds all of it, and its manifest is true of its files. (Writing file by file, manifest last, would leave new
+weights under an old manifest while it lasts.) A process killed in between leaves the old release, or, between the two
+renames of an exchange, none; doing it again makes it.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from olmoscope.errors import UserError
+from olmoscope.files import locked, sha256, sync_folder, write_json, write_text
+from olmoscope.recipe import Recipe, load_recipe
+from olmoscope.release.card import CARD, model_card
+from olmoscope.release.export import export_run
+from olmoscope.release.finished_run import FinishedRun, read_run
+from olmoscope.release.layout import SAE_FILES
+from olmoscope.release.manifest import MANIFEST, read_manifest, release_manifest
+from olmoscope.release.registry import REGISTRY, registry_yaml
+from olmoscope.release.saelens_format import CONFIG, WEIGHTS
+
+
+@dataclass(frozen=True)
+class Built:
+    """Where the release is, whether it had to be written (false: it already stood there, byte for byte), its SAEs."""
+
+    folder: Path
+    written: bool
+    saes: list[str]
+
+
+def build_release(out: Path) -> Built:
+    """Make `out/release/` of all runs of `out/recipe.yaml`. Doing it again changes nothing.
+
+    A file of an earlier release that was changed or damaged since is replaced.
+
+    Raises:
+        UserError: a run of the recipe is not finished or not evaluated (all of them are named), is of another recipe or
+            damaged; the old release holds files that are not its own; no space; another process is building it.
+    """
+    runs = _runs(out, load_recipe(str(out / "recipe.yaml")))
+    folder, building, old = out / "release", out / ".release.building", out / ".release.old"
+    _refuse_foreign_files(folder)
+    with locked(building, "building the release"):
+        _empty(building)
+        for run in runs:
+            export_run(run.folder)
+            _add(run, building / run.sae.id)
+        write_text(building / REGISTRY, registry_yaml(runs))
+        write_text(building / CARD, model_card(runs))
+        write_json(building / MANIFEST, release_manifest(runs, building))
+        written = not _same(building, folder)
+        if written:
+            (building / ".lock").unlink()
+            shutil.rmtree(old, ignore_errors=True)
+            if folder.exists():
+                folder.rename(old)
+            building.rename(folder)
+            sync_folder(out)
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            shutil.rmtree(building)
+    return Built(folder, written, [run.sae.id for run in runs])
+
+
+def _runs(out: Path, recipe: Recipe) -> list[FinishedRun]:
+    folders = {sae.id: out / "runs" / sae.id for sae in recipe.saes}
+    unfinished = [sae_id for sae_id, folder in folders.items() if not (folder / "done.json").is_file()]
+    if unfinished:
+        raise UserError(f"not trained to the end: {', '.join(unfinished)}; run `olmoscope train {out}` first")
+    unmeasured = [sae_id for sae_id, folder in folders.items() if not (folder / "evaluation.json").is_file()]
+    if unmeasured:
+        raise UserError(f"not evaluated: {', '.join(unmeasured)}; run `olmoscope evaluate {out}` first")
+    runs = [read_run(folder) for folder in folders.values()]
+    for run, sae in zip(runs, recipe.saes, strict=True):
+        if run.sae.id != sae.id or run.done.run_hash != recipe.run_hash(sae):
+            raise UserError(f"{run.folder} holds a run of another recipe than {out / 'recipe.yaml'}; move it "
+                            "away and train "
+                            "again")
+    return runs
+
+
+def _add(run: FinishedRun, folder: Path) -> None:
+    """Put a run's files into the release."""
+    folder.mkdir(parents=True)
+    for name in SAE_FILES:
+        source = run.folder / "sae" / name if name in (CONFIG, WEIGHTS) else run.folder / name
+        if not source.is_file():
+            raise UserError(f"{source} is missing, and the release needs it; it is written when the run is trained")
+        if name == WEIGHTS:
+            _link(source, folder / name)
+        else:
+            shutil.copyfile(source, folder / name)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same file under a second name: weights are gigabytes, and are only ever replaced, never changed in "
+    "place."""
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without links
+        shutil.copyfile(source, target)
+
+
+def _same(new: Path, old: Path) -> bool:
+    """Whether `old` is `new`, byte for byte: the manifest has the checksums of all else."""
+    if not (old / MANIFEST).is_file() or (old / MANIFEST).read_bytes() != (new / MANIFEST).read_bytes():
+        return False
+    return all((old / name).is_file() and ((old / name).samefile(new / name) or sha256(old / name) == file.sha256)
+               for name, file in read_manifest(new).files.items())
+
+
+def _refuse_foreign_files(folder: Path) -> None:
+    """Replacing the folder would lose what somebody else put there: `.git`, notes, plots."""
+    if not folder.exists():
+        return
+    own = {MANIFEST, *(read_manifest(folder).files if (folder / MANIFEST).is_file() else ())}
+    foreign = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    foreign = [name for name in foreign if name not in own]
+    if foreign:
+        raise UserError(f"{folder} holds files that are not the release's ({', '.join(foreign[:3])}"
+                        f"{', …' if len(foreign) > 3 else ''}); move them away, the folder is replaced as a whole")
+
+
+def _empty(building: Path) -> None:
+    """Clear what a killed process left."""
+    for path in building.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()

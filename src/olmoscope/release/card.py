@@ -1,0 +1,222 @@
+"""The model card: README.md of a release, as the hub shows it.
+
+Whatever comes from a recipe (names of models, sources, repositories) is escaped: it is text, not markdown.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+from olmoscope.release.export import dataset_repo
+from olmoscope.release.finished_run import FinishedRun
+from olmoscope.release.saelens_format import hook_names
+
+CARD = "README.md"
+
+TINY = "tiny"
+"""The recipe's name for the model inside the package."""
+
+
+def model_card(runs: Sequence[FinishedRun]) -> str:
+    """The whole card, markdown with the hub's YAML head.
+
+    Args:
+        runs: the finished runs of one recipe, all evaluated.
+    """
+    parts = [_head(runs), _introduction(runs), _table(runs), _figures(runs), _usage(runs), _last_layer(runs),
+             _how_made(runs), _limits(runs)]
+    return "\n\n".join(parts) + "\n"
+
+
+def escape(text: object) -> str:
+    """Text as markdown shows it: one line, with no sign that would start a link, a tag, a table cell or emphasis."""
+    one_line = " ".join(str(text).split())
+    return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", one_line).replace("&", "&amp;")
+
+
+def code(text: object) -> str:
+    """Text in a code span, fit for a table cell."""
+    one_line = " ".join(str(text).split()).replace("|", "\\|")
+    ticks = "`" * (max((len(run) for run in re.findall("`+", one_line)), default=0) + 1)
+    pad = " " if one_line.startswith("`") or one_line.endswith("`") else ""
+    return f"{ticks}{pad}{one_line}{pad}{ticks}"
+
+
+def _head(runs: Sequence[FinishedRun]) -> str:
+    recipe, model = runs[0].recipe, runs[0].done.store.model
+    head: dict[str, Any] = {"library_name": "saelens", "tags": ["sparse-autoencoder", "sae", "saelens",
+                                                               "mechanistic-interpretability", "olmoscope"]}
+    if model.on_hub:
+        head["base_model"] = model.name
+    datasets = [repo for repo in map(dataset_repo, recipe.text.sources) if repo is not None]
+    if datasets:
+        head["datasets"] = datasets
+    return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---"
+
+
+def _introduction(runs: Sequence[FinishedRun]) -> str:
+    recipe, model = runs[0].recipe, runs[0].done.store.model
+    revision = f", revision {code(model.revision)}" if model.revision else ""
+    return f"""\
+# {escape(recipe.release.name)}
+
+{_count(len(runs), "sparse autoencoder")} (SAEs) on the residual stream of {code(model.name)}
+({escape(model.architecture)}, {model.num_layers} layers, d_model {model.d_model}{revision}), in
+[SAELens](https://github.com/decoderesearch/SAELens) format. Each reads the output of one decoder layer and is a
+tied TopK autoencoder: `z = ReLU(TopK_k((x − b) Wᵀ + c))`, `x̂ = z W + b`, with one matrix `W` of unit rows as
+encoder and decoder. Made with Olmoscope."""
+
+
+def _table(runs: Sequence[FinishedRun]) -> str:
+    rows = ["| SAE | layer | width | k | input | NMSE | explained variance | L0 | dead | training NMSE | canonical |",
+            "|---|--:|--:|--:|---|--:|--:|--:|--:|--:|---|"]
+    for run in runs:
+        sae, held_out = run.sae, run.evaluation()
+        cells = (code(sae.id), sae.layer, sae.d_sae, sae.k, sae.normalize.replace("_", " "), f"{held_out.nmse:.6f}",
+                 f"{held_out.explained_variance:.4f}", f"{held_out.l0.mean:.2f}", f"{held_out.dead.share:.2%}",
+                 f"{run.done.nmse:.6f}", "yes" if sae.canonical else "")
+        rows.append(f"| {' | '.join(map(str, cells))} |")
+    return "## The SAEs\n\n" + "\n".join(rows)
+
+
+def _figures(runs: Sequence[FinishedRun]) -> str:
+    counts = _numbers({run.evaluation().rows for run in runs})
+    windows = _numbers({run.evaluation().dead.window for run in runs})
+    return f"""\
+What the columns say:
+
+- **NMSE, explained variance, L0, dead**: on {counts} held-out rows, from documents that were not trained on.
+  NMSE is the mean over rows of ‖x − x̂‖² / ‖x‖² (x not centred); explained variance is 1 − Σ‖x − x̂‖² / Σ‖x −
+  μ‖², with μ the mean over all these rows; L0 is the mean number of active latents of a row; dead is the share
+  of latents that did not fire in a window of {windows} tokens.
+- **training NMSE**: the mean of the loss over the whole training run, from its first step on. It is no figure
+  on held-out data: it is there to compare with releases that give it as their final NMSE.
+- **input**: `layer norm` SAEs centre each row and divide it by its standard deviation before encoding, and undo
+  that after decoding; SAELens does both.
+- **canonical**: the one to take for its layer, if in doubt.
+
+`manifest.json` has more digits, the checksum of every file, and the provenance of each SAE; `evaluation.json`
+in each folder has all figures."""
+
+
+def _usage(runs: Sequence[FinishedRun]) -> str:
+    recipe, model = runs[0].recipe, runs[0].done.store.model
+    run = next((run for run in runs if run.sae.canonical), runs[0])
+    hook = hook_names(model.layers_path, run.sae.layer)["hf_hook_name"]
+    revision = f", revision={model.revision!r}" if model.on_hub else ""
+    name = repr(model.name)
+    if model.name == TINY:
+        name = 'str(importlib.resources.files("olmoscope") / "model" / "tiny")  # the model inside the package'
+    standard_library = "import importlib.resources\n\n" if model.name == TINY else ""
+    return f"""\
+## Use
+
+With `pip install sae-lens transformers`:
+
+```python
+{standard_library}import torch
+from sae_lens import SAE
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+name = {name}
+tokenizer = AutoTokenizer.from_pretrained(name{revision})
+model = AutoModelForCausalLM.from_pretrained(name{revision}, dtype=torch.{recipe.model.dtype})
+sae = SAE.from_pretrained({recipe.release.repo_id!r}, {run.sae.id!r})
+
+seen = {{}}
+
+
+def keep(module, inputs, output):
+    seen["x"] = output[0] if isinstance(output, tuple) else output
+
+
+layer = model.get_submodule(sae.cfg.metadata.hf_hook_name)  # {hook}
+hook = layer.register_forward_hook(keep)
+tokens = tokenizer("The cat sat on the mat.", return_tensors="pt", add_special_tokens=False)
+with torch.no_grad():
+    model(input_ids=tokens["input_ids"], use_cache=False)
+hook.remove()
+
+with torch.no_grad():
+    features = sae.encode(seen["x"])  # [1, tokens, d_sae]; at most {run.sae.k} of each token are not 0
+    reconstruction = sae.decode(features)  # [1, tokens, d_model]
+```
+
+From a folder on disk:
+
+```python
+from sae_lens import SAE
+
+sae = SAE.load_from_disk({f"PATH/{run.sae.id}"!r})
+```"""
+
+
+def _last_layer(runs: Sequence[FinishedRun]) -> str:
+    model = runs[0].done.store.model
+    last = model.num_layers - 1
+    path = hook_names(model.layers_path, last)["hf_hook_name"]
+    mine = [code(run.sae.id) for run in runs if run.sae.layer == last]
+    concerned = f" Here this concerns {', '.join(mine)}." if mine else ""
+    return f"""\
+## Take activations with a hook, not from `hidden_states`
+
+In transformers `hidden_states[L + 1]` equals the output of layer `L` for every layer **but the last**: the last
+entry is the state after the model's final norm. For layer {last} the output of {code(path)} and
+`hidden_states[{last + 1}]` are different vectors, and an SAE of that layer must not be given the
+latter.{concerned} The hook above is right for all layers."""
+
+
+def _how_made(runs: Sequence[FinishedRun]) -> str:
+    recipe, store = runs[0].recipe, runs[0].done.store
+    train, tokens = recipe.train, recipe.tokens
+    total = sum(source.tokens for source in store.sources.values())
+    rows = ["| source | documents | tokens | share of tokens |", "|---|--:|--:|--:|"]
+    for name, source in store.sources.items():
+        share = source.tokens / total if total else 0.0
+        rows.append(f"| {escape(name)} | {source.documents:,} | {source.tokens:,} | {share:.1%} |")
+    lengths = ", ".join(f"{low} to {high}" for low, high in tokens.chunk_lengths)
+    rate = f"falling linearly to 0 over the last {train.decay:.0%} of the steps" if train.decay else "constant"
+    documents = {"apart": "each document seen as if alone", "share": "documents of one sequence see each other"}
+    order = {"shuffled": "shuffled over the whole store", "reading": "in the order in which the model read them"}
+    steps = _numbers({run.done.steps for run in runs})
+    table = "\n".join(rows)
+    return f"""\
+## How they were made
+
+{table}
+
+- Text: no special tokens added, an end-of-text token after each document, packed into sequences of {lengths}
+  tokens; {documents[tokens.documents]}.
+- Activations: outputs of the decoder layers, computed in {recipe.model.dtype}, kept as
+  {recipe.activations.dtype}.
+- Training: NMSE as the loss, no auxiliary loss; Adam (betas {train.betas[0]}, {train.betas[1]}), learning rate
+  {train.lr:g}, {rate}; batches of {train.batch} rows, {order[train.order]}; {_count(train.epochs, "epoch")},
+  {steps} steps; the rows of `W` kept at unit norm.
+- Recipe {code(recipe.name)}, form {code(recipe.form)}, seed {recipe.seed}: whole in `manifest.json`. The log of
+  each run is in its folder."""
+
+
+def _limits(runs: Sequence[FinishedRun]) -> str:
+    layer_norm = """
+- Layer-norm SAEs in SAELens keep the statistics of the rows between `encode` and `decode`: decode right after
+  encoding the same rows. `decode` of a hand-made code, such as a single latent, fails; use `sae.W_dec` for
+  directions."""
+    return f"""\
+## Limits
+
+- An SAE fits the text it was trained on (the table above); on other text expect a larger error.
+- The figures are of reconstruction. How much of the model's behaviour survives when x̂ takes the place of x was
+  not measured here, and a latent is not by itself a concept.
+- Dead latents stay in the files, so that latents keep their numbers.
+- They are of {code(runs[0].done.store.model.name)}; another checkpoint of the same architecture needs its own.\
+{layer_norm if any(run.sae.normalize == "layer_norm" for run in runs) else ""}"""
+
+
+def _numbers(values: set[int]) -> str:
+    return " or ".join(f"{value:,}" for value in sorted(values))
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,0 +1,63 @@
+"""Export: the SAE folder of a finished run, `RUN/sae/`, in SAELens' format, from its final checkpoint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from olmoscope.recipe import ChatSource, DolmaSource, HubSource, Recipe, Source
+from olmoscope.release.finished_run import FinishedRun, read_run
+from olmoscope.release.saelens_format import hook_names, write_saelens
+
+
+@dataclass(frozen=True)
+class Exported:
+    """Where an SAE stands, and whether it had to be written (false: it already stood there, value by value)."""
+
+    folder: Path
+    written: bool
+
+
+def export_run(run: Path) -> Exported:
+    """Write `run/sae/` from the final checkpoint of a finished run. Doing it again changes nothing.
+
+    Raises:
+        UserError: unfinished or mixed-up run, missing or damaged checkpoint, weights that are not finite, no space.
+    """
+    finished = read_run(run)
+    return Exported(run / "sae", write_saelens(finished.load(), run / "sae", saelens_metadata(finished)))
+
+
+def saelens_metadata(run: FinishedRun) -> dict[str, Any]:
+    """What SAELens' users are told of an SAE: which activations it reads, and what it was trained on."""
+    done, model = run.done, run.done.store.model
+    return {
+        "model_name": model.name,
+        "model_revision": model.revision,
+        **hook_names(model.layers_path, run.sae.layer),
+        "context_size": max(high for _, high in run.recipe.tokens.chunk_lengths),
+        "prepend_bos": False,
+        "dataset_path": ", ".join(dataset_names(run.recipe)),
+        "training_tokens": done.tokens,
+        "l0": done.l0,
+        "num_dead_features": round(done.dead_share * run.sae.d_sae),
+        "dead_window": done.dead_window,
+        "olmoscope_version": done.provenance.get("olmoscope"),
+        "olmoscope_run": done.run_hash,
+    }
+
+
+def dataset_names(recipe: Recipe) -> list[str]:
+    """Each text source by its public name: the hub repository if it has one, else what the recipe calls it.
+
+    Local paths are left out: they mean nothing elsewhere.
+    """
+    return [dataset_repo(source) or source.name for source in recipe.text.sources]
+
+
+def dataset_repo(source: Source) -> str | None:
+    """The hub dataset that a source reads, or None."""
+    if isinstance(source, HubSource | ChatSource):
+        return source.repo
+    if isinstance(source, DolmaSource) and source.url_list and source.url_list.startswith("hf://datasets/"):
+        return "/".join(source.url_list.removeprefix("hf://datasets/").split("/")[:2])
+    return None

@@ -1,0 +1,51 @@
+"""A release's layout: which files there are, and the checks of the release as a whole.
+
+    README.md                        the model card
+    manifest.json                    manifest.py says what stands in it
+    saelens_pretrained_saes.yaml     the entry for SAELens' own list of releases
+    <sae id>/cfg.json, sae_weights.safetensors, training.log, evaluation.json
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import yaml
+
+from olmoscope.files import sha256
+from olmoscope.release.card import CARD
+from olmoscope.release.manifest import MANIFEST, ManifestRead, release_files
+from olmoscope.release.registry import REGISTRY
+from olmoscope.release.saelens_format import CONFIG, WEIGHTS
+
+SAE_FILES = (CONFIG, WEIGHTS, "training.log", "evaluation.json")
+ROOT_FILES = (CARD, MANIFEST, REGISTRY)
+
+
+def check_root(folder: Path, manifest: ManifestRead) -> Iterator[tuple[str, bool, str]]:
+    """The checks of a release that are about no single SAE: name, verdict, figure."""
+    absent = [name for name in ROOT_FILES if not (folder / name).is_file()]
+    yield "root files", not absent, f"absent: {', '.join(absent)}" if absent else ", ".join(ROOT_FILES)
+
+    sums = manifest.files
+    wrong = [name for name in sums if not (folder / name).is_file() or sha256(folder / name) != sums[name].sha256]
+    yield "checksums", not wrong, f"differ or absent: {', '.join(wrong)}" if wrong else f"{len(sums)} files"
+
+    unlisted = sorted(set(release_files(folder)) - set(sums) - {MANIFEST})
+    yield "nothing unlisted", not unlisted, f"not in the manifest: {', '.join(unlisted)}" if unlisted else "nothing"
+
+    mistake = _registry_mistake(folder / REGISTRY, manifest)
+    yield "registry entry", not mistake, mistake or f"{len(manifest.saes)} SAEs"
+
+
+def _registry_mistake(path: Path, manifest: ManifestRead) -> str:
+    """What is wrong with the entry for SAELens' list, by the keys that its reader needs; empty if nothing is."""
+    try:
+        entries = yaml.safe_load(path.read_text())
+        entry = entries[manifest.name]
+        paths = {sae["id"]: sae["path"] for sae in entry["saes"]}
+        found = (entry["repo_id"], entry["model"], entry["conversion_func"], paths)
+    except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        return f"{path.name} cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
+    ids = {sae.id: sae.id for sae in manifest.saes}
+    wanted = (manifest.repo_id, manifest.model.name, None, ids)
+    return "" if found == wanted else f"{path.name} says {found}, the manifest {wanted}"

@@ -1,0 +1,132 @@
+"""A release's manifest.json: what each SAE is and how good, where it came from, and the checksum of every file.
+
+    format, version, name, repo_id
+    model       name, revision, architecture, d_model, num_layers, layers_path
+    sources     per text source: documents and tokens in training
+    saes        id, layer, d_sae, k, normalize, canonical, hook names, metrics {held_out, training}, run, provenance
+    recipe      the resolved recipe
+    files       path -> sha256, bytes; every file of the release but this one
+
+The same runs give the same manifest, byte for byte: its dates are those of the training.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from olmoscope.errors import UserError
+from olmoscope.files import read_json, sha256
+from olmoscope.release.finished_run import FinishedRun
+from olmoscope.release.saelens_format import hook_names
+
+MANIFEST = "manifest.json"
+FORMAT = "olmoscope release"
+VERSION = 1
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class FileRead(_Read):
+    """A file of the release."""
+
+    sha256: str
+    bytes: int
+
+
+class SAERead(_Read):
+    """What the manifest says of an SAE, as far as validation needs it."""
+
+    id: str
+    d_sae: int
+    k: int
+    normalize: Literal["none", "layer_norm"]
+
+
+class ModelName(_Read):
+    """The language model."""
+
+    name: str
+
+
+class ManifestRead(_Read):
+    """A manifest, as far as validation needs it."""
+
+    version: int
+    name: str
+    repo_id: str
+    model: ModelName
+    saes: list[SAERead]
+    files: dict[str, FileRead]
+
+
+def read_manifest(folder: Path) -> ManifestRead:
+    """The manifest of a release.
+
+    Raises:
+        UserError: missing, damaged, not a release's, or of a newer version.
+    """
+    path = folder / MANIFEST
+    tree = read_json(path)
+    if not isinstance(tree, dict) or tree.get("format") != FORMAT:
+        raise UserError(f"{path} is not the manifest of a release of ours")
+    try:
+        manifest = ManifestRead.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+    if manifest.version > VERSION:
+        raise UserError(f"{folder} has release format {manifest.version}, this version of olmoscope reads {VERSION}: "
+                        "upgrade olmoscope")
+    return manifest
+
+
+def release_manifest(runs: Sequence[FinishedRun], folder: Path) -> dict[str, Any]:
+    """The manifest of a release whose other files all stand in `folder`."""
+    recipe, store = runs[0].recipe, runs[0].done.store
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "name": recipe.release.name,
+        "repo_id": recipe.release.repo_id,
+        "model": store.model.model_dump(),
+        "sources": {name: source.model_dump() for name, source in store.sources.items()},
+        "saes": [_entry(run) for run in runs],
+        "recipe": recipe.model_dump(mode="json"),
+        "files": file_sums(folder),
+    }
+
+
+def file_sums(folder: Path) -> dict[str, dict[str, Any]]:
+    """SHA-256 and size of every file of a release but its manifest."""
+    return {name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size}
+            for name in release_files(folder) if name != MANIFEST}
+
+
+def release_files(folder: Path) -> list[str]:
+    """Every file below `folder` as a path relative to it; hidden ones (`.git`, `.cache`) are not the release's."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
+
+
+def _entry(run: FinishedRun) -> dict[str, Any]:
+    sae, done, held_out = run.sae, run.done, run.evaluation()
+    return {
+        "id": sae.id,
+        "layer": sae.layer,
+        "d_sae": sae.d_sae,
+        "k": sae.k,
+        "normalize": sae.normalize,
+        "canonical": sae.canonical,
+        **hook_names(done.store.model.layers_path, sae.layer),
+        "metrics": {
+            "held_out": held_out.model_dump(),
+            "training": {"nmse": done.nmse, "l0": done.l0, "steps": done.steps, "tokens": done.tokens,
+                         "dead": {"share": done.dead_share, "window": done.dead_window}},
+        },
+        "run": done.run_hash,
+        "provenance": done.provenance,
+    }

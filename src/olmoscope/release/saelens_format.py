@@ -1,0 +1,122 @@
+"""SAELens' folder of one SAE: what stands in it and how it is written.
+
+    cfg.json                   every setting, never one left to SAELens' defaults; written last: the SAE exists
+    sae_weights.safetensors    W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D], float32
+
+Shapes: D d_model, F latents. Source: SAELens 6.54.12, `sae_lens/saes/topk_sae.py` and its loaders. A missing `k`
+silently becomes 100 there, a missing `apply_b_dec_to_input` true, and metadata without a `sae_lens_version` of
+6 or more is silently discarded.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from olmoscope.errors import UserError
+from olmoscope.files import atomic_path, write_json
+from olmoscope.sae.tied_topk import TiedTopK
+
+CONFIG = "cfg.json"
+WEIGHTS = "sae_weights.safetensors"
+VERSION = "6.54.12"
+"""The version of SAELens whose format this is."""
+
+FIXED = {"architecture": "topk", "dtype": "float32", "apply_b_dec_to_input": True, "reshape_activations": "none",
+         "rescale_acts_by_decoder_norm": False}
+"""Settings that are the same for every tied TopK SAE."""
+
+KEYS = (*FIXED, "d_in", "d_sae", "k", "normalize_activations", "device", "metadata")
+"""Every key of cfg.json; one that is absent would be left to SAELens' defaults."""
+
+METADATA = ("sae_lens_version", "model_name", "hook_name", "hf_hook_name", "prepend_bos", "training_architecture")
+"""Metadata without which nobody can tell which activations the SAE reads."""
+
+
+def hook_names(layers_path: str, layer: int) -> dict[str, str]:
+    """The residual stream after a layer, as TransformerLens and as the Hugging Face model name it.
+
+    Args:
+        layers_path: where the model keeps its layers, e.g. `model.layers`.
+    """
+    return {"hook_name": f"blocks.{layer}.hook_resid_post", "hf_hook_name": f"{layers_path}.{layer}"}
+
+
+def saelens_config(sae: TiedTopK, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of cfg.json."""
+    return {
+        **FIXED,
+        "d_in": sae.d_model,
+        "d_sae": sae.d_sae,
+        "k": sae.k,
+        "normalize_activations": sae.normalize,
+        "device": "cpu",
+        "metadata": {"sae_lens_version": VERSION, "sae_lens_training_version": None,
+                     "training_architecture": "tied_topk", **metadata},
+    }
+
+
+def saelens_tensors(sae: TiedTopK) -> dict[str, Tensor]:
+    """SAELens' names for the parameters, float32; `W_enc` is a view of the tied dictionary."""
+    W_FD = sae.W_FD.float()
+    return {"W_enc": W_FD.T, "b_enc": sae.b_latent_F.float(), "W_dec": W_FD, "b_dec": sae.b_pre_D.float()}
+
+
+def write_saelens(sae: TiedTopK, folder: Path, metadata: Mapping[str, Any]) -> bool:
+    """Write an SAE as SAELens reads it, unless it already stands there, value by value.
+
+    Args:
+        metadata: JSON values; must name what `METADATA` lists, except for the two that are always the same here
+            (`sae_lens_version`, `training_architecture`).
+
+    Returns:
+        Whether anything was written.
+
+    Raises:
+        UserError: weights that are not finite; no space.
+    """
+    config, tensors = saelens_config(sae, metadata), saelens_tensors(sae)
+    absent = [key for key in METADATA if key not in config["metadata"]]
+    assert not absent, f"metadata must name {absent}"
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{folder} was not written: {name} of its SAE holds NaN or inf, so it cannot be used")
+    if already_there(sae, folder, metadata):
+        return False
+    folder.mkdir(parents=True, exist_ok=True)
+    # Without its cfg.json nothing takes the folder for an SAE while new weights replace old ones.
+    (folder / CONFIG).unlink(missing_ok=True)
+    with atomic_path(folder / WEIGHTS) as temporary:
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, {"format": "pt"})
+    write_json(folder / CONFIG, config)
+    return True
+
+
+def read_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of an SAE folder.
+
+    Raises:
+        OSError, SafetensorError: missing or damaged.
+    """
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (the file is no mapping)
+
+
+def already_there(sae: TiedTopK, folder: Path, metadata: Mapping[str, Any]) -> bool:
+    """Whether `folder` holds exactly what `write_saelens` would write there; false if absent or damaged."""
+    config, tensors = saelens_config(sae, metadata), saelens_tensors(sae)
+    try:
+        # Through JSON, so that a tuple equals the list that it becomes.
+        if json.loads((folder / CONFIG).read_text()) != json.loads(json.dumps(config)):
+            return False
+        there = read_tensors(folder)
+    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    return there.keys() == tensors.keys() and all(
+        there[name].dtype == torch.float32 and torch.equal(there[name], tensor.cpu())
+        for name, tensor in tensors.items())

@@ -1,0 +1,218 @@
+"""Validation: does a release, or one SAE folder, load and compute in the real SAELens what it should?
+
+Every check has a name, the SAE it is about, a verdict and a figure. A check that cannot be made (no checkpoint beside
+the folder) has no verdict and says why; it never counts as passed.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from olmoscope.errors import UserError
+from olmoscope.release.agreement import (
+    ROWS,
+    Agreement,
+    chunks,
+    compare,
+    compare_silent,
+    constant_rows,
+    random_rows,
+    reconstruct,
+)
+from olmoscope.release.finished_run import read_run
+from olmoscope.release.layout import SAE_FILES, check_root
+from olmoscope.release.manifest import MANIFEST, SAERead, read_manifest
+from olmoscope.release.saelens_format import CONFIG, FIXED, KEYS, METADATA, WEIGHTS, read_tensors, saelens_tensors
+from olmoscope.sae.tied_topk import TiedTopK
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: `passed` is None where it could not be made, and `figure` says why."""
+
+    sae: str
+    """The SAE's id; empty for the release as a whole."""
+    name: str
+    passed: bool | None
+    figure: str
+
+
+@dataclass(frozen=True)
+class Validation:
+    """All checks of a folder."""
+
+    folder: Path
+    checks: list[Check]
+
+    @property
+    def passed(self) -> bool:
+        """No check failed."""
+        return not self.failures
+
+    @property
+    def failures(self) -> list[Check]:
+        return [check for check in self.checks if check.passed is False]
+
+
+def validate(folder: Path, *, runs: Path | None = None, rows: Mapping[int, Tensor] | None = None) -> Validation:
+    """Check a release, or a single SAE folder, with the real SAELens.
+
+    Args:
+        folder: a release (with manifest.json) or an SAE folder (with cfg.json).
+        runs: the folder of the runs, by SAE id; without it, `runs/` beside the release, or the run that a
+            single SAE folder stands in, where there is one.
+        rows: real activations `[B, D]` of each layer, any float dtype; random ones where absent.
+
+    Raises:
+        UserError: neither a release nor an SAE folder, SAELens not installed, rows of another width.
+    """
+    if (folder / MANIFEST).is_file():
+        return _validate_release(folder, folder.parent / "runs" if runs is None else runs, rows or {})
+    if (folder / CONFIG).is_file():
+        single = _SAECheck(folder, folder.name, folder.parent, rows or {}, (CONFIG, WEIGHTS), None)
+        return Validation(folder, single.run())
+    hint = f"; did you mean {folder / 'release'}?" if (folder / "release").is_dir() else ""
+    raise UserError(f"{folder} is neither a release (no {MANIFEST}) nor an SAE folder (no {CONFIG}){hint}")
+
+
+def _validate_release(folder: Path, runs: Path, rows: Mapping[int, Tensor]) -> Validation:
+    manifest = read_manifest(folder)
+    checks = [Check("", name, passed, figure) for name, passed, figure in check_root(folder, manifest)]
+    for entry in manifest.saes:
+        checks += _SAECheck(folder / entry.id, entry.id, runs / entry.id, rows, SAE_FILES, entry).run()
+    return Validation(folder, checks)
+
+
+class _SAECheck:
+    """The checks of one SAE folder."""
+
+    def __init__(self, folder: Path, sae_id: str, run: Path, rows: Mapping[int, Tensor], files: tuple[str, ...],
+                 entry: SAERead | None) -> None:
+        self.folder, self.sae_id, self.files, self.entry, self.rows = folder, sae_id, files, entry, rows
+        self.trained = read_run(run).load() if (run / "done.json").is_file() else None
+        self.no_run = f"no finished run in {run}"
+        self.checks: list[Check] = []
+
+    def run(self) -> list[Check]:
+        absent = [name for name in self.files if not (self.folder / name).is_file()]
+        self._say("layout", not absent, f"absent: {', '.join(absent)}" if absent else f"{len(self.files)} files")
+        saelens = _saelens()
+        try:
+            config = json.loads((self.folder / CONFIG).read_text())
+            tensors = read_tensors(self.folder)
+            theirs = saelens.load_from_disk(self.folder, device="cpu")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+            self._say("loads in SAELens", False, " ".join(str(error).split())[:200] or type(error).__name__)
+            return self.checks
+        self._say("loads in SAELens", True, f"{type(theirs).__name__}, {theirs.cfg.d_sae} latents")
+        self._settings(config, theirs)
+        self._metadata(config, theirs)
+        self._tensors(tensors)
+        ours = self.trained
+        if ours is None and theirs.cfg.architecture() == "topk":
+            ours = TiedTopK(tensors["W_dec"].float(), tensors["b_enc"].float(), tensors["b_dec"].float(), theirs.cfg.k,
+                            config.get("normalize_activations", "none"))
+        self._maths(ours, theirs, config)
+        return self.checks
+
+    def _settings(self, config: Mapping[str, Any], theirs: Any) -> None:
+        """cfg.json says everything, SAELens keeps it, and it is what was trained."""
+        absent = [key for key in KEYS if key not in config]
+        self._say("cfg.json says everything", not absent,
+                  f"left to SAELens' defaults: {', '.join(absent)}" if absent else f"{len(KEYS)} keys")
+        found = {**theirs.cfg.to_dict(), "k of the activation": getattr(theirs.activation_fn, "k", None)}
+        wanted = {key: config[key] for key in KEYS if key in config and key not in ("metadata", "device")} | FIXED
+        if self.entry is not None:
+            wanted |= {"k": self.entry.k, "d_sae": self.entry.d_sae, "normalize_activations": self.entry.normalize}
+        if self.trained is not None:
+            wanted |= {"k": self.trained.k, "d_in": self.trained.d_model, "d_sae": self.trained.d_sae,
+                       "normalize_activations": self.trained.normalize}
+        wanted["k of the activation"] = wanted.get("k")
+        wrong = [f"{key} is {found.get(key)!r}, not {value!r}" for key, value in wanted.items()
+                 if found.get(key) != value]
+        self._say("settings survive", not wrong, "; ".join(wrong) or
+                  f"k {theirs.cfg.k}, {theirs.cfg.normalize_activations}, b_dec subtracted")
+
+    def _metadata(self, config: Mapping[str, Any], theirs: Any) -> None:
+        said, kept = config.get("metadata", {}), theirs.cfg.metadata.to_dict()
+        wrong = [f"{key} is absent" for key in METADATA if key not in said]
+        wrong += [f"{key} became {kept.get(key)!r}" for key in said if key not in kept or kept[key] != said[key]]
+        self._say("metadata survives", not wrong, "; ".join(wrong) or f"{len(said)} entries")
+
+    def _tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        tied = torch.equal(tensors["W_enc"], tensors["W_dec"].T)
+        self._say("encoder is the decoder transposed", tied, "equal" if tied else "they differ")
+        name = "tensors equal the checkpoint's"
+        if self.trained is None:
+            self._say(name, None, self.no_run)
+            return
+        wanted = saelens_tensors(self.trained)
+        shapes = [f"{key} is {list(tensors[key].shape)}, not {list(wanted[key].shape)}" for key in wanted
+                  if wanted[key].shape != tensors[key].shape]
+        if shapes:
+            self._say(name, False, "; ".join(shapes))
+            return
+        worst = max(_difference(tensors[key], wanted[key]) for key in wanted)
+        self._say(name, worst == 0, f"max abs difference {worst}")
+
+    def _maths(self, ours: TiedTopK | None, theirs: Any, config: Mapping[str, Any]) -> None:
+        if ours is None or not _comparable(ours, theirs.cfg):
+            self._say("same codes and reconstructions", False, "what SAELens has is no top-k SAE of the same form")
+            return
+        kind, real_BD = self._real_rows(ours, config)
+        some_BD = real_BD[:ROWS]
+        self._agree(f"same on {kind} rows", compare(ours, theirs, real_BD))
+        self._agree("same on negative rows", compare(ours, theirs, -some_BD.abs()))
+        silent = compare_silent(ours, theirs, some_BD)
+        self._say("same where no pre-activation is positive", silent.good and silent.most_active == 0,
+                  f"{silent}; {silent.most_active} latents active")
+        self._agree("same on constant rows", compare(ours, theirs, constant_rows(ours.d_model)))
+        self._agree("same on bfloat16 rows", compare(ours, theirs, some_BD.bfloat16()))
+        with torch.no_grad():
+            xhat_BD = torch.cat([reconstruct(theirs, part_BD)[1] for part_BD in chunks(some_BD, ours.d_sae)])
+        bad = int((~torch.isfinite(xhat_BD)).any(dim=1).sum())
+        error = (xhat_BD - some_BD).square().sum(dim=1) / some_BD.square().sum(dim=1)
+        self._say("finite reconstructions", bad == 0,
+                  f"{bad} of {len(some_BD)} {kind} rows are not finite; NMSE {float(error.mean()):.4f}")
+
+    def _real_rows(self, ours: TiedTopK, config: Mapping[str, Any]) -> tuple[str, Tensor]:
+        """Rows of the SAE's layer, float32, and what to call them."""
+        hook = str(config.get("metadata", {}).get("hook_name", ""))
+        x_BD = next((rows_BD for layer, rows_BD in self.rows.items() if hook.startswith(f"blocks.{layer}.")), None)
+        if x_BD is None:
+            return "random", random_rows(ours)
+        if x_BD.dim() != 2 or x_BD.shape[1] != ours.d_model or not len(x_BD):
+            raise UserError(f"{self.sae_id} reads rows of width {ours.d_model}, the rows given for its layer are "
+                            f"{list(x_BD.shape)}: they are of another model")
+        return "real", x_BD.float()
+
+    def _agree(self, name: str, agreement: Agreement) -> None:
+        self._say(name, agreement.good, str(agreement))
+
+    def _say(self, name: str, passed: bool | None, figure: str) -> None:
+        self.checks.append(Check(self.sae_id, name, passed, figure))
+
+
+def _comparable(ours: TiedTopK, cfg: Any) -> bool:
+    """Whether SAELens' SAE takes rows of the same width to a code of the same width by a top-k that can be taken."""
+    return cfg.architecture() == "topk" and (cfg.d_in, cfg.d_sae) == (ours.d_model, ours.d_sae) and cfg.k <= cfg.d_sae
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    return float((a - b).abs().max().nan_to_num(nan=torch.inf))
+
+
+def _saelens() -> Any:
+    """SAELens' `SAE`; slow to import, so only here."""
+    try:
+        from sae_lens import SAE
+    except ImportError as error:
+        raise UserError("SAELens is not installed, and validation is by the real one: "
+                        "pip install 'olmoscope[saelens]'") from error
+    return SAE

@@ -1,0 +1,88 @@
+"""Exported SAEs spliced into a model by SAELens itself: with the error term the logits are the model's own.
+
+SAELens' `SAETransformerBridge` (TransformerLens' bridge over the Hugging Face model) takes the package's Olmo 3 model
+from its folder. The SAEs are trained for some steps on the model's own activations.
+"""
+
+from importlib import resources
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from olmoscope.release.saelens_format import hook_names, write_saelens
+from olmoscope.release.validate import validate
+from olmoscope.sae.rows import normalize_rows
+from olmoscope.sae.tied_topk import initialize
+from olmoscope.train.adam import Adam
+from olmoscope.train.step import Step
+
+TINY = str(resources.files("olmoscope") / "model" / "tiny")
+MIDDLE, LAST = 3, 7
+TEXT = '''def read(path):
+    """Read a whole file and return its text."""
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+'''
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return AutoTokenizer.from_pretrained(TINY)(TEXT, return_tensors="pt", add_special_tokens=False)["input_ids"]
+
+
+@pytest.fixture(scope="module")
+def bridge():
+    from sae_lens.analysis.sae_transformer_bridge import SAETransformerBridge
+    return SAETransformerBridge.boot_transformers(TINY, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def outputs(tokens):
+    """What forward hooks see after each layer of the plain Hugging Face model, and its hidden states and logits."""
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32, attn_implementation="eager").eval()
+    seen = {}
+    for layer in (MIDDLE, LAST):
+        model.get_submodule(f"model.layers.{layer}").register_forward_hook(
+            lambda module, inputs, output, layer=layer: seen.update(
+                {layer: output[0] if isinstance(output, tuple) else output}))
+    with torch.no_grad():
+        result = model(input_ids=tokens, output_hidden_states=True, use_cache=False)
+    return seen, result.hidden_states, result.logits
+
+
+def exported(folder, layer, normalize, x_BD):
+    step = Step(initialize(x_BD.shape[1], 512, 8, normalize, normalize_rows(x_BD, normalize)[0].mean(dim=0), seed=0),
+                Adam((0.9, 0.999), 1e-8))
+    for _ in range(5):
+        step(x_BD, lr=1e-3)
+    write_saelens(step.sae, folder, {"model_name": "tiny", "prepend_bos": False, **hook_names("model.layers", layer)})
+    return folder
+
+
+def test_the_last_hidden_state_is_not_the_last_layers_output(outputs):
+    """So the SAE of the last layer must be given the hook's; below, SAELens is seen to do that."""
+    seen, hidden_states, _ = outputs
+    torch.testing.assert_close(hidden_states[MIDDLE + 1], seen[MIDDLE])
+    assert (hidden_states[LAST + 1] - seen[LAST]).norm() > 0.1 * seen[LAST].norm()
+
+
+@pytest.mark.parametrize("normalize", ["none", "layer_norm"])
+@pytest.mark.parametrize("layer", [MIDDLE, LAST])
+def test_error_term_identity(bridge, tokens, outputs, tmp_path, layer, normalize):
+    from sae_lens import SAE
+    seen, _, logits = outputs
+    folder = exported(tmp_path / "sae", layer, normalize, seen[layer].flatten(0, 1))
+    assert validate(folder, rows={layer: seen[layer].flatten(0, 1)}).passed
+    sae = SAE.load_from_disk(folder)
+    with torch.no_grad():
+        base = bridge(tokens)
+        spliced = bridge.run_with_saes(tokens, saes=[sae], use_error_term=False)
+        identity, cache = bridge.run_with_cache_with_saes(tokens, saes=[sae], use_error_term=True)
+        read = cache[bridge.get_sae_hook_name(sae, "hook_sae_input")]
+    torch.testing.assert_close(base, logits, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(read, seen[layer], rtol=1e-4, atol=1e-4)
+    # x̂ + (x − x̂) is x to rounding; the splice without the term is far from it, so it did take place.
+    scale = float(base.abs().max())
+    assert float((identity - base).abs().max()) < 1e-5 * scale
+    assert float((spliced - base).abs().max()) > 1e-2 * scale

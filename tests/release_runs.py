@@ -1,0 +1,76 @@
+"""Pipeline output folders made by hand: real SAEs and checkpoints, and the files of other stages beside them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from olmoscope.recipe import Recipe, load_recipe
+from olmoscope.sae.rows import normalize_rows
+from olmoscope.sae.tied_topk import initialize
+from olmoscope.train.adam import Adam
+from olmoscope.train.checkpoint import save_checkpoint
+from olmoscope.train.step import Step
+
+SAES = "[{layer: 3, d_sae: 96, k: 4, canonical: true}, {layer: 7, d_sae: 96, k: 4, normalize: layer_norm}]"
+RAW, LAYER_NORM = "layer_03/width_96/topk_4_raw", "layer_07/width_96/topk_4_layernorm"
+WIDTH = 32
+
+
+def synthetic_rows(d_model: int, rows: int = 512, seed: int = 1) -> Tensor:
+    """Activation-like rows `[rows, D]`: far from the origin, some directions strong."""
+    generator = torch.Generator().manual_seed(seed)
+    spread_D = torch.linspace(0.2, 3, d_model)
+    return torch.randn(rows, d_model, generator=generator) * spread_D + 2 * torch.randn(d_model, generator=generator)
+
+
+def recipe_for_tests(saes: str = SAES, **overrides: str) -> Recipe:
+    texts = [f"{key.replace('__', '.')}={value}" for key, value in overrides.items()]
+    return load_recipe("tiny", overrides=[f"saes={saes}", "activations.layers=[3, 7]", *texts])
+
+
+def make_run(run: Path, recipe: Recipe, number: int, x_BD: Tensor, steps: int = 8) -> None:
+    """A finished run of the recipe's `number`-th SAE, trained for a few steps on `x_BD`."""
+    sae = recipe.saes[number]
+    mean_D = normalize_rows(x_BD, sae.normalize)[0].mean(dim=0)
+    fresh = initialize(x_BD.shape[1], sae.d_sae, sae.k, sae.normalize, mean_D, seed=number)
+    step = Step(fresh, Adam((0.9, 0.999), 1e-8))
+    for _ in range(steps):
+        step(x_BD, lr=1e-3)
+    (run / "checkpoints").mkdir(parents=True)
+    save_checkpoint(run / "checkpoints" / f"step-{steps:08d}.safetensors", step, {})
+    (run / "recipe.yaml").write_text(recipe.to_yaml())
+    (run / "training.log").write_text("8 steps\n")
+    model = {"name": "tiny", "revision": "sha256:0123", "architecture": "Olmo3ForCausalLM", "d_model": x_BD.shape[1],
+             "num_layers": 8, "layers_path": "model.layers"}
+    done = {"sae": sae.id, "run_hash": recipe.run_hash(sae), "checkpoint": f"checkpoints/step-{steps:08d}.safetensors",
+            "steps": steps, "tokens": steps * len(x_BD), "nmse": 0.25, "l0": 3.875, "dead_share": 0.0625,
+            "dead_window": 100000, "seconds": 1.0,
+            "store": {"model": model, "sources": {"modules": {"documents": 30, "tokens": 3000},
+                                                  "questions": {"documents": 10, "tokens": 1000}}},
+            "provenance": {"olmoscope": "0.1.0", "commit": None, "date": "2026-01-01T00:00:00+00:00"}}
+    evaluation = {"rows": 512, "nmse": 0.2, "fvu": 0.3, "explained_variance": 0.7, "cosine": 0.9, "l2_ratio": 0.95,
+                  "l0": {"mean": 3.9, "median": 4.0}, "l1": 5.0, "dead": {"share": 0.03125, "window": 512},
+                  "density": {}}
+    (run / "done.json").write_text(json.dumps(done))
+    (run / "evaluation.json").write_text(json.dumps(evaluation))
+
+
+def make_out(out: Path, recipe: Recipe | None = None, d_model: int = WIDTH) -> Path:
+    """The output folder of a whole pipeline, up to evaluation."""
+    recipe = recipe or recipe_for_tests()
+    out.mkdir(parents=True)
+    (out / "recipe.yaml").write_text(recipe.to_yaml())
+    for number, sae in enumerate(recipe.saes):
+        make_run(out / "runs" / sae.id, recipe, number, synthetic_rows(d_model))
+    return out
+
+
+def edit_json(path: Path, change: Callable[[dict], object]) -> None:
+    """Change a JSON file; by a new file, as all our writers do it."""
+    tree = json.loads(path.read_text())
+    change(tree)
+    path.unlink()
+    path.write_text(json.dumps(tree))
