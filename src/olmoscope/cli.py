@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
                   help="Get, judge, read and share sparse autoencoders (SAEs) of a language model.")
 
+store = typer.Typer(no_args_is_help=True, help="Look at, check and mend activation stores.")
+app.add_typer(store, name="store")
+
 RecipeArgument = Annotated[str, typer.Argument(
     metavar="RECIPE", help="A YAML file, a recipe of the package (tiny, olmo3-7b-think), or an output folder.")]
 FormOption = Annotated[str | None, typer.Option("--form", help="A form of the recipe, e.g. reference.")]
@@ -24,6 +27,7 @@ SetOption = Annotated[list[str] | None, typer.Option(
 OutOption = Annotated[Path | None, typer.Option(
     "--out", "-o", help="Output folder; by default named after the recipe, or the one given as RECIPE.")]
 OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="SAE", help="Only this SAE, by its id.")]
+StoreArgument = Annotated[Path, typer.Argument(metavar="PATH", help="An output folder, or one activation store.")]
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a recipe.")]
 
 
@@ -132,6 +136,41 @@ def import_checkpoint(
         typer.echo(f"note: {note}")
     typer.echo(f"{imported.folder}: layer {imported.layer}, {imported.d_sae} latents, d_model {imported.d_model}, "
                f"k {imported.k}, normalisation {imported.normalize}; {_written(imported.written)}")
+
+
+@store.command("info")
+def store_info(path: StoreArgument) -> None:
+    """Say what a store holds, how far it has come, and where it came from."""
+    from olmoscope import store_tables
+    from olmoscope.activations.inspect import describe, find_stores
+
+    for one in find_stores(path):
+        store_tables.show_info(describe(one))
+
+
+@store.command("verify")
+def store_verify(path: StoreArgument) -> None:
+    """Read everything and compare it with its checksums and counts; exits with 1 if anything is wrong."""
+    from olmoscope import store_tables
+    from olmoscope.activations.verify import verify_stores
+
+    verified = verify_stores(path)
+    store_tables.show_verified(path, verified)
+    if any(one.problems for one in verified):
+        raise typer.Exit(1)
+
+
+@store.command("repair")
+def store_repair(path: StoreArgument, dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="Only say what would be deleted.")] = False) -> None:
+    """Delete what is damaged and can be made anew; exits with 1 if something is wrong that it cannot mend."""
+    from olmoscope import store_tables
+    from olmoscope.activations.repair import repair_stores
+
+    repaired = repair_stores(path, dry_run=dry_run)
+    store_tables.show_repaired(repaired, dry_run)
+    if any(not problem.mends for one in repaired for problem in one.problems):
+        raise typer.Exit(1)
 
 
 def _written(written: bool) -> str:

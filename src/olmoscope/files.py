@@ -112,6 +112,17 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
         yield
 
 
+def is_locked(folder: Path) -> bool:
+    """Whether a live process holds a lock file (`.lock`, `*.lock`) in or below a folder; takes and keeps none."""
+    for path in folder.rglob("*.lock"):
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
 def clean_temporary(folder: Path) -> None:
     """Delete what killed processes left half-written below a folder; call it while holding the folder's lock."""
     for path in folder.rglob(".*.tmp"):

@@ -19,7 +19,8 @@ from olmoscope.units import format_bytes
 console = Console()
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
+    """A table in the house style: the first column to the left, figures to the right."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
@@ -30,7 +31,7 @@ def show_plan(plan: Plan) -> None:
     """What a recipe will cost."""
     recipe = plan.recipe
     console.print(f"[bold]{recipe.name}[/] ({recipe.form}): {recipe.model.name}, d_model {plan.d_model}")
-    table = _table("Text and activations", "what", "how much")
+    table = new_table("Text and activations", "what", "how much")
     for row in (
         ("training tokens", f"{recipe.tokens.count:,}"),
         ("held-out tokens", f"{recipe.tokens.held_out:,}"),
@@ -43,7 +44,7 @@ def show_plan(plan: Plan) -> None:
     ):
         table.add_row(*row)
     console.print(table)
-    table = _table("SAEs", "id", "parameters", "training state", "steps", "PFLOP")
+    table = new_table("SAEs", "id", "parameters", "training state", "steps", "PFLOP")
     for sae in plan.saes:
         table.add_row(sae.sae.id, f"{sae.parameters / 1e6:,.1f}M", format_bytes(sae.state_bytes), f"{sae.steps:,}",
                       f"{sae.flops / 1e15:,.3g}")
@@ -54,7 +55,7 @@ def show_plan(plan: Plan) -> None:
 
 def show_stores(collected: list[Collected]) -> None:
     """What was collected, and from where."""
-    table = _table("Stores", "store", "tokens", "segments", "made now", "padding", "tokens per source")
+    table = new_table("Stores", "store", "tokens", "segments", "made now", "padding", "tokens per source")
     for one in collected:
         manifest = one.manifest
         sources = ", ".join(f"{name} {count.tokens:,}" for name, count in manifest.sources.items())
@@ -69,8 +70,8 @@ def show_stores(collected: list[Collected]) -> None:
 
 def show_results(recipe: Recipe, out: Path, only: list[str]) -> None:
     """The figures of all SAEs, side by side."""
-    table = _table("SAEs on held-out tokens", "SAE", "NMSE", "(random k)", "FVU", "cosine", "L0", "dead",
-                   "held-out tokens", "training NMSE", "trained on", "dead (window)")
+    table = new_table("SAEs on held-out tokens", "SAE", "NMSE", "(random k)", "FVU", "cosine", "L0", "dead",
+                      "held-out tokens", "training NMSE", "trained on", "dead (window)")
     for sae in chosen(recipe, only):
         run = run_folder(out, sae)
         figures, done = read_json(run / "evaluation.json"), read_json(run / "done.json")

@@ -5,6 +5,7 @@
     tokens/index.json                         rows of every segment, tokens per source; exists when all are packed
     layer_07/segment-000042.safetensors       `activations [rows, d_model]`
     rows/segment-000042.safetensors           `token_id`, `sequence`, `position`, `source`, each `[rows]`
+    checksums/tokens-000042.json              SHA-256 of the segment's tokens, written after them
     checksums/segment-000042.json             SHA-256 of the segment's files; written last: the segment exists
 
 Row i of every layer's file and of the rows file is the same token. The rows of a segment are permuted, the same way
@@ -91,7 +92,7 @@ def read_manifest(store: Path) -> Manifest:
     value = read_json(path)
     if not isinstance(value, dict) or value.get("format") != "olmoscope activation store":
         raise UserError(f"{path} is not the manifest of an activation store")
-    if value.get("version", 0) > VERSION:
+    if isinstance(value.get("version"), int) and value["version"] > VERSION:
         raise UserError(f"{store} has store format {value['version']}, this version of olmoscope reads {VERSION}: "
                         "upgrade olmoscope")
     try:
@@ -103,7 +104,7 @@ def read_manifest(store: Path) -> Manifest:
 
 def has_segment(store: Path, segment: int) -> bool:
     """Whether a segment's activations are all written."""
-    return _checksums(store, segment).exists()
+    return segment_checksum(store, segment).exists()
 
 
 def write_segment(store: Path, segment: int, seed: int, activations: dict[int, Tensor],
@@ -124,7 +125,7 @@ def write_segment(store: Path, segment: int, seed: int, activations: dict[int, T
         with atomic_path(store / relative) as path:
             save_file({key: tensor[order] for key, tensor in tensors.items()}, path)
             sums[relative] = sha256(path)
-    write_json(_checksums(store, segment), {"rows": count, "sha256": sums})
+    write_json(segment_checksum(store, segment), {"rows": count, "sha256": sums})
 
 
 def read_rows(store: Path, segment: int) -> dict[str, Tensor]:
@@ -157,7 +158,7 @@ def verify_segment(store: Path, segment: int) -> None:
     Raises:
         UserError: one is missing or differs.
     """
-    for relative, expected in read_json(_checksums(store, segment))["sha256"].items():
+    for relative, expected in read_json(segment_checksum(store, segment))["sha256"].items():
         path = store / relative
         if not path.exists():
             raise damaged(path, "it is missing")
@@ -165,5 +166,6 @@ def verify_segment(store: Path, segment: int) -> None:
             raise damaged(path, "its checksum differs")
 
 
-def _checksums(store: Path, segment: int) -> Path:
+def segment_checksum(store: Path, segment: int) -> Path:
+    """Where the checksums of a segment stand."""
     return store / "checksums" / f"segment-{segment:06d}.json"
