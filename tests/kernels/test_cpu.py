@@ -27,10 +27,9 @@ def float32_step(moments_dtype: torch.dtype) -> list[torch.Tensor]:
     W_FD = torch.nn.functional.normalize(torch.randn(3000, 40, generator=generator))
     x_BD = torch.randn(1500, 40, generator=generator)
     pre_BF = x_BD @ W_FD.T
+    pre_BF[:, 7] = 100  # active in every row
     values_BK, indices_BK = torch.empty(1500, 6), torch.empty(1500, 6, dtype=torch.int64)
-    bias_F = torch.zeros(3000)
-    bias_F[7] = 100  # active in every row
-    cpu._run(cpu_topk.topk, pre_BF, bias_F, values_BK, indices_BK)
+    cpu._run(cpu_topk.topk, pre_BF, values_BK, indices_BK)
     residual = cpu.residual(x_BD, values_BK, indices_BK, W_FD, torch.zeros(40), None, None)
     pairs = cpu.sort_pairs(values_BK, residual.dz_BK, indices_BK, 3000)
     moments = Moments(torch.zeros_like(W_FD, dtype=moments_dtype), torch.zeros_like(W_FD, dtype=moments_dtype))

@@ -87,6 +87,7 @@ def test_k_one_and_k_all(kernels, latents):
 def test_topk_over_several_chunks_of_rows(kernels, monkeypatch):
     u_BD, W_FD, b_F = randn(0, 50, 12), randn(1, 300, 12), randn(2, 300)
     monkeypatch.setattr(kernels, "PRE_ACTIVATIONS_AT_ONCE", 7 * 300)
+    monkeypatch.setattr(kernels, "ROWS_AT_LEAST", 1, raising=False)
     check_topk(u_BD, W_FD, b_F, 9, kernels.encode_topk(u_BD, W_FD, b_F, 9))
 
 

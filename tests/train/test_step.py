@@ -114,6 +114,7 @@ def test_trajectory_equals_a_dense_trainer(kernels, normalize):
 def test_nothing_dense_is_made(kernels, monkeypatch):
     """The largest tensor of a step stays far under [B, F] and [F, D]."""
     monkeypatch.setattr(kernels, "PRE_ACTIVATIONS_AT_ONCE", 2**14)
+    monkeypatch.setattr(kernels, "ROWS_AT_LEAST", 1, raising=False)
     monkeypatch.setattr("olmoscope.kernels.reference.GRADIENT_AT_ONCE", 2**14)
     rows, d_model, d_sae = 256, 32, 4096
     step = Step(fresh(d_model, d_sae, 4, "none"), Adam((0.9, 0.999), 1e-8), kernels)
