@@ -193,6 +193,11 @@ class Train(_Frozen):
     """Share of the steps, the last ones, over which the rate falls linearly to 0; 0 keeps it constant."""
     betas: tuple[Share, Share] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    adam: Literal["exact", "touched"] = "exact"
+    """Adam on every row of the dictionary at every step, or only on rows with an active latent in the batch: cheaper
+    where the batch is small, and rows without a gradient do not drift on with their momentum."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Of Adam, for the dictionary: bfloat16 (rounded stochastically) halves their memory and traffic."""
     order: Literal["shuffled", "reading"] = "shuffled"
     """Rows mixed over the whole store, or in the order in which the model read them."""
     epochs: Count = 1

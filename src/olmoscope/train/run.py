@@ -84,7 +84,7 @@ class _Run:
         self.stream = Stream(self.store, self.spec.layer, self.settings.batch, self.settings.order, self.recipe.seed)
         mean_D = self.store.sample_mean(self.spec.layer, self.spec.normalize).to(device)
         sae = initialize(len(mean_D), self.spec.d_sae, self.spec.k, self.spec.normalize, mean_D, self.recipe.seed)
-        self.step = Step(sae, Adam(self.settings.betas, self.settings.eps))
+        self.step = Step(sae, Adam.of(self.settings))
         self.steps = self.stream.batches * self.settings.epochs
         self.device = device
 
