@@ -5,8 +5,9 @@ segment, B = rows of a training batch. Memory is estimated from what is known to
 
     collection, model's device    weights + activations of a batch (model/cost.py) + on a GPU one segment of all layers
     collection, RAM               process + segments in memory, `SEGMENTS_HELD` of all layers
-    training, SAE's device        12 (F d + F + d) of parameters and Adam's moments, 8 F of when each latent last fired,
-                                  6 arrays [B, d] in float32, 40 B k of codes, and the chunks of the step
+    training, SAE's device        12 (F d + F + d) of parameters and Adam's moments (8 F d for the dictionary if its
+                                  moments are bfloat16), 8 F of when each latent last fired, 6 arrays [B, d] in
+                                  float32, 40 B k of codes, and the chunks of the step
     training, RAM                 process + `ROUNDS_HELD` rounds of the stream; beside a GPU, a checkpoint's tensors
 
 On a CPU both columns are RAM, and add up.
@@ -54,7 +55,7 @@ class SAEPlan:
     sae: SAE
     parameters: int
     state_bytes: int
-    """Parameters and Adam's two moments, float32: what training holds, and a checkpoint on disk."""
+    """Parameters and Adam's two moments: what training holds, and a checkpoint on disk."""
     steps: int
     flops: float
     """Of the one dense product of each step, 2 F d a row; all else is sparse and under 1% of it."""
@@ -179,7 +180,8 @@ def _plan_sae(recipe: Recipe, sae: SAE, d_model: int, gpu: bool) -> SAEPlan:
     tokens, batch = recipe.tokens.count * recipe.train.epochs, recipe.train.batch
     parameters = sae.d_sae * d_model + sae.d_sae + d_model
     steps = -(-recipe.tokens.count // batch) * recipe.train.epochs
-    state = 12 * parameters
+    moments = 2 * (2 if recipe.train.moments == "bfloat16" else 4)
+    state = (4 + moments) * sae.d_sae * d_model + 12 * (sae.d_sae + d_model)
     chunks = 4 * (max(PRE_ACTIVATIONS_AT_ONCE, sae.d_sae) + 2 * max(GRADIENT_AT_ONCE, d_model))
     device = state + 8 * sae.d_sae + 6 * 4 * batch * d_model + 40 * batch * sae.k + chunks
     rounds = min(ROUND_ROWS, recipe.tokens.count) * d_model * BYTES[recipe.activations.dtype] * ROUNDS_HELD
