@@ -40,14 +40,20 @@ def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")
 
 
 @app.command()
-def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None,
-         out: OutOption = None) -> None:
-    """Check a recipe and say what it will cost, before anything starts."""
+def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
+         measure: Annotated[bool, typer.Option(
+             "--measure", help="Time a few batches and training steps here, and say how many hours it takes.")] = False,
+         ) -> None:
+    """Check a recipe and say what it will cost, before anything starts; exits with 1 if the disk cannot hold it."""
     from olmoscope import tables
+    from olmoscope.measure import measure as measure_rates
     from olmoscope.plan import plan as make_plan
+    from olmoscope.plan import refuse_full_disk
 
     resolved, folder = _load(recipe, form, changes, out)
-    tables.show_plan(make_plan(resolved, folder))
+    made = make_plan(resolved, folder, measure_rates(resolved) if measure else None)
+    tables.show_plan(made)
+    refuse_full_disk(made, folder)
 
 
 @app.command()

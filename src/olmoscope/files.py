@@ -113,8 +113,8 @@ def locked(folder: Path, doing: str) -> Iterator[None]:
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a live process holds a lock file (`.lock`, `*.lock`) in or below a folder; takes and keeps none."""
-    for path in folder.rglob("*.lock"):
+    """Whether a live process holds a lock file (`.lock` and whatever follows) in a folder; none is kept."""
+    for path in folder.glob(".lock*"):
         with path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

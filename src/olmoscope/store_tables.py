@@ -29,9 +29,8 @@ def show_info(info: StoreInfo) -> None:
                  *((f"source {name}", f"{source.tokens:,} tokens of {source.documents:,} documents")
                    for name, source in manifest.sources.items()),
                  ("recipe", manifest.recipe_hash), ("format version", str(manifest.version)),
-                 ("made by", f"olmoscope {made.get('olmoscope')}, commit {made.get('commit')}, {made.get('date')}"),
-                 ("made on", f"{made.get('platform')}, Python {made.get('python')}, "
-                             + ", ".join(f"{name} {version}" for name, version in made.get("libraries", {}).items()))]
+                 *((f"made with {name}" if name == "olmoscope" else f"  {name}", str(value))
+                   for name, value in (made | made.get("libraries", {})).items() if name != "libraries")]
     rows += [(f"bytes of {folder}", format_bytes(size)) for folder, size in info.bytes.items()]
     for name, value in rows:
         shown.add_row(name, escape(value))

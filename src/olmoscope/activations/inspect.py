@@ -64,7 +64,7 @@ def describe(store: Path) -> StoreInfo:
     index = store / "tokens" / "index.json"
     packed = index.exists()
     token_segments = [number for number in segment_numbers(store / "tokens") if has_token_segment(store, number)]
-    segments = len(read_json(index)["rows"]) if packed else len(token_segments)
+    segments = len(read_json(index)["rows"]) if packed else manifest.segments if manifest else len(token_segments)
     folders = ["tokens", "rows", *map(layer_folder, manifest.layers if manifest else [])]
     sizes = {folder: sum(path.stat().st_size for path in (store / folder).glob("segment-*.safetensors"))
              for folder in folders}

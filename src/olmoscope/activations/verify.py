@@ -5,6 +5,7 @@ collection does not make (other people's files, a newer format, another recipe's
 """
 
 import re
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,10 +25,12 @@ from olmoscope.tokens.segments import read_tensors, segment_name, token_checksum
 READERS = 4
 """Files hashed at a time: one core hashes at 1 to 2 GB/s, less than a fast disk gives."""
 
-OWN = re.compile(r"manifest\.json|tokens/index\.json|(.*/)?[^/]*\.lock")
-"""Files of a store that belong to no segment."""
-SEGMENT_FILE = re.compile(r"(tokens|rows|layer_\d+)/segment-(\d{6,})\.safetensors"
+OWN = re.compile(r"manifest\.json|statistics\.(json|safetensors)|tokens/(index|recipe)\.json|(.*/)?\.[^/]*")
+"""Files of a store that belong to no segment; hidden ones are locks, and whatever a file system keeps for itself."""
+SEGMENT_FILE = re.compile(r"(tokens|rows|statistics|layer_\d+)/segment-(\d{6,})\.safetensors"
                           r"|checksums/(?:segment|tokens)-(\d{6,})\.json")
+SEGMENT_FOLDERS = ("rows", "statistics", "layer_*")
+"""Where the files are that are made of a segment's tokens."""
 TEMPORARY = re.compile(r"(.*/)?\.[^/]*\.tmp")
 
 
@@ -199,8 +202,8 @@ class _Verification:
             listed = _sums(checksum)
             if listed is None:
                 self._bad_segment(segment, checksum, "damaged")
-            elif manifest is not None and set(listed[1]) != set(_relative(segment, manifest)):
-                self._bad_segment(segment, checksum, "lists other files than the segment has")
+            elif manifest is not None and not _complete(listed[1], segment, manifest):
+                self._bad_segment(segment, checksum, f"does not list the rows and layers {manifest.layers}")
             else:
                 for relative, digest in listed[1].items():
                     path = self.store / relative
@@ -295,7 +298,7 @@ class _Verification:
             files.append(token_checksum(self.store, min(self.bad_tokens)))
         for segment in sorted(self.bad_segments):
             files.append(segment_checksum(self.store, segment))
-            files += sorted(path for folder in ("rows", "layer_*")
+            files += sorted(path for folder in SEGMENT_FOLDERS
                             for path in self.store.glob(f"{folder}/{segment_name(segment)}"))
         return [path for path in dict.fromkeys(files) if path.exists()]
 
@@ -319,11 +322,13 @@ def _sums(path: Path) -> tuple[int, dict[str, str]] | None:
 
 
 def _folders(manifest: Manifest) -> set[str]:
-    return {"tokens", "checksums", "rows", *map(layer_folder, manifest.layers)}
+    return {"tokens", "checksums", "rows", "statistics", *map(layer_folder, manifest.layers)}
 
 
-def _relative(segment: int, manifest: Manifest) -> list[str]:
-    return [f"{folder}/{segment_name(segment)}" for folder in ("rows", *map(layer_folder, manifest.layers))]
+def _complete(listed: Iterable[str], segment: int, manifest: Manifest) -> bool:
+    """Whether a checksum file vouches for all that readers use of a segment."""
+    return {f"{folder}/{segment_name(segment)}" for folder in ("rows", *map(layer_folder, manifest.layers))
+            } <= set(listed)
 
 
 def _how_damaged(path: Path) -> str:
