@@ -7,7 +7,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "numba")
 
 
 def provenance() -> dict[str, Any]:
