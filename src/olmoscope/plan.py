@@ -10,8 +10,6 @@ from pathlib import Path
 from olmoscope.errors import UserError
 from olmoscope.recipe import SAE, Recipe
 
-BYTES = {"bfloat16": 2, "float32": 4}
-
 
 @dataclass(frozen=True)
 class SAEPlan:
@@ -56,7 +54,7 @@ def plan(recipe: Recipe, out: Path) -> Plan:
     d_model = recipe.model.d_model or _d_model_of_config(recipe)
     tokens = recipe.tokens.count + recipe.tokens.held_out
     mean_length = sum(low + high for low, high in recipe.tokens.chunk_lengths) / 2 / len(recipe.tokens.chunk_lengths)
-    layer_bytes = tokens * d_model * BYTES[recipe.activations.dtype]
+    layer_bytes = tokens * recipe.activations.row_bytes(d_model)
     store_bytes = layer_bytes * len(recipe.activations.layers)
     saes = [_plan_sae(recipe, sae, d_model) for sae in recipe.saes]
     exports = sum(4 * (2 * sae.sae.d_sae * d_model) for sae in saes)

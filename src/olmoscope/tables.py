@@ -67,6 +67,28 @@ def show_stores(collected: list[Collected]) -> None:
                           "tokens asked for.[/]")
 
 
+        if one.segments_missing:
+            console.print(f"[yellow]{one.store} is not finished: {one.segments_missing} of {one.manifest.segments} "
+                          "segments are other workers' to make; `olmoscope collect` without --worker makes what "
+                          "nobody does.[/]")
+
+
+def show_statistics(collected: list[Collected]) -> None:
+    """What the residual stream of finished stores is like; `x` is a row."""
+    for one in collected:
+        if one.statistics is None:
+            continue
+        table = _table(f"Residual stream in {one.store}", "layer", "mean/std", "‖x‖ p1", "p50", "p99", "at start",
+                       "max |x|", "bound", "float16", "added FVU")
+        for layer, figures in one.statistics["layers"].items():
+            norm = figures["norm"]
+            table.add_row(layer, *map(_number, (
+                figures["mean_over_std"], norm["p1"], norm["p50"], norm["p99"], figures["norm_by_position"][0]["p50"],
+                figures["largest"], figures["bound"])),
+                "safe" if figures["float16"] else "no", f"{figures['added_fvu']:.1e}")
+        console.print(table)
+
+
 def show_results(recipe: Recipe, out: Path, only: list[str]) -> None:
     """The figures of all SAEs, side by side."""
     table = _table("SAEs on held-out tokens", "SAE", "NMSE", "(random k)", "FVU", "cosine", "L0", "dead",
@@ -95,6 +117,10 @@ def show_validation(validation: Validation) -> None:
     console.print(table)
     made = [check for check in validation.checks if check.passed is not None]
     console.print(f"{len(made) - len(validation.failures)} of {len(made)} checks passed.")
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def _mixture(recipe: Recipe) -> str:
