@@ -253,6 +253,11 @@ class Recipe(_Frozen):
                 raise ValueError(f"saes: {sae_id} stands there twice")
         return self
 
+    def tokens_hash(self) -> str:
+        """Identifies what decides the token stage's bytes."""
+        model = self.model.model_dump(mode="json", include={"name", "revision"})
+        return _hash({"model": model} | self.model_dump(mode="json", include={"seed", "text", "tokens"}))
+
     def store_hash(self) -> str:
         """Identifies what decides the bytes of the activation store."""
         return _hash(self.model_dump(mode="json", include={"seed", "text", "tokens", "model", "activations"}))

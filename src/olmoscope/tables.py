@@ -78,12 +78,12 @@ def show_statistics(collected: list[Collected]) -> None:
     for one in collected:
         if one.statistics is None:
             continue
-        table = _table(f"Residual stream in {one.store}", "layer", "mean/std", "‖x‖ p1", "p50", "p99", "at start",
-                       "max |x|", "bound", "float16", "added FVU")
+        table = _table(f"Residual stream in {one.store}", "layer", "mean/std", "‖x‖ p50", "p99", "at start",
+                       "max |x|", "bound", "fp16", "added FVU")
         for layer, figures in one.statistics["layers"].items():
             norm = figures["norm"]
             table.add_row(layer, *map(_number, (
-                figures["mean_over_std"], norm["p1"], norm["p50"], norm["p99"], figures["norm_by_position"][0]["p50"],
+                figures["mean_over_std"], norm["p50"], norm["p99"], figures["norm_by_position"][0]["p50"],
                 figures["largest"], figures["bound"])),
                 "safe" if figures["float16"] else "no", f"{figures['added_fvu']:.1e}")
         console.print(table)

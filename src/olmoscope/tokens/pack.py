@@ -87,11 +87,12 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
 
 def _refuse_another(recipe: Recipe, store: Path) -> None:
     """Tokens are gone on with only for the recipe that began them; checked before anything else of the store exists."""
-    path, identity = store / "tokens" / "recipe.json", {"recipe_hash": recipe.store_hash()}
+    path, identity = store / "tokens" / "recipe.json", {"tokens_hash": recipe.tokens_hash()}
     if not path.exists():
         write_json(path, identity)
     elif read_json(path) != identity:
-        raise UserError(f"{store} holds tokens of another recipe; choose another --out or delete the folder")
+        raise UserError(f"{store} holds tokens of another recipe (its text, tokens, model or seed differ); choose another "
+                        "--out or delete the folder")
 
 
 def _sequences(mixture: Mixture, chunker: Chunker, tokenizer: Tokenizer,
