@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,6 +29,8 @@ OutOption = Annotated[Path | None, typer.Option(
     "--out", "-o", help="Output folder; by default named after the recipe, or the one given as RECIPE.")]
 OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="SAE", help="Only this SAE, by its id.")]
 StoreArgument = Annotated[Path, typer.Argument(metavar="PATH", help="An output folder, or one activation store.")]
+WorkerOption = Annotated[str | None, typer.Option(
+    "--worker", metavar="I/N", help="Make only share I of N (I from 0); by default what torchrun or srun says.")]
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a recipe.")]
 
 
@@ -57,14 +60,20 @@ def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = N
 
 
 @app.command()
-def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None,
-            out: OutOption = None) -> None:
+def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
+            worker: WorkerOption = None) -> None:
     """Run the model over the text and store its residual stream."""
     from olmoscope import tables
+    from olmoscope.activations.shares import parse_worker, worker_from_environment
     from olmoscope.pipeline import collect_stores
 
     resolved, folder = _load(recipe, form, changes, out)
-    tables.show_stores(collect_stores(resolved, folder))
+    who = parse_worker(worker) if worker else worker_from_environment(os.environ)
+    if who.told_by:
+        typer.echo(f"worker {who.index}/{who.count}, as {who.told_by} says", err=True)
+    collected = collect_stores(resolved, folder, who)
+    tables.show_stores(collected)
+    tables.show_statistics(collected)
 
 
 @app.command()

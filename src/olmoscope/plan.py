@@ -28,7 +28,7 @@ from olmoscope.model.cost import ModelCost, model_cost
 from olmoscope.recipe import SAE, Recipe
 from olmoscope.units import format_bytes
 
-BYTES = {"bfloat16": 2, "float32": 4}
+PARAMETER_BYTES = {"bfloat16": 2, "float32": 4}
 TOKEN_BYTES = 26
 """Of a token in tokens/ (id, document, source) and in rows/ (id, sequence, position, source)."""
 PROCESS_BYTES = 0.5e9
@@ -142,7 +142,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
     tokens = recipe.tokens.count + recipe.tokens.held_out
     lengths = recipe.tokens.chunk_lengths
     mean_length = sum(low + high for low, high in lengths) / 2 / len(lengths)
-    row_bytes = d_model * BYTES[recipe.activations.dtype]
+    row_bytes = recipe.activations.row_bytes(d_model)
     layers = len(recipe.activations.layers)
     store_bytes = tokens * (row_bytes * layers + TOKEN_BYTES)
     saes = [_plan_sae(recipe, sae, d_model, gpu) for sae in recipe.saes]
@@ -184,7 +184,7 @@ def _plan_sae(recipe: Recipe, sae: SAE, d_model: int, gpu: bool) -> SAEPlan:
     state = (4 + moments) * sae.d_sae * d_model + 12 * (sae.d_sae + d_model)
     chunks = 4 * (max(PRE_ACTIVATIONS_AT_ONCE, sae.d_sae) + 2 * max(GRADIENT_AT_ONCE, d_model))
     device = state + 8 * sae.d_sae + 6 * 4 * batch * d_model + 40 * batch * sae.k + chunks
-    rounds = min(ROUND_ROWS, recipe.tokens.count) * d_model * BYTES[recipe.activations.dtype] * ROUNDS_HELD
+    rounds = min(ROUND_ROWS, recipe.tokens.count) * recipe.activations.row_bytes(d_model) * ROUNDS_HELD
     ram = PROCESS_BYTES + rounds
     memory = Memory(ram + state, device) if gpu else Memory(ram + device, 0)
     return SAEPlan(sae, parameters, state, steps, 2.0 * sae.d_sae * d_model * tokens, memory)
@@ -192,7 +192,7 @@ def _plan_sae(recipe: Recipe, sae: SAE, d_model: int, gpu: bool) -> SAEPlan:
 
 def _collect_memory(recipe: Recipe, cost: ModelCost, row_bytes: int, gpu: bool) -> Memory:
     layers = len(recipe.activations.layers)
-    each = BYTES[recipe.model.dtype]
+    each = PARAMETER_BYTES[recipe.model.dtype]
     device = cost.parameters * each + cost.batch_bytes(recipe.tokens.batch_tokens, layers, each)
     segment = min(recipe.tokens.segment_rows, recipe.tokens.count) * row_bytes * layers
     ram = PROCESS_BYTES + SEGMENTS_HELD * segment

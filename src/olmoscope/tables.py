@@ -84,6 +84,28 @@ def show_stores(collected: list[Collected]) -> None:
                           "tokens asked for.[/]")
 
 
+        if one.segments_missing:
+            console.print(f"[yellow]{one.store} is not finished: {one.segments_missing} of {one.manifest.segments} "
+                          "segments are other workers' to make; `olmoscope collect` without --worker makes what "
+                          "nobody does.[/]")
+
+
+def show_statistics(collected: list[Collected]) -> None:
+    """What the residual stream of finished stores is like; `x` is a row."""
+    for one in collected:
+        if one.statistics is None:
+            continue
+        table = new_table(f"Residual stream in {one.store}", "layer", "mean/std", "‖x‖ p50", "p99", "at start",
+                       "max |x|", "bound", "fp16", "added FVU")
+        for layer, figures in one.statistics["layers"].items():
+            norm = figures["norm"]
+            table.add_row(layer, *map(_number, (
+                figures["mean_over_std"], norm["p50"], norm["p99"], figures["norm_by_position"][0]["p50"],
+                figures["largest"], figures["bound"])),
+                "safe" if figures["float16"] else "no", f"{figures['added_fvu']:.1e}")
+        console.print(table)
+
+
 def show_results(recipe: Recipe, out: Path, only: list[str]) -> None:
     """The figures of all SAEs, side by side."""
     table = new_table("SAEs on held-out tokens", "SAE", "NMSE", "(random k)", "FVU", "cosine", "L0", "dead",
@@ -140,3 +162,5 @@ def _time(hours: float | None) -> str:
     if hours < 2 / 60:
         return f"{hours * 3600:.0f} s"
     return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:,.1f} h"
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"

@@ -1,28 +1,36 @@
 """The activation store on disk, whole: what another reader needs to know stands here and in docs/formats.md.
 
     manifest.json                             what the store is (Manifest); rewritten once, when it is finished
+    tokens/recipe.json                        which recipe's tokens these are; written before the first of them
     tokens/segment-000042.safetensors         the sequences of a segment and how they are batched (TokenSegment)
     tokens/index.json                         rows of every segment, tokens per source; exists when all are packed
-    layer_07/segment-000042.safetensors       `activations [rows, d_model]`
+    layer_07/segment-000042.safetensors       `activations [rows, d_model]`; with dtype float8_e4m3 also `scale [rows]`
     rows/segment-000042.safetensors           `token_id`, `sequence`, `position`, `source`, each `[rows]`
     checksums/tokens-000042.json              SHA-256 of the segment's tokens, written after them
+    statistics/segment-000042.safetensors     the segment's sums (statistics.py)
     checksums/segment-000042.json             SHA-256 of the segment's files; written last: the segment exists
+    statistics.json, statistics.safetensors   of the whole store; written when all segments exist
 
 Row i of every layer's file and of the rows file is the same token. The rows of a segment are permuted, the same way
 for all layers, so that any slice of it is a random sample of it. All files appear by rename: what exists is complete.
+No byte depends on how many processes made the store, or on what was interrupted; nothing in it has a date. Files whose
+names begin with a dot (locks, half-written files) are not part of the store.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from olmoscope.activations import fp8
+from olmoscope.activations.tensors_file import write_tensors
 from olmoscope.errors import UserError
-from olmoscope.files import atomic_path, read_json, sha256, write_json
+from olmoscope.files import read_json, sha256, write_json
+from olmoscope.recipe import StoreDtype
 from olmoscope.seeds import generator
 from olmoscope.tokens.segments import damaged, read_tensors, segment_name
 
@@ -64,17 +72,23 @@ class Manifest(_Frozen):
     recipe_hash: str
     split: Literal["train", "held_out"]
     layers: list[int]
-    dtype: Literal["bfloat16", "float32"]
+    dtype: StoreDtype
     segments: int
     rows: int
     sources: dict[str, SourceCount]
     finished: bool
     provenance: dict[str, Any]
+    """Of the process that began the store; without a date, so that the same work gives the same bytes."""
 
 
 def layer_folder(layer: int) -> str:
     """`layer_07`."""
     return f"layer_{layer:02d}"
+
+
+def segment_path(store: Path, folder: str, segment: int) -> Path:
+    """Where a segment's file of a folder (`layer_07`, `rows`, `statistics`) is."""
+    return store / folder / segment_name(segment)
 
 
 def write_manifest(store: Path, manifest: Manifest) -> None:
@@ -107,25 +121,24 @@ def has_segment(store: Path, segment: int) -> bool:
     return segment_checksum(store, segment).exists()
 
 
-def write_segment(store: Path, segment: int, seed: int, activations: dict[int, Tensor],
-                  rows: dict[str, Tensor]) -> None:
-    """Write a segment's activations and rows, permuted; its checksums last.
+def stored_order(seed: int, segment: int, rows: int) -> np.ndarray:
+    """Which row of the token segment stands at each place of the stored segment, `[rows]` int64."""
+    return generator(seed, "rows of a segment", segment).permutation(rows)
+
+
+def write_segment(store: Path, segment: int, tensors: dict[str, dict[str, Tensor]],
+                  between: Callable[[], None] = lambda: None) -> None:
+    """Write a segment's files, rows in `stored_order`; its checksums last.
 
     Args:
-        activations: for each layer `[rows, d_model]`, in the order of the token segment.
-        rows: `token_id`, `sequence`, `position`, `source`, each `[rows]`, in the same order.
+        tensors: the contents of its file in each folder: `layer_07`, ..., `rows`, `statistics`; all on the CPU.
+        between: as in `write_tensors`.
     """
-    count = len(rows["token_id"])
-    order = torch.from_numpy(generator(seed, "rows of a segment", segment).permutation(count))
-    name = segment_name(segment)
-    sums = {}
-    contents = {f"{layer_folder(layer)}/{name}": {"activations": tensor} for layer, tensor in activations.items()}
-    contents[f"rows/{name}"] = rows
-    for relative, tensors in contents.items():
-        with atomic_path(store / relative) as path:
-            save_file({key: tensor[order] for key, tensor in tensors.items()}, path)
-            sums[relative] = sha256(path)
-    write_json(segment_checksum(store, segment), {"rows": count, "sha256": sums})
+    rows = len(tensors["rows"]["token_id"])
+    paths = {folder: segment_path(store, folder, segment) for folder in tensors}
+    sums = {str(paths[folder].relative_to(store)): write_tensors(paths[folder], contents, between)
+            for folder, contents in tensors.items()}
+    write_json(segment_checksum(store, segment), {"rows": rows, "sha256": sums})
 
 
 def read_rows(store: Path, segment: int) -> dict[str, Tensor]:
@@ -134,19 +147,23 @@ def read_rows(store: Path, segment: int) -> dict[str, Tensor]:
     Raises:
         UserError: missing or damaged.
     """
-    return read_tensors(store / "rows" / segment_name(segment), "pt")[0]
+    return read_tensors(segment_path(store, "rows", segment), "pt")[0]
 
 
 def read_activations(store: Path, layer: int, segment: int, part: slice) -> Tensor:
     """Some rows of a segment at a layer, `[part, d_model]`; only they are read from the disk.
 
+    In the store's dtype; 8-bit rows are given back in bfloat16.
+
     Raises:
         UserError: missing or damaged.
     """
-    path = store / layer_folder(layer) / segment_name(segment)
+    path = segment_path(store, layer_folder(layer), segment)
     try:
         with safe_open(path, "pt") as file:
             rows_RD: Tensor = file.get_slice("activations")[part.start : part.stop]
+            if "scale" in file.keys():  # noqa: SIM118
+                return fp8.dequantize(rows_RD, file.get_slice("scale")[part.start : part.stop])
             return rows_RD
     except (FileNotFoundError, SafetensorError) as error:
         raise damaged(path, error) from error

@@ -20,8 +20,8 @@ from olmoscope.kernels.reference import decode as decode
 from olmoscope.kernels.rounding import step_seed
 
 PRE_ACTIVATIONS_AT_ONCE = 2**22
-"""Elements of the encoder product held at a time (16 MiB in float32: the top-k should find them in cache; and over 32 MiB
-the C library would give the memory back and fetch it anew, page by page, for each chunk)."""
+"""Elements of the encoder product held at a time (16 MiB in float32: the top-k should find them in cache; and over 32
+MiB the C library would give the memory back and fetch it anew, page by page, for each chunk)."""
 
 ROWS_AT_LEAST = 256
 """Rows of a chunk, however wide the dictionary: the product is slow on fewer."""
@@ -30,16 +30,20 @@ ROWS_AT_LEAST = 256
 def encode_topk(u_BD: Tensor, W_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values_BK = u_BD.new_empty(len(u_BD), k)
     indices_BK = torch.empty(len(u_BD), k, dtype=torch.int64)
-    rows = max(ROWS_AT_LEAST, PRE_ACTIVATIONS_AT_ONCE // len(W_FD))
+    rows = rows_at_once(len(W_FD))
     for start in range(0, len(u_BD), rows):
         chunk = slice(start, start + rows)
         _run(cpu_topk.topk, product(u_BD[chunk], W_FD, b_latent_F), values_BK[chunk], indices_BK[chunk])
     return values_BK, indices_BK
 
 
+def rows_at_once(d_sae: int) -> int:
+    return max(ROWS_AT_LEAST, PRE_ACTIVATIONS_AT_ONCE // d_sae)
+
+
 def product(u_CD: Tensor, W_FD: Tensor, b_latent_F: Tensor) -> Tensor:
-    """u Wᵀ + b, `[C, F]`. In float32 through oneDNN, which uses the widest vectors of every maker's processors; the
-    library behind torch.mm does so on Intel's only, and is 2 to 2.5 times slower on AMD's."""
+    # oneDNN uses the widest vectors of every maker's processors; the library behind torch.mm does so on Intel's only,
+    # and is 2 to 2.5 times slower on AMD's.
     if u_CD.dtype == torch.float32 and torch._C._has_mkldnn:
         pre_CF: Tensor = torch.ops.mkldnn._linear_pointwise(u_CD, W_FD, b_latent_F, "none", [], "")
         return pre_CF

@@ -109,7 +109,7 @@ def _collect(pre, blocks, maxima, threshold, values, indices):  # type: ignore[n
             stop = first + 1
         for index in range(first, stop, LANES):
             values[found], indices[found] = pre[index], index
-            found += np.int64(pre[index] >= threshold)
+            found += int(pre[index] >= threshold)
     return found
 
 
@@ -120,7 +120,7 @@ def _rank(values, indices, values_K, indices_K):  # type: ignore[no-untyped-def]
         value, index = values[one], indices[one]
         better = 0
         for other in range(len(values)):
-            better += np.int64((values[other] > value) | ((values[other] == value) & (indices[other] < index)))
+            better += int((values[other] > value) | ((values[other] == value) & (indices[other] < index)))
         if better < len(values_K):
             values_K[better] = value if value > 0 else 0
             indices_K[better] = index

@@ -91,6 +91,12 @@ class Kernels(Protocol):
             pre-activation was not positive: the ReLU comes after the top-k, so fewer than k may be active.
         """
 
+    def rows_at_once(self, d_sae: int) -> int:
+        """Rows of one chunk of `encode_topk`: no larger `[rows, F]` is ever made."""
+
+    def product(self, u_CD: Tensor, W_FD: Tensor, b_latent_F: Tensor) -> Tensor:
+        """The one dense product, u Wᵀ + b, `[C, F]`, of a chunk."""
+
     def decode(self, values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor) -> Tensor:
         """Σ_k values · W[indices], `[B, D]`: the rows of the dictionary, weighted and summed."""
 

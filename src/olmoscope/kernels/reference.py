@@ -27,12 +27,19 @@ warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta 
 def encode_topk(u_BD: Tensor, W_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values_BK = u_BD.new_empty(len(u_BD), k)
     indices_BK = torch.empty(len(u_BD), k, dtype=torch.int64, device=u_BD.device)
-    rows = max(1, PRE_ACTIVATIONS_AT_ONCE // len(W_FD))
+    rows = rows_at_once(len(W_FD))
     for start in range(0, len(u_BD), rows):
         chunk = slice(start, start + rows)
-        pre_CF = torch.addmm(b_latent_F, u_BD[chunk], W_FD.T)
-        torch.topk(pre_CF, k, out=(values_BK[chunk], indices_BK[chunk]))
+        torch.topk(product(u_BD[chunk], W_FD, b_latent_F), k, out=(values_BK[chunk], indices_BK[chunk]))
     return values_BK.relu_(), indices_BK
+
+
+def rows_at_once(d_sae: int) -> int:
+    return max(1, PRE_ACTIVATIONS_AT_ONCE // d_sae)
+
+
+def product(u_CD: Tensor, W_FD: Tensor, b_latent_F: Tensor) -> Tensor:
+    return torch.addmm(b_latent_F, u_CD, W_FD.T)
 
 
 def decode(values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor) -> Tensor:

@@ -53,9 +53,10 @@ def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
     logging.disable_progress_bar()
     try:
         module, info = AutoModel.from_pretrained(**locate(model), config=config, dtype=getattr(torch, model.dtype),
-                                                 use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise explain(error, model) from error
+                                                 attn_implementation=model.attention, use_safetensors=True,
+                                                 output_loading_info=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise _explain(error, model) from error
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
@@ -68,8 +69,19 @@ def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
                        num_layers, f"{prefix}.{path}" if prefix else path)
 
 
-def pick_device(wanted: str) -> torch.device:
+def _explain(error: OSError | ValueError | ImportError, model: Model) -> UserError:
+    """What to say when the weights could not be loaded, or not with the attention wanted."""
+    if isinstance(error, ImportError) or model.attention in str(error).lower().replace(" ", "_"):
+        first_line = str(error).strip().split("\n")[0]
+        return UserError(f"model.attention: {model.attention} does not work for {model.name!r} here: {first_line}")
+    return explain(error, model)
+
+
+def pick_device(wanted: str, local_index: int = 0) -> torch.device:
     """The device of a recipe: `auto` takes a GPU where there is one.
+
+    Args:
+        local_index: which of several processes on this machine asks; they share the GPUs out among themselves.
 
     Raises:
         UserError: CUDA asked for and absent.
@@ -78,4 +90,6 @@ def pick_device(wanted: str) -> torch.device:
         raise UserError("device: cuda was asked for, but torch sees no CUDA device here; use device: cpu or auto")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda":
+        return torch.device("cuda", local_index % torch.cuda.device_count())
     return torch.device(wanted)

@@ -32,6 +32,7 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
     Raises:
         UserError: no usable text, or what the text stage raises.
     """
+    _refuse_another(recipe, store)
     index_path = store / "tokens" / "index.json"
     if index_path.exists():
         return dict(read_json(index_path))
@@ -82,6 +83,16 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
         for name, tokens in zip(sources, totals["source_tokens"], strict=True)}}
     write_json(index_path, index)
     return index
+
+
+def _refuse_another(recipe: Recipe, store: Path) -> None:
+    """Tokens are gone on with only for the recipe that began them; checked before anything else of the store exists."""
+    path, identity = store / "tokens" / "recipe.json", {"tokens_hash": recipe.tokens_hash()}
+    if not path.exists():
+        write_json(path, identity)
+    elif read_json(path) != identity:
+        raise UserError(f"{store} holds tokens of another recipe (its text, tokens, model or seed differ); choose another "
+                        "--out or delete the folder")
 
 
 def _sequences(mixture: Mixture, chunker: Chunker, tokenizer: Tokenizer,
