@@ -5,11 +5,14 @@ import pytest
 import torch
 
 from helpers import recipe, write_documents
-from olmoscope.activations import stream as stream_module
+from olmoscope.activations import rounds as rounds_module
 from olmoscope.activations.collect import collect
+from olmoscope.activations.filters import keep_of_store
 from olmoscope.activations.format import read_rows
+from olmoscope.activations.rounds import StoreRounds
 from olmoscope.activations.store import open_store
 from olmoscope.activations.stream import Stream
+from olmoscope.recipe import Filter
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +25,12 @@ def store(tmp_path_factory):
 
 @pytest.fixture
 def several_rounds(monkeypatch):
-    monkeypatch.setattr(stream_module, "ROUND_ROWS", 500)
-    monkeypatch.setattr(stream_module, "SLICE_ROWS", 50)
+    monkeypatch.setattr(rounds_module, "ROUND_ROWS", 1000)
+
+
+def open_stream(store, batch, order="shuffled", seed=0, layers=(1,), filter_=None, **options):
+    kept = keep_of_store(filter_ or Filter(), store)
+    return Stream(StoreRounds(store, list(layers), order, seed, kept), batch, epochs=2, **options)
 
 
 def sorted_rows(rows_RD):
@@ -37,17 +44,17 @@ def all_rows(store, layer=1):
 @pytest.mark.parametrize("order", ["shuffled", "reading"])
 @pytest.mark.parametrize("batch", [64, 1000, 5000])
 def test_an_epoch_has_every_row_once(store, order, batch, several_rounds):
-    stream = Stream(store, 1, batch, order, seed=0)
+    stream = open_stream(store, batch, order, seed=0)
     for epoch in range(2):
-        assert stream.epoch == epoch
-        batches = [stream.next_batch() for _ in range(stream.batches)]
+        assert stream.state()["epoch"] == epoch
+        batches = [stream.next_batch()[1] for _ in range(stream.batches)]
         assert all(len(part) == batch for part in batches[:-1])
         assert torch.equal(sorted_rows(torch.cat(batches)), sorted_rows(all_rows(store)))
 
 
 def test_reading_order_is_the_model_s(store):
-    stream = Stream(store, 1, 100, "reading", seed=0)
-    got = torch.cat([stream.next_batch() for _ in range(stream.batches)])
+    stream = open_stream(store, 100, "reading", seed=0)
+    got = torch.cat([stream.next_batch()[1] for _ in range(stream.batches)])
     want = []
     for segment, count in enumerate(store.segment_rows):
         rows = read_rows(store.path, segment)
@@ -59,30 +66,30 @@ def test_reading_order_is_the_model_s(store):
 
 @pytest.mark.parametrize("order", ["shuffled", "reading"])
 def test_goes_on_from_every_batch(store, order, several_rounds):
-    whole = Stream(store, 1, 70, order, seed=3)
+    whole = open_stream(store, 70, order, seed=3)
     batches, states = [], []
     for _ in range(2 * whole.batches):
         states.append(whole.state())
-        batches.append(whole.next_batch())
+        batches.append(whole.next_batch()[1])
     assert all(set(state) == {"epoch", "round", "offset"} for state in states)
     for number, state in enumerate(states):
-        stream = Stream(store, 1, 70, order, seed=3)
+        stream = open_stream(store, 70, order, seed=3)
         stream.restore(state)
-        assert torch.equal(stream.next_batch(), batches[number])
+        assert torch.equal(stream.next_batch()[1], batches[number])
 
 
 def test_batches_mix_the_whole_store(store, several_rounds):
     """A shuffled batch holds rows of all segments; epochs and seeds differ in order."""
-    stream = Stream(store, 1, 200, "shuffled", seed=0)
-    assert stream.rounds > 1
-    first = stream.next_batch()
+    stream = open_stream(store, 200, "shuffled", seed=0)
+    assert len(stream.rounds.sizes) > 1
+    first = stream.next_batch()[1]
     segments = [store.read(1, segment, slice(0, rows)) for segment, rows in enumerate(store.segment_rows)]
     for segment in segments:
         assert (first[:, None] == segment[None]).all(2).any(), "a segment is missing from the batch"
-    assert not torch.equal(first, Stream(store, 1, 200, "shuffled", seed=1).next_batch())
+    assert not torch.equal(first, open_stream(store, 200, "shuffled", seed=1).next_batch()[1])
     for _ in range(stream.batches - 1):
-        stream.next_batch()
-    assert not torch.equal(first, stream.next_batch())
+        stream.next_batch()[1]
+    assert not torch.equal(first, stream.next_batch()[1])
 
 
 def test_the_sampled_mean_is_the_mean(store, monkeypatch):

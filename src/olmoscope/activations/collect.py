@@ -6,9 +6,7 @@ A segment that exists is never made again; a killed run goes on with the first o
 """
 
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,17 +23,16 @@ from olmoscope.activations.format import (
     write_manifest,
     write_segment,
 )
+from olmoscope.activations.forward import forward
 from olmoscope.errors import UserError
 from olmoscope.files import clean_temporary, locked
-from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.progress import bar
 from olmoscope.provenance import provenance
 from olmoscope.recipe import Recipe
-from olmoscope.tokens.chunks import positions
 from olmoscope.tokens.pack import pack
 from olmoscope.tokens.segments import TokenSegment, read_token_segment
-from olmoscope.tokens.tokenizer import load_tokenizer
+from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
 from olmoscope.units import format_bytes
 
 Split = Literal["train", "held_out"]
@@ -63,7 +60,7 @@ def collect(recipe: Recipe, split: Split, store: Path) -> Collected:
         UserError: the folder holds another recipe's store, is being filled by another process or does not fit on
             the disk; the model or text cannot be had; an activation is not finite.
     """
-    _refuse_another(store, recipe)
+    refuse_another(store, recipe)
     with locked(store, "collecting"):
         clean_temporary(store)
         tokenizer = load_tokenizer(recipe.model)
@@ -74,8 +71,8 @@ def collect(recipe: Recipe, split: Split, store: Path) -> Collected:
             return Collected(store, read_manifest(store), 0, index["wanted"], padding)
 
         model = load_model(recipe.model, recipe.activations.layers[-1], pick_device(recipe.device))
-        manifest = _manifest(recipe, split, model, tokenizer.hash(), index)
-        _refuse_other_model(store, manifest)
+        manifest = make_manifest(recipe, split, model, tokenizer, index)
+        refuse_other_model(store, manifest)
         _refuse_full_disk(store, recipe, model.d_model, sum(index["rows"][segment] for segment in missing))
         write_manifest(store, manifest)
         done = rows - sum(index["rows"][segment] for segment in missing)
@@ -85,41 +82,15 @@ def collect(recipe: Recipe, split: Split, store: Path) -> Collected:
                 activations = {layer: torch.empty(tokens.rows, model.d_model,
                                                   dtype=getattr(torch, recipe.activations.dtype))
                                for layer in recipe.activations.layers}
-                for part, outputs in _forward(model, tokens, recipe):
+                for part, outputs in forward(model, tokens, recipe):
                     for layer, output_RD in outputs.items():
                         activations[layer][part] = output_RD.to("cpu", activations[layer].dtype)
                     advance(part.stop - part.start)
-                _refuse_not_finite(activations, tokens)
+                refuse_not_finite(activations, tokens)
                 write_segment(store, segment, recipe.seed, activations, _rows(tokens))
         manifest = manifest.model_copy(update={"finished": True})
         write_manifest(store, manifest)
         return Collected(store, manifest, len(missing), index["wanted"], padding)
-
-
-def _forward(model: LoadedModel, tokens: TokenSegment, recipe: Recipe) -> Iterator[tuple[slice, dict[int, Tensor]]]:
-    """Run a segment's batches.
-
-    Yields:
-        Which rows of the segment a batch is, and for each layer their activations `[R, d_model]`, padding removed.
-    """
-    layers = recipe.activations.layers
-    apart = recipe.tokens.documents == "apart"
-    for first, last in pairwise(tokens.batch_starts):
-        starts = tokens.sequence_starts[first : last + 1]
-        lengths = np.diff(starts)
-        real_BT = np.arange(lengths.max()) < lengths[:, None]
-        token_ids_BT = np.zeros(real_BT.shape, dtype=np.int64)
-        token_ids_BT[real_BT] = tokens.token_ids[starts[0] : starts[-1]]
-        positions_BT = np.zeros(real_BT.shape, dtype=np.int64)
-        if apart:
-            positions_BT[real_BT] = np.concatenate([
-                positions(tokens.document_ids[start:end], "apart")
-                for start, end in pairwise(starts)])
-        outputs = read_residual_stream(model.module, model.layers, layers,
-                                       torch.from_numpy(token_ids_BT).to(model.device),
-                                       torch.from_numpy(positions_BT).to(model.device) if apart else None)
-        keep_BT = torch.from_numpy(real_BT).to(model.device)
-        yield slice(int(starts[0]), int(starts[-1])), {layer: outputs[layer][keep_BT] for layer in layers}
 
 
 def _rows(tokens: TokenSegment) -> dict[str, Tensor]:
@@ -131,17 +102,20 @@ def _rows(tokens: TokenSegment) -> dict[str, Tensor]:
             "source": torch.from_numpy(tokens.sources)}
 
 
-def _manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer_hash: str, index: dict[str, Any]) -> Manifest:
+def make_manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer: Tokenizer,
+                  index: dict[str, Any]) -> Manifest:
+    """What a store of this recipe is, still unfinished."""
     identity = ModelIdentity(name=recipe.model.name, revision=model.revision, architecture=model.architecture,
                              d_model=model.d_model, num_layers=model.num_layers, layers_path=model.layers_path)
     sources = {name: SourceCount(documents=counts["documents"], tokens=counts["tokens"])
                for name, counts in index["sources"].items()}
-    return Manifest(model=identity, tokenizer_hash=tokenizer_hash, recipe_hash=recipe.store_hash(), split=split,
+    return Manifest(model=identity, tokenizer_hash=tokenizer.hash(), special_token_ids=tokenizer.special_ids(),
+                    recipe_hash=recipe.store_hash(), split=split,
                     layers=recipe.activations.layers, dtype=recipe.activations.dtype, segments=len(index["rows"]),
                     rows=sum(index["rows"]), sources=sources, finished=False, provenance=provenance())
 
 
-def _refuse_another(store: Path, recipe: Recipe) -> None:
+def refuse_another(store: Path, recipe: Recipe) -> None:
     """A folder serves one recipe; checked before anything heavy is loaded."""
     if (store / "manifest.json").exists():
         found = read_manifest(store)
@@ -150,7 +124,8 @@ def _refuse_another(store: Path, recipe: Recipe) -> None:
                             f"{found.layers}); choose another --out or delete the folder")
 
 
-def _refuse_other_model(store: Path, wanted: Manifest) -> None:
+def refuse_other_model(store: Path, wanted: Manifest) -> None:
+    """A folder serves one revision of the model."""
     if (store / "manifest.json").exists():
         found = read_manifest(store)
         if (found.model, found.tokenizer_hash) != (wanted.model, wanted.tokenizer_hash):
@@ -166,7 +141,8 @@ def _refuse_full_disk(store: Path, recipe: Recipe, d_model: int, rows: int) -> N
                         "room, choose another --out, or lower tokens.count")
 
 
-def _refuse_not_finite(activations: dict[int, Tensor], tokens: TokenSegment) -> None:
+def refuse_not_finite(activations: dict[int, Tensor], tokens: TokenSegment) -> None:
+    """NaN and infinity in activations `[rows, d_model]` are named by sequence and token."""
     for layer, rows_RD in activations.items():
         finite_R = rows_RD.isfinite().all(dim=1)
         if not finite_R.all():
