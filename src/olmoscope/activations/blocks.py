@@ -15,7 +15,7 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import numpy as np
 import torch
@@ -58,23 +58,16 @@ def read_blocks(path: Path, name: str, part: slice, sums: list[str], out: Tensor
     """
     try:
         with path.open("rb", buffering=0) as file:
-            header = int.from_bytes(file.read(8), "little")
-            if header > 2**20:
-                raise damaged(path, "its header is not one of safetensors")
-            entry: dict[str, Any] = json.loads(file.read(header))[name]
-            rows, *shape = entry["shape"]
-            dtype = _DTYPES[entry["dtype"]]
+            dtype, (rows, *shape), offset = _header(file, name, path)
             first, end = part.start // BLOCK_ROWS * BLOCK_ROWS, min(-(-part.stop // BLOCK_ROWS) * BLOCK_ROWS, rows)
             if part.stop > end or (out is not None and (out.dtype, list(out.shape[1:])) != (dtype, shape)):
-                raise damaged(path, f"it holds {dtype} {entry['shape']}")
-            if os.fstat(file.fileno()).st_size < 8 + header + entry["data_offsets"][1]:
-                raise damaged(path, "it is cut off")
+                raise damaged(path, f"it holds {dtype} {[rows, *shape]}")
             exact = (first, end) == (part.start, part.stop)
             whole = out if out is not None and exact else torch.empty(end - first, *shape, dtype=dtype)
             content = _bytes(whole)
             row_bytes = math.prod(shape) * dtype.itemsize
-            _fill(file.fileno(), content, 8 + header + entry["data_offsets"][0] + first * row_bytes, path)
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError) as error:
+            _fill(file.fileno(), content, offset + first * row_bytes, path)
+    except FileNotFoundError as error:
         raise damaged(path, error) from error
     size = BLOCK_ROWS * row_bytes
     for number, start in enumerate(range(0, len(content), size), first // BLOCK_ROWS):
@@ -85,6 +78,22 @@ def read_blocks(path: Path, name: str, part: slice, sums: list[str], out: Tensor
         return whole
     asked = whole[part.start - first : part.stop - first]
     return asked if out is None else out.copy_(asked)
+
+
+def _header(file: IO[bytes], name: str, path: Path) -> tuple[torch.dtype, list[int], int]:
+    """dtype and shape of a tensor, and where in the file it starts; the file holds all of it."""
+    try:
+        size = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(min(size, 2**20)))[name]
+        dtype, shape, (start, end) = _DTYPES[entry["dtype"]], entry["shape"], entry["data_offsets"]
+        sound = all(type(number) is int and number >= 0 for number in (*shape, start, end))
+    except (ValueError, KeyError, TypeError) as error:
+        raise damaged(path, f"its header is not sound: {' '.join(str(error).split())}") from error
+    if not sound or not shape or math.prod(shape) * dtype.itemsize != end - start:
+        raise damaged(path, "its header is not sound")
+    if os.fstat(file.fileno()).st_size < 8 + size + end:
+        raise damaged(path, "it is cut off")
+    return dtype, shape, 8 + size + start
 
 
 def _fill(descriptor: int, content: np.ndarray, offset: int, path: Path) -> None:

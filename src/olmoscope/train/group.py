@@ -99,7 +99,7 @@ def _train_group(runs: list[Run], recipe: Recipe, rounds: Rounds, device: torch.
     with contextlib.closing(stream), deferred_interrupts() as interrupted, \
             bar(name, stream.rows * settings.epochs, "tokens", done=behind.step.tokens) as advance:
         batches = deal(stream, device, steps - done)
-        while done < steps and len(failures) < len(runs):
+        while done < steps and runs:
             try:
                 batch, position = next(batches)
             except UserError as error:
