@@ -78,11 +78,15 @@ def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption 
 
 @app.command()
 def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
-          only: OnlyOption = None) -> None:
-    """Train the recipe's SAEs on the stored activations."""
+          only: OnlyOption = None,
+          live: Annotated[bool, typer.Option("--live", help="Straight from the model: no store is needed.")] = False,
+          ) -> None:
+    """Train the recipe's SAEs on the stored activations, or straight from the model."""
     from olmoscope.pipeline import train_saes
 
     resolved, folder = _load(recipe, form, changes, out)
+    if live and resolved.train.live is None:
+        resolved = resolved.made_live()
     for sae, fresh in train_saes(resolved, folder, only or []):
         typer.echo(f"{sae.id}: trained" if fresh else f"{sae.id}: finished before, nothing to do")
 

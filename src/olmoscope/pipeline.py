@@ -25,7 +25,8 @@ from olmoscope.model.load import pick_device
 from olmoscope.recipe import SAE, Recipe
 from olmoscope.release.validate import Validation, validate
 from olmoscope.train.checkpoint import load_sae
-from olmoscope.train.run import run_folder, train
+from olmoscope.train.group import train_from_store, train_live
+from olmoscope.train.run import run_folder
 
 
 def store_folder(out: Path, split: str) -> Path:
@@ -53,14 +54,17 @@ def chosen(recipe: Recipe, only: list[str]) -> list[SAE]:
 
 
 def train_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[SAE, bool]]:
-    """Train SAEs one after the other.
+    """Train SAEs, from the store or (`train.live`) straight from the model.
 
     Yields:
         Each SAE, and False if it was finished before.
     """
-    store = open_store(store_folder(out, "train"))
-    for sae in chosen(recipe, only):
-        fresh = train(recipe, sae, store, run_folder(out, sae))
+    wanted, store = chosen(recipe, only), store_folder(out, "train")
+    if recipe.train.live:
+        trained = train_live(recipe, wanted, store, out)
+    else:
+        trained = train_from_store(recipe, wanted, open_store(store), out)
+    for sae, fresh in trained:
         write_text(out / "recipe.yaml", recipe.to_yaml())
         yield sae, fresh
 
@@ -74,6 +78,8 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
     Raises:
         UserError: a run that is not finished.
     """
+    if recipe.train.live:  # nobody collected anything; held-out rows are few
+        collect(recipe, "held_out", store_folder(out, "held_out"))
     store = open_store(store_folder(out, "held_out"))
     for sae in chosen(recipe, only):
         run = run_folder(out, sae)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from olmoscope.activations.stream import ROUND_ROWS
+from olmoscope.activations.rounds import ROUND_ROWS
 from olmoscope.errors import UserError
 from olmoscope.kernels.reference import GRADIENT_AT_ONCE, PRE_ACTIVATIONS_AT_ONCE
 from olmoscope.measure import Rates

@@ -194,6 +194,27 @@ class SAE(_Frozen):
 _NORMALIZE_NAMES = {"none": "raw", "layer_norm": "layernorm"}
 
 
+class Filter(_Frozen):
+    """Which rows training leaves out. The store holds them all; the share left out is reported."""
+
+    special_tokens: bool = False
+    """Leave out tokens that the tokenizer calls special."""
+    first_positions: Annotated[int, Field(ge=0)] = 0
+    """Leave out this many positions at the start of each sequence."""
+    max_norm: Annotated[float, Field(gt=1)] | None = None
+    """Leave out rows whose norm is over this many times the median norm of the layer, at any layer of the recipe (so
+    all its SAEs see the same tokens). Needs a store."""
+
+
+class Live(_Frozen):
+    """Training straight from the model, without a store of activations."""
+
+    rows: Count = 2**18
+    """Rows of each layer held and mixed: twice as many rows' contexts are in each batch."""
+    buffer: Literal["ram", "device"] = "ram"
+    """Where they are held: in memory, or on the device that trains."""
+
+
 class Train(_Frozen):
     """How every SAE of the recipe is trained."""
 
@@ -211,12 +232,27 @@ class Train(_Frozen):
     order: Literal["shuffled", "reading"] = "shuffled"
     """Rows mixed over the whole store, or in the order in which the model read them."""
     epochs: Count = 1
+    filter: Filter = Filter()
+    live: Live | None = None
+    """Read the model itself and not a store (`olmoscope train --live`)."""
+    together: Count | Literal["fit"] = "fit"
+    """SAEs trained at once on one read: a number, or as many as fit in the free memory of the device. Each becomes
+    what it would have become alone."""
     dead_window: Count = 500_000
     """A latent is dead if it did not fire in this many tokens."""
     checkpoint_every: Count = 1000
     """Steps between checkpoints."""
     log_every: Count = 50
     """Steps between lines of metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _live_can_do_it(self) -> "Train":
+        if self.live and self.filter.max_norm is not None:
+            raise ValueError("filter.max_norm needs the norms of a whole store, which a live stream does not have: "
+                             "leave out one of live and filter.max_norm")
+        if self.live and self.order == "reading":
+            raise ValueError("a live stream is always shuffled: leave out one of live and order: reading")
+        return self
 
 
 class Release(_Frozen):
@@ -269,9 +305,23 @@ class Recipe(_Frozen):
 
     def run_hash(self, sae: SAE) -> str:
         """Identifies what decides the weights of one SAE."""
-        train = self.train.model_dump(mode="json", exclude={"checkpoint_every", "log_every"})
+        train = self.train.model_dump(mode="json", exclude={"checkpoint_every": True, "log_every": True,
+                                                            "together": True, "live": {"buffer"}})
         return _hash({"store": self.store_hash(), "sae": sae.model_dump(mode="json", exclude={"canonical"}),
                       "train": train})
+
+    def made_live(self) -> "Recipe":
+        """The same recipe, trained straight from the model.
+
+        Raises:
+            UserError: it asks for what a live stream cannot do.
+        """
+        tree = self.model_dump(mode="json")
+        tree["train"]["live"] = {}
+        try:
+            return Recipe.model_validate(tree)
+        except ValidationError as error:
+            raise UserError(f"--live: {_first_mistake(error)}") from error
 
     def to_yaml(self) -> str:
         """The resolved recipe; reading it back gives an equal one."""

@@ -109,14 +109,15 @@ def show_statistics(collected: list[Collected]) -> None:
 def show_results(recipe: Recipe, out: Path, only: list[str]) -> None:
     """The figures of all SAEs, side by side."""
     table = new_table("SAEs on held-out tokens", "SAE", "NMSE", "(random k)", "FVU", "cosine", "L0", "dead",
-                      "held-out tokens", "training NMSE", "trained on", "dead (window)")
+                      "held-out tokens", "training NMSE", "trained on", "left out", "dead (window)")
     for sae in chosen(recipe, only):
         run = run_folder(out, sae)
         figures, done = read_json(run / "evaluation.json"), read_json(run / "done.json")
         table.add_row(sae.id, f"{figures['nmse']:.4f}", f"{figures['nmse_random_directions']:.3f}",
                       f"{figures['fvu']:.4f}", f"{figures['cosine']:.4f}", f"{figures['l0']['mean']:.1f}",
                       f"{figures['dead']['share']:.1%}", f"{figures['rows']:,}", f"{done['nmse']:.4f}",
-                      f"{done['tokens']:,}", f"{done['dead_share']:.1%} ({done['dead_window']:,})")
+                      f"{done['tokens']:,}", f"{done['rows']['dropped_share']:.1%}",
+                      f"{done['dead_share']:.1%} ({done['dead_window']:,})")
     console.print(table)
 
 

@@ -17,7 +17,8 @@ from olmoscope.errors import UserError
 from olmoscope.files import locked, sha256
 from olmoscope.recipe import Train
 from olmoscope.train.checkpoint import checkpoints, load_sae
-from olmoscope.train.run import learning_rate, run_folder, train
+from olmoscope.train.group import train_from_store
+from olmoscope.train.run import learning_rate, run_folder
 
 
 @pytest.fixture(scope="module")
@@ -30,6 +31,11 @@ def job(tmp_path_factory):
     return job, open_store(folder / "store"), folder
 
 
+def train(recipe_, sae, store, out):
+    """Train one SAE; whether there was something to do."""
+    return [fresh for _, fresh in train_from_store(recipe_, [sae], store, out)] == [True]
+
+
 def lines(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
@@ -39,7 +45,7 @@ def test_a_run_learns_and_says_what_it_did(job, tmp_path, number):
     recipe_, store, _ = job
     sae = recipe_.saes[number]
     run = run_folder(tmp_path, sae)
-    assert train(recipe_, sae, store, run)
+    assert train(recipe_, sae, store, tmp_path)
     done = json.loads((run / "done.json").read_text())
     metrics = lines(run)
     assert metrics[-1]["loss"] < 0.7 * metrics[0]["loss"]
@@ -53,7 +59,7 @@ def test_a_run_learns_and_says_what_it_did(job, tmp_path, number):
     torch.testing.assert_close(trained.W_FD.norm(dim=1), torch.ones(sae.d_sae))
     assert "finished: mean training NMSE" in (run / "training.log").read_text()
     before = sha256(checkpoints(run)[0])
-    assert not train(recipe_, sae, store, run)
+    assert not train(recipe_, sae, store, tmp_path)
     assert sha256(checkpoints(run)[0]) == before
 
 
@@ -64,13 +70,14 @@ import torch
 from olmoscope.activations.store import open_store
 from olmoscope.recipe import load_recipe
 from olmoscope.train import run as module
+from olmoscope.train.group import train_from_store
 torch.set_num_threads(1)
 job = load_recipe(sys.argv[1])
 if sys.argv[4] != "0":  # slow enough to be killed in the middle
     import time
     step = module.Step.__call__
     module.Step.__call__ = lambda self, *rest: (time.sleep(float(sys.argv[4])), step(self, *rest))[1]
-module.train(job, job.saes[0], open_store(Path(sys.argv[2])), Path(sys.argv[3]))
+list(train_from_store(job, job.saes[:1], open_store(Path(sys.argv[2])), Path(sys.argv[3])))
 """
 
 
@@ -84,10 +91,10 @@ def test_killed_and_resumed_equals_never_killed(job, tmp_path, number):
     recipe_, _, folder = job
     (folder / "job.yaml").write_text(recipe_.to_yaml())
     assert start(folder, tmp_path / "whole", 0).wait(timeout=120) == 0
-    run = tmp_path / "killed"
+    run, whole = (run_folder(tmp_path / name, recipe_.saes[0]) for name in ("killed", "whole"))
     kills = 0
     for _ in range(20):
-        process = start(folder, run, 0.05)
+        process = start(folder, tmp_path / "killed", 0.05)
         while process.poll() is None and (len(lines(run)) if (run / "metrics.jsonl").exists() else 0) < 7 * (kills + 1):
             time.sleep(0.01)
         if process.poll() is not None:
@@ -98,8 +105,8 @@ def test_killed_and_resumed_equals_never_killed(job, tmp_path, number):
         kills += 1
     assert process.returncode == 0, process.stderr.read()
     assert kills >= 2
-    assert lines(run) == lines(tmp_path / "whole")
-    assert sha256(checkpoints(run)[-1]) == sha256(checkpoints(tmp_path / "whole")[-1])
+    assert lines(run) == lines(whole)
+    assert sha256(checkpoints(run)[-1]) == sha256(checkpoints(whole)[-1])
     log = (run / "training.log").read_text()
     assert log.count("resumed after step") >= 2 or number == signal.SIGKILL
     if number != signal.SIGKILL:
@@ -109,13 +116,12 @@ def test_killed_and_resumed_equals_never_killed(job, tmp_path, number):
 def test_another_run_or_store_is_refused(job, tmp_path):
     recipe_, store, _ = job
     sae = recipe_.saes[0]
-    run = run_folder(tmp_path, sae)
-    train(recipe_, sae, store, run)
+    train(recipe_, sae, store, tmp_path)
     other = recipe_.model_copy(update={"train": recipe_.train.model_copy(update={"lr": 0.1})})
     with pytest.raises(UserError, match="holds a different"):
-        train(other, sae, store, run)
+        train(other, sae, store, tmp_path)
     logging_differs = recipe_.model_copy(update={"train": recipe_.train.model_copy(update={"log_every": 7})})
-    assert not train(logging_differs, sae, store, run)
+    assert not train(logging_differs, sae, store, tmp_path)
     fresh = tmp_path / "fresh"
     for change, message in (
             ({"model": recipe_.model.model_copy(update={"name": "another/model"})}, "the recipe wants another/model"),
@@ -132,10 +138,11 @@ def test_another_run_or_store_is_refused(job, tmp_path):
 def test_two_at_once_and_damage_are_refused(job, tmp_path):
     recipe_, store, _ = job
     sae = recipe_.saes[0]
-    with locked(tmp_path, "training"), pytest.raises(UserError, match="another process is training"):
+    run = run_folder(tmp_path, sae)
+    with locked(run, "training"), pytest.raises(UserError, match="another process is training"):
         train(recipe_, sae, store, tmp_path)
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "step-00000005.safetensors").write_bytes(b"half of a file")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "step-00000005.safetensors").write_bytes(b"half of a file")
     with pytest.raises(UserError, match=r"step-00000005\.safetensors is damaged"):
         train(recipe_, sae, store, tmp_path)
 

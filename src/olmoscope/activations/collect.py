@@ -24,6 +24,7 @@ from olmoscope.activations.format import (
     SourceCount,
     has_segment,
     layer_folder,
+    norm_name,
     read_manifest,
     stored_order,
     write_manifest,
@@ -49,7 +50,7 @@ from olmoscope.provenance import provenance
 from olmoscope.recipe import Recipe
 from olmoscope.tokens.pack import pack
 from olmoscope.tokens.segments import TokenSegment, read_token_segment
-from olmoscope.tokens.tokenizer import load_tokenizer
+from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
 
 Split = Literal["train", "held_out"]
 BUFFERS = 2
@@ -93,7 +94,7 @@ def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker()
         if share or not (store / "manifest.json").exists():
             model = load_model(recipe.model, recipe.activations.layers[-1],
                                pick_device(recipe.device, worker.local_index))
-            _begin(store, _manifest(recipe, split, model, tokenizer.hash(), index))
+            begin_store(store, make_manifest(recipe, split, model, tokenizer, index))
             refuse_full_disk(store, recipe, model.d_model, sum(index["rows"][segment] for segment in share))
             made = _make_segments(recipe, split, store, model, index, share)
         _finish(store, index)
@@ -151,6 +152,8 @@ def _write(store: Path, segment: int, claim: IO[bytes], buffer: Buffer, tokens: 
     with claim:
         buffer.wait()
         rows = {name: tensor[torch.from_numpy(order_R)] for name, tensor in _rows(tokens).items()}
+        norms = {norm_name(layer): layer_rows.square_norm_R[: tokens.rows].sqrt()
+                 for layer, layer_rows in buffer.layers.items()}
         files: dict[str, dict[str, Tensor]] = {}
         sums: dict[str, Tensor] = {}
         for layer, layer_rows in buffer.layers.items():
@@ -158,7 +161,7 @@ def _write(store: Path, segment: int, claim: IO[bytes], buffer: Buffer, tokens: 
             refuse_overflow(layer, layer_rows)
             files[layer_folder(layer)] = {name: tensor[: tokens.rows] for name, tensor in layer_rows.stored.items()}
             sums |= segment_sums(layer, layer_rows, rows["position"], bounds[layer] if bounds else None)
-        write_segment(store, segment, files | {"rows": rows, "statistics": sums}, between)
+        write_segment(store, segment, files | {"rows": rows | norms, "statistics": sums}, between)
 
 
 def _rows(tokens: TokenSegment) -> dict[str, Tensor]:
@@ -170,7 +173,7 @@ def _rows(tokens: TokenSegment) -> dict[str, Tensor]:
             "source": torch.from_numpy(tokens.sources)}
 
 
-def _begin(store: Path, wanted: Manifest) -> None:
+def begin_store(store: Path, wanted: Manifest) -> None:
     """Write the manifest, or check that the one there is of the same model: the first worker to come decides."""
     with manifest_locked(store):
         if not (store / "manifest.json").exists():
@@ -193,11 +196,14 @@ def _finish(store: Path, index: dict[str, Any]) -> None:
             write_manifest(store, manifest.model_copy(update={"finished": True}))
 
 
-def _manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer_hash: str, index: dict[str, Any]) -> Manifest:
+def make_manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer: Tokenizer,
+                  index: dict[str, Any]) -> Manifest:
+    """What a store of this recipe is, still unfinished."""
     identity = ModelIdentity(name=recipe.model.name, revision=model.revision, architecture=model.architecture,
                              d_model=model.d_model, num_layers=model.num_layers, layers_path=model.layers_path)
     sources = {name: SourceCount(documents=counts["documents"], tokens=counts["tokens"])
                for name, counts in index["sources"].items()}
-    return Manifest(model=identity, tokenizer_hash=tokenizer_hash, recipe_hash=recipe.store_hash(), split=split,
+    return Manifest(model=identity, tokenizer_hash=tokenizer.hash(), special_token_ids=tokenizer.special_ids(),
+                    recipe_hash=recipe.store_hash(), split=split,
                     layers=recipe.activations.layers, dtype=recipe.activations.dtype, segments=len(index["rows"]),
                     rows=sum(index["rows"]), sources=sources, finished=False, provenance=provenance(dated=False))

@@ -5,10 +5,12 @@
     tokens/segment-000042.safetensors         the sequences of a segment and how they are batched (TokenSegment)
     tokens/index.json                         rows of every segment, tokens per source; exists when all are packed
     layer_07/segment-000042.safetensors       `activations [rows, d_model]`; with dtype float8_e4m3 also `scale [rows]`
-    rows/segment-000042.safetensors           `token_id`, `sequence`, `position`, `source`, each `[rows]`
+    rows/segment-000042.safetensors           `token_id`, `sequence`, `position`, `source`, each `[rows]`; and
+                                              `norm_07`, each row's Euclidean norm at layer 7, float32
     checksums/tokens-000042.json              SHA-256 of the segment's tokens, written after them
     statistics/segment-000042.safetensors     the segment's sums (statistics.py)
-    checksums/segment-000042.json             SHA-256 of the segment's files; written last: the segment exists
+    checksums/segment-000042.json             SHA-256 of the segment's files, and a checksum of every block of rows of
+                                              the activations (blocks.py); written last: the segment exists
     statistics.json, statistics.safetensors   of the whole store; written when all segments exist
 
 Row i of every layer's file and of the rows file is the same token. The rows of a segment are permuted, the same way
@@ -18,15 +20,17 @@ names begin with a dot (locks, half-written files) are not part of the store.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from olmoscope.activations import fp8
+from olmoscope.activations.blocks import BLOCK_ROWS, checksums, read_blocks
 from olmoscope.activations.tensors_file import write_tensors
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, sha256, write_json
@@ -69,6 +73,8 @@ class Manifest(_Frozen):
     version: Annotated[int, Field(ge=1)] = VERSION
     model: ModelIdentity
     tokenizer_hash: str
+    special_token_ids: list[int]
+    """What the tokenizer calls special, for filters."""
     recipe_hash: str
     split: Literal["train", "held_out"]
     layers: list[int]
@@ -135,38 +141,85 @@ def write_segment(store: Path, segment: int, tensors: dict[str, dict[str, Tensor
         between: as in `write_tensors`.
     """
     rows = len(tensors["rows"]["token_id"])
-    paths = {folder: segment_path(store, folder, segment) for folder in tensors}
-    sums = {str(paths[folder].relative_to(store)): write_tensors(paths[folder], contents, between)
-            for folder, contents in tensors.items()}
-    write_json(segment_checksum(store, segment), {"rows": rows, "sha256": sums})
+    sums: dict[str, str] = {}
+    blocks: dict[str, dict[str, list[str]]] = {}
+    for folder, contents in tensors.items():
+        path = segment_path(store, folder, segment)
+        relative = str(path.relative_to(store))
+        sums[relative] = write_tensors(path, contents, between)
+        if "activations" in contents:
+            blocks[relative] = {name: checksums(tensor) for name, tensor in contents.items()}
+    write_json(segment_checksum(store, segment),
+               {"rows": rows, "sha256": sums, "block_rows": BLOCK_ROWS, "blocks": blocks})
 
 
-def read_rows(store: Path, segment: int) -> dict[str, Tensor]:
-    """`token_id`, `sequence`, `position`, `source` of a segment, each `[rows]`.
+@dataclass(frozen=True)
+class SegmentSums:
+    """What checksums/segment-N.json says; paths are relative to the store."""
+
+    sha256: dict[str, str]
+    blocks: dict[str, dict[str, list[str]]]
+    """For each file of activations, the checksums of the blocks of each of its tensors."""
+
+
+def read_sums(store: Path, segment: int) -> SegmentSums:
+    """Read a segment's checksums.
 
     Raises:
         UserError: missing or damaged.
     """
-    return read_tensors(segment_path(store, "rows", segment), "pt")[0]
+    path = segment_checksum(store, segment)
+    value = read_json(path)
+    if not isinstance(value, dict) or not {"sha256", "blocks"} <= set(value) or value["block_rows"] != BLOCK_ROWS:
+        raise UserError(f"{path} is damaged or of another format; delete it and run `olmoscope collect` again")
+    return SegmentSums(value["sha256"], value["blocks"])
 
 
-def read_activations(store: Path, layer: int, segment: int, part: slice) -> Tensor:
-    """Some rows of a segment at a layer, `[part, d_model]`; only they are read from the disk.
+def read_rows(store: Path, segment: int, sums: SegmentSums | None = None) -> dict[str, Tensor]:
+    """`token_id`, `sequence`, `position`, `source` and the norms of a segment, each `[rows]`; the file is checked.
 
-    In the store's dtype; 8-bit rows are given back in bfloat16.
+    Args:
+        sums: the segment's checksums, where they were read before.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    sums = sums or read_sums(store, segment)
+    path = segment_path(store, "rows", segment)
+    _verify(store, str(path.relative_to(store)), sums)
+    return read_tensors(path, "pt")[0]
+
+
+def read_activations(store: Path, layer: int, segment: int, part: slice, sums: SegmentSums | None = None,
+                     out: Tensor | None = None) -> Tensor:
+    """Some rows of a segment at a layer, `[part, d_model]`; only their blocks are read from the disk, and checked.
+
+    In `read_dtype`: the store's dtype, but 8-bit rows are given back in bfloat16.
+
+    Args:
+        sums: the segment's checksums, where they were read before.
+        out: memory to fill, `[part, d_model]`.
 
     Raises:
         UserError: missing or damaged.
     """
     path = segment_path(store, layer_folder(layer), segment)
-    try:
-        with safe_open(path, "pt") as file:
-            rows_RD: Tensor = file.get_slice("activations")[part.start : part.stop]
-            if "scale" in file.keys():  # noqa: SIM118
-                return fp8.dequantize(rows_RD, file.get_slice("scale")[part.start : part.stop])
-            return rows_RD
-    except (FileNotFoundError, SafetensorError) as error:
-        raise damaged(path, error) from error
+    blocks = (sums or read_sums(store, segment)).blocks[str(path.relative_to(store))]
+    if "scale" not in blocks:
+        return read_blocks(path, "activations", part, blocks["activations"], out)
+    rows_RD = fp8.dequantize(*(read_blocks(path, name, part, blocks[name]) for name in ("activations", "scale")))
+    return rows_RD if out is None else out.copy_(rows_RD)
+
+
+def norm_name(layer: int) -> str:
+    """The name of a layer's norms in rows/: `norm_07`."""
+    return f"norm_{layer:02d}"
+
+
+def read_dtype(dtype: StoreDtype) -> torch.dtype:
+    """The dtype in which rows of a store are given to readers: the store's own, bfloat16 for 8-bit ones."""
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32,
+            "float8_e4m3": torch.bfloat16}[dtype]
 
 
 def verify_segment(store: Path, segment: int) -> None:
@@ -175,12 +228,17 @@ def verify_segment(store: Path, segment: int) -> None:
     Raises:
         UserError: one is missing or differs.
     """
-    for relative, expected in read_json(segment_checksum(store, segment))["sha256"].items():
-        path = store / relative
-        if not path.exists():
-            raise damaged(path, "it is missing")
-        if sha256(path) != expected:
-            raise damaged(path, "its checksum differs")
+    sums = read_sums(store, segment)
+    for relative in sums.sha256:
+        _verify(store, relative, sums)
+
+
+def _verify(store: Path, relative: str, sums: SegmentSums) -> None:
+    path = store / relative
+    if not path.exists():
+        raise damaged(path, "it is missing")
+    if sha256(path) != sums.sha256[relative]:
+        raise damaged(path, "its checksum differs")
 
 
 def segment_checksum(store: Path, segment: int) -> Path:

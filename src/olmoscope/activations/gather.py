@@ -68,6 +68,11 @@ class LayerRows:
             self.error_1 += (read_BD.float() - x32_BD).square().sum(dim=1).sum(dtype=torch.float64)
         _words(activations_RD).index_copy_(0, places_B, _words(stored_BD))
 
+    def read(self, part: slice) -> Tensor:
+        """Some rows as readers of a store get them, in memory of their own."""
+        rows_RD = self.stored["activations"][part]
+        return fp8.dequantize(rows_RD, self.stored["scale"][part]) if "scale" in self.stored else rows_RD.clone()
+
     def copy_to(self, other: "LayerRows", rows: int) -> None:
         """Start copying the first `rows` rows and the counts; the caller knows the stream."""
         for name, tensor in self.stored.items():

@@ -47,11 +47,11 @@ def refuse_not_finite(layer: int, rows: LayerRows, tokens: TokenSegment, order_R
     """No NaN or infinity is stored.
 
     Args:
-        rows: a filled segment of the layer, on the CPU.
+        rows: a filled segment of the layer.
         order_R: which row of the token segment each of them is.
     """
     if not rows.largest_D.isfinite().all():
-        bad_R = order_R[(~rows.square_norm_R[: tokens.rows].isfinite()).numpy()]
+        bad_R = order_R[(~rows.square_norm_R[: tokens.rows].isfinite()).cpu().numpy()]
         row = int(bad_R.min())
         sequence = int(np.searchsorted(tokens.sequence_starts, row, side="right")) - 1
         raise UserError(f"layer {layer} gave NaN or infinite activations ({len(bad_R)} of {tokens.rows} rows; first: "

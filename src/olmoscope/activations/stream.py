@@ -1,93 +1,143 @@
-"""What training reads: batches of activations from a store, in an order that three integers can resume.
+"""What training reads: batches of activations, in an order that three integers can resume.
 
-Shuffled: the rows of every segment were permuted when it was written. Round j reads slice j of every segment, permutes
-these rows in memory and deals them out. An epoch thus covers each row once, mixes rows of all segments in every batch,
-and reads the disk in long runs. Reading order: one segment a round, its rows as the model read them (the reference
-recipe).
+    source of rounds (a store: rounds.py, or the model itself: live.py) -> Stream -> batches on the device
+
+The next round is read in a thread while one is dealt out; never more than one ahead. Several readers deal out the same
+batches: reader I of N takes the I-th part of each, whatever N is.
 """
 
 from collections.abc import Iterator
-from typing import Literal
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from olmoscope.activations.format import read_rows
-from olmoscope.activations.store import Store
-from olmoscope.seeds import generator
+from olmoscope.activations.rounds import Round, Rounds
 
-ROUND_ROWS = 2**17
-"""Rows mixed in memory at a time (1 GB at d_model 4096 in bf16), as far as slices stay long enough."""
-SLICE_ROWS = 256
-"""Shortest slice read at a time: 2 MB at d_model 4096 in bf16, so that the disk reads sequentially."""
+START = {"epoch": 0, "round": 0, "offset": 0}
 
 
 class Stream:
-    """Batches `[batch, d_model]` of one layer of a store; the last one of an epoch may be smaller."""
+    """Batches of rows; the last one of an epoch may be smaller. Close it, or use it with `contextlib.closing`."""
 
-    def __init__(self, store: Store, layer: int, batch: int, order: Literal["shuffled", "reading"], seed: int) -> None:
-        self.store, self.layer, self.batch, self.order, self.seed = store, layer, batch, order, seed
-        self.epoch = self.round = self.offset = 0
-        if order == "reading":
-            self.rounds = store.manifest.segments
-        else:
-            slices = max(store.segment_rows) // SLICE_ROWS  # a short last segment gives short slices
-            self.rounds = max(1, min(slices, round(store.rows / ROUND_ROWS)))
-        self._loaded: tuple[int, int, Tensor] | None = None
+    def __init__(self, rounds: Rounds, batch: int, epochs: int = 1, reader: tuple[int, int] = (0, 1),
+                 pinned: bool = False) -> None:
+        """
+        Args:
+            batch: rows of a batch, of all readers together.
+            epochs: how many will be asked for; nothing is read ahead beyond them.
+            reader: (I, N): this reader takes the I-th of N parts (from 0) of every batch.
+            pinned: batches in page-locked memory, from which a GPU copies by itself.
+        """
+        self.rounds, self.batch, self.epochs, self.reader, self.pinned = rounds, batch, epochs, reader, pinned
+        self._epoch = self._number = self._offset = 0
+        self._before = [0, *accumulate(rounds.sizes)]
+        """Rows of an epoch dealt out before each round."""
+        self._current: tuple[tuple[int, int], Round] | None = None
+        self._coming: tuple[tuple[int, int], Future[Round]] | None = None
+        self._thread = ThreadPoolExecutor(1, "read-ahead")
+
+    @property
+    def rows(self) -> int:
+        """Rows of one epoch, of all readers."""
+        return self._before[-1]
 
     @property
     def batches(self) -> int:
         """Batches of one epoch."""
-        return -(-self.store.rows // self.batch)
+        return -(-self.rows // self.batch)
 
     def state(self) -> dict[str, int]:
         """Where it is: rows before `offset` of this round of this epoch are dealt out."""
-        return {"epoch": self.epoch, "round": self.round, "offset": self.offset}
+        return {"epoch": self._epoch, "round": self._number, "offset": self._offset}
 
     def restore(self, state: dict[str, int]) -> None:
         """Go on from a `state`."""
-        self.epoch, self.round, self.offset = state["epoch"], state["round"], state["offset"]
+        self._epoch, self._number, self._offset = state["epoch"], state["round"], state["offset"]
 
-    def __iter__(self) -> Iterator[Tensor]:
-        """Endless: epoch after epoch, each in an order of its own (or always in reading order)."""
-        while True:
-            yield self.next_batch()
+    def next_batch(self) -> dict[int, Tensor]:
+        """The next batch, for each layer `[batch, d_model]` in the store's dtype, where the rounds are (the CPU).
 
-    def next_batch(self) -> Tensor:
-        """The next batch, in the store's dtype, on the CPU."""
-        parts: list[Tensor] = []
-        missing = self.batch
-        while missing:
-            rows_RD = self._round()
-            part_RD = rows_RD[self.offset : self.offset + missing]
-            parts.append(part_RD)
-            missing -= len(part_RD)
-            self.offset += len(part_RD)
-            if self.offset == len(rows_RD):
-                self.round, self.offset = self.round + 1, 0
-            if self.round == self.rounds:
-                self.epoch, self.round = self.epoch + 1, 0
-                break
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
+        If it raises, the stream is where it was.
 
-    def _round(self) -> Tensor:
-        """The rows of the current round, `[rows, d_model]`, in the order in which they are dealt out."""
-        if self._loaded is None or self._loaded[:2] != (self.epoch, self.round):
-            self._loaded = None  # free the old round before the new one is read
-            rows_RD = self._read_in_order() if self.order == "reading" else self._read_shuffled()
-            self._loaded = (self.epoch, self.round, rows_RD)
-        return self._loaded[2]
+        Raises:
+            UserError: what the rounds raise.
+        """
+        epoch, number, offset = self._epoch, self._number, self._offset
+        length = min(self.batch, self.rows - self._before[number] - offset)
+        reader, readers = self.reader
+        first, end = length * reader // readers, length * (reader + 1) // readers
+        batch: dict[int, Tensor] = {}
+        dealt = 0
+        while dealt < length:
+            piece = min(length - dealt, self.rounds.sizes[number] - offset)
+            start, stop = max(first, dealt), min(end, dealt + piece)
+            if piece:
+                current = self._round(epoch, number)
+                batch = batch or {layer: torch.empty(end - first, rows_RD.shape[1], dtype=rows_RD.dtype,
+                                                     device=rows_RD.device, pin_memory=self.pinned)
+                                  for layer, rows_RD in current.rows.items()}
+            if start < stop:
+                chosen = current.order[offset + start - dealt : offset + stop - dealt]
+                for layer, rows_RD in current.rows.items():
+                    torch.index_select(rows_RD, 0, chosen, out=batch[layer][start - first : stop - first])
+            dealt += piece
+            offset += piece
+            while number < len(self.rounds.sizes) and offset == self.rounds.sizes[number]:  # a filter may empty some
+                number, offset = number + 1, 0
+        if number == len(self.rounds.sizes):
+            epoch, number = epoch + 1, 0
+        self._epoch, self._number, self._offset = epoch, number, offset
+        return batch
 
-    def _read_in_order(self) -> Tensor:
-        rows = read_rows(self.store.path, self.round)
-        rows_RD = self.store.read(self.layer, self.round, slice(0, self.store.segment_rows[self.round]))
-        return rows_RD[torch.from_numpy(np.lexsort((rows["position"].numpy(), rows["sequence"].numpy())))]
+    def close(self) -> None:
+        """Stop reading ahead; waits for the round in hand."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
 
-    def _read_shuffled(self) -> Tensor:
-        slices = [self.store.read(self.layer, segment, slice(rows * self.round // self.rounds,
-                                                             rows * (self.round + 1) // self.rounds))
-                  for segment, rows in enumerate(self.store.segment_rows)]
-        rows_RD = torch.cat(slices)
-        order = generator(self.seed, "rows of a round", self.epoch, self.round).permutation(len(rows_RD))
-        return rows_RD[torch.from_numpy(order)]
+    def _round(self, epoch: int, number: int) -> Round:
+        """A round, from the thread if it was read ahead; starts reading the one after it."""
+        if self._current is None or self._current[0] != (epoch, number):
+            spare = self._current[1] if self._current else None
+            self._current = None
+            if self._coming:
+                coming, future = self._coming
+                self._coming = None
+                if coming == (epoch, number):
+                    self._current = (coming, future.result())
+                else:
+                    future.cancel()
+            self._current = self._current or ((epoch, number), self.rounds.read(epoch, number, None))
+            after = (epoch, number + 1) if number + 1 < len(self.rounds.sizes) else (epoch + 1, 0)
+            if self.rounds.ahead and after[0] < self.epochs:
+                self._coming = (after, self._thread.submit(self.rounds.read, *after, spare))
+        return self._current[1]
+
+
+def deal(stream: Stream, device: torch.device, count: int) -> Iterator[tuple[dict[int, Tensor], dict[str, int]]]:
+    """The next `count` batches on a device, each with the stream's state after it.
+
+    To a GPU they are copied from page-locked memory on a stream of their own, one batch ahead of the one in use.
+    """
+    if device.type != "cuda":
+        for _ in range(count):
+            yield stream.next_batch(), stream.state()
+        return
+    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def start() -> tuple[dict[int, Tensor], dict[str, int], torch.cuda.Event]:
+        batch = stream.next_batch()
+        copies.wait_stream(torch.cuda.current_stream(device))  # a batch made on the device must be there first
+        with torch.cuda.stream(copies):
+            moved = {layer: rows_BD.to(device, non_blocking=True) for layer, rows_BD in batch.items()}
+        return moved, stream.state(), copies.record_event()
+
+    coming = start() if count else None
+    for number in range(count):
+        assert coming is not None
+        batch, state, copied = coming
+        coming = start() if number + 1 < count else None
+        torch.cuda.current_stream(device).wait_event(copied)
+        for rows_BD in batch.values():
+            rows_BD.record_stream(torch.cuda.current_stream(device))
+        yield batch, state

@@ -23,6 +23,11 @@ class Tokenizer:
         encodings = self.backend.encode_batch_fast(texts, add_special_tokens=False)
         return [np.array([*encoding.ids, self.eos_id], dtype=np.int32) for encoding in encodings]
 
+    def special_ids(self) -> list[int]:
+        """Ids of the tokens that the tokenizer calls special (EOS, chat marks and the like), ascending."""
+        added = self.backend.get_added_tokens_decoder()
+        return sorted({self.eos_id, *(number for number, token in added.items() if token.special)})
+
     def hash(self) -> str:
         """Identifies the tokenizer by all that it consists of."""
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]

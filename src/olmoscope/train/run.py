@@ -1,29 +1,30 @@
-"""A training run: one SAE, from a store, in a folder of its own; killed at any moment, it goes on where it was.
+"""One SAE's training: its run folder and its bookkeeping; killed at any moment, it goes on where it was.
 
 The run folder: `recipe.yaml` (resolved), `metrics.jsonl`, `training.log` (for people), `checkpoints/`, and at the end
 `done.json`. `metrics.jsonl` and the weights of a resumed run equal those of one that was never stopped, bit for bit on
-a CPU.
+a CPU. What it is fed comes from the loop (group.py), which may feed several at once.
 """
 
 import json
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from olmoscope.activations.store import Store
-from olmoscope.activations.stream import Stream
+import torch
+from torch import Tensor
+
+from olmoscope.activations.format import Manifest
+from olmoscope.activations.rounds import Rounds
+from olmoscope.activations.stream import START
 from olmoscope.errors import UserError
-from olmoscope.files import clean_temporary, locked, read_json, write_json, write_text
-from olmoscope.model.load import pick_device
-from olmoscope.progress import bar
+from olmoscope.files import read_json, write_json, write_text
 from olmoscope.provenance import provenance
 from olmoscope.recipe import SAE, Recipe, Train, load_recipe
 from olmoscope.sae.tied_topk import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
-from olmoscope.train.interrupt import deferred_interrupts
 from olmoscope.train.step import Step
 
 
@@ -39,27 +40,6 @@ def run_folder(out: Path, sae: SAE) -> Path:
     return out / "runs" / sae.id
 
 
-def train(recipe: Recipe, sae: SAE, store: Store, run: Path) -> bool:
-    """Train one SAE of the recipe.
-
-    Returns:
-        False if the run was finished already, and nothing was done.
-
-    Raises:
-        UserError: the store is not the recipe's, the folder holds another run, another process trains in it, or the
-            loss is not finite.
-        KeyboardInterrupt: stopped by a signal, after saving a checkpoint.
-    """
-    _refuse_another(recipe, sae, store, run)
-    if (run / "done.json").exists():
-        return False
-    with locked(run, "training"):
-        clean_temporary(run)
-        write_text(run / "recipe.yaml", recipe.to_yaml())
-        _Run(recipe, sae, store, run).finish()
-    return True
-
-
 @dataclass
 class _Counts:
     """Sums over rows, kept across restarts."""
@@ -69,89 +49,76 @@ class _Counts:
     tokens: int = 0
 
 
-@dataclass
-class _Run:
-    recipe: Recipe
-    spec: SAE
-    store: Store
-    folder: Path
-    counts: _Counts = field(default_factory=_Counts)
-    """Up to the last line of metrics.jsonl."""
+class Run:
+    """An SAE in training, from its last checkpoint (or the start)."""
 
-    def __post_init__(self) -> None:
-        device = pick_device(self.recipe.device)
-        self.settings = self.recipe.train
-        self.stream = Stream(self.store, self.spec.layer, self.settings.batch, self.settings.order, self.recipe.seed)
-        mean_D = self.store.sample_mean(self.spec.layer, self.spec.normalize).to(device)
-        sae = initialize(len(mean_D), self.spec.d_sae, self.spec.k, self.spec.normalize, mean_D, self.recipe.seed)
+    def __init__(self, recipe: Recipe, spec: SAE, rounds: Rounds, folder: Path, device: torch.device) -> None:
+        """
+        Args:
+            folder: its run folder, held by this process.
+
+        Raises:
+            UserError: a checkpoint is damaged, or was made on other activations.
+        """
+        self.recipe, self.spec, self.settings, self.rounds, self.folder = recipe, spec, recipe.train, rounds, folder
+        self.steps = -(-rounds.kept.rows // recipe.train.batch) * recipe.train.epochs
+        self.counts = _Counts()
+        """Up to the last line of metrics.jsonl."""
+        self.position = START
+        """Of the stream, after the last step."""
+        found = checkpoints(folder)
+        write_text(folder / "recipe.yaml", recipe.to_yaml())
+        # A checkpoint brings its own bias: the mean costs a read, or a forward pass.
+        mean_D = torch.zeros(rounds.manifest.model.d_model) if found else rounds.sample_mean(spec.layer, spec.normalize)
+        sae = initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D.to(device), recipe.seed)
         self.step = Step(sae, Adam.of(self.settings))
-        self.steps = self.stream.batches * self.settings.epochs
-        self.device = device
-
-    def finish(self) -> None:
-        """Train from the last checkpoint (or the start) to the end, and write done.json."""
-        self._resume()
-        self._log(f"training {self.spec.id}: {self.steps} steps on {self.device}"
-                  if not self.step.count else f"resumed after step {self.step.count} of {self.steps}")
-        started, tokens_before = time.monotonic(), self.step.tokens
-        total = self.store.rows * self.settings.epochs
-        with deferred_interrupts() as interrupted, \
-                bar(self.spec.id, total, "tokens", done=self.step.tokens) as advance, \
-                (self.folder / "metrics.jsonl").open("a") as metrics:
-            while self.step.count < self.steps:
-                x_BD = self.stream.next_batch().to(self.device)
-                self.step(x_BD, learning_rate(self.settings, self.step.count, self.steps))
-                note = None
-                last = self.step.count == self.steps
-                if self.step.count % self.settings.log_every == 0 or last:
-                    line = self._measure()
-                    metrics.write(json.dumps(line) + "\n")
-                    metrics.flush()
-                    rate = (self.step.tokens - tokens_before) / (time.monotonic() - started)
-                    note = f"loss {line['loss']:.4f}  L0 {line['l0']:.1f}  dead {line['dead_share']:.1%}"
-                    self._log(f"step {self.step.count}/{self.steps}  {note}  {rate:,.0f} tokens/s")
-                advance(len(x_BD), note)
-                if self.step.count % self.settings.checkpoint_every == 0 or last or interrupted():
-                    self._save()
-                if interrupted():
-                    self._log(f"stopped by a signal after step {self.step.count}")
-                    raise KeyboardInterrupt
-        self._done(time.monotonic() - started)
-
-    def _resume(self) -> None:
-        found = checkpoints(self.folder)
         if found:
-            state = load_checkpoint(found[-1], self.step)
-            self.stream.restore(state["stream"])
-            self.counts = _Counts(**state["counts"])
-        path = self.folder / "metrics.jsonl"
-        if path.exists():  # lines after the checkpoint will be written again
-            lines = path.read_text().splitlines(keepends=True)
-            write_text(path, "".join(line for line in lines if line.endswith("\n")
-                                     and json.loads(line)["step"] <= self.step.count))
+            self._load(found[-1])
+        self.saved = self.step.count
+        """Steps of the last checkpoint."""
+        self._cut_metrics()
+        self._started, self._tokens_before = time.monotonic(), self.step.tokens
+        self.log(f"resumed after step {self.step.count} of {self.steps}" if found else
+                 f"training {spec.id}: {self.steps} steps on {device}; {rounds.kept}")
 
-    def _measure(self) -> dict[str, Any]:
-        """A line of metrics.jsonl: means over the rows since the last one."""
-        loss, l0 = self.step.take_sums()
-        rows = self.step.tokens - self.counts.tokens
-        if not math.isfinite(loss):
-            raise UserError(f"{self.spec.id}: the loss is not finite at step {self.step.count}; lower train.lr")
-        self.counts = _Counts(self.counts.loss + loss, self.counts.l0 + l0, self.step.tokens)
-        return {"step": self.step.count, "tokens": self.step.tokens, "loss": loss / rows, "l0": l0 / rows,
-                "dead_share": self.step.dead_share(self.settings.dead_window),
-                "lr": learning_rate(self.settings, self.step.count - 1, self.steps)}
+    def train_on(self, x_BD: Tensor, position: dict[str, int]) -> str | None:
+        """One step, with what is due after it: a line of metrics, a checkpoint.
 
-    def _save(self) -> None:
+        Args:
+            x_BD: the batch, on the run's device.
+            position: of the stream after this batch.
+
+        Returns:
+            What to show, now and then.
+
+        Raises:
+            UserError: the loss is not finite.
+        """
+        self.step(x_BD, learning_rate(self.settings, self.step.count, self.steps))
+        self.position = position
+        note = None
+        last = self.step.count == self.steps
+        if self.step.count % self.settings.log_every == 0 or last:
+            note = self._measure()
+        if self.step.count % self.settings.checkpoint_every == 0 or last:
+            self.save()
+        return note
+
+    def save(self) -> None:
+        """Write a checkpoint, if there was a step since the last one."""
+        if self.saved == self.step.count:
+            return
         older = checkpoints(self.folder)
         save_checkpoint(checkpoint_path(self.folder, self.step.count), self.step,
-                        {"stream": self.stream.state(), "counts": vars(self.counts)})
+                        {"stream": self.position, "counts": vars(self.counts), "activations": self._activations()})
+        self.saved = self.step.count
         for path in older:
             path.unlink()
 
-    def _done(self, seconds: float) -> None:
-        manifest = self.store.manifest
-        counts = self.counts
-        self._log(f"finished: mean training NMSE {counts.loss / counts.tokens:.6f} over {counts.tokens} tokens")
+    def finish(self) -> None:
+        """Write done.json; the last step was made."""
+        counts, kept = self.counts, self.rounds.kept
+        self.log(f"finished: mean training NMSE {counts.loss / counts.tokens:.6f} over {counts.tokens} tokens")
         write_json(self.folder / "done.json", {
             "sae": self.spec.id,
             "run_hash": self.recipe.run_hash(self.spec),
@@ -162,26 +129,63 @@ class _Run:
             "l0": counts.l0 / counts.tokens,
             "dead_share": self.step.dead_share(self.settings.dead_window),
             "dead_window": self.settings.dead_window,
-            "seconds": round(seconds, 1),
-            "store": manifest.model_dump(mode="json", include={"model", "sources"}),
+            "rows": {"kept": kept.rows, "of": kept.of, "dropped_share": kept.dropped_share, "reasons": kept.dropped},
+            "seconds": round(time.monotonic() - self._started, 1),
+            "store": self.rounds.manifest.model_dump(mode="json", include={"model", "sources"}),
             "provenance": provenance()})
 
-    def _log(self, message: str) -> None:
+    def log(self, message: str) -> None:
+        """Add a line to training.log."""
         with (self.folder / "training.log").open("a") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
+    def _load(self, path: Path) -> None:
+        state = load_checkpoint(path, self.step)
+        for what, before in state["activations"].items():
+            if (now := self._activations()[what]) != before:
+                raise UserError(f"{self.folder} was trained on activations with {what} {before}, now they have {now}; "
+                                "choose another --out, or delete the folder to train anew")
+        self.position = state["stream"]
+        self.counts = _Counts(**state["counts"])
 
-def _refuse_another(recipe: Recipe, sae: SAE, store: Store, run: Path) -> None:
-    found, wanted = store.manifest, recipe.model
-    if (wanted.name, wanted.d_model or found.model.d_model) != (found.model.name, found.model.d_model):
-        raise UserError(f"{store.path} holds activations of {found.model.name} (d_model {found.model.d_model}), the "
-                        f"recipe wants {wanted.name} (d_model {wanted.d_model}); collect again into another --out")
-    if sae.layer not in found.layers:
-        raise UserError(f"{store.path} has layers {found.layers}, not layer {sae.layer}; collect it into another --out")
-    if found.recipe_hash != recipe.store_hash():
-        raise UserError(f"{store.path} was collected with another recipe (hash {found.recipe_hash}, this one's is "
-                        f"{recipe.store_hash()}): its text, tokens, model revision, layers or seed differ; collect "
-                        "again into another --out")
+    def _activations(self) -> dict[str, Any]:
+        """What must not change under a run that goes on."""
+        manifest = self.rounds.manifest
+        return {"model revision": manifest.model.revision, "tokenizer": manifest.tokenizer_hash,
+                "rows": self.rounds.kept.rows}
+
+    def _cut_metrics(self) -> None:
+        """Drop the lines after the checkpoint: they will be written again."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            lines = path.read_text().splitlines(keepends=True)
+            write_text(path, "".join(line for line in lines if line.endswith("\n")
+                                     and json.loads(line)["step"] <= self.step.count))
+
+    def _measure(self) -> str:
+        """Write a line of metrics.jsonl: means over the rows since the last one."""
+        loss, l0 = self.step.take_sums()
+        rows = self.step.tokens - self.counts.tokens
+        if not math.isfinite(loss):
+            raise UserError(f"{self.spec.id}: the loss is not finite at step {self.step.count}; lower train.lr")
+        self.counts = _Counts(self.counts.loss + loss, self.counts.l0 + l0, self.step.tokens)
+        line = {"step": self.step.count, "tokens": self.step.tokens, "loss": loss / rows, "l0": l0 / rows,
+                "dead_share": self.step.dead_share(self.settings.dead_window),
+                "lr": learning_rate(self.settings, self.step.count - 1, self.steps)}
+        with (self.folder / "metrics.jsonl").open("a") as metrics:
+            metrics.write(json.dumps(line) + "\n")
+        note = f"loss {line['loss']:.4f}  L0 {line['l0']:.1f}  dead {line['dead_share']:.1%}"
+        rate = (self.step.tokens - self._tokens_before) / (time.monotonic() - self._started)
+        self.log(f"step {self.step.count}/{self.steps}  {note}  {rate:,.0f} tokens/s")
+        return note
+
+
+def refuse_other_run(recipe: Recipe, sae: SAE, run: Path) -> None:
+    """A folder serves one run; whether its SAE was finished or not.
+
+    Raises:
+        UserError: it holds another.
+    """
     if (run / "recipe.yaml").exists():
         before = load_recipe(str(run / "recipe.yaml"))
         if before.run_hash(sae) != recipe.run_hash(sae):
@@ -189,3 +193,21 @@ def _refuse_another(recipe: Recipe, sae: SAE, store: Store, run: Path) -> None:
                             "delete the folder")
     if (run / "done.json").exists() and read_json(run / "done.json")["run_hash"] != recipe.run_hash(sae):
         raise UserError(f"{run} holds a different finished run of {sae.id}; choose another --out or delete the folder")
+
+
+def refuse_other_store(recipe: Recipe, sae: SAE, found: Manifest, store: Path) -> None:
+    """A store serves one recipe.
+
+    Raises:
+        UserError: it is of another model or recipe, or lacks the SAE's layer.
+    """
+    wanted = recipe.model
+    if (wanted.name, wanted.d_model or found.model.d_model) != (found.model.name, found.model.d_model):
+        raise UserError(f"{store} holds activations of {found.model.name} (d_model {found.model.d_model}), the "
+                        f"recipe wants {wanted.name} (d_model {wanted.d_model}); collect again into another --out")
+    if sae.layer not in found.layers:
+        raise UserError(f"{store} has layers {found.layers}, not layer {sae.layer}; collect it into another --out")
+    if found.recipe_hash != recipe.store_hash():
+        raise UserError(f"{store} was collected with another recipe (hash {found.recipe_hash}, this one's is "
+                        f"{recipe.store_hash()}): its text, tokens, model revision, layers or seed differ; collect "
+                        "again into another --out")

@@ -1,0 +1,154 @@
+"""The training loop: several SAEs on one read of the activations, each as if it were trained alone.
+
+From a store, the SAEs of one layer share a read; from the live model, all SAEs share its forward passes. After a kill
+its members may stand at different checkpoints: the stream goes on from the earliest, and those ahead let pass what they
+have had already.
+"""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from olmoscope.activations.filters import keep_of_store
+from olmoscope.activations.live import open_live
+from olmoscope.activations.rounds import Rounds, StoreRounds
+from olmoscope.activations.store import Store
+from olmoscope.activations.stream import Stream, deal
+from olmoscope.errors import UserError
+from olmoscope.files import clean_temporary, locked
+from olmoscope.model.load import pick_device
+from olmoscope.progress import bar
+from olmoscope.recipe import SAE, Recipe
+from olmoscope.train.interrupt import deferred_interrupts
+from olmoscope.train.run import Run, refuse_other_run, refuse_other_store, run_folder
+
+FIT_SHARE = 0.85
+"""Of the free memory, what parameters and moments may take: the rest is for batches and the step's own chunks."""
+STATE_BYTES = 12
+"""Of each parameter: itself and Adam's two moments, float32."""
+
+
+def train_from_store(recipe: Recipe, saes: list[SAE], store: Store, out: Path) -> Iterator[tuple[SAE, bool]]:
+    """Train SAEs of a recipe from a store, those of a layer together.
+
+    Yields:
+        Each SAE when it is done, and False if it was finished before and nothing was done.
+
+    Raises:
+        UserError: the store is not the recipe's or is damaged, a folder holds another run, another process trains in
+            it, or a loss is not finite (the others of its group are finished first).
+        KeyboardInterrupt: stopped by a signal, after saving checkpoints.
+    """
+    for sae in saes:
+        refuse_other_store(recipe, sae, store.manifest, store.path)
+
+    def open_rounds(layers: list[int]) -> Rounds:
+        return StoreRounds(store, layers, recipe.train.order, recipe.seed, keep_of_store(recipe.train.filter, store))
+
+    for layer in sorted({sae.layer for sae in saes}):
+        yield from _train(recipe, [sae for sae in saes if sae.layer == layer], open_rounds, out)
+
+
+def train_live(recipe: Recipe, saes: list[SAE], store: Path, out: Path) -> Iterator[tuple[SAE, bool]]:
+    """Train SAEs of a recipe straight from its model, all together.
+
+    Args:
+        store: the folder of the training split's store, which will hold tokens only.
+
+    Yields, Raises: as `train_from_store`.
+    """
+    yield from _train(recipe, saes, lambda layers: open_live(recipe, layers, "train", store), out)
+
+
+def _train(recipe: Recipe, saes: list[SAE], open_rounds: Callable[[list[int]], Rounds],
+           out: Path) -> Iterator[tuple[SAE, bool]]:
+    device = pick_device(recipe.device)
+    for sae in saes:
+        refuse_other_run(recipe, sae, run_folder(out, sae))
+    missing = [sae for sae in saes if not (run_folder(out, sae) / "done.json").exists()]
+    yield from ((sae, False) for sae in saes if sae not in missing)
+    if not missing:
+        return
+    rounds = open_rounds(sorted({sae.layer for sae in missing}))
+    while missing:
+        group = missing[: how_many(recipe, missing, rounds.manifest.model.d_model, device)]
+        missing = missing[len(group) :]
+        with contextlib.ExitStack() as held:
+            for sae in group:
+                held.enter_context(locked(run_folder(out, sae), "training"))
+                clean_temporary(run_folder(out, sae))
+            _train_group([Run(recipe, sae, rounds, run_folder(out, sae), device) for sae in group],
+                         recipe, rounds, device)
+        yield from ((sae, True) for sae in group)
+
+
+def _train_group(runs: list[Run], recipe: Recipe, rounds: Rounds, device: torch.device) -> None:
+    """Train all of a group to the end; one whose loss is not finite drops out and is named when the others are done."""
+    settings = recipe.train
+    steps = runs[0].steps
+    behind = min(runs, key=lambda run: run.step.count)
+    done = behind.step.count
+    failures: list[UserError] = []
+    name = runs[0].spec.id if len(runs) == 1 else f"{len(runs)} SAEs"
+    notes: dict[Run, str | None] = {}
+    stream = Stream(rounds, settings.batch, settings.epochs, pinned=device.type == "cuda")
+    stream.restore(behind.position)
+    with contextlib.closing(stream), deferred_interrupts() as interrupted, \
+            bar(name, stream.rows * settings.epochs, "tokens", done=behind.step.tokens) as advance:
+        batches = deal(stream, device, steps - done)
+        while done < steps and runs:
+            try:
+                batch, position = next(batches)
+            except UserError as error:
+                _stop(runs, str(error))
+                raise
+            for run in [run for run in runs if run.step.count == done]:
+                try:
+                    notes[run] = run.train_on(batch[run.spec.layer], position) or notes.get(run)
+                except UserError as error:
+                    run.log(str(error))
+                    failures.append(error)
+                    runs = [other for other in runs if other is not run]
+            done += 1
+            advance(len(next(iter(batch.values()))), "  |  ".join(note for note in notes.values() if note))
+            if interrupted():
+                _stop(runs, "stopped by a signal")
+                raise KeyboardInterrupt
+    for run in runs:
+        run.finish()
+    if failures:
+        raise failures[0]
+
+
+def _stop(runs: list[Run], why: str) -> None:
+    for run in runs:
+        run.save()
+        run.log(f"{why} after step {run.step.count}")
+
+
+def how_many(recipe: Recipe, saes: list[SAE], d_model: int, device: torch.device) -> int:
+    """How many of some SAEs to train at once, from the first on; at least one."""
+    if recipe.train.together != "fit":
+        return recipe.train.together
+    free = FIT_SHARE * _free_memory(device)
+    count = 0
+    for sae in saes:
+        free -= STATE_BYTES * (sae.d_sae * d_model + sae.d_sae + d_model)
+        if free < 0:
+            break
+        count += 1
+    return max(1, count)
+
+
+def _free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take on a device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():  # counts what the page cache would give back
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

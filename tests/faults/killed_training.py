@@ -1,0 +1,96 @@
+"""Train once undisturbed and once under SIGKILLs at random moments; a script for test_train_faults.py.
+
+    python killed_training.py RECIPE store|live STORE FOLDER KILLS
+
+Everything is imported once; each attempt is a forked process, so that 25 of them take seconds. FOLDER gets `whole`,
+`killed`, and `report.json`: the undisturbed one's seconds until its first metrics and in all, and where each kill fell.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+import traceback
+from pathlib import Path
+
+import torch
+import transformers.models.olmo3.modeling_olmo3  # noqa: F401
+
+from olmoscope.activations.store import open_store
+from olmoscope.files import write_json
+from olmoscope.model.load import load_model
+from olmoscope.recipe import load_recipe
+from olmoscope.tokens.tokenizer import load_tokenizer
+from olmoscope.train.group import train_from_store, train_live
+
+RECIPE, MODE, STORE, FOLDER, KILLS = load_recipe(sys.argv[1]), sys.argv[2], *map(Path, sys.argv[3:5]), int(sys.argv[5])
+
+
+def start(out: Path) -> int:
+    """Fork a process that trains into `out`; its errors go to a file beside it."""
+    pid = os.fork()
+    if pid:
+        return pid
+    log = os.open(FOLDER / "stderr.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    status = 1
+    try:
+        if MODE == "live":
+            list(train_live(RECIPE, RECIPE.saes, out / "store", out))
+        else:
+            list(train_from_store(RECIPE, RECIPE.saes, open_store(STORE), out))
+        status = 0
+    finally:
+        if status:
+            traceback.print_exc()
+            sys.stderr.flush()
+        os._exit(status)
+
+
+def steps(out: Path) -> int:
+    """Steps of the earliest SAE's last checkpoint."""
+    found = [max((int(path.stem[5:]) for path in (out / "runs" / sae.id / "checkpoints").glob("step-*")), default=0)
+             for sae in RECIPE.saes]
+    return min(found)
+
+
+def ended(pid: int) -> bool:
+    """Wait for an attempt; whether it came to its end, and was not killed before. It must not have failed."""
+    _, status = os.waitpid(pid, 0)
+    if os.WIFEXITED(status):
+        assert os.WEXITSTATUS(status) == 0, (FOLDER / "stderr.txt").read_text()
+    return os.WIFEXITED(status)
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    if MODE == "live":
+        load_tokenizer(RECIPE.model)
+        load_model(RECIPE.model, 0, torch.device("cpu"))  # what transformers imports late
+    began = time.monotonic()
+    pid = start(FOLDER / "whole")
+    metrics = FOLDER / "whole" / "runs" / RECIPE.saes[0].id / "metrics.jsonl"
+    while not metrics.exists():
+        assert time.monotonic() - began < 60, (FOLDER / "stderr.txt").read_text()
+        time.sleep(0.002)
+    startup = time.monotonic() - began
+    assert ended(pid)
+    whole = time.monotonic() - began
+    total = steps(FOLDER / "whole")
+
+    moments = random.Random(25)
+    kills: list[int] = []
+    while len(kills) < KILLS:
+        ahead = steps(FOLDER / "killed") > total * len(kills) / KILLS
+        pid = start(FOLDER / "killed")
+        time.sleep(moments.uniform(0, startup if ahead else startup + 3 * (whole - startup) / KILLS))
+        os.kill(pid, signal.SIGKILL)
+        assert not ended(pid), f"over after {kills}"
+        kills.append(steps(FOLDER / "killed"))
+    assert ended(start(FOLDER / "killed"))
+    write_json(FOLDER / "report.json", {"startup": startup, "whole": whole, "total": total, "kills": kills})
+
+
+main()
