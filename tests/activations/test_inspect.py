@@ -193,6 +193,20 @@ def test_rows_of_other_tokens_are_found(train, job, whole):
     assert files(train) == files(store_folder(whole, "train"))
 
 
+def test_checksums_of_blocks_are_checked(job, train, whole):
+    """Readers of slices go by them: a flipped digit would make a sound file unreadable."""
+    path = train / "checksums" / "segment-000001.json"
+    sums = json.loads(path.read_text())
+    blocks = sums["blocks"]["layer_07/segment-000001.safetensors"]["activations"]
+    blocks[1] = f"{int(blocks[1], 16) ^ 1:016x}"
+    path.write_text(json.dumps(sums))
+    assert found(train) == {"checksums/segment-000001.json":
+                            "its checksums of blocks are not those of layer_07/segment-000001.safetensors"}
+    repair_stores(train, dry_run=False)
+    collect(job, "train", train)
+    assert files(train) == files(store_folder(whole, "train"))
+
+
 def test_too_few_rows_are_found(train):
     path = train / "layer_01" / "segment-000001.safetensors"
     with safe_open(path, "pt") as file:

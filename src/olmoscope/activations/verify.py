@@ -15,6 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from olmoscope.activations.agreement import disagreements
+from olmoscope.activations.blocks import BLOCK_ROWS, checksums
 from olmoscope.activations.format import VERSION, Manifest, has_segment, layer_folder, read_manifest, segment_checksum
 from olmoscope.activations.inspect import find_stores, segment_numbers
 from olmoscope.activations.statistics import add_up
@@ -275,6 +276,8 @@ class _Verification:
                     self._bad_segment(segment, path, "its rows are not those of the segment's tokens")
             elif relative.startswith("layer_") and (mistake := _shape_mistake(path, count, manifest)):
                 self._bad_segment(segment, path, mistake)
+            elif relative.startswith("layer_") and not _blocks_fit(checksum, relative, path):
+                self._bad_segment(segment, checksum, f"its checksums of blocks are not those of {relative}")
 
     def _check_counts(self, manifest: Manifest, index: dict[str, Any]) -> None:
         path = self.store / "manifest.json"
@@ -368,6 +371,16 @@ def _how_damaged(path: Path) -> str:
             return "its content differs from its checksum"
     except SafetensorError as error:
         return f"truncated or overwritten ({path.stat().st_size} bytes: {str(error).strip()})"
+
+
+def _blocks_fit(checksum: Path, relative: str, path: Path) -> bool:
+    """Whether the checksums of blocks, by which readers of slices go, are those of a sound file."""
+    try:
+        listed, rows = _json(checksum)["blocks"][relative], _json(checksum)["block_rows"]
+    except (TypeError, KeyError):
+        return False
+    found = {name: checksums(tensor) for name, tensor in read_tensors(path, "pt")[0].items()}
+    return bool(listed == found and rows == BLOCK_ROWS)
 
 
 def _shape_mistake(path: Path, rows: int, manifest: Manifest | None) -> str:
