@@ -5,7 +5,7 @@
 
 What runs, in turns, in one process, on text of the Python standard library that is packed into tokens beforehand:
 
-    bare     the same model, cut above the deepest layer, over the same batches: no hooks, nothing kept
+    bare     the model over the same batches, ended after the deepest layer as `collect` does, nothing kept
     four     `collect`: four layers to disk, from loading the model to the finished store
     one      `collect`: the deepest layer alone
     peer     SAELens's CacheActivationsRunner, one pass for each of the four layers, over the same tokens in sequences
@@ -13,7 +13,7 @@ What runs, in turns, in one process, on text of the Python standard library that
 
 Reported: medians over the rounds of tokens/s and, of ratios within a round, of four/bare (bar: at least 0.90), of the
 time of four to that of one (at most 1.15), of four/peer (at least 3), the share of padding (at most 0.03); and the
-resident memory of a fresh process after two segments, at a quarter, half and the end of `four` (flat).
+peak of resident memory of a fresh process in each quarter of `four`, in segments small enough to be many (flat).
 
 The subjects: `tiny`, the package's model (d 256), where what is not the model weighs most; `wide`, a random Olmo3 of
 d 512 and 8 layers; `olmo3-7b`, the full size with random weights, layers 7, 15, 23, 31 (needs 15 GB of disk for its
@@ -40,6 +40,7 @@ import torch
 from olmoscope.activations.collect import collect
 from olmoscope.activations.forward import batches
 from olmoscope.files import write_json
+from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.load import load_model, pick_device
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
@@ -132,7 +133,7 @@ def measure(subject: Subject, device: str, tokens: int | None, rounds: int, with
         "time_of_four_over_one": _ratio(seconds["four"], seconds["one"]),
         "padding": round(1 - rows / index["padded"], 4),
         "written_gb_per_second": round(bytes_written / statistics.median(seconds["four"]) / 1e9, 4),
-        "resident_mb": _resident_memory(four, folder),
+        "resident_mb_by_quarter": _resident_memory(four, folder),
     }
     if with_peer:
         figures["four_over_peer"] = _ratio(seconds["peer"], seconds["four"])
@@ -184,13 +185,13 @@ def _time_bare(recipe: Recipe, packed: Path, segments: int) -> float:
     model = load_model(recipe.model, recipe.activations.layers[-1], pick_device(recipe.device))
     prepared = [batch.to(model.device) for segment in range(segments)
                 for batch in batches(read_token_segment(packed, segment), apart=False)]
-    with torch.no_grad():
-        model.module(input_ids=prepared[0].token_ids_BT, use_cache=False)
-        _synchronize()
-        start = time.perf_counter()
-        for batch in prepared:
-            model.module(input_ids=batch.token_ids_BT, use_cache=False)
-        _synchronize()
+    deepest = recipe.activations.layers[-1:]
+    read_residual_stream(model.module, model.layers, deepest, prepared[0].token_ids_BT)
+    _synchronize()
+    start = time.perf_counter()
+    for batch in prepared:
+        read_residual_stream(model.module, model.layers, deepest, batch.token_ids_BT)
+    _synchronize()
     return time.perf_counter() - start
 
 
@@ -249,15 +250,20 @@ def _model_path(recipe: Recipe) -> str:
     return str(locate(recipe.model)["pretrained_model_name_or_path"])
 
 
-def _resident_memory(recipe: Recipe, folder: Path) -> dict[str, float]:
-    """Resident memory (MB) of a fresh process that collects, when some share of the segments is there."""
-    receiver, sender = multiprocessing.get_context("spawn").Pipe(duplex=False)
-    process = multiprocessing.get_context("spawn").Process(
-        target=_collect_and_watch, args=(recipe.to_yaml(), str(_fresh_store(folder)), sender))
+def _resident_memory(recipe: Recipe, folder: Path) -> list[float]:
+    """Peak of resident memory (MB) of a fresh process that collects, in each quarter of its segments."""
+    longest = max(high for _, high in recipe.tokens.chunk_lengths)
+    tokens = recipe.tokens.model_copy(update={"segment_rows": max(longest, recipe.tokens.batch_tokens)})
+    recipe = recipe.model_copy(update={"tokens": tokens})
+    store = folder / "memory"
+    pack(recipe, load_tokenizer(recipe.model), "train", store)
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_collect_and_watch, args=(recipe.to_yaml(), str(store), sender))
     process.start()
-    figures = receiver.recv()
+    peaks = receiver.recv()
     process.join()
-    return dict(figures)
+    return list(peaks)
 
 
 def _collect_and_watch(recipe_yaml: str, store: str, sender: Any) -> None:
@@ -266,24 +272,20 @@ def _collect_and_watch(recipe_yaml: str, store: str, sender: Any) -> None:
     console.quiet = True
     recipe = Recipe.model_validate(yaml.safe_load(recipe_yaml))
     total = len(list((Path(store) / "tokens").glob("segment-*")))
-    figures: dict[str, float] = {}
+    peaks = [0.0] * 4
     done = threading.Event()
 
     def watch() -> None:
-        marks = {"start": 2 / total, "quarter": 0.25, "half": 0.5, "three_quarters": 0.75}
-        while not done.wait(0.05):
-            share = len(list((Path(store) / "checksums").glob("segment-*"))) / total
-            for name, mark in marks.items():
-                if share >= mark and name not in figures:
-                    figures[name] = _resident()
+        while not done.wait(0.02):
+            quarter = 4 * len(list((Path(store) / "checksums").glob("segment-*"))) // total
+            peaks[min(quarter, 3)] = max(peaks[min(quarter, 3)], _resident())
 
     thread = threading.Thread(target=watch)
     thread.start()
     collect(recipe, "train", Path(store))
     done.set()
     thread.join()
-    figures["end"] = _resident()
-    sender.send(figures)
+    sender.send(peaks)
 
 
 def _resident() -> float:
