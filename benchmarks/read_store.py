@@ -9,8 +9,8 @@ blocks of 2 MB from each of 384 files, as a full-size store of 20M rows does fro
     front to back   every file of the layer from its first byte to its last, into fresh batches of 4096 rows: what the
                     machine can do. Nothing is checked or mixed.
     same memory     the same into one batch's memory, over and over: cheaper still, though no trainer could use it
-    shuffled        a whole epoch of olmoscope's stream: every block checked, rows of all segments mixed
-    shuffled, 1     the same for reader 1 of 2: half of each batch
+    shuffled        an epoch of olmoscope's stream: every block checked, rows of all segments mixed
+    shuffled, 1 of 2  the same for one of two readers, which takes half of each batch (its own rows are counted)
 
 warm: the files are in the page cache; cold: they were dropped from it just before (POSIX_FADV_DONTNEED). Ratios are of
 medians. Contexts per batch are counted in the batches themselves (each row carries the number of its context). SAELens
@@ -172,24 +172,30 @@ def make_saelens_cache(folder: Path, d_model: int, rows: int) -> None:
         shutil.rmtree(f"{folder}-{start}")
 
 
-def measure(folder: Path, segments: int, segment_rows: int, d_model: int, runs: int) -> dict[str, Any]:
-    """All of it but SAELens."""
-    store = make_store(folder, segments, segment_rows, d_model)
-    paths = sorted((folder / layer_folder(LAYER)).iterdir())
+def measure_warm(store: Store, paths: list[Path], runs: int) -> dict[str, list[float]]:
+    """Rows per second of each way, from the page cache; the streams go from epoch to epoch, as in training."""
     whole, half = open_stream(store, 10**6), open_stream(store, 10**6, (0, 2))
+    d_model = store.manifest.model.d_model
     ways: Ways = {
         "front to back": lambda: front_to_back(paths, d_model, fresh=True),
         "same memory": lambda: front_to_back(paths, d_model, fresh=False),
         "shuffled": lambda: shuffled(whole),
         "shuffled, 1 of 2": lambda: shuffled(half)}
     for way in ways.values():
-        seconds_per_row(way())  # warms the cache, and torch; the streams have their memory now
-    warm = alternate(ways, runs, lambda: None)
-    cold = alternate({"front to back": ways["front to back"],
-                      "shuffled": lambda: shuffled(open_stream(store, 1))}, max(3, runs // 2), lambda: drop(paths))
-    whole.close(), half.close()
-    del whole, half, ways
+        seconds_per_row(way())  # warms the cache; the streams have their memory now
+    rates = alternate(ways, runs, lambda: None)
+    whole.close()
+    half.close()
+    return rates
 
+
+def measure(folder: Path, segments: int, segment_rows: int, d_model: int, runs: int) -> dict[str, Any]:
+    """All of it but SAELens."""
+    store = make_store(folder, segments, segment_rows, d_model)
+    paths = sorted((folder / layer_folder(LAYER)).iterdir())
+    warm = measure_warm(store, paths, runs)
+    cold = alternate({"front to back": lambda: front_to_back(paths, d_model, fresh=True),
+                      "shuffled": lambda: shuffled(open_stream(store, 1))}, max(3, runs // 2), lambda: drop(paths))
     before, most = own_memory(), 0
     found = []
     stream = open_stream(store, 1)
@@ -211,7 +217,7 @@ def measure_saelens(folder: Path, d_model: int, rows: int, runs: int) -> dict[st
     """SAELens on its own cache, warm, two buffers."""
     make_saelens_cache(folder, d_model, rows)
     ways: Ways = {"default buffer": lambda: saelens_store(folder, d_model, rows, None),
-            "buffer of 131072 rows": lambda: saelens_store(folder, d_model, rows, 131072)}
+                  "buffer of 131072 rows": lambda: saelens_store(folder, d_model, rows, 131072)}
     for way in ways.values():
         seconds_per_row(way())
     rates = alternate(ways, runs, lambda: None)
