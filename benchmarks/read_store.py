@@ -38,6 +38,7 @@ from olmoscope.activations.format import (
     ModelIdentity,
     SourceCount,
     layer_folder,
+    stored_order,
     write_manifest,
     write_segment,
 )
@@ -64,7 +65,9 @@ def make_store(folder: Path, segments: int, segment_rows: int, d_model: int) -> 
         facts = {"token_id": number.int(), "sequence": number.int(),
                  "position": torch.arange(CONTEXT).repeat(contexts).int(),
                  "source": torch.zeros(segment_rows, dtype=torch.uint8)}
-        write_segment(folder, segment, 0, {LAYER: rows_RD}, facts)
+        order = torch.from_numpy(stored_order(0, segment, segment_rows))
+        write_segment(folder, segment, {layer_folder(LAYER): {"activations": rows_RD[order]},
+                                        "rows": {name: tensor[order] for name, tensor in facts.items()}})
     rows = segments * segment_rows
     write_json(folder / "tokens" / "index.json", {"rows": [segment_rows] * segments})
     write_manifest(folder, Manifest(

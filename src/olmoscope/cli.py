@@ -2,6 +2,7 @@
 
 import errno
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
                   help="Get, judge, read and share sparse autoencoders (SAEs) of a language model.")
 
+store = typer.Typer(no_args_is_help=True, help="Look at, check and mend activation stores.")
+app.add_typer(store, name="store")
+
 RecipeArgument = Annotated[str, typer.Argument(
     metavar="RECIPE", help="A YAML file, a recipe of the package (tiny, olmo3-7b-think), or an output folder.")]
 FormOption = Annotated[str | None, typer.Option("--form", help="A form of the recipe, e.g. reference.")]
@@ -24,6 +28,9 @@ SetOption = Annotated[list[str] | None, typer.Option(
 OutOption = Annotated[Path | None, typer.Option(
     "--out", "-o", help="Output folder; by default named after the recipe, or the one given as RECIPE.")]
 OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="SAE", help="Only this SAE, by its id.")]
+StoreArgument = Annotated[Path, typer.Argument(metavar="PATH", help="An output folder, or one activation store.")]
+WorkerOption = Annotated[str | None, typer.Option(
+    "--worker", metavar="I/N", help="Make only share I of N (I from 0); by default what torchrun or srun says.")]
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a recipe.")]
 
 
@@ -36,25 +43,37 @@ def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")
 
 
 @app.command()
-def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None,
-         out: OutOption = None) -> None:
-    """Check a recipe and say what it will cost, before anything starts."""
+def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
+         measure: Annotated[bool, typer.Option(
+             "--measure", help="Time a few batches and training steps here, and say how many hours it takes.")] = False,
+         ) -> None:
+    """Check a recipe and say what it will cost, before anything starts; exits with 1 if the disk cannot hold it."""
     from olmoscope import tables
+    from olmoscope.measure import measure as measure_rates
     from olmoscope.plan import plan as make_plan
+    from olmoscope.plan import refuse_full_disk
 
     resolved, folder = _load(recipe, form, changes, out)
-    tables.show_plan(make_plan(resolved, folder))
+    made = make_plan(resolved, folder, measure_rates(resolved) if measure else None)
+    tables.show_plan(made)
+    refuse_full_disk(made, folder)
 
 
 @app.command()
-def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None,
-            out: OutOption = None) -> None:
+def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
+            worker: WorkerOption = None) -> None:
     """Run the model over the text and store its residual stream."""
     from olmoscope import tables
+    from olmoscope.activations.shares import parse_worker, worker_from_environment
     from olmoscope.pipeline import collect_stores
 
     resolved, folder = _load(recipe, form, changes, out)
-    tables.show_stores(collect_stores(resolved, folder))
+    who = parse_worker(worker) if worker else worker_from_environment(os.environ)
+    if who.told_by:
+        typer.echo(f"worker {who.index}/{who.count}, as {who.told_by} says", err=True)
+    collected = collect_stores(resolved, folder, who)
+    tables.show_stores(collected)
+    tables.show_statistics(collected)
 
 
 @app.command()
@@ -136,6 +155,41 @@ def import_checkpoint(
         typer.echo(f"note: {note}")
     typer.echo(f"{imported.folder}: layer {imported.layer}, {imported.d_sae} latents, d_model {imported.d_model}, "
                f"k {imported.k}, normalisation {imported.normalize}; {_written(imported.written)}")
+
+
+@store.command("info")
+def store_info(path: StoreArgument) -> None:
+    """Say what a store holds, how far it has come, and where it came from."""
+    from olmoscope import store_tables
+    from olmoscope.activations.inspect import describe, find_stores
+
+    for one in find_stores(path):
+        store_tables.show_info(describe(one))
+
+
+@store.command("verify")
+def store_verify(path: StoreArgument) -> None:
+    """Read everything and compare it with its checksums and counts; exits with 1 if anything is wrong."""
+    from olmoscope import store_tables
+    from olmoscope.activations.verify import verify_stores
+
+    verified = verify_stores(path)
+    store_tables.show_verified(path, verified)
+    if any(one.problems for one in verified):
+        raise typer.Exit(1)
+
+
+@store.command("repair")
+def store_repair(path: StoreArgument, dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="Only say what would be deleted.")] = False) -> None:
+    """Delete what is damaged and can be made anew; exits with 1 if something is wrong that it cannot mend."""
+    from olmoscope import store_tables
+    from olmoscope.activations.repair import repair_stores
+
+    repaired = repair_stores(path, dry_run=dry_run)
+    store_tables.show_repaired(repaired, dry_run)
+    if any(not problem.mends for one in repaired for problem in one.problems):
+        raise typer.Exit(1)
 
 
 def _written(written: bool) -> str:

@@ -10,9 +10,12 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from safetensors import SafetensorError
 
 from olmoscope.errors import UserError
 
@@ -36,6 +39,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
     except OSError as error:
         raise _explain(error, path) from error
+    except SafetensorError as error:  # safetensors gives the system's error as text: "… (os error 28)"
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise _explain(OSError(int(number[1]), os.strerror(int(number[1]))), path) from error
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -88,26 +96,80 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def try_lock(path: Path) -> IO[bytes] | None:
+    """Lock a file for one process, making it if it is absent; its content is left alone.
+
+    Returns:
+        The open file: closing it frees the lock, and so does the kernel when the process ends, however it ends. None
+        if another process holds it.
+
+    Raises:
+        UserError: the file system has no locks.
+    """
+    return _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def wait_for_lock(path: Path) -> IO[bytes]:
+    """Like `try_lock`, but wait until the lock is free."""
+    file = _lock(path, fcntl.LOCK_EX)
+    assert file is not None
+    return file
+
+
+def _lock(path: Path, how: int) -> IO[bytes] | None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, how)
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError as error:
+        file.close()
+        if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
+            raise UserError(f"the file system of {path} has no file locks (flock), without which processes would "
+                            "disturb each other; choose another --out") from error
+        raise
+    return file
+
+
 @contextlib.contextmanager
-def locked(folder: Path, doing: str) -> Iterator[None]:
+def locked(folder: Path, doing: str, name: str = ".lock") -> Iterator[None]:
     """Hold a folder for one process; the kernel frees it when the process ends, however it ends.
+
+    Args:
+        doing: for the message: `another process is DOING in FOLDER`.
+        name: which lock of the folder.
 
     Raises:
         UserError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"another process is {doing} in {folder}; wait for it or stop it first") from error
+    lock = try_lock(folder / name)
+    if lock is None:
+        raise UserError(f"another process is {doing} in {folder}; wait for it or stop it first")
+    with lock:
         yield
 
 
-def clean_temporary(folder: Path) -> None:
-    """Delete what killed processes left half-written below a folder; call it while holding the folder's lock."""
-    for path in folder.rglob(".*.tmp"):
-        path.unlink()
+def is_locked(folder: Path) -> bool:
+    """Whether a live process holds a lock file (`.lock` and whatever follows) in a folder; none is kept."""
+    for path in folder.glob(".lock*"):
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+    return False
+
+
+def clean_temporary(folder: Path, name: str = "*") -> None:
+    """Delete what killed processes left half-written below a folder; call it while holding the lock of those files.
+
+    Args:
+        name: of the files that were being written, with wildcards.
+    """
+    for path in folder.rglob(f".{name}.tmp"):
+        path.unlink(missing_ok=True)
 
 
 def _explain(error: OSError, path: Path) -> Exception:

@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from olmoscope.activations.collect import Collected, collect
+from olmoscope.activations.shares import Worker
 from olmoscope.activations.store import Store, open_store
 from olmoscope.errors import UserError
 from olmoscope.evaluate.reconstruction import evaluate
@@ -33,9 +34,9 @@ def store_folder(out: Path, split: str) -> Path:
     return out / "store" / split
 
 
-def collect_stores(recipe: Recipe, out: Path) -> list[Collected]:
-    """Collect the training rows and the held-out rows."""
-    collected = [collect(recipe, split, store_folder(out, split)) for split in ("train", "held_out")]
+def collect_stores(recipe: Recipe, out: Path, worker: Worker = Worker()) -> list[Collected]:  # noqa: B008 (frozen)
+    """Collect the training rows and the held-out rows, or a worker's share of them."""
+    collected = [collect(recipe, split, store_folder(out, split), worker) for split in ("train", "held_out")]
     write_text(out / "recipe.yaml", recipe.to_yaml())
     return collected
 

@@ -7,18 +7,19 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy")
+LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "numba")
 
 
-def provenance() -> dict[str, Any]:
-    """Versions, commit (of a source checkout, else null), platform and date, as JSON values."""
+def provenance(dated: bool = True) -> dict[str, Any]:
+    """Versions, commit (of a source checkout, else null), platform and, unless not wanted, date, as JSON values."""
+    date = {"date": datetime.now(UTC).isoformat(timespec="seconds")} if dated else {}
     return {
         "olmoscope": metadata.version("olmoscope"),
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "libraries": {name: metadata.version(name) for name in LIBRARIES},
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **date,
     }
 
 

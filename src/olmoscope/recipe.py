@@ -18,6 +18,7 @@ from olmoscope.errors import UserError
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+StoreDtype = Literal["bfloat16", "float32", "float16", "float8_e4m3"]
 
 
 class _Frozen(BaseModel):
@@ -142,13 +143,17 @@ class Model(_Frozen):
     num_layers: Count | None = None
     """Both are checked against the model when it is loaded; given here, a plan needs no network."""
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    attention: Literal["sdpa", "flash_attention_2", "flex_attention", "eager"] = "sdpa"
+    """How transformers computes attention; the results differ in their last bits."""
 
 
 class Activations(_Frozen):
     """What the store keeps."""
 
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: StoreDtype = "bfloat16"
+    """float16 is refused where values could overflow or do; float8_e4m3 (with a scale for each row) takes half the disk
+    and adds an error that is measured."""
 
     @field_validator("layers")
     @classmethod
@@ -156,6 +161,11 @@ class Activations(_Frozen):
         if sorted(set(layers)) != layers:
             raise ValueError(f"layers must ascend without repeats, not {layers}")
         return layers
+
+    def row_bytes(self, d_model: int) -> int:
+        """Bytes of a row of one layer on the disk."""
+        return {"bfloat16": 2 * d_model, "float16": 2 * d_model, "float32": 4 * d_model,
+                "float8_e4m3": d_model + 4}[self.dtype]
 
 
 class SAE(_Frozen):
@@ -214,6 +224,11 @@ class Train(_Frozen):
     """Share of the steps, the last ones, over which the rate falls linearly to 0; 0 keeps it constant."""
     betas: tuple[Share, Share] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    adam: Literal["exact", "touched"] = "exact"
+    """Adam on every row of the dictionary at every step, or only on rows with an active latent in the batch: cheaper
+    where the batch is small, and rows without a gradient do not drift on with their momentum."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Of Adam, for the dictionary: bfloat16 (rounded stochastically) halves their memory and traffic."""
     order: Literal["shuffled", "reading"] = "shuffled"
     """Rows mixed over the whole store, or in the order in which the model read them."""
     epochs: Count = 1
@@ -278,6 +293,11 @@ class Recipe(_Frozen):
             if ids.count(sae_id) > 1:
                 raise ValueError(f"saes: {sae_id} stands there twice")
         return self
+
+    def tokens_hash(self) -> str:
+        """Identifies what decides the token stage's bytes."""
+        model = self.model.model_dump(mode="json", include={"name", "revision"})
+        return _hash({"model": model} | self.model_dump(mode="json", include={"seed", "text", "tokens"}))
 
     def store_hash(self) -> str:
         """Identifies what decides the bytes of the activation store."""

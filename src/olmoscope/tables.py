@@ -10,7 +10,7 @@ from rich.table import Table
 from olmoscope.activations.collect import Collected
 from olmoscope.files import read_json
 from olmoscope.pipeline import chosen
-from olmoscope.plan import Plan
+from olmoscope.plan import Memory, Plan
 from olmoscope.recipe import Recipe
 from olmoscope.release.validate import Validation
 from olmoscope.train.run import run_folder
@@ -19,7 +19,8 @@ from olmoscope.units import format_bytes
 console = Console()
 
 
-def _table(title: str, *columns: str) -> Table:
+def new_table(title: str, *columns: str) -> Table:
+    """A table in the house style: the first column to the left, figures to the right."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
@@ -28,33 +29,49 @@ def _table(title: str, *columns: str) -> Table:
 
 def show_plan(plan: Plan) -> None:
     """What a recipe will cost."""
-    recipe = plan.recipe
+    recipe, cost = plan.recipe, plan.cost
+    unknown = "unknown without the model's config"
     console.print(f"[bold]{recipe.name}[/] ({recipe.form}): {recipe.model.name}, d_model {plan.d_model}")
-    table = _table("Text and activations", "what", "how much")
+    table = new_table("Text and activations", "what", "how much")
     for row in (
         ("training tokens", f"{recipe.tokens.count:,}"),
         ("held-out tokens", f"{recipe.tokens.held_out:,}"),
-        ("mixture", _mixture(recipe)),
+        *_sources(plan),
         ("sequences, about", f"{plan.sequences:,}"),
         ("segments", f"{plan.segments:,}"),
         ("layers", ", ".join(map(str, recipe.activations.layers))),
         ("bytes a layer", format_bytes(plan.layer_bytes)),
-        ("bytes of all layers", format_bytes(plan.store_bytes)),
+        ("bytes of all layers, tokens and rows", format_bytes(plan.store_bytes)),
+        ("parameters that run", unknown if cost is None else f"{cost.parameters:,}"),
+        ("FLOPs a token", unknown if cost is None else _flops(cost.flops_per_token(recipe.tokens.chunk_lengths))),
+        ("FLOPs of collection", unknown if plan.collect_flops is None else _flops(plan.collect_flops)),
+        ("peak memory of collection, about", unknown if plan.collect_memory is None else _memory(plan.collect_memory)),
+        ("time of collection", _time(plan.collect_hours())),
     ):
         table.add_row(*row)
     console.print(table)
-    table = _table("SAEs", "id", "parameters", "training state", "steps", "PFLOP")
+    table = new_table("SAEs, trained one after the other", "id", "steps", "FLOP",
+                      "GPU" if plan.gpu else "RAM", "time")
     for sae in plan.saes:
-        table.add_row(sae.sae.id, f"{sae.parameters / 1e6:,.1f}M", format_bytes(sae.state_bytes), f"{sae.steps:,}",
-                      f"{sae.flops / 1e15:,.3g}")
+        table.add_row(sae.sae.id, f"{sae.steps:,}", _flops(sae.flops, short=True),
+                      format_bytes(sae.memory.gpu or sae.memory.ram), _time(plan.train_hours(sae)))
     console.print(table)
-    enough = "enough" if plan.free_bytes >= plan.disk_bytes else "[red]NOT ENOUGH[/]"
-    console.print(f"Disk: {format_bytes(plan.disk_bytes)} needed, {format_bytes(plan.free_bytes)} free: {enough}")
+    if plan.rates is None:
+        console.print("Times: run with --measure, on the machine that will do the work.")
+    else:
+        rates = plan.rates
+        console.print(f"Measured on {rates.device}: {rates.tokens_per_second:,.0f} tokens/s through the model "
+                      f"({rates.batches} batches), {rates.step_seconds:.3g} s a step of {rates.sae.id} ({rates.steps} "
+                      f"steps); other SAEs in proportion to their width. In all {_time(plan.hours())}.")
+    enough = "[red]NOT ENOUGH[/]" if plan.missing_bytes else "enough"
+    there = f", {format_bytes(plan.present_bytes)} of it there already" if plan.present_bytes else ""
+    console.print(f"Disk: {format_bytes(plan.disk_bytes)} needed{there}; {format_bytes(plan.free_bytes)} free, "
+                  f"{enough}")
 
 
 def show_stores(collected: list[Collected]) -> None:
     """What was collected, and from where."""
-    table = _table("Stores", "store", "tokens", "segments", "made now", "padding", "tokens per source")
+    table = new_table("Stores", "store", "tokens", "segments", "made now", "padding", "tokens per source")
     for one in collected:
         manifest = one.manifest
         sources = ", ".join(f"{name} {count.tokens:,}" for name, count in manifest.sources.items())
@@ -67,10 +84,32 @@ def show_stores(collected: list[Collected]) -> None:
                           "tokens asked for.[/]")
 
 
+        if one.segments_missing:
+            console.print(f"[yellow]{one.store} is not finished: {one.segments_missing} of {one.manifest.segments} "
+                          "segments are other workers' to make; `olmoscope collect` without --worker makes what "
+                          "nobody does.[/]")
+
+
+def show_statistics(collected: list[Collected]) -> None:
+    """What the residual stream of finished stores is like; `x` is a row."""
+    for one in collected:
+        if one.statistics is None:
+            continue
+        table = new_table(f"Residual stream in {one.store}", "layer", "mean/std", "‖x‖ p50", "p99", "at start",
+                       "max |x|", "bound", "fp16", "added FVU")
+        for layer, figures in one.statistics["layers"].items():
+            norm = figures["norm"]
+            table.add_row(layer, *map(_number, (
+                figures["mean_over_std"], norm["p50"], norm["p99"], figures["norm_by_position"][0]["p50"],
+                figures["largest"], figures["bound"])),
+                "safe" if figures["float16"] else "no", f"{figures['added_fvu']:.1e}")
+        console.print(table)
+
+
 def show_results(recipe: Recipe, out: Path, only: list[str]) -> None:
     """The figures of all SAEs, side by side."""
-    table = _table("SAEs on held-out tokens", "SAE", "NMSE", "(random k)", "FVU", "cosine", "L0", "dead",
-                   "held-out tokens", "training NMSE", "trained on", "left out", "dead (window)")
+    table = new_table("SAEs on held-out tokens", "SAE", "NMSE", "(random k)", "FVU", "cosine", "L0", "dead",
+                      "held-out tokens", "training NMSE", "trained on", "left out", "dead (window)")
     for sae in chosen(recipe, only):
         run = run_folder(out, sae)
         figures, done = read_json(run / "evaluation.json"), read_json(run / "done.json")
@@ -98,9 +137,31 @@ def show_validation(validation: Validation) -> None:
     console.print(f"{len(made) - len(validation.failures)} of {len(made)} checks passed.")
 
 
-def _mixture(recipe: Recipe) -> str:
-    mixture = recipe.text.mixture
-    if mixture == "shards":
-        return "whole shards in shuffled order"
-    total = sum(mixture.values())
-    return ", ".join(f"{name} {weight / total:.0%}" for name, weight in mixture.items()) + " of documents"
+def _sources(plan: Plan) -> list[tuple[str, str]]:
+    if plan.shares is None:
+        return [("  of sources", "whole shards in shuffled order: their sizes decide")]
+    return [(f"  {name}, {share:.0%} by documents",
+             f"~{share * plan.recipe.tokens.count:,.0f} if these are equally long")
+            for name, share in plan.shares.items()]
+
+
+def _flops(number: float, short: bool = False) -> str:
+    """`14.3 GFLOP`, or `14.3 G`."""
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:,.3g} {unit}" + ("" if short else "FLOP")
+    return f"{number:,.0f}"
+
+
+def _memory(memory: Memory) -> str:
+    return f"{format_bytes(memory.ram)} RAM" + (f", {format_bytes(memory.gpu)} GPU" if memory.gpu else "")
+
+
+def _time(hours: float | None) -> str:
+    if hours is None:
+        return "?"
+    if hours < 2 / 60:
+        return f"{hours * 3600:.0f} s"
+    return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:,.1f} h"
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"

@@ -36,7 +36,7 @@ def whole(job, tmp_path_factory):
 
 def files(store):
     return {str(path.relative_to(store)): sha256(path) for path in sorted(store.rglob("*"))
-            if path.is_file() and path.name not in ("manifest.json", ".lock")}
+            if path.is_file() and not path.name.startswith(".")}
 
 
 @pytest.mark.parametrize("documents", ["share", "apart"])
@@ -144,12 +144,14 @@ def test_another_recipe_or_model_is_refused(job, whole, tmp_path):
     manifest["finished"] = False
     manifest["model"]["revision"] = "sha256:0"
     (store / "manifest.json").write_text(json.dumps(manifest))
+    (store / "checksums" / "segment-000001.json").unlink()
     with pytest.raises(UserError, match="at revision sha256:0"):
         collect(job, "train", store)
 
 
 def test_two_at_once_are_refused(job, whole):
-    with locked(whole, "collecting"), pytest.raises(UserError, match="another process is collecting"):
+    with locked(whole, "collecting", ".lock-worker-0-of-1"), \
+            pytest.raises(UserError, match="another process is collecting"):
         collect(job, "train", whole)
 
 

@@ -1,14 +1,18 @@
 """Collection: token segments through the model, residual stream to disk.
 
-    recipe -> tokens/ (packed once) -> for each segment: forward passes -> layer_NN/, rows/, checksums/
+    recipe -> tokens/ (packed once) -> for each segment of this worker's share: forward passes -> the segment's files
+           -> when the last segment is there, whoever made it: statistics, manifest
 
-A segment that exists is never made again; a killed run goes on with the first one missing.
+A segment that exists is never made again; a killed run goes on with the first one missing. While the model reads a
+segment, the one before it is being written.
 """
 
-import shutil
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 import torch
@@ -19,24 +23,38 @@ from olmoscope.activations.format import (
     ModelIdentity,
     SourceCount,
     has_segment,
+    layer_folder,
+    norm_name,
     read_manifest,
+    stored_order,
     write_manifest,
     write_segment,
 )
-from olmoscope.activations.forward import forward
+from olmoscope.activations.forward import batches, residual_rows
+from olmoscope.activations.gather import Buffer, SegmentRows
+from olmoscope.activations.refusals import (
+    refuse_another_store,
+    refuse_full_disk,
+    refuse_not_finite,
+    refuse_overflow,
+    refuse_unsafe_float16,
+)
+from olmoscope.activations.shares import Worker, claim_segment, manifest_locked, share_locked, tokens_locked
+from olmoscope.activations.statistics import read_statistics, segment_sums, write_statistics
+from olmoscope.activations.writer import Writer
 from olmoscope.errors import UserError
-from olmoscope.files import clean_temporary, locked
+from olmoscope.model.bound import residual_bound
 from olmoscope.model.load import LoadedModel, load_model, pick_device
-from olmoscope.progress import bar
+from olmoscope.progress import bar, console
 from olmoscope.provenance import provenance
 from olmoscope.recipe import Recipe
 from olmoscope.tokens.pack import pack
 from olmoscope.tokens.segments import TokenSegment, read_token_segment
 from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
-from olmoscope.units import format_bytes
 
 Split = Literal["train", "held_out"]
-BYTES = {"bfloat16": 2, "float32": 4}
+BUFFERS = 2
+"""Segments in memory: one that is being filled, one that is being written."""
 
 
 @dataclass(frozen=True)
@@ -47,50 +65,103 @@ class Collected:
     manifest: Manifest
     segments_made: int
     """0 if everything was there already."""
+    segments_missing: int
+    """Not 0 if other workers have still to make theirs."""
     wanted: int
     """Tokens the recipe asks for; the text may have held fewer."""
     padding: float
     """Share of computed tokens that were padding."""
+    statistics: dict[str, Any] | None
+    """statistics.json of a finished store."""
 
 
-def collect(recipe: Recipe, split: Split, store: Path) -> Collected:
-    """Fill an activation store; what is there already is kept.
+def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker()) -> Collected:  # noqa: B008 (frozen)
+    """Fill an activation store, or a worker's share of it; what is there already is kept.
 
     Raises:
-        UserError: the folder holds another recipe's store, is being filled by another process or does not fit on
-            the disk; the model or text cannot be had; an activation is not finite.
+        UserError: the folder holds another recipe's store, another process works on the same share, or the store does
+            not fit on the disk; the model or text cannot be had; an activation is not finite, or too large for the
+            store's dtype.
+        KeyboardInterrupt: stopped by a signal; finished segments are kept.
     """
-    refuse_another(store, recipe)
-    with locked(store, "collecting"):
-        clean_temporary(store)
+    refuse_another_store(store, recipe)
+    with share_locked(store, worker):
         tokenizer = load_tokenizer(recipe.model)
-        index = pack(recipe, tokenizer, split, store)
-        rows, padding = sum(index["rows"]), 1 - sum(index["rows"]) / index["padded"]
-        missing = [segment for segment in range(len(index["rows"])) if not has_segment(store, segment)]
-        if not missing and (store / "manifest.json").exists() and read_manifest(store).finished:
-            return Collected(store, read_manifest(store), 0, index["wanted"], padding)
+        with tokens_locked(store):
+            index = pack(recipe, tokenizer, split, store)
+        share = [segment for segment in _missing(store, index) if worker.owns(segment)]
+        made = 0
+        if share or not (store / "manifest.json").exists():
+            model = load_model(recipe.model, recipe.activations.layers[-1],
+                               pick_device(recipe.device, worker.local_index))
+            begin_store(store, make_manifest(recipe, split, model, tokenizer, index))
+            refuse_full_disk(store, recipe, model.d_model, sum(index["rows"][segment] for segment in share))
+            made = _make_segments(recipe, split, store, model, index, share)
+        _finish(store, index)
+        manifest = read_manifest(store)
+        return Collected(store, manifest, made, len(_missing(store, index)), index["wanted"],
+                         1 - sum(index["rows"]) / index["padded"],
+                         read_statistics(store) if manifest.finished else None)
 
-        model = load_model(recipe.model, recipe.activations.layers[-1], pick_device(recipe.device))
-        manifest = make_manifest(recipe, split, model, tokenizer, index)
-        refuse_other_model(store, manifest)
-        _refuse_full_disk(store, recipe, model.d_model, sum(index["rows"][segment] for segment in missing))
-        write_manifest(store, manifest)
-        done = rows - sum(index["rows"][segment] for segment in missing)
-        with bar(f"activations ({split})", rows, "tokens", done=done) as advance:
-            for segment in missing:
+
+def _missing(store: Path, index: dict[str, Any]) -> list[int]:
+    return [segment for segment in range(len(index["rows"])) if not has_segment(store, segment)]
+
+
+def _make_segments(recipe: Recipe, split: Split, store: Path, model: LoadedModel, index: dict[str, Any],
+                   share: list[int]) -> int:
+    """Make segments, but those that another process is making; returns how many."""
+    bounds = residual_bound(model.module, model.layers, model.architecture)
+    refuse_unsafe_float16(recipe, bounds)
+    total, to_do = sum(index["rows"]), sum(index["rows"][segment] for segment in share)
+    rows = SegmentRows(recipe.activations.layers, max(index["rows"]), model.d_model, recipe.activations.dtype,
+                       model.device)
+    made = 0
+    try:
+        with bar(f"activations ({split})", total, "tokens", done=total - to_do) as advance, \
+                contextlib.ExitStack() as claims, Writer([rows.buffer() for _ in range(BUFFERS)]) as writer:
+            for segment in share:
                 tokens = read_token_segment(store, segment)
-                activations = {layer: torch.empty(tokens.rows, model.d_model,
-                                                  dtype=getattr(torch, recipe.activations.dtype))
-                               for layer in recipe.activations.layers}
-                for part, outputs in forward(model, tokens, recipe):
-                    for layer, output_RD in outputs.items():
-                        activations[layer][part] = output_RD.to("cpu", activations[layer].dtype)
-                    advance(part.stop - part.start)
-                refuse_not_finite(activations, tokens)
-                write_segment(store, segment, recipe.seed, activations, _rows(tokens))
-        manifest = manifest.model_copy(update={"finished": True})
-        write_manifest(store, manifest)
-        return Collected(store, manifest, len(missing), index["wanted"], padding)
+                claim = claim_segment(store, segment)
+                if claim is None:
+                    advance(tokens.rows)
+                    continue
+                claims.enter_context(claim)
+                order_R = stored_order(recipe.seed, segment, tokens.rows)
+                places_R = torch.from_numpy(np.argsort(order_R)).to(model.device)
+                buffer = writer.buffer()
+                rows.start(buffer)
+                for batch in batches(tokens, apart=recipe.tokens.documents == "apart"):
+                    for layer, output_BD in residual_rows(model, recipe.activations.layers, batch.to(model.device)):
+                        rows.add(layer, places_R[batch.rows], output_BD)
+                    advance(batch.rows.stop - batch.rows.start)
+                    writer.check()
+                rows.hand_over(tokens.rows)
+                writer.write(buffer, partial(_write, store, segment, claim, buffer, tokens, order_R, bounds))
+                made += 1
+    except KeyboardInterrupt:
+        console.print(f"stopped: {len(index['rows']) - len(_missing(store, index))} of {len(index['rows'])} segments "
+                      f"of {store} are saved; run the same command again to go on")
+        raise
+    return made
+
+
+def _write(store: Path, segment: int, claim: IO[bytes], buffer: Buffer, tokens: TokenSegment, order_R: np.ndarray,
+           bounds: list[float] | None, between: Callable[[], None]) -> None:
+    """In the writer's thread: check a filled buffer, write the segment, let go of its claim."""
+    with claim:
+        buffer.wait()
+        rows = {name: tensor[torch.from_numpy(order_R)] for name, tensor in _rows(tokens).items()}
+        norms = {norm_name(layer): layer_rows.square_norm_R[: tokens.rows].sqrt()
+                 for layer, layer_rows in buffer.layers.items()}
+        files: dict[str, dict[str, Tensor]] = {}
+        sums: dict[str, Tensor] = {}
+        for layer, layer_rows in buffer.layers.items():
+            refuse_not_finite(layer, layer_rows, tokens, order_R)
+            refuse_overflow(layer, layer_rows)
+            files[layer_folder(layer)] = {name: tensor[: tokens.rows] for name, tensor in layer_rows.stored.items()}
+            sums |= segment_sums(layer, layer_rows, rows["position"], bounds[layer] if bounds else None)
+        write_segment(store, segment, files | {"rows": rows | norms, "statistics": sums}, between)
 
 
 def _rows(tokens: TokenSegment) -> dict[str, Tensor]:
@@ -100,6 +171,29 @@ def _rows(tokens: TokenSegment) -> dict[str, Tensor]:
             "sequence": torch.from_numpy(np.repeat(tokens.sequence_numbers, lengths).astype(np.int32)),
             "position": torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]).astype(np.int32)),
             "source": torch.from_numpy(tokens.sources)}
+
+
+def begin_store(store: Path, wanted: Manifest) -> None:
+    """Write the manifest, or check that the one there is of the same model: the first worker to come decides."""
+    with manifest_locked(store):
+        if not (store / "manifest.json").exists():
+            write_manifest(store, wanted)
+            return
+        found = read_manifest(store)
+        if (found.model, found.tokenizer_hash) != (wanted.model, wanted.tokenizer_hash):
+            raise UserError(f"{store} was begun with {found.model.name} at revision {found.model.revision}, now it "
+                            f"is {wanted.model.revision}: set model.revision, or choose another --out")
+
+
+def _finish(store: Path, index: dict[str, Any]) -> None:
+    """Write the statistics and mark the store as finished, if its last segment is there."""
+    if _missing(store, index):
+        return
+    with manifest_locked(store):
+        manifest = read_manifest(store)
+        if not manifest.finished or not (store / "statistics.json").exists():
+            write_statistics(store, manifest)
+            write_manifest(store, manifest.model_copy(update={"finished": True}))
 
 
 def make_manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer: Tokenizer,
@@ -112,42 +206,4 @@ def make_manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer: T
     return Manifest(model=identity, tokenizer_hash=tokenizer.hash(), special_token_ids=tokenizer.special_ids(),
                     recipe_hash=recipe.store_hash(), split=split,
                     layers=recipe.activations.layers, dtype=recipe.activations.dtype, segments=len(index["rows"]),
-                    rows=sum(index["rows"]), sources=sources, finished=False, provenance=provenance())
-
-
-def refuse_another(store: Path, recipe: Recipe) -> None:
-    """A folder serves one recipe; checked before anything heavy is loaded."""
-    if (store / "manifest.json").exists():
-        found = read_manifest(store)
-        if found.recipe_hash != recipe.store_hash():
-            raise UserError(f"{store} holds the store of another recipe (model {found.model.name}, layers "
-                            f"{found.layers}); choose another --out or delete the folder")
-
-
-def refuse_other_model(store: Path, wanted: Manifest) -> None:
-    """A folder serves one revision of the model."""
-    if (store / "manifest.json").exists():
-        found = read_manifest(store)
-        if (found.model, found.tokenizer_hash) != (wanted.model, wanted.tokenizer_hash):
-            raise UserError(f"{store} was begun with {found.model.name} at revision {found.model.revision}, now it "
-                            f"is {wanted.model.revision}: set model.revision, or choose another --out")
-
-
-def _refuse_full_disk(store: Path, recipe: Recipe, d_model: int, rows: int) -> None:
-    needed = rows * d_model * BYTES[recipe.activations.dtype] * len(recipe.activations.layers)
-    free = shutil.disk_usage(store).free
-    if needed > free:
-        raise UserError(f"{store} needs {format_bytes(needed)} more, the disk has {format_bytes(free)} free; make "
-                        "room, choose another --out, or lower tokens.count")
-
-
-def refuse_not_finite(activations: dict[int, Tensor], tokens: TokenSegment) -> None:
-    """NaN and infinity in activations `[rows, d_model]` are named by sequence and token."""
-    for layer, rows_RD in activations.items():
-        finite_R = rows_RD.isfinite().all(dim=1)
-        if not finite_R.all():
-            row = int(torch.argmin(finite_R.int()))
-            sequence = int(np.searchsorted(tokens.sequence_starts, row, side="right")) - 1
-            raise UserError(f"layer {layer} gave NaN or infinite activations ({int((~finite_R).sum())} of "
-                            f"{len(finite_R)} rows; first: sequence {tokens.sequence_numbers[sequence]}, token "
-                            f"{row - tokens.sequence_starts[sequence]}); try model.dtype=float32")
+                    rows=sum(index["rows"]), sources=sources, finished=False, provenance=provenance(dated=False))

@@ -1,30 +1,40 @@
 """The activation store on disk, whole: what another reader needs to know stands here and in docs/formats.md.
 
     manifest.json                             what the store is (Manifest); rewritten once, when it is finished
+    tokens/recipe.json                        which recipe's tokens these are; written before the first of them
     tokens/segment-000042.safetensors         the sequences of a segment and how they are batched (TokenSegment)
     tokens/index.json                         rows of every segment, tokens per source; exists when all are packed
-    layer_07/segment-000042.safetensors       `activations [rows, d_model]`
+    layer_07/segment-000042.safetensors       `activations [rows, d_model]`; with dtype float8_e4m3 also `scale [rows]`
     rows/segment-000042.safetensors           `token_id`, `sequence`, `position`, `source`, each `[rows]`; and
                                               `norm_07`, each row's Euclidean norm at layer 7, float32
+    checksums/tokens-000042.json              SHA-256 of the segment's tokens, written after them
+    statistics/segment-000042.safetensors     the segment's sums (statistics.py)
     checksums/segment-000042.json             SHA-256 of the segment's files, and a checksum of every block of rows of
                                               the activations (blocks.py); written last: the segment exists
+    statistics.json, statistics.safetensors   of the whole store; written when all segments exist
 
 Row i of every layer's file and of the rows file is the same token. The rows of a segment are permuted, the same way
 for all layers, so that any slice of it is a random sample of it. All files appear by rename: what exists is complete.
+No byte depends on how many processes made the store, or on what was interrupted; nothing in it has a date. Files whose
+names begin with a dot (locks, half-written files) are not part of the store.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors.torch import save_file
 from torch import Tensor
 
+from olmoscope.activations import fp8
 from olmoscope.activations.blocks import BLOCK_ROWS, checksums, read_blocks
+from olmoscope.activations.tensors_file import write_tensors
 from olmoscope.errors import UserError
-from olmoscope.files import atomic_path, read_json, sha256, write_json
+from olmoscope.files import read_json, sha256, write_json
+from olmoscope.recipe import StoreDtype
 from olmoscope.seeds import generator
 from olmoscope.tokens.segments import damaged, read_tensors, segment_name
 
@@ -68,17 +78,23 @@ class Manifest(_Frozen):
     recipe_hash: str
     split: Literal["train", "held_out"]
     layers: list[int]
-    dtype: Literal["bfloat16", "float32"]
+    dtype: StoreDtype
     segments: int
     rows: int
     sources: dict[str, SourceCount]
     finished: bool
     provenance: dict[str, Any]
+    """Of the process that began the store; without a date, so that the same work gives the same bytes."""
 
 
 def layer_folder(layer: int) -> str:
     """`layer_07`."""
     return f"layer_{layer:02d}"
+
+
+def segment_path(store: Path, folder: str, segment: int) -> Path:
+    """Where a segment's file of a folder (`layer_07`, `rows`, `statistics`) is."""
+    return store / folder / segment_name(segment)
 
 
 def write_manifest(store: Path, manifest: Manifest) -> None:
@@ -96,7 +112,7 @@ def read_manifest(store: Path) -> Manifest:
     value = read_json(path)
     if not isinstance(value, dict) or value.get("format") != "olmoscope activation store":
         raise UserError(f"{path} is not the manifest of an activation store")
-    if value.get("version", 0) > VERSION:
+    if isinstance(value.get("version"), int) and value["version"] > VERSION:
         raise UserError(f"{store} has store format {value['version']}, this version of olmoscope reads {VERSION}: "
                         "upgrade olmoscope")
     try:
@@ -108,33 +124,33 @@ def read_manifest(store: Path) -> Manifest:
 
 def has_segment(store: Path, segment: int) -> bool:
     """Whether a segment's activations are all written."""
-    return _checksums(store, segment).exists()
+    return segment_checksum(store, segment).exists()
 
 
-def write_segment(store: Path, segment: int, seed: int, activations: dict[int, Tensor],
-                  rows: dict[str, Tensor]) -> None:
-    """Write a segment's activations and rows, permuted; its checksums last.
+def stored_order(seed: int, segment: int, rows: int) -> np.ndarray:
+    """Which row of the token segment stands at each place of the stored segment, `[rows]` int64."""
+    return generator(seed, "rows of a segment", segment).permutation(rows)
+
+
+def write_segment(store: Path, segment: int, tensors: dict[str, dict[str, Tensor]],
+                  between: Callable[[], None] = lambda: None) -> None:
+    """Write a segment's files, rows in `stored_order`; its checksums last.
 
     Args:
-        activations: for each layer `[rows, d_model]`, in the order of the token segment.
-        rows: `token_id`, `sequence`, `position`, `source`, each `[rows]`, in the same order.
+        tensors: the contents of its file in each folder: `layer_07`, ..., `rows`, `statistics`; all on the CPU.
+        between: as in `write_tensors`.
     """
-    count = len(rows["token_id"])
-    order = torch.from_numpy(generator(seed, "rows of a segment", segment).permutation(count))
-    name = segment_name(segment)
-    sums, blocks = {}, {}
-    contents = {f"{layer_folder(layer)}/{name}": {"activations": tensor} for layer, tensor in activations.items()}
-    norms = {norm_name(layer): torch.linalg.vector_norm(tensor, dim=1, dtype=torch.float64).float()
-             for layer, tensor in activations.items()}
-    contents[f"rows/{name}"] = rows | norms
-    for relative, tensors in contents.items():
-        permuted = {key: tensor[order] for key, tensor in tensors.items()}
-        with atomic_path(store / relative) as path:
-            save_file(permuted, path)
-            sums[relative] = sha256(path)
-        if "activations" in permuted:
-            blocks[relative] = checksums(permuted["activations"])
-    write_json(_checksums(store, segment), {"rows": count, "sha256": sums, "block_rows": BLOCK_ROWS, "blocks": blocks})
+    rows = len(tensors["rows"]["token_id"])
+    sums: dict[str, str] = {}
+    blocks: dict[str, dict[str, list[str]]] = {}
+    for folder, contents in tensors.items():
+        path = segment_path(store, folder, segment)
+        relative = str(path.relative_to(store))
+        sums[relative] = write_tensors(path, contents, between)
+        if "activations" in contents:
+            blocks[relative] = {name: checksums(tensor) for name, tensor in contents.items()}
+    write_json(segment_checksum(store, segment),
+               {"rows": rows, "sha256": sums, "block_rows": BLOCK_ROWS, "blocks": blocks})
 
 
 @dataclass(frozen=True)
@@ -142,7 +158,8 @@ class SegmentSums:
     """What checksums/segment-N.json says; paths are relative to the store."""
 
     sha256: dict[str, str]
-    blocks: dict[str, list[str]]
+    blocks: dict[str, dict[str, list[str]]]
+    """For each file of activations, the checksums of the blocks of each of its tensors."""
 
 
 def read_sums(store: Path, segment: int) -> SegmentSums:
@@ -151,7 +168,7 @@ def read_sums(store: Path, segment: int) -> SegmentSums:
     Raises:
         UserError: missing or damaged.
     """
-    path = _checksums(store, segment)
+    path = segment_checksum(store, segment)
     value = read_json(path)
     if not isinstance(value, dict) or not {"sha256", "blocks"} <= set(value) or value["block_rows"] != BLOCK_ROWS:
         raise UserError(f"{path} is damaged or of another format; delete it and run `olmoscope collect` again")
@@ -168,29 +185,41 @@ def read_rows(store: Path, segment: int, sums: SegmentSums | None = None) -> dic
         UserError: missing or damaged.
     """
     sums = sums or read_sums(store, segment)
-    _verify(store, f"rows/{segment_name(segment)}", sums)
-    return read_tensors(store / "rows" / segment_name(segment), "pt")[0]
+    path = segment_path(store, "rows", segment)
+    _verify(store, str(path.relative_to(store)), sums)
+    return read_tensors(path, "pt")[0]
 
 
 def read_activations(store: Path, layer: int, segment: int, part: slice, sums: SegmentSums | None = None,
                      out: Tensor | None = None) -> Tensor:
     """Some rows of a segment at a layer, `[part, d_model]`; only their blocks are read from the disk, and checked.
 
+    In `read_dtype`: the store's dtype, but 8-bit rows are given back in bfloat16.
+
     Args:
         sums: the segment's checksums, where they were read before.
-        out: memory to fill, `[part, d_model]` in the store's dtype.
+        out: memory to fill, `[part, d_model]`.
 
     Raises:
         UserError: missing or damaged.
     """
-    relative = f"{layer_folder(layer)}/{segment_name(segment)}"
-    sums = sums or read_sums(store, segment)
-    return read_blocks(store / relative, "activations", part, sums.blocks[relative], out)
+    path = segment_path(store, layer_folder(layer), segment)
+    blocks = (sums or read_sums(store, segment)).blocks[str(path.relative_to(store))]
+    if "scale" not in blocks:
+        return read_blocks(path, "activations", part, blocks["activations"], out)
+    rows_RD = fp8.dequantize(*(read_blocks(path, name, part, blocks[name]) for name in ("activations", "scale")))
+    return rows_RD if out is None else out.copy_(rows_RD)
 
 
 def norm_name(layer: int) -> str:
     """The name of a layer's norms in rows/: `norm_07`."""
     return f"norm_{layer:02d}"
+
+
+def read_dtype(dtype: StoreDtype) -> torch.dtype:
+    """The dtype in which rows of a store are given to readers: the store's own, bfloat16 for 8-bit ones."""
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32,
+            "float8_e4m3": torch.bfloat16}[dtype]
 
 
 def verify_segment(store: Path, segment: int) -> None:
@@ -212,5 +241,6 @@ def _verify(store: Path, relative: str, sums: SegmentSums) -> None:
         raise damaged(path, "its checksum differs")
 
 
-def _checksums(store: Path, segment: int) -> Path:
+def segment_checksum(store: Path, segment: int) -> Path:
+    """Where the checksums of a segment stand."""
     return store / "checksums" / f"segment-{segment:06d}.json"

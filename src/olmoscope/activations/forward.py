@@ -1,6 +1,10 @@
-"""A token segment through the model: its batches as they were planned, padding removed."""
+"""The batches of a token segment, and the residual stream of one: padding put in before the model, taken out after it.
+
+B sequences of a batch, T the longest of them, R real tokens, D d_model.
+"""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -9,19 +13,37 @@ from torch import Tensor
 
 from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.load import LoadedModel
-from olmoscope.recipe import Recipe
 from olmoscope.tokens.chunks import positions
 from olmoscope.tokens.segments import TokenSegment
 
 
-def forward(model: LoadedModel, tokens: TokenSegment, recipe: Recipe) -> Iterator[tuple[slice, dict[int, Tensor]]]:
-    """Run a segment's batches.
+@dataclass(frozen=True)
+class Batch:
+    """What the model reads in one pass."""
 
-    Yields:
-        Which rows of the segment a batch is, and for each layer their activations `[R, d_model]`, padding removed.
+    rows: slice
+    """Which rows of the segment it is, in the order of the token segment."""
+    token_ids_BT: Tensor
+    positions_BT: Tensor | None
+    """Position ids where documents are kept apart."""
+    real_R: Tensor
+    """Which tokens of the flattened batch are not padding, int64."""
+
+    def to(self, device: torch.device) -> "Batch":
+        """The batch on a device; the copy to a GPU does not wait for the work that is queued there."""
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+        return Batch(self.rows, move(self.token_ids_BT),
+                     None if self.positions_BT is None else move(self.positions_BT), move(self.real_R))
+
+
+def batches(tokens: TokenSegment, apart: bool) -> Iterator[Batch]:
+    """The batches of a segment, as the token stage planned them.
+
+    Args:
+        apart: whether documents are kept apart.
     """
-    layers = recipe.activations.layers
-    apart = recipe.tokens.documents == "apart"
     for first, last in pairwise(tokens.batch_starts):
         starts = tokens.sequence_starts[first : last + 1]
         lengths = np.diff(starts)
@@ -31,10 +53,19 @@ def forward(model: LoadedModel, tokens: TokenSegment, recipe: Recipe) -> Iterato
         positions_BT = np.zeros(real_BT.shape, dtype=np.int64)
         if apart:
             positions_BT[real_BT] = np.concatenate([
-                positions(tokens.document_ids[start:end], "apart")
-                for start, end in pairwise(starts)])
-        outputs = read_residual_stream(model.module, model.layers, layers,
-                                       torch.from_numpy(token_ids_BT).to(model.device),
-                                       torch.from_numpy(positions_BT).to(model.device) if apart else None)
-        keep_BT = torch.from_numpy(real_BT).to(model.device)
-        yield slice(int(starts[0]), int(starts[-1])), {layer: outputs[layer][keep_BT] for layer in layers}
+                positions(tokens.document_ids[start:end], "apart") for start, end in pairwise(starts)])
+        yield Batch(slice(int(starts[0]), int(starts[-1])), torch.from_numpy(token_ids_BT),
+                    torch.from_numpy(positions_BT) if apart else None, torch.from_numpy(np.flatnonzero(real_BT)))
+
+
+def residual_rows(model: LoadedModel, layers: list[int], batch: Batch) -> Iterator[tuple[int, Tensor]]:
+    """Run a batch that is on the model's device.
+
+    Yields:
+        For each layer its rows `[R, D]`, without padding; one at a time, so that not all are in memory twice.
+    """
+    outputs = read_residual_stream(model.module, model.layers, layers, batch.token_ids_BT, batch.positions_BT)
+    for layer in layers:
+        output_ND = outputs.pop(layer).flatten(0, 1)
+        padded = len(batch.real_R) < len(output_ND)
+        yield layer, output_ND.index_select(0, batch.real_R) if padded else output_ND

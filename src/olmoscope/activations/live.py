@@ -21,12 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from olmoscope.activations.collect import Split, make_manifest, refuse_another, refuse_not_finite, refuse_other_model
+from olmoscope.activations.collect import Split, begin_store, make_manifest
 from olmoscope.activations.filters import Kept, RowFacts, keep
-from olmoscope.activations.format import Manifest, read_manifest, write_manifest
-from olmoscope.activations.forward import forward
+from olmoscope.activations.format import Manifest, read_manifest, stored_order
+from olmoscope.activations.forward import batches, residual_rows
+from olmoscope.activations.gather import LayerRows
+from olmoscope.activations.refusals import refuse_another_store, refuse_not_finite, refuse_overflow
 from olmoscope.activations.rounds import Round
-from olmoscope.files import clean_temporary, locked
+from olmoscope.activations.shares import tokens_locked
 from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.recipe import Live, Recipe
 from olmoscope.sae.rows import Normalize, normalize_rows
@@ -51,19 +53,13 @@ def open_live(recipe: Recipe, layers: list[int], split: Split, store: Path) -> "
         UserError: the folder holds another recipe's store or is being filled; no text or no model; nothing is left
             after the filter.
     """
-    refuse_another(store, recipe)
-    with locked(store, "packing tokens"):
-        clean_temporary(store)
-        tokenizer = load_tokenizer(recipe.model)
+    refuse_another_store(store, recipe)
+    tokenizer = load_tokenizer(recipe.model)
+    with tokens_locked(store):
         index = pack(recipe, tokenizer, split, store)
-        model = load_model(recipe.model, layers[-1], pick_device(recipe.device))
-        manifest = make_manifest(recipe, split, model, tokenizer, index)
-        refuse_other_model(store, manifest)
-        if not (store / "manifest.json").exists():
-            write_manifest(store, manifest)
-        else:
-            manifest = read_manifest(store)
-    return LiveRounds(recipe, layers, model, manifest, index["rows"], store)
+    model = load_model(recipe.model, layers[-1], pick_device(recipe.device))
+    begin_store(store, make_manifest(recipe, split, model, tokenizer, index))
+    return LiveRounds(recipe, layers, model, read_manifest(store), index["rows"], store)
 
 
 class LiveRounds:
@@ -120,20 +116,25 @@ class LiveRounds:
     def _run(self, segment: int, first: int) -> dict[Part, dict[int, Tensor]]:
         """A segment through the model; its parts from `first` on."""
         tokens = read_token_segment(self.store, segment)
-        shape, dtype = (tokens.rows, self.model.d_model), getattr(torch, self.recipe.activations.dtype)
-        rows = {layer: torch.empty(shape, dtype=dtype, device=self.device) for layer in self.layers}
-        for part, outputs in forward(self.model, tokens, self.recipe):
-            for layer, output_RD in outputs.items():
-                rows[layer][part] = output_RD.to(self.device, dtype)
-        refuse_not_finite(rows, tokens)
-        order = torch.from_numpy(self._order(segment)).to(self.device)
-        return {(segment, part): {layer: rows_RD[order[self._slice((segment, part))]]
-                                  for layer, rows_RD in rows.items()}
+        order_R = self._order(segment)
+        places_R = torch.from_numpy(np.argsort(order_R)).to(self.device)
+        rows = {layer: LayerRows(tokens.rows, self.model.d_model, self.recipe.activations.dtype, self.device)
+                for layer in self.layers}
+        for layer_rows in rows.values():
+            layer_rows.start()
+        for batch in batches(tokens, apart=self.recipe.tokens.documents == "apart"):
+            for layer, output_BD in residual_rows(self.model, self.layers, batch.to(self.model.device)):
+                rows[layer].add(places_R[batch.rows], output_BD.to(self.device))
+        for layer, layer_rows in rows.items():
+            refuse_not_finite(layer, layer_rows, tokens, order_R)
+            refuse_overflow(layer, layer_rows)
+        return {(segment, part): {layer: layer_rows.read(self._slice((segment, part)))
+                                  for layer, layer_rows in rows.items()}
                 for part in range(first, self.parts)}
 
     def _order(self, segment: int) -> np.ndarray:
         """How the rows of a segment are permuted before it is cut into parts; as in a store."""
-        return generator(self.recipe.seed, "rows of a segment", segment).permutation(self.segment_rows[segment])
+        return stored_order(self.recipe.seed, segment, self.segment_rows[segment])
 
     def _slice(self, part: Part) -> slice:
         rows = self.segment_rows[part[0]]

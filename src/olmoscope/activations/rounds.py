@@ -19,7 +19,7 @@ from torch import Tensor
 
 from olmoscope.activations.blocks import BLOCK_ROWS
 from olmoscope.activations.filters import Kept
-from olmoscope.activations.format import Manifest
+from olmoscope.activations.format import Manifest, read_dtype
 from olmoscope.activations.store import Store
 from olmoscope.sae.rows import Normalize
 from olmoscope.seeds import generator
@@ -82,7 +82,7 @@ class StoreRounds:
         Raises:
             UserError: a file is missing or damaged.
         """
-        dtype, d_model = getattr(torch, self.manifest.dtype), self.manifest.model.d_model
+        dtype, d_model = read_dtype(self.manifest.dtype), self.manifest.model.d_model
         rows = spare or {layer: torch.empty(max(self.sizes), d_model, dtype=dtype) for layer in self.layers}
         slices = self._slices[number]
         ends = np.cumsum([part.stop - part.start for _, part in slices]).tolist()

@@ -1,18 +1,19 @@
-"""The hot operations of a tied TopK SAE in plain torch, on any device: one dense product, the rest sparse.
+"""The hot operations in plain torch, on any device: what the other kernels must agree with (interface.py says what).
 
-Shapes: B rows, D d_model, F latents, K active latents a row, C latents of one chunk.
+Shapes: B rows, D d_model, F latents, K active latents a row, C latents (or rows) of one chunk.
 
 No `[B, F]` code and no `[F, D]` gradient is ever whole in memory: the encoder's product is taken over chunks of rows
-and cut to its top k at once; the gradient of the dictionary is made for a chunk of latents at a time, so that
-the optimiser can use it while it is there.
+and cut to its top k at once; the gradient of the dictionary is made and used up for a chunk of latents at a time.
 """
 
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from olmoscope.kernels.interface import AdamStep, Moments, Residual, SortedPairs
+from olmoscope.kernels.rounding import random_bits, round_to_bfloat16
 
 PRE_ACTIVATIONS_AT_ONCE = 2**24
 """Most elements of the encoder product held at a time (64 MiB in float32)."""
@@ -24,39 +25,44 @@ warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta 
 
 
 def encode_topk(u_BD: Tensor, W_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """ReLU(TopK_k(u Wᵀ + b)), without the zeros.
-
-    Args:
-        u_BD: centred input rows.
-        W_FD: the dictionary, one latent a row.
-        b_latent_F: bias of each latent.
-        k: how many latents to keep in each row, at most F.
-
-    Returns:
-        values_BK, not negative and descending in each row, and indices_BK (int64). A value is 0 where the
-        pre-activation was not positive: the ReLU comes after the top-k, so fewer than k may be active.
-    """
     values_BK = u_BD.new_empty(len(u_BD), k)
     indices_BK = torch.empty(len(u_BD), k, dtype=torch.int64, device=u_BD.device)
-    rows = max(1, PRE_ACTIVATIONS_AT_ONCE // len(W_FD))
+    rows = rows_at_once(len(W_FD))
     for start in range(0, len(u_BD), rows):
         chunk = slice(start, start + rows)
-        pre_CF = torch.addmm(b_latent_F, u_BD[chunk], W_FD.T)
-        torch.topk(pre_CF, k, out=(values_BK[chunk], indices_BK[chunk]))
+        torch.topk(product(u_BD[chunk], W_FD, b_latent_F), k, out=(values_BK[chunk], indices_BK[chunk]))
     return values_BK.relu_(), indices_BK
 
 
+def rows_at_once(d_sae: int) -> int:
+    return max(1, PRE_ACTIVATIONS_AT_ONCE // d_sae)
+
+
+def product(u_CD: Tensor, W_FD: Tensor, b_latent_F: Tensor) -> Tensor:
+    return torch.addmm(b_latent_F, u_CD, W_FD.T)
+
+
 def decode(values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor) -> Tensor:
-    """Σ_k values · W[indices], `[B, D]`: the rows of the dictionary, weighted and summed."""
     return torch.nn.functional.embedding_bag(indices_BK, W_FD, per_sample_weights=values_BK, mode="sum")
 
 
-def code_gradient(e_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor) -> Tensor:
-    """dL/dz of the active latents, `[B, K]`: e · W_j, and 0 where the ReLU is shut.
+def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor, b_pre_D: Tensor,
+             mean_B1: Tensor | None, std_B1: Tensor | None) -> Residual:
+    error_BD = decode(values_BK, indices_BK, W_FD).add_(b_pre_D)
+    if mean_B1 is not None and std_B1 is not None:
+        error_BD.mul_(std_B1).add_(mean_B1)
+    error_BD.sub_(x_BD)
+    # A row of zeros has no NMSE; the floor keeps it from turning the parameters into NaN.
+    power_B1 = x_BD.square().sum(dim=1, keepdim=True).clamp_min_(torch.finfo(x_BD.dtype).tiny)
+    loss_B = (error_BD.square().sum(dim=1, keepdim=True) / power_B1).squeeze(1).double()
+    scale_B1 = 2 / (len(x_BD) * power_B1)
+    if std_B1 is not None:
+        scale_B1 = scale_B1 * std_B1
+    e_BD = error_BD.mul_(scale_B1)
+    return Residual(loss_B, e_BD, _code_gradient(e_BD, values_BK, indices_BK, W_FD))
 
-    Args:
-        e_BD: dL/dx̂, the gradient at the reconstruction (before the SAE's own de-normalisation).
-    """
+
+def _code_gradient(e_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor) -> Tensor:
     dz_BK = torch.empty_like(values_BK)
     rows = max(1, PRE_ACTIVATIONS_AT_ONCE // (W_FD.shape[1] * values_BK.shape[1]))
     for start in range(0, len(e_BD), rows):
@@ -66,23 +72,9 @@ def code_gradient(e_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_FD: Ten
     return dz_BK.mul_(values_BK > 0)
 
 
-@dataclass(frozen=True)
-class SortedPairs:
-    """The active (row, latent) pairs of a batch, sorted by latent: compressed sparse rows, one row a latent."""
-
-    offsets: Tensor
-    """`[F + 1]` int64: the pairs of latent f are `offsets[f]` to `offsets[f + 1]`."""
-    rows: Tensor
-    """`[B K]` int64: the batch row of each pair."""
-    values: Tensor
-    """`[B K]`: z of each pair."""
-    gradients: Tensor
-    """`[B K]`: dL/dz of each pair."""
-
-
 def sort_pairs(values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, d_sae: int) -> SortedPairs:
-    """Sort a batch's pairs by latent; stable, so that sums are always taken in the same order."""
-    latents, order = torch.sort(indices_BK.flatten(), stable=True)
+    key_BK = torch.where(values_BK > 0, indices_BK, d_sae)
+    latents, order = torch.sort(key_BK.flatten(), stable=True)
     bounds = torch.arange(d_sae + 1, device=latents.device)
     return SortedPairs(
         offsets=torch.searchsorted(latents, bounds),
@@ -91,28 +83,26 @@ def sort_pairs(values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, d_sae: int)
         gradients=dz_BK.flatten()[order])
 
 
-def bias_gradient(pairs: SortedPairs) -> Tensor:
-    """Gradient of each latent's bias, Σ_b dz_bj, `[F]`."""
-    return torch.segment_reduce(pairs.gradients, "sum", offsets=pairs.offsets, initial=0)
+def update_dictionary(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor,
+                      adam: AdamStep) -> tuple[Tensor, Tensor]:
+    active = slice(0, int(pairs.offsets[-1]))
+    db_latent_F = torch.segment_reduce(pairs.gradients[active], "sum", offsets=pairs.offsets, initial=0)
+    b_pull_D = W_FD.new_zeros(W_FD.shape[1])
+    for chunk, dW_CD in _dictionary_gradients(pairs, e_BD, u_BD):
+        W_CD = W_FD[chunk]
+        b_pull_D.addmv_(W_CD.T, db_latent_F[chunk])
+        dW_CD.addcmul_(W_CD, torch.linalg.vecdot(dW_CD, W_CD).unsqueeze(1), value=-1)
+        touched_C = pairs.offsets[chunk.start : chunk.stop + 1].diff() > 0
+        _adam_rows(W_CD, dW_CD, moments, chunk, touched_C, adam)
+    return db_latent_F, b_pull_D
 
 
-def dictionary_gradients(pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Gradient of the tied rows, Σ_b z_bj e_b + dz_bj u_b, for one chunk of latents after the other.
-
-    The first term is the decoder's, the second the encoder's; W is both.
-
-    Args:
-        pairs: the batch's pairs.
-        e_BD: dL/dx̂ as in `code_gradient`.
-        u_BD: centred input rows, as given to `encode_topk`.
-
-    Yields:
-        The latents of the chunk, and their gradient `[C, D]`; together all latents, each once.
-    """
+def _dictionary_gradients(pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Chunks of latents and their gradient `[C, D]`; together all latents, each once."""
     latents = len(pairs.offsets) - 1
     size = max(1, GRADIENT_AT_ONCE // e_BD.shape[1])
     starts = range(0, latents, size)
-    firsts = [*pairs.offsets[:-1:size].tolist(), len(pairs.rows)]  # one wait for the device, not one a chunk
+    firsts = [*pairs.offsets[:-1:size].tolist(), int(pairs.offsets[-1])]  # one wait for the device, not one a chunk
     for number, start in enumerate(starts):
         chunk = slice(start, min(start + size, latents))
         inside = slice(firsts[number], firsts[number + 1])
@@ -121,3 +111,23 @@ def dictionary_gradients(pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor) -> Iter
         z, dz = (torch.sparse_csr_tensor(offsets, pairs.rows[inside], values[inside], shape, check_invariants=False)
                  for values in (pairs.values, pairs.gradients))
         yield chunk, torch.addmm(z @ e_BD, dz, u_BD)
+
+
+def _adam_rows(W_CD: Tensor, dW_CD: Tensor, moments: Moments, chunk: slice, touched_C: Tensor, adam: AdamStep) -> None:
+    first_CD, second_CD = moments.first[chunk].to(W_CD.dtype), moments.second[chunk].to(W_CD.dtype)
+    steps_C1: Tensor | int = 1
+    if moments.updated is not None:
+        steps_C1 = (adam.count - moments.updated[chunk]).unsqueeze(1).to(W_CD.dtype)
+        moments.updated[chunk].masked_fill_(touched_C, adam.count)
+    first_CD = first_CD * adam.beta1**steps_C1 + (1 - adam.beta1) * dW_CD
+    second_CD = second_CD * adam.beta2**steps_C1 + (1 - adam.beta2) * dW_CD.square()
+    new_CD = W_CD - adam.rate * first_CD / (second_CD.sqrt() * adam.root_scale + adam.eps)
+    new_CD /= new_CD.norm(dim=1, keepdim=True)
+    if moments.first.dtype != W_CD.dtype:
+        rows, d_model = W_CD.shape
+        elements = torch.arange(chunk.start * d_model, chunk.stop * d_model, device=W_CD.device)
+        bits = random_bits(elements, adam.count).view(rows, d_model)
+        first_CD, second_CD = round_to_bfloat16(first_CD, bits & 0xFFFF), round_to_bfloat16(second_CD, bits >> 16)
+    keep_C1 = touched_C.unsqueeze(1) if moments.updated is not None else torch.ones_like(touched_C).unsqueeze(1)
+    for target, new in ((W_CD, new_CD), (moments.first[chunk], first_CD), (moments.second[chunk], second_CD)):
+        target.copy_(torch.where(keep_C1, new, target))

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from olmoscope.errors import UserError
+from olmoscope.model.config import check_config, cut_config, read_config
 from olmoscope.model.layers import find_layers
 from olmoscope.model_source import explain, locate, revision_of
 from olmoscope.recipe import Model
@@ -36,35 +37,26 @@ def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
     Raises:
         UserError: not to be found, weights missing, no such layer, or another width or depth than the recipe's.
     """
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoModel
     from transformers.utils import logging
 
-    try:
-        config = AutoConfig.from_pretrained(**locate(model))
-    except (OSError, ValueError) as error:
-        raise explain(error, model) from error
+    config = read_config(model)
+    check_config(config, model, deepest)
     revision = revision_of(model, getattr(config, "_commit_hash", None))
     architecture = (config.architectures or [type(config).__name__])[0]
     text_config = config.get_text_config()
     d_model, num_layers = text_config.hidden_size, text_config.num_hidden_layers
-    for key, stated, real in (("d_model", model.d_model, d_model), ("num_layers", model.num_layers, num_layers)):
-        if stated is not None and stated != real:
-            raise UserError(f"model.{key}: the recipe says {stated}, {model.name} has {real}")
-    if deepest >= num_layers:
-        raise UserError(f"activations.layers: layer {deepest} is out of range, {model.name} has layers 0 to "
-                        f"{num_layers - 1}")
-    text_config.num_hidden_layers = deepest + 1
-    if getattr(text_config, "layer_types", None):
-        text_config.layer_types = text_config.layer_types[: deepest + 1]
+    cut_config(config, deepest)
 
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # transformers would list every weight of the layers that we leave out
     logging.disable_progress_bar()
     try:
         module, info = AutoModel.from_pretrained(**locate(model), config=config, dtype=getattr(torch, model.dtype),
-                                                 use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise explain(error, model) from error
+                                                 attn_implementation=model.attention, use_safetensors=True,
+                                                 output_loading_info=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise _explain(error, model) from error
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
@@ -77,8 +69,19 @@ def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
                        num_layers, f"{prefix}.{path}" if prefix else path)
 
 
-def pick_device(wanted: str) -> torch.device:
+def _explain(error: OSError | ValueError | ImportError, model: Model) -> UserError:
+    """What to say when the weights could not be loaded, or not with the attention wanted."""
+    if isinstance(error, ImportError) or model.attention in str(error).lower().replace(" ", "_"):
+        first_line = str(error).strip().split("\n")[0]
+        return UserError(f"model.attention: {model.attention} does not work for {model.name!r} here: {first_line}")
+    return explain(error, model)
+
+
+def pick_device(wanted: str, local_index: int = 0) -> torch.device:
     """The device of a recipe: `auto` takes a GPU where there is one.
+
+    Args:
+        local_index: which of several processes on this machine asks; they share the GPUs out among themselves.
 
     Raises:
         UserError: CUDA asked for and absent.
@@ -87,4 +90,6 @@ def pick_device(wanted: str) -> torch.device:
         raise UserError("device: cuda was asked for, but torch sees no CUDA device here; use device: cpu or auto")
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cuda":
+        return torch.device("cuda", local_index % torch.cuda.device_count())
     return torch.device(wanted)

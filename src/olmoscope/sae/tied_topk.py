@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from olmoscope.kernels import reference as kernels
+from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.sae.codes import SparseCodes
 from olmoscope.sae.rows import Normalize, RowStatistics, normalize_rows, restore_rows
 
@@ -56,6 +56,7 @@ class TiedTopK:
         """
         if self.normalize != "none" and statistics is None:
             raise ValueError("a layer_norm SAE needs the statistics of the rows it restores: pass what center() gave")
+        kernels = kernels_for(self.W_FD.device)
         normal_BD = kernels.decode(codes.values_BK, codes.indices_BK, self.W_FD) + self.b_pre_D
         return restore_rows(normal_BD, statistics)
 
@@ -66,6 +67,7 @@ class TiedTopK:
         return self.decode(codes, statistics), codes
 
     def _encode(self, u_BD: Tensor) -> SparseCodes:
+        kernels = kernels_for(self.W_FD.device)
         values_BK, indices_BK = kernels.encode_topk(u_BD, self.W_FD, self.b_latent_F, self.k)
         return SparseCodes(values_BK, indices_BK, self.d_sae)
 

@@ -15,7 +15,7 @@ from olmoscope.text.document import Document
 from olmoscope.text.mixture import Mixture
 from olmoscope.tokens.batches import plan_batches
 from olmoscope.tokens.chunks import Chunker, Sequence, waiting_from_arrays, waiting_to_arrays
-from olmoscope.tokens.segments import TokenSegment, read_packing_state, segment_name, write_token_segment
+from olmoscope.tokens.segments import TokenSegment, has_token_segment, read_packing_state, write_token_segment
 from olmoscope.tokens.tokenizer import Tokenizer
 
 DOCUMENTS_AT_ONCE = 64
@@ -32,13 +32,14 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
     Raises:
         UserError: no usable text, or what the text stage raises.
     """
+    _refuse_another(recipe, store)
     index_path = store / "tokens" / "index.json"
     if index_path.exists():
         return dict(read_json(index_path))
     count = recipe.tokens.count if split == "train" else recipe.tokens.held_out
     mixture = Mixture(recipe.text, recipe.seed, split)
     chunker = Chunker(recipe.tokens.chunk_lengths, count, recipe.seed)
-    done = next(number for number in itertools.count() if not (store / "tokens" / segment_name(number)).exists())
+    done = next(number for number in itertools.count() if not has_token_segment(store, number))
     totals: dict[str, Any] = {"rows": [], "padded": 0, "source_tokens": [0] * len(recipe.text.sources)}
     mixture_state = mixture.state_dict()
     if done:
@@ -84,11 +85,23 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
     return index
 
 
+def _refuse_another(recipe: Recipe, store: Path) -> None:
+    """Tokens are gone on with only for the recipe that began them; checked before anything else of the store exists."""
+    path, identity = store / "tokens" / "recipe.json", {"tokens_hash": recipe.tokens_hash()}
+    if not path.exists():
+        write_json(path, identity)
+    elif read_json(path) != identity:
+        raise UserError(f"{store} holds tokens of another recipe (its text, tokens, model or seed differ); choose another "
+                        "--out or delete the folder")
+
+
 def _sequences(mixture: Mixture, chunker: Chunker, tokenizer: Tokenizer,
                sources: list[str]) -> Iterator[tuple[Sequence, dict[str, Any]]]:
     """Every sequence, with the mixture's state after the last document that the chunker took in."""
     documents = _with_state(mixture)
     state = mixture.state_dict()
+    while sequence := chunker.cut():  # what waited when packing was stopped may be enough for some
+        yield sequence, state
     while chunker.tokens < chunker.count and (group := list(itertools.islice(documents, DOCUMENTS_AT_ONCE))):
         encoded = tokenizer.encode([document.text for document, _ in group])
         for (document, document_state), token_ids in zip(group, encoded, strict=True):

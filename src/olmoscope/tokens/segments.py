@@ -1,7 +1,8 @@
 """The token stage's part of an activation store: tokens/segment-000042.safetensors, one for each segment.
 
-Which sequences make up a segment, and how they are batched, is decided here, before any model runs: so a segment's
-activations do not depend on who computes them, or when.
+Its SHA-256 stands in checksums/tokens-000042.json, written after it: then the token segment exists. Which sequences
+make up a segment, and how they are batched, is decided here, before any model runs: so a segment's activations do not
+depend on who computes them, or when.
 """
 
 import json
@@ -14,12 +15,22 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from olmoscope.errors import UserError
-from olmoscope.files import atomic_path
+from olmoscope.files import atomic_path, read_json, sha256, write_json
 
 
 def segment_name(segment: int) -> str:
     """`segment-000042.safetensors`."""
     return f"segment-{segment:06d}.safetensors"
+
+
+def token_checksum(store: Path, segment: int) -> Path:
+    """Where the checksum of a token segment stands."""
+    return store / "checksums" / f"tokens-{segment:06d}.json"
+
+
+def has_token_segment(store: Path, segment: int) -> bool:
+    """Whether a token segment is written."""
+    return token_checksum(store, segment).exists() and (store / "tokens" / segment_name(segment)).exists()
 
 
 @dataclass(frozen=True)
@@ -53,26 +64,44 @@ def write_token_segment(store: Path, segment: int, tokens: TokenSegment, waiting
         state: JSON values: where the text and the packing are.
     """
     arrays = dict(vars(tokens)) | {f"waiting.{name}": array for name, array in waiting.items()}
-    with atomic_path(store / "tokens" / segment_name(segment)) as path:
+    relative = f"tokens/{segment_name(segment)}"
+    with atomic_path(store / relative) as path:
         save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, path,
-                    {"state": json.dumps(state)})
+                  {"state": json.dumps(state)})
+        sums = {relative: sha256(path)}
+    write_json(token_checksum(store, segment), {"rows": tokens.rows, "sha256": sums})
 
 
 def read_token_segment(store: Path, segment: int) -> TokenSegment:
-    """Read the sequences of a segment.
+    """Read the sequences of a segment, and compare the file with its checksum.
 
     Raises:
         UserError: missing or damaged.
     """
-    arrays, _ = read_tensors(store / "tokens" / segment_name(segment), "np")
+    arrays, _ = _read_checked(store, segment)
     return TokenSegment(**{name: array for name, array in arrays.items() if not name.startswith("waiting.")})
 
 
 def read_packing_state(store: Path, segment: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Where packing was after a segment: the waiting tokens and the state given to `write_token_segment`."""
-    arrays, metadata = read_tensors(store / "tokens" / segment_name(segment), "np")
+    """Where packing was after a segment: the waiting tokens and the state given to `write_token_segment`.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    arrays, metadata = _read_checked(store, segment)
     waiting = {name.removeprefix("waiting."): array for name, array in arrays.items() if name.startswith("waiting.")}
     return waiting, json.loads(metadata["state"])
+
+
+def _read_checked(store: Path, segment: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """A token segment decides all that is made from it, and it is small: it is never read unchecked."""
+    relative = f"tokens/{segment_name(segment)}"
+    path = store / relative
+    if not path.exists():
+        raise damaged(path, "it is missing")
+    if sha256(path) != read_json(token_checksum(store, segment))["sha256"].get(relative):
+        raise damaged(path, "its checksum differs")
+    return read_tensors(path, "np")
 
 
 def read_tensors(path: Path, framework: str) -> tuple[dict[str, Any], dict[str, str]]:
@@ -93,10 +122,5 @@ def read_tensors(path: Path, framework: str) -> tuple[dict[str, Any], dict[str, 
 
 def damaged(path: Path, why: object) -> UserError:
     """What to say of a damaged file of a store, and how to mend it."""
-    store = path.parents[1]
-    if path.parent.name == "tokens":
-        delete = f"{path} and {store}/tokens/index.json"
-    else:
-        delete = f"{store}/checksums/{path.stem}.json"
-    return UserError(f"{path} is damaged ({why}); delete {delete} and run `olmoscope collect` again: it makes anew "
-                     "what is missing")
+    return UserError(f"{path} is damaged ({why}); run `olmoscope store repair {path.parents[1]}`, then `olmoscope "
+                     "collect` again: it makes anew what is missing")

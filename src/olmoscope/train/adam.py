@@ -1,41 +1,51 @@
-"""Adam on a piece of a parameter at a time, so that a gradient can be used up while it is in cache."""
+"""Adam's settings and state."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from olmoscope.kernels.interface import AdamStep, Moments
+from olmoscope.recipe import Train
+
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam's settings (Kingma & Ba 2015, arXiv:1412.6980); equal to torch.optim.Adam without weight decay."""
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980), equal to torch.optim.Adam without weight decay, or cheaper than it."""
 
     betas: tuple[float, float]
     eps: float
-
-    def update_(self, parameter: Tensor, gradient: Tensor, moments: "Moments", lr: float, step: int) -> None:
-        """One step, in place, on tensors of one shape.
-
-        Args:
-            step: counted from 1, for the bias correction.
-        """
-        beta1, beta2 = self.betas
-        moments.first.lerp_(gradient, 1 - beta1)
-        moments.second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        root = moments.second.sqrt().div_((1 - beta2**step) ** 0.5).add_(self.eps)
-        parameter.addcdiv_(moments.first, root, value=-lr / (1 - beta1**step))
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Adam's running means of the gradient and of its square."""
-
-    first: Tensor
-    second: Tensor
+    rows: Literal["exact", "touched"] = "exact"
+    """`touched`: only rows of the dictionary with an active pair in the batch are updated. The moments of the others
+    decay as they should (when they are next touched), but such a row does not drift on with its momentum."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Of the dictionary; those of the biases are always in the parameters' dtype."""
 
     @classmethod
-    def zeros_like(cls, parameter: Tensor) -> "Moments":
-        return cls(torch.zeros_like(parameter), torch.zeros_like(parameter))
+    def of(cls, train: Train) -> "Adam":
+        """As a recipe says."""
+        return cls(train.betas, train.eps, train.adam, train.moments)
 
-    def __getitem__(self, part: slice) -> "Moments":
-        return Moments(self.first[part], self.second[part])
+    def at(self, count: int, lr: float) -> AdamStep:
+        """Step number `count`, from 1."""
+        return AdamStep(lr, *self.betas, self.eps, count)
+
+    def dictionary_moments(self, W_FD: Tensor) -> Moments:
+        """Fresh moments for the dictionary: of its own dtype, or bfloat16."""
+        dtype = torch.bfloat16 if self.moments == "bfloat16" else W_FD.dtype
+        updated_F = torch.zeros(len(W_FD), dtype=torch.int32, device=W_FD.device) if self.rows == "touched" else None
+        return Moments(torch.zeros_like(W_FD, dtype=dtype), torch.zeros_like(W_FD, dtype=dtype), updated_F)
+
+
+def bias_moments(bias: Tensor) -> Moments:
+    """Fresh moments for a bias."""
+    return Moments(torch.zeros_like(bias), torch.zeros_like(bias))
+
+
+def update_bias(bias: Tensor, gradient: Tensor, moments: Moments, adam: AdamStep) -> None:
+    """One step of Adam, in place, on tensors of one shape."""
+    moments.first.lerp_(gradient, 1 - adam.beta1)
+    moments.second.mul_(adam.beta2).addcmul_(gradient, gradient, value=1 - adam.beta2)
+    root = moments.second.sqrt().mul_(adam.root_scale).add_(adam.eps)
+    bias.addcdiv_(moments.first, root, value=-adam.rate)

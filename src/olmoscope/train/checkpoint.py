@@ -1,7 +1,8 @@
 """Checkpoints: one safetensors file holds everything that training needs to go on, and the SAE itself.
 
-Tensors: `W [F, D]`, `b_latent [F]`, `b_pre [D]`; `adam.<name>.first` and `.second` for each; `last_fired [F]`. The
-rest (step, position in the stream, sums since the last line of metrics) stands in the file's metadata as JSON.
+Tensors: `W [F, D]`, `b_latent [F]`, `b_pre [D]`; `adam.<name>.first` and `.second` for each, and `adam.W.updated [F]`
+where only touched rows are updated; `last_fired [F]`. The rest (step, position in the stream, sums since the last
+line of metrics) stands in the file's metadata as JSON.
 """
 
 import json
@@ -16,7 +17,6 @@ from olmoscope.errors import UserError
 from olmoscope.files import atomic_path
 from olmoscope.sae.rows import Normalize
 from olmoscope.sae.tied_topk import TiedTopK
-from olmoscope.train.adam import Moments
 from olmoscope.train.step import Step
 
 
@@ -40,7 +40,7 @@ def save_checkpoint(path: Path, step: Step, state: dict[str, Any]) -> None:
     tensors = {"W": sae.W_FD, "b_latent": sae.b_latent_F, "b_pre": sae.b_pre_D, "last_fired": step.last_fired_F,
                "sums": step.sums}
     for name, moments in step.moments.items():
-        tensors |= {f"adam.{name}.first": moments.first, f"adam.{name}.second": moments.second}
+        tensors |= {f"adam.{name}.{part}": tensor for part, tensor in vars(moments).items() if tensor is not None}
     metadata = {"k": sae.k, "normalize": sae.normalize, "step": step.count, "tokens": step.tokens, "loop": state}
     with atomic_path(path) as temporary:
         save_file({name: tensor.cpu() for name, tensor in tensors.items()}, temporary,
@@ -58,9 +58,10 @@ def load_checkpoint(path: Path, step: Step) -> dict[str, Any]:
     for target, name in ((sae.W_FD, "W"), (sae.b_latent_F, "b_latent"), (sae.b_pre_D, "b_pre"),
                          (step.last_fired_F, "last_fired"), (step.sums, "sums")):
         target.copy_(tensors[name])
-    for name in step.moments:
-        device = step.moments[name].first.device
-        step.moments[name] = Moments(*(tensors[f"adam.{name}.{which}"].to(device) for which in ("first", "second")))
+    for name, moments in step.moments.items():
+        for part, tensor in vars(moments).items():
+            if tensor is not None:
+                tensor.copy_(tensors[f"adam.{name}.{part}"])
     step.count, step.tokens = metadata["step"], metadata["tokens"]
     return dict(metadata["loop"])
 

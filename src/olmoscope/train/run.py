@@ -71,7 +71,7 @@ class Run:
         # A checkpoint brings its own bias: the mean costs a read, or a forward pass.
         mean_D = torch.zeros(rounds.manifest.model.d_model) if found else rounds.sample_mean(spec.layer, spec.normalize)
         sae = initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D.to(device), recipe.seed)
-        self.step = Step(sae, Adam(self.settings.betas, self.settings.eps))
+        self.step = Step(sae, Adam.of(self.settings))
         if found:
             self._load(found[-1])
         self.saved = self.step.count

@@ -1,0 +1,220 @@
+"""How fast one training step is: against the product that it cannot do without, and against other trainers.
+
+    python benchmarks/train_step.py [--peers PYTHON] [--json FILE] [--device cpu|cuda] [--shape NAME ...] [--rounds N]
+
+First the kernels' results are checked against a dense float64 step; then each shape is timed: all contestants in
+turn, round after round, the median of all steps of each. `--peers` names the Python of an environment with the other
+trainers (see peers.py), which run in processes of their own that wait while others are timed. Run it on an idle
+machine.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from olmoscope.kernels.dispatch import kernels_for
+from olmoscope.provenance import provenance
+from olmoscope.sae.tied_topk import TiedTopK, initialize
+from olmoscope.train.adam import Adam
+from olmoscope.train.step import Step
+
+sys.path.insert(0, str(Path(__file__).parent))
+from peers import Steps, batches, timed
+
+BETAS, EPS = (0.9, 0.999), 1e-8
+ADAMS = {"step": Adam(BETAS, EPS), "step, touched rows": Adam(BETAS, EPS, "touched"),
+         "step, bf16 moments": Adam(BETAS, EPS, "exact", "bfloat16")}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes, and what is asked of the step there."""
+
+    name: str
+    device: str
+    d_model: int
+    d_sae: int
+    k: int
+    batch: int
+    bars: dict[str, float] = field(default_factory=dict)
+    """Most times the time of a contestant (`torch product` …), or least times as fast as a peer."""
+    peers: tuple[str, ...] = ()
+
+
+PEERS = ("saelens", "saelens sparse", "dictionary_learning", "sparsify", "sparsify adam")
+SHAPES = [
+    Shape("small", "cpu", 384, 12288, 32, 2048, {"torch product": 1.5, "saelens": 10, "dictionary_learning": 5,
+                                                 "sparsify": 2.2, "sparsify adam": 2.2}, PEERS),
+    Shape("large", "cpu", 4096, 16384, 64, 1024, {"torch product": 1.3}, ("sparsify",)),
+    Shape("small batch", "cpu", 384, 12288, 32, 256, {"torch product": 2.2}),
+    *(Shape(f"batch {batch}", "cpu", 384, 12288, 32, batch) for batch in (1024, 4096, 8192)),
+    *(Shape(f"latents {d_sae}", "cpu", 384, d_sae, 32, 2048) for d_sae in (6144, 24576, 49152)),
+    Shape("131k, 4096", "cuda", 4096, 131072, 64, 4096, {"sparsify": 4, "saelens": 10}, ("sparsify", "saelens")),
+    Shape("131k, 32768", "cuda", 4096, 131072, 64, 32768),
+    Shape("163k, 4096", "cuda", 4096, 163840, 128, 4096),
+]
+
+
+class Peer:
+    """Another trainer in a process of its own."""
+
+    def __init__(self, python: str, name: str, shape: Shape) -> None:
+        sizes = (shape.d_model, shape.d_sae, shape.k, shape.batch)
+        environment = os.environ | {"SPARSIFY_DISABLE_TRITON": "1" if shape.device == "cpu" else "0"}
+        environment.pop("PYTHONPATH", None)
+        self.process = subprocess.Popen(
+            [python, str(Path(__file__).with_name("peers.py")), name, shape.device, *map(str, sizes)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+    def __call__(self, number: int) -> list[float]:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        try:
+            self.process.stdin.write(f"{number}\n")
+            self.process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has died: the empty answer says so, and its last words follow
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"the peer has died:\n{self.process.communicate()[1][-2000:]}")
+        return list(json.loads(answer))
+
+    def close(self) -> None:
+        self.process.communicate()
+
+
+def contestants(shape: Shape) -> dict[str, Steps]:
+    """The products alone and our steps."""
+    device = shape.device
+    rows = batches(shape.d_model, shape.batch, device)
+    kernels = kernels_for(torch.device(device))
+
+    def fresh() -> TiedTopK:
+        return initialize(shape.d_model, shape.d_sae, shape.k, "none", rows[0].mean(dim=0), seed=0)
+
+    W_FD = fresh().W_FD
+    out_BF = torch.empty(shape.batch, shape.d_sae, device=device) if device == "cpu" else None
+    b_F = torch.zeros(shape.d_sae, device=device)
+
+    def torch_product(number: int) -> None:
+        if out_BF is not None:
+            torch.mm(rows[number % len(rows)], W_FD.T, out=out_BF)
+
+    def our_product(number: int) -> None:
+        for chunk in rows[number % len(rows)].split(kernels.rows_at_once(shape.d_sae)):
+            kernels.product(chunk, W_FD, b_F)
+
+    found: dict[str, Callable[[int], Any]] = {"our product": our_product}
+    if device == "cpu":
+        found["torch product"] = torch_product
+    for name, adam in ADAMS.items():
+        step = Step(fresh(), adam)
+        found[name] = lambda number, step=step: step(rows[number % len(rows)], 1e-4)
+    return {name: timed(call, device) for name, call in found.items()}
+
+
+def measure(shape: Shape, rounds: int, python: str | None) -> dict[str, list[float]]:
+    """Seconds of each contestant's steps: some of one, then of the next, and so on, `rounds` times."""
+    runners: dict[str, Steps] = contestants(shape)
+    peers = {name: Peer(python, name, shape) for name in shape.peers} if python else {}
+    seconds: dict[str, list[float]] = {name: [] for name in (*runners, *peers)}
+    for number in range(rounds + 1):
+        for name, run in (runners | peers).items():
+            time.sleep(0.05)
+            times = run(3)
+            if number:  # the first round warms up
+                seconds[name] += times
+    for peer in peers.values():
+        peer.close()
+    return seconds
+
+
+def table(shape: Shape, seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """Print a shape's results and return them."""
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    step = median["step"]
+    print(f"\n{shape.name}: d_model {shape.d_model}, {shape.d_sae} latents, k {shape.k}, batch {shape.batch}")
+    result: dict[str, Any] = {"shape": vars(shape) | {"peers": list(shape.peers)}, "contestants": {}}
+    for name, value in median.items():
+        ratio = step / value
+        bar, verdict = shape.bars.get(name), ""
+        if bar is not None:
+            met = ratio <= bar if "product" in name else 1 / ratio >= bar
+            verdict = f"  bar {bar}: {'met' if met else 'NOT MET'}"
+        spread = statistics.quantiles(seconds[name], n=4)
+        print(f"  {name:22} {value * 1e3:9.2f} ms  ({spread[0] * 1e3:.2f} to {spread[2] * 1e3:.2f})"
+              f"  {shape.batch / value:10,.0f} rows/s  step / it {ratio:5.2f}  it / step {1 / ratio:5.2f}{verdict}",
+              flush=True)
+        result["contestants"][name] = {"ms": value * 1e3, "quartiles_ms": [spread[0] * 1e3, spread[2] * 1e3],
+                                       "rows_per_s": shape.batch / value, "step_over_it": ratio, "bar": bar}
+    return result
+
+
+def check(device: str) -> None:
+    """A few steps in float32 against a dense step in float64 by autograd; raises where they differ."""
+    generator = torch.Generator().manual_seed(0)
+    for normalize in ("none", "layer_norm"):
+        x_BD = torch.randn(300, 64, generator=generator).to(device)
+        sae = initialize(64, 3000, 16, normalize, torch.zeros(64, device=device), seed=0)
+        parameters = [p.double().requires_grad_() for p in (sae.W_FD, sae.b_latent_F, sae.b_pre_D)]
+        dense = TiedTopK(*parameters, 16, normalize)
+        u_BD, statistics_ = dense.center(x_BD)
+        pre_BF = u_BD @ parameters[0].T + parameters[1]
+        top = pre_BF.topk(16, dim=1)
+        z_BF = torch.zeros_like(pre_BF).scatter(1, top.indices, top.values).relu()
+        xhat_BD = z_BF @ parameters[0] + parameters[2]
+        if statistics_ is not None:
+            xhat_BD = xhat_BD * statistics_.std_B1 + statistics_.mean_B1
+        loss = ((xhat_BD - x_BD).square().sum(1) / x_BD.double().square().sum(1)).mean()
+        gradients = list(torch.autograd.grad(loss, parameters))
+        W_FD = parameters[0].detach()
+        gradients[0] -= (gradients[0] * W_FD).sum(1, keepdim=True) * W_FD
+        step = Step(sae, Adam((0.0, 0.999), EPS))  # with β₁ = 0 the first moment is the gradient
+        step(x_BD, 1e-3)
+        for (name, moments), want in zip(step.moments.items(), gradients, strict=True):
+            error = float((moments.first.double() - want).norm() / want.norm())
+            print(f"check, {normalize}: relative error of the gradient of {name} {error:.1e}")
+            if not error < 1e-3:
+                raise SystemExit("the kernels are wrong here: no timing")
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """What it ran on."""
+    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+                if line.startswith("model name")), platform.processor())
+    found: dict[str, Any] = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if device == "cuda":
+        found["gpu"] = torch.cuda.get_device_name()
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--peers", metavar="PYTHON", help="Python of the environment with the other trainers")
+    parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there")
+    parser.add_argument("--shape", action="append", help="only this one (by name); may be given several times")
+    parser.add_argument("--rounds", type=int, default=7)
+    arguments = parser.parse_args()
+    check(arguments.device)
+    shapes = [shape for shape in SHAPES if shape.device == arguments.device
+              and (arguments.shape is None or shape.name in arguments.shape)]
+    results = [table(shape, measure(shape, arguments.rounds, arguments.peers)) for shape in shapes]
+    if arguments.json:
+        arguments.json.write_text(json.dumps(
+            {"benchmark": "train_step", "date": time.strftime("%Y-%m-%d"), "hardware": hardware(arguments.device),
+             "provenance": provenance(), "rounds": arguments.rounds, "results": results}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Whether stores are what their output folder takes them for: of its recipe, and all of one model and revision."""
+
+import re
+from collections.abc import Iterator
+from itertools import combinations
+from pathlib import Path
+
+from olmoscope.activations.format import Manifest, read_manifest
+from olmoscope.activations.inspect import output_folder
+from olmoscope.errors import UserError
+from olmoscope.model_source import revision_of
+from olmoscope.recipe import Model, load_recipe
+
+
+def disagreements(stores: list[Path]) -> Iterator[tuple[Path, str]]:
+    """What does not agree: the manifest in question, and with what.
+
+    Manifests that cannot be read are passed over: verification of their store says so.
+    """
+    manifests = {store: manifest for store in stores if (manifest := _readable(store)) is not None}
+    for (first, one), (second, other) in combinations(manifests.items(), 2):
+        for key in ("model", "tokenizer_hash", "recipe_hash", "layers", "dtype"):
+            if getattr(one, key) != getattr(other, key):
+                yield second / "manifest.json", (f"its {key} is {_short(other, key)}, that of {first.name} is "
+                                                 f"{_short(one, key)}")
+    for store, manifest in manifests.items():
+        out = output_folder(store)
+        if out is not None and (out / "recipe.yaml").exists():
+            for mistake in _against_recipe(out / "recipe.yaml", manifest):
+                yield store / "manifest.json", mistake
+
+
+def _against_recipe(path: Path, manifest: Manifest) -> Iterator[str]:
+    try:
+        recipe = load_recipe(str(path))
+    except UserError as error:
+        yield f"cannot be compared with the recipe: {error}"
+        return
+    if recipe.store_hash() != manifest.recipe_hash:
+        yield f"is of another recipe (hash {manifest.recipe_hash}) than {path} ({recipe.store_hash()})"
+    revision = _revision_here(recipe.model)
+    if revision is not None and revision != manifest.model.revision:
+        yield f"is of {manifest.model.name} at revision {manifest.model.revision}, the recipe's model is {revision}"
+
+
+def _revision_here(model: Model) -> str | None:
+    """The revision that collection would find, as far as it can be told without the network."""
+    if model.name == "tiny" or Path(model.name).is_dir():
+        return revision_of(model, None)
+    return model.revision if re.fullmatch(r"[0-9a-f]{40}", model.revision or "") else None
+
+
+def _readable(store: Path) -> Manifest | None:
+    try:
+        return read_manifest(store)
+    except UserError:
+        return None
+
+
+def _short(manifest: Manifest, key: str) -> str:
+    return f"{manifest.model.name} at {manifest.model.revision}" if key == "model" else str(getattr(manifest, key))

@@ -1,0 +1,95 @@
+"""The hot operations on a CPU: oneDNN for the one dense product, numba for all that is sparse.
+
+What each does is said in interface.py. Work is cut into pieces whose number and bounds do not depend on the number
+of threads, and sums over pieces are taken in their order: the same threads or others, the same bits (the product is
+oneDNN's, which promises so only for the same number of threads).
+
+Shapes: B rows, D d_model, F latents, K active latents a row, C rows of one chunk, P pairs, S shares of the work.
+"""
+
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+from torch import Tensor
+
+from olmoscope.kernels import cpu_rows, cpu_topk, cpu_update
+from olmoscope.kernels.interface import AdamStep, Moments, Residual, SortedPairs
+from olmoscope.kernels.reference import decode as decode
+from olmoscope.kernels.rounding import step_seed
+
+PRE_ACTIVATIONS_AT_ONCE = 2**22
+"""Elements of the encoder product held at a time (16 MiB in float32: the top-k should find them in cache; and over 32
+MiB the C library would give the memory back and fetch it anew, page by page, for each chunk)."""
+
+ROWS_AT_LEAST = 256
+"""Rows of a chunk, however wide the dictionary: the product is slow on fewer."""
+
+
+def encode_topk(u_BD: Tensor, W_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values_BK = u_BD.new_empty(len(u_BD), k)
+    indices_BK = torch.empty(len(u_BD), k, dtype=torch.int64)
+    rows = rows_at_once(len(W_FD))
+    for start in range(0, len(u_BD), rows):
+        chunk = slice(start, start + rows)
+        _run(cpu_topk.topk, product(u_BD[chunk], W_FD, b_latent_F), values_BK[chunk], indices_BK[chunk])
+    return values_BK, indices_BK
+
+
+def rows_at_once(d_sae: int) -> int:
+    return max(ROWS_AT_LEAST, PRE_ACTIVATIONS_AT_ONCE // d_sae)
+
+
+def product(u_CD: Tensor, W_FD: Tensor, b_latent_F: Tensor) -> Tensor:
+    # oneDNN uses the widest vectors of every maker's processors; the library behind torch.mm does so on Intel's only,
+    # and is 2 to 2.5 times slower on AMD's.
+    if u_CD.dtype == torch.float32 and torch._C._has_mkldnn:
+        pre_CF: Tensor = torch.ops.mkldnn._linear_pointwise(u_CD, W_FD, b_latent_F, "none", [], "")
+        return pre_CF
+    return torch.addmm(b_latent_F, u_CD, W_FD.T)
+
+
+def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor, b_pre_D: Tensor,
+             mean_B1: Tensor | None, std_B1: Tensor | None) -> Residual:
+    out = Residual(x_BD.new_empty(len(x_BD), dtype=torch.float64), torch.empty_like(x_BD), torch.empty_like(values_BK))
+    none = x_BD.new_empty(0, 1)
+    _run(cpu_rows.residual, x_BD, values_BK, indices_BK, W_FD, b_pre_D, none if mean_B1 is None else mean_B1,
+         none if std_B1 is None else std_B1, out.loss_B, out.e_BD, out.dz_BK)
+    return out
+
+
+def sort_pairs(values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, d_sae: int) -> SortedPairs:
+    pairs = SortedPairs(
+        offsets=torch.zeros(d_sae + 1, dtype=torch.int64),
+        rows=torch.empty(values_BK.numel(), dtype=torch.int32),
+        values=values_BK.new_empty(values_BK.numel()),
+        gradients=values_BK.new_empty(values_BK.numel()))
+    _run(cpu_rows.counting_sort, values_BK, dz_BK, indices_BK, pairs.offsets, pairs.rows, pairs.values,
+         pairs.gradients)
+    return pairs
+
+
+def update_dictionary(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor,
+                      adam: AdamStep) -> tuple[Tensor, Tensor]:
+    half = moments.first.dtype == torch.bfloat16
+    full = [W_FD.new_empty(0, W_FD.shape[1])] * 2 if half else [moments.first, moments.second]
+    bits = ([moment.view(torch.uint16) for moment in (moments.first, moments.second)] if half
+            else [torch.empty(0, W_FD.shape[1], dtype=torch.uint16)] * 2)
+    updated = torch.empty(0, dtype=torch.int32) if moments.updated is None else moments.updated
+    numbers = torch.tensor([adam.rate, adam.root_scale, adam.beta1, adam.beta2, adam.eps], dtype=W_FD.dtype)
+    db_latent_F = W_FD.new_empty(len(W_FD))
+    b_pull_SD = W_FD.new_zeros(cpu_update.SHARES, W_FD.shape[1])
+    _run(cpu_update.update_dictionary, W_FD, *full, *bits, updated, pairs.offsets, pairs.rows, pairs.values,
+         pairs.gradients, e_BD, u_BD, numbers, np.int64(adam.count), np.uint32(step_seed(adam.count)), db_latent_F,
+         b_pull_SD)
+    return db_latent_F, b_pull_SD.sum(dim=0)
+
+
+def _run(kernel: Any, *arguments: Any) -> None:
+    """Call a kernel with tensors as the arrays that they are, on as many threads as torch uses."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    kernel(*(value.numpy() if isinstance(value, Tensor) else value for value in arguments))
+    if torch.get_num_threads() != threads:  # numba shares torch's OpenMP, and sets its threads when it starts
+        torch.set_num_threads(threads)

@@ -1,0 +1,83 @@
+"""Per-row work on a CPU: reconstruction, its error, the way back to the codes; and the sort of the pairs by latent."""
+
+import numpy as np
+from numba import prange
+
+from olmoscope.kernels.compile import compiled
+
+ROWS_PER_PIECE = 8
+
+
+@compiled(parallel=True, reorder=True)
+def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B1, std_B1,  # type: ignore[no-untyped-def]
+             loss_B, e_BD, dz_BK):
+    """Fill loss, e and dz. The K rows of W are fetched from memory once: the second time they are in cache."""
+    rows, d_model = x_BD.shape
+    k = values_BK.shape[1]
+    tiny = np.finfo(x_BD.dtype).tiny
+    layer_norm = len(std_B1) > 0
+    one = x_BD.dtype.type(1)
+    for piece in prange((rows + ROWS_PER_PIECE - 1) // ROWS_PER_PIECE):
+        for row in range(piece * ROWS_PER_PIECE, min(rows, (piece + 1) * ROWS_PER_PIECE)):
+            values, indices, x, e, dz = values_BK[row], indices_BK[row], x_BD[row], e_BD[row], dz_BK[row]
+            active = k
+            while active > 0 and values[active - 1] == 0:
+                active -= 1
+            for d in range(d_model):
+                e[d] = b_pre_D[d]
+            add_rows(e, W_FD, indices, values, active)
+            mean, std = (mean_B1[row, 0], std_B1[row, 0]) if layer_norm else (one - one, one)
+            error2 = power = one - one
+            for d in range(d_model):
+                error = e[d] * std + mean - x[d]
+                error2 += error * error
+                power += x[d] * x[d]
+                e[d] = error
+            power = max(power, tiny)
+            loss_B[row] = error2 / power
+            scale = x_BD.dtype.type(2 / (np.float64(rows) * power)) * std
+            for d in range(d_model):
+                e[d] *= scale
+            for place in range(active):
+                latent = indices[place]
+                total = one - one
+                for d in range(d_model):
+                    total += e[d] * W_FD[latent, d]
+                dz[place] = total
+            for place in range(active, k):
+                dz[place] = 0
+
+
+@compiled(reorder=True)
+def add_rows(total, table, indices, weights, count):  # type: ignore[no-untyped-def]
+    """total += Σ weights · table[indices]; four rows at a time, so that total is loaded and stored less often."""
+    whole = count // 4 * 4
+    for place in range(0, whole, 4):
+        a, b, c, d = indices[place], indices[place + 1], indices[place + 2], indices[place + 3]
+        wa, wb, wc, wd = weights[place], weights[place + 1], weights[place + 2], weights[place + 3]
+        for i in range(len(total)):
+            total[i] += wa * table[a, i] + wb * table[b, i] + wc * table[c, i] + wd * table[d, i]
+    for place in range(whole, count):
+        a, wa = indices[place], weights[place]
+        for i in range(len(total)):
+            total[i] += wa * table[a, i]
+
+
+@compiled()
+def counting_sort(values_BK, dz_BK, indices_BK, offsets, rows_P, values_P, gradients_P):  # type: ignore[no-untyped-def]
+    """Pairs by latent, rows ascending. One thread: it is under a hundredth of a step."""
+    rows, k = values_BK.shape
+    for row in range(rows):
+        for place in range(k):
+            if values_BK[row, place] != 0:
+                offsets[indices_BK[row, place] + 1] += 1
+    for latent in range(1, len(offsets)):
+        offsets[latent] += offsets[latent - 1]
+    following = offsets[:-1].copy()
+    for row in range(rows):
+        for place in range(k):
+            if values_BK[row, place] != 0:
+                latent = indices_BK[row, place]
+                at = following[latent]
+                following[latent] = at + 1
+                rows_P[at], values_P[at], gradients_P[at] = row, values_BK[row, place], dz_BK[row, place]

@@ -1,0 +1,176 @@
+"""Exact top-k of rows on a CPU, pruned by group maxima.
+
+If k groups have maxima >= τ, the top k are among the numbers >= τ, and those are all in groups whose maximum is. One
+pass of vector instructions finds the maxima; a few more, over the maxima only, find a τ that leaves hardly more than
+k groups; of the row itself only these are looked at again. Of equal numbers, the one with the lowest index wins.
+
+Branches that depend on the data cost more than arithmetic here (a heap for τ took half of the time): hence
+bisection for τ, and candidates put in order by counting how many are better than each.
+"""
+
+import numpy as np
+from numba import prange
+
+from olmoscope.kernels.compile import compiled
+
+LANES = 64
+"""Groups of one block: the elements l, l + LANES, l + 2 LANES, … of a block are a group, so that maxima are taken lane
+by lane, without looking across a vector."""
+DEPTH = 16
+"""Elements of a group. What the last whole block leaves is in groups of one."""
+ROWS_PER_PIECE = 8
+MOST_RANKED = 512
+"""Candidates that are put in order by counting; more of them go through a heap."""
+BISECTIONS = 12
+
+
+@compiled(parallel=True)
+def topk(pre_BF, values_BK, indices_BK):  # type: ignore[no-untyped-def]
+    """ReLU of the top k of pre, row by row, descending. NaN is never chosen; a row left with fewer than k numbers
+    gives NaN."""
+    rows, width = pre_BF.shape
+    k = values_BK.shape[1]
+    blocks = width // (LANES * DEPTH)
+    groups = blocks * LANES + width - blocks * LANES * DEPTH
+    for piece in prange((rows + ROWS_PER_PIECE - 1) // ROWS_PER_PIECE):
+        maxima = np.empty(groups, pre_BF.dtype)
+        values = np.empty(max(k, MOST_RANKED), pre_BF.dtype)
+        indices = np.empty(max(k, MOST_RANKED), np.int64)
+        threshold = -np.inf
+        for row in range(piece * ROWS_PER_PIECE, min(rows, (piece + 1) * ROWS_PER_PIECE)):
+            pre = pre_BF[row]
+            if k <= groups:
+                _group_maxima(pre, blocks, maxima)
+                threshold = _threshold(maxima, k, threshold)
+                found = _collect(pre, blocks, maxima, threshold, values, indices)
+            else:
+                found = -1
+            if k <= found:
+                _rank(values[:found], indices[:found], values_BK[row], indices_BK[row])
+            else:
+                _by_heap(pre, threshold, values[:k], indices[:k], values_BK[row], indices_BK[row])
+
+
+@compiled()
+def _group_maxima(pre, blocks, maxima):  # type: ignore[no-untyped-def]
+    for block in range(blocks):
+        base = block * LANES * DEPTH
+        into = maxima[block * LANES : (block + 1) * LANES]
+        for lane in range(LANES):
+            into[lane] = pre[base + lane]
+        for depth in range(1, DEPTH):
+            start = base + depth * LANES
+            for lane in range(LANES):
+                value = pre[start + lane]
+                into[lane] = value if value > into[lane] else into[lane]
+    tail = blocks * LANES * DEPTH
+    for index in range(tail, len(pre)):
+        maxima[blocks * LANES + index - tail] = pre[index]
+
+
+@compiled()
+def _threshold(maxima, k, guess):  # type: ignore[no-untyped-def]
+    """A number that at least k maxima reach, and if possible not many more; guess: that of the row before."""
+    low = high = maxima[0]
+    for maximum in maxima:
+        low = maximum if maximum < low else low
+        high = maximum if maximum > high else high
+    attempt = maxima.dtype.type(guess)
+    for _ in range(BISECTIONS):
+        if not low < attempt < high:
+            attempt = (low + high) * maxima.dtype.type(0.5)
+        reached = np.int32(0)
+        for maximum in maxima:
+            reached += np.int32(maximum >= attempt)
+        if reached >= k:
+            low = attempt
+            if reached <= k + k // 4:
+                break
+        else:
+            high = attempt
+    return low
+
+
+@compiled()
+def _collect(pre, blocks, maxima, threshold, values, indices):  # type: ignore[no-untyped-def]
+    """The numbers >= threshold; returns how many, or -1 if there is no room for them."""
+    found = 0
+    tail = blocks * LANES * DEPTH
+    for group in range(len(maxima)):
+        if not maxima[group] >= threshold:
+            continue
+        if found + DEPTH > len(values):
+            return -1
+        if group < blocks * LANES:
+            first = group // LANES * (LANES * DEPTH) + group % LANES
+            stop = first + LANES * DEPTH
+        else:
+            first = tail + group - blocks * LANES
+            stop = first + 1
+        for index in range(first, stop, LANES):
+            values[found], indices[found] = pre[index], index
+            found += int(pre[index] >= threshold)
+    return found
+
+
+@compiled()
+def _rank(values, indices, values_K, indices_K):  # type: ignore[no-untyped-def]
+    """Put candidates where they belong: their place is how many are better."""
+    for one in range(len(values)):
+        value, index = values[one], indices[one]
+        better = 0
+        for other in range(len(values)):
+            better += int((values[other] > value) | ((values[other] == value) & (indices[other] < index)))
+        if better < len(values_K):
+            values_K[better] = value if value > 0 else 0
+            indices_K[better] = index
+
+
+@compiled()
+def _by_heap(pre, threshold, values, indices, values_K, indices_K):  # type: ignore[no-untyped-def]
+    """The same by a heap whose root is the worst of the best so far, for any number of candidates."""
+    k = len(values)
+    found = 0
+    for index in range(len(pre)):
+        value = pre[index]
+        if not value >= threshold:
+            continue
+        if found < k:
+            values[found], indices[found] = value, index
+            found += 1
+            if found == k:
+                for place in range(k // 2 - 1, -1, -1):
+                    _sink(values, indices, k, place)
+        elif _worse(values[0], indices[0], value, index):
+            values[0], indices[0] = value, index
+            _sink(values, indices, k, 0)
+    if found < k:
+        for place in range(k):
+            values_K[place], indices_K[place] = np.nan, place
+        return
+    for size in range(k, 0, -1):
+        values_K[size - 1] = values[0] if values[0] > 0 else 0
+        indices_K[size - 1] = indices[0]
+        values[0], indices[0] = values[size - 1], indices[size - 1]
+        _sink(values, indices, size - 1, 0)
+
+
+@compiled()
+def _worse(value, index, than_value, than_index):  # type: ignore[no-untyped-def]
+    return value < than_value or (value == than_value and index > than_index)
+
+
+@compiled()
+def _sink(values, indices, size, place):  # type: ignore[no-untyped-def]
+    value, index = values[place], indices[place]
+    while True:
+        child = 2 * place + 1
+        if child >= size:
+            break
+        if child + 1 < size and _worse(values[child + 1], indices[child + 1], values[child], indices[child]):
+            child += 1
+        if not _worse(values[child], indices[child], value, index):
+            break
+        values[place], indices[place] = values[child], indices[child]
+        place = child
+    values[place], indices[place] = value, index

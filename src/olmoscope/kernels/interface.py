@@ -1,0 +1,132 @@
+"""What every set of kernels offers, and the plain data that passes between them.
+
+Shapes: B rows, D d_model, F latents, K active latents a row, P active (row, latent) pairs. A backend is a module with
+the functions of `Kernels`: reference.py (torch, any device, the meaning of it all), cpu.py (numba), cuda.py (Triton).
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Residual:
+    """How far the reconstruction of each row is off, and what that asks of the parameters."""
+
+    loss_B: Tensor
+    """‖x̂ − x‖² / ‖x‖² of each row, float64."""
+    e_BD: Tensor
+    """dL/d(z W + b_pre) for L = mean of `loss_B`: in a layer-norm SAE, the std of the row is in it."""
+    dz_BK: Tensor
+    """dL/dz of the active latents: e · W_j, and 0 where the ReLU is shut."""
+
+
+@dataclass(frozen=True)
+class SortedPairs:
+    """The active (row, latent) pairs of a batch, sorted by latent: compressed sparse rows, one row a latent."""
+
+    offsets: Tensor
+    """`[F + 1]` int64: the pairs of latent f are `offsets[f]` to `offsets[f + 1]`. What lies beyond `offsets[F]` are
+    places whose ReLU is shut: nobody reads them."""
+    rows: Tensor
+    """`[B K]`, any integer type: the batch row of each pair, ascending for each latent."""
+    values: Tensor
+    """`[B K]`: z of each pair."""
+    gradients: Tensor
+    """`[B K]`: dL/dz of each pair."""
+
+
+@dataclass(frozen=True)
+class AdamStep:
+    """One step of Adam (Kingma & Ba 2015, arXiv:1412.6980), in numbers."""
+
+    lr: float
+    beta1: float
+    beta2: float
+    eps: float
+    count: int
+    """Which step, from 1."""
+
+    @property
+    def rate(self) -> float:
+        """The learning rate with the bias correction of the first moment in it."""
+        return self.lr / (1 - self.beta1**self.count)
+
+    @property
+    def root_scale(self) -> float:
+        """What √(second moment) is multiplied with: its bias correction."""
+        return float((1 - self.beta2**self.count) ** -0.5)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Adam's running means of the gradient and of its square.
+
+    bfloat16 moments are rounded stochastically: β₂ = 0.999 changes the second moment by 0.1% a step, less than half
+    of bfloat16's spacing (0.4 to 0.8%), so rounding to nearest would leave it where it is for ever. The random bits
+    are a hash of (step, element): no state, and the same on every device.
+    """
+
+    first: Tensor
+    second: Tensor
+    updated: Tensor | None = None
+    """`[F]` int32, Adam on touched rows only: the step at which each row was last updated."""
+
+
+class Kernels(Protocol):
+    """The hot operations of a tied TopK SAE."""
+
+    def encode_topk(self, u_BD: Tensor, W_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """ReLU(TopK_k(u Wᵀ + b)), without the zeros.
+
+        Args:
+            u_BD: centred input rows.
+            W_FD: the dictionary, one latent a row.
+            b_latent_F: bias of each latent.
+            k: how many latents to keep in each row, at most F.
+
+        Returns:
+            values_BK, not negative and descending in each row, and indices_BK (int64). A value is 0 where the
+            pre-activation was not positive: the ReLU comes after the top-k, so fewer than k may be active.
+        """
+
+    def rows_at_once(self, d_sae: int) -> int:
+        """Rows of one chunk of `encode_topk`: no larger `[rows, F]` is ever made."""
+
+    def product(self, u_CD: Tensor, W_FD: Tensor, b_latent_F: Tensor) -> Tensor:
+        """The one dense product, u Wᵀ + b, `[C, F]`, of a chunk."""
+
+    def decode(self, values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor) -> Tensor:
+        """Σ_k values · W[indices], `[B, D]`: the rows of the dictionary, weighted and summed."""
+
+    def residual(self, x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor, b_pre_D: Tensor,
+                 mean_B1: Tensor | None, std_B1: Tensor | None) -> Residual:
+        """Decode, compare with the rows, and go back to the codes.
+
+        Args:
+            x_BD: the rows in raw space, in the parameters' dtype.
+            mean_B1: with std_B1, what a layer norm took out of the rows (None: nothing).
+        """
+
+    def sort_pairs(self, values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, d_sae: int) -> SortedPairs:
+        """Sort a batch's active pairs by latent; stable, so that sums are always taken in the same order."""
+
+    def update_dictionary(self, W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor,
+                          adam: AdamStep) -> tuple[Tensor, Tensor]:
+        """One step of the tied rows, in place: gradient, projection, Adam, unit norm.
+
+        The gradient of row j is Σ_b z_bj e_b + dz_bj u_b (the first term is the decoder's, the second the encoder's;
+        W is both), less its part along the row, which the renormalisation would undo.
+
+        Args:
+            moments: of W; updated in place. With `updated`, only rows that have a pair are touched; their moments
+                have first decayed by as many steps as passed, so all that such a row misses of Adam is to drift on
+                with its momentum while it has no gradient.
+            e_BD: `Residual.e_BD`.
+            u_BD: centred input rows, as given to `encode_topk`.
+
+        Returns:
+            The gradient of the latents' bias, Σ_b dz_bj `[F]`; and Σ_j of it times W_j before the step, `[D]`: what
+            the encoder's −b_pre takes off the gradient of b_pre.
+        """

@@ -1,0 +1,125 @@
+"""Rates of this machine: a few batches through the recipe's model, a few training steps of its widest SAE.
+
+Batches are what collection would make: lengths drawn as for the store, grouped as there; only their tokens are random,
+which no dense model's speed depends on. Training steps read the rows that came out.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from olmoscope.model.capture import read_residual_stream
+from olmoscope.model.load import LoadedModel, load_model, pick_device
+from olmoscope.progress import bar
+from olmoscope.recipe import SAE, Recipe
+from olmoscope.sae.rows import normalize_rows
+from olmoscope.sae.tied_topk import initialize
+from olmoscope.seeds import generator
+from olmoscope.tokens.batches import plan_batches
+from olmoscope.tokens.chunks import Chunker
+from olmoscope.train.adam import Adam
+from olmoscope.train.step import Step
+
+BATCHES = 8
+STEPS = 8
+SECONDS = 20
+"""After so long a stage is not measured further; two batches or steps are always done, the first one to warm up."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured."""
+
+    device: str
+    tokens_per_second: float
+    """Of collection without its disk: forward, and rows brought into memory."""
+    batches: int
+    sae: SAE
+    """The widest."""
+    step_seconds: float
+    steps: int
+
+
+def measure(recipe: Recipe) -> Rates:
+    """Time a recipe's two stages on its device.
+
+    Raises:
+        UserError: the model cannot be had, or the device is absent.
+    """
+    device = pick_device(recipe.device)
+    sae = max(recipe.saes, key=lambda sae: sae.d_sae)
+    tokens_per_second, batches, rows_RD = _time_collection(recipe, device, sae.layer)
+    step_seconds, steps = _time_training(recipe, sae, rows_RD, device)
+    return Rates(str(device), tokens_per_second, batches, sae, step_seconds, steps)
+
+
+def _time_collection(recipe: Recipe, device: torch.device, layer: int) -> tuple[float, int, Tensor]:
+    """Tokens a second, batches timed, and rows of a layer `[R, d_model]` on the CPU."""
+    model = load_model(recipe.model, recipe.activations.layers[-1], device)
+    lengths = _sequence_lengths(recipe)
+    batches = plan_batches(lengths, recipe.tokens.batch_tokens, recipe.tokens.max_padding)
+    # Long and short sequences differ in speed: a sample in random order is fair wherever it ends.
+    order = generator(recipe.seed, "batches to measure").permutation(len(batches))[:BATCHES]
+    parts: list[Tensor] = []
+    tokens, seconds, timed = 0, 0.0, 0
+    with bar("measuring the model", len(order) + 1, "batches") as advance:
+        for number, batch in enumerate([order[0], *order]):
+            started = time.monotonic()
+            rows_RD = _forward(recipe, model, lengths[batches[batch]], layer)
+            if number:  # the first one warms up
+                seconds += time.monotonic() - started
+                tokens += len(rows_RD)
+                timed += 1
+            advance(1)
+            parts.append(rows_RD)
+            if timed and seconds > SECONDS:
+                break
+    return tokens / seconds, timed, torch.cat(parts)[: recipe.train.batch]
+
+
+def _forward(recipe: Recipe, model: LoadedModel, lengths: np.ndarray, layer: int) -> Tensor:
+    """A batch through the model and into memory, as collection does it; the rows of a layer."""
+    real_BT = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).to(model.device)
+    module: Any = model.module
+    vocabulary = module.get_input_embeddings().num_embeddings
+    token_ids_BT = torch.randint(vocabulary, real_BT.shape).to(model.device)
+    outputs = read_residual_stream(model.module, model.layers, recipe.activations.layers, token_ids_BT)
+    dtype = getattr(torch, recipe.activations.dtype)
+    rows = {number: output_BTD[real_BT].to("cpu", dtype) for number, output_BTD in outputs.items()}
+    return rows[layer]
+
+
+def _sequence_lengths(recipe: Recipe) -> np.ndarray:
+    """Lengths of the sequences of one segment, drawn as packing draws them, `[S]`."""
+    chunker = Chunker(recipe.tokens.chunk_lengths, recipe.tokens.segment_rows, recipe.seed)
+    chunker.add(np.zeros(recipe.tokens.segment_rows, np.int32), 0)
+    lengths = []
+    while sequence := chunker.cut():
+        lengths.append(len(sequence.token_ids))
+    return np.array(lengths)
+
+
+def _time_training(recipe: Recipe, sae: SAE, rows_RD: Tensor, device: torch.device) -> tuple[float, int]:
+    """Seconds a step, and steps timed."""
+    train = recipe.train
+    x_BD = rows_RD.repeat(-(-train.batch // len(rows_RD)), 1)[: train.batch].to(device)
+    mean_D = normalize_rows(x_BD.float(), sae.normalize)[0].mean(dim=0)
+    step = Step(initialize(x_BD.shape[1], sae.d_sae, sae.k, sae.normalize, mean_D, recipe.seed),
+                Adam(train.betas, train.eps))
+    seconds, timed = 0.0, 0
+    with bar(f"measuring {sae.id}", STEPS + 1, "steps") as advance:
+        for number in range(STEPS + 1):
+            started = time.monotonic()
+            step(x_BD, train.lr)
+            step.take_sums()  # waits for the device
+            if number:
+                seconds += time.monotonic() - started
+                timed += 1
+            advance(1)
+            if timed and seconds > SECONDS:
+                break
+    return seconds / timed, timed

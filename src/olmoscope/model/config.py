@@ -1,0 +1,82 @@
+"""A model's config: read, checked against the recipe, cut off above the deepest layer wanted."""
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from olmoscope.errors import UserError
+from olmoscope.model_source import explain, locate
+from olmoscope.recipe import Model
+
+REACH_SECONDS = 5
+"""How long a plan waits for the hub; the hub's own library would try again for half a minute."""
+
+
+def read_config(model: Model, *, cached: bool = False) -> Any:
+    """The config of a model, as transformers has it.
+
+    Args:
+        cached: only look into the package, local folders and the hub's cache.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(**locate(model), local_files_only=cached)
+    except (OSError, ValueError) as error:
+        raise explain(error, model) from error
+
+
+def config_at_hand(model: Model) -> Any | None:
+    """The config of a model, None if it is on the hub, not in its cache, and the hub cannot be reached.
+
+    Raises:
+        UserError: the hub answers, and the config is not there or is not for us; a local one is damaged.
+    """
+    try:
+        return read_config(model, cached=True)
+    except UserError:
+        if model.name == "tiny" or Path(model.name).is_dir():
+            raise
+    return read_config(model) if _hub_answers() else None
+
+
+def check_config(config: Any, model: Model, deepest: int) -> None:
+    """Compare a config with what the recipe says.
+
+    Raises:
+        UserError: another width or depth, or no such layer.
+    """
+    text = config.get_text_config()
+    d_model, num_layers = text.hidden_size, text.num_hidden_layers
+    for key, stated, real in (("d_model", model.d_model, d_model), ("num_layers", model.num_layers, num_layers)):
+        if stated is not None and stated != real:
+            raise UserError(f"model.{key}: the recipe says {stated}, {model.name} has {real}")
+    if deepest >= num_layers:
+        raise UserError(f"activations.layers: layer {deepest} is out of range, {model.name} has layers 0 to "
+                        f"{num_layers - 1}")
+
+
+def cut_config(config: Any, deepest: int) -> None:
+    """Make a config, in place, one of a model that ends with layer `deepest`."""
+    text = config.get_text_config()
+    text.num_hidden_layers = deepest + 1
+    if getattr(text, "layer_types", None):
+        text.layer_types = text.layer_types[: deepest + 1]
+
+
+def _hub_answers() -> bool:
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=REACH_SECONDS).close()
+    except urllib.error.HTTPError as answer:  # it answers, and its front page is not our matter
+        answer.close()
+    except OSError:
+        return False
+    return True

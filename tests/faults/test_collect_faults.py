@@ -1,0 +1,222 @@
+"""Collection under real faults: killed, interrupted, out of disk, run twice. The finished store is always the same."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from helpers import recipe, write_documents
+from olmoscope.files import locked, sha256
+
+SEGMENTS = 47
+
+
+class Commands:
+    """Starts, awaits and signals `olmoscope` commands through fork_server.py."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.server = subprocess.Popen([sys.executable, str(Path(__file__).with_name("fork_server.py"))],
+                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                                       env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
+                                                         "COLUMNS": "200"})
+        self.started = 0
+
+    def ask(self, **request):
+        self.server.stdin.write(json.dumps(request) + "\n")
+        self.server.stdin.flush()
+        return json.loads(self.server.stdout.readline())
+
+    def start(self, *arguments):
+        """Start a command; returns its pid and the file of its output."""
+        self.started += 1
+        output = self.folder / f"output-{self.started}"
+        return self.ask(start=[str(argument) for argument in arguments], output=str(output)), output
+
+    def wait(self, pid, seconds=60.0):
+        """Exit status (negative: the signal), or None if it still runs after so many seconds."""
+        return self.ask(wait=pid, seconds=seconds)
+
+    def run(self, *arguments):
+        """Run a command to its end; returns exit status and output."""
+        pid, output = self.start(*arguments)
+        return self.wait(pid), output.read_text()
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    """A recipe file."""
+    folder = tmp_path_factory.mktemp("job")
+    write_documents(folder / "corpus", count=600)
+    path = folder / "recipe.yaml"
+    path.write_text(recipe(folder / "corpus", tokens__count=30000).to_yaml())
+    return path
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    commands = Commands(tmp_path_factory.mktemp("outputs"))
+    yield commands
+    commands.server.stdin.close()
+    commands.server.wait()
+
+
+@pytest.fixture(scope="module")
+def whole(job, commands, tmp_path_factory):
+    """What an uninterrupted collection leaves."""
+    out = tmp_path_factory.mktemp("whole")
+    status, output = commands.run("collect", job, "-o", out)
+    assert status == 0, output
+    assert len(segments(out)) == SEGMENTS
+    return content(out)
+
+
+def segments(out):
+    return list((out / "store" / "train" / "checksums").glob("segment-*.json"))
+
+
+def content(out):
+    """Every file but the locks: also a half-written one would be seen."""
+    return {str(path.relative_to(out)): sha256(path) for path in sorted(out.rglob("*"))
+            if path.is_file() and not path.name.startswith(".lock")}
+
+
+def wait_for(condition, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.002)
+
+
+def test_25_kills_at_random_moments(job, commands, whole, tmp_path):
+    """Five kills while tokens are packed, ten at any moment of a run, ten soon after a segment was finished."""
+    random = np.random.default_rng(0)
+    half_written = 0
+    for kill in range(25):
+        pid, output = commands.start("collect", job, "-o", tmp_path)
+        if kill < 5:
+            files = tmp_path / "store" / "train" / "tokens"
+            before = len(list(files.glob("*")))
+            wait_for(lambda before=before, files=files: len(list(files.glob("*"))) > before)
+            status = commands.wait(pid, random.uniform(0, 0.02))
+        elif kill % 2:
+            status = commands.wait(pid, random.uniform(0, 1.0))
+        else:
+            before = len(segments(tmp_path))
+            wait_for(lambda before=before: len(segments(tmp_path)) > before)
+            status = commands.wait(pid, random.uniform(0, 0.2))
+        assert status is None, f"it ended before it was killed ({kill} kills): {output.read_text()}"
+        os.kill(pid, signal.SIGKILL)
+        assert commands.wait(pid) == -signal.SIGKILL
+        half_written += bool(list(tmp_path.rglob("*.tmp")))
+    assert half_written, "no kill fell into the writing of a file"
+    assert 10 <= len(segments(tmp_path)) < SEGMENTS
+    status, output = commands.run("collect", job, "-o", tmp_path)
+    assert status == 0, output
+    assert content(tmp_path) == whole
+    status, output = commands.run("collect", job, "-o", tmp_path)
+    assert (status, content(tmp_path)) == (0, whole), output
+
+
+def test_a_lost_worker_s_share_is_done_by_another(job, commands, whole, tmp_path):
+    lost, _ = commands.start("collect", job, "-o", tmp_path, "--worker", "1/2")
+    pid, output = commands.start("collect", job, "-o", tmp_path, "--worker", "0/2")
+    wait_for(lambda: any(int(path.stem[-6:]) % 2 for path in segments(tmp_path)))
+    os.kill(lost, signal.SIGKILL)
+    assert commands.wait(lost) == -signal.SIGKILL
+    assert commands.wait(pid) == 0
+    done = {int(path.stem[-6:]) for path in segments(tmp_path)}
+    assert {segment for segment in range(SEGMENTS) if segment % 2 == 0} <= done
+    assert 1 < SEGMENTS - len(done) < SEGMENTS // 2
+    assert f"{SEGMENTS - len(done)} of {SEGMENTS} segments are other workers' to make" in " ".join(
+        output.read_text().split())
+    status, output = commands.run("collect", job, "-o", tmp_path)
+    assert status == 0, output
+    assert content(tmp_path) == whole
+
+
+def test_workers_of_different_numbers_at_the_same_time(job, commands, whole, tmp_path):
+    """Shares of 2 and of 3 overlap; each segment is made once, by whoever claims it first."""
+    pids = [commands.start("collect", job, "-o", tmp_path, "--worker", share)[0]
+            for share in ("0/2", "1/2", "0/3", "2/3")]
+    assert [commands.wait(pid) for pid in pids] == [0] * 4
+    assert content(tmp_path) == whole
+
+
+def test_two_processes_on_the_same_share(job, commands, whole, tmp_path):
+    first, _ = commands.start("collect", job, "-o", tmp_path)
+    wait_for(lambda: (tmp_path / "store" / "train" / "tokens").exists())
+    status, output = commands.run("collect", job, "-o", tmp_path)
+    assert status == 1
+    assert output.startswith("error: another process is collecting in ")
+    assert output.count("\n") == 1
+    assert commands.wait(first) == 0
+    assert content(tmp_path) == whole
+
+
+def test_a_worker_waits_for_the_tokens(job, commands, whole, tmp_path):
+    with locked(tmp_path / "store" / "train", "packing", ".lock-tokens"):
+        pid, output = commands.start("collect", job, "-o", tmp_path)
+        wait_for(lambda: "another process packs the tokens" in output.read_text())
+        assert commands.wait(pid, 0.2) is None
+    assert commands.wait(pid) == 0
+    assert content(tmp_path) == whole
+
+
+def test_ctrl_c_ends_soon_and_keeps_what_is_finished(job, commands, whole, tmp_path):
+    for wanted in (1, 9, 17):
+        pid, output = commands.start("collect", job, "-o", tmp_path)
+        wait_for(lambda wanted=wanted: len(segments(tmp_path)) >= wanted)
+        started = time.monotonic()
+        os.kill(pid, signal.SIGINT)
+        status = commands.wait(pid)
+        assert time.monotonic() - started < 5
+        assert status not in (0, 70), output.read_text()
+        assert "Traceback" not in output.read_text()
+        assert f"stopped: {len(segments(tmp_path))} of {SEGMENTS} segments" in " ".join(output.read_text().split())
+        assert not list(tmp_path.rglob("*.tmp"))
+    status, output = commands.run("collect", job, "-o", tmp_path)
+    assert status == 0, output
+    assert content(tmp_path) == whole
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of 40 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", str(folder)], capture_output=True,
+                             text=True)
+    if mounted.returncode:
+        pytest.skip(f"no file system may be mounted here: {mounted.stderr.strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_stops_it_and_space_lets_it_go_on(job, commands, whole, small_disk):
+    out, ballast = small_disk / "out", small_disk / "ballast"
+    pid, output = commands.start("collect", job, "-o", out)
+    wait_for(lambda: len(segments(out)) >= 3)
+    with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(2**16))
+    assert commands.wait(pid) == 1
+    message = output.read_text()[output.read_text().index("error: "):]
+    assert "no space left on the disk" in message
+    assert message.count("\n") == 1
+    assert "Traceback" not in output.read_text()
+    assert 3 <= len(segments(out)) < SEGMENTS
+    status, output = commands.run("collect", job, "-o", out)
+    assert status == 1
+    assert "more, the disk has" in output
+    ballast.unlink()
+    status, output = commands.run("collect", job, "-o", out)
+    assert status == 0, output
+    assert content(out) == whole
