@@ -52,14 +52,14 @@ def test_an_epoch_has_every_row_once(store, order, batch, several_rounds):
     stream = open_stream(store, batch, order, seed=0)
     for epoch in range(2):
         assert stream.state()["epoch"] == epoch
-        batches = [stream.next_batch()[1] for _ in range(stream.batches)]
+        batches = [stream.next_batch()[1].clone() for _ in range(stream.batches)]
         assert all(len(part) == batch for part in batches[:-1])
         assert torch.equal(sorted_rows(torch.cat(batches)), sorted_rows(all_rows(store)))
 
 
 def test_reading_order_is_the_model_s(store):
     stream = open_stream(store, 100, "reading", seed=0)
-    got = torch.cat([stream.next_batch()[1] for _ in range(stream.batches)])
+    got = torch.cat([stream.next_batch()[1].clone() for _ in range(stream.batches)])
     want = []
     for segment, count in enumerate(store.segment_rows):
         rows = read_rows(store.path, segment)
@@ -75,7 +75,7 @@ def test_goes_on_from_every_batch(store, order, several_rounds):
     batches, states = [], []
     for _ in range(2 * whole.batches):
         states.append(whole.state())
-        batches.append(whole.next_batch()[1])
+        batches.append(whole.next_batch()[1].clone())
     assert all(set(state) == {"epoch", "round", "offset"} for state in states)
     for number, state in enumerate(states):
         stream = open_stream(store, 70, order, seed=3)
@@ -87,7 +87,7 @@ def test_batches_mix_the_whole_store(store, several_rounds):
     """A shuffled batch holds rows of all segments; epochs and seeds differ in order."""
     stream = open_stream(store, 200, "shuffled", seed=0)
     assert len(stream.rounds.sizes) > 1
-    first = stream.next_batch()[1]
+    first = stream.next_batch()[1].clone()
     segments = [store.read(1, segment, slice(0, rows)) for segment, rows in enumerate(store.segment_rows)]
     for segment in segments:
         assert (first[:, None] == segment[None]).all(2).any(), "a segment is missing from the batch"
@@ -113,7 +113,7 @@ def test_readers_deal_out_the_same_batches_together(store, readers, several_roun
     streams = [open_stream(store, 70, reader=(number, readers)) for number in range(readers)]
     for _ in range(whole.batches + 2):
         batch = whole.next_batch()[1]
-        shares = [stream.next_batch()[1] for stream in streams]
+        shares = [stream.next_batch()[1].clone() for stream in streams]
         assert torch.equal(torch.cat(shares), batch)
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
         assert all(stream.state() == whole.state() for stream in streams)
@@ -146,7 +146,7 @@ def test_filters_leave_out_what_they_say(store, order, several_rounds):
         got, states = [], []
         for _ in range(stream.batches):
             states.append(stream.state())
-            got.append(stream.next_batch()[1])
+            got.append(stream.next_batch()[1].clone())
         assert all(len(batch) == 64 for batch in got[:-1])
         assert torch.equal(sorted_rows(torch.cat(got)), sorted_rows(all_rows(store)[~dropped]))
         again = open_stream(store, 64, order, filter_=filter_)
@@ -170,7 +170,7 @@ def test_reads_one_round_ahead_and_no_more(store, several_rounds):
     memory = set()
     for _ in range(2 * stream.batches):
         batch = stream.next_batch()[1]
-        memory.add(stream._current[1].rows[1].data_ptr())
+        memory.add(stream._current[1][1].data_ptr())
         at = stream._current[0]
         assert asked[: rounds * at[0] + at[1] + 1] == sorted(asked)[: rounds * at[0] + at[1] + 1]
         assert len(asked) <= rounds * at[0] + at[1] + 2
@@ -186,11 +186,11 @@ def test_errors_of_reading_ahead_reach_the_reader(store, several_rounds, tmp_pat
     stream = open_stream(open_store(tmp_path / "store"), 100)
     path = tmp_path / "store" / "layer_01" / "segment-000001.safetensors"
     kept = path.read_bytes()
-    first = stream.next_batch()[1]
+    first = stream.next_batch()[1].clone()
     concurrent.futures.wait([stream._coming[1]])
     path.unlink()
     read, state = 1, stream.state()
-    with pytest.raises(UserError, match=r"segment-000001.safetensors is damaged .*; delete"):
+    with pytest.raises(UserError, match=r"segment-000001.safetensors is damaged \(it is missing\); run `olmoscope store repair"):
         for _ in range(stream.batches):
             state = stream.state()
             stream.next_batch()

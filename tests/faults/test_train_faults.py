@@ -104,9 +104,9 @@ def flip(path):
 
 @pytest.mark.parametrize("name", ["layer_01/segment-000003.safetensors", "rows/segment-000003.safetensors"])
 @pytest.mark.parametrize(("damage", "message"), [
-    (cut, r"{} is damaged \((it is cut off|its checksum differs)\); delete"),
-    (flip, r"{} is damaged \((the checksum of rows \d+ to \d+|its checksum) differs\); delete"),
-    (Path.unlink, r"{} is damaged \((\[Errno 2\] No such file.*|it is missing)\); delete")])
+    (cut, r"{} is damaged \((it is cut off|its checksum differs)\); run `olmoscope store repair"),
+    (flip, r"{} is damaged \((the checksum of rows \d+ to \d+|its checksum) differs\); run `olmoscope store repair"),
+    (Path.unlink, r"{} is damaged \(it is missing\); run `olmoscope store repair")])
 def test_damage_of_the_store_is_named_and_costs_nothing(job, undisturbed, damage, message, name, tmp_path, monkeypatch):
     # rows/ is read only where a filter or the reading order asks for it
     store, out = tmp_path / "store", tmp_path / "out"

@@ -68,7 +68,7 @@ def read_blocks(path: Path, name: str, part: slice, sums: list[str], out: Tensor
             row_bytes = math.prod(shape) * dtype.itemsize
             _fill(file.fileno(), content, offset + first * row_bytes, path)
     except FileNotFoundError as error:
-        raise damaged(path, error) from error
+        raise damaged(path, "it is missing") from error
     size = BLOCK_ROWS * row_bytes
     for number, start in enumerate(range(0, len(content), size), first // BLOCK_ROWS):
         if checksum(content[start : start + size]) != sums[number]:

@@ -101,16 +101,16 @@ class LiveRounds:
             if (segment, first) not in self._held:
                 self._held |= self._run(segment, first)
         taken = [self._held.pop(part) for part in wanted]
-        rows = {layer: torch.cat([rows[layer] for rows in taken]) for layer in self.layers}
         self._next = (epoch, number + 1) if number + 1 < len(self.rounds) else (epoch + 1, 0)
         kept = np.flatnonzero(np.concatenate([self._mask(part) for part in wanted]))
         order = generator(self.recipe.seed, "rows of a live round", epoch, number).permutation(kept)
-        return Round(rows, torch.from_numpy(order).to(self.device))
+        chosen = torch.from_numpy(order).to(self.device)
+        return {layer: torch.cat([rows[layer] for rows in taken])[chosen] for layer in self.layers}
 
     def sample_mean(self, layer: int, normalize: Normalize) -> Tensor:
         """The mean over the first round, which is a random sample of the first segments; see `Rounds`."""
         self._sampled = self._sampled or self.read(0, 0, None)
-        x_BD = normalize_rows(self._sampled.rows[layer][self._sampled.order].float(), normalize)[0]
+        x_BD = normalize_rows(self._sampled[layer].float(), normalize)[0]
         return x_BD.mean(dim=0, dtype=torch.float64).float().cpu()
 
     def _run(self, segment: int, first: int) -> dict[Part, dict[int, Tensor]]:

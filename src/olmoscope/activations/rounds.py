@@ -3,11 +3,13 @@
 Shuffled: the rows of every segment were permuted when it was written. Round j reads slice j of every segment and
 deals out their rows in a random order. An epoch thus covers each row once, mixes rows of all segments in every batch,
 and reads the disk in long runs. Reading order: one segment a round, its rows as the model read them (the reference
-recipe). Every block of rows is compared with its checksum as it is read.
+recipe).
+
+A few blocks are read at a time into memory that stays in the processor's cache, compared with their checksums there,
+and each row is copied to its place in the round: one pass over the round's memory, and batches are then parts of it.
 """
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, Protocol
 
@@ -26,16 +28,12 @@ ROUND_ROWS = 2**17
 """Rows mixed in memory at a time, about (1 GB at d_model 4096 in bf16)."""
 READERS = 4
 """Threads that read slices of a round."""
+ROWS_AT_ONCE = BLOCK_ROWS
+"""Rows that a thread reads before it puts them in their places (2 MB at d_model 4096 in bf16)."""
 
 
-@dataclass(frozen=True)
-class Round:
-    """Rows in memory, and the order in which they are dealt out."""
-
-    rows: dict[int, Tensor]
-    """For each layer `[R, d_model]`; row i is the same token in each."""
-    order: Tensor
-    """int64: rows that are dealt out, each once; those not named are left out by a filter, or are no rows at all."""
+Round = dict[int, Tensor]
+"""For each layer `[rows, d_model]`, in the order in which they are dealt out; row i is the same token in each."""
 
 
 class Rounds(Protocol):
@@ -54,6 +52,9 @@ class Rounds(Protocol):
 
         Args:
             spare: a round that nobody uses any more; its memory may be taken.
+
+        Returns:
+            The round; memory behind its last row is no part of it.
         """
 
     def sample_mean(self, layer: int, normalize: Normalize) -> Tensor:
@@ -74,35 +75,51 @@ class StoreRounds:
         else:
             self._slices = _slices(store.segment_rows)
         self.sizes = [sum(self._kept(segment, part) for segment, part in slices) for slices in self._slices]
-        self._capacity = max(sum(part.stop - part.start for _, part in slices) for slices in self._slices)
 
     def read(self, epoch: int, number: int, spare: Round | None) -> Round:
-        """Read, check and order a round; see `Rounds`.
+        """Read, check and mix a round; see `Rounds`.
 
         Raises:
             UserError: a file is missing or damaged.
         """
-        shape, dtype = (self._capacity, self.manifest.model.d_model), read_dtype(self.manifest.dtype)
-        rows = spare.rows if spare else {layer: torch.empty(shape, dtype=dtype) for layer in self.layers}
+        dtype, d_model = read_dtype(self.manifest.dtype), self.manifest.model.d_model
+        rows = spare or {layer: torch.empty(max(self.sizes), d_model, dtype=dtype) for layer in self.layers}
         slices = self._slices[number]
         ends = np.cumsum([part.stop - part.start for _, part in slices]).tolist()
+        places = np.full(ends[-1], -1)
+        order = self._order(epoch, number)
+        places[order] = np.arange(len(order))
 
         def fill(job: tuple[int, int, slice, tuple[int, int]]) -> None:
-            layer, segment, part, place = job
-            self.store.read(layer, segment, part, out=rows[layer][slice(*place)])
+            layer, segment, part, (first, end) = job
+            self._place(layer, segment, part, places[first:end], rows[layer])
 
         jobs = [(layer, segment, part, place) for layer in self.layers
                 for (segment, part), place in zip(slices, pairwise([0, *ends]), strict=True)]
         with ThreadPoolExecutor(min(READERS, len(jobs)), "read-store") as readers:
             for _ in readers.map(fill, jobs):
                 pass
-        return Round(rows, torch.from_numpy(self._order(epoch, number)))
+        return rows
+
+    def _place(self, layer: int, segment: int, part: slice, places: np.ndarray, rows_RD: Tensor) -> None:
+        """Read a slice of a segment and copy each of its rows to its place, or nowhere (−1)."""
+        scratch = torch.empty(min(ROWS_AT_ONCE, part.stop - part.start), rows_RD.shape[1], dtype=rows_RD.dtype)
+        target, source = _whole_rows(rows_RD), _whole_rows(scratch)
+        for start in range(part.start, part.stop, ROWS_AT_ONCE):
+            count = min(ROWS_AT_ONCE, part.stop - start)
+            self.store.read(layer, segment, slice(start, start + count), out=scratch[:count])
+            to = places[start - part.start : start - part.start + count]
+            if self.kept.masks is None:
+                target[to] = source[:count]
+            else:
+                target[to[to >= 0]] = source[:count][to >= 0]
 
     def sample_mean(self, layer: int, normalize: Normalize) -> Tensor:
         """See `Rounds`."""
         return self.store.sample_mean(layer, normalize, self.kept.masks)
 
     def _order(self, epoch: int, number: int) -> np.ndarray:
+        """Which of the rows read is dealt out first, second and so on."""
         slices, masks = self._slices[number], self.kept.masks
         if self.order == "reading":
             rows = self.store.read_rows(number)
@@ -118,6 +135,13 @@ class StoreRounds:
         if self.kept.masks is None:
             return int(part.stop - part.start)
         return int(self.kept.masks[segment][part].sum())
+
+
+def _whole_rows(rows_RD: Tensor) -> np.ndarray:
+    """The same memory with one item a row, of no type: numpy then copies whole rows, at the speed of memory."""
+    row_bytes = rows_RD.shape[1] * rows_RD.itemsize
+    items: np.ndarray = rows_RD.view(torch.uint8).numpy().view(np.dtype((np.void, row_bytes)))[:, 0]
+    return items
 
 
 def _slices(segment_rows: list[int]) -> list[list[tuple[int, slice]]]:

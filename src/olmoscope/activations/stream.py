@@ -21,16 +21,14 @@ START = {"epoch": 0, "round": 0, "offset": 0}
 class Stream:
     """Batches of rows; the last one of an epoch may be smaller. Close it, or use it with `contextlib.closing`."""
 
-    def __init__(self, rounds: Rounds, batch: int, epochs: int = 1, reader: tuple[int, int] = (0, 1),
-                 pinned: bool = False) -> None:
+    def __init__(self, rounds: Rounds, batch: int, epochs: int = 1, reader: tuple[int, int] = (0, 1)) -> None:
         """
         Args:
             batch: rows of a batch, of all readers together.
             epochs: how many will be asked for; nothing is read ahead beyond them.
             reader: (I, N): this reader takes the I-th of N parts (from 0) of every batch.
-            pinned: batches in page-locked memory, from which a GPU copies by itself.
         """
-        self.rounds, self.batch, self.epochs, self.reader, self.pinned = rounds, batch, epochs, reader, pinned
+        self.rounds, self.batch, self.epochs, self.reader = rounds, batch, epochs, reader
         self._epoch = self._number = self._offset = 0
         self._before = [0, *accumulate(rounds.sizes)]
         """Rows of an epoch dealt out before each round."""
@@ -57,9 +55,10 @@ class Stream:
         self._epoch, self._number, self._offset = state["epoch"], state["round"], state["offset"]
 
     def next_batch(self) -> dict[int, Tensor]:
-        """The next batch, for each layer `[batch, d_model]` in the store's dtype, where the rounds are (the CPU).
+        """The next batch, for each layer `[batch, d_model]` in the store's dtype, where the rounds are.
 
-        If it raises, the stream is where it was.
+        It is part of a round's memory, which the round after next overwrites: use it, or copy it, before asking for
+        the next. If this raises, the stream is where it was.
 
         Raises:
             UserError: what the rounds raise.
@@ -68,20 +67,17 @@ class Stream:
         length = min(self.batch, self.rows - self._before[number] - offset)
         reader, readers = self.reader
         first, end = length * reader // readers, length * (reader + 1) // readers
-        batch: dict[int, Tensor] = {}
+        parts: list[dict[int, Tensor]] = []
         dealt = 0
         while dealt < length:
             piece = min(length - dealt, self.rounds.sizes[number] - offset)
             start, stop = max(first, dealt), min(end, dealt + piece)
             if piece:
                 current = self._round(epoch, number)
-                batch = batch or {layer: torch.empty(end - first, rows_RD.shape[1], dtype=rows_RD.dtype,
-                                                     device=rows_RD.device, pin_memory=self.pinned)
-                                  for layer, rows_RD in current.rows.items()}
-            if start < stop:
-                chosen = current.order[offset + start - dealt : offset + stop - dealt]
-                for layer, rows_RD in current.rows.items():
-                    torch.index_select(rows_RD, 0, chosen, out=batch[layer][start - first : stop - first])
+                part = {layer: rows_RD[offset + start - dealt : offset + max(start, stop) - dealt]
+                        for layer, rows_RD in current.items()}
+                whole = piece == length
+                parts.append(part if whole else {layer: rows_BD.clone() for layer, rows_BD in part.items()})
             dealt += piece
             offset += piece
             while number < len(self.rounds.sizes) and offset == self.rounds.sizes[number]:  # a filter may empty some
@@ -89,7 +85,9 @@ class Stream:
         if number == len(self.rounds.sizes):
             epoch, number = epoch + 1, 0
         self._epoch, self._number, self._offset = epoch, number, offset
-        return batch
+        if len(parts) == 1:
+            return parts[0]
+        return {layer: torch.cat([part[layer] for part in parts]) for layer in self.rounds.layers}
 
     def close(self) -> None:
         """Stop reading ahead; waits for the round in hand."""
@@ -115,9 +113,9 @@ class Stream:
 
 
 def deal(stream: Stream, device: torch.device, count: int) -> Iterator[tuple[dict[int, Tensor], dict[str, int]]]:
-    """The next `count` batches on a device, each with the stream's state after it.
+    """The next `count` batches on a device, each with the stream's state after it; use one before asking for the next.
 
-    To a GPU they are copied from page-locked memory on a stream of their own, one batch ahead of the one in use.
+    To a GPU they go through page-locked memory on a stream of their own, one batch ahead of the one in use.
     """
     if device.type != "cuda":
         for _ in range(count):
@@ -129,7 +127,8 @@ def deal(stream: Stream, device: torch.device, count: int) -> Iterator[tuple[dic
         batch = stream.next_batch()
         copies.wait_stream(torch.cuda.current_stream(device))  # a batch made on the device must be there first
         with torch.cuda.stream(copies):
-            moved = {layer: rows_BD.to(device, non_blocking=True) for layer, rows_BD in batch.items()}
+            moved = {layer: (rows_BD.clone() if rows_BD.is_cuda else rows_BD.pin_memory().to(device, non_blocking=True))
+                     for layer, rows_BD in batch.items()}
         return moved, stream.state(), copies.record_event()
 
     coming = start() if count else None

@@ -94,7 +94,7 @@ def _train_group(runs: list[Run], recipe: Recipe, rounds: Rounds, device: torch.
     failures: list[UserError] = []
     name = runs[0].spec.id if len(runs) == 1 else f"{len(runs)} SAEs"
     notes: dict[Run, str | None] = {}
-    stream = Stream(rounds, settings.batch, settings.epochs, pinned=device.type == "cuda")
+    stream = Stream(rounds, settings.batch, settings.epochs)
     stream.restore(behind.position)
     with contextlib.closing(stream), deferred_interrupts() as interrupted, \
             bar(name, stream.rows * settings.epochs, "tokens", done=behind.step.tokens) as advance:
