@@ -31,6 +31,8 @@ from olmoscope.units import format_bytes
 PARAMETER_BYTES = {"bfloat16": 2, "float32": 4}
 TOKEN_BYTES = 26
 """Of a token in tokens/ (id, document, source) and in rows/ (id, sequence, position, source)."""
+NORM_BYTES = 4
+"""Of a token's norm at each layer, in rows/."""
 PROCESS_BYTES = 0.5e9
 """Python with torch and transformers, measured."""
 SEGMENTS_HELD = 2
@@ -144,7 +146,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
     mean_length = sum(low + high for low, high in lengths) / 2 / len(lengths)
     row_bytes = recipe.activations.row_bytes(d_model)
     layers = len(recipe.activations.layers)
-    store_bytes = tokens * (row_bytes * layers + TOKEN_BYTES)
+    store_bytes = tokens * ((row_bytes + NORM_BYTES) * layers + TOKEN_BYTES)
     saes = [_plan_sae(recipe, sae, d_model, gpu) for sae in recipe.saes]
     exports = sum(4 * (2 * sae.sae.d_sae * d_model) for sae in saes)
     states = sum(sae.state_bytes for sae in saes) + max(sae.state_bytes for sae in saes)
