@@ -10,9 +10,12 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
+
+from safetensors import SafetensorError
 
 from olmoscope.errors import UserError
 
@@ -36,6 +39,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         sync_folder(path.parent)
     except OSError as error:
         raise _explain(error, path) from error
+    except SafetensorError as error:  # safetensors gives the system's error as text: "… (os error 28)"
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise _explain(OSError(int(number[1]), os.strerror(int(number[1]))), path) from error
     finally:
         temporary.unlink(missing_ok=True)
 

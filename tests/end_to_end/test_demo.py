@@ -1,0 +1,36 @@
+"""`olmoscope demo`, as a newcomer runs it: four depths of the tiny model, a validated release, and nothing twice."""
+
+import json
+import subprocess
+import sys
+
+from olmoscope.files import sha256
+
+DEPTHS = (1, 3, 5, 7)
+
+
+def olmoscope(*arguments):
+    done = subprocess.run([sys.executable, "-m", "olmoscope.cli", *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def demo(out):
+    return olmoscope("demo", "-o", str(out))
+
+
+def test_demo(tmp_path):
+    out = tmp_path / "demo"
+    first = demo(out)
+    for name in ("store", "runs", "release"):
+        assert str(out / name) in first.replace("\n", "")
+    evaluations = {path.parts[-4]: json.loads(path.read_text()) for path in (out / "runs").rglob("evaluation.json")}
+    assert sorted(evaluations) == [f"layer_{depth:02d}" for depth in DEPTHS]
+    for layer, figures in evaluations.items():
+        print(f"{layer}: NMSE {figures['nmse']:.4f}, random directions {figures['nmse_random_directions']:.4f}, "
+              f"dead {figures['dead']['share']:.2%}")
+        assert figures["nmse"] < 0.5 * figures["nmse_random_directions"], layer
+    before = {path: sha256(path) for path in out.rglob("*") if path.is_file()}
+    assert "nothing to do" in demo(out)
+    assert {path: sha256(path) for path in out.rglob("*") if path.is_file()} == before
+    assert "FAILED" not in olmoscope("validate", str(out))

@@ -1,0 +1,50 @@
+"""The whole way at small size through the real command line, then again; a small model of another architecture too."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from helpers import recipe, save_small_model, write_documents
+from olmoscope.files import sha256
+
+
+def olmoscope(*arguments):
+    done = subprocess.run([sys.executable, "-m", "olmoscope.cli", *map(str, arguments)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def hashes(folder):
+    return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*"))
+            if path.is_file() and path.name != ".lock"}
+
+
+@pytest.mark.parametrize("architecture", ["tiny", "GPT2"])
+def test_text_to_validated_release(architecture, tmp_path):
+    out = tmp_path / "out"
+    write_documents(tmp_path / "corpus", count=120)
+    changes = {"train__order": "reading", "tokens__documents": "apart"}
+    if architecture != "tiny":
+        save_small_model(architecture, tmp_path / "model")
+        changes = {"model__name": str(tmp_path / "model"), "activations__layers": [1, 3],
+                   "saes": [{"layer": 1, "d_sae": 64, "k": 4}, {"layer": 3, "d_sae": 64, "k": 4,
+                                                               "normalize": "layer_norm", "canonical": True}]}
+    (tmp_path / "job.yaml").write_text(recipe(tmp_path / "corpus", **changes).to_yaml())
+    commands = [("collect", tmp_path / "job.yaml", "-o", out), ("train", out), ("evaluate", out), ("export", out),
+                ("release", out)]
+    for command in commands:
+        olmoscope(*command)
+    assert "FAILED" not in (report := olmoscope("validate", out)) and " checks passed." in report
+    before = hashes(out)
+    for command in commands:
+        olmoscope(*command)
+    assert hashes(out) == before
+
+    manifest = json.loads((out / "release" / "manifest.json").read_text())
+    assert len(manifest["saes"]) == 2
+    for sae in (out / "runs").rglob("evaluation.json"):
+        figures = json.loads(sae.read_text())
+        assert 0 < figures["nmse"] < 1 and figures["fvu"] > 0
+    assert "hook" in (out / "release" / "README.md").read_text()
