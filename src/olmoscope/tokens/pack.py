@@ -52,7 +52,9 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
     segment: list[Sequence] = []
 
     def close() -> None:
-        """Write the segment, with the state from which the next one can be packed."""
+        """Write the segment, with the state from which the next one can be packed; before the first, whose it is."""
+        if not totals["rows"]:
+            write_json(store / "tokens" / "recipe.json", _identity(recipe))
         tokens, padded = _segment(segment, recipe)
         totals["rows"].append(tokens.rows)
         totals["padded"] += padded
@@ -86,13 +88,15 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
 
 
 def _refuse_another(recipe: Recipe, store: Path) -> None:
-    """Tokens are gone on with only for the recipe that began them; checked before anything else of the store exists."""
-    path, identity = store / "tokens" / "recipe.json", {"tokens_hash": recipe.tokens_hash()}
-    if not path.exists():
-        write_json(path, identity)
-    elif read_json(path) != identity:
+    """Tokens are gone on with only for the recipe that began them."""
+    path = store / "tokens" / "recipe.json"
+    if path.exists() and read_json(path) != _identity(recipe):
         raise UserError(f"{store} holds tokens of another recipe (its text, tokens, model or seed differ); choose "
                         "another --out or delete the folder")
+
+
+def _identity(recipe: Recipe) -> dict[str, str]:
+    return {"tokens_hash": recipe.tokens_hash()}
 
 
 def _sequences(mixture: Mixture, chunker: Chunker, tokenizer: Tokenizer,
