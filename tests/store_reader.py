@@ -63,6 +63,28 @@ class StoreReader:
         return {int(number): tensors["token_ids"][starts[s] : starts[s + 1]]
                 for s, number in enumerate(tensors["sequence_numbers"])}
 
+    def blocks_are_sound(self, layer, segment):
+        """Whether every block of a layer's file is as its checksum says."""
+        relative = f"layer_{layer:02d}/segment-{segment:06d}.safetensors"
+        sums = json.loads((self.folder / "checksums" / f"segment-{segment:06d}.json").read_text())
+        content = (self.folder / relative).read_bytes()
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        for name, listed in sums["blocks"][relative].items():
+            start, end = header[name]["data_offsets"]
+            data = content[8 + length + start : 8 + length + end]
+            size = len(data) // header[name]["shape"][0] * sums["block_rows"]
+            for number, digest in enumerate(listed):
+                block = data[number * size : (number + 1) * size]
+                block += bytes(-len(block) % 4096)
+                pages = np.frombuffer(block, "<u8").reshape(-1, 512)
+                total = sum((2 * page + 1) * sum(map(int, words)) for page, words in enumerate(pages))
+                if f"{total % 2**64:016x}" != digest:
+                    return False
+            if len(listed) * size < len(data):
+                return False
+        return True
+
     def sound(self, segment):
         """Whether all files of a segment are as their checksums say."""
         for listing in (f"tokens-{segment:06d}.json", f"segment-{segment:06d}.json"):

@@ -77,6 +77,7 @@ def test_a_reader_written_from_the_page_gets_the_same_rows(job, out):
             count = len(theirs["token_id"])
             for layer in reader.manifest["layers"]:
                 activations, rows = reader.read(layer, segment)
+                assert reader.blocks_are_sound(layer, segment)
                 ours = read_activations(folder, layer, segment, slice(0, count))
                 assert torch.equal(torch.from_numpy(activations), ours.float())
                 assert all(np.array_equal(rows[name], tensor.numpy()) for name, tensor in theirs.items())

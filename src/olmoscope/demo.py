@@ -28,7 +28,9 @@ def run_demo(out: Path) -> None:
     fresh = [fresh for _, fresh in train_saes(recipe, out, [])] + [fresh for _, fresh in evaluate_saes(recipe, out, [])]
     release = build_release(out).folder
 
+    tables.console.print()
     tables.show_stores(collected)
+    tables.console.print()
     tables.show_results(recipe, out, [])
     tables.console.print(f"Store    {store_folder(out, 'train').parent}\nRuns     {out / 'runs'}\nRelease  {release}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

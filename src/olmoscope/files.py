@@ -151,9 +151,15 @@ def locked(folder: Path, doing: str, name: str = ".lock") -> Iterator[None]:
         yield
 
 
-def is_locked(folder: Path) -> bool:
-    """Whether a live process holds a lock file (`.lock` and whatever follows) in a folder; none is kept."""
+def is_locked(folder: Path, besides: str = "") -> bool:
+    """Whether a live process holds a lock file (`.lock` and whatever follows) in a folder; none is kept.
+
+    Args:
+        besides: a lock file that does not count.
+    """
     for path in folder.glob(".lock*"):
+        if path.name == besides:
+            continue
         with path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)

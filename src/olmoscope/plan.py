@@ -5,8 +5,9 @@ segment, B = rows of a training batch. Memory is estimated from what is known to
 
     collection, model's device    weights + activations of a batch (model/cost.py) + on a GPU one segment of all layers
     collection, RAM               process + segments in memory, `SEGMENTS_HELD` of all layers
-    training, SAE's device        12 (F d + F + d) of parameters and Adam's moments, 8 F of when each latent last fired,
-                                  6 arrays [B, d] in float32, 40 B k of codes, and the chunks of the step
+    training, SAE's device        12 (F d + F + d) of parameters and Adam's moments (8 F d for the dictionary if its
+                                  moments are bfloat16), 8 F of when each latent last fired, 6 arrays [B, d] in
+                                  float32, 40 B k of codes, and the chunks of the step
     training, RAM                 process + `ROUNDS_HELD` rounds of the stream; beside a GPU, a checkpoint's tensors
 
 On a CPU both columns are RAM, and add up.
@@ -30,6 +31,8 @@ from olmoscope.units import format_bytes
 PARAMETER_BYTES = {"bfloat16": 2, "float32": 4}
 TOKEN_BYTES = 26
 """Of a token in tokens/ (id, document, source) and in rows/ (id, sequence, position, source)."""
+NORM_BYTES = 4
+"""Of a token's norm at each layer, in rows/."""
 PROCESS_BYTES = 0.5e9
 """Python with torch and transformers, measured."""
 SEGMENTS_HELD = 2
@@ -54,7 +57,7 @@ class SAEPlan:
     sae: SAE
     parameters: int
     state_bytes: int
-    """Parameters and Adam's two moments, float32: what training holds, and a checkpoint on disk."""
+    """Parameters and Adam's two moments: what training holds, and a checkpoint on disk."""
     steps: int
     flops: float
     """Of the one dense product of each step, 2 F d a row; all else is sparse and under 1% of it."""
@@ -143,7 +146,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
     mean_length = sum(low + high for low, high in lengths) / 2 / len(lengths)
     row_bytes = recipe.activations.row_bytes(d_model)
     layers = len(recipe.activations.layers)
-    store_bytes = tokens * (row_bytes * layers + TOKEN_BYTES)
+    store_bytes = tokens * ((row_bytes + NORM_BYTES) * layers + TOKEN_BYTES)
     saes = [_plan_sae(recipe, sae, d_model, gpu) for sae in recipe.saes]
     exports = sum(4 * (2 * sae.sae.d_sae * d_model) for sae in saes)
     states = sum(sae.state_bytes for sae in saes) + max(sae.state_bytes for sae in saes)
@@ -179,7 +182,8 @@ def _plan_sae(recipe: Recipe, sae: SAE, d_model: int, gpu: bool) -> SAEPlan:
     tokens, batch = recipe.tokens.count * recipe.train.epochs, recipe.train.batch
     parameters = sae.d_sae * d_model + sae.d_sae + d_model
     steps = -(-recipe.tokens.count // batch) * recipe.train.epochs
-    state = 12 * parameters
+    moments = 2 * (2 if recipe.train.moments == "bfloat16" else 4)
+    state = (4 + moments) * sae.d_sae * d_model + 12 * (sae.d_sae + d_model)
     chunks = 4 * (max(PRE_ACTIVATIONS_AT_ONCE, sae.d_sae) + 2 * max(GRADIENT_AT_ONCE, d_model))
     device = state + 8 * sae.d_sae + 6 * 4 * batch * d_model + 40 * batch * sae.k + chunks
     rounds = min(ROUND_ROWS, recipe.tokens.count) * recipe.activations.row_bytes(d_model) * ROUNDS_HELD

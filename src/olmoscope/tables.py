@@ -20,8 +20,8 @@ console = Console()
 
 
 def new_table(title: str, *columns: str) -> Table:
-    """A table in the house style: the first column to the left, figures to the right."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    """A table in the house style: the first column to the left, figures to the right; narrow enough for 80 columns."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
     return table
@@ -71,23 +71,19 @@ def show_plan(plan: Plan) -> None:
 
 def show_stores(collected: list[Collected]) -> None:
     """What was collected, and from where."""
-    table = new_table("Stores", "store", "tokens", "segments", "made now", "padding", "tokens per source")
     for one in collected:
         manifest = one.manifest
-        sources = ", ".join(f"{name} {count.tokens:,}" for name, count in manifest.sources.items())
-        table.add_row(str(one.store), f"{manifest.rows:,}", str(manifest.segments), str(one.segments_made),
-                      f"{one.padding:.1%}", sources)
-    console.print(table)
-    for one in collected:
-        if one.manifest.rows < one.wanted:
-            console.print(f"[yellow]The text ran out: {one.store} has {one.manifest.rows:,} of the {one.wanted:,} "
-                          "tokens asked for.[/]")
-
-
+        console.print(f"[bold]{escape(str(one.store))}[/]: {manifest.rows:,} tokens in {manifest.segments} segments "
+                      f"({one.segments_made} made now), padding {one.padding:.1%}", soft_wrap=True)
+        total = sum(count.tokens for count in manifest.sources.values())
+        for name, count in manifest.sources.items():
+            console.print(f"  {escape(name)}: {count.tokens:,} tokens ({count.tokens / total:.0%}) of "
+                          f"{count.documents:,} documents")
+        if manifest.rows < one.wanted:
+            console.print(f"[yellow]  The text ran out: {one.wanted:,} tokens were asked for.[/]")
         if one.segments_missing:
-            console.print(f"[yellow]{one.store} is not finished: {one.segments_missing} of {one.manifest.segments} "
-                          "segments are other workers' to make; `olmoscope collect` without --worker makes what "
-                          "nobody does.[/]")
+            console.print(f"[yellow]  Not finished: {one.segments_missing} segments are other workers' to make; "
+                          "`olmoscope collect` without --worker makes what nobody does.[/]")
 
 
 def show_statistics(collected: list[Collected]) -> None:
@@ -107,32 +103,35 @@ def show_statistics(collected: list[Collected]) -> None:
 
 
 def show_results(recipe: Recipe, out: Path, only: list[str]) -> None:
-    """The figures of all SAEs, side by side."""
-    table = new_table("SAEs on held-out tokens", "SAE", "NMSE", "(random k)", "FVU", "cosine", "L0", "dead",
-                      "held-out tokens", "training NMSE", "trained on", "left out", "dead (window)")
+    """The figures of all SAEs, side by side; docs/metrics.md defines them."""
+    table = new_table("SAEs on held-out tokens", "SAE", "NMSE", "random", "FVU", "L0", "dead", "tokens")
+    notes = set()
     for sae in chosen(recipe, only):
         run = run_folder(out, sae)
         figures, done = read_json(run / "evaluation.json"), read_json(run / "done.json")
         table.add_row(sae.id, f"{figures['nmse']:.4f}", f"{figures['nmse_random_directions']:.3f}",
-                      f"{figures['fvu']:.4f}", f"{figures['cosine']:.4f}", f"{figures['l0']['mean']:.1f}",
-                      f"{figures['dead']['share']:.1%}", f"{figures['rows']:,}", f"{done['nmse']:.4f}",
-                      f"{done['tokens']:,}", f"{done['rows']['dropped_share']:.1%}",
-                      f"{done['dead_share']:.1%} ({done['dead_window']:,})")
+                      f"{figures['fvu']:.4f}", f"{figures['l0']['mean']:.1f}", f"{figures['dead']['share']:.1%}",
+                      f"{done['tokens']:,}")
+        notes.add(f"dead: did not fire on the {figures['rows']:,} held-out tokens; tokens: trained on.")
+        for reason, share in done["rows"]["reasons"].items():
+            notes.add(f"train.filter left out {share:.2%} of the rows: {reason}.")
     console.print(table)
+    console.print("NMSE: mean of ‖x − x̂‖² / ‖x‖²; random: what k random directions would give.", *sorted(notes),
+                  sep="\n")
 
 
 def show_validation(validation: Validation) -> None:
     """Every check of a folder: what it is about, its verdict, its figure."""
     verdicts = {True: "[green]passed[/]", False: "[red]FAILED[/]", None: "[yellow]not made[/]"}
-    table = Table(title=f"Validation of {validation.folder}", title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("check", "", "figure"):
-        table.add_column(column)
+    console.print(f"Validation of {escape(str(validation.folder))}", soft_wrap=True)
     for subject in dict.fromkeys(check.sae for check in validation.checks):
-        table.add_row(f"[bold]{subject or 'release'}[/]", "", "")
+        table = Table(title=f"[bold]{escape(subject) or 'release'}[/]", title_justify="left", box=None, pad_edge=False,
+                      show_header=False, padding=(0, 2, 0, 0))
         for check in validation.checks:
             if check.sae == subject:
                 table.add_row(f"  {check.name}", verdicts[check.passed], escape(check.figure))
-    console.print(table)
+        table.columns[0].no_wrap = table.columns[1].no_wrap = True
+        console.print(table)
     made = [check for check in validation.checks if check.passed is not None]
     console.print(f"{len(made) - len(validation.failures)} of {len(made)} checks passed.")
 

@@ -52,7 +52,7 @@ def train(out):
 def files(store):
     """Every file but the manifest, whose date may differ, and locks."""
     return {str(path.relative_to(store)): sha256(path) for path in sorted(store.rglob("*"))
-            if path.is_file() and path.name not in ("manifest.json", ".lock")}
+            if path.is_file() and path.name != "manifest.json" and not path.name.startswith(".lock")}
 
 
 def found(path):
@@ -111,6 +111,12 @@ def test_info_of_a_finished_store(whole):
     ("checksums/tokens-000001.json", garbage, "damaged"),
     ("tokens/index.json", garbage, "damaged"),
     ("tokens/index.json", delete, "missing"),
+    ("tokens/recipe.json", delete, "missing"),
+    ("tokens/recipe.json", garbage, "damaged"),
+    ("statistics/segment-000001.safetensors", flip, "its content differs from its checksum"),
+    ("statistics.safetensors", flip, "not what the segments' sums add up to"),
+    ("statistics.json", garbage, "not what the segments' sums add up to"),
+    ("statistics.json", delete, "missing"),
     ("layer_01/.segment-000001.safetensors.99.tmp", lambda path: path.write_bytes(b"half"),
      "left half-written by a killed process"),
 ])
@@ -187,6 +193,20 @@ def test_rows_of_other_tokens_are_found(train, job, whole):
     assert files(train) == files(store_folder(whole, "train"))
 
 
+def test_checksums_of_blocks_are_checked(job, train, whole):
+    """Readers of slices go by them: a flipped digit would make a sound file unreadable."""
+    path = train / "checksums" / "segment-000001.json"
+    sums = json.loads(path.read_text())
+    blocks = sums["blocks"]["layer_07/segment-000001.safetensors"]["activations"]
+    blocks[1] = f"{int(blocks[1], 16) ^ 1:016x}"
+    path.write_text(json.dumps(sums))
+    assert found(train) == {"checksums/segment-000001.json":
+                            "its checksums of blocks are not those of layer_07/segment-000001.safetensors"}
+    repair_stores(train, dry_run=False)
+    collect(job, "train", train)
+    assert files(train) == files(store_folder(whole, "train"))
+
+
 def test_too_few_rows_are_found(train):
     path = train / "layer_01" / "segment-000001.safetensors"
     with safe_open(path, "pt") as file:
@@ -230,6 +250,7 @@ def test_a_manifest_of_another_revision_is_named_and_refused(job, out, train):
     assert any("its model is tiny at sha256:" in problem.what for problem in problems)
     repair_stores(out, dry_run=False)
     assert path.exists()
+    (train / "checksums" / "segment-000001.json").unlink()  # there is something to make
     with pytest.raises(UserError, match="was begun with tiny at revision sha256:0"):
         collect(job, "train", train)
 
@@ -237,7 +258,7 @@ def test_a_manifest_of_another_revision_is_named_and_refused(job, out, train):
 def test_a_store_of_another_recipe_is_named(job, out):
     (out / "recipe.yaml").write_text(job.model_copy(update={"seed": 5}).to_yaml())
     assert all("is of another recipe" in what for what in found(out).values())
-    assert len(found(out)) == 1  # manifest.json of both
+    assert set(found(out)) == {"manifest.json", "tokens/recipe.json"}  # of both
 
 
 def test_manifest_that_counts_otherwise(train):
@@ -285,7 +306,8 @@ def test_what_is_not_packed_is_no_damage(job, train):
 def test_a_live_store_is_looked_at_but_not_repaired(train):
     holder = subprocess.Popen(
         [sys.executable, "-c", "import fcntl, sys\nfile = open(sys.argv[1], 'a')\n"
-         "fcntl.flock(file, fcntl.LOCK_EX)\nprint('held', flush=True)\nsys.stdin.read()", str(train / ".lock")],
+         "fcntl.flock(file, fcntl.LOCK_EX)\nprint('held', flush=True)\nsys.stdin.read()",
+         str(train / ".lock-worker-0-of-1")],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert holder.stdout.readline() == "held\n"
@@ -293,7 +315,7 @@ def test_a_live_store_is_looked_at_but_not_repaired(train):
         assert describe(train).live
         verified = verify_stores(train)[0]
         assert verified.live and verified.problems == []
-        with pytest.raises(UserError, match="a process is writing"):
+        with pytest.raises(UserError, match="another process is writing"):
             repair_stores(train, dry_run=False)
     finally:
         holder.communicate("")
@@ -303,9 +325,9 @@ def test_a_live_store_is_looked_at_but_not_repaired(train):
 
 def test_repair_holds_the_store(train):
     """Looking at a store takes no lock, mending it does."""
-    with (train / ".lock").open("a") as file:
+    with (train / ".lock-tokens").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        with pytest.raises(UserError, match="another process is"):
+        with pytest.raises(UserError, match="another process is writing"):
             repair_stores(train, dry_run=False)
 
 

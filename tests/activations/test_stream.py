@@ -190,7 +190,8 @@ def test_errors_of_reading_ahead_reach_the_reader(store, several_rounds, tmp_pat
     concurrent.futures.wait([stream._coming[1]])
     path.unlink()
     read, state = 1, stream.state()
-    with pytest.raises(UserError, match=r"segment-000001.safetensors is damaged \(it is missing\); run"):
+    message = r"segment-000001.safetensors is damaged \(it is missing\); run `olmoscope store repair"
+    with pytest.raises(UserError, match=message):
         for _ in range(stream.batches):
             state = stream.state()
             stream.next_batch()

@@ -1,8 +1,8 @@
 """Run as a script: a process that has imported everything, and forks an `olmoscope` command for each request.
 
-Killing a command and starting it again costs 4 seconds of imports otherwise. The commands are real processes and get real
-signals; only their start is short. One JSON value a line: {"start": [arguments], "output": file} is answered with the
-pid; {"wait": pid, "seconds": s} with the exit status (negative: the signal), or null if it still runs.
+Killing a command and starting it again costs 4 seconds of imports otherwise. The commands are real processes and get
+real signals; only their start is short. One JSON value a line: {"start": [arguments], "output": file} is answered with
+the pid; {"wait": pid, "seconds": s} with the exit status (negative: the signal), or null if it still runs.
 """
 
 import json
@@ -15,7 +15,7 @@ import traceback
 def main() -> None:
     import transformers.models.olmo3.modeling_olmo3  # noqa: F401
 
-    import olmoscope.pipeline  # noqa: F401
+    import olmoscope.pipeline
     import olmoscope.tables  # noqa: F401
 
     for line in sys.stdin:

@@ -1,5 +1,7 @@
 """The residual stream, read by hooks, on five architectures."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -71,6 +73,38 @@ def test_padding_at_the_end_changes_nothing(architecture):
     padded_BT[0, 37:] = 0
     torch.testing.assert_close(read_residual_stream(model, layers, [3], padded_BT)[3][:1, :37], alone,
                                rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["eager", "flex_attention"])
+def test_attention_implementations_agree(attention, tmp_path):
+    save_small_model("Olmo3", tmp_path)
+    outputs = []
+    for name in ("sdpa", attention):
+        model = load_model(Model(name=str(tmp_path), dtype="float32", attention=name), 0, torch.device("cpu"))
+        assert model.module.config._attn_implementation == name
+        outputs.append(read_residual_stream(model.module, model.layers, [0], TOKENS_BT)[0])
+    torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with a GPU may have flash attention")
+def test_attention_that_is_not_to_be_had_is_named(tmp_path):
+    save_small_model("Olmo3", tmp_path)
+    with pytest.raises(UserError, match=r"model\.attention: flash_attention_2 does not work for .*test_att"):
+        load_model(Model(name=str(tmp_path), attention="flash_attention_2"), 3, torch.device("cpu"))
+
+
+@pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
+def test_compiled_layers_give_the_same_and_stop_where_they_should(tmp_path):
+    """Hooks stay outside the compiled code; batches of other shapes, and documents apart, need no new code each."""
+    save_small_model("Olmo3", tmp_path)
+    plain, compiled = (load_model(Model(name=str(tmp_path), dtype="float32", compile=flag), 2, torch.device("cpu"))
+                       for flag in (False, True))
+    positions_BT = torch.cat([torch.arange(25), torch.arange(35)]).expand(3, -1)
+    for tokens_BT, positions in ((TOKENS_BT, None), (TOKENS_BT[:2, :41], None), (TOKENS_BT, positions_BT)):
+        want, got = (read_residual_stream(model.module, model.layers, [0, 2], tokens_BT, positions)
+                     for model in (plain, compiled))
+        for layer in (0, 2):
+            torch.testing.assert_close(got[layer], want[layer], rtol=1e-4, atol=1e-4)
 
 
 def test_nothing_runs_above_the_deepest_layer():

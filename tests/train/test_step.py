@@ -1,14 +1,12 @@
 """The step's gradients against autograd in float64, and whole trajectories against a dense torch trainer."""
 
-import importlib
-import os
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from kernel_backends import BACKENDS, SLOW, backend
 from olmoscope.kernels import reference
 from olmoscope.kernels.interface import Kernels
 from olmoscope.sae.rows import normalize_rows, restore_rows
@@ -67,12 +65,12 @@ def gradients(sae: TiedTopK, x_BD: Tensor, kernels: Kernels) -> dict[str, Tensor
     return {name: moments.first for name, moments in step.moments.items()}
 
 
-@pytest.fixture(params=os.environ.get("KERNELS_UNDER_TEST", "reference cpu").split(), scope="module")
+@pytest.fixture(params=BACKENDS, scope="module")
 def kernels(request):
-    return importlib.import_module(f"olmoscope.kernels.{request.param}")
+    yield from backend(request.param)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=8 if SLOW else 40, deadline=None)
 @given(d_model=st.integers(2, 33), d_sae=st.integers(1, 70), rows=st.integers(1, 40), seed=st.integers(0, 2**31),
        normalize=st.sampled_from(["none", "layer_norm"]), k_share=st.floats(0, 1), shift=st.sampled_from([0.0, -50.0]))
 def test_gradients_equal_autograd(kernels, d_model, d_sae, rows, seed, normalize, k_share, shift):
@@ -101,7 +99,7 @@ def test_trajectory_equals_a_dense_trainer(kernels, normalize):
     sae = fresh(16, 64, 4, normalize)
     dense, step = DenseTrainer(sae, lr=1e-2), Step(sae, Adam((0.9, 0.999), 1e-8), kernels)
     generator = torch.Generator().manual_seed(3)
-    for _ in range(30):
+    for _ in range(6 if SLOW else 30):
         x_BD = torch.randn(50, 16, dtype=torch.float64, generator=generator) + 1
         loss = dense(x_BD)
         step(x_BD, lr=1e-2)
@@ -116,7 +114,7 @@ def test_nothing_dense_is_made(kernels, monkeypatch):
     monkeypatch.setattr(kernels, "PRE_ACTIVATIONS_AT_ONCE", 2**14)
     monkeypatch.setattr(kernels, "ROWS_AT_LEAST", 1, raising=False)
     monkeypatch.setattr("olmoscope.kernels.reference.GRADIENT_AT_ONCE", 2**14)
-    rows, d_model, d_sae = 256, 32, 4096
+    rows, d_model, d_sae = 128, 32, 2048
     step = Step(fresh(d_model, d_sae, 4, "none"), Adam((0.9, 0.999), 1e-8), kernels)
     largest = 0
 
@@ -148,6 +146,7 @@ def test_dead_latents_are_counted_in_tokens(kernels):
     assert expected >= 1 / 16
 
 
+@pytest.mark.skipif(SLOW, reason="hundreds of steps")
 @pytest.mark.parametrize(("rows", "moments"), [("touched", "float32"), ("exact", "bfloat16"), ("touched", "bfloat16")])
 def test_cheaper_adams_learn_as_well(kernels, rows, moments):
     """Rows made of a few directions: after the same steps, the loss is within 5% of exact Adam's."""

@@ -8,12 +8,13 @@ from pathlib import Path
 from olmoscope.activations.format import Manifest, read_manifest
 from olmoscope.activations.inspect import output_folder
 from olmoscope.errors import UserError
+from olmoscope.files import read_json
 from olmoscope.model_source import revision_of
 from olmoscope.recipe import Model, load_recipe
 
 
 def disagreements(stores: list[Path]) -> Iterator[tuple[Path, str]]:
-    """What does not agree: the manifest in question, and with what.
+    """What does not agree: the manifest (or recipe of the tokens) in question, and with what.
 
     Manifests that cannot be read are passed over: verification of their store says so.
     """
@@ -23,24 +24,34 @@ def disagreements(stores: list[Path]) -> Iterator[tuple[Path, str]]:
             if getattr(one, key) != getattr(other, key):
                 yield second / "manifest.json", (f"its {key} is {_short(other, key)}, that of {first.name} is "
                                                  f"{_short(one, key)}")
-    for store, manifest in manifests.items():
+    for store in stores:
         out = output_folder(store)
         if out is not None and (out / "recipe.yaml").exists():
-            for mistake in _against_recipe(out / "recipe.yaml", manifest):
-                yield store / "manifest.json", mistake
+            yield from _against_recipe(out / "recipe.yaml", store, manifests.get(store))
 
 
-def _against_recipe(path: Path, manifest: Manifest) -> Iterator[str]:
+def _against_recipe(path: Path, store: Path, manifest: Manifest | None) -> Iterator[tuple[Path, str]]:
     try:
         recipe = load_recipe(str(path))
     except UserError as error:
-        yield f"cannot be compared with the recipe: {error}"
+        yield store / "manifest.json", f"cannot be compared with the recipe: {error}"
+        return
+    tokens = store / "tokens" / "recipe.json"
+    try:
+        tokens_hash = read_json(tokens)["tokens_hash"]
+    except (UserError, KeyError, TypeError):
+        tokens_hash = recipe.tokens_hash()  # verification of the store says what is wrong with it
+    if tokens_hash != recipe.tokens_hash():
+        yield tokens, f"is of another recipe (hash {tokens_hash}) than {path} ({recipe.tokens_hash()})"
+    if manifest is None:
         return
     if recipe.store_hash() != manifest.recipe_hash:
-        yield f"is of another recipe (hash {manifest.recipe_hash}) than {path} ({recipe.store_hash()})"
+        yield store / "manifest.json", (f"is of another recipe (hash {manifest.recipe_hash}) than {path} "
+                                        f"({recipe.store_hash()})")
     revision = _revision_here(recipe.model)
     if revision is not None and revision != manifest.model.revision:
-        yield f"is of {manifest.model.name} at revision {manifest.model.revision}, the recipe's model is {revision}"
+        yield store / "manifest.json", (f"is of {manifest.model.name} at revision {manifest.model.revision}, the "
+                                        f"recipe's model is {revision}")
 
 
 def _revision_here(model: Model) -> str | None:

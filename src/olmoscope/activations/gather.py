@@ -53,10 +53,7 @@ class LayerRows:
             places_B: where each row belongs in the segment, int64.
             x_BD: what the model gave.
         """
-        x32_BD = x_BD.float()
-        self.square_norm_R.index_copy_(0, places_B, x32_BD.square().sum(dim=1))
-        self.sum_D += x_BD.sum(dim=0, dtype=torch.float64)
-        torch.maximum(self.largest_D, x32_BD.abs().amax(dim=0), out=self.largest_D)
+        self.count(places_B, x_BD)
         activations_RD = self.stored["activations"]
         if "scale" in self.stored:
             stored_BD, scale_B = fp8.quantize(x_BD)
@@ -65,8 +62,15 @@ class LayerRows:
         else:
             stored_BD = read_BD = x_BD.to(activations_RD.dtype)
         if stored_BD.dtype != x_BD.dtype:
-            self.error_1 += (read_BD.float() - x32_BD).square().sum(dim=1).sum(dtype=torch.float64)
+            self.error_1 += (read_BD.float() - x_BD.float()).square().sum(dim=1).sum(dtype=torch.float64)
         _words(activations_RD).index_copy_(0, places_B, _words(stored_BD))
+
+    def count(self, places_B: Tensor, x_BD: Tensor) -> None:
+        """The part of `add` that statistics need."""
+        x32_BD = x_BD.float()
+        self.square_norm_R.index_copy_(0, places_B, x32_BD.square().sum(dim=1))
+        self.sum_D += x_BD.sum(dim=0, dtype=torch.float64)
+        torch.maximum(self.largest_D, x32_BD.abs().amax(dim=0), out=self.largest_D)
 
     def read(self, part: slice) -> Tensor:
         """Some rows as readers of a store get them, in memory of their own."""

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from olmoscope.activations.inspect import find_stores
+from olmoscope.activations.shares import TOKENS_LOCK
 from olmoscope.activations.verify import Verified, verify, with_disagreements
 from olmoscope.errors import UserError
 from olmoscope.files import is_locked, locked, sync_folder
@@ -25,9 +26,10 @@ def repair_stores(path: Path, *, dry_run: bool) -> list[Verified]:
 
 
 def _repair(store: Path, dry_run: bool) -> Verified:
-    if is_locked(store):
-        raise UserError(f"a process is writing {store}; wait for it or stop it first")
-    with locked(store, "repairing"):
+    # Who collects holds a share all along, and waits for the tokens before anything else.
+    with locked(store, "writing", TOKENS_LOCK):
+        if is_locked(store, besides=TOKENS_LOCK):
+            raise UserError(f"another process is writing in {store}; wait for it or stop it first")
         found = verify(store, live=False)
         if not dry_run:
             for path in found.delete:

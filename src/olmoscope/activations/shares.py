@@ -24,6 +24,8 @@ from olmoscope.files import clean_temporary, locked, try_lock, wait_for_lock
 from olmoscope.progress import console
 from olmoscope.tokens.segments import segment_name
 
+TOKENS_LOCK = ".lock-tokens"
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -81,10 +83,10 @@ def share_locked(store: Path, worker: Worker) -> Iterator[None]:
 @contextlib.contextmanager
 def tokens_locked(store: Path) -> Iterator[None]:
     """Hold the token stage of a store; waits, and says so, while another process is at it."""
-    lock = try_lock(store / ".lock-tokens")
+    lock = try_lock(store / TOKENS_LOCK)
     if lock is None:
         console.print(f"another process packs the tokens of {store}; waiting for it")
-        lock = wait_for_lock(store / ".lock-tokens")
+        lock = wait_for_lock(store / TOKENS_LOCK)
     with lock:
         clean_temporary(store / "tokens")
         yield

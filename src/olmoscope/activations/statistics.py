@@ -84,6 +84,17 @@ def write_statistics(store: Path, manifest: Manifest) -> None:
     Raises:
         UserError: a segment's part is missing or damaged.
     """
+    figures, tensors = add_up(store, manifest)
+    write_tensors(store / "statistics.safetensors", tensors)
+    write_json(store / "statistics.json", figures)
+
+
+def add_up(store: Path, manifest: Manifest) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What the segments left, added up: the contents of statistics.json and of statistics.safetensors.
+
+    Raises:
+        UserError: a segment's part is missing or damaged.
+    """
     totals: dict[int, _Total] = {}
     for segment in range(manifest.segments):
         parts, _ = read_tensors(segment_path(store, "statistics", segment), "np")
@@ -94,10 +105,8 @@ def write_statistics(store: Path, manifest: Manifest) -> None:
     for layer, total in totals.items():
         tensors[f"{layer_folder(layer)}.mean"] = torch.from_numpy(total.sum_D / manifest.rows)
         tensors[f"{layer_folder(layer)}.largest"] = torch.from_numpy(total.largest_D)
-    write_tensors(store / "statistics.safetensors", tensors)
-    write_json(store / "statistics.json", {
-        "rows": manifest.rows,
-        "layers": {str(layer): _figures(total, manifest.rows) for layer, total in totals.items()}})
+    layers = {str(layer): _figures(total, manifest.rows) for layer, total in totals.items()}
+    return {"rows": manifest.rows, "layers": layers}, tensors
 
 
 def read_statistics(store: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Write a safetensors file piece by piece: hashed on the way to the disk, never whole in memory a second time.
 
 The bytes are those that the safetensors library writes: an 8-byte length, a JSON header padded with spaces to a
-multiple of 8, then the tensors, those of the widest element first, and by name among equals.
+multiple of 8, then the tensors by dtype, the widest first, and by name.
 """
 
 import hashlib
@@ -17,8 +17,9 @@ from olmoscope.files import atomic_file
 PIECE = 2**23
 """Bytes hashed and written at a time: 8 MiB, about 10 ms."""
 
-_NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-          torch.float8_e4m3fn: "F8_E4M3", torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8"}
+_NAMES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
+          torch.float16: "F16", torch.float8_e4m3fn: "F8_E4M3", torch.uint8: "U8"}
+"""In the order in which they stand in a file."""
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], between: Callable[[], None] = lambda: None) -> str:
@@ -33,7 +34,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], between: Callable[[], 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    rank = {dtype: number for number, dtype in enumerate(_NAMES)}
+    ordered = sorted(tensors, key=lambda name: (rank[tensors[name].dtype], name))
     header: dict[str, object] = {}
     end = 0
     for name in ordered:

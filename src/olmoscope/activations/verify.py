@@ -15,8 +15,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from olmoscope.activations.agreement import disagreements
+from olmoscope.activations.blocks import BLOCK_ROWS, checksums
 from olmoscope.activations.format import VERSION, Manifest, has_segment, layer_folder, read_manifest, segment_checksum
 from olmoscope.activations.inspect import find_stores, segment_numbers
+from olmoscope.activations.statistics import add_up
 from olmoscope.errors import UserError
 from olmoscope.files import is_locked, read_json, sha256
 from olmoscope.progress import bar
@@ -75,7 +77,7 @@ def with_disagreements(verified: list[Verified]) -> list[Verified]:
     """The same, with what does not agree between them, or with their output folder, among the problems."""
     found = list(disagreements([one.store for one in verified]))
     return [replace(one, problems=one.problems + [Problem(path, what, mends=False) for path, what in found
-                                                  if path.parent == one.store]) for one in verified]
+                                                  if path.is_relative_to(one.store)]) for one in verified]
 
 
 def verify(store: Path, *, live: bool) -> Verified:
@@ -105,6 +107,7 @@ class _Verification:
             return Verified(self.store, self.problems, [], self.live, 0, 0, 0)
         index = self._index()
         count = self._count(index, manifest)
+        self._check_recipe(count)
         self._expect_tokens(count, index)
         self._expect_segments(count, manifest)
         hashed = self._hash()
@@ -113,6 +116,8 @@ class _Verification:
             self._check_segment(segment, manifest, rows.get(segment))
         if manifest is not None and index is not None:
             self._check_counts(manifest, index)
+        if manifest is not None and manifest.finished and not self.problems:
+            self._check_statistics(manifest)
         self._find_strangers(count, manifest)
         done = sum(has_segment(self.store, segment) for segment in range(count))
         return Verified(self.store, self.problems, self._delete(), self.live, count, done, hashed)
@@ -177,6 +182,16 @@ class _Verification:
             return manifest.segments
         return max(segment_numbers(self.store / "tokens"), default=-1) + 1
 
+    def _check_recipe(self, count: int) -> None:
+        """tokens/recipe.json, which keeps another recipe from going on with these tokens."""
+        path = self.store / "tokens" / "recipe.json"
+        value = _json(path)
+        if not path.exists():
+            if count:
+                self._add(path, "missing")
+        elif not isinstance(value, dict) or "tokens_hash" not in value:
+            self._bad_file(path, "damaged")
+
     def _expect_tokens(self, count: int, index: dict[str, Any] | None) -> None:
         for segment in range(count):
             path, checksum = self.store / "tokens" / segment_name(segment), token_checksum(self.store, segment)
@@ -203,7 +218,7 @@ class _Verification:
             if listed is None:
                 self._bad_segment(segment, checksum, "damaged")
             elif manifest is not None and not _complete(listed[1], segment, manifest):
-                self._bad_segment(segment, checksum, f"does not list the rows and layers {manifest.layers}")
+                self._bad_segment(segment, checksum, f"does not list rows, statistics and layers {manifest.layers}")
             else:
                 for relative, digest in listed[1].items():
                     path = self.store / relative
@@ -259,8 +274,10 @@ class _Verification:
             if relative.startswith("rows/"):
                 if not _same_rows(read_tensors(path, "np")[0], wanted):
                     self._bad_segment(segment, path, "its rows are not those of the segment's tokens")
-            elif mistake := _shape_mistake(path, count, manifest):
+            elif relative.startswith("layer_") and (mistake := _shape_mistake(path, count, manifest)):
                 self._bad_segment(segment, path, mistake)
+            elif relative.startswith("layer_") and not _blocks_fit(checksum, relative, path):
+                self._bad_segment(segment, checksum, f"its checksums of blocks are not those of {relative}")
 
     def _check_counts(self, manifest: Manifest, index: dict[str, Any]) -> None:
         path = self.store / "manifest.json"
@@ -270,6 +287,22 @@ class _Verification:
                             f"{sum(index['rows'])} in {len(index['rows'])}", mends=False)
         elif tokens != index["tokens"] or sum(tokens.values()) != manifest.rows:
             self._add(path, f"says {tokens} tokens per source, the index says {index['tokens']}", mends=False)
+
+    def _check_statistics(self, manifest: Manifest) -> None:
+        """That the store's statistics are what its segments' sums add up to."""
+        paths = [self.store / "statistics.json", self.store / "statistics.safetensors"]
+        figures, tensors = add_up(self.store, manifest)
+        try:
+            found = read_tensors(paths[1], "pt")[0]
+        except UserError:
+            found = {}
+        equal = (_json(paths[0]) == figures,
+                 found.keys() == tensors.keys() and all(found[name].equal(tensors[name]) for name in tensors))
+        for path, sound in zip(paths, equal, strict=True):
+            if not sound:
+                self._add(path, "missing" if not path.exists() else "not what the segments' sums add up to")
+        if not all(equal):  # they are made anew together, if the first one is missing
+            self.bad_files += paths
 
     def _find_strangers(self, count: int, manifest: Manifest | None) -> None:
         """Files that are not the store's, and what killed processes left."""
@@ -327,8 +360,8 @@ def _folders(manifest: Manifest) -> set[str]:
 
 def _complete(listed: Iterable[str], segment: int, manifest: Manifest) -> bool:
     """Whether a checksum file vouches for all that readers use of a segment."""
-    return {f"{folder}/{segment_name(segment)}" for folder in ("rows", *map(layer_folder, manifest.layers))
-            } <= set(listed)
+    folders = ("rows", "statistics", *map(layer_folder, manifest.layers))
+    return {f"{folder}/{segment_name(segment)}" for folder in folders} <= set(listed)
 
 
 def _how_damaged(path: Path) -> str:
@@ -338,6 +371,16 @@ def _how_damaged(path: Path) -> str:
             return "its content differs from its checksum"
     except SafetensorError as error:
         return f"truncated or overwritten ({path.stat().st_size} bytes: {str(error).strip()})"
+
+
+def _blocks_fit(checksum: Path, relative: str, path: Path) -> bool:
+    """Whether the checksums of blocks, by which readers of slices go, are those of a sound file."""
+    try:
+        listed, rows = _json(checksum)["blocks"][relative], _json(checksum)["block_rows"]
+    except (TypeError, KeyError):
+        return False
+    found = {name: checksums(tensor) for name, tensor in read_tensors(path, "pt")[0].items()}
+    return bool(listed == found and rows == BLOCK_ROWS)
 
 
 def _shape_mistake(path: Path, rows: int, manifest: Manifest | None) -> str:

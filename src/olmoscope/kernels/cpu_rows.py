@@ -9,7 +9,7 @@ ROWS_PER_PIECE = 8
 
 
 @compiled(parallel=True, reorder=True)
-def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B1, std_B1,  # type: ignore[no-untyped-def]
+def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B1, std_B1,
              loss_B, e_BD, dz_BK):
     """Fill loss, e and dz. The K rows of W are fetched from memory once: the second time they are in cache."""
     rows, d_model = x_BD.shape
@@ -49,7 +49,7 @@ def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B1, std_B1,  # typ
 
 
 @compiled(reorder=True)
-def add_rows(total, table, indices, weights, count):  # type: ignore[no-untyped-def]
+def add_rows(total, table, indices, weights, count):
     """total += Σ weights · table[indices]; four rows at a time, so that total is loaded and stored less often."""
     whole = count // 4 * 4
     for place in range(0, whole, 4):
@@ -64,7 +64,7 @@ def add_rows(total, table, indices, weights, count):  # type: ignore[no-untyped-
 
 
 @compiled()
-def counting_sort(values_BK, dz_BK, indices_BK, offsets, rows_P, values_P, gradients_P):  # type: ignore[no-untyped-def]
+def counting_sort(values_BK, dz_BK, indices_BK, offsets, rows_P, values_P, gradients_P):
     """Pairs by latent, rows ascending. One thread: it is under a hundredth of a step."""
     rows, k = values_BK.shape
     for row in range(rows):

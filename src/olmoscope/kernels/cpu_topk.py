@@ -25,7 +25,7 @@ BISECTIONS = 12
 
 
 @compiled(parallel=True)
-def topk(pre_BF, values_BK, indices_BK):  # type: ignore[no-untyped-def]
+def topk(pre_BF, values_BK, indices_BK):
     """ReLU of the top k of pre, row by row, descending. NaN is never chosen; a row left with fewer than k numbers
     gives NaN."""
     rows, width = pre_BF.shape
@@ -52,7 +52,7 @@ def topk(pre_BF, values_BK, indices_BK):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def _group_maxima(pre, blocks, maxima):  # type: ignore[no-untyped-def]
+def _group_maxima(pre, blocks, maxima):
     for block in range(blocks):
         base = block * LANES * DEPTH
         into = maxima[block * LANES : (block + 1) * LANES]
@@ -69,7 +69,7 @@ def _group_maxima(pre, blocks, maxima):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def _threshold(maxima, k, guess):  # type: ignore[no-untyped-def]
+def _threshold(maxima, k, guess):
     """A number that at least k maxima reach, and if possible not many more; guess: that of the row before."""
     low = high = maxima[0]
     for maximum in maxima:
@@ -92,7 +92,7 @@ def _threshold(maxima, k, guess):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def _collect(pre, blocks, maxima, threshold, values, indices):  # type: ignore[no-untyped-def]
+def _collect(pre, blocks, maxima, threshold, values, indices):
     """The numbers >= threshold; returns how many, or -1 if there is no room for them."""
     found = 0
     tail = blocks * LANES * DEPTH
@@ -114,7 +114,7 @@ def _collect(pre, blocks, maxima, threshold, values, indices):  # type: ignore[n
 
 
 @compiled()
-def _rank(values, indices, values_K, indices_K):  # type: ignore[no-untyped-def]
+def _rank(values, indices, values_K, indices_K):
     """Put candidates where they belong: their place is how many are better."""
     for one in range(len(values)):
         value, index = values[one], indices[one]
@@ -127,7 +127,7 @@ def _rank(values, indices, values_K, indices_K):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def _by_heap(pre, threshold, values, indices, values_K, indices_K):  # type: ignore[no-untyped-def]
+def _by_heap(pre, threshold, values, indices, values_K, indices_K):
     """The same by a heap whose root is the worst of the best so far, for any number of candidates."""
     k = len(values)
     found = 0
@@ -156,12 +156,12 @@ def _by_heap(pre, threshold, values, indices, values_K, indices_K):  # type: ign
 
 
 @compiled()
-def _worse(value, index, than_value, than_index):  # type: ignore[no-untyped-def]
+def _worse(value, index, than_value, than_index):
     return value < than_value or (value == than_value and index > than_index)
 
 
 @compiled()
-def _sink(values, indices, size, place):  # type: ignore[no-untyped-def]
+def _sink(values, indices, size, place):
     value, index = values[place], indices[place]
     while True:
         child = 2 * place + 1

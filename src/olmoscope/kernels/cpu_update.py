@@ -18,7 +18,7 @@ ROW_COST = 4
 
 
 @compiled(parallel=True, reorder=True)
-def update_dictionary(W_FD, first_FD, second_FD, first_bits_FD, second_bits_FD, updated_F,  # type: ignore[no-untyped-def]
+def update_dictionary(W_FD, first_FD, second_FD, first_bits_FD, second_bits_FD, updated_F,
                       offsets, rows_P, values_P, gradients_P, e_BD, u_BD, numbers, count, seed, db_latent_F, b_pull_SD):
     """See Kernels.update_dictionary. Moments are either full or bits (bfloat16); the other pair has no rows.
 
@@ -77,7 +77,7 @@ def update_dictionary(W_FD, first_FD, second_FD, first_bits_FD, second_bits_FD, 
 
 
 @compiled()
-def _plan(offsets, touched_only):  # type: ignore[no-untyped-def]
+def _plan(offsets, touched_only):
     """Bounds of the shares, the parts of the hot latents in order, and each share's first part."""
     latents = len(offsets) - 1
     total = 0
@@ -114,7 +114,7 @@ def _plan(offsets, touched_only):  # type: ignore[no-untyped-def]
 
 
 @compiled(reorder=True)
-def _adam_row(w, gradient, first, second, numbers, steps, db, b_pull):  # type: ignore[no-untyped-def]
+def _adam_row(w, gradient, first, second, numbers, steps, db, b_pull):
     rate, root_scale, beta1, beta2, eps = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
     keep1, keep2 = w.dtype.type(beta1**steps), w.dtype.type(beta2**steps)
     one = w.dtype.type(1)  # a plain 1 would make everything float64
@@ -139,7 +139,7 @@ def _adam_row(w, gradient, first, second, numbers, steps, db, b_pull):  # type: 
 
 
 @compiled()
-def _from_bits(bits, pattern, values):  # type: ignore[no-untyped-def]
+def _from_bits(bits, pattern, values):
     for d in range(len(bits)):
         pattern[d] = np.uint32(bits[d]) << np.uint32(16)
     as_float = pattern.view(np.float32)
@@ -148,7 +148,7 @@ def _from_bits(bits, pattern, values):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def _to_bits(values, pattern, bits, row, seed, shift):  # type: ignore[no-untyped-def]
+def _to_bits(values, pattern, bits, row, seed, shift):
     """Stochastic rounding as in rounding.py."""
     as_float = pattern.view(np.float32)
     for d in range(len(bits)):

@@ -1,5 +1,7 @@
 """Load a causal LM up to the deepest layer needed: nothing above it, and no LM head, is loaded or run."""
 
+import os
+import shutil
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +67,8 @@ def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
                         "not fit its config.json")
     path, layers = find_layers(module, deepest + 1)
     prefix = module.base_model_prefix
+    if model.compile:
+        _compile(layers, device)
     return LoadedModel(module.to(device).eval().requires_grad_(False), layers, revision, architecture, d_model,
                        num_layers, f"{prefix}.{path}" if prefix else path)
 
@@ -75,6 +79,15 @@ def _explain(error: OSError | ValueError | ImportError, model: Model) -> UserErr
         first_line = str(error).strip().split("\n")[0]
         return UserError(f"model.attention: {model.attention} does not work for {model.name!r} here: {first_line}")
     return explain(error, model)
+
+
+def _compile(layers: nn.ModuleList, device: torch.device) -> None:
+    """Compile layer by layer: hooks stay outside, equal layers share their code, and so do batches of all shapes."""
+    if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
+        raise UserError("model.compile: torch.compile needs a C++ compiler on a CPU, and there is none here; install "
+                        "one (g++) or set model.compile=false")
+    for layer in layers:
+        layer.forward = torch.compile(layer.forward, dynamic=True)
 
 
 def pick_device(wanted: str, local_index: int = 0) -> torch.device:

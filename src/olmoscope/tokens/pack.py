@@ -91,8 +91,8 @@ def _refuse_another(recipe: Recipe, store: Path) -> None:
     if not path.exists():
         write_json(path, identity)
     elif read_json(path) != identity:
-        raise UserError(f"{store} holds tokens of another recipe (its text, tokens, model or seed differ); choose another "
-                        "--out or delete the folder")
+        raise UserError(f"{store} holds tokens of another recipe (its text, tokens, model or seed differ); choose "
+                        "another --out or delete the folder")
 
 
 def _sequences(mixture: Mixture, chunker: Chunker, tokenizer: Tokenizer,

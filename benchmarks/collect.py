@@ -1,0 +1,310 @@
+"""Collection against the model's own speed, against one layer, over time, and against SAELens.
+
+    python benchmarks/collect.py [--subject tiny|wide|olmo3-7b|olmo3-7b-narrow] [--rounds 3] [--peer] [--json FILE]
+    python benchmarks/collect.py --gpu --json FILE      the rehearsal on a GPU: olmo3-7b, in bfloat16 on cuda
+
+What runs, in turns, in one process, on text of the Python standard library that is packed into tokens beforehand:
+
+    bare     the model over the same batches, ended after the deepest layer as `collect` does, nothing kept
+    four     `collect`: four layers to disk, from loading the model to the finished store
+    one      `collect`: the deepest layer alone
+    peer     SAELens's CacheActivationsRunner, one pass for each of the four layers, over the same tokens in sequences
+             of 256 (it has no others); only its `run()` is timed, not its loading of the model
+
+Reported: medians over the rounds of tokens/s and, of ratios within a round, of four/bare (bar: at least 0.90), of the
+time of four to that of one (at most 1.15), of four/peer (at least 3), the share of padding (at most 0.03); and the
+peak of resident memory of a fresh process in each quarter of `four`, in segments small enough to be many (flat).
+
+The subjects: `tiny`, the package's model (d 256), where what is not the model weighs most; `wide`, a random Olmo3 of
+d 512 and 8 layers; `olmo3-7b`, the full size with random weights, layers 7, 15, 23, 31 (needs 15 GB of disk for its
+weights, as much GPU memory, and 13 GB more of disk for the store); `olmo3-7b-narrow`, its 32 layers and its batches at
+d 64, to try the rehearsal without a GPU.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from olmoscope.activations.collect import collect
+from olmoscope.activations.forward import batches
+from olmoscope.files import write_json
+from olmoscope.model.capture import read_residual_stream
+from olmoscope.model.load import load_model, pick_device
+from olmoscope.progress import console
+from olmoscope.provenance import provenance
+from olmoscope.recipe import Recipe
+from olmoscope.text.standard_library import write_corpus
+from olmoscope.tokens.pack import pack
+from olmoscope.tokens.segments import read_token_segment
+from olmoscope.tokens.tokenizer import load_tokenizer
+
+PEER_CONTEXT = 256
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model and how much it reads."""
+
+    config: dict[str, Any] | None
+    """Of an Olmo3; None: the package's tiny model."""
+    dtype: str
+    layers: list[int]
+    tokens: int
+    recipe_tokens: dict[str, Any]
+
+
+def _olmo3(width: int, hidden: int, heads: int, layers: int, window: int) -> dict[str, Any]:
+    kinds = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
+    return {"vocab_size": 100278, "hidden_size": width, "intermediate_size": hidden, "num_attention_heads": heads,
+            "num_key_value_heads": heads, "num_hidden_layers": layers, "layer_types": kinds * (layers // 4),
+            "sliding_window": window, "max_position_embeddings": 8192, "pad_token_id": 1, "eos_token_id": 0}
+
+
+SHORT = {"chunk_lengths": [[48, 128], [192, 256], [448, 512]], "segment_rows": 16384, "batch_tokens": 4096}
+LONG = {"chunk_lengths": [[512, 2048], [3500, 5000], [7000, 8192]], "segment_rows": 65536, "batch_tokens": 16384}
+SUBJECTS = {
+    "tiny": Subject(None, "bfloat16", [1, 3, 5, 7], 200_000, SHORT),
+    "wide": Subject(_olmo3(512, 1536, 8, 8, 128), "float32", [1, 3, 5, 7], 100_000, SHORT),
+    "olmo3-7b": Subject(_olmo3(4096, 11008, 32, 32, 4096), "bfloat16", [7, 15, 23, 31], 400_000, LONG),
+    "olmo3-7b-narrow": Subject(_olmo3(64, 172, 4, 32, 4096), "bfloat16", [7, 15, 23, 31], 100_000, LONG),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--subject", action="append", choices=SUBJECTS)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, help="how many, instead of the subject's own number")
+    parser.add_argument("--peer", action="store_true", help="SAELens too (must be installed)")
+    parser.add_argument("--gpu", action="store_true", help="olmo3-7b on cuda")
+    parser.add_argument("--folder", type=Path, help="where models and stores go for a while")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    console.quiet = True
+    subjects = options.subject or (["olmo3-7b"] if options.gpu else ["tiny", "wide"])
+    device = "cuda" if options.gpu else "cpu"
+    results: dict[str, Any] = {"hardware": _hardware(device), "provenance": provenance(), "subjects": {}}
+    for name in subjects:
+        with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+            figures = measure(SUBJECTS[name], device, options.tokens, options.rounds, options.peer, Path(folder))
+        results["subjects"][name] = figures
+        print(f"{name}: {json.dumps(figures, indent=2)}")
+    if options.json:
+        write_json(options.json, results)
+
+
+def measure(subject: Subject, device: str, tokens: int | None, rounds: int, with_peer: bool,
+            folder: Path) -> dict[str, Any]:
+    """All figures of one subject."""
+    write_corpus(folder / "corpus")
+    four = _recipe(subject, device, tokens or subject.tokens, subject.layers, folder)
+    one = _recipe(subject, device, tokens or subject.tokens, subject.layers[-1:], folder)
+    index = pack(four, load_tokenizer(four.model), "train", folder / "packed")
+    rows = sum(index["rows"])
+    seconds: dict[str, list[float]] = {"bare": [], "four": [], "one": [], **({"peer": []} if with_peer else {})}
+    for number in range(rounds):
+        seconds["bare"].append(_time_bare(four, folder / "packed", len(index["rows"])))
+        seconds["four"].append(_time_collect(four, folder))
+        seconds["one"].append(_time_collect(one, folder))
+        if with_peer:
+            seconds["peer"].append(_time_peer(four, subject, folder))
+        print(f"round {number + 1}: " + ", ".join(f"{name} {rows / values[-1]:,.0f} tokens/s"
+                                                  for name, values in seconds.items()), flush=True)
+    bytes_written = rows * four.activations.row_bytes(_width(subject)) * len(subject.layers)
+    figures = {
+        "tokens": rows,
+        "threads": torch.get_num_threads(),
+        "dtype": subject.dtype,
+        "tokens_per_second": {name: round(rows / statistics.median(values)) for name, values in seconds.items()},
+        "seconds": {name: [round(value, 2) for value in values] for name, values in seconds.items()},
+        "four_over_bare": _ratio(seconds["bare"], seconds["four"]),
+        "time_of_four_over_one": _ratio(seconds["four"], seconds["one"]),
+        "padding": round(1 - rows / index["padded"], 4),
+        "written_gb_per_second": round(bytes_written / statistics.median(seconds["four"]) / 1e9, 4),
+        "resident_mb_by_quarter": _resident_memory(four, folder),
+    }
+    if with_peer:
+        figures["four_over_peer"] = _ratio(seconds["peer"], seconds["four"])
+    return figures
+
+
+def _ratio(above: list[float], below: list[float]) -> dict[str, Any]:
+    ratios = [a / b for a, b in zip(above, below, strict=True)]
+    return {"median": round(statistics.median(ratios), 3), "rounds": [round(ratio, 3) for ratio in ratios]}
+
+
+def _width(subject: Subject) -> int:
+    return 256 if subject.config is None else int(subject.config["hidden_size"])
+
+
+def _recipe(subject: Subject, device: str, tokens: int, layers: list[int], folder: Path) -> Recipe:
+    return Recipe.model_validate({
+        "name": "benchmark", "device": device,
+        "text": {"sources": [{"kind": "dolma", "name": "modules", "paths": [f"{folder}/corpus/dolma/*.json.gz"]}],
+                 "mixture": {"modules": 1.0}},
+        "tokens": {"count": tokens, "held_out": 1000, **subject.recipe_tokens},
+        "model": {"name": _model(subject, device, folder), "dtype": subject.dtype},
+        "activations": {"layers": layers},
+        "saes": [{"layer": layers[-1], "d_sae": 64, "k": 4}],
+        "train": {}, "release": {"name": "benchmark", "repo_id": "nobody/benchmark"}})
+
+
+def _model(subject: Subject, device: str, folder: Path) -> str:
+    """The name of the subject's model; random weights are written once, with the tiny model's tokenizer."""
+    if subject.config is None:
+        return "tiny"
+    path = folder / "model"
+    if not path.exists():
+        from importlib import resources
+
+        from transformers import AutoModelForCausalLM, AutoTokenizer, Olmo3Config
+
+        torch.manual_seed(0)
+        with torch.device(device):
+            model = AutoModelForCausalLM.from_config(Olmo3Config(**subject.config),
+                                                     dtype=getattr(torch, subject.dtype))
+        model.save_pretrained(path)
+        AutoTokenizer.from_pretrained(str(resources.files("olmoscope") / "model" / "tiny")).save_pretrained(path)
+    return str(path)
+
+
+def _time_bare(recipe: Recipe, packed: Path, segments: int) -> float:
+    """Seconds of the bare forward passes, without loading the model."""
+    model = load_model(recipe.model, recipe.activations.layers[-1], pick_device(recipe.device))
+    prepared = [batch.to(model.device) for segment in range(segments)
+                for batch in batches(read_token_segment(packed, segment), apart=False)]
+    deepest = recipe.activations.layers[-1:]
+    read_residual_stream(model.module, model.layers, deepest, prepared[0].token_ids_BT)
+    _synchronize()
+    start = time.perf_counter()
+    for batch in prepared:
+        read_residual_stream(model.module, model.layers, deepest, batch.token_ids_BT)
+    _synchronize()
+    return time.perf_counter() - start
+
+
+def _time_collect(recipe: Recipe, folder: Path) -> float:
+    """Seconds of the whole of `collect`, but for the packing of tokens."""
+    store = _fresh_store(folder)
+    start = time.perf_counter()
+    collect(recipe, "train", store)
+    return time.perf_counter() - start
+
+
+def _fresh_store(folder: Path) -> Path:
+    store = folder / "store"
+    shutil.rmtree(store, ignore_errors=True)
+    shutil.copytree(folder / "packed" / "tokens", store / "tokens")
+    return store
+
+
+def _time_peer(recipe: Recipe, subject: Subject, folder: Path) -> float:
+    """Seconds of SAELens's runner, a pass for each layer."""
+    import logging
+
+    import datasets
+    import sae_lens
+
+    logging.disable(logging.WARNING)
+    datasets.disable_progress_bars()
+    stored = [read_token_segment(folder / "packed", segment).token_ids
+              for segment in range(len(list((folder / "packed" / "tokens").glob("segment-*"))))]
+    stream = torch.cat([torch.from_numpy(ids) for ids in stored])
+    prompts = len(stream) // PEER_CONTEXT
+    batch = recipe.tokens.batch_tokens // PEER_CONTEXT
+    dataset = datasets.Dataset.from_dict({
+        "tokens": stream[: prompts * PEER_CONTEXT].view(prompts, PEER_CONTEXT).tolist()})
+    model_path = _model_path(recipe)
+    seconds = 0.0
+    for layer in subject.layers:
+        cache = folder / "peer"
+        shutil.rmtree(cache, ignore_errors=True)
+        runner = sae_lens.CacheActivationsRunner(sae_lens.CacheActivationsRunnerConfig(
+            dataset_path="", model_name=model_path, model_class_name="AutoModelForCausalLM", model_batch_size=batch,
+            hook_name=f"model.layers.{layer}", d_in=_width(subject), context_size=PEER_CONTEXT,
+            training_tokens=prompts // batch * batch * PEER_CONTEXT, new_cached_activations_path=str(cache),
+            shuffle=False, dtype="float32", device=recipe.device, prepend_bos=False, streaming=False,
+            buffer_size_gb=0.1, model_from_pretrained_kwargs={"dtype": getattr(torch, subject.dtype)}),
+            override_dataset=dataset)
+        start = time.perf_counter()
+        runner.run()
+        seconds += time.perf_counter() - start
+    return seconds
+
+
+def _model_path(recipe: Recipe) -> str:
+    from olmoscope.model_source import locate
+
+    return str(locate(recipe.model)["pretrained_model_name_or_path"])
+
+
+def _resident_memory(recipe: Recipe, folder: Path) -> list[float]:
+    """Peak of resident memory (MB) of a fresh process that collects, in each quarter of its segments."""
+    longest = max(high for _, high in recipe.tokens.chunk_lengths)
+    tokens = recipe.tokens.model_copy(update={"segment_rows": max(longest, recipe.tokens.batch_tokens)})
+    recipe = recipe.model_copy(update={"tokens": tokens})
+    store = folder / "memory"
+    pack(recipe, load_tokenizer(recipe.model), "train", store)
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_collect_and_watch, args=(recipe.to_yaml(), str(store), sender))
+    process.start()
+    peaks = receiver.recv()
+    process.join()
+    return list(peaks)
+
+
+def _collect_and_watch(recipe_yaml: str, store: str, sender: Any) -> None:
+    import yaml
+
+    console.quiet = True
+    recipe = Recipe.model_validate(yaml.safe_load(recipe_yaml))
+    total = len(list((Path(store) / "tokens").glob("segment-*")))
+    peaks = [0.0] * 4
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.02):
+            quarter = 4 * len(list((Path(store) / "checksums").glob("segment-*"))) // total
+            peaks[min(quarter, 3)] = max(peaks[min(quarter, 3)], _resident())
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    collect(recipe, "train", Path(store))
+    done.set()
+    thread.join()
+    sender.send(peaks)
+
+
+def _resident() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 1)
+
+
+def _synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _hardware(device: str) -> str:
+    if device == "cuda":
+        return torch.cuda.get_device_name()
+    models = [line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
+              if line.startswith("model name")] if Path("/proc/cpuinfo").exists() else []
+    return f"{models[0] if models else platform.processor()}, {os.cpu_count()} cores"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The hot operations on a GPU: cuBLAS for the one dense product, Triton for the rest; nothing waits for the device.
+
+What each does is said in interface.py. The product is taken in bfloat16 with float32 sums, as other trainers do (in
+float32 it would take ten times as long); everything else is in the parameters' dtype. A group of 32 neighbours is 128
+bytes, what a GPU reads at once.
+
+With `TRITON_INTERPRET=1` (read when triton is imported) the kernels run on a CPU, slowly: that is how they are tested
+where there is no GPU.
+
+Shapes: B rows, D d_model, F latents, K active latents, C rows of one chunk, G groups, P pairs or parts, S shares.
+"""
+
+import math
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from olmoscope.kernels import cuda_kernels as kernels
+from olmoscope.kernels import reference
+from olmoscope.kernels.interface import AdamStep, Moments, Residual, SortedPairs
+from olmoscope.kernels.reference import decode as decode
+from olmoscope.kernels.reference import sort_pairs as sort_pairs
+from olmoscope.kernels.rounding import MIX1, MIX2, step_seed
+
+PRE_ACTIVATIONS_AT_ONCE = 2**28
+"""Most elements of the encoder product held at a time (1 GiB in float32)."""
+GROUP = 32
+MOST_SELECTED = 256
+"""Up to this k, candidates fit into the registers of one program; over it, torch.topk selects."""
+MOST_GROUPS = 16384
+"""Up to this many maxima, too (524288 latents)."""
+MOST_IN_TILE = 1024
+"""Up to this k, 16 columns of a row's latents fit into registers; over it, plain torch decodes."""
+PART = 256
+"""Pairs of a hot latent that one program sums."""
+ROW_COST = 4
+"""What a row of W with its moments costs to read and write, in pairs."""
+SHARES = 1056
+"""Programs that share out the latents: 8 for each of the 132 multiprocessors of an H100."""
+
+
+def rows_at_once(d_sae: int) -> int:
+    return max(1, PRE_ACTIVATIONS_AT_ONCE // d_sae)
+
+
+def product(u_CD: Tensor, W_FD: Tensor, b_latent_F: Tensor) -> Tensor:
+    if u_CD.is_cuda and W_FD.dtype in (torch.float32, torch.bfloat16):
+        pre_CF = torch.mm(u_CD.bfloat16(), W_FD.bfloat16().T, out_dtype=torch.float32)
+        return pre_CF.add_(b_latent_F)
+    return torch.addmm(b_latent_F, u_CD, W_FD.T)
+
+
+def encode_topk(u_BD: Tensor, W_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values_BK = u_BD.new_empty(len(u_BD), k)
+    indices_BK = torch.empty(len(u_BD), k, dtype=torch.int64, device=u_BD.device)
+    W_low_FD = W_FD.bfloat16() if u_BD.is_cuda and W_FD.dtype == torch.float32 else W_FD  # once for all chunks
+    rows = rows_at_once(len(W_FD))
+    for start in range(0, len(u_BD), rows):
+        chunk = slice(start, start + rows)
+        _topk(product(u_BD[chunk], W_low_FD, b_latent_F), values_BK[chunk], indices_BK[chunk])
+    values_BK, order_BK = values_BK.relu_().sort(dim=1, descending=True, stable=True)
+    return values_BK, indices_BK.gather(1, order_BK)
+
+
+def _topk(pre_CF: Tensor, values_CK: Tensor, indices_CK: Tensor) -> None:
+    """The top k of each row, in any order: of the k groups with the largest maxima, which hold them all."""
+    (rows, width), k = pre_CF.shape, values_CK.shape[1]
+    groups = triton.cdiv(width, GROUP)
+    if not k <= min(groups, MOST_SELECTED) or groups > MOST_GROUPS:
+        torch.topk(pre_CF, k, sorted=False, out=(values_CK, indices_CK))
+        return
+    maxima_CG = pre_CF.new_empty(rows, groups)
+    chosen_CK = torch.empty(rows, k, dtype=torch.int32, device=pre_CF.device)
+    bits = torch.finfo(pre_CF.dtype).bits
+    at_once = min(128, triton.next_power_of_2(groups))
+    kernels.group_maxima[(rows, triton.cdiv(groups, at_once))](
+        pre_CF, maxima_CG, width, groups, GROUP=GROUP, GROUPS_AT_ONCE=at_once)
+    kernels.select_groups[(rows,)](
+        maxima_CG, chosen_CK, groups, k, BITS=bits, GROUPS=triton.next_power_of_2(groups), num_warps=8)
+    kernels.select_elements[(rows,)](
+        pre_CF, chosen_CK, values_CK, indices_CK, width, k, BITS=bits, GROUP=GROUP, K=triton.next_power_of_2(k),
+        num_warps=8)
+
+
+def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor, b_pre_D: Tensor,
+             mean_B1: Tensor | None, std_B1: Tensor | None) -> Residual:
+    if values_BK.shape[1] > MOST_IN_TILE:
+        return reference.residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B1, std_B1)
+    out = Residual(x_BD.new_empty(len(x_BD), dtype=torch.float64), torch.empty_like(x_BD), torch.empty_like(values_BK))
+    K = triton.next_power_of_2(values_BK.shape[1])
+    # The tile of W, K rows of TILE columns, stands in registers.
+    tile = min(triton.next_power_of_2(x_BD.shape[1]), max(16, 8192 // K))
+    tiny = x_BD.new_full((1,), torch.finfo(x_BD.dtype).tiny)
+    kernels.residual[(len(x_BD),)](
+        x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B1, std_B1, out.loss_B, out.e_BD, out.dz_BK, len(x_BD),
+        x_BD.shape[1], values_BK.shape[1], tiny, LAYER_NORM=std_B1 is not None, K=K, TILE=tile,
+        num_warps=4 if K * tile <= 4096 else 8)
+    return out
+
+
+def update_dictionary(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor,
+                      adam: AdamStep) -> tuple[Tensor, Tensor]:
+    latents, d_model = W_FD.shape
+    D = triton.next_power_of_2(d_model)
+    options: dict[str, Any] = {"D": D, "num_warps": min(16, max(1, D // 512))}
+    parts_PD, part_offsets = _sum_hot(pairs, e_BD, u_BD, options)
+    db_latent_F = W_FD.new_empty(latents)
+    pull_SD = W_FD.new_empty(SHARES, d_model)
+    logs = [math.log(beta) if beta > 0 else -math.inf for beta in (adam.beta1, adam.beta2)]
+    numbers = torch.tensor([adam.rate, adam.root_scale, adam.beta1, adam.beta2, adam.eps, *logs], dtype=W_FD.dtype)
+    if W_FD.is_cuda:
+        numbers = numbers.pin_memory().to(W_FD.device, non_blocking=True)
+    seed = step_seed(adam.count)
+    seed -= 2**32 if seed >= 2**31 else 0  # always a 32-bit integer: another type would be compiled anew
+    kernels.update_rows[(SHARES,)](
+        W_FD, moments.first, moments.second, moments.updated, pairs.offsets, parts_PD, part_offsets, pairs.rows,
+        pairs.values, pairs.gradients, e_BD, u_BD, _share_bounds(pairs.offsets), db_latent_F, pull_SD, numbers,
+        adam.count, seed, d_model, TOUCHED=moments.updated is not None,
+        HALF=moments.first.dtype != W_FD.dtype, MIX1=MIX1, MIX2=MIX2, **options)
+    return db_latent_F, pull_SD.sum(dim=0)
+
+
+def _sum_hot(pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Sum the pairs of latents that have more than PART of them, part by part, so that none holds up one program.
+
+    Returns:
+        The parts, and `[F + 1]` which of them are each latent's. There are as many programs as there could be parts:
+        how many there are, only the device knows.
+    """
+    counts_F = pairs.offsets.diff()
+    parts_F = torch.where(counts_F > PART, (counts_F + PART - 1) // PART, 0)
+    part_offsets = torch.nn.functional.pad(parts_F.cumsum(0), (1, 0))
+    most = 2 * len(pairs.rows) // PART
+    if most == 0:
+        return e_BD.new_empty(0, e_BD.shape[1]), part_offsets
+    part_P = torch.arange(most, device=e_BD.device)
+    latent_P = torch.searchsorted(part_offsets, part_P, right=True).sub_(1).clamp_max_(len(counts_F) - 1)
+    start_P = pairs.offsets[latent_P] + (part_P - part_offsets[latent_P]) * PART
+    stop_P = torch.minimum(start_P + PART, pairs.offsets[latent_P + 1])
+    stop_P = torch.where(part_P < part_offsets[-1], stop_P, start_P)
+    parts_PD = e_BD.new_empty(most, e_BD.shape[1])
+    kernels.sum_parts[(most,)](parts_PD, latent_P, start_P, stop_P, pairs.rows, pairs.values, pairs.gradients, e_BD,
+                               u_BD, e_BD.shape[1], **options)
+    return parts_PD, part_offsets
+
+
+def _share_bounds(offsets: Tensor) -> Tensor:
+    """Bounds of shares of latents of even cost, `[S + 1]`."""
+    counts_F = offsets.diff()
+    cost_F = (torch.where(counts_F > PART, 0, counts_F) + ROW_COST).cumsum(0)
+    wanted_S = torch.arange(SHARES + 1, device=offsets.device) * cost_F[-1] // SHARES
+    return torch.searchsorted(cost_F, wanted_S, right=True).to(torch.int32)

@@ -1,0 +1,221 @@
+"""Triton kernels: group maxima, exact selection, residual, and the update of the dictionary's rows (see cuda.py).
+
+All offsets that count elements are 64-bit: a dictionary may have more than 2**31 of them. Sums are taken in a fixed
+order and there are no atomics: the same input gives the same bits.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def group_maxima(pre_BF, maxima_BG, width, groups, GROUP: tl.constexpr, GROUPS_AT_ONCE: tl.constexpr):
+    """The largest of each GROUP neighbours of a row of pre; one program for GROUPS_AT_ONCE groups of one row."""
+    row = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1) * GROUPS_AT_ONCE + tl.arange(0, GROUPS_AT_ONCE)
+    column = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
+    pre = tl.load(pre_BF + row * width + column, mask=column < width, other=float("-inf"))
+    tl.store(maxima_BG + row * groups + group, tl.max(pre, axis=1), mask=group < groups)
+
+
+@triton.jit
+def _ordered(value, inside, BITS: tl.constexpr):
+    """Integers in the order of floats (NaN above all); the least of all where not inside."""
+    least: tl.constexpr = -(2 ** (BITS - 1))
+    if BITS == 64:
+        key = value.to(tl.int64, bitcast=True)
+        key = tl.where(key < 0, key ^ 0x7FFFFFFFFFFFFFFF, key)
+    else:
+        key = value.to(tl.int32, bitcast=True)
+        key = tl.where(key < 0, key ^ 0x7FFFFFFF, key).to(tl.int64)
+    return tl.where(inside, key, least)
+
+
+@triton.jit
+def _top(key, inside, k, BITS: tl.constexpr):
+    """Which elements are the k largest (the first of equals), by finding the k-th largest bit by bit."""
+    kth = tl.where(tl.sum((key >= 0).to(tl.int32)) >= k, 0, -(2 ** (BITS - 1))).to(tl.int64)
+    for step in range(BITS - 1):
+        attempt = kth + (tl.full((), 1, tl.int64) << (BITS - 2 - step))
+        kth = tl.where(tl.sum((key >= attempt).to(tl.int32)) >= k, attempt, kth)
+    above = (key > kth) & inside
+    equal = (key == kth) & inside
+    room = k - tl.sum(above.to(tl.int32))
+    return above | (equal & (tl.cumsum(equal.to(tl.int32)) <= room))
+
+
+@triton.jit
+def select_groups(maxima_BG, chosen_BK, groups, k, BITS: tl.constexpr, GROUPS: tl.constexpr):
+    """The k groups of a row that have the largest maxima, ascending; one program a row, the maxima in registers."""
+    row = tl.program_id(0).to(tl.int64)
+    group = tl.arange(0, GROUPS)
+    inside = group < groups
+    maxima = tl.load(maxima_BG + row * groups + group, mask=inside, other=float("-inf"))
+    top = _top(_ordered(maxima, inside, BITS), inside, k, BITS)
+    place = tl.cumsum(top.to(tl.int32)) - 1
+    tl.store(chosen_BK + row * k + place, group, mask=top)
+
+
+@triton.jit
+def select_elements(pre_BF, chosen_BK, values_BK, indices_BK, width, k, BITS: tl.constexpr, GROUP: tl.constexpr,
+                    K: tl.constexpr):
+    """The k largest elements of the k chosen groups of a row, in the order in which they stand."""
+    row = tl.program_id(0).to(tl.int64)
+    element = tl.arange(0, K * GROUP)
+    place = element // GROUP
+    group = tl.load(chosen_BK + row * k + place, mask=place < k, other=0)
+    column = group * GROUP + element % GROUP
+    inside = (place < k) & (column < width)
+    pre = tl.load(pre_BF + row * width + column, mask=inside, other=float("-inf"))
+    top = _top(_ordered(pre, inside, BITS), inside, k, BITS)
+    to = tl.cumsum(top.to(tl.int32)) - 1
+    tl.store(values_BK + row * k + to, pre, mask=top)
+    tl.store(indices_BK + row * k + to, column.to(tl.int64), mask=top)
+
+
+@triton.jit
+def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B, std_B, loss_B, e_BD, dz_BK, rows, d_model, k, tiny,
+             LAYER_NORM: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr):
+    """Loss, e and dz of one batch row; TILE columns at a time, so that each of the K rows of W is read once.
+
+    That works because the scale of e (from ‖x‖ and the std) is known before the reconstruction is.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, K)
+    z = tl.load(values_BK + row * k + place, mask=place < k, other=0.0)
+    # A NaN must be seen, so only what is 0 is shut.
+    active = (z != 0) & (place < k)
+    latent = tl.load(indices_BK + row * k + place, mask=place < k, other=0)
+    column = tl.arange(0, TILE)
+    squares = tl.zeros((TILE,), dtype=z.dtype)
+    for start in range(0, d_model, TILE):
+        d = start + column
+        x = tl.load(x_BD + row * d_model + d, mask=d < d_model, other=0.0)
+        squares += x * x
+    power = tl.maximum(tl.sum(squares), tl.load(tiny))
+    if LAYER_NORM:
+        mean = tl.load(mean_B + row)
+        std = tl.load(std_B + row)
+        scale = 2.0 / (rows * power) * std
+    else:
+        scale = 2.0 / (rows * power)
+    dz = tl.zeros((K,), dtype=z.dtype)
+    errors = tl.zeros((TILE,), dtype=z.dtype)
+    for start in range(0, d_model, TILE):
+        d = start + column
+        inside = d < d_model
+        w = tl.load(W_FD + latent[:, None] * d_model + d[None, :], mask=active[:, None] & inside[None, :], other=0.0)
+        xhat = tl.sum(z[:, None] * w, axis=0) + tl.load(b_pre_D + d, mask=inside, other=0.0)
+        if LAYER_NORM:
+            xhat = xhat * std + mean
+        error = tl.where(inside, xhat - tl.load(x_BD + row * d_model + d, mask=inside, other=0.0), 0.0)
+        errors += error * error
+        e = error * scale
+        tl.store(e_BD + row * d_model + d, e, mask=inside)
+        dz += tl.sum(w * e[None, :], axis=1)
+    tl.store(loss_B + row, (tl.sum(errors) / power).to(tl.float64))
+    tl.store(dz_BK + row * k + place, dz, mask=place < k)
+
+
+@triton.jit
+def sum_parts(parts_PD, latents_P, starts_P, stops_P, rows_P, values_P, gradients_P, e_BD, u_BD, d_model,
+              D: tl.constexpr):
+    """Σ z e + dz u over one part of the pairs of a hot latent; an empty part writes nothing."""
+    part = tl.program_id(0).to(tl.int64)
+    start = tl.load(starts_P + part)
+    stop = tl.load(stops_P + part)
+    if start < stop:
+        total = _sum_pairs(start, stop, rows_P, values_P, gradients_P, e_BD, u_BD, d_model, D)
+        d = tl.arange(0, D)
+        tl.store(parts_PD + part * d_model + d, total, mask=d < d_model)
+
+
+@triton.jit
+def _sum_pairs(start, stop, rows_P, values_P, gradients_P, e_BD, u_BD, d_model, D: tl.constexpr):
+    d = tl.arange(0, D)
+    inside = d < d_model
+    total = tl.zeros((D,), dtype=e_BD.dtype.element_ty)
+    for pair in range(start, stop):
+        row = tl.load(rows_P + pair).to(tl.int64)
+        z = tl.load(values_P + pair)
+        dz = tl.load(gradients_P + pair)
+        e = tl.load(e_BD + row * d_model + d, mask=inside, other=0.0)
+        u = tl.load(u_BD + row * d_model + d, mask=inside, other=0.0)
+        total += z * e + dz * u
+    return total
+
+
+@triton.jit
+def _to_bfloat16(value, bits16):
+    """Stochastic rounding as in rounding.py."""
+    pattern = value.to(tl.float32).to(tl.uint32, bitcast=True)
+    return ((pattern + bits16) >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["count", "seed"])
+def update_rows(W_FD, first_FD, second_FD, updated_F, offsets, parts_PD, part_offsets, rows_P, values_P, gradients_P,
+                e_BD, u_BD, bounds_S, db_latent_F, db_pull_SD, numbers, count, seed, d_model,
+                TOUCHED: tl.constexpr, HALF: tl.constexpr, MIX1: tl.constexpr, MIX2: tl.constexpr, D: tl.constexpr):
+    """Gradient, projection, Adam and unit norm of one share of the latents, a row at a time in registers.
+
+    Args:
+        part_offsets: `[F + 1]`: the parts of latent f (`sum_parts`) are part_offsets[f] to part_offsets[f + 1].
+        bounds_S: `[shares + 1]`: the latents of each share.
+        numbers: lr with bias correction, bias correction of the root, β₁, β₂, ε, ln β₁, ln β₂; in W's dtype.
+    """
+    share = tl.program_id(0)
+    d = tl.arange(0, D)
+    inside = d < d_model
+    rate = tl.load(numbers)
+    root_scale = tl.load(numbers + 1)
+    beta1 = tl.load(numbers + 2)
+    beta2 = tl.load(numbers + 3)
+    eps = tl.load(numbers + 4)
+    pull = tl.zeros((D,), dtype=rate.dtype)
+    for latent32 in range(tl.load(bounds_S + share), tl.load(bounds_S + share + 1)):
+        latent = tl.cast(latent32, tl.int64)
+        start = tl.load(offsets + latent)
+        stop = tl.load(offsets + latent + 1)
+        db = rate * 0
+        for pair in range(start, stop):
+            db += tl.load(gradients_P + pair)
+        tl.store(db_latent_F + latent, db)
+        if stop > start - (0 if TOUCHED else 1):
+            first_part = tl.load(part_offsets + latent)
+            last_part = tl.load(part_offsets + latent + 1)
+            if last_part > first_part:
+                g = tl.zeros((D,), dtype=rate.dtype)
+                for part in range(first_part, last_part):
+                    g += tl.load(parts_PD + tl.cast(part, tl.int64) * d_model + d, mask=inside, other=0.0)
+            else:
+                g = _sum_pairs(start, stop, rows_P, values_P, gradients_P, e_BD, u_BD, d_model, D)
+            at = latent * d_model + d
+            w = tl.load(W_FD + at, mask=inside, other=0.0)
+            m = tl.load(first_FD + at, mask=inside, other=0.0).to(rate.dtype)
+            v = tl.load(second_FD + at, mask=inside, other=0.0).to(rate.dtype)
+            pull += db * w
+            g -= tl.sum(g * w) * w
+            if TOUCHED:
+                steps = (count - tl.load(updated_F + latent)).to(rate.dtype)
+                tl.store(updated_F + latent, count)
+                m *= tl.exp(steps * tl.load(numbers + 5))
+                v *= tl.exp(steps * tl.load(numbers + 6))
+            else:
+                m *= beta1
+                v *= beta2
+            m += (1 - beta1) * g
+            v += (1 - beta2) * g * g
+            new = w - rate * m / (tl.sqrt(v) * root_scale + eps)
+            new = new / tl.sqrt(tl.sum(new * new))
+            tl.store(W_FD + at, new, mask=inside)
+            if HALF:
+                r = at.to(tl.uint32) ^ seed.to(tl.uint32)
+                r = (r ^ (r >> 16)) * MIX1
+                r = (r ^ (r >> 13)) * MIX2
+                r = r ^ (r >> 16)
+                tl.store(first_FD + at, _to_bfloat16(m, r & 0xFFFF), mask=inside)
+                tl.store(second_FD + at, _to_bfloat16(v, r >> 16), mask=inside)
+            else:
+                tl.store(first_FD + at, m, mask=inside)
+                tl.store(second_FD + at, v, mask=inside)
+    tl.store(db_pull_SD + tl.cast(share, tl.int64) * d_model + d, pull, mask=inside)

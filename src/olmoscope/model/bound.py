@@ -1,0 +1,41 @@
+"""How large the residual stream can get at most, from the weights alone.
+
+In a model that puts a norm after attention and after the MLP, and nothing else into the residual stream, each step
+adds γ·u with u an RMS-normalised vector, and |u_i| ≤ √d whatever the input. So after layer L, for each channel
+
+    |x| ≤ max over tokens |embedding| + Σ_{l ≤ L} √d (|γ_attention,l| + |γ_mlp,l|).
+
+Rounding can make a number larger than the real one: each of the four rounded steps of a sublayer (the norm's own
+statistics, normalise, weigh, add) is paid for with a factor 1 + eps of the model's dtype, twice what rounding to
+nearest can do.
+"""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+PROVABLE = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
+"""Architectures whose residual stream is fed by the embedding and by two norms a layer, and by nothing else."""
+
+
+@torch.no_grad()
+def residual_bound(module: nn.Module, layers: nn.ModuleList, architecture: str) -> list[float] | None:
+    """A proven bound on max|x| after each layer, or None for an architecture where none is known.
+
+    Args:
+        module: the decoder that holds `layers`, with its embedding.
+    """
+    if architecture not in PROVABLE:
+        return None
+    embedding_VD: Tensor = module.get_input_embeddings().weight  # type: ignore[operator]
+    rounding = 1 + torch.finfo(embedding_VD.dtype).eps
+    root = math.sqrt(embedding_VD.shape[1])
+    bound_D = embedding_VD.abs().amax(dim=0).double()
+    bounds = []
+    for layer in layers:
+        for norm in (layer.post_attention_layernorm, layer.post_feedforward_layernorm):
+            gamma_D = norm.weight.abs().double()  # type: ignore[union-attr, operator]
+            bound_D = (bound_D + root * gamma_D * rounding**3) * rounding
+        bounds.append(float(bound_D.max()))
+    return bounds
