@@ -21,8 +21,11 @@ from olmoscope.activations.store import open_store
 from olmoscope.files import write_json
 from olmoscope.model.load import load_model
 from olmoscope.recipe import load_recipe
+from olmoscope.sae.tied_topk import initialize
 from olmoscope.tokens.tokenizer import load_tokenizer
+from olmoscope.train.adam import Adam
 from olmoscope.train.group import train_from_store, train_live
+from olmoscope.train.step import Step
 
 RECIPE, MODE, STORE, FOLDER, KILLS = load_recipe(sys.argv[1]), sys.argv[2], *map(Path, sys.argv[3:5]), int(sys.argv[5])
 
@@ -69,6 +72,10 @@ def main() -> None:
     if MODE == "live":
         load_tokenizer(RECIPE.model)
         load_model(RECIPE.model, 0, torch.device("cpu"))  # what transformers imports late
+    for spec in RECIPE.saes:  # loads the compiled kernels: every attempt would take most of its time for it
+        mean_D = torch.zeros(256)
+        sae = initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D, seed=0)
+        Step(sae, Adam.of(RECIPE.train))(torch.randn(RECIPE.train.batch, len(mean_D)), lr=0.0)
     began = time.monotonic()
     pid = start(FOLDER / "whole")
     metrics = FOLDER / "whole" / "runs" / RECIPE.saes[0].id / "metrics.jsonl"
@@ -81,14 +88,16 @@ def main() -> None:
     total = steps(FOLDER / "whole")
 
     moments = random.Random(25)
+    longest = startup + 3 * (whole - startup) / KILLS
     kills: list[int] = []
     while len(kills) < KILLS:
-        ahead = steps(FOLDER / "killed") > total * len(kills) / KILLS
         pid = start(FOLDER / "killed")
-        time.sleep(moments.uniform(0, startup if ahead else startup + 3 * (whole - startup) / KILLS))
+        time.sleep(moments.uniform(0, longest))
         os.kill(pid, signal.SIGKILL)
-        assert not ended(pid), f"over after {kills}"
+        assert not ended(pid), f"over after {kills}, {startup=}, {whole=}"
         kills.append(steps(FOLDER / "killed"))
+        # Kills spread over the run, however fast the machine is by now.
+        longest *= 0.8 if kills[-1] > 0.8 * total * len(kills) / KILLS else 1.15
     assert ended(start(FOLDER / "killed"))
     write_json(FOLDER / "report.json", {"startup": startup, "whole": whole, "total": total, "kills": kills})
 

@@ -204,7 +204,7 @@ def read_activations(store: Path, layer: int, segment: int, part: slice, sums: S
         UserError: missing or damaged.
     """
     path = segment_path(store, layer_folder(layer), segment)
-    blocks = (sums or read_sums(store, segment)).blocks[str(path.relative_to(store))]
+    blocks = (sums or read_sums(store, segment)).blocks[f"{layer_folder(layer)}/{segment_name(segment)}"]
     if "scale" not in blocks:
         return read_blocks(path, "activations", part, blocks["activations"], out)
     rows_RD = fp8.dequantize(*(read_blocks(path, name, part, blocks[name]) for name in ("activations", "scale")))

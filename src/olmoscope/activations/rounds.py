@@ -11,6 +11,7 @@ and each row is copied to its place in the round: one pass over the round's memo
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from queue import SimpleQueue
 from typing import Literal, Protocol
 
 import numpy as np
@@ -74,6 +75,11 @@ class StoreRounds:
             self._slices = [[(segment, slice(0, rows))] for segment, rows in enumerate(store.segment_rows)]
         else:
             self._slices = _slices(store.segment_rows)
+        self._scratch: SimpleQueue[Tensor] = SimpleQueue()
+        """Memory for each reader, used again and again: fresh memory costs more than reading into it."""
+        for _ in range(READERS):
+            self._scratch.put(torch.empty(ROWS_AT_ONCE, self.manifest.model.d_model,
+                                          dtype=read_dtype(self.manifest.dtype)))
         self.sizes = [sum(self._kept(segment, part) for segment, part in slices) for slices in self._slices]
 
     def read(self, epoch: int, number: int, spare: Round | None) -> Round:
@@ -103,16 +109,19 @@ class StoreRounds:
 
     def _place(self, layer: int, segment: int, part: slice, places: np.ndarray, rows_RD: Tensor) -> None:
         """Read a slice of a segment and copy each of its rows to its place, or nowhere (−1)."""
-        scratch = torch.empty(min(ROWS_AT_ONCE, part.stop - part.start), rows_RD.shape[1], dtype=rows_RD.dtype)
-        target, source = _whole_rows(rows_RD), _whole_rows(scratch)
-        for start in range(part.start, part.stop, ROWS_AT_ONCE):
-            count = min(ROWS_AT_ONCE, part.stop - start)
-            self.store.read(layer, segment, slice(start, start + count), out=scratch[:count])
-            to = places[start - part.start : start - part.start + count]
-            if self.kept.masks is None:
-                target[to] = source[:count]
-            else:
-                target[to[to >= 0]] = source[:count][to >= 0]
+        scratch = self._scratch.get()
+        try:
+            target, source = _whole_rows(rows_RD), _whole_rows(scratch)
+            for start in range(part.start, part.stop, ROWS_AT_ONCE):
+                count = min(ROWS_AT_ONCE, part.stop - start)
+                self.store.read(layer, segment, slice(start, start + count), out=scratch[:count])
+                to = places[start - part.start : start - part.start + count]
+                if self.kept.masks is None:
+                    target[to] = source[:count]
+                else:
+                    target[to[to >= 0]] = source[:count][to >= 0]
+        finally:
+            self._scratch.put(scratch)
 
     def sample_mean(self, layer: int, normalize: Normalize) -> Tensor:
         """See `Rounds`."""
