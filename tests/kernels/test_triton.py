@@ -1,5 +1,5 @@
-"""The Triton kernels, in Triton's interpreter: this folder's tests of values and gradients, run again in a process that
-has TRITON_INTERPRET=1 from its start. On a machine with a GPU they run on it as well, compiled."""
+"""The Triton kernels: compiled for an H100, and in Triton's interpreter, where the tests of values and gradients run
+again in a process that has TRITON_INTERPRET=1 from its start. On a machine with a GPU they run on it as well."""
 
 import importlib
 import os

@@ -96,14 +96,14 @@ def test_gradients_over_several_chunks_of_rows_and_latents(monkeypatch):
 
 @pytest.mark.parametrize("normalize", ["none", "layer_norm"])
 def test_trajectory_equals_a_dense_trainer(kernels, normalize):
-    sae = fresh(16, 64, 4, normalize)
+    sae, rows = fresh(16, 64, 4, normalize), 20 if SLOW else 50
     dense, step = DenseTrainer(sae, lr=1e-2), Step(sae, Adam((0.9, 0.999), 1e-8), kernels)
     generator = torch.Generator().manual_seed(3)
     for _ in range(6 if SLOW else 30):
-        x_BD = torch.randn(50, 16, dtype=torch.float64, generator=generator) + 1
+        x_BD = torch.randn(rows, 16, dtype=torch.float64, generator=generator) + 1
         loss = dense(x_BD)
         step(x_BD, lr=1e-2)
-        assert step.take_sums()[0] / 50 == pytest.approx(loss, rel=1e-9)
+        assert step.take_sums()[0] / rows == pytest.approx(loss, rel=1e-9)
     for got, want in zip((sae.W_FD, sae.b_latent_F, sae.b_pre_D), dense.parameters, strict=True):
         torch.testing.assert_close(got, want.detach(), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(sae.W_FD.norm(dim=1), torch.ones(64, dtype=torch.float64))
@@ -111,10 +111,10 @@ def test_trajectory_equals_a_dense_trainer(kernels, normalize):
 
 def test_nothing_dense_is_made(kernels, monkeypatch):
     """The largest tensor of a step stays far under [B, F] and [F, D]."""
-    monkeypatch.setattr(kernels, "PRE_ACTIVATIONS_AT_ONCE", 2**14)
+    monkeypatch.setattr(kernels, "PRE_ACTIVATIONS_AT_ONCE", 2**12)
     monkeypatch.setattr(kernels, "ROWS_AT_LEAST", 1, raising=False)
-    monkeypatch.setattr("olmoscope.kernels.reference.GRADIENT_AT_ONCE", 2**14)
-    rows, d_model, d_sae = 128, 32, 2048
+    monkeypatch.setattr("olmoscope.kernels.reference.GRADIENT_AT_ONCE", 2**12)
+    rows, d_model, d_sae = 64, 32, 512
     step = Step(fresh(d_model, d_sae, 4, "none"), Adam((0.9, 0.999), 1e-8), kernels)
     largest = 0
 
@@ -130,19 +130,19 @@ def test_nothing_dense_is_made(kernels, monkeypatch):
 
     with Largest():
         step(torch.randn(rows, d_model, dtype=torch.float64), lr=1e-3)
-    assert 0 < largest <= 2 * 2**14 < d_sae * d_model < rows * d_sae
+    assert 0 < largest <= 2 * 2**12 < d_sae * d_model < rows * d_sae
 
 
 def test_dead_latents_are_counted_in_tokens(kernels):
     sae = fresh(8, 16, 2, "none")
     sae.b_latent_F[3] = -1000
     step = Step(sae, Adam((0.9, 0.999), 1e-8), kernels)
-    x_BD = torch.randn(100, 8, dtype=torch.float64)
+    x_BD = torch.randn(30, 8, dtype=torch.float64)
     step(x_BD, lr=0)
-    assert step.dead_share(101) == 0
+    assert step.dead_share(31) == 0
     fired = sae.encode(x_BD)
     expected = 1 - len(fired.indices_BK[fired.values_BK > 0].unique()) / 16
-    assert step.dead_share(100) == pytest.approx(expected)
+    assert step.dead_share(30) == pytest.approx(expected)
     assert expected >= 1 / 16
 
 
