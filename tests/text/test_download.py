@@ -288,9 +288,9 @@ print(json.dumps([
     trouble(fetch, f"{base}/absent.txt"),
     trouble(fetch, f"{base}@v9/README.md"),
     trouble(fetch, "hf://datasets/someone/nothing/README.md"),
-    trouble(hub_files.matching, "someone/nothing", "*"),
+    trouble(hub_files.matching, "someone/nothing", None, "*"),
     trouble(fetch, "hf://someone/chats/README.md"),
-    trouble(hub_files.matching, "some one/chats", "*"),
+    trouble(hub_files.matching, "some one/chats", None, "*"),
 ]))
 """
     environment = hub_endpoint.environment(tmp_path / "hf")
