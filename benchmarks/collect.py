@@ -13,7 +13,8 @@ What runs, in turns, in one process, on text of the Python standard library that
 
 Reported: medians over the rounds of tokens/s and, of ratios within a round, of four/bare (bar: at least 0.90), of the
 time of four to that of one (at most 1.15), of four/peer (at least 3), the share of padding (at most 0.03); and the
-peak of resident memory of a fresh process in each quarter of `four`, in segments small enough to be many (flat).
+peak of resident memory of a fresh process in each quarter of `four`, in segments small enough to be many (flat), beside
+that of a fresh process that runs only `bare` (what torch itself keeps); and the share of `four` that statistics take.
 
 The subjects: `tiny`, the package's model (d 256), where what is not the model weighs most; `wide`, a random Olmo3 of
 d 512 and 8 layers; `olmo3-7b`, the full size with random weights, layers 7, 15, 23, 31 (needs 15 GB of disk for its
@@ -39,6 +40,8 @@ import torch
 
 from olmoscope.activations.collect import collect
 from olmoscope.activations.forward import batches
+from olmoscope.activations.gather import LayerRows
+from olmoscope.activations.statistics import segment_sums
 from olmoscope.files import write_json
 from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.load import load_model, pick_device
@@ -133,7 +136,10 @@ def measure(subject: Subject, device: str, tokens: int | None, rounds: int, with
         "time_of_four_over_one": _ratio(seconds["four"], seconds["one"]),
         "padding": round(1 - rows / index["padded"], 4),
         "written_gb_per_second": round(bytes_written / statistics.median(seconds["four"]) / 1e9, 4),
-        "resident_mb_by_quarter": _resident_memory(four, folder),
+        "statistics_share": round(_time_statistics(four, folder / "packed", len(index["rows"]), _width(subject))
+                                  / statistics.median(seconds["four"]), 4),
+        "resident_mb_by_quarter": {"four": _resident_memory(four, folder, bare=False),
+                                   "bare": _resident_memory(four, folder, bare=True)},
     }
     if with_peer:
         figures["four_over_peer"] = _ratio(seconds["peer"], seconds["four"])
@@ -250,39 +256,72 @@ def _model_path(recipe: Recipe) -> str:
     return str(locate(recipe.model)["pretrained_model_name_or_path"])
 
 
-def _resident_memory(recipe: Recipe, folder: Path) -> list[float]:
-    """Peak of resident memory (MB) of a fresh process that collects, in each quarter of its segments."""
+def _time_statistics(recipe: Recipe, packed: Path, segments: int, width: int) -> float:
+    """Seconds of counting the rows of all layers, and of summing up each segment."""
+    device = pick_device(recipe.device)
+    seconds = 0.0
+    for segment in range(segments):
+        tokens = read_token_segment(packed, segment)
+        rows = LayerRows(tokens.rows, width, recipe.activations.dtype, device)
+        rows.start()
+        positions_R = torch.arange(tokens.rows) % max(high for _, high in recipe.tokens.chunk_lengths)
+        for batch in batches(tokens, apart=False):
+            count = batch.rows.stop - batch.rows.start
+            x_BD = torch.randn(count, width, device=device).to(getattr(torch, recipe.model.dtype))
+            places_B = torch.randperm(count, device=device) + batch.rows.start
+            _synchronize()
+            start = time.perf_counter()
+            rows.count(places_B, x_BD)
+            _synchronize()
+            seconds += time.perf_counter() - start
+        if device.type == "cpu":  # on a GPU this runs in the background, on the CPU
+            start = time.perf_counter()
+            segment_sums(0, rows, positions_R, None)
+            seconds += time.perf_counter() - start
+    return seconds * len(recipe.activations.layers)
+
+
+def _resident_memory(recipe: Recipe, folder: Path, bare: bool) -> list[float]:
+    """Peak of resident memory (MB) of a fresh process that collects, or only runs the model, in each quarter of it."""
     longest = max(high for _, high in recipe.tokens.chunk_lengths)
     tokens = recipe.tokens.model_copy(update={"segment_rows": max(longest, recipe.tokens.batch_tokens)})
     recipe = recipe.model_copy(update={"tokens": tokens})
-    store = folder / "memory"
+    store = folder / f"memory-{bare}"
     pack(recipe, load_tokenizer(recipe.model), "train", store)
     context = multiprocessing.get_context("spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_collect_and_watch, args=(recipe.to_yaml(), str(store), sender))
+    process = context.Process(target=_run_and_watch, args=(recipe.to_yaml(), str(store), bare, sender))
     process.start()
     peaks = receiver.recv()
     process.join()
     return list(peaks)
 
 
-def _collect_and_watch(recipe_yaml: str, store: str, sender: Any) -> None:
+def _run_and_watch(recipe_yaml: str, folder: str, bare: bool, sender: Any) -> None:
     import yaml
 
     console.quiet = True
-    recipe = Recipe.model_validate(yaml.safe_load(recipe_yaml))
-    total = len(list((Path(store) / "tokens").glob("segment-*")))
+    recipe, store = Recipe.model_validate(yaml.safe_load(recipe_yaml)), Path(folder)
+    total = len(list((store / "tokens").glob("segment-*")))
     peaks = [0.0] * 4
+    run = 0
     done = threading.Event()
 
     def watch() -> None:
         while not done.wait(0.02):
-            quarter = 4 * len(list((Path(store) / "checksums").glob("segment-*"))) // total
+            quarter = 4 * (run if bare else len(list((store / "checksums").glob("segment-*")))) // total
             peaks[min(quarter, 3)] = max(peaks[min(quarter, 3)], _resident())
 
     thread = threading.Thread(target=watch)
     thread.start()
-    collect(recipe, "train", Path(store))
+    if bare:
+        model = load_model(recipe.model, recipe.activations.layers[-1], pick_device(recipe.device))
+        for run in range(total):
+            for batch in batches(read_token_segment(store, run), apart=False):
+                read_residual_stream(model.module, model.layers, recipe.activations.layers[-1:],
+                                     batch.to(model.device).token_ids_BT)
+    else:
+        collect(recipe, "train", store)
     done.set()
     thread.join()
     sender.send(peaks)
