@@ -198,7 +198,12 @@ _NORMALIZE_NAMES = {"none": "raw", "layer_norm": "layernorm"}
 
 
 class Filter(_Frozen):
-    """Which rows training leaves out. The store holds them all; the share left out is reported."""
+    """Which rows training leaves out. The store holds them all; the share left out is reported.
+
+    Nothing by default: on the tiny model no norm is over 1.6 times the median, and leaving out special tokens made
+    ordinary ones no better (held-out NMSE 0.146 against 0.143) and special ones worse (0.28 against 0.10). Models with
+    attention sinks of huge norm are what it is for.
+    """
 
     special_tokens: bool = False
     """Leave out tokens that the tokenizer calls special."""

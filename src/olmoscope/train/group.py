@@ -27,8 +27,8 @@ from olmoscope.train.run import Run, refuse_other_run, refuse_other_store, run_f
 
 FIT_SHARE = 0.85
 """Of the free memory, what parameters and moments may take: the rest is for batches and the step's own chunks."""
-STATE_BYTES = 12
-"""Of each parameter: itself and Adam's two moments, float32."""
+STATE_BYTES = {"float32": 12, "bfloat16": 8}
+"""Of each parameter: itself in float32, and Adam's two moments in `train.moments`."""
 
 
 def train_from_store(recipe: Recipe, saes: list[SAE], store: Store, out: Path) -> Iterator[tuple[SAE, bool]]:
@@ -136,7 +136,7 @@ def how_many(recipe: Recipe, saes: list[SAE], d_model: int, device: torch.device
     free = FIT_SHARE * _free_memory(device)
     count = 0
     for sae in saes:
-        free -= STATE_BYTES * (sae.d_sae * d_model + sae.d_sae + d_model)
+        free -= STATE_BYTES[recipe.train.moments] * (sae.d_sae * d_model + sae.d_sae + d_model)
         if free < 0:
             break
         count += 1
