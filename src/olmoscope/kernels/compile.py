@@ -3,6 +3,10 @@
 The cache is numba's: `NUMBA_CACHE_DIR` where that is set; else `__pycache__` beside the source; else, in an
 installation that cannot be written, the user's cache folder. Where none can be written, kernels are compiled anew in
 each process (some seconds), and a warning says so.
+
+numba looks only at the file of a kernel to see whether the cache is still right: whoever changes a kernel that
+another file calls must touch that file too. Bodies of parallel loops are functions of their own, which compile in
+half the time.
 """
 
 import warnings

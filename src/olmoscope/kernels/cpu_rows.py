@@ -8,44 +8,52 @@ from olmoscope.kernels.compile import compiled
 ROWS_PER_PIECE = 8
 
 
-@compiled(parallel=True, reorder=True)
-def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B1, std_B1,
-             loss_B, e_BD, dz_BK):
-    """Fill loss, e and dz. The K rows of W are fetched from memory once: the second time they are in cache."""
+@compiled(parallel=True)
+def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B1, std_B1, loss_B, e_BD, dz_BK):
+    """Fill loss, e and dz."""
+    rows = len(x_BD)
+    for piece in prange((rows + ROWS_PER_PIECE - 1) // ROWS_PER_PIECE):
+        first = piece * ROWS_PER_PIECE
+        _residual_rows(first, min(rows, first + ROWS_PER_PIECE), x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B1,
+                       std_B1, loss_B, e_BD, dz_BK)
+
+
+@compiled(reorder=True)
+def _residual_rows(first, stop, x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B1, std_B1, loss_B, e_BD, dz_BK):
+    """The K rows of W are fetched from memory once: the second time they are in cache."""
     rows, d_model = x_BD.shape
     k = values_BK.shape[1]
     tiny = np.finfo(x_BD.dtype).tiny
     layer_norm = len(std_B1) > 0
     one = x_BD.dtype.type(1)
-    for piece in prange((rows + ROWS_PER_PIECE - 1) // ROWS_PER_PIECE):
-        for row in range(piece * ROWS_PER_PIECE, min(rows, (piece + 1) * ROWS_PER_PIECE)):
-            values, indices, x, e, dz = values_BK[row], indices_BK[row], x_BD[row], e_BD[row], dz_BK[row]
-            active = k
-            while active > 0 and values[active - 1] == 0:
-                active -= 1
+    for row in range(first, stop):
+        values, indices, x, e, dz = values_BK[row], indices_BK[row], x_BD[row], e_BD[row], dz_BK[row]
+        active = k
+        while active > 0 and values[active - 1] == 0:
+            active -= 1
+        for d in range(d_model):
+            e[d] = b_pre_D[d]
+        add_rows(e, W_FD, indices, values, active)
+        mean, std = (mean_B1[row, 0], std_B1[row, 0]) if layer_norm else (one - one, one)
+        error2 = power = one - one
+        for d in range(d_model):
+            error = e[d] * std + mean - x[d]
+            error2 += error * error
+            power += x[d] * x[d]
+            e[d] = error
+        power = max(power, tiny)
+        loss_B[row] = error2 / power
+        scale = x_BD.dtype.type(2 / (np.float64(rows) * power)) * std
+        for d in range(d_model):
+            e[d] *= scale
+        for place in range(active):
+            latent = indices[place]
+            total = one - one
             for d in range(d_model):
-                e[d] = b_pre_D[d]
-            add_rows(e, W_FD, indices, values, active)
-            mean, std = (mean_B1[row, 0], std_B1[row, 0]) if layer_norm else (one - one, one)
-            error2 = power = one - one
-            for d in range(d_model):
-                error = e[d] * std + mean - x[d]
-                error2 += error * error
-                power += x[d] * x[d]
-                e[d] = error
-            power = max(power, tiny)
-            loss_B[row] = error2 / power
-            scale = x_BD.dtype.type(2 / (np.float64(rows) * power)) * std
-            for d in range(d_model):
-                e[d] *= scale
-            for place in range(active):
-                latent = indices[place]
-                total = one - one
-                for d in range(d_model):
-                    total += e[d] * W_FD[latent, d]
-                dz[place] = total
-            for place in range(active, k):
-                dz[place] = 0
+                total += e[d] * W_FD[latent, d]
+            dz[place] = total
+        for place in range(active, k):
+            dz[place] = 0
 
 
 @compiled(reorder=True)

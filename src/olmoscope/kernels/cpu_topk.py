@@ -28,27 +28,32 @@ BISECTIONS = 12
 def topk(pre_BF, values_BK, indices_BK):
     """ReLU of the top k of pre, row by row, descending. NaN is never chosen; a row left with fewer than k numbers
     gives NaN."""
-    rows, width = pre_BF.shape
-    k = values_BK.shape[1]
+    rows = len(pre_BF)
+    for piece in prange((rows + ROWS_PER_PIECE - 1) // ROWS_PER_PIECE):
+        first = piece * ROWS_PER_PIECE
+        _topk_rows(first, min(rows, first + ROWS_PER_PIECE), pre_BF, values_BK, indices_BK)
+
+
+@compiled()
+def _topk_rows(first, stop, pre_BF, values_BK, indices_BK):
+    width, k = pre_BF.shape[1], values_BK.shape[1]
     blocks = width // (LANES * DEPTH)
     groups = blocks * LANES + width - blocks * LANES * DEPTH
-    for piece in prange((rows + ROWS_PER_PIECE - 1) // ROWS_PER_PIECE):
-        maxima = np.empty(groups, pre_BF.dtype)
-        values = np.empty(max(k, MOST_RANKED), pre_BF.dtype)
-        indices = np.empty(max(k, MOST_RANKED), np.int64)
-        threshold = -np.inf
-        for row in range(piece * ROWS_PER_PIECE, min(rows, (piece + 1) * ROWS_PER_PIECE)):
-            pre = pre_BF[row]
-            if k <= groups:
-                _group_maxima(pre, blocks, maxima)
-                threshold = _threshold(maxima, k, threshold)
-                found = _collect(pre, blocks, maxima, threshold, values, indices)
-            else:
-                found = -1
-            if k <= found:
-                _rank(values[:found], indices[:found], values_BK[row], indices_BK[row])
-            else:
-                _by_heap(pre, threshold, values[:k], indices[:k], values_BK[row], indices_BK[row])
+    maxima = np.empty(groups, pre_BF.dtype)
+    values = np.empty(max(k, MOST_RANKED), pre_BF.dtype)
+    indices = np.empty(max(k, MOST_RANKED), np.int64)
+    threshold = -np.inf
+    for row in range(first, stop):
+        pre = pre_BF[row]
+        found = -1
+        if k <= groups:
+            _group_maxima(pre, blocks, maxima)
+            threshold = _threshold(maxima, k, threshold)
+            found = _collect(pre, blocks, maxima, threshold, values, indices)
+        if k <= found:
+            _rank(values[:found], indices[:found], values_BK[row], indices_BK[row])
+        else:
+            _by_heap(pre, threshold, values[:k], indices[:k], values_BK[row], indices_BK[row])
 
 
 @compiled()

@@ -17,7 +17,7 @@ PART = 1024
 ROW_COST = 4
 
 
-@compiled(parallel=True, reorder=True)
+@compiled(parallel=True)
 def update_dictionary(W_FD, first_FD, second_FD, first_bits_FD, second_bits_FD, updated_F,
                       offsets, rows_P, values_P, gradients_P, e_BD, u_BD, numbers, count, seed, db_latent_F, b_pull_SD):
     """See Kernels.update_dictionary. Moments are either full or bits (bfloat16); the other pair has no rows.
@@ -27,57 +27,64 @@ def update_dictionary(W_FD, first_FD, second_FD, first_bits_FD, second_bits_FD, 
         seed: the step's random bits, for stochastic rounding.
         b_pull_SD: zeros; one row for each share.
     """
-    d_model = W_FD.shape[1]
-    touched_only = len(updated_F) > 0
-    half = len(first_bits_FD) > 0
-    bounds, part_starts, part_stops, first_part = _plan(offsets, touched_only)
-    parts_D = np.zeros((len(part_starts), d_model), W_FD.dtype)
+    bounds, part_starts, part_stops, first_part = _plan(offsets)
+    parts_D = np.zeros((len(part_starts), W_FD.shape[1]), W_FD.dtype)
     for part in prange(len(part_starts)):
-        start, stop = part_starts[part], part_stops[part]
-        add_rows(parts_D[part], e_BD, rows_P[start:stop], values_P[start:stop], stop - start)
-        add_rows(parts_D[part], u_BD, rows_P[start:stop], gradients_P[start:stop], stop - start)
+        _add_pairs(parts_D[part], part_starts[part], part_stops[part], rows_P, values_P, gradients_P, e_BD, u_BD)
     for share in prange(SHARES):
-        gradient = np.empty(d_model, W_FD.dtype)
-        scratch = np.empty((2, d_model), W_FD.dtype)
-        pattern = np.empty(d_model, np.uint32)
-        part = first_part[share]
-        for latent in range(bounds[share], bounds[share + 1]):
-            start, stop = offsets[latent], offsets[latent + 1]
-            w = W_FD[latent]
-            for d in range(d_model):
-                gradient[d] = 0
-            if stop - start > PART:
-                for _ in range(start, stop, PART):
-                    for d in range(d_model):
-                        gradient[d] += parts_D[part, d]
-                    part += 1
-            else:
-                add_rows(gradient, e_BD, rows_P[start:stop], values_P[start:stop], stop - start)
-                add_rows(gradient, u_BD, rows_P[start:stop], gradients_P[start:stop], stop - start)
-            db = W_FD.dtype.type(0)
-            for pair in range(start, stop):
-                db += gradients_P[pair]
-            db_latent_F[latent] = db
-            steps = 1
-            if touched_only:
-                if stop == start:
-                    continue
-                steps = count - updated_F[latent]
-                updated_F[latent] = count
-            if half:
-                _from_bits(first_bits_FD[latent], pattern, scratch[0])
-                _from_bits(second_bits_FD[latent], pattern, scratch[1])
-                first, second = scratch[0], scratch[1]
-            else:
-                first, second = first_FD[latent], second_FD[latent]
-            _adam_row(w, gradient, first, second, numbers, steps, db, b_pull_SD[share])
-            if half:
-                _to_bits(scratch[0], pattern, first_bits_FD[latent], latent, seed, 0)
-                _to_bits(scratch[1], pattern, second_bits_FD[latent], latent, seed, 16)
+        _update_share(bounds[share], bounds[share + 1], first_part[share], parts_D, W_FD, first_FD, second_FD,
+                      first_bits_FD, second_bits_FD, updated_F, offsets, rows_P, values_P, gradients_P, e_BD, u_BD,
+                      numbers, count, seed, db_latent_F, b_pull_SD[share])
 
 
 @compiled()
-def _plan(offsets, touched_only):
+def _add_pairs(total, start, stop, rows_P, values_P, gradients_P, e_BD, u_BD):
+    """total += Σ z e + dz u over some pairs."""
+    add_rows(total, e_BD, rows_P[start:stop], values_P[start:stop], stop - start)
+    add_rows(total, u_BD, rows_P[start:stop], gradients_P[start:stop], stop - start)
+
+
+@compiled()
+def _update_share(first_latent, last_latent, part, parts_D, W_FD, first_FD, second_FD, first_bits_FD, second_bits_FD,
+                  updated_F, offsets, rows_P, values_P, gradients_P, e_BD, u_BD, numbers, count, seed, db_latent_F,
+                  b_pull_D):
+    d_model = W_FD.shape[1]
+    touched_only = len(updated_F) > 0
+    half = len(first_bits_FD) > 0
+    gradient = np.empty(d_model, W_FD.dtype)
+    scratch = np.empty((2, d_model), W_FD.dtype)
+    pattern = np.empty(d_model, np.uint32)
+    for latent in range(first_latent, last_latent):
+        start, stop = offsets[latent], offsets[latent + 1]
+        gradient[:] = 0
+        if stop - start > PART:
+            for _ in range(start, stop, PART):
+                gradient += parts_D[part]
+                part += 1
+        else:
+            _add_pairs(gradient, start, stop, rows_P, values_P, gradients_P, e_BD, u_BD)
+        db = W_FD.dtype.type(0)
+        for pair in range(start, stop):
+            db += gradients_P[pair]
+        db_latent_F[latent] = db
+        steps = 1
+        if touched_only:
+            if stop == start:
+                continue
+            steps = count - updated_F[latent]
+            updated_F[latent] = count
+        if half:
+            _from_bits(first_bits_FD[latent], pattern, scratch[0])
+            _from_bits(second_bits_FD[latent], pattern, scratch[1])
+            _adam_row(W_FD[latent], gradient, scratch[0], scratch[1], numbers, steps, db, b_pull_D)
+            _to_bits(scratch[0], pattern, first_bits_FD[latent], latent, seed, 0)
+            _to_bits(scratch[1], pattern, second_bits_FD[latent], latent, seed, 16)
+        else:
+            _adam_row(W_FD[latent], gradient, first_FD[latent], second_FD[latent], numbers, steps, db, b_pull_D)
+
+
+@compiled()
+def _plan(offsets):
     """Bounds of the shares, the parts of the hot latents in order, and each share's first part."""
     latents = len(offsets) - 1
     total = 0

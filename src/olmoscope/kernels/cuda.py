@@ -11,18 +11,23 @@ Shapes: B rows, D d_model, F latents, K active latents, C rows of one chunk, G g
 """
 
 import math
+import os
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from olmoscope.kernels import cuda_kernels as kernels
 from olmoscope.kernels import reference
 from olmoscope.kernels.interface import AdamStep, Moments, Residual, SortedPairs
 from olmoscope.kernels.reference import decode as decode
 from olmoscope.kernels.reference import sort_pairs as sort_pairs
 from olmoscope.kernels.rounding import MIX1, MIX2, step_seed
+
+# triton 3.9 warns at each start unless one says whether a * b + c may be one instruction; it may.
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+import triton
+
+from olmoscope.kernels import cuda_kernels as kernels
 
 PRE_ACTIVATIONS_AT_ONCE = 2**28
 """Most elements of the encoder product held at a time (1 GiB in float32)."""
