@@ -91,7 +91,7 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
             yield sae, False
             continue
         model = load_sae(run / done["checkpoint"]).to(pick_device(recipe.device))
-        write_json(path, subject | evaluate(model, store, sae.layer, f"evaluating {sae.id}"))
+        write_json(path, subject | evaluate(model, store, sae.layer, sae.id))
         yield sae, True
 
 

@@ -4,35 +4,22 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from olmoscope.units import format_count
 
 console = Console(stderr=True)
 """Progress and messages for people go to standard error; results go to standard output."""
 
 
 class _Rate(ProgressColumn):
-    """Units per second, as rich measures it."""
+    """How much is done, and units per second as rich measures it."""
 
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{_short(speed)} {task.fields['unit']}/s")
-
-
-class _Amount(MofNCompleteColumn):
-    """`1.2M/5.0M tokens`."""
-
-    def render(self, task: Task) -> Text:
-        total = "?" if task.total is None else _short(task.total)
-        return Text(f"{_short(task.completed)}/{total} {task.fields['unit']}")
+        done = f"{task.percentage:.0f}%" if task.total else format_count(task.completed)
+        return Text(done + ("" if speed is None else f" {format_count(speed)} {task.fields['unit']}/s"))
 
 
 @contextlib.contextmanager
@@ -48,8 +35,8 @@ def bar(doing: str, total: float | None, unit: str, done: int = 0) -> Iterator[C
     Yields:
         `advance(amount, note="")`: count `amount` more and show `note` at the end of the line.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), _Amount(), _Rate(),
-               TimeRemainingColumn(compact=True), TextColumn("{task.fields[note]}"))
+    columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), _Rate(),
+               TimeRemainingColumn(compact=True, elapsed_when_finished=True), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=console) as progress:
         task = progress.add_task(doing, total=total, completed=done, unit=unit, note="")
 
@@ -60,10 +47,3 @@ def bar(doing: str, total: float | None, unit: str, done: int = 0) -> Iterator[C
                 progress.update(task, advance=amount, note=note)
 
         yield advance
-
-
-def _short(number: float) -> str:
-    for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g}{suffix}"
-    return f"{number:.3g}"

@@ -14,14 +14,14 @@ from olmoscope.plan import Memory, Plan
 from olmoscope.recipe import Recipe
 from olmoscope.release.validate import Validation
 from olmoscope.train.run import run_folder
-from olmoscope.units import format_bytes
+from olmoscope.units import format_bytes, format_count
 
 console = Console()
 
 
 def new_table(title: str, *columns: str) -> Table:
     """A table in the house style: the first column to the left, figures to the right; narrow enough for 80 columns."""
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
     return table
@@ -111,7 +111,7 @@ def show_results(recipe: Recipe, out: Path, only: list[str]) -> None:
         figures, done = read_json(run / "evaluation.json"), read_json(run / "done.json")
         table.add_row(sae.id, f"{figures['nmse']:.4f}", f"{figures['nmse_random_directions']:.3f}",
                       f"{figures['fvu']:.4f}", f"{figures['l0']['mean']:.1f}", f"{figures['dead']['share']:.1%}",
-                      f"{done['tokens']:,}")
+                      format_count(done["tokens"]))
         notes.add(f"dead: did not fire on the {figures['rows']:,} held-out tokens; tokens: trained on.")
         for reason, share in done["rows"]["reasons"].items():
             notes.add(f"train.filter left out {share:.2%} of the rows: {reason}.")

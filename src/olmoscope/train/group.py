@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from olmoscope.activations.stream import Stream, deal
 from olmoscope.errors import UserError
 from olmoscope.files import clean_temporary, locked
 from olmoscope.model.load import pick_device
-from olmoscope.progress import bar
+from olmoscope.progress import bar, console
 from olmoscope.recipe import SAE, Recipe
 from olmoscope.train.interrupt import deferred_interrupts
 from olmoscope.train.run import Run, refuse_other_run, refuse_other_store, run_folder
@@ -92,12 +93,12 @@ def _train_group(runs: list[Run], recipe: Recipe, rounds: Rounds, device: torch.
     behind = min(runs, key=lambda run: run.step.count)
     done = behind.step.count
     failures: list[UserError] = []
-    name = runs[0].spec.id if len(runs) == 1 else f"{len(runs)} SAEs"
-    notes: dict[Run, str | None] = {}
+    console.print(f"training {', '.join(run.spec.id for run in runs)}", highlight=False)
+    lines: dict[Run, dict[str, Any]] = {}
     stream = Stream(rounds, settings.batch, settings.epochs)
     stream.restore(behind.position)
     with contextlib.closing(stream), deferred_interrupts() as interrupted, \
-            bar(name, stream.rows * settings.epochs, "tokens", done=behind.step.tokens) as advance:
+            bar("training", stream.rows * settings.epochs, "tokens", done=behind.step.tokens) as advance:
         batches = deal(stream, device, steps - done)
         while done < steps and runs:
             try:
@@ -107,13 +108,14 @@ def _train_group(runs: list[Run], recipe: Recipe, rounds: Rounds, device: torch.
                 raise
             for run in [run for run in runs if run.step.count == done]:
                 try:
-                    notes[run] = run.train_on(batch[run.spec.layer], position) or notes.get(run)
+                    if line := run.train_on(batch[run.spec.layer], position):
+                        lines[run] = line
                 except UserError as error:
                     run.log(str(error))
                     failures.append(error)
                     runs = [other for other in runs if other is not run]
             done += 1
-            advance(len(next(iter(batch.values()))), "  |  ".join(note for note in notes.values() if note))
+            advance(len(next(iter(batch.values()))), _note(list(lines.values())))
             if interrupted():
                 _stop(runs, "stopped by a signal")
                 raise KeyboardInterrupt
@@ -121,6 +123,15 @@ def _train_group(runs: list[Run], recipe: Recipe, rounds: Rounds, device: torch.
         run.finish()
     if failures:
         raise failures[0]
+
+
+def _note(lines: list[dict[str, Any]]) -> str:
+    """The last metrics of a group, short enough for the end of a progress bar: ranges where there are several."""
+    def span(name: str, form: str) -> str:
+        texts = [f"{value:{form}}" for value in sorted(line[name] for line in lines)]
+        return texts[0] if texts[0] == texts[-1] else f"{texts[0]}-{texts[-1]}"
+
+    return f"loss {span('loss', '.3f')} L0 {span('l0', '.1f')} dead {span('dead_share', '.1%')}" if lines else ""
 
 
 def _stop(runs: list[Run], why: str) -> None:

@@ -81,7 +81,7 @@ class Run:
         self.log(f"resumed after step {self.step.count} of {self.steps}" if found else
                  f"training {spec.id}: {self.steps} steps on {device}; {rounds.kept}")
 
-    def train_on(self, x_BD: Tensor, position: dict[str, int]) -> str | None:
+    def train_on(self, x_BD: Tensor, position: dict[str, int]) -> dict[str, Any] | None:
         """One step, with what is due after it: a line of metrics, a checkpoint.
 
         Args:
@@ -89,20 +89,20 @@ class Run:
             position: of the stream after this batch.
 
         Returns:
-            What to show, now and then.
+            The line of metrics, if one was due.
 
         Raises:
             UserError: the loss is not finite.
         """
         self.step(x_BD, learning_rate(self.settings, self.step.count, self.steps))
         self.position = position
-        note = None
+        line = None
         last = self.step.count == self.steps
         if self.step.count % self.settings.log_every == 0 or last:
-            note = self._measure()
+            line = self._measure()
         if self.step.count % self.settings.checkpoint_every == 0 or last:
             self.save()
-        return note
+        return line
 
     def save(self) -> None:
         """Write a checkpoint, if there was a step since the last one."""
@@ -162,8 +162,8 @@ class Run:
             write_text(path, "".join(line for line in lines if line.endswith("\n")
                                      and json.loads(line)["step"] <= self.step.count))
 
-    def _measure(self) -> str:
-        """Write a line of metrics.jsonl: means over the rows since the last one."""
+    def _measure(self) -> dict[str, Any]:
+        """Write and give back a line of metrics.jsonl: means over the rows since the last one."""
         loss, l0 = self.step.take_sums()
         rows = self.step.tokens - self.counts.tokens
         if not math.isfinite(loss):
@@ -174,10 +174,10 @@ class Run:
                 "lr": learning_rate(self.settings, self.step.count - 1, self.steps)}
         with (self.folder / "metrics.jsonl").open("a") as metrics:
             metrics.write(json.dumps(line) + "\n")
-        note = f"loss {line['loss']:.4f}  L0 {line['l0']:.1f}  dead {line['dead_share']:.1%}"
         rate = (self.step.tokens - self._tokens_before) / (time.monotonic() - self._started)
-        self.log(f"step {self.step.count}/{self.steps}  {note}  {rate:,.0f} tokens/s")
-        return note
+        self.log(f"step {self.step.count}/{self.steps}  loss {line['loss']:.4f}  L0 {line['l0']:.1f}  dead "
+                 f"{line['dead_share']:.1%}  {rate:,.0f} tokens/s")
+        return line
 
 
 def refuse_other_run(recipe: Recipe, sae: SAE, run: Path) -> None:
