@@ -32,6 +32,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,27 @@ def _olmo3(width: int, hidden: int, heads: int, layers: int, window: int) -> dic
             "sliding_window": window, "max_position_embeddings": 8192, "pad_token_id": 1, "eos_token_id": 0}
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What a piece of work took."""
+
+    seconds: float
+    processor: float
+    """Seconds of all threads of this process together."""
+
+
+class Clock:
+    """Measures from its making to `taken`."""
+
+    def __init__(self) -> None:
+        _synchronize()
+        self._start, self._processor = time.perf_counter(), time.process_time()
+
+    def taken(self) -> Taken:
+        _synchronize()
+        return Taken(time.perf_counter() - self._start, time.process_time() - self._processor)
+
+
 SHORT = {"chunk_lengths": [[48, 128], [192, 256], [448, 512]], "segment_rows": 16384, "batch_tokens": 4096}
 LONG = {"chunk_lengths": [[512, 2048], [3500, 5000], [7000, 8192]], "segment_rows": 65536, "batch_tokens": 16384}
 SUBJECTS = {
@@ -116,13 +138,19 @@ def measure(subject: Subject, device: str, tokens: int | None, rounds: int, with
     one = _recipe(subject, device, tokens or subject.tokens, subject.layers[-1:], folder)
     index = pack(four, load_tokenizer(four.model), "train", folder / "packed")
     rows = sum(index["rows"])
-    seconds: dict[str, list[float]] = {"bare": [], "four": [], "one": [], **({"peer": []} if with_peer else {})}
+    ways: dict[str, Callable[[], Taken]] = {
+        "bare": lambda: _time_bare(four, folder / "packed", len(index["rows"])),
+        "four": lambda: _time_collect(four, folder),
+        "one": lambda: _time_collect(one, folder)}
+    if with_peer:
+        ways["peer"] = lambda: _time_peer(four, subject, folder)
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    processor: dict[str, list[float]] = {name: [] for name in ways}
     for number in range(rounds):
-        seconds["bare"].append(_time_bare(four, folder / "packed", len(index["rows"])))
-        seconds["four"].append(_time_collect(four, folder))
-        seconds["one"].append(_time_collect(one, folder))
-        if with_peer:
-            seconds["peer"].append(_time_peer(four, subject, folder))
+        for name, way in ways.items():
+            taken = way()
+            seconds[name].append(taken.seconds)
+            processor[name].append(taken.processor)
         print(f"round {number + 1}: " + ", ".join(f"{name} {rows / values[-1]:,.0f} tokens/s"
                                                   for name, values in seconds.items()), flush=True)
     bytes_written = rows * four.activations.row_bytes(_width(subject)) * len(subject.layers)
@@ -132,8 +160,9 @@ def measure(subject: Subject, device: str, tokens: int | None, rounds: int, with
         "dtype": subject.dtype,
         "tokens_per_second": {name: round(rows / statistics.median(values)) for name, values in seconds.items()},
         "seconds": {name: [round(value, 2) for value in values] for name, values in seconds.items()},
-        "four_over_bare": _ratio(seconds["bare"], seconds["four"]),
-        "time_of_four_over_one": _ratio(seconds["four"], seconds["one"]),
+        "processor_seconds": {name: [round(value, 2) for value in values] for name, values in processor.items()},
+        "four_over_bare": _ratios(seconds, processor, "bare", "four"),
+        "time_of_four_over_one": _ratios(seconds, processor, "four", "one"),
         "padding": round(1 - rows / index["padded"], 4),
         "written_gb_per_second": round(bytes_written / statistics.median(seconds["four"]) / 1e9, 4),
         "statistics_share": round(_time_statistics(four, folder / "packed", len(index["rows"]), _width(subject))
@@ -142,13 +171,19 @@ def measure(subject: Subject, device: str, tokens: int | None, rounds: int, with
                                    "bare": _resident_memory(four, folder, bare=True)},
     }
     if with_peer:
-        figures["four_over_peer"] = _ratio(seconds["peer"], seconds["four"])
+        figures["four_over_peer"] = _ratios(seconds, processor, "peer", "four")
     return figures
 
 
-def _ratio(above: list[float], below: list[float]) -> dict[str, Any]:
-    ratios = [a / b for a, b in zip(above, below, strict=True)]
-    return {"median": round(statistics.median(ratios), 3), "rounds": [round(ratio, 3) for ratio in ratios]}
+def _ratios(seconds: dict[str, list[float]], processor: dict[str, list[float]], above: str,
+            below: str) -> dict[str, Any]:
+    """Ratios within each round, by the clock and by processor time (which other programs disturb less)."""
+    figures: dict[str, Any] = {}
+    for name, times in (("", seconds), ("processor_", processor)):
+        ratios = [a / b for a, b in zip(times[above], times[below], strict=True)]
+        figures |= {f"{name}median": round(statistics.median(ratios), 3),
+                    f"{name}rounds": [round(ratio, 3) for ratio in ratios]}
+    return figures
 
 
 def _width(subject: Subject) -> int:
@@ -186,27 +221,25 @@ def _model(subject: Subject, device: str, folder: Path) -> str:
     return str(path)
 
 
-def _time_bare(recipe: Recipe, packed: Path, segments: int) -> float:
-    """Seconds of the bare forward passes, without loading the model."""
+def _time_bare(recipe: Recipe, packed: Path, segments: int) -> Taken:
+    """The bare forward passes, without loading the model."""
     model = load_model(recipe.model, recipe.activations.layers[-1], pick_device(recipe.device))
     prepared = [batch.to(model.device) for segment in range(segments)
                 for batch in batches(read_token_segment(packed, segment), apart=False)]
     deepest = recipe.activations.layers[-1:]
     read_residual_stream(model.module, model.layers, deepest, prepared[0].token_ids_BT)
-    _synchronize()
-    start = time.perf_counter()
+    clock = Clock()
     for batch in prepared:
         read_residual_stream(model.module, model.layers, deepest, batch.token_ids_BT)
-    _synchronize()
-    return time.perf_counter() - start
+    return clock.taken()
 
 
-def _time_collect(recipe: Recipe, folder: Path) -> float:
-    """Seconds of the whole of `collect`, but for the packing of tokens."""
+def _time_collect(recipe: Recipe, folder: Path) -> Taken:
+    """The whole of `collect`, but for the packing of tokens."""
     store = _fresh_store(folder)
-    start = time.perf_counter()
+    clock = Clock()
     collect(recipe, "train", store)
-    return time.perf_counter() - start
+    return clock.taken()
 
 
 def _fresh_store(folder: Path) -> Path:
@@ -216,8 +249,8 @@ def _fresh_store(folder: Path) -> Path:
     return store
 
 
-def _time_peer(recipe: Recipe, subject: Subject, folder: Path) -> float:
-    """Seconds of SAELens's runner, a pass for each layer."""
+def _time_peer(recipe: Recipe, subject: Subject, folder: Path) -> Taken:
+    """SAELens's runner, a pass for each layer."""
     import logging
 
     import datasets
@@ -233,7 +266,7 @@ def _time_peer(recipe: Recipe, subject: Subject, folder: Path) -> float:
     dataset = datasets.Dataset.from_dict({
         "tokens": stream[: prompts * PEER_CONTEXT].view(prompts, PEER_CONTEXT).tolist()})
     model_path = _model_path(recipe)
-    seconds = 0.0
+    seconds = processor = 0.0
     for layer in subject.layers:
         cache = folder / "peer"
         shutil.rmtree(cache, ignore_errors=True)
@@ -244,10 +277,11 @@ def _time_peer(recipe: Recipe, subject: Subject, folder: Path) -> float:
             shuffle=False, dtype="float32", device=recipe.device, prepend_bos=False, streaming=False,
             buffer_size_gb=0.1, model_from_pretrained_kwargs={"dtype": getattr(torch, subject.dtype)}),
             override_dataset=dataset)
-        start = time.perf_counter()
+        clock = Clock()
         runner.run()
-        seconds += time.perf_counter() - start
-    return seconds
+        taken = clock.taken()
+        seconds, processor = seconds + taken.seconds, processor + taken.processor
+    return Taken(seconds, processor)
 
 
 def _model_path(recipe: Recipe) -> str:
@@ -269,15 +303,13 @@ def _time_statistics(recipe: Recipe, packed: Path, segments: int, width: int) ->
             count = batch.rows.stop - batch.rows.start
             x_BD = torch.randn(count, width, device=device).to(getattr(torch, recipe.model.dtype))
             places_B = torch.randperm(count, device=device) + batch.rows.start
-            _synchronize()
-            start = time.perf_counter()
+            clock = Clock()
             rows.count(places_B, x_BD)
-            _synchronize()
-            seconds += time.perf_counter() - start
+            seconds += clock.taken().seconds
         if device.type == "cpu":  # on a GPU this runs in the background, on the CPU
-            start = time.perf_counter()
+            clock = Clock()
             segment_sums(0, rows, positions_R, None)
-            seconds += time.perf_counter() - start
+            seconds += clock.taken().seconds
     return seconds * len(recipe.activations.layers)
 
 
