@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from olmoscope.recipe import Recipe, load_recipe
+from olmoscope.recipe import Recipe
+from olmoscope.recipe_file import load_recipe
 from olmoscope.sae.rows import normalize_rows
 from olmoscope.sae.tied_topk import initialize
 from olmoscope.train.adam import Adam

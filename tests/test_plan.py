@@ -12,7 +12,7 @@ from olmoscope.errors import UserError
 from olmoscope.measure import Rates, measure
 from olmoscope.pipeline import collect_stores
 from olmoscope.plan import plan, refuse_full_disk
-from olmoscope.recipe import load_recipe
+from olmoscope.recipe_file import load_recipe
 
 
 def run_plan(*arguments, environment=None):

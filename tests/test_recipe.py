@@ -5,7 +5,7 @@ import yaml
 
 from helpers import recipe, write_documents
 from olmoscope.errors import UserError
-from olmoscope.recipe import load_recipe
+from olmoscope.recipe_file import load_recipe
 
 # The table of the public release dams2005/olmo-3-7b-think-saes.
 RELEASE = [

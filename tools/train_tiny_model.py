@@ -34,7 +34,8 @@ from torch.nn.functional import cross_entropy
 from transformers import Olmo3Config, Olmo3ForCausalLM, PreTrainedTokenizerFast
 
 from olmoscope.files import write_text
-from olmoscope.recipe import ChatSource, load_recipe
+from olmoscope.recipe import ChatSource
+from olmoscope.recipe_file import load_recipe
 from olmoscope.text.chat import render
 from olmoscope.text.document import Document
 from olmoscope.text.split import is_held_out

@@ -83,10 +83,11 @@ def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = 
           ) -> None:
     """Train the recipe's SAEs on the stored activations, or straight from the model."""
     from olmoscope.pipeline import train_saes
+    from olmoscope.recipe_file import made_live
 
     resolved, folder = _load(recipe, form, changes, out)
     if live and resolved.train.live is None:
-        resolved = resolved.made_live()
+        resolved = made_live(resolved)
     for sae, fresh in train_saes(resolved, folder, only or []):
         typer.echo(f"{sae.id}: trained" if fresh else f"{sae.id}: finished before, nothing to do")
 
@@ -198,7 +199,7 @@ def _written(written: bool) -> str:
 
 def _load(name: str, form: str | None, changes: list[str] | None, out: Path | None) -> "tuple[Recipe, Path]":
     """A command's recipe and output folder."""
-    from olmoscope.recipe import load_recipe
+    from olmoscope.recipe_file import load_recipe
 
     folder = Path(name)
     if folder.is_dir():

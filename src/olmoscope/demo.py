@@ -7,7 +7,7 @@ from pathlib import Path
 from olmoscope import tables
 from olmoscope.pipeline import Stopwatch, collect_stores, evaluate_saes, store_folder, train_saes
 from olmoscope.progress import console
-from olmoscope.recipe import load_recipe
+from olmoscope.recipe_file import load_recipe
 from olmoscope.release.build import build_release
 from olmoscope.text.standard_library import write_corpus
 

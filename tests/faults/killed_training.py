@@ -20,7 +20,7 @@ import transformers.models.olmo3.modeling_olmo3  # noqa: F401
 from olmoscope.activations.store import open_store
 from olmoscope.files import write_json
 from olmoscope.model.load import load_model
-from olmoscope.recipe import load_recipe
+from olmoscope.recipe_file import load_recipe
 from olmoscope.sae.tied_topk import initialize
 from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.adam import Adam

@@ -68,7 +68,7 @@ import sys
 from pathlib import Path
 import torch
 from olmoscope.activations.store import open_store
-from olmoscope.recipe import load_recipe
+from olmoscope.recipe_file import load_recipe
 from olmoscope.train import run as module
 from olmoscope.train.group import train_from_store
 torch.set_num_threads(1)

@@ -10,7 +10,8 @@ from olmoscope.activations.inspect import output_folder
 from olmoscope.errors import UserError
 from olmoscope.files import read_json
 from olmoscope.model_source import revision_of
-from olmoscope.recipe import Model, load_recipe
+from olmoscope.recipe import Model
+from olmoscope.recipe_file import load_recipe
 
 
 def disagreements(stores: list[Path]) -> Iterator[tuple[Path, str]]:

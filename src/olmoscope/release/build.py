@@ -13,7 +13,8 @@ from pathlib import Path
 
 from olmoscope.errors import UserError
 from olmoscope.files import locked, sha256, sync_folder, write_json, write_text
-from olmoscope.recipe import Recipe, load_recipe
+from olmoscope.recipe import Recipe
+from olmoscope.recipe_file import load_recipe
 from olmoscope.release.card import CARD, model_card
 from olmoscope.release.export import export_run
 from olmoscope.release.finished_run import FinishedRun, read_run

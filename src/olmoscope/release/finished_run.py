@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from olmoscope.errors import UserError
 from olmoscope.files import read_json
-from olmoscope.recipe import SAE, Recipe, load_recipe
+from olmoscope.recipe import SAE, Recipe
+from olmoscope.recipe_file import load_recipe
 from olmoscope.sae.tied_topk import TiedTopK
 from olmoscope.train.checkpoint import load_sae
 

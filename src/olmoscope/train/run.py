@@ -21,7 +21,8 @@ from olmoscope.activations.stream import START
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json, write_text
 from olmoscope.provenance import provenance
-from olmoscope.recipe import SAE, Recipe, Train, load_recipe
+from olmoscope.recipe import SAE, Recipe, Train
+from olmoscope.recipe_file import load_recipe
 from olmoscope.sae.tied_topk import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
