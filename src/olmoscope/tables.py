@@ -82,8 +82,8 @@ def show_stores(collected: list[Collected]) -> None:
         if manifest.rows < one.wanted:
             console.print(f"[yellow]  The text ran out: {one.wanted:,} tokens were asked for.[/]")
         if one.segments_missing:
-            console.print(f"[yellow]  Not finished: {one.segments_missing} segments are other workers' to make; "
-                          "`olmoscope collect` without --worker makes what nobody does.[/]")
+            console.print(f"[yellow]  Not finished: {one.segments_missing} of {manifest.segments} segments are other "
+                          "workers' to make; `olmoscope collect` without --worker makes what nobody does.[/]")
 
 
 def show_statistics(collected: list[Collected]) -> None:

@@ -89,6 +89,7 @@ def tokens_locked(store: Path) -> Iterator[None]:
         lock = wait_for_lock(store / TOKENS_LOCK)
     with lock:
         clean_temporary(store / "tokens")
+        clean_temporary(store / "checksums", "tokens-*")
         yield
 
 

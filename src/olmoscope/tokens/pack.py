@@ -33,6 +33,8 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
         UserError: no usable text, or what the text stage raises.
     """
     _refuse_another(recipe, store)
+    if has_token_segment(store, 0) and not (store / "tokens" / "recipe.json").exists():  # lost since
+        write_json(store / "tokens" / "recipe.json", _identity(recipe))
     index_path = store / "tokens" / "index.json"
     if index_path.exists():
         return dict(read_json(index_path))
