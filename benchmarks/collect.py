@@ -245,7 +245,8 @@ def _time_collect(recipe: Recipe, folder: Path) -> Taken:
 def _fresh_store(folder: Path) -> Path:
     store = folder / "store"
     shutil.rmtree(store, ignore_errors=True)
-    shutil.copytree(folder / "packed" / "tokens", store / "tokens")
+    for part in ("tokens", "checksums"):
+        shutil.copytree(folder / "packed" / part, store / part)
     return store
 
 

@@ -91,13 +91,17 @@ def main() -> None:
     longest = startup + 3 * (whole - startup) / KILLS
     kills: list[int] = []
     while len(kills) < KILLS:
+        # At a random moment, or at this kill's share of the run if that comes first: so the kills spread over the run,
+        # and it is never over before them, however fast the machine is by now.
+        moment = time.monotonic() + moments.uniform(0, longest)
+        share = 0.6 * total * (len(kills) + 1) / KILLS
         pid = start(FOLDER / "killed")
-        time.sleep(moments.uniform(0, longest))
+        while time.monotonic() < moment and steps(FOLDER / "killed") < share:
+            time.sleep(0.002)
         os.kill(pid, signal.SIGKILL)
         assert not ended(pid), f"over after {kills}, {startup=}, {whole=}"
         kills.append(steps(FOLDER / "killed"))
-        # Kills spread over the run, however fast the machine is by now.
-        longest *= 0.8 if kills[-1] > 0.8 * total * len(kills) / KILLS else 1.15
+        longest *= 1.15 if kills[-1] < share else 1
     assert ended(start(FOLDER / "killed"))
     write_json(FOLDER / "report.json", {"startup": startup, "whole": whole, "total": total, "kills": kills})
 
