@@ -50,7 +50,7 @@ def show_plan(plan: Plan) -> None:
     ):
         table.add_row(*row)
     console.print(table)
-    table = new_table("SAEs, trained one after the other", "id", "steps", "FLOP",
+    table = new_table("SAEs", "id", "steps", "FLOP",
                       "GPU" if plan.gpu else "RAM", "time")
     for sae in plan.saes:
         table.add_row(sae.sae.id, f"{sae.steps:,}", _flops(sae.flops, short=True),
