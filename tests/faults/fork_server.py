@@ -7,12 +7,15 @@ the pid; {"wait": pid, "seconds": s} with the exit status (negative: the signal)
 
 import json
 import os
+import signal
 import sys
 import time
 import traceback
 
 
 def main() -> None:
+    # A shell that starts the tests in the background makes them ignore Ctrl-C; here it must mean what it says.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     import transformers.models.olmo3.modeling_olmo3  # noqa: F401
 
     import olmoscope.pipeline
