@@ -13,6 +13,7 @@ demo: $(VENV)/.installed
 	$(BIN)/olmoscope demo
 
 test: $(VENV)/.installed-dev
+	tools/install_browser.sh
 	$(BIN)/ruff check src tests tools
 	$(BIN)/mypy
 	$(BIN)/python -m pytest

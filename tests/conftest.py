@@ -4,7 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser as Chromium
+from playwright.sync_api import Page
 
+from browser import Browser, start_chromium
 from hub_endpoint import HubEndpoint
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -23,3 +26,23 @@ def hub_endpoint() -> Iterator[HubEndpoint]:
     """A hub on this machine (hub_endpoint.py says how to use it)."""
     with HubEndpoint() as hub:
         yield hub
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Chromium]:
+    """The browser's process. One a module: while it lives, no test of that thread can call asyncio.run."""
+    yield from start_chromium()
+
+
+@pytest.fixture
+def browser(chromium: Chromium) -> Iterator[Browser]:
+    """Opens tabs of any size (browser.py says how to use it); on leaving, fails if anything went wrong in them."""
+    visit = Browser(chromium)
+    yield visit
+    visit.close()
+
+
+@pytest.fixture
+def page(browser: Browser) -> Page:
+    """A tab 1280 pixels wide, in light mode."""
+    return browser.page()
