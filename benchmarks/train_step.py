@@ -25,7 +25,7 @@ import torch
 
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.provenance import provenance
-from olmoscope.sae.tied_topk import TiedTopK, initialize
+from olmoscope.sae.topk import TopK, initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.step import Step
 
@@ -103,10 +103,10 @@ def contestants(shape: Shape) -> dict[str, Steps]:
     rows = batches(shape.d_model, shape.batch, device)
     kernels = kernels_for(torch.device(device))
 
-    def fresh() -> TiedTopK:
+    def fresh() -> TopK:
         return initialize(shape.d_model, shape.d_sae, shape.k, "none", rows[0].mean(dim=0), seed=0)
 
-    W_FD = fresh().W_FD
+    W_FD = fresh().W_enc_FD
     out_BF = torch.empty(shape.batch, shape.d_sae, device=device) if device == "cpu" else None
     b_F = torch.zeros(shape.d_sae, device=device)
 
@@ -173,8 +173,8 @@ def check(device: str) -> None:
     for normalize in ("none", "layer_norm"):
         x_BD = torch.randn(300, 64, generator=generator).to(device)
         sae = initialize(64, 3000, 16, normalize, torch.zeros(64, device=device), seed=0)
-        parameters = [p.double().requires_grad_() for p in (sae.W_FD, sae.b_latent_F, sae.b_pre_D)]
-        dense = TiedTopK(*parameters, 16, normalize)
+        parameters = [p.double().requires_grad_() for p in sae.parameters().values()]
+        dense = TopK(parameters[0], *parameters, 16, normalize)
         u_BD, statistics_ = dense.center(x_BD)
         pre_BF = u_BD @ parameters[0].T + parameters[1]
         top = pre_BF.topk(16, dim=1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from olmoscope.recipe import Recipe
 from olmoscope.recipe_file import load_recipe
 from olmoscope.sae.rows import normalize_rows
-from olmoscope.sae.tied_topk import initialize
+from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import save_checkpoint
 from olmoscope.train.step import Step

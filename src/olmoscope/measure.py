@@ -17,7 +17,7 @@ from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.progress import bar
 from olmoscope.recipe import SAE, Recipe
 from olmoscope.sae.rows import normalize_rows
-from olmoscope.sae.tied_topk import initialize
+from olmoscope.sae.topk import initialize
 from olmoscope.seeds import generator
 from olmoscope.tokens.batches import plan_batches
 from olmoscope.tokens.chunks import Chunker

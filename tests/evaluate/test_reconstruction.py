@@ -6,7 +6,7 @@ import torch
 
 from olmoscope.evaluate.reconstruction import RandomDirections, Reconstruction
 from olmoscope.sae.rows import normalize_rows, restore_rows
-from olmoscope.sae.tied_topk import TiedTopK, initialize
+from olmoscope.sae.topk import TopK, initialize
 
 ROWS, D, F, K = 500, 24, 96, 6
 
@@ -28,9 +28,9 @@ def measure(sae, x_BD, batch):
     return measured.figures()
 
 
-def dense_figures(sae: TiedTopK, x_BD):
+def dense_figures(sae: TopK, x_BD):
     """The definitions, word for word, dense and in float64."""
-    W, b, pre, x = (t.double() for t in (sae.W_FD, sae.b_latent_F, sae.b_pre_D, x_BD))
+    W, b, pre, x = (t.double() for t in (sae.W_dec_FD, sae.b_latent_F, sae.b_pre_D, x_BD))
     n, statistics = normalize_rows(x, sae.normalize)
     scores = (n - pre) @ W.T + b
     top = scores.topk(sae.k, dim=1)

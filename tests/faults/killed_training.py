@@ -21,7 +21,7 @@ from olmoscope.activations.store import open_store
 from olmoscope.files import write_json
 from olmoscope.model.load import load_model
 from olmoscope.recipe_file import load_recipe
-from olmoscope.sae.tied_topk import initialize
+from olmoscope.sae.topk import initialize
 from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.adam import Adam
 from olmoscope.train.group import train_from_store, train_live

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from olmoscope.release.saelens_format import hook_names, write_saelens
 from olmoscope.release.validate import validate
 from olmoscope.sae.rows import normalize_rows
-from olmoscope.sae.tied_topk import initialize
+from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.step import Step
 

@@ -32,7 +32,7 @@ def test_folder_is_what_saelens_reads(out):
         tensors = load_file(exported.folder / "sae_weights.safetensors")
         assert {name: (tensor.dtype, tensor.is_contiguous()) for name, tensor in tensors.items()} == dict.fromkeys(
             ("W_enc", "b_enc", "W_dec", "b_dec"), (torch.float32, True))
-        assert torch.equal(tensors["W_dec"], sae.W_FD) and torch.equal(tensors["W_enc"], sae.W_FD.T)
+        assert torch.equal(tensors["W_dec"], sae.W_dec_FD) and torch.equal(tensors["W_enc"], sae.W_enc_FD.T)
         assert torch.equal(tensors["b_enc"], sae.b_latent_F) and torch.equal(tensors["b_dec"], sae.b_pre_D)
 
 

@@ -12,7 +12,7 @@ from olmoscope.release.agreement import TOLERANCE, code_difference, compare, ran
 from olmoscope.release.export import export_run
 from olmoscope.release.saelens_format import hook_names, write_saelens
 from olmoscope.release.validate import validate
-from olmoscope.sae.tied_topk import TiedTopK, initialize
+from olmoscope.sae.topk import TopK, initialize
 from release_runs import LAYER_NORM, RAW, WIDTH, edit_json, synthetic_rows
 
 METADATA = {"model_name": "m", "prepend_bos": False, **hook_names("model.layers", 3)}
@@ -50,7 +50,7 @@ def test_a_single_folder_passes_with_and_without_its_run(out, tmp_path):
 def test_equal_pre_activations_are_no_difference(tmp_path, normalize):
     """Every latent four times, so that ties are cut at the k-th place; SAELens breaks them in its own way."""
     sae = initialize(WIDTH, 24, 6, normalize, synthetic_rows(WIDTH).mean(dim=0), seed=0)
-    twins = TiedTopK(sae.W_FD.repeat(4, 1), sae.b_latent_F.repeat(4), sae.b_pre_D, 6, normalize)
+    twins = TopK(W_FD := sae.W_dec_FD.repeat(4, 1), W_FD, sae.b_latent_F.repeat(4), sae.b_pre_D, 6, normalize)
     write_saelens(twins, tmp_path / "twins", METADATA)
     validation = validate(tmp_path / "twins", rows={3: synthetic_rows(WIDTH)})
     assert validation.passed, validation.failures

@@ -10,17 +10,17 @@ from kernel_backends import BACKENDS, SLOW, backend
 from olmoscope.kernels import reference
 from olmoscope.kernels.interface import Kernels
 from olmoscope.sae.rows import normalize_rows, restore_rows
-from olmoscope.sae.tied_topk import TiedTopK, initialize
+from olmoscope.sae.topk import TopK, initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import load_checkpoint, save_checkpoint
 from olmoscope.train.step import Step
 
 
-def double(sae: TiedTopK) -> TiedTopK:
-    return TiedTopK(sae.W_FD.double(), sae.b_latent_F.double(), sae.b_pre_D.double(), sae.k, sae.normalize)
+def double(sae: TopK) -> TopK:
+    return TopK.of({name: tensor.double() for name, tensor in sae.parameters().items()}, sae.k, sae.normalize)
 
 
-def fresh(d_model, d_sae, k, normalize, seed=0) -> TiedTopK:
+def fresh(d_model, d_sae, k, normalize, seed=0) -> TopK:
     generator = torch.Generator().manual_seed(seed)
     sae = double(initialize(d_model, d_sae, k, normalize, torch.randn(d_model, generator=generator), seed))
     sae.b_latent_F += torch.randn(d_sae, generator=generator, dtype=torch.float64) * 0.1
@@ -40,9 +40,9 @@ def dense_loss(x_BD: Tensor, W_FD: Tensor, b_latent_F: Tensor, b_pre_D: Tensor, 
 class DenseTrainer:
     """Autograd, torch.optim.Adam, projection and renormalisation, all dense."""
 
-    def __init__(self, sae: TiedTopK, lr: float) -> None:
+    def __init__(self, sae: TopK, lr: float) -> None:
         self.sae = sae
-        self.parameters = [p.clone().requires_grad_() for p in (sae.W_FD, sae.b_latent_F, sae.b_pre_D)]
+        self.parameters = [p.clone().requires_grad_() for p in sae.parameters().values()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
 
     def __call__(self, x_BD: Tensor) -> float:
@@ -58,7 +58,7 @@ class DenseTrainer:
         return float(loss.detach())
 
 
-def gradients(sae: TiedTopK, x_BD: Tensor, kernels: Kernels) -> dict[str, Tensor]:
+def gradients(sae: TopK, x_BD: Tensor, kernels: Kernels) -> dict[str, Tensor]:
     """With β₁ = 0 the first moment is the gradient."""
     step = Step(sae, Adam((0.0, 0.999), 1e-8), kernels)
     step(x_BD, lr=1.0)
@@ -78,9 +78,9 @@ def test_gradients_equal_autograd(kernels, d_model, d_sae, rows, seed, normalize
     sae = fresh(d_model, d_sae, k, normalize, seed)
     sae.b_latent_F += shift  # a large negative bias: no latent is active in any row
     x_BD = torch.randn(rows, d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
-    parameters = [p.clone().requires_grad_() for p in (sae.W_FD, sae.b_latent_F, sae.b_pre_D)]
+    parameters = [p.clone().requires_grad_() for p in sae.parameters().values()]
     expected = torch.autograd.grad(dense_loss(x_BD, *parameters, k, normalize), parameters)
-    dW_FD = expected[0] - (expected[0] * sae.W_FD).sum(1, keepdim=True) * sae.W_FD
+    dW_FD = expected[0] - (expected[0] * sae.W_dec_FD).sum(1, keepdim=True) * sae.W_dec_FD
     # Rows of two numbers have one distinct value after a layer norm: gradients of 1e5 and more, hence the relative bar.
     for (name, got), want in zip(gradients(sae, x_BD, kernels).items(), [dW_FD, *expected[1:]], strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11 * (1 + float(want.abs().max())), msg=name)
@@ -104,9 +104,9 @@ def test_trajectory_equals_a_dense_trainer(kernels, normalize):
         loss = dense(x_BD)
         step(x_BD, lr=1e-2)
         assert step.take_sums()[0] / rows == pytest.approx(loss, rel=1e-9)
-    for got, want in zip((sae.W_FD, sae.b_latent_F, sae.b_pre_D), dense.parameters, strict=True):
+    for got, want in zip(sae.parameters().values(), dense.parameters, strict=True):
         torch.testing.assert_close(got, want.detach(), rtol=1e-8, atol=1e-10)
-    torch.testing.assert_close(sae.W_FD.norm(dim=1), torch.ones(64, dtype=torch.float64))
+    torch.testing.assert_close(sae.W_dec_FD.norm(dim=1), torch.ones(64, dtype=torch.float64))
 
 
 def test_nothing_dense_is_made(kernels, monkeypatch):
@@ -185,7 +185,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(adam, tmp_path):
     assert load_checkpoint(tmp_path / "checkpoint", second) == {"place": 6}
     for x_BD in batches(range(6, 10)):
         second(x_BD, lr=1e-2)
-    assert torch.equal(second.sae.W_FD, whole.sae.W_FD)
+    assert torch.equal(second.sae.W_dec_FD, whole.sae.W_dec_FD)
     assert torch.equal(second.moments["W"].second, whole.moments["W"].second)
     assert torch.equal(second.last_fired_F, whole.last_fired_F)
     assert second.take_sums() == whole.take_sums()

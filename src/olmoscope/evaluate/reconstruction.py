@@ -13,7 +13,7 @@ from torch import Tensor
 from olmoscope.activations.store import Store
 from olmoscope.progress import bar
 from olmoscope.sae.codes import SparseCodes
-from olmoscope.sae.tied_topk import TiedTopK
+from olmoscope.sae.topk import TopK
 from olmoscope.seeds import generator
 
 ROWS_AT_ONCE = 4096
@@ -24,7 +24,7 @@ DENSITY_BINS = [0.0, *(10.0 ** np.arange(-7, 0.01, 0.5)).tolist()]
 class Reconstruction:
     """Sums over rows from which every figure follows; `add` batches, then `figures`."""
 
-    def __init__(self, sae: TiedTopK) -> None:
+    def __init__(self, sae: TopK) -> None:
         self.sae = sae
         self.rows = 0
         self.x_sum_D = torch.zeros(sae.d_model, dtype=torch.float64)
@@ -98,7 +98,7 @@ class RandomDirections:
         return float((error_BD.square().sum(1) / x_BD.double().square().sum(1)).mean())
 
 
-def evaluate(sae: TiedTopK, store: Store, layer: int, name: str) -> dict[str, Any]:
+def evaluate(sae: TopK, store: Store, layer: int, name: str) -> dict[str, Any]:
     """Evaluate an SAE on all rows of a store at its layer.
 
     Args:
@@ -108,7 +108,7 @@ def evaluate(sae: TiedTopK, store: Store, layer: int, name: str) -> dict[str, An
         `Reconstruction.figures`, and `nmse_random_directions` for comparison (on the first rows of each segment).
     """
     measured = Reconstruction(sae)
-    device = sae.W_FD.device
+    device = sae.W_dec_FD.device
     with bar(name, store.rows, "rows") as advance:
         for segment, rows in enumerate(store.segment_rows):
             for start in range(0, rows, ROWS_AT_ONCE):

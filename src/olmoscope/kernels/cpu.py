@@ -27,13 +27,13 @@ ROWS_AT_LEAST = 256
 """Rows of a chunk, however wide the dictionary: the product is slow on fewer."""
 
 
-def encode_topk(u_BD: Tensor, W_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def encode_topk(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values_BK = u_BD.new_empty(len(u_BD), k)
     indices_BK = torch.empty(len(u_BD), k, dtype=torch.int64)
-    rows = rows_at_once(len(W_FD))
+    rows = rows_at_once(len(W_enc_FD))
     for start in range(0, len(u_BD), rows):
         chunk = slice(start, start + rows)
-        _run(cpu_topk.topk, product(u_BD[chunk], W_FD, b_latent_F), values_BK[chunk], indices_BK[chunk])
+        _run(cpu_topk.topk, product(u_BD[chunk], W_enc_FD, b_latent_F), values_BK[chunk], indices_BK[chunk])
     return values_BK, indices_BK
 
 
@@ -41,20 +41,20 @@ def rows_at_once(d_sae: int) -> int:
     return max(ROWS_AT_LEAST, PRE_ACTIVATIONS_AT_ONCE // d_sae)
 
 
-def product(u_CD: Tensor, W_FD: Tensor, b_latent_F: Tensor) -> Tensor:
+def product(u_CD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor) -> Tensor:
     # oneDNN uses the widest vectors of every maker's processors; the library behind torch.mm does so on Intel's only,
     # and is 2 to 2.5 times slower on AMD's.
     if u_CD.dtype == torch.float32 and torch._C._has_mkldnn:
-        pre_CF: Tensor = torch.ops.mkldnn._linear_pointwise(u_CD, W_FD, b_latent_F, "none", [], "")
+        pre_CF: Tensor = torch.ops.mkldnn._linear_pointwise(u_CD, W_enc_FD, b_latent_F, "none", [], "")
         return pre_CF
-    return torch.addmm(b_latent_F, u_CD, W_FD.T)
+    return torch.addmm(b_latent_F, u_CD, W_enc_FD.T)
 
 
-def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor, b_pre_D: Tensor,
+def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor, b_pre_D: Tensor,
              mean_B1: Tensor | None, std_B1: Tensor | None) -> Residual:
     out = Residual(x_BD.new_empty(len(x_BD), dtype=torch.float64), torch.empty_like(x_BD), torch.empty_like(values_BK))
     none = x_BD.new_empty(0, 1)
-    _run(cpu_rows.residual, x_BD, values_BK, indices_BK, W_FD, b_pre_D, none if mean_B1 is None else mean_B1,
+    _run(cpu_rows.residual, x_BD, values_BK, indices_BK, W_dec_FD, b_pre_D, none if mean_B1 is None else mean_B1,
          none if std_B1 is None else std_B1, out.loss_B, out.e_BD, out.dz_BK)
     return out
 

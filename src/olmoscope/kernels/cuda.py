@@ -50,18 +50,19 @@ def rows_at_once(d_sae: int) -> int:
     return max(1, PRE_ACTIVATIONS_AT_ONCE // d_sae)
 
 
-def product(u_CD: Tensor, W_FD: Tensor, b_latent_F: Tensor) -> Tensor:
-    if u_CD.is_cuda and W_FD.dtype in (torch.float32, torch.bfloat16):
-        pre_CF = torch.mm(u_CD.bfloat16(), W_FD.bfloat16().T, out_dtype=torch.float32)
+def product(u_CD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor) -> Tensor:
+    if u_CD.is_cuda and W_enc_FD.dtype in (torch.float32, torch.bfloat16):
+        pre_CF = torch.mm(u_CD.bfloat16(), W_enc_FD.bfloat16().T, out_dtype=torch.float32)
         return pre_CF.add_(b_latent_F)
-    return torch.addmm(b_latent_F, u_CD, W_FD.T)
+    return torch.addmm(b_latent_F, u_CD, W_enc_FD.T)
 
 
-def encode_topk(u_BD: Tensor, W_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def encode_topk(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values_BK = u_BD.new_empty(len(u_BD), k)
     indices_BK = torch.empty(len(u_BD), k, dtype=torch.int64, device=u_BD.device)
-    W_low_FD = W_FD.bfloat16() if u_BD.is_cuda and W_FD.dtype == torch.float32 else W_FD  # once for all chunks
-    rows = rows_at_once(len(W_FD))
+    # Once for all chunks.
+    W_low_FD = W_enc_FD.bfloat16() if u_BD.is_cuda and W_enc_FD.dtype == torch.float32 else W_enc_FD
+    rows = rows_at_once(len(W_enc_FD))
     for start in range(0, len(u_BD), rows):
         chunk = slice(start, start + rows)
         _topk(product(u_BD[chunk], W_low_FD, b_latent_F), values_BK[chunk], indices_BK[chunk])
@@ -89,17 +90,17 @@ def _topk(pre_CF: Tensor, values_CK: Tensor, indices_CK: Tensor) -> None:
         num_warps=8)
 
 
-def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor, b_pre_D: Tensor,
+def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor, b_pre_D: Tensor,
              mean_B1: Tensor | None, std_B1: Tensor | None) -> Residual:
     if values_BK.shape[1] > MOST_IN_TILE:
-        return reference.residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B1, std_B1)
+        return reference.residual(x_BD, values_BK, indices_BK, W_dec_FD, b_pre_D, mean_B1, std_B1)
     out = Residual(x_BD.new_empty(len(x_BD), dtype=torch.float64), torch.empty_like(x_BD), torch.empty_like(values_BK))
     K = triton.next_power_of_2(values_BK.shape[1])
     # The tile of W, K rows of TILE columns, stands in registers.
     tile = min(triton.next_power_of_2(x_BD.shape[1]), max(16, 8192 // K))
     tiny = x_BD.new_full((1,), torch.finfo(x_BD.dtype).tiny)
     kernels.residual[(len(x_BD),)](
-        x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B1, std_B1, out.loss_B, out.e_BD, out.dz_BK, len(x_BD),
+        x_BD, values_BK, indices_BK, W_dec_FD, b_pre_D, mean_B1, std_B1, out.loss_B, out.e_BD, out.dz_BK, len(x_BD),
         x_BD.shape[1], values_BK.shape[1], tiny, LAYER_NORM=std_B1 is not None, K=K, TILE=tile,
         num_warps=4 if K * tile <= 4096 else 8)
     return out

@@ -77,12 +77,12 @@ class Moments:
 class Kernels(Protocol):
     """The hot operations of a tied TopK SAE."""
 
-    def encode_topk(self, u_BD: Tensor, W_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    def encode_topk(self, u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """ReLU(TopK_k(u Wᵀ + b)), without the zeros.
 
         Args:
             u_BD: centred input rows.
-            W_FD: the dictionary, one latent a row.
+            W_enc_FD: the encoder, one latent a row.
             b_latent_F: bias of each latent.
             k: how many latents to keep in each row, at most F.
 
@@ -94,13 +94,13 @@ class Kernels(Protocol):
     def rows_at_once(self, d_sae: int) -> int:
         """Rows of one chunk of `encode_topk`: no larger `[rows, F]` is ever made."""
 
-    def product(self, u_CD: Tensor, W_FD: Tensor, b_latent_F: Tensor) -> Tensor:
+    def product(self, u_CD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor) -> Tensor:
         """The one dense product, u Wᵀ + b, `[C, F]`, of a chunk."""
 
-    def decode(self, values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor) -> Tensor:
-        """Σ_k values · W[indices], `[B, D]`: the rows of the dictionary, weighted and summed."""
+    def decode(self, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor) -> Tensor:
+        """Σ_k values · W[indices], `[B, D]`: the rows of the decoder, weighted and summed."""
 
-    def residual(self, x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor, b_pre_D: Tensor,
+    def residual(self, x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor, b_pre_D: Tensor,
                  mean_B1: Tensor | None, std_B1: Tensor | None) -> Residual:
         """Decode, compare with the rows, and go back to the codes.
 

@@ -24,13 +24,13 @@ GRADIENT_AT_ONCE = 2**20
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
 
-def encode_topk(u_BD: Tensor, W_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def encode_topk(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values_BK = u_BD.new_empty(len(u_BD), k)
     indices_BK = torch.empty(len(u_BD), k, dtype=torch.int64, device=u_BD.device)
-    rows = rows_at_once(len(W_FD))
+    rows = rows_at_once(len(W_enc_FD))
     for start in range(0, len(u_BD), rows):
         chunk = slice(start, start + rows)
-        torch.topk(product(u_BD[chunk], W_FD, b_latent_F), k, out=(values_BK[chunk], indices_BK[chunk]))
+        torch.topk(product(u_BD[chunk], W_enc_FD, b_latent_F), k, out=(values_BK[chunk], indices_BK[chunk]))
     return values_BK.relu_(), indices_BK
 
 
@@ -38,17 +38,17 @@ def rows_at_once(d_sae: int) -> int:
     return max(1, PRE_ACTIVATIONS_AT_ONCE // d_sae)
 
 
-def product(u_CD: Tensor, W_FD: Tensor, b_latent_F: Tensor) -> Tensor:
-    return torch.addmm(b_latent_F, u_CD, W_FD.T)
+def product(u_CD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor) -> Tensor:
+    return torch.addmm(b_latent_F, u_CD, W_enc_FD.T)
 
 
-def decode(values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor) -> Tensor:
-    return torch.nn.functional.embedding_bag(indices_BK, W_FD, per_sample_weights=values_BK, mode="sum")
+def decode(values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor) -> Tensor:
+    return torch.nn.functional.embedding_bag(indices_BK, W_dec_FD, per_sample_weights=values_BK, mode="sum")
 
 
-def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor, b_pre_D: Tensor,
+def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor, b_pre_D: Tensor,
              mean_B1: Tensor | None, std_B1: Tensor | None) -> Residual:
-    error_BD = decode(values_BK, indices_BK, W_FD).add_(b_pre_D)
+    error_BD = decode(values_BK, indices_BK, W_dec_FD).add_(b_pre_D)
     if mean_B1 is not None and std_B1 is not None:
         error_BD.mul_(std_B1).add_(mean_B1)
     error_BD.sub_(x_BD)
@@ -59,15 +59,15 @@ def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor, 
     if std_B1 is not None:
         scale_B1 = scale_B1 * std_B1
     e_BD = error_BD.mul_(scale_B1)
-    return Residual(loss_B, e_BD, _code_gradient(e_BD, values_BK, indices_BK, W_FD))
+    return Residual(loss_B, e_BD, _code_gradient(e_BD, values_BK, indices_BK, W_dec_FD))
 
 
-def _code_gradient(e_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_FD: Tensor) -> Tensor:
+def _code_gradient(e_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor) -> Tensor:
     dz_BK = torch.empty_like(values_BK)
-    rows = max(1, PRE_ACTIVATIONS_AT_ONCE // (W_FD.shape[1] * values_BK.shape[1]))
+    rows = max(1, PRE_ACTIVATIONS_AT_ONCE // (W_dec_FD.shape[1] * values_BK.shape[1]))
     for start in range(0, len(e_BD), rows):
         chunk = slice(start, start + rows)
-        W_CKD = W_FD[indices_BK[chunk]]
+        W_CKD = W_dec_FD[indices_BK[chunk]]
         dz_BK[chunk] = torch.bmm(W_CKD, e_BD[chunk].unsqueeze(2)).squeeze(2)
     return dz_BK.mul_(values_BK > 0)
 

@@ -13,14 +13,14 @@ Shapes: B rows, D d_model, F latents, K active.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from olmoscope.sae.codes import SparseCodes
-from olmoscope.sae.tied_topk import TiedTopK
+from olmoscope.sae.topk import TopK
 
 TOLERANCE = 1e-5
 
@@ -52,17 +52,17 @@ class Agreement:
 
 
 @torch.no_grad()
-def compare(ours: TiedTopK, theirs: Any, x_BD: Tensor) -> Agreement:
+def compare(ours: TopK, theirs: Any, x_BD: Tensor) -> Agreement:
     """Compare our SAE with SAELens' `theirs` on rows of any float dtype, both on the CPU."""
     encode, decode, most_active = 0.0, 0.0, 0
-    norm = float(ours.W_FD.norm(dim=1).max())
+    norm, decoder_norm = (float(W_FD.norm(dim=1).max()) for W_FD in (ours.W_enc_FD, ours.W_dec_FD))
     for rows_BD in chunks(x_BD, ours.d_sae):
         z_BF, xhat_BD = reconstruct(theirs, rows_BD)
         u_BD, statistics = ours.center(rows_BD)
         scale_B = u_BD.norm(dim=1) * norm + ours.b_latent_F.abs().max()
         encode = max(encode, _share(code_difference(ours.encode(rows_BD).to_dense(), z_BF, ours.k), scale_B))
         codes = SparseCodes(*torch.topk(z_BF, ours.k, dim=1), ours.d_sae)
-        scale_B = codes.values_BK.abs().sum(dim=1) * norm + ours.b_pre_D.norm()
+        scale_B = codes.values_BK.abs().sum(dim=1) * decoder_norm + ours.b_pre_D.norm()
         if statistics is not None:
             scale_B = scale_B * statistics.std_B1[:, 0] + statistics.mean_B1[:, 0].abs() * ours.d_model**0.5
         difference_BD = ours.decode(codes, statistics) - xhat_BD
@@ -72,18 +72,18 @@ def compare(ours: TiedTopK, theirs: Any, x_BD: Tensor) -> Agreement:
 
 
 @torch.no_grad()
-def compare_silent(ours: TiedTopK, theirs: Any, x_BD: Tensor) -> Agreement:
+def compare_silent(ours: TopK, theirs: Any, x_BD: Tensor) -> Agreement:
     """Compare on rows for which every pre-activation is negative: the ReLU after the top-k must shut all.
 
     No row need have that with the trained biases (the dictionary's directions surround the origin), so a
     bias is lowered in both, for as long as this runs, until it is so for all rows.
     """
     u_BD, _ = ours.center(x_BD)
-    shift = float(u_BD.norm(dim=1).max() * ours.W_FD.norm(dim=1).max() + ours.b_latent_F.abs().max()) + 1
+    shift = float(u_BD.norm(dim=1).max() * ours.W_enc_FD.norm(dim=1).max() + ours.b_latent_F.abs().max()) + 1
     before_F = theirs.b_enc.data
     theirs.b_enc.data = before_F - shift
     try:
-        lowered = TiedTopK(ours.W_FD, ours.b_latent_F - shift, ours.b_pre_D, ours.k, ours.normalize)
+        lowered = replace(ours, b_latent_F=ours.b_latent_F - shift)
         return compare(lowered, theirs, x_BD)
     finally:
         theirs.b_enc.data = before_F
@@ -120,7 +120,7 @@ def chunks(x_BD: Tensor, d_sae: int) -> Iterator[Tensor]:
         yield x_BD[start : start + size]
 
 
-def random_rows(sae: TiedTopK, seed: int = 0) -> Tensor:
+def random_rows(sae: TopK, seed: int = 0) -> Tensor:
     """Stand-ins for real rows, `[ROWS, D]`: around the SAE's own mean, and along its dictionary.
 
     Raw SAEs know the mean of their data (`b_pre`); that of a layer-norm SAE is of normalised rows, which will do too.
@@ -128,7 +128,7 @@ def random_rows(sae: TiedTopK, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     noise_BD = torch.randn(ROWS, sae.d_model, generator=generator)
     latents = torch.randint(sae.d_sae, (ROWS, 4), generator=generator)
-    return sae.b_pre_D + 0.1 * noise_BD + sae.W_FD[latents].sum(dim=1)
+    return sae.b_pre_D + 0.1 * noise_BD + sae.W_dec_FD[latents].sum(dim=1)
 
 
 def constant_rows(d_model: int) -> Tensor:

@@ -15,7 +15,7 @@ from olmoscope.errors import UserError
 from olmoscope.files import read_json
 from olmoscope.recipe import SAE, Recipe
 from olmoscope.recipe_file import load_recipe
-from olmoscope.sae.tied_topk import TiedTopK
+from olmoscope.sae.topk import TopK
 from olmoscope.train.checkpoint import load_sae
 
 
@@ -110,7 +110,7 @@ class FinishedRun:
         """The file with the final weights."""
         return self.folder / self.done.checkpoint
 
-    def load(self) -> TiedTopK:
+    def load(self) -> TopK:
         """The trained SAE, on the CPU.
 
         Raises:

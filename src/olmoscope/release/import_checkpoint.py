@@ -24,7 +24,7 @@ from torch import Tensor
 from olmoscope.errors import UserError
 from olmoscope.release.saelens_format import CONFIG, already_there, hook_names, write_saelens
 from olmoscope.sae.rows import Normalize
-from olmoscope.sae.tied_topk import TiedTopK
+from olmoscope.sae.topk import TopK
 
 STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 """Buffers that the trainer keeps for itself."""
@@ -123,7 +123,7 @@ def _executable(path: Path) -> str:
     return "it is a pickle that could execute code of its own"
 
 
-def _read_sae(model: Mapping[str, Any], tree: Mapping[str, Any], path: Path) -> TiedTopK:
+def _read_sae(model: Mapping[str, Any], tree: Mapping[str, Any], path: Path) -> TopK:
     absent = [name for name in PARAMETERS if name not in model]
     if absent:
         raise UserError(f"{path}: model has no {absent[0]}; a checkpoint of the reference trainer holds "
@@ -148,7 +148,7 @@ def _read_sae(model: Mapping[str, Any], tree: Mapping[str, Any], path: Path) -> 
             if not torch.equal(decoder.T if transposed else decoder, W_FD):
                 raise UserError(f"{path}: {name} differs from encoder.weight: the SAE is not tied, which is not "
                                 "supported")
-    return TiedTopK(W_FD, b_latent_F, b_pre_D, _k(model, tree, latents, path), _normalize(tree, path))
+    return TopK(W_FD, W_FD, b_latent_F, b_pre_D, _k(model, tree, latents, path), _normalize(tree, path))
 
 
 def _k(model: Mapping[str, Any], tree: Mapping[str, Any], latents: int, path: Path) -> int:
@@ -194,8 +194,8 @@ def _layer(tree: Mapping[str, Any], layer: int | None, path: Path) -> int:
     return found
 
 
-def _notes(sae: TiedTopK) -> list[str]:
-    norms_F = sae.W_FD.norm(dim=1)
+def _notes(sae: TopK) -> list[str]:
+    norms_F = sae.W_dec_FD.norm(dim=1)
     off = int(((norms_F - 1).abs() > UNIT).sum())
     if not off:
         return []

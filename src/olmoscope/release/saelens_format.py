@@ -20,7 +20,7 @@ from torch import Tensor
 
 from olmoscope.errors import UserError
 from olmoscope.files import atomic_path, write_json
-from olmoscope.sae.tied_topk import TiedTopK
+from olmoscope.sae.topk import TopK
 
 CONFIG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"
@@ -29,7 +29,7 @@ VERSION = "6.54.12"
 
 FIXED = {"architecture": "topk", "dtype": "float32", "apply_b_dec_to_input": True, "reshape_activations": "none",
          "rescale_acts_by_decoder_norm": False}
-"""Settings that are the same for every tied TopK SAE."""
+"""Settings that are the same for every TopK SAE."""
 
 KEYS = (*FIXED, "d_in", "d_sae", "k", "normalize_activations", "device", "metadata")
 """Every key of cfg.json; one that is absent would be left to SAELens' defaults."""
@@ -47,7 +47,7 @@ def hook_names(layers_path: str, layer: int) -> dict[str, str]:
     return {"hook_name": f"blocks.{layer}.hook_resid_post", "hf_hook_name": f"{layers_path}.{layer}"}
 
 
-def saelens_config(sae: TiedTopK, metadata: Mapping[str, Any]) -> dict[str, Any]:
+def saelens_config(sae: TopK, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The content of cfg.json."""
     return {
         **FIXED,
@@ -57,17 +57,17 @@ def saelens_config(sae: TiedTopK, metadata: Mapping[str, Any]) -> dict[str, Any]
         "normalize_activations": sae.normalize,
         "device": "cpu",
         "metadata": {"sae_lens_version": VERSION, "sae_lens_training_version": None,
-                     "training_architecture": "tied_topk", **metadata},
+                     "training_architecture": "tied_topk" if sae.tied else "topk", **metadata},
     }
 
 
-def saelens_tensors(sae: TiedTopK) -> dict[str, Tensor]:
-    """SAELens' names for the parameters, float32; `W_enc` is a view of the tied dictionary."""
-    W_FD = sae.W_FD.float()
-    return {"W_enc": W_FD.T, "b_enc": sae.b_latent_F.float(), "W_dec": W_FD, "b_dec": sae.b_pre_D.float()}
+def saelens_tensors(sae: TopK) -> dict[str, Tensor]:
+    """SAELens' names for the parameters, float32; `W_enc` is a transposed view."""
+    return {"W_enc": sae.W_enc_FD.float().T, "b_enc": sae.b_latent_F.float(), "W_dec": sae.W_dec_FD.float(),
+            "b_dec": sae.b_pre_D.float()}
 
 
-def write_saelens(sae: TiedTopK, folder: Path, metadata: Mapping[str, Any]) -> bool:
+def write_saelens(sae: TopK, folder: Path, metadata: Mapping[str, Any]) -> bool:
     """Write an SAE as SAELens reads it, unless it already stands there, value by value.
 
     Args:
@@ -107,7 +107,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (the file is no mapping)
 
 
-def already_there(sae: TiedTopK, folder: Path, metadata: Mapping[str, Any]) -> bool:
+def already_there(sae: TopK, folder: Path, metadata: Mapping[str, Any]) -> bool:
     """Whether `folder` holds exactly what `write_saelens` would write there; false if absent or damaged."""
     config, tensors = saelens_config(sae, metadata), saelens_tensors(sae)
     try:

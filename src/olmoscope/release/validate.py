@@ -29,7 +29,7 @@ from olmoscope.release.finished_run import read_run
 from olmoscope.release.layout import SAE_FILES, check_root
 from olmoscope.release.manifest import MANIFEST, SAERead, read_manifest
 from olmoscope.release.saelens_format import CONFIG, FIXED, KEYS, METADATA, WEIGHTS, read_tensors, saelens_tensors
-from olmoscope.sae.tied_topk import TiedTopK
+from olmoscope.sae.topk import TopK
 
 
 @dataclass(frozen=True)
@@ -113,11 +113,11 @@ class _SAECheck:
         self._say("loads in SAELens", True, f"{type(theirs).__name__}, {theirs.cfg.d_sae} latents")
         self._settings(config, theirs)
         self._metadata(config, theirs)
-        self._tensors(tensors)
+        self._tensors(tensors, config)
         ours = self.trained
         if ours is None and theirs.cfg.architecture() == "topk":
-            ours = TiedTopK(tensors["W_dec"].float(), tensors["b_enc"].float(), tensors["b_dec"].float(), theirs.cfg.k,
-                            config.get("normalize_activations", "none"))
+            ours = TopK(tensors["W_enc"].float().T.contiguous(), tensors["W_dec"].float(), tensors["b_enc"].float(),
+                        tensors["b_dec"].float(), theirs.cfg.k, config.get("normalize_activations", "none"))
         self._maths(ours, theirs, config)
         return self.checks
 
@@ -145,9 +145,10 @@ class _SAECheck:
         wrong += [f"{key} became {kept.get(key)!r}" for key in said if key not in kept or kept[key] != said[key]]
         self._say("metadata survives", not wrong, "; ".join(wrong) or f"{len(said)} entries")
 
-    def _tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        tied = torch.equal(tensors["W_enc"], tensors["W_dec"].T)
-        self._say("encoder is the decoder transposed", tied, "equal" if tied else "they differ")
+    def _tensors(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+        if config.get("metadata", {}).get("training_architecture") == "tied_topk":
+            tied = torch.equal(tensors["W_enc"], tensors["W_dec"].T)
+            self._say("encoder is the decoder transposed", tied, "equal" if tied else "they differ")
         name = "tensors equal the checkpoint's"
         if self.trained is None:
             self._say(name, None, self.no_run)
@@ -161,7 +162,7 @@ class _SAECheck:
         worst = max(_difference(tensors[key], wanted[key]) for key in wanted)
         self._say(name, worst == 0, f"max abs difference {worst}")
 
-    def _maths(self, ours: TiedTopK | None, theirs: Any, config: Mapping[str, Any]) -> None:
+    def _maths(self, ours: TopK | None, theirs: Any, config: Mapping[str, Any]) -> None:
         if ours is None or not _comparable(ours, theirs.cfg):
             self._say("same codes and reconstructions", False, "what SAELens has is no top-k SAE of the same form")
             return
@@ -181,7 +182,7 @@ class _SAECheck:
         self._say("finite reconstructions", bad == 0,
                   f"{bad} of {len(some_BD)} {kind} rows are not finite; NMSE {float(error.mean()):.4f}")
 
-    def _real_rows(self, ours: TiedTopK, config: Mapping[str, Any]) -> tuple[str, Tensor]:
+    def _real_rows(self, ours: TopK, config: Mapping[str, Any]) -> tuple[str, Tensor]:
         """Rows of the SAE's layer, float32, and what to call them."""
         hook = str(config.get("metadata", {}).get("hook_name", ""))
         x_BD = next((rows_BD for layer, rows_BD in self.rows.items() if hook.startswith(f"blocks.{layer}.")), None)
@@ -199,7 +200,7 @@ class _SAECheck:
         self.checks.append(Check(self.sae_id, name, passed, figure))
 
 
-def _comparable(ours: TiedTopK, cfg: Any) -> bool:
+def _comparable(ours: TopK, cfg: Any) -> bool:
     """Whether SAELens' SAE takes rows of the same width to a code of the same width by a top-k that can be taken."""
     return cfg.architecture() == "topk" and (cfg.d_in, cfg.d_sae) == (ours.d_model, ours.d_sae) and cfg.k <= cfg.d_sae
 

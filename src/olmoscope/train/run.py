@@ -23,7 +23,7 @@ from olmoscope.files import read_json, write_json, write_text
 from olmoscope.provenance import provenance
 from olmoscope.recipe import SAE, Recipe, Train
 from olmoscope.recipe_file import load_recipe
-from olmoscope.sae.tied_topk import initialize
+from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
 from olmoscope.train.step import Step

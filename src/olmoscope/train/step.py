@@ -15,7 +15,7 @@ from torch import Tensor
 
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.interface import Kernels, Residual, SortedPairs
-from olmoscope.sae.tied_topk import TiedTopK
+from olmoscope.sae.topk import TopK
 from olmoscope.train.adam import Adam, bias_moments, update_bias
 
 
@@ -26,15 +26,15 @@ class Step:
         kernels: those of the SAE's device, unless a test wants others.
     """
 
-    def __init__(self, sae: TiedTopK, adam: Adam, kernels: Kernels | None = None) -> None:
+    def __init__(self, sae: TopK, adam: Adam, kernels: Kernels | None = None) -> None:
         self.sae = sae
         self.adam = adam
-        self.kernels = kernels or kernels_for(sae.W_FD.device)
+        self.kernels = kernels or kernels_for(sae.W_dec_FD.device)
         self.count = 0
         self.tokens = 0
-        self.moments = {"W": adam.dictionary_moments(sae.W_FD), "b_latent": bias_moments(sae.b_latent_F),
+        self.moments = {"W": adam.dictionary_moments(sae.W_dec_FD), "b_latent": bias_moments(sae.b_latent_F),
                         "b_pre": bias_moments(sae.b_pre_D)}
-        device = sae.W_FD.device
+        device = sae.W_dec_FD.device
         self.last_fired_F = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
         """Tokens seen when each latent last fired."""
         self.sums = torch.zeros(2, dtype=torch.float64, device=device)
@@ -44,15 +44,15 @@ class Step:
     def __call__(self, x_BD: Tensor, lr: float) -> None:
         """Train on one batch of activations `[B, D]`, any float dtype, on the SAE's device."""
         sae, kernels, moments = self.sae, self.kernels, self.moments
-        x_BD = x_BD.to(sae.W_FD.dtype).contiguous()
+        x_BD = x_BD.to(sae.W_dec_FD.dtype).contiguous()
         u_BD, statistics = sae.center(x_BD)
-        values_BK, indices_BK = kernels.encode_topk(u_BD, sae.W_FD, sae.b_latent_F, sae.k)
+        values_BK, indices_BK = kernels.encode_topk(u_BD, sae.W_enc_FD, sae.b_latent_F, sae.k)
         mean_B1, std_B1 = (None, None) if statistics is None else (statistics.mean_B1, statistics.std_B1)
-        residual = kernels.residual(x_BD, values_BK, indices_BK, sae.W_FD, sae.b_pre_D, mean_B1, std_B1)
+        residual = kernels.residual(x_BD, values_BK, indices_BK, sae.W_dec_FD, sae.b_pre_D, mean_B1, std_B1)
         pairs = kernels.sort_pairs(values_BK, residual.dz_BK, indices_BK, sae.d_sae)
         self._count(residual, pairs)
         adam = self.adam.at(self.count, lr)
-        db_latent_F, b_pull_D = kernels.update_dictionary(sae.W_FD, moments["W"], pairs, residual.e_BD, u_BD, adam)
+        db_latent_F, b_pull_D = kernels.update_dictionary(sae.W_dec_FD, moments["W"], pairs, residual.e_BD, u_BD, adam)
         update_bias(sae.b_latent_F, db_latent_F, moments["b_latent"], adam)
         update_bias(sae.b_pre_D, residual.e_BD.sum(dim=0) - b_pull_D, moments["b_pre"], adam)
 

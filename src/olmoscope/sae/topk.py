@@ -1,0 +1,118 @@
+"""The TopK sparse autoencoder, tied or untied: parameters, encode, decode.
+
+    z = ReLU(TopK_k((n(x) − b_pre) W_encᵀ + b_latent))        x̂ = n⁻¹(z W_dec + b_pre)
+
+Rows of `W_dec [F, D]` have unit norm; n is the row normalisation (rows.py). In a tied SAE one matrix is encoder and
+decoder. Source: Gao et al. 2024, arXiv:2406.04093, for TopK; tied weights as in the reference release and in
+Cunningham et al. 2023, arXiv:2309.08600. Shapes: B rows, D d_model, F latents, K active.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from olmoscope.kernels.dispatch import kernels_for
+from olmoscope.sae.codes import SparseCodes
+from olmoscope.sae.rows import Normalize, RowStatistics, normalize_rows, restore_rows
+
+
+@dataclass
+class TopK:
+    """Parameters of one SAE and what they compute.
+
+    Attributes:
+        W_enc_FD: encoder, one latent a row; the very same tensor as `W_dec_FD` where the weights are tied.
+        W_dec_FD: decoder, one latent a row, of unit norm.
+        b_latent_F: bias of each latent.
+        b_pre_D: subtracted before encoding, added after decoding.
+    """
+
+    W_enc_FD: Tensor
+    W_dec_FD: Tensor
+    b_latent_F: Tensor
+    b_pre_D: Tensor
+    k: int
+    normalize: Normalize
+
+    @property
+    def tied(self) -> bool:
+        return self.W_enc_FD is self.W_dec_FD
+
+    @property
+    def d_sae(self) -> int:
+        return self.W_dec_FD.shape[0]
+
+    @property
+    def d_model(self) -> int:
+        return self.W_dec_FD.shape[1]
+
+    def parameters(self) -> dict[str, Tensor]:
+        """By name, each once: `W` where tied, else `W_enc` and `W_dec`; `b_latent`, `b_pre`."""
+        matrices = {"W": self.W_dec_FD} if self.tied else {"W_enc": self.W_enc_FD, "W_dec": self.W_dec_FD}
+        return matrices | {"b_latent": self.b_latent_F, "b_pre": self.b_pre_D}
+
+    @classmethod
+    def of(cls, parameters: dict[str, Tensor], k: int, normalize: Normalize) -> "TopK":
+        """An SAE of what `parameters` gave."""
+        tied = "W" in parameters
+        return cls(parameters["W" if tied else "W_enc"], parameters["W" if tied else "W_dec"], parameters["b_latent"],
+                   parameters["b_pre"], k, normalize)
+
+    def center(self, x_BD: Tensor) -> tuple[Tensor, RowStatistics | None]:
+        """Rows as the dictionary sees them: in the parameters' dtype, normalised, minus `b_pre`."""
+        normal_BD, statistics = normalize_rows(x_BD.to(self.W_enc_FD.dtype), self.normalize)
+        return normal_BD - self.b_pre_D, statistics
+
+    def encode(self, x_BD: Tensor) -> SparseCodes:
+        """The active latents of each row of activations `[B, D]`, any float dtype."""
+        return self._encode(self.center(x_BD)[0])
+
+    def decode(self, codes: SparseCodes, statistics: RowStatistics | None = None) -> Tensor:
+        """The reconstruction `[B, D]` of codes.
+
+        Args:
+            codes: from `encode`, or made by hand.
+            statistics: of the rows to restore, needed by a layer-norm SAE (`center` gives them).
+
+        Raises:
+            ValueError: a layer-norm SAE without statistics: their scale would be a guess.
+        """
+        if self.normalize != "none" and statistics is None:
+            raise ValueError("a layer_norm SAE needs the statistics of the rows it restores: pass what center() gave")
+        kernels = kernels_for(self.W_dec_FD.device)
+        normal_BD = kernels.decode(codes.values_BK, codes.indices_BK, self.W_dec_FD) + self.b_pre_D
+        return restore_rows(normal_BD, statistics)
+
+    def reconstruct(self, x_BD: Tensor) -> tuple[Tensor, SparseCodes]:
+        """x̂ `[B, D]` in the parameters' dtype, and the codes it was made from."""
+        u_BD, statistics = self.center(x_BD)
+        codes = self._encode(u_BD)
+        return self.decode(codes, statistics), codes
+
+    def _encode(self, u_BD: Tensor) -> SparseCodes:
+        kernels = kernels_for(self.W_enc_FD.device)
+        values_BK, indices_BK = kernels.encode_topk(u_BD, self.W_enc_FD, self.b_latent_F, self.k)
+        return SparseCodes(values_BK, indices_BK, self.d_sae)
+
+    def to(self, device: torch.device | str) -> "TopK":
+        """The same SAE on another device."""
+        return TopK.of({name: tensor.to(device) for name, tensor in self.parameters().items()}, self.k, self.normalize)
+
+
+def initialize(d_model: int, d_sae: int, k: int, normalize: Normalize, mean_D: Tensor, seed: int, *,
+               tied: bool = True) -> TopK:
+    """A fresh SAE: random unit rows, no latent bias, `b_pre` at the mean of the (normalised) data.
+
+    Args:
+        mean_D: mean of the rows as `normalize_rows` gives them.
+        seed: the same seed gives the same rows on every device (drawn on the CPU).
+        tied: whether encoder and decoder are one matrix; else they start equal.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    W_FD = torch.randn(d_sae, d_model, generator=generator)
+    W_FD /= W_FD.norm(dim=1, keepdim=True)
+    device = mean_D.device
+    W_FD = W_FD.to(device)
+    return TopK(W_FD if tied else W_FD.clone(), W_FD, torch.zeros(d_sae, device=device), mean_D.float().clone(), k,
+                normalize)
