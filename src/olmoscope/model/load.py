@@ -58,7 +58,7 @@ def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
                                                  attn_implementation=model.attention, use_safetensors=True,
                                                  output_loading_info=True)
     except (OSError, ValueError, ImportError) as error:
-        raise _explain(error, model) from error
+        raise explain_weights(error, model) from error
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
@@ -73,7 +73,7 @@ def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
                        num_layers, f"{prefix}.{path}" if prefix else path)
 
 
-def _explain(error: OSError | ValueError | ImportError, model: Model) -> UserError:
+def explain_weights(error: OSError | ValueError | ImportError, model: Model) -> UserError:
     """What to say when the weights could not be loaded, or not with the attention wanted."""
     if isinstance(error, ImportError) or model.attention in str(error).lower().replace(" ", "_"):
         first_line = str(error).strip().split("\n")[0]

@@ -21,7 +21,7 @@ from olmoscope.release.finished_run import FinishedRun, read_run
 from olmoscope.release.layout import SAE_FILES
 from olmoscope.release.manifest import MANIFEST, read_manifest, release_manifest
 from olmoscope.release.registry import REGISTRY, registry_yaml
-from olmoscope.release.saelens_format import CONFIG, WEIGHTS
+from olmoscope.sae.saelens_folder import CONFIG, WEIGHTS
 
 
 @dataclass(frozen=True)

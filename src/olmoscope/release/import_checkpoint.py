@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from olmoscope.errors import UserError
-from olmoscope.release.saelens_format import CONFIG, already_there, hook_names, write_saelens
+from olmoscope.release.saelens_format import already_there, hook_names, write_saelens
 from olmoscope.sae.rows import Normalize
+from olmoscope.sae.saelens_folder import CONFIG
 from olmoscope.sae.topk import TopK
 
 STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")

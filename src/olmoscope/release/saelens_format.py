@@ -20,10 +20,9 @@ from torch import Tensor
 
 from olmoscope.errors import UserError
 from olmoscope.files import atomic_path, write_json
+from olmoscope.sae.saelens_folder import CONFIG, WEIGHTS
 from olmoscope.sae.topk import TopK
 
-CONFIG = "cfg.json"
-WEIGHTS = "sae_weights.safetensors"
 VERSION = "6.54.12"
 """The version of SAELens whose format this is."""
 

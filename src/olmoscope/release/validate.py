@@ -28,7 +28,8 @@ from olmoscope.release.agreement import (
 from olmoscope.release.finished_run import read_run
 from olmoscope.release.layout import SAE_FILES, check_root
 from olmoscope.release.manifest import MANIFEST, SAERead, read_manifest
-from olmoscope.release.saelens_format import CONFIG, FIXED, KEYS, METADATA, WEIGHTS, read_tensors, saelens_tensors
+from olmoscope.release.saelens_format import FIXED, KEYS, METADATA, read_tensors, saelens_tensors
+from olmoscope.sae.saelens_folder import CONFIG, WEIGHTS
 from olmoscope.sae.topk import TopK
 
 

@@ -12,7 +12,7 @@ class SparseCodes:
 
     Attributes:
         values_BK: activations, not negative, descending in each row.
-        indices_BK: int64, which latent each value belongs to.
+        indices_BK: int64, which latent each value belongs to; at an inactive place any latent, perhaps an active one.
         d_sae: width of the dictionary.
     """
 
@@ -23,7 +23,7 @@ class SparseCodes:
     def to_dense(self) -> Tensor:
         """The dense code, `[B, d_sae]`. Large: at 131072 latents half a megabyte a row in float32."""
         dense_BF = self.values_BK.new_zeros(len(self.values_BK), self.d_sae)
-        return dense_BF.scatter_(1, self.indices_BK, self.values_BK)
+        return dense_BF.scatter_add_(1, self.indices_BK, self.values_BK)
 
     def l0(self) -> Tensor:
         """Active latents of each row, `[B]`; under K where fewer pre-activations than K were positive."""

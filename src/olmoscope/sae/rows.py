@@ -1,11 +1,13 @@
-"""Normalisation of input rows: none, or a layer norm without weights that the reconstruction undoes."""
+"""Normalisation of input rows, which the reconstruction undoes: none, layer norm without weights, or a fixed length."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
-Normalize = Literal["none", "layer_norm"]
+Normalize = Literal["none", "layer_norm", "constant_norm_rescale"]
+"""As SAELens calls them. Ours are trained with the first two; the third is for reading other trainers' SAEs."""
 
 EPS = 1e-5
 """Added to the standard deviation before dividing, as SAELens and the reference trainer do."""
@@ -20,12 +22,17 @@ class RowStatistics:
 
 
 def normalize_rows(x_BD: Tensor, normalize: Normalize) -> tuple[Tensor, RowStatistics | None]:
-    """Rows as the encoder sees them: unchanged, or centred and divided by (unbiased std + 1e-5).
+    """Rows as the encoder sees them: unchanged, centred and divided by (unbiased std + 1e-5), or of length √D.
 
-    Source: SAELens `layer_norm` activations, which the reference release uses (standard deviation with n - 1).
+    Source: SAELens' `layer_norm`, which the reference release uses (standard deviation with n - 1), and its
+    `constant_norm_rescale` (a row of zeros stays one; there it becomes NaN).
     """
     if normalize == "none":
         return x_BD, None
+    if normalize == "constant_norm_rescale":
+        scale_B1 = x_BD.norm(dim=1, keepdim=True) / x_BD.shape[1] ** 0.5
+        return (x_BD / scale_B1.clamp_min(torch.finfo(x_BD.dtype).tiny),
+                RowStatistics(torch.zeros_like(scale_B1), scale_B1))
     mean_B1 = x_BD.mean(dim=1, keepdim=True)
     centred_BD = x_BD - mean_B1
     std_B1 = centred_BD.std(dim=1, keepdim=True)

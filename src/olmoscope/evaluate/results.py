@@ -1,0 +1,214 @@
+"""evaluation.json as types: what `olmoscope evaluate` writes and the release, the card and the report read.
+
+Every figure is defined in docs/metrics.md. An interval is [low, high], 95 %, by bootstrap over documents.
+"""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+
+from olmoscope.errors import UserError
+from olmoscope.files import read_json, write_json
+
+Interval = tuple[FiniteFloat, FiniteFloat]
+
+
+class _Frozen(BaseModel):
+    """Fields may be added within a version, so unknown ones are passed over."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class L0(_Frozen):
+    """Active latents of a row."""
+
+    mean: FiniteFloat
+    p5: int
+    p25: int
+    p50: int
+    p75: int
+    p95: int
+    values: list[int]
+    """Every number of active latents that occurs, ascending;"""
+    rows: list[int]
+    """and on how many rows."""
+
+
+class Dead(_Frozen):
+    """Latents that did not fire in a window of tokens."""
+
+    share: FiniteFloat
+    window: int
+
+
+class Density(_Frozen):
+    """How often latents fire: `latents[i]` of them between `bin_edges[i]` and `bin_edges[i + 1]`."""
+
+    bin_edges: list[FiniteFloat]
+    latents: list[int]
+    over_1_percent: FiniteFloat
+    over_10_percent: FiniteFloat
+
+
+class Language(_Frozen):
+    """What the model makes of the reconstruction in the place of the layer's output. Nats."""
+
+    rows: int
+    """Tokens read: KL is their mean."""
+    predictions: int
+    """Those that have a next token: cross-entropies are their means."""
+    ce_clean: FiniteFloat
+    ce_spliced: FiniteFloat
+    ce_zero: FiniteFloat
+    ce_mean: FiniteFloat
+    delta_ce: FiniteFloat
+    loss_recovered_zero: FiniteFloat | None
+    loss_recovered_mean: FiniteFloat | None
+    kl: FiniteFloat
+    kl_zero: FiniteFloat
+    kl_mean: FiniteFloat
+    intervals: dict[str, Interval]
+    """Of these figures, by name."""
+
+
+class Subset(_Frozen):
+    """The figures of some of the rows."""
+
+    rows: int
+    fvu: FiniteFloat
+    explained_variance: FiniteFloat
+    nmse: FiniteFloat
+    cosine: FiniteFloat
+    l2_ratio: FiniteFloat
+    relative_reconstruction_bias: FiniteFloat | None
+    l0: FiniteFloat
+    l1: FiniteFloat
+    intervals: dict[str, Interval]
+    language: Language | None
+
+
+class PositionBin(_Frozen):
+    """Rows at positions `first` to `last` of their sequence."""
+
+    first: int
+    last: int
+    rows: int
+    norm: FiniteFloat
+    """Mean of ‖x‖."""
+    nmse: FiniteFloat
+
+
+class NormBin(_Frozen):
+    """A tenth of the rows, by their norm: from `low` to `high`."""
+
+    low: FiniteFloat
+    high: FiniteFloat
+    rows: int
+    nmse: FiniteFloat
+    share_of_error: FiniteFloat
+    """Of Σ‖x − x̂‖² over all rows."""
+    share_of_variance: FiniteFloat
+    """Of Σ‖x − μ‖²."""
+
+
+class Dictionary(_Frozen):
+    """For each latent the largest cosine of its decoder direction with another latent's."""
+
+    latents: int
+    """How many were looked at (against all others): all, or a sample of a wide dictionary."""
+    mean: FiniteFloat
+    p50: FiniteFloat
+    p95: FiniteFloat
+    largest: FiniteFloat
+    over_90_percent: FiniteFloat
+    """Share of latents whose cosine is over 0.9."""
+    bin_edges: list[FiniteFloat]
+    counts: list[int]
+
+
+class Text(_Frozen):
+    """What the SAE was measured on."""
+
+    kind: Literal["store", "text"]
+    """The stored rows of an activation store (the language model reads the first of its tokens), or a text that the
+    model read for the purpose."""
+    name: str
+    """The recipe, file or dataset."""
+    tokens_hash: str
+    """Identifies the tokens."""
+    documents: int
+    resampled: int
+    """Groups that the bootstrap draws: documents, or groups of them where they are very many."""
+    first_positions: int
+    """How many positions of a sequence `without_first` leaves out."""
+    outlier_norm: FiniteFloat
+    """Norm over which `without_outliers` leaves a row out."""
+    mean_of: str
+    """Over which rows the mean of mean ablation was taken."""
+
+
+class Evaluation(_Frozen):
+    """evaluation.json."""
+
+    format: Literal["olmoscope evaluation"] = "olmoscope evaluation"
+    version: Literal[1] = 1
+    sae: str
+    run_hash: str | None
+    """Of a run of ours."""
+    identity: str
+    """What was evaluated and how: the same again is not measured again."""
+    store: str | None
+    """The `recipe_hash` of the store."""
+    model: str
+    model_revision: str
+    layer: int
+    architecture: str
+    d_model: int
+    d_sae: int
+    k: int | None
+    """Of a TopK SAE."""
+    normalize: str
+    text: Text
+
+    rows: int
+    fvu: FiniteFloat
+    explained_variance: FiniteFloat
+    nmse: FiniteFloat
+    nmse_random_directions: FiniteFloat | None
+    cosine: FiniteFloat
+    l2_ratio: FiniteFloat
+    relative_reconstruction_bias: FiniteFloat | None
+    l0: L0
+    l1: FiniteFloat
+    dead: Dead
+    density: Density
+    intervals: dict[str, Interval]
+    """Of `fvu`, `nmse`, `cosine`, `l2_ratio`, `l0`, `l1`."""
+    language: Language
+    dictionary: Dictionary
+    by_position: list[PositionBin]
+    by_norm: list[NormBin]
+    subsets: dict[str, Subset]
+    """`without_special`, `without_first`, `without_outliers`, `ordinary` (none of the three); where chats are marked,
+    `prompt`, `thinking`, `answer`. A subset without rows is absent."""
+
+
+def write_evaluation(path: Path, evaluation: Evaluation) -> None:
+    """Write evaluation.json, atomically."""
+    write_json(path, evaluation.model_dump(mode="json"))
+
+
+def read_evaluation(path: Path) -> Evaluation:
+    """Read evaluation.json.
+
+    Raises:
+        UserError: missing, damaged, or of another version.
+    """
+    value = read_json(path)
+    try:
+        return Evaluation.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}; evaluate the SAE again with this "
+                        "version of olmoscope") from error

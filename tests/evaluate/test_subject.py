@@ -1,0 +1,97 @@
+"""An SAE is opened from a run, from a folder in SAELens' format and from the hub, and is the same one."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from olmoscope.errors import UserError
+from olmoscope.evaluate.subject import find_saes, open_sae
+from olmoscope.release.build import build_release
+from olmoscope.release.export import export_run
+from release_runs import LAYER_NORM, RAW, WIDTH, make_out, synthetic_rows
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    out = make_out(tmp_path_factory.mktemp("subject") / "out")
+    build_release(out)
+    return out
+
+
+def test_a_run_and_its_export_are_the_same_sae(out):
+    run, folder = open_sae(out / "runs" / LAYER_NORM), open_sae(out / "release" / LAYER_NORM)
+    x_BD = synthetic_rows(WIDTH)
+    assert torch.equal(run.sae.reconstruct(x_BD)[0], folder.sae.reconstruct(x_BD)[0])
+    assert (run.name, run.layer, run.model_name, run.kind) == (LAYER_NORM, 7, "tiny", "run")
+    assert (folder.layer, folder.model_name, folder.kind, folder.architecture) == (7, "tiny", "folder", "topk")
+    assert not run.prepend_bos
+    assert not folder.prepend_bos
+    assert run.context_size == folder.context_size == 512
+    assert run.identity == json.loads((out / "runs" / LAYER_NORM / "done.json").read_text())["run_hash"]
+    assert open_sae(str(export_run(out / "runs" / RAW).folder)).layer == 3
+
+
+def test_an_argument_stands_for_all_that_is_in_it(out):
+    runs = [str(out / "runs" / name) for name in (RAW, LAYER_NORM)]
+    assert find_saes(str(out)) == runs
+    assert find_saes(str(out / "release")) == [str(out / "release" / name) for name in (RAW, LAYER_NORM)]
+    assert find_saes(runs[0]) == [runs[0]]
+    assert find_saes("someone/some-saes:layer_03") == ["someone/some-saes:layer_03"]
+
+
+HUB = """
+import json, sys
+from olmoscope.errors import UserError
+from olmoscope.evaluate.subject import open_sae
+subject = open_sae(sys.argv[1])
+print(json.dumps([subject.name, subject.layer, subject.kind, subject.identity, float(subject.sae.W_dec_FD.sum())]))
+for name in sys.argv[2:]:
+    try:
+        open_sae(name)
+    except UserError as error:
+        print(json.dumps(str(error)))
+"""
+
+
+def test_from_the_hub(out, hub_endpoint, tmp_path):
+    hub_endpoint.add("model", "someone/saes", out / "release")
+    names = [f"someone/saes@main:{RAW}", "someone/saes:no/such/sae", "nobody/nothing:x"]
+    done = subprocess.run([sys.executable, "-c", HUB, f"someone/saes:{RAW}", *names], capture_output=True, text=True,
+                          env=hub_endpoint.environment(tmp_path / "hf"), timeout=120)
+    assert done.returncode == 0, done.stderr
+    opened, *errors = map(json.loads, done.stdout.splitlines())
+    local = open_sae(out / "release" / RAW)
+    assert opened == [f"someone/saes:{RAW}", 3, "hub", local.identity, float(local.sae.W_dec_FD.sum())]
+    assert len(errors) == 2
+    assert errors[0].startswith("cannot have no/such/sae/ of hub repository someone/saes: ")
+    assert errors[1].startswith("cannot have x/ of hub repository nobody/nothing: ")
+
+
+def changed(out, tmp_path, **metadata):
+    config = json.loads((out / "release" / RAW / "cfg.json").read_text())
+    config["metadata"] |= metadata
+    (tmp_path / "sae_weights.safetensors").write_bytes((out / "release" / RAW / "sae_weights.safetensors").read_bytes())
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    return tmp_path
+
+
+def test_the_hook_names_the_layer(out, tmp_path):
+    assert open_sae(changed(out, tmp_path, hook_name="blocks.4.hook_resid_pre")).layer == 3
+    assert open_sae(changed(out, tmp_path, hook_name=None), layer=5).layer == 5
+    with pytest.raises(UserError, match="give --layer"):
+        open_sae(changed(out, tmp_path, hook_name=None))
+    for hook in ("blocks.4.hook_mlp_out", "blocks.0.hook_resid_pre"):
+        with pytest.raises(UserError, match="is not the output of a decoder layer"):
+            open_sae(changed(out, tmp_path, hook_name=hook))
+
+
+def test_what_is_no_sae_is_said_so(out, tmp_path):
+    with pytest.raises(UserError, match="neither a finished run"):
+        open_sae(tmp_path)
+    with pytest.raises(UserError, match="is no folder, and no hub id"):
+        open_sae("no-such-folder")
+    with pytest.raises(UserError, match="holds no finished run"):
+        find_saes(str(tmp_path))

@@ -1,0 +1,83 @@
+"""Going on from a layer's output gives what the whole model gives, bit for bit, and logits are the model's own."""
+
+import pytest
+import torch
+import transformers
+
+from helpers import ARCHITECTURES, save_small_model, small_model
+from olmoscope.errors import UserError
+from olmoscope.model.splice import load_causal_lm
+from olmoscope.recipe import Model
+
+LAYERS = 4
+
+
+@pytest.fixture(scope="module")
+def tokens_BT():
+    return torch.randint(2, 4000, (3, 24), generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def loaded(request, tmp_path_factory):
+    folder = save_small_model(request.param, tmp_path_factory.mktemp(request.param))
+    return request.param, load_causal_lm(Model(name=str(folder), dtype="float32"), torch.device("cpu"), LAYERS - 1)
+
+
+def test_going_on_from_the_layers_own_output_changes_nothing(loaded, tokens_BT):
+    _, model = loaded
+    hidden_BTD, outputs = model.read(tokens_BT, None, list(range(LAYERS)))
+    for layer in range(LAYERS):
+        assert torch.equal(model.go_on(layer, outputs[layer], tokens_BT, None), hidden_BTD), layer
+    assert torch.equal(model.read(tokens_BT, None, [])[0], hidden_BTD)  # nothing of it stays behind
+
+
+def test_going_on_equals_a_hook_in_the_whole_model(loaded, tokens_BT):
+    """Against transformers' own forward with a forward hook that replaces the layer's output."""
+    architecture, model = loaded
+    whole = small_model(architecture)
+    for layer in range(LAYERS):
+        noise_BTD = torch.randn(*tokens_BT.shape, model.d_model, generator=torch.Generator().manual_seed(layer))
+        layers = whole.transformer.h if architecture == "GPT2" else whole.model.layers
+        handle = layers[layer].register_forward_hook(
+            lambda module, inputs, output, new=noise_BTD: (new, *output[1:]) if isinstance(output, tuple) else new)
+        with torch.no_grad():
+            wanted = whole(input_ids=tokens_BT, use_cache=False).logits
+        handle.remove()
+        hidden_BTD = model.go_on(layer, noise_BTD, tokens_BT, None)
+        found = torch.cat([model.logits(part) for part in hidden_BTD.flatten(0, 1).split(7)])
+        torch.testing.assert_close(found, wanted.flatten(0, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_logits_are_capped_where_the_model_caps_them(tmp_path, tokens_BT):
+    config = transformers.Gemma2Config(vocab_size=4096, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+                                       num_attention_heads=4, num_key_value_heads=2, head_dim=8,
+                                       final_logit_softcapping=0.5, sliding_window=16)
+    whole = transformers.AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.normal_(std=0.3)
+    whole.save_pretrained(tmp_path)
+    model = load_causal_lm(Model(name=str(tmp_path), dtype="float32", attention="eager"), torch.device("cpu"))
+    with torch.no_grad():
+        wanted = whole(input_ids=tokens_BT, use_cache=False).logits
+    found = model.logits(model.read(tokens_BT, None, [])[0].flatten(0, 1))
+    assert float(found.abs().max()) <= 0.5
+    torch.testing.assert_close(found, wanted.flatten(0, 1), rtol=1e-5, atol=1e-5)
+
+
+def test_documents_apart_stay_apart(loaded, tokens_BT):
+    """Restarting positions: the second document's states are those of the document alone."""
+    _, model = loaded
+    positions_BT = torch.cat([torch.arange(10), torch.arange(14)]).expand(len(tokens_BT), -1)
+    hidden_BTD, outputs = model.read(tokens_BT, positions_BT, [1])
+    alone_BTD, _ = model.read(tokens_BT[:, 10:], torch.arange(14).expand(len(tokens_BT), -1), [1])
+    torch.testing.assert_close(hidden_BTD[:, 10:], alone_BTD, rtol=1e-4, atol=1e-4)
+    assert torch.equal(model.go_on(1, outputs[1], tokens_BT, positions_BT), hidden_BTD)
+
+
+def test_a_model_without_its_head_is_refused(tmp_path):
+    whole = small_model("Llama")
+    whole.config.tie_word_embeddings = False
+    whole.model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="lacks weights"):
+        load_causal_lm(Model(name=str(tmp_path), dtype="float32"), torch.device("cpu"))

@@ -1,0 +1,173 @@
+"""Other people's SAEs, written by the real sae-lens, encode and decode here as they do there, value by value."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from olmoscope.errors import UserError
+from olmoscope.release.agreement import code_difference
+from olmoscope.sae import threshold
+from olmoscope.sae.saelens_folder import read_saelens_folder
+
+D, F, ROWS = 24, 96, 200
+METADATA = {"model_name": "tiny", "hook_name": "blocks.3.hook_resid_post"}
+
+
+def rows(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(ROWS, D, generator=generator) * torch.linspace(0.5, 3, D) + 2
+
+
+def random_parameters(sae, seed=1):
+    """Every parameter of a sae-lens SAE away from its initial value; thresholds positive."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in sae.named_parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * (0.3 if parameter.dim() > 1 else 0.5))
+            if "threshold" in name:
+                parameter.abs_()
+    return sae
+
+
+def theirs_in(folder, architecture, **settings):
+    """An SAE of sae-lens' own, saved by itself."""
+    from sae_lens.registry import get_sae_class
+    from sae_lens.saes.sae import SAEMetadata
+
+    sae_class, config_class = get_sae_class(architecture)
+    config = config_class(d_in=D, d_sae=F, metadata=SAEMetadata(**METADATA), **settings)
+    random_parameters(sae_class(config)).save_model(folder)
+    return folder
+
+
+def assert_agrees(folder, x_BD):
+    from sae_lens import SAE
+
+    theirs, ours = SAE.load_from_disk(folder), read_saelens_folder(folder).sae
+    with torch.no_grad():
+        z_BF = theirs.encode(x_BD)
+        xhat_BD = theirs.decode(z_BF)
+    codes = ours.encode(x_BD)
+    assert float(codes.values_BK.min()) >= 0
+    assert (codes.values_BK.diff(dim=1) <= 0).all()
+    scale = float(z_BF.max())
+    difference_B = code_difference(codes.to_dense(), z_BF, F)
+    assert float(difference_B.max()) < 1e-5 * scale
+    # Both must be neither empty nor full, or the comparison says nothing.
+    assert 0 < float((z_BF > 0).double().mean()) < 0.9
+    assert (codes.l0() - z_BF.count_nonzero(dim=1)).abs().sum() <= 1  # a pre-activation at the threshold to rounding
+    torch.testing.assert_close(ours.reconstruct(x_BD)[0], xhat_BD, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.to("cpu").reconstruct(x_BD)[0], ours.reconstruct(x_BD)[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu", "gated"])
+def test_agrees_with_saelens(tmp_path, architecture, normalize):
+    settings = {"k": 7} if architecture == "topk" else {}
+    for centred in (True, False):
+        folder = theirs_in(tmp_path / str(centred), architecture, normalize_activations=normalize,
+                           apply_b_dec_to_input=centred, **settings)
+        assert_agrees(folder, rows())
+
+
+def test_rescaling_by_decoder_norms_is_folded(tmp_path):
+    assert_agrees(theirs_in(tmp_path, "topk", k=7, rescale_acts_by_decoder_norm=True), rows())
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk"])
+def test_batch_topk_as_trained_and_as_published(tmp_path, architecture, rescale):
+    """sae-lens writes these for inference as jumprelu; its training checkpoint has the threshold beside."""
+    from sae_lens.registry import get_sae_training_class
+    from sae_lens.saes.sae import SAEMetadata
+
+    sae_class, config_class = get_sae_training_class(architecture)
+    extra = {"matryoshka_widths": [24, F]} if architecture.startswith("matryoshka") else {}
+    config = config_class(d_in=D, d_sae=F, k=7, rescale_acts_by_decoder_norm=rescale,
+                          metadata=SAEMetadata(**METADATA), **extra)
+    trained = random_parameters(sae_class(config))
+    trained.topk_threshold.fill_(0.7)
+    trained.save_model(tmp_path / "checkpoint")
+    trained.save_inference_model(tmp_path / "published")
+    assert_agrees(tmp_path / "published", rows())
+    published = read_saelens_folder(tmp_path / "published").sae
+    checkpoint = read_saelens_folder(tmp_path / "checkpoint").sae
+    torch.testing.assert_close(checkpoint.reconstruct(rows())[0], published.reconstruct(rows())[0])
+
+
+def test_dense_codes_are_bounded(tmp_path, monkeypatch):
+    """Chunks of a few rows give the same codes as all at once."""
+    sae = read_saelens_folder(theirs_in(tmp_path, "jumprelu")).sae
+    whole = sae.encode(rows())
+    monkeypatch.setattr(threshold, "DENSE_AT_ONCE", 5 * F)
+    seen = []
+    activations = type(sae).activations
+    monkeypatch.setattr(type(sae), "activations", lambda self, p: seen.append(p.numel()) or activations(self, p))
+    parts = sae.encode(rows())
+    assert max(seen) <= 5 * F
+    torch.testing.assert_close(parts.to_dense(), whole.to_dense())
+
+
+def test_layout_before_version_6(tmp_path):
+    """No metadata, the activation function a setting: as SAELens' own loader reads it."""
+    theirs_in(tmp_path, "topk", k=7)
+    old = {"d_in": D, "d_sae": F, "dtype": "float32", "device": "cpu", "activation_fn_str": "topk",
+           "activation_fn_kwargs": {"k": 7}, "hook_point": "blocks.3.hook_resid_post", "model_name": "tiny",
+           "normalize_activations": False, "sae_lens_training_version": None}
+    (tmp_path / "cfg.json").write_text(json.dumps(old))
+    assert_agrees(tmp_path, rows())
+    read = read_saelens_folder(tmp_path)
+    assert (read.architecture, read.metadata["hook_name"]) == ("topk", "blocks.3.hook_resid_post")
+    assert read.metadata["prepend_bos"] is True
+
+
+def change(folder, **values):
+    config = json.loads((folder / "cfg.json").read_text()) | values
+    (folder / "cfg.json").write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"architecture": "temporal"}, "architecture 'temporal' is not one that is read"),
+    ({"k": ...}, "k must be a number from 1 to 96"),
+    ({"normalize_activations": "expected_average_only_in"}, "not in the folder"),
+    ({"normalize_activations": "covariance_whitening"}, "not in the folder"),
+    ({"normalize_activations": "odd"}, "'odd' is unknown"),
+    ({"reshape_activations": "hook_z"}, "attention heads"),
+    ({"d_sae": 95}, "says 24, 95"),
+    ({"metadata": {}, "activation_fn": "tanh-relu"}, "'tanh-relu' is not read"),
+])
+def test_what_cannot_be_read_is_refused(tmp_path, values, message):
+    theirs_in(tmp_path, "topk", k=7)
+    change(tmp_path, **values)
+    with pytest.raises(UserError, match=message):
+        read_saelens_folder(tmp_path)
+
+
+def test_damaged_folders_are_refused(tmp_path):
+    theirs_in(tmp_path, "topk", k=7)
+    tensors = load_file(tmp_path / "sae_weights.safetensors")
+
+    def saved(**changes):
+        save_file({name: tensor for name, tensor in (tensors | changes).items() if tensor is not None},
+                  tmp_path / "sae_weights.safetensors")
+
+    for changes, message in (({"b_enc": None}, "a topk SAE has"), ({"more": torch.zeros(2)}, "holds W_dec"),
+                             ({"b_enc": torch.zeros(3)}, "b_enc has shape"),
+                             ({"b_enc": torch.full((F,), torch.nan)}, "b_enc holds NaN")):
+        saved(**changes)
+        with pytest.raises(UserError, match=message):
+            read_saelens_folder(tmp_path)
+    (tmp_path / "sae_weights.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(UserError, match="is damaged"):
+        read_saelens_folder(tmp_path)
+    (tmp_path / "sae_weights.safetensors").unlink()
+    with pytest.raises(UserError, match=r"sae_weights.safetensors is missing"):
+        read_saelens_folder(tmp_path)
+    (tmp_path / "cfg.json").write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        read_saelens_folder(tmp_path)
+    (tmp_path / "cfg.json").unlink()
+    with pytest.raises(UserError, match=r"cfg.json is missing"):
+        read_saelens_folder(tmp_path)
