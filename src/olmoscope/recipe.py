@@ -214,6 +214,18 @@ class Live(_Frozen):
     """Where they are held: in memory, or on the device that trains."""
 
 
+class Auxiliary(_Frozen):
+    """The auxiliary loss by which dead latents learn what the others leave (train/auxiliary.py)."""
+
+    weight: Annotated[float, Field(gt=0)] = 1 / 32
+    """Of the loss, the NMSE left if the dead latents added their part, beside the main loss."""
+    k: Count | None = None
+    """Dead latents active in a row; null: half of d_model. Its cost grows with it, as that of the step does with an
+    SAE's k."""
+    dead_window: Count = 500_000
+    """A latent takes part while it has not fired in this many tokens."""
+
+
 class Train(_Frozen):
     """How every SAE of the recipe is trained."""
 
@@ -237,8 +249,10 @@ class Train(_Frozen):
     together: Count | Literal["fit"] = "fit"
     """SAEs trained at once on one read: a number, or as many as fit in the free memory of the device. Each becomes
     what it would have become alone."""
+    auxiliary: Auxiliary | None = None
+    """Keeps latents from staying dead; null: no such loss."""
     dead_window: Count = 500_000
-    """A latent is dead if it did not fire in this many tokens."""
+    """A latent is counted as dead if it did not fire in this many tokens."""
     checkpoint_every: Count = 1000
     """Steps between checkpoints."""
     log_every: Count = 50

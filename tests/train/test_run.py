@@ -15,7 +15,7 @@ from olmoscope.activations.collect import collect
 from olmoscope.activations.store import open_store
 from olmoscope.errors import UserError
 from olmoscope.files import locked, sha256
-from olmoscope.recipe import Train
+from olmoscope.recipe import Auxiliary, Train
 from olmoscope.train.checkpoint import checkpoints, load_sae
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import learning_rate, run_folder
@@ -89,6 +89,8 @@ def start(folder, run, pause):
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_killed_and_resumed_equals_never_killed(job, tmp_path, number):
     recipe_, _, folder = job
+    recipe_ = recipe_.model_copy(update={"train": recipe_.train.model_copy(
+        update={"auxiliary": Auxiliary(dead_window=1000, k=32)})})
     (folder / "job.yaml").write_text(recipe_.to_yaml())
     assert start(folder, tmp_path / "whole", 0).wait(timeout=120) == 0
     run, whole = (run_folder(tmp_path / name, recipe_.saes[0]) for name in ("killed", "whole"))
@@ -106,6 +108,7 @@ def test_killed_and_resumed_equals_never_killed(job, tmp_path, number):
     assert process.returncode == 0, process.stderr.read()
     assert kills >= 2
     assert lines(run) == lines(whole)
+    assert lines(run)[0]["auxiliary_loss"] is None and lines(run)[-1]["auxiliary_loss"] > 0
     assert sha256(checkpoints(run)[-1]) == sha256(checkpoints(whole)[-1])
     log = (run / "training.log").read_text()
     assert log.count("resumed after step") >= 2 or number == signal.SIGKILL

@@ -59,13 +59,18 @@ def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tens
     return out
 
 
-def sort_pairs(values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, d_sae: int) -> SortedPairs:
+def sort_pairs(values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, d_sae: int,
+               rows_P: Tensor | None = None) -> SortedPairs:
     pairs = SortedPairs(
         offsets=torch.zeros(d_sae + 1, dtype=torch.int64),
         rows=torch.empty(values_BK.numel(), dtype=torch.int32),
         values=values_BK.new_empty(values_BK.numel()),
         gradients=values_BK.new_empty(values_BK.numel()))
-    _run(cpu_rows.counting_sort, values_BK, dz_BK, indices_BK, pairs.offsets, pairs.rows, pairs.values,
+    if rows_P is None:
+        rows_P = torch.empty(0, dtype=torch.int32)
+    else:
+        values_BK, dz_BK, indices_BK = (tensor.unsqueeze(1) for tensor in (values_BK, dz_BK, indices_BK))
+    _run(cpu_rows.counting_sort, values_BK, dz_BK, indices_BK, rows_P, pairs.offsets, pairs.rows, pairs.values,
          pairs.gradients)
     return pairs
 

@@ -72,8 +72,11 @@ def add_rows(total, table, indices, weights, count):
 
 
 @compiled()
-def counting_sort(values_BK, dz_BK, indices_BK, offsets, rows_P, values_P, gradients_P):
-    """Pairs by latent, rows ascending. One thread: it is under a hundredth of a step."""
+def counting_sort(values_BK, dz_BK, indices_BK, numbers_B, offsets, rows_P, values_P, gradients_P):
+    """Pairs by latent, rows ascending. One thread: it is under a hundredth of a step.
+
+    numbers_B: what to call each row; empty: by its place.
+    """
     rows, k = values_BK.shape
     for row in range(rows):
         for place in range(k):
@@ -83,9 +86,10 @@ def counting_sort(values_BK, dz_BK, indices_BK, offsets, rows_P, values_P, gradi
         offsets[latent] += offsets[latent - 1]
     following = offsets[:-1].copy()
     for row in range(rows):
+        number = numbers_B[row] if len(numbers_B) else row
         for place in range(k):
             if values_BK[row, place] != 0:
                 latent = indices_BK[row, place]
                 at = following[latent]
                 following[latent] = at + 1
-                rows_P[at], values_P[at], gradients_P[at] = row, values_BK[row, place], dz_BK[row, place]
+                rows_P[at], values_P[at], gradients_P[at] = number, values_BK[row, place], dz_BK[row, place]

@@ -30,11 +30,11 @@ class SortedPairs:
     """`[F + 1]` int64: the pairs of latent f are `offsets[f]` to `offsets[f + 1]`. What lies beyond `offsets[F]` are
     places whose ReLU is shut: nobody reads them."""
     rows: Tensor
-    """`[B K]`, any integer type: the batch row of each pair, ascending for each latent."""
+    """`[P]`, any integer type: the row of each pair, ascending for each latent."""
     values: Tensor
-    """`[B K]`: z of each pair."""
+    """`[P]`: z of each pair."""
     gradients: Tensor
-    """`[B K]`: dL/dz of each pair."""
+    """`[P]`: dL/dz of each pair."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,13 @@ class Kernels(Protocol):
             mean_B1: with std_B1, what a layer norm took out of the rows (None: nothing).
         """
 
-    def sort_pairs(self, values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, d_sae: int) -> SortedPairs:
-        """Sort a batch's active pairs by latent; stable, so that sums are always taken in the same order."""
+    def sort_pairs(self, values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, d_sae: int,
+                   rows_P: Tensor | None = None) -> SortedPairs:
+        """Sort active pairs by latent; stable, so that sums are always taken in the same order.
+
+        Args:
+            rows_P: int32, the row of each pair, ascending; then the others are `[P]` too. None: `[B, K]`, a row each.
+        """
 
     def update_dictionary(self, W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor,
                           adam: AdamStep) -> tuple[Tensor, Tensor]:

@@ -72,13 +72,14 @@ def _code_gradient(e_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD
     return dz_BK.mul_(values_BK > 0)
 
 
-def sort_pairs(values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, d_sae: int) -> SortedPairs:
+def sort_pairs(values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, d_sae: int,
+               rows_P: Tensor | None = None) -> SortedPairs:
     key_BK = torch.where(values_BK > 0, indices_BK, d_sae)
     latents, order = torch.sort(key_BK.flatten(), stable=True)
     bounds = torch.arange(d_sae + 1, device=latents.device)
     return SortedPairs(
         offsets=torch.searchsorted(latents, bounds),
-        rows=order // indices_BK.shape[1],
+        rows=order // indices_BK.shape[1] if rows_P is None else rows_P[order],
         values=values_BK.flatten()[order],
         gradients=dz_BK.flatten()[order])
 

@@ -1,8 +1,7 @@
 """Checkpoints: one safetensors file holds everything that training needs to go on, and the SAE itself.
 
-Tensors: those of `TopK.parameters`; `adam.<name>.first` and `.second` for each, and `.updated [F]` for matrices of
-which only touched rows are updated; `last_fired [F]`. The rest (step, position in the stream, sums since the last
-line of metrics) stands in the file's metadata as JSON.
+Tensors: those of `Step.tensors`. The rest (step, position in the stream, sums up to the last line of metrics) stands
+in the file's metadata as JSON.
 """
 
 import contextlib
@@ -37,12 +36,9 @@ def save_checkpoint(path: Path, step: Step, state: dict[str, Any]) -> None:
         state: JSON values of the loop's own, given back by `load_checkpoint`.
     """
     sae = step.sae
-    tensors = sae.parameters() | {"last_fired": step.last_fired_F, "sums": step.sums}
-    for name, moments in step.moments.items():
-        tensors |= {f"adam.{name}.{part}": tensor for part, tensor in vars(moments).items() if tensor is not None}
     metadata = {"k": sae.k, "normalize": sae.normalize, "step": step.count, "tokens": step.tokens, "loop": state}
     with atomic_path(path) as temporary:
-        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, temporary,
+        save_file({name: tensor.cpu() for name, tensor in step.tensors().items()}, temporary,
                   {"olmoscope": json.dumps(metadata)})
 
 
@@ -53,13 +49,7 @@ def load_checkpoint(path: Path, step: Step) -> dict[str, Any]:
         UserError: damaged file.
     """
     with _opened(path) as (metadata, file):
-        for name, target in (step.sae.parameters() | {"last_fired": step.last_fired_F, "sums": step.sums}).items():
-            target.copy_(file.get_tensor(name))
-        for name, moments in step.moments.items():
-            for part, tensor in vars(moments).items():
-                if tensor is not None:
-                    tensor.copy_(file.get_tensor(f"adam.{name}.{part}"))
-        step.count, step.tokens = metadata["step"], metadata["tokens"]
+        step.restore(metadata["step"], metadata["tokens"], file.get_tensor)
         return dict(metadata["loop"])
 
 

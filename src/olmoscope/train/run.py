@@ -72,7 +72,7 @@ class Run:
         # A checkpoint brings its own bias: the mean costs a read, or a forward pass.
         mean_D = torch.zeros(rounds.manifest.model.d_model) if found else rounds.sample_mean(spec.layer, spec.normalize)
         sae = initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D.to(device), recipe.seed)
-        self.step = Step(sae, Adam.of(self.settings))
+        self.step = Step(sae, Adam.of(self.settings), self.settings.auxiliary)
         if found:
             self._load(found[-1])
         self.saved = self.step.count
@@ -165,14 +165,17 @@ class Run:
 
     def _measure(self) -> dict[str, Any]:
         """Write and give back a line of metrics.jsonl: means over the rows since the last one."""
-        loss, l0 = self.step.take_sums()
+        sums = self.step.take_sums()
         rows = self.step.tokens - self.counts.tokens
-        if not math.isfinite(loss):
+        if not math.isfinite(sums.loss):
             raise UserError(f"{self.spec.id}: the loss is not finite at step {self.step.count}; lower train.lr")
-        self.counts = _Counts(self.counts.loss + loss, self.counts.l0 + l0, self.step.tokens)
-        line = {"step": self.step.count, "tokens": self.step.tokens, "loss": loss / rows, "l0": l0 / rows,
-                "dead_share": self.step.dead_share(self.settings.dead_window),
-                "lr": learning_rate(self.settings, self.step.count - 1, self.steps)}
+        self.counts = _Counts(self.counts.loss + sums.loss, self.counts.l0 + sums.l0, self.step.tokens)
+        line: dict[str, Any] = {
+            "step": self.step.count, "tokens": self.step.tokens, "loss": sums.loss / rows, "l0": sums.l0 / rows,
+            "dead_share": self.step.dead_share(self.settings.dead_window),
+            "lr": learning_rate(self.settings, self.step.count - 1, self.steps)}
+        if self.settings.auxiliary:
+            line["auxiliary_loss"] = sums.auxiliary / sums.auxiliary_rows if sums.auxiliary_rows else None
         with (self.folder / "metrics.jsonl").open("a") as metrics:
             metrics.write(json.dumps(line) + "\n")
         rate = (self.step.tokens - self._tokens_before) / (time.monotonic() - self._started)

@@ -6,27 +6,49 @@ std in a layer-norm SAE), u the centred input and z the codes:
     dz_bj = e_b · W_j  where z_bj > 0          dW_j = Σ_b z_bj e_b + dz_bj u_b
     db_latent_j = Σ_b dz_bj                    db_pre = Σ_b e_b − Σ_j db_latent_j W_j
 
+An auxiliary loss (auxiliary.py) adds pairs of its own, which go through the same update.
+
 No dense gradient exists: each row of dW is cleared of its part along the row of W (which the renormalisation would
 undo), given to Adam, and used up while it is in cache. Shapes: B rows, D d_model, F latents, K active.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from olmoscope.kernels.dispatch import kernels_for
-from olmoscope.kernels.interface import Kernels, Residual, SortedPairs
+from olmoscope.kernels.interface import Kernels, Residual
+from olmoscope.recipe import Auxiliary
+from olmoscope.sae.rows import RowStatistics
 from olmoscope.sae.topk import TopK
 from olmoscope.train.adam import Adam, bias_moments, update_bias
+from olmoscope.train.auxiliary import REFRESH_STEPS, AuxiliaryLoss
+from olmoscope.train.gradients import Gradients, sorted_together
+
+
+class Sums(NamedTuple):
+    """Over rows, since they were last taken."""
+
+    loss: float
+    l0: float
+    auxiliary: float
+    """Auxiliary loss, without its weight."""
+    auxiliary_rows: float
+    """Rows that had one."""
 
 
 class Step:
     """An SAE with the state of its optimiser, and what is counted on the device while it trains.
 
     Args:
+        auxiliary: settings of the auxiliary loss; None: no such loss.
         kernels: those of the SAE's device, unless a test wants others.
     """
 
-    def __init__(self, sae: TopK, adam: Adam, kernels: Kernels | None = None) -> None:
+    def __init__(self, sae: TopK, adam: Adam, auxiliary: Auxiliary | None = None,
+                 kernels: Kernels | None = None) -> None:
         self.sae = sae
         self.adam = adam
         self.kernels = kernels or kernels_for(sae.W_dec_FD.device)
@@ -37,8 +59,9 @@ class Step:
         device = sae.W_dec_FD.device
         self.last_fired_F = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
         """Tokens seen when each latent last fired."""
-        self.sums = torch.zeros(2, dtype=torch.float64, device=device)
-        """Over the rows since `take_sums`: of the loss, and of L0. Kept on the device: reading them waits for it."""
+        self.sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=device)
+        """`Sums`, kept on the device: reading them waits for it."""
+        self.auxiliary = AuxiliaryLoss(auxiliary, sae, self.kernels) if auxiliary else None
 
     @torch.no_grad()
     def __call__(self, x_BD: Tensor, lr: float) -> None:
@@ -49,10 +72,12 @@ class Step:
         values_BK, indices_BK = kernels.encode_topk(u_BD, sae.W_enc_FD, sae.b_latent_F, sae.k)
         mean_B1, std_B1 = (None, None) if statistics is None else (statistics.mean_B1, statistics.std_B1)
         residual = kernels.residual(x_BD, values_BK, indices_BK, sae.W_dec_FD, sae.b_pre_D, mean_B1, std_B1)
-        pairs = kernels.sort_pairs(values_BK, residual.dz_BK, indices_BK, sae.d_sae)
-        self._count(residual, pairs)
+        losses = [Gradients(values_BK, residual.dz_BK, indices_BK, residual.e_BD, u_BD)]
+        losses += self._auxiliary(x_BD, u_BD, statistics, residual)
+        self._count(residual, values_BK, indices_BK)
         adam = self.adam.at(self.count, lr)
-        db_latent_F, b_pull_D = kernels.update_dictionary(sae.W_dec_FD, moments["W"], pairs, residual.e_BD, u_BD, adam)
+        pairs, e_BD, u_BD = sorted_together(kernels, losses, sae.d_sae)
+        db_latent_F, b_pull_D = kernels.update_dictionary(sae.W_dec_FD, moments["W"], pairs, e_BD, u_BD, adam)
         update_bias(sae.b_latent_F, db_latent_F, moments["b_latent"], adam)
         update_bias(sae.b_pre_D, residual.e_BD.sum(dim=0) - b_pull_D, moments["b_pre"], adam)
 
@@ -60,15 +85,50 @@ class Step:
         """Share of latents that did not fire in the last `window` tokens; 0 before that many were seen."""
         return float((self.tokens - self.last_fired_F >= window).double().mean())
 
-    def take_sums(self) -> tuple[float, float]:
-        """Sum over rows of loss and of L0 since the last call; waits for the device."""
-        loss, l0 = self.sums.tolist()
+    def take_sums(self) -> Sums:
+        """The sums since the last call; waits for the device."""
+        sums = Sums(*self.sums.tolist())
         self.sums.zero_()
-        return loss, l0
+        return sums
 
-    def _count(self, residual: Residual, pairs: SortedPairs) -> None:
+    def tensors(self) -> dict[str, Tensor]:
+        """All state, by name: the SAE's parameters, Adam's moments, counts."""
+        found = self.sae.parameters() | {"last_fired": self.last_fired_F, "sums": self.sums}
+        for name, moments in self.moments.items():
+            found |= {f"adam.{name}.{part}": tensor for part, tensor in vars(moments).items() if tensor is not None}
+        return found if self.auxiliary is None else found | {"auxiliary.dead": self.auxiliary.dead_F}
+
+    def restore(self, count: int, tokens: int, tensor: Callable[[str], Tensor]) -> None:
+        """Go on from a state.
+
+        Args:
+            tensor: gives what `tensors` had under a name.
+        """
+        for name, target in self.tensors().items():
+            target.copy_(tensor(name))
+        self.count, self.tokens = count, tokens
+        if self.auxiliary is not None:
+            self.auxiliary.list_dead()
+
+    def _auxiliary(self, x_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None,
+                   residual: Residual) -> list[Gradients]:
+        """Gradients of the auxiliary loss, if there is one and a latent is dead."""
+        if self.auxiliary is None:
+            return []
+        if self.count % REFRESH_STEPS == 0:
+            self.auxiliary.look(self.tokens, self.last_fired_F)
+        found = self.auxiliary.gradients(x_BD, u_BD, statistics, residual.e_BD, residual.loss_B)
+        if found is None:
+            return []
+        loss_B, gradients = found
+        self.sums[2] += loss_B.sum()
+        self.sums[3] += len(loss_B)
+        return [gradients]
+
+    def _count(self, residual: Residual, values_BK: Tensor, indices_BK: Tensor) -> None:
         self.count += 1
         self.tokens += len(residual.loss_B)
         self.sums[0] += residual.loss_B.sum()
-        self.sums[1] += pairs.offsets[-1]
-        self.last_fired_F.masked_fill_(pairs.offsets.diff() > 0, self.tokens)
+        active_BK = values_BK > 0
+        self.sums[1] += active_BK.sum()
+        self.last_fired_F.scatter_reduce_(0, indices_BK.flatten(), active_BK.flatten() * self.tokens, "amax")

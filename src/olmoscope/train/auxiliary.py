@@ -1,0 +1,85 @@
+"""The auxiliary loss that gives dead latents a gradient (AuxK; Gao et al. 2024, arXiv:2406.04093, section 3.3).
+
+With r = x − x̂ of the main loss, held fixed, and z′ = ReLU(TopK_k_aux) over the dead latents' pre-activations alone:
+
+    weight · mean over rows of ‖r − r̂‖² / ‖x‖²        r̂ = σ z′ W_dec, without bias; σ: the row's std, or 1
+
+that is, the NMSE that would be left if the dead latents added their part. Encoder, decoder, `b_latent` and, through the
+encoder, `b_pre` get their gradients from it, as from the main loss. In a layer-norm SAE r is divided by σ first, so the
+work is done on normalised rows; multiplied by the row's main loss, ‖r‖² / ‖x‖², what the kernels return for target r is
+the loss above in raw space.
+
+Which latents are dead is looked up every `REFRESH_STEPS` steps: their number decides the sizes of tensors, so reading
+it waits for the device. Shapes: B rows, D d_model, F latents, K active, M dead latents, A = k_aux.
+"""
+
+import torch
+from torch import Tensor
+
+from olmoscope.kernels.interface import Kernels
+from olmoscope.recipe import Auxiliary
+from olmoscope.sae.rows import EPS, RowStatistics
+from olmoscope.sae.topk import TopK
+from olmoscope.train.gradients import Gradients
+
+REFRESH_STEPS = 8
+
+ROUNDING = 1e-12
+"""A row whose main loss is under this has no residual but rounding: nothing to learn from."""
+
+
+class AuxiliaryLoss:
+    """The loss and its state, the list of dead latents."""
+
+    def __init__(self, settings: Auxiliary, sae: TopK, kernels: Kernels) -> None:
+        self.settings, self.sae, self.kernels = settings, sae, kernels
+        device = sae.W_dec_FD.device
+        self.dead_F = torch.zeros(sae.d_sae, dtype=torch.bool, device=device)
+        """Which latents were dead at the last look."""
+        self.dead_M = torch.zeros(0, dtype=torch.int64, device=device)
+        """The same, as a list."""
+
+    def look(self, tokens: int, last_fired_F: Tensor) -> None:
+        """See which latents are dead: they did not fire in the last `dead_window` tokens."""
+        torch.ge(tokens - last_fired_F, self.settings.dead_window, out=self.dead_F)
+        self.list_dead()
+
+    def list_dead(self) -> None:
+        """Make the list anew from `dead_F`; waits for the device."""
+        self.dead_M = self.dead_F.nonzero().squeeze(1)
+
+    def gradients(self, x_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None, e_BD: Tensor,
+                  loss_B: Tensor) -> tuple[Tensor, Gradients] | None:
+        """The loss of each row (without the weight), and its gradients; None if no latent is dead.
+
+        Args:
+            x_BD: the rows in raw space.
+            u_BD: as the encoder sees them.
+            e_BD, loss_B: the main loss's `Residual`.
+        """
+        if not len(self.dead_M):
+            return None
+        sae, kernels = self.sae, self.kernels
+        k = min(self.settings.k or max(1, sae.d_model // 2), len(self.dead_M))
+        values_BA, places_BA = kernels.encode_topk(u_BD, sae.W_enc_FD[self.dead_M], sae.b_latent_F[self.dead_M], k)
+        indices_BA = self.dead_M[places_BA]
+        r_BD, learn_B1 = self._residual(x_BD, statistics, e_BD, loss_B)
+        values_BA *= learn_B1
+        found = kernels.residual(r_BD, values_BA, indices_BA, sae.W_dec_FD, torch.zeros_like(sae.b_pre_D), None, None)
+        share_B1 = (self.settings.weight * loss_B).to(x_BD.dtype).unsqueeze(1)
+        return found.loss_B * loss_B, Gradients(values_BA, found.dz_BK * share_B1, indices_BA,
+                                                found.e_BD.mul_(share_B1), u_BD)
+
+    @staticmethod
+    def _residual(x_BD: Tensor, statistics: RowStatistics | None, e_BD: Tensor,
+                  loss_B: Tensor) -> tuple[Tensor, Tensor]:
+        """r, in normalised space; and which rows to learn from, `[B, 1]`.
+
+        From e = dL/dx̂ · σ = −2 σ² r / (B ‖x‖²), which is at hand, and not by decoding again.
+        """
+        power_B1 = x_BD.square().sum(dim=1, keepdim=True)
+        learn_B1 = loss_B.unsqueeze(1) > ROUNDING
+        std_B1 = torch.ones_like(power_B1) if statistics is None else statistics.std_B1
+        learn_B1 = learn_B1 & (std_B1 > EPS)  # a constant row divided by its std would be noise
+        scale_B1 = torch.where(learn_B1, -0.5 * len(x_BD) * power_B1 / std_B1.square(), 0)
+        return e_BD * scale_B1, learn_B1
