@@ -105,6 +105,47 @@ def evaluate(out: OutArgument, only: OnlyOption = None) -> None:
 
 
 @app.command()
+def index(
+    sae: Annotated[str, typer.Argument(help="A run's folder, an SAE in SAELens' format, or a hub id, "
+                                            "OWNER/NAME:PATH; an output folder: all its SAEs.")],
+    store: Annotated[Path | None, typer.Option(
+        help="The activation store to index; by default the training store of the SAE's output folder.")] = None,
+    text: Annotated[Path | None, typer.Option(
+        help="A file or folder of text (plain, Dolma or chats) that the model reads now, in place of a store.")] = None,
+    out: Annotated[Path | None, typer.Option(
+        "--out", "-o", help="The index's folder; by default `index` in the run's.")] = None,
+    model: Annotated[str | None, typer.Option(help="The language model, if the SAE does not say which.")] = None,
+    layer: Annotated[int | None, typer.Option(help="The layer it reads, if the SAE does not say which.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a text, at most.")] = 1_000_000,
+    skip_first: Annotated[int, typer.Option(
+        min=0, metavar="N", help="Leave out the first N positions of each sequence.")] = 0,
+    skip_special: Annotated[bool, typer.Option(
+        "--skip-special", help="Leave out tokens that the tokenizer calls special.")] = False,
+    max_norm: Annotated[float | None, typer.Option(
+        metavar="X", help="Leave out rows whose norm is over X times the median, at any layer of the store.")] = None,
+) -> None:
+    """Index what each feature of an SAE fires on, for `olmoscope browse`."""
+    from olmoscope.evaluate.subject import find_saes
+    from olmoscope.features.rows_of import index_sae
+    from olmoscope.recipe import Filter
+
+    if max_norm is not None and max_norm <= 1:
+        raise UserError(f"--max-norm {max_norm:g}: it must be over 1 times the median")
+    named = find_saes(sae)
+    if out is not None and len(named) > 1:
+        raise UserError(f"{sae} holds {len(named)} SAEs, which cannot share the index {out}; name one, or leave "
+                        "out --out")
+    filter_ = Filter(special_tokens=skip_special, first_positions=skip_first, max_norm=max_norm)
+    for one in named:
+        indexed = index_sae(one, store=store, text=text, out=out, model_name=model, layer=layer, tokens=tokens,
+                            filter_=filter_)
+        info = indexed.info
+        typer.echo(f"{indexed.folder}: {info.sae.d_sae} features ({info.dead} never fire), {info.rows} rows, "
+                   f"{info.firings} firings {_written(indexed.fresh)}")
+    typer.echo(f"Look at it with `olmoscope browse {out or sae}`.")
+
+
+@app.command()
 def export(out: OutArgument, only: OnlyOption = None) -> None:
     """Write trained SAEs in SAELens format, into the folder `sae` of each run."""
     from olmoscope.pipeline import chosen

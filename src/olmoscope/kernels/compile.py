@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
+import torch
 
 FLOATS_MAY_BE_REORDERED = {"reassoc", "contract", "arcp", "nsz"}
 """What vectorised sums need. Not "nnan" and "ninf": a NaN must stay one, to be seen in the loss."""
@@ -39,3 +40,13 @@ def compiled(*, parallel: bool = False, reorder: bool = False) -> Callable[[Call
         return kernel
 
     return decorate
+
+
+def call(kernel: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a kernel with tensors as the arrays that they are, on as many threads as torch uses."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
+    result = kernel(*(value.numpy() if isinstance(value, torch.Tensor) else value for value in arguments))
+    if torch.get_num_threads() != threads:  # numba shares torch's OpenMP, and sets its threads when it starts
+        torch.set_num_threads(threads)
+    return result

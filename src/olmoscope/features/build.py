@@ -1,0 +1,187 @@
+"""Making an index: corpus, runs, parts, list, manifest. Each step does what is missing; the manifest comes last.
+
+A killed process loses the segment or the part in hand. The finished index is the same, byte for byte.
+"""
+
+import hashlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from olmoscope.activations.filters import keep_of_store
+from olmoscope.activations.store import Store
+from olmoscope.errors import UserError
+from olmoscope.evaluate.subject import Subject
+from olmoscope.features.corpus import corpus_of, write_corpus
+from olmoscope.features.directions import unit_directions
+from olmoscope.features.format import VERSION, IndexedFile, IndexedSAE, Info, Options, part_path, read_info
+from olmoscope.features.listing import write_listing
+from olmoscope.features.parts import checksum_path, gather_facts, make_part, plan_parts
+from olmoscope.features.read import FeatureIndex
+from olmoscope.features.runs import Rows, Runs, make_runs
+from olmoscope.features.vocabulary import token_texts
+from olmoscope.files import clean_temporary, locked, read_json, sha256, write_json
+from olmoscope.model.unembed import Unembedding, load_unembedding
+from olmoscope.progress import bar
+from olmoscope.provenance import provenance
+from olmoscope.recipe import Filter, Model
+from olmoscope.tokens.tokenizer import load_tokenizer
+
+
+@dataclass(frozen=True)
+class Text:
+    """Where the rows to index come from."""
+
+    identity: dict[str, str]
+    """What decides them: `recipe_hash` and `split` of the store, and what else does."""
+    open: Callable[[Path], Store]
+    """Gives the store; what has to be made for it goes below the folder given."""
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What `build_index` did."""
+
+    folder: Path
+    info: Info
+    fresh: bool
+    """False: it was there already, and its checksums are right."""
+
+
+def build_index(subject: Subject, where: str, text: Text, model: Model, out: Path, filter_: Filter, options: Options,
+                device: torch.device) -> Indexed:
+    """Index an SAE over the rows of a store.
+
+    Args:
+        where: what opens the SAE: a hub id, or a folder.
+        model: the language model; its name and revision must be those of the store.
+        out: the folder of the index; files that are not the index's (labels) are left alone.
+
+    Raises:
+        UserError: the SAE is not of the store's model or layer, `out` holds another index, damaged files, no room.
+    """
+    identity = _identity(subject, text, model, filter_, options)
+    with locked(out, "indexing"):
+        if (out / "manifest.json").exists():
+            return _there_already(out, identity)
+        _begin(out, identity)
+        store = text.open(out / "work")
+        _refuse_other_rows(subject, store, model)
+        info = _make(subject, where, store, model, out, filter_, options, device, text, identity)
+        write_json(out / "manifest.json", info.model_dump(mode="json"))
+        shutil.rmtree(out / "work")
+    return Indexed(out, info, fresh=True)
+
+
+def _identity(subject: Subject, text: Text, model: Model, filter_: Filter, options: Options) -> str:
+    value = {"version": VERSION, "sae": subject.identity, "layer": subject.layer, "text": text.identity,
+             "model": model.model_dump(mode="json", include={"name", "revision"}),
+             "filter": filter_.model_dump(mode="json"), "options": options.model_dump(mode="json")}
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _there_already(out: Path, identity: str) -> Indexed:
+    info = read_info(out)
+    if info.identity != identity:
+        raise UserError(f"{out} holds another index (of {info.sae.name}, or of other rows or options); choose another "
+                        "--out or delete it")
+    FeatureIndex(out).verify()
+    if (out / "work").exists():  # the process that finished it was killed while tidying up
+        shutil.rmtree(out / "work")
+    return Indexed(out, info, fresh=False)
+
+
+def _begin(out: Path, identity: str) -> None:
+    """Say whose index this becomes; leftovers of another one that was never finished are refused."""
+    clean_temporary(out)
+    path = out / "work" / "identity.json"
+    if path.exists() and read_json(path) != {"identity": identity}:
+        raise UserError(f"{out} holds the beginning of another index (of another SAE, other rows or options); choose "
+                        f"another --out or delete {out / 'work'}")
+    write_json(path, {"identity": identity})
+
+
+def _refuse_other_rows(subject: Subject, store: Store, model: Model) -> None:
+    manifest = store.manifest
+    if model.name != manifest.model.name:
+        raise UserError(f"{subject.name} is of model {model.name}, {store.path} has rows of {manifest.model.name}; "
+                        "give another --store, or --model if these are two names of the same")
+    if subject.layer not in manifest.layers:
+        raise UserError(f"{store.path} has no rows of layer {subject.layer}, which {subject.name} reads; it has layers "
+                        f"{', '.join(map(str, manifest.layers))}")
+    if subject.sae.d_model != manifest.model.d_model:
+        raise UserError(f"{subject.name} reads rows of width {subject.sae.d_model}, those of {store.path} have "
+                        f"{manifest.model.d_model}")
+    if subject.kind == "run" and subject.model_revision != manifest.model.revision:
+        raise UserError(f"{subject.name} was trained on revision {subject.model_revision} of {model.name}, "
+                        f"{store.path} is of revision {manifest.model.revision}")
+
+
+def _make(subject: Subject, where: str, store: Store, model: Model, out: Path, filter_: Filter, options: Options,
+          device: torch.device, text: Text, identity: str) -> Info:
+    work, manifest, sae = out / "work", store.manifest, subject.sae.to(device)
+    unembedding = _load_unembedding(store, model, device)
+    texts = token_texts(load_tokenizer(model).backend)
+    kept = keep_of_store(filter_, store)
+    corpus, rows_at = corpus_of(store, kept.masks)
+    texts += [""] * (int(corpus.tokens_T.max()) + 1 - len(texts))
+    unembedding = unembedding.of_first(len(texts))
+    write_corpus(out / "corpus", corpus, texts)
+    make_runs(sae, Rows(store, subject.layer, kept.masks, rows_at), work)
+
+    runs = Runs(work, manifest.segments)
+    parts = plan_parts(runs.counts())
+    facts = gather_facts(corpus, len(manifest.sources), runs, sae.W_dec_FD, unit_directions(sae.W_dec_FD), unembedding,
+                         len(texts), options)
+    with bar("counting", sae.d_sae, "features") as advance:
+        for part, (first, stop) in enumerate(itertools.pairwise(parts)):
+            if not checksum_path(work, part).exists():
+                make_part(out, work, part, first, stop, runs, facts)
+            advance(stop - first)
+    source_rows = dict(zip(manifest.sources, facts.source_rows_X.tolist(), strict=True))
+    write_listing(out, parts, texts, source_rows)
+
+    evaluation = subject.folder / "evaluation.json"
+    return Info(
+        identity=identity,
+        sae=IndexedSAE(name=subject.name, layer=subject.layer, d_model=sae.d_model, d_sae=sae.d_sae,
+                       kind=subject.kind, architecture=subject.architecture, weights=subject.identity,
+                       where=where if subject.kind == "hub" else os.path.relpath(Path(where).resolve(), out.resolve())),
+        model=manifest.model, model_dtype=model.dtype,
+        store={**text.identity, "tokenizer_hash": manifest.tokenizer_hash},
+        filter=filter_, options=options, tokens=len(corpus.tokens_T), rows=facts.rows,
+        sequences=len(corpus.sequences_S1) - 1, documents=len(set(corpus.document_ids_N.tolist())),
+        firings=int(runs.counts().sum()), dead=int((runs.counts() == 0).sum()),
+        sample_rows=len(facts.starts_R1) - 1, sources=source_rows,
+        position_rows=facts.position_rows_L.tolist(), unembedding=str(unembedding), parts=parts,
+        evaluation=read_json(evaluation) if evaluation.exists() else None,
+        files=_files(out, work, len(parts) - 1), provenance=provenance(dated=False))
+
+
+def _load_unembedding(store: Store, model: Model, device: torch.device) -> Unembedding:
+    """The final norm and unembedding of the very model that the store is of."""
+    revision = store.manifest.model.revision
+    wanted = model if revision.startswith("sha256:") else model.model_copy(update={"revision": revision})
+    unembedding = load_unembedding(wanted.model_copy(update={"dtype": "float32"}), device)
+    if unembedding.revision != revision:
+        raise UserError(f"the weights of {model.name} have changed since {store.path} was collected (revision "
+                        f"{unembedding.revision}, not {revision})")
+    return unembedding
+
+
+def _files(out: Path, work: Path, parts: int) -> dict[str, IndexedFile]:
+    """Size and checksum of every file; those of the parts were taken when they were written."""
+    names = [*(f"corpus/{name}" for name in ("tokens.npy", "sequences.npy", "kept.npy", "documents.parquet",
+                                             "vocabulary.parquet")), "features.parquet"]
+    files = {name: IndexedFile(sha256=sha256(out / name), bytes=(out / name).stat().st_size) for name in names}
+    for part in range(parts):
+        written: dict[str, Any] = read_json(checksum_path(work, part))
+        files[str(part_path(out, part).relative_to(out))] = IndexedFile(**written)
+    return files

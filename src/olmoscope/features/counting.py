@@ -1,0 +1,257 @@
+"""What follows from a feature's firings, on a CPU: counts, examples, preferences; feature by feature, in one go.
+
+Shapes: C features of a part, P firings, T places, V vocabulary, X sources, L bins of positions, H bins of the
+histogram, I intervals, A candidates kept.
+
+A *score* n · ln(lift) puts preferred tokens and companions in order: n things seen together, lift times as many as
+chance would have it. (It is the main term of the log-likelihood ratio; lift alone would prefer what was seen once.)
+"""
+
+import math
+
+import numpy as np
+from numba import prange
+
+from olmoscope.kernels.compile import compiled
+
+_NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)
+
+
+@compiled(parallel=True)
+def count_features(pieces, first_feature, seed, offsets_C1, places_P, values_P, facts_T4, rows_V, rows, lowest_exponent,
+                   max_C, sum_C, histogram_CH, interval_rows_CI, sources_CX, positions_CL, top_CA, interval_CIA,
+                   random_CA, token_CA, token_rows_CA, token_lift_CA, token_mean_CA):
+    """Fill all that is counted; examples as firing numbers of the feature, and -1 where there are no more.
+
+    Args:
+        pieces: bounds of the pieces of work, in features.
+        facts_T4: of each place token, passage, bin of its position, source: side by side, so that a firing costs one
+            look into memory.
+        rows_V: rows of each token, of `rows` in all.
+        lowest_exponent: biased exponent of the histogram's first octave.
+    """
+    for piece in prange(len(pieces) - 1):
+        _count_piece(pieces[piece], pieces[piece + 1], first_feature, seed, offsets_C1, places_P, values_P, facts_T4,
+                     rows_V, rows, lowest_exponent, max_C, sum_C, histogram_CH, interval_rows_CI, sources_CX,
+                     positions_CL, top_CA, interval_CIA, random_CA, token_CA, token_rows_CA, token_lift_CA,
+                     token_mean_CA)
+
+
+@compiled()
+def _count_piece(first, stop, first_feature, seed, offsets_C1, places_P, values_P, facts_T4, rows_V, rows,
+                 lowest_exponent, max_C, sum_C, histogram_CH, interval_rows_CI, sources_CX, positions_CL, top_CA,
+                 interval_CIA, random_CA, token_CA, token_rows_CA, token_lift_CA, token_mean_CA):
+    longest = 0
+    for feature in range(first, stop):
+        longest = max(longest, offsets_C1[feature + 1] - offsets_C1[feature])
+    peaks = np.empty(longest, np.int32)
+    token_rows = np.zeros(len(rows_V), np.int32)
+    token_sums = np.zeros(len(rows_V), np.float64)
+    touched = np.empty(min(longest, len(rows_V)), np.int32)
+    keys = np.empty(max(top_CA.shape[1], token_CA.shape[1]), np.float64)
+    hashes = np.empty(random_CA.shape[1], np.uint64)
+    drawn_IA = np.empty(interval_CIA.shape[1:], np.uint64)
+    for feature in range(first, stop):
+        start, end = offsets_C1[feature], offsets_C1[feature + 1]
+        places, values = places_P[start:end], values_P[start:end]
+        if len(places) == 0:
+            continue
+        state = _mix(np.uint64(seed) ^ _mix(np.uint64(first_feature + feature)))
+        _figures(values, lowest_exponent, feature, max_C, sum_C, histogram_CH, interval_rows_CI)
+        found, tokens = _sweep(places, values, facts_T4, sources_CX[feature], positions_CL[feature], peaks, token_rows,
+                               token_sums, touched)
+        _strongest(values, peaks[:found], keys, top_CA[feature])
+        _draw(places, values, max_C[feature], state, hashes, drawn_IA, interval_CIA[feature], random_CA[feature])
+        _prefer(touched[:tokens], token_rows, token_sums, rows_V, len(places), rows, keys, token_CA[feature],
+                token_rows_CA[feature], token_lift_CA[feature], token_mean_CA[feature])
+
+
+@compiled()
+def _figures(values, lowest_exponent, feature, max_C, sum_C, histogram_CH, interval_rows_CI):
+    """Largest and sum; rows by logarithmic bin and by interval."""
+    largest = np.float32(0)
+    total = 0.0
+    for value in values:
+        largest = max(largest, value)
+        total += value
+    max_C[feature], sum_C[feature] = largest, total
+    bins = histogram_CH.shape[1]
+    intervals = interval_rows_CI.shape[1]
+    bits = values.view(np.int32)
+    for firing in range(len(values)):
+        fraction = bits[firing] & 0x7FFFFF
+        quarter = int(fraction >= 0x1837F0) + int(fraction >= 0x3504F3) + int(fraction >= 0x5744FD)
+        place = 4 * ((bits[firing] >> 23) - lowest_exponent) + quarter
+        histogram_CH[feature, min(max(place, 0), bins - 1)] += 1
+        interval_rows_CI[feature, _interval(values[firing], largest, intervals)] += 1
+
+
+@compiled()
+def _interval(value, largest, intervals):
+    """Interval i holds i · largest / intervals < value <= (i + 1) · largest / intervals."""
+    return min(max(math.ceil(np.float64(value) * intervals / np.float64(largest)) - 1, 0), intervals - 1)
+
+
+@compiled()
+def _sweep(places, values, facts_T4, sources, positions, peaks, token_rows, token_sums, touched):
+    """Count tokens, sources and positions; find the strongest firing of each passage, the first of equal ones.
+
+    Returns how many passages and how many different tokens there are.
+    """
+    found = tokens = 0
+    passage = -1
+    for firing in range(len(places)):
+        facts = facts_T4[places[firing]]
+        token = facts[0]
+        if token_rows[token] == 0:
+            touched[tokens] = token
+            tokens += 1
+        token_rows[token] += 1
+        token_sums[token] += values[firing]
+        positions[facts[2]] += 1
+        sources[facts[3]] += 1
+        if facts[1] != passage:
+            passage = facts[1]
+            peaks[found] = firing
+            found += 1
+        elif values[firing] > values[peaks[found - 1]]:
+            peaks[found - 1] = firing
+    return found, tokens
+
+
+@compiled()
+def _strongest(values, peaks, keys, chosen):
+    """The firings of the largest values, largest first; of equal ones the first."""
+    kept = 0
+    for peak in peaks:
+        kept = _insert(np.float64(values[peak]), peak, kept, keys, chosen)
+
+
+@compiled()
+def _draw(places, values, largest, state, hashes, drawn_IA, interval_IA, chosen):
+    """Random samples without repetition: of all firings those whose places have the lowest hashes, of each interval's
+    those with the highest."""
+    intervals = len(interval_IA)
+    hashes[: len(chosen)] = _NEVER
+    drawn_IA[:] = _NEVER
+    for firing in range(len(places)):
+        number = _mix(state ^ np.uint64(places[firing]))
+        _keep_low(number, firing, hashes[: len(chosen)], chosen)
+        interval = _interval(values[firing], largest, intervals)
+        _keep_low(~number, firing, drawn_IA[interval], interval_IA[interval])
+    _ascending(chosen)
+    for interval in range(intervals):
+        _ascending(interval_IA[interval])
+
+
+@compiled()
+def _keep_low(number, item, drawn, chosen):
+    """Put an item into a list of the lowest numbers, ascending."""
+    at = len(drawn) - 1
+    if at < 0 or number >= drawn[at]:
+        return
+    while at > 0 and number < drawn[at - 1]:
+        drawn[at], chosen[at] = drawn[at - 1], chosen[at - 1]
+        at -= 1
+    drawn[at], chosen[at] = number, item
+
+
+@compiled()
+def _ascending(chosen):
+    """Sort what is chosen; -1, nothing, stays at the end."""
+    count = 0
+    while count < len(chosen) and chosen[count] >= 0:
+        count += 1
+    chosen[:count].sort()
+
+
+@compiled()
+def _mix(number):
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every bit of the result hangs on every bit."""
+    number = np.uint64(number) + np.uint64(0x9E3779B97F4A7C15)
+    number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return number ^ (number >> np.uint64(31))
+
+
+@compiled()
+def _prefer(touched, token_rows, token_sums, rows_V, fired, rows, keys, token, rows_A, lift_A, mean_A):
+    """The tokens of the highest scores, of those with lift over 1; and the counters back to zero."""
+    kept = 0
+    for one in touched:
+        lift = np.float64(token_rows[one]) * rows / (np.float64(fired) * rows_V[one])
+        if lift > 1:
+            kept = _insert(token_rows[one] * math.log(lift), one, kept, keys, token)
+    for place in range(kept):
+        one = token[place]
+        rows_A[place] = token_rows[one]
+        lift_A[place] = np.float64(token_rows[one]) * rows / (np.float64(fired) * rows_V[one])
+        mean_A[place] = token_sums[one] / token_rows[one]
+    for one in touched:
+        token_rows[one] = 0
+        token_sums[one] = 0
+
+
+@compiled(parallel=True)
+def count_companions(pieces, first_feature, starts_R1, latents_P, offsets_F1, rows_P, companion_CA, rows_CA, lift_CA):
+    """Which latents fire on the same rows of a sample: those of the highest scores with lift over 1, seen twice.
+
+    Args:
+        pieces: bounds of the pieces of work, in features of this part.
+        starts_R1, latents_P: the latents of each row.
+        offsets_F1, rows_P: the rows of each latent.
+    """
+    for piece in prange(len(pieces) - 1):
+        _companions_piece(pieces[piece], pieces[piece + 1], first_feature, starts_R1, latents_P, offsets_F1, rows_P,
+                          companion_CA, rows_CA, lift_CA)
+
+
+@compiled()
+def _companions_piece(first, stop, first_feature, starts_R1, latents_P, offsets_F1, rows_P, companion_CA, rows_CA,
+                      lift_CA):
+    latents, rows = len(offsets_F1) - 1, len(starts_R1) - 1
+    together = np.zeros(latents, np.int32)
+    touched = np.empty(latents, np.int32)
+    keys = np.empty(companion_CA.shape[1], np.float64)
+    for feature in range(first, stop):
+        own = first_feature + feature
+        count = 0
+        for at in range(offsets_F1[own], offsets_F1[own + 1]):
+            row = rows_P[at]
+            for firing in range(starts_R1[row], starts_R1[row + 1]):
+                other = latents_P[firing]
+                if together[other] == 0:
+                    touched[count] = other
+                    count += 1
+                together[other] += 1
+        fired = np.float64(offsets_F1[own + 1] - offsets_F1[own])
+        kept = 0
+        together[own] = 0
+        for other in touched[:count]:
+            both = together[other]
+            if both < 2:
+                continue
+            lift = both * np.float64(rows) / (fired * (offsets_F1[other + 1] - offsets_F1[other]))
+            if lift > 1:
+                kept = _insert(both * math.log(lift), other, kept, keys, companion_CA[feature])
+        for place in range(kept):
+            other = companion_CA[feature, place]
+            rows_CA[feature, place] = together[other]
+            lift_CA[feature, place] = together[other] * np.float64(rows) / (
+                fired * (offsets_F1[other + 1] - offsets_F1[other]))
+        for other in touched[:count]:
+            together[other] = 0
+
+
+@compiled()
+def _insert(key, item, kept, keys, chosen):
+    """Put an item into a list with descending keys, of equal keys the lower item first; returns how many there are."""
+    size = len(chosen)
+    if kept == size and (size == 0 or key < keys[size - 1] or (key == keys[size - 1] and item > chosen[size - 1])):
+        return kept
+    at = min(kept, size - 1)
+    while at > 0 and (key > keys[at - 1] or (key == keys[at - 1] and item < chosen[at - 1])):
+        keys[at], chosen[at] = keys[at - 1], chosen[at - 1]
+        at -= 1
+    keys[at], chosen[at] = key, item
+    return min(kept + 1, size)

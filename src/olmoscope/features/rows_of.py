@@ -1,0 +1,135 @@
+"""What `olmoscope index` works on: the SAE's model, the rows of a store or of a text, and where the index goes."""
+
+import hashlib
+from pathlib import Path
+
+from olmoscope.activations.collect import collect
+from olmoscope.activations.format import read_manifest
+from olmoscope.activations.store import open_store
+from olmoscope.errors import UserError
+from olmoscope.evaluate.subject import Subject, open_sae
+from olmoscope.features.build import Indexed, Text, build_index
+from olmoscope.features.format import Options
+from olmoscope.files import sha256
+from olmoscope.model.load import pick_device
+from olmoscope.progress import console
+from olmoscope.recipe import Filter, Model, Recipe
+from olmoscope.recipe_file import load_recipe
+from olmoscope.text.dolma import SUFFIXES
+
+CONTEXT = 1024
+"""Tokens of a sequence of a text, for an SAE that does not say what it was trained on."""
+
+
+def index_sae(where: str, *, store: Path | None = None, text: Path | None = None, out: Path | None = None,
+              model_name: str | None = None, layer: int | None = None, tokens: int = 1_000_000,
+              filter_: Filter = Filter(), options: Options = Options(), device: str = "auto") -> Indexed:  # noqa: B008
+    """Index an SAE over a store, or over text that the model reads now.
+
+    Args:
+        where: as `open_sae` takes it.
+        store: by default the training store of the output folder that the SAE is in; where that is absent (the SAE was
+            trained live), the held-out one.
+        text: a file or a folder; read instead of a store.
+        out: by default `index` in the run's folder.
+        model_name: the language model, if the SAE does not say it, or calls it otherwise than the store or the hub.
+        layer: for an SAE that does not say which.
+        tokens: of the text, at most.
+
+    Raises:
+        UserError: see `open_sae`, `build_index`; no store or no text to be had; both given.
+    """
+    if store is not None and text is not None:
+        raise UserError("--store and --text exclude each other: a store has its text already")
+    subject = open_sae(where, layer)
+    out = out or _default_out(subject)
+    model = _language_model(subject, model_name)
+    if text is not None:
+        if model is None:
+            raise UserError(f"{where} does not say which language model it is of; give --model")
+        rows = _of_text(subject, model, text, tokens, device)
+    else:
+        store = store or _default_store(subject)
+        rows = _of_store(store)
+        model = model or Model(name=read_manifest(store).model.name)
+    return build_index(subject, where, rows, model, out, filter_, options, pick_device(device))
+
+
+def _default_out(subject: Subject) -> Path:
+    if subject.kind != "run":
+        raise UserError(f"{subject.name} is not a run of ours: say where its index goes with --out")
+    return subject.folder / "index"
+
+
+def _language_model(subject: Subject, name: str | None) -> Model | None:
+    """The SAE's model, as a recipe has it."""
+    if subject.kind == "run":
+        model = load_recipe(str(subject.folder / "recipe.yaml")).model
+        return model.model_copy(update={"name": name or model.name, "compile": False})
+    if name or subject.model_name:
+        return Model(name=name or str(subject.model_name))
+    return None
+
+
+def _default_store(subject: Subject) -> Path:
+    for folder in subject.folder.resolve().parents:
+        for store in (folder / "store" / "train", folder / "store" / "held_out"):
+            if (store / "manifest.json").exists() and read_manifest(store).finished:
+                console.print(f"Rows: {store}", highlight=False)
+                return store
+    raise UserError(f"there is no finished activation store near {subject.folder}; give --store, or --text to have the "
+                    "model read a text now")
+
+
+def _of_store(path: Path) -> Text:
+    manifest = read_manifest(path)
+    return Text({"recipe_hash": manifest.recipe_hash, "split": manifest.split}, lambda _: open_store(path))
+
+
+def _of_text(subject: Subject, model: Model, text: Path, tokens: int, device: str) -> Text:
+    """A text that the model reads into a store of its own, which is deleted when the index is finished."""
+    recipe = _recipe(subject, model, _files(text), tokens, device)
+    digest = hashlib.sha256("".join(map(sha256, _files(text))).encode()).hexdigest()[:16]
+
+    def collected(work: Path) -> Path:
+        return collect(recipe, "train", work / "store").store
+
+    return Text({"recipe_hash": recipe.store_hash(), "split": "train", "text_hash": digest},
+                lambda work: open_store(collected(work)))
+
+
+def _files(text: Path) -> list[Path]:
+    """The files of a text, sorted; hidden ones are passed over.
+
+    Raises:
+        UserError: there are none.
+    """
+    found = [text] if text.is_file() else sorted(path for path in text.rglob("*") if path.is_file() and not any(
+        part.startswith(".") for part in path.relative_to(text).parts))
+    if not found:
+        raise UserError(f"--text {text}: there is no file of that name, and no folder with files in it")
+    return found
+
+
+def _recipe(subject: Subject, model: Model, files: list[Path], tokens: int, device: str) -> Recipe:
+    """A recipe that reads files as its only text, in sequences as long as those that the SAE was trained on."""
+    if subject.kind == "run":
+        trained = load_recipe(str(subject.folder / "recipe.yaml")).tokens
+        sequences = {"chunk_lengths": trained.chunk_lengths, "documents": trained.documents,
+                     "segment_rows": trained.segment_rows, "batch_tokens": trained.batch_tokens}
+    else:
+        length = subject.context_size or CONTEXT
+        sequences = {"chunk_lengths": [(length, length)], "segment_rows": max(65536, length),
+                     "batch_tokens": max(16384, length)}
+    kinds: dict[str, list[str]] = {}
+    for path in files:
+        kind = "dolma" if path.name.endswith(SUFFIXES) else "chat" if path.suffix == ".parquet" else "files"
+        kinds.setdefault(kind, []).append(str(path.resolve()))
+    return Recipe.model_validate({
+        "name": "text", "device": device,
+        "text": {"sources": [{"kind": kind, "name": kind, "paths": paths} for kind, paths in kinds.items()],
+                 "mixture": "shards", "held_out_share": 0.0},
+        "tokens": {"count": tokens, "held_out": 1, **sequences},
+        "model": model, "activations": {"layers": [subject.layer], "dtype": "float32"},
+        "saes": [{"layer": subject.layer, "d_sae": subject.sae.d_sae, "k": 1}],
+        "train": {}, "release": {"name": "text", "repo_id": "none/none"}})

@@ -1,0 +1,192 @@
+"""The pass over the rows: each is encoded once; a segment's firings are sorted by latent and put on the disk, a run.
+
+Shapes: R rows of a segment, B rows of a batch, K places, P firings, F latents.
+"""
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from olmoscope.activations.store import Store
+from olmoscope.errors import UserError
+from olmoscope.features.format import damaged
+from olmoscope.features.sorting import sort_firings
+from olmoscope.files import atomic_path
+from olmoscope.progress import bar
+from olmoscope.sae.interface import SparseAutoencoder
+
+ROWS_AT_ONCE = 4096
+SAMPLE_ROWS = 2**19
+"""Rows on which companions are counted, at most: the first ones of each segment, which are a random sample of it."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows that are indexed."""
+
+    store: Store
+    layer: int
+    masks: list[np.ndarray] | None
+    """For each segment, which of its rows the filter keeps; None: all."""
+    rows_at: list[np.ndarray]
+    """For each segment, which of its rows stands at each of its places."""
+
+    @property
+    def count(self) -> int:
+        return self.store.rows if self.masks is None else sum(int(mask.sum()) for mask in self.masks)
+
+    def kept(self, segment: int) -> np.ndarray:
+        """The rows of a segment that are encoded, ascending."""
+        if self.masks is None:
+            return np.arange(self.store.segment_rows[segment])
+        return np.flatnonzero(self.masks[segment])
+
+
+@dataclass(frozen=True)
+class Firings:
+    """The codes of a segment, row by row."""
+
+    starts_R1: np.ndarray
+    """int64: the firings of row r are `starts_R1[r]` to `starts_R1[r + 1]`."""
+    latents_P: np.ndarray
+    """int32."""
+    values_P: np.ndarray
+    """float32."""
+
+
+def run_path(work: Path, segment: int) -> Path:
+    """Where the run of a segment stands."""
+    return work / "runs" / f"segment-{segment:06d}.safetensors"
+
+
+def make_runs(sae: SparseAutoencoder, rows: Rows, work: Path) -> None:
+    """Write the run of each segment that has none yet. A segment is sorted and written while the next is encoded.
+
+    Memory: the firings of two segments, twice (8 bytes each).
+
+    Raises:
+        UserError: damaged files, activations that are not finite, or no room on the disk.
+    """
+    segments = range(rows.store.manifest.segments)
+    missing = [segment for segment in segments if not run_path(work, segment).exists()]
+    done = sum(len(rows.kept(segment)) for segment in segments if segment not in missing)
+    first_places = np.cumsum([0, *rows.store.segment_rows])
+    share = min(1.0, SAMPLE_ROWS / max(1, rows.count))
+    waiting: Future[None] | None = None
+    with bar("encoding", rows.count, "rows", done=done) as advance, ThreadPoolExecutor(1) as writer:
+        for segment in missing:
+            firings = encode_segment(sae, rows, segment)
+            if waiting is not None:
+                waiting.result()
+            waiting = writer.submit(_write_run, run_path(work, segment), firings, _encoded_at(rows, segment),
+                                    int(first_places[segment]), sae.d_sae, share)
+            advance(len(firings.starts_R1) - 1)
+        if waiting is not None:
+            waiting.result()
+
+
+@torch.no_grad()
+def encode_segment(sae: SparseAutoencoder, rows: Rows, segment: int) -> Firings:
+    """The codes of the rows of a segment that are kept, in the order in which they are stored.
+
+    Raises:
+        UserError: damaged files, or an activation is not finite.
+    """
+    device = sae.W_dec_FD.device
+    counts, latents, values = [], [], []
+    for start in range(0, rows.store.segment_rows[segment], ROWS_AT_ONCE):
+        part = slice(start, min(start + ROWS_AT_ONCE, rows.store.segment_rows[segment]))
+        x_BD = rows.store.read(rows.layer, segment, part)
+        if rows.masks is not None:
+            x_BD = x_BD[torch.from_numpy(rows.masks[segment][part])]
+        codes = sae.encode(x_BD.to(device))
+        if not bool(torch.isfinite(codes.values_BK).all()):
+            raise UserError(f"the SAE's activations are not finite on layer {rows.layer} of segment {segment} of "
+                            f"{rows.store.path}: its weights are damaged, or it is not meant for these rows")
+        active_BK = codes.values_BK > 0
+        counts.append(active_BK.sum(1).cpu())
+        latents.append(codes.indices_BK[active_BK].int().cpu())
+        values.append(codes.values_BK[active_BK].float().cpu())
+    counts_R = torch.cat(counts).numpy()
+    return Firings(np.concatenate([[0], np.cumsum(counts_R)]), torch.cat(latents).numpy(), torch.cat(values).numpy())
+
+
+def _encoded_at(rows: Rows, segment: int) -> np.ndarray:
+    """Which encoded row stands at each place of a segment; -1: none."""
+    if rows.masks is None:
+        return rows.rows_at[segment]
+    mask_R = rows.masks[segment]
+    numbers_R: np.ndarray = np.where(mask_R, np.cumsum(mask_R) - 1, -1)
+    return np.asarray(numbers_R[rows.rows_at[segment]])
+
+
+def _write_run(path: Path, firings: Firings, row_at_T: np.ndarray, first_place: int, d_sae: int, share: float) -> None:
+    offsets_F1 = np.zeros(d_sae + 1, np.int64)
+    places_P, values_P = np.empty(len(firings.latents_P), np.int32), np.empty(len(firings.latents_P), np.float32)
+    sort_firings(firings.starts_R1, firings.latents_P, firings.values_P, row_at_T, first_place, offsets_F1, places_P,
+                 values_P)
+    sampled = int(np.ceil(share * (len(firings.starts_R1) - 1)))
+    starts = firings.starts_R1[: sampled + 1]
+    with atomic_path(path) as temporary:
+        save_file({"offsets": offsets_F1.astype(np.int32), "places": places_P, "values": values_P,
+                   "sample.counts": np.diff(starts).astype(np.int32),
+                   "sample.latents": firings.latents_P[: starts[-1]]}, temporary)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The codes of the rows on which companions are counted, by row."""
+
+    starts_R1: np.ndarray
+    latents_P: np.ndarray
+
+
+class Runs:
+    """The runs of all segments, for merging. Holds their offsets: 4 bytes a latent and segment."""
+
+    def __init__(self, work: Path, segments: int) -> None:
+        self.paths = [run_path(work, segment) for segment in range(segments)]
+        self.offsets_GF1 = np.stack([self._read(path, "offsets") for path in self.paths])
+
+    def counts(self) -> np.ndarray:
+        """Firings of each latent, `[F]` int64."""
+        return np.asarray(np.diff(self.offsets_GF1, axis=1).sum(axis=0, dtype=np.int64))
+
+    def sample(self) -> Sample:
+        """All sampled rows, segment by segment."""
+        counts = np.concatenate([self._read(path, "sample.counts") for path in self.paths])
+        latents = np.concatenate([self._read(path, "sample.latents") for path in self.paths])
+        return Sample(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]), latents)
+
+    def read(self, first: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """The firings of latents `first` to `stop`, run after run.
+
+        Returns:
+            What `merge_runs` takes: where each run's begin, its offsets from there, places and values.
+        """
+        offsets_GC1 = self.offsets_GF1[:, first : stop + 1].astype(np.int64)
+        begins_G = np.concatenate([[0], np.cumsum(offsets_GC1[:, -1] - offsets_GC1[:, 0])])
+        places, values = np.empty(begins_G[-1], np.int32), np.empty(begins_G[-1], np.float32)
+        for run, path in enumerate(self.paths):
+            part = slice(int(offsets_GC1[run, 0]), int(offsets_GC1[run, -1]))
+            with _opened(path) as file:
+                places[begins_G[run] : begins_G[run + 1]] = file.get_slice("places")[part]
+                values[begins_G[run] : begins_G[run + 1]] = file.get_slice("values")[part]
+        return begins_G[:-1], offsets_GC1 - offsets_GC1[:, :1], places, values
+
+    def _read(self, path: Path, name: str) -> np.ndarray:
+        with _opened(path) as file:
+            tensor: np.ndarray = file.get_tensor(name)
+            return tensor
+
+
+def _opened(path: Path) -> safe_open:
+    try:
+        return safe_open(path, "np")
+    except (FileNotFoundError, SafetensorError) as error:
+        raise damaged(path, str(error)) from error

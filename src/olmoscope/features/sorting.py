@@ -1,0 +1,79 @@
+"""The sort of the pass, on a CPU: firings by latent, then by place; and the merge of such runs.
+
+Shapes: R rows of a segment, P firings, F latents, G runs, C latents of a part.
+"""
+
+from numba import prange
+
+from olmoscope.kernels.compile import compiled
+
+
+@compiled()
+def sort_firings(starts_R1, latents_P, values_P, row_at_T, first_place, offsets_F1, places_P, sorted_P):
+    """Counting sort of a segment's firings; stable, so that a latent's are in the order of places.
+
+    Args:
+        starts_R1: the firings of encoded row r are `starts_R1[r]` to `starts_R1[r + 1]`.
+        row_at_T: which encoded row stands at each place of the segment; -1: none, the filter left it out.
+        first_place: of the segment in the corpus.
+        offsets_F1: zeros; becomes where each latent's firings start.
+        places_P, sorted_P: are filled, sorted.
+    """
+    latents = len(offsets_F1) - 1
+    for latent in latents_P:
+        offsets_F1[latent + 1] += 1
+    for latent in range(latents):
+        offsets_F1[latent + 1] += offsets_F1[latent]
+    following = offsets_F1[:-1].copy()
+    for local in range(len(row_at_T)):
+        row = row_at_T[local]
+        if row < 0:
+            continue
+        for firing in range(starts_R1[row], starts_R1[row + 1]):
+            latent = latents_P[firing]
+            at = following[latent]
+            following[latent] = at + 1
+            places_P[at] = first_place + local
+            sorted_P[at] = values_P[firing]
+
+
+@compiled(parallel=True)
+def merge_runs(begins_G, offsets_GC1, places_Q, values_Q, starts_C1, places_P, values_P):
+    """Join the firings of some latents from all runs: latent by latent, the runs in their order.
+
+    Args:
+        begins_G: where each run's firings of these latents begin in `places_Q`, `values_Q`.
+        offsets_GC1: of each run, where each latent's firings start, counted from there.
+        starts_C1: where each latent's firings start in the result.
+        places_P, values_P: are filled.
+    """
+    for latent in prange(len(starts_C1) - 1):
+        _merge_latent(latent, begins_G, offsets_GC1, places_Q, values_Q, starts_C1[latent], places_P, values_P)
+
+
+@compiled()
+def _merge_latent(latent, begins_G, offsets_GC1, places_Q, values_Q, at, places_P, values_P):
+    for run in range(len(begins_G)):
+        for firing in range(begins_G[run] + offsets_GC1[run, latent], begins_G[run] + offsets_GC1[run, latent + 1]):
+            places_P[at] = places_Q[firing]
+            values_P[at] = values_Q[firing]
+            at += 1
+
+
+@compiled()
+def transpose(starts_R1, latents_P, offsets_F1, rows_P):
+    """The rows on which each latent fires, from the latents of each row.
+
+    Args:
+        offsets_F1: zeros; becomes where each latent's rows start in `rows_P`, which is filled, rows ascending.
+    """
+    for latent in latents_P:
+        offsets_F1[latent + 1] += 1
+    for latent in range(len(offsets_F1) - 1):
+        offsets_F1[latent + 1] += offsets_F1[latent]
+    following = offsets_F1[:-1].copy()
+    for row in range(len(starts_R1) - 1):
+        for firing in range(starts_R1[row], starts_R1[row + 1]):
+            latent = latents_P[firing]
+            rows_P[following[latent]] = row
+            following[latent] += 1

@@ -1,0 +1,131 @@
+"""The list of features: features.parquet, a line a feature, sorted, filtered and searched by DuckDB."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from olmoscope.features.corpus import read_table
+from olmoscope.features.records import Line, Page
+
+Sort = Literal["feature", "rows", "density", "max", "mean", "token", "promoted"]
+"""Sorted by token means by the first preferred one."""
+
+_ORDER = {"token": "tokens[1]", "promoted": "promoted[1]"}
+
+
+@dataclass(frozen=True)
+class Filters:
+    """What a line must satisfy; None asks nothing."""
+
+    min_density: float | None = None
+    max_density: float | None = None
+    min_max: float | None = None
+    max_max: float | None = None
+    dead: bool | None = None
+    token: str | None = None
+    """One of the preferred tokens, whole."""
+    promoted: str | None = None
+    """One of the promoted tokens, whole."""
+    source: str | None = None
+    """The preferred source."""
+    among: Sequence[int] | np.ndarray | None = None
+    """Only these features."""
+    besides: Sequence[int] | np.ndarray | None = None
+    """Not these features."""
+
+
+class Table:
+    """The lines, in memory; any thread may ask."""
+
+    def __init__(self, path: Path) -> None:
+        """
+        Raises:
+            UserError: missing or damaged.
+        """
+        self._database = duckdb.connect(":memory:", config={"threads": 2})
+        self._lock = threading.Lock()
+        lines = read_table(path)
+        self._database.register("file", lines)
+        self._database.execute(
+            "CREATE TABLE lines AS SELECT *, lower(concat(array_to_string(tokens, chr(10)), chr(10), "
+            "array_to_string(promoted, chr(10)))) AS searched FROM file ORDER BY feature")
+        self._database.unregister("file")
+
+    def page(self, sort: Sort = "density", descending: bool = True, filters: Filters = Filters(),
+             search: str = "", also: Sequence[int] | np.ndarray = (), offset: int = 0, limit: int = 50) -> Page:
+        """Some lines of the list.
+
+        Args:
+            search: a piece of a preferred or promoted token, whatever its case.
+            also: features that count as found, whatever their tokens (their labels may match).
+            offset: lines to pass over.
+        """
+        where, values, tables = _conditions(filters, search, also)
+        with self._cursor(tables) as cursor:
+            total = cursor.execute(f"SELECT count(*) FROM lines WHERE {where}", values).fetchone()[0]
+            rows = cursor.execute(
+                "SELECT feature, rows, density, max, mean, tokens, promoted, suppressed, source FROM lines "
+                f"WHERE {where} ORDER BY {_order(sort, descending)} LIMIT {int(limit)} OFFSET {int(offset)}",
+                values).fetchall()
+        return Page([Line(*row) for row in rows], total)
+
+    def order(self, sort: Sort = "density", descending: bool = True, filters: Filters = Filters(),
+              search: str = "", also: Sequence[int] | np.ndarray = ()) -> np.ndarray:
+        """The features of the whole list in its order, int64; arguments as in `page`."""
+        where, values, tables = _conditions(filters, search, also)
+        with self._cursor(tables) as cursor:
+            found = cursor.execute(f"SELECT feature FROM lines WHERE {where} ORDER BY {_order(sort, descending)}",
+                                   values)
+            order: np.ndarray = found.fetchnumpy()["feature"].astype(np.int64)
+            return order
+
+    def _cursor(self, tables: dict[str, pa.Table]) -> Any:
+        with self._lock:
+            cursor = self._database.cursor()
+        for name, table in tables.items():
+            cursor.register(name, table)
+        return cursor
+
+
+def _order(sort: Sort, descending: bool) -> str:
+    assert sort in ("feature", "rows", "density", "max", "mean", "token", "promoted"), sort
+    return f"{_ORDER.get(sort, sort)} {'DESC' if descending else 'ASC'} NULLS LAST, feature"
+
+
+def _conditions(filters: Filters, search: str, also: Sequence[int] | np.ndarray
+                ) -> tuple[str, list[Any], dict[str, pa.Table]]:
+    """What stands behind WHERE, the values for its question marks, and the tables of ids that it names."""
+    conditions: list[tuple[str, list[Any]]] = [("TRUE", [])]
+    for name, column, sign in (("min_density", "density", ">="), ("max_density", "density", "<="),
+                               ("min_max", "max", ">="), ("max_max", "max", "<="), ("source", "source", "=")):
+        if (bound := getattr(filters, name)) is not None:
+            conditions.append((f"{column} {sign} ?", [bound]))
+    if filters.dead is not None:
+        conditions.append(("rows = 0" if filters.dead else "rows > 0", []))
+    for name, column in (("token", "tokens"), ("promoted", "promoted")):
+        if (wanted := getattr(filters, name)) is not None:
+            conditions.append((f"list_contains({column}, ?)", [wanted]))
+    tables = {}
+    for name, features, condition in (("among", filters.among, "feature IN (SELECT id FROM among)"),
+                                      ("besides", filters.besides, "feature NOT IN (SELECT id FROM besides)")):
+        if features is not None:
+            tables[name] = _ids(features)
+            conditions.append((condition, []))
+    if search:
+        found = "contains(searched, lower(?))"
+        if len(also):
+            tables["also"] = _ids(also)
+            found = f"({found} OR feature IN (SELECT id FROM also))"
+        conditions.append((found, [search]))
+    return (" AND ".join(condition for condition, _ in conditions), [value for _, some in conditions for value in some],
+            tables)
+
+
+def _ids(features: Sequence[int] | np.ndarray) -> pa.Table:
+    return pa.table({"id": pa.array(np.asarray(features, dtype=np.int32))})
