@@ -87,7 +87,7 @@ def test_no_such_feature_or_place(index):
 def test_damage_is_said_in_one_line(path, tmp_path):
     for number, (name, change, message) in enumerate((
             ("corpus/tokens.npy", lambda file: file.unlink(), "tokens.npy is damaged .it is missing"),
-            ("features.parquet", lambda file: file.write_bytes(b"short"), "features.parquet is damaged .it has 5 bytes"),
+            ("features.parquet", lambda file: file.write_bytes(b"short"), "features.parquet is damaged .it has 5"),
             ("manifest.json", lambda file: file.write_text("{"), "manifest.json is damaged"),
             ("manifest.json", lambda file: file.write_text("{}"), "is not the manifest of a feature index"),
             ("manifest.json", lambda file: file.unlink(), "holds no feature index"),

@@ -7,14 +7,12 @@ oneDNN's, which promises so only for the same number of threads).
 Shapes: B rows, D d_model, F latents, K active latents a row, C rows of one chunk, P pairs, S shares of the work.
 """
 
-from typing import Any
-
-import numba
 import numpy as np
 import torch
 from torch import Tensor
 
 from olmoscope.kernels import cpu_rows, cpu_topk, cpu_update
+from olmoscope.kernels.compile import call
 from olmoscope.kernels.interface import AdamStep, Moments, Residual, SortedPairs
 from olmoscope.kernels.reference import decode as decode
 from olmoscope.kernels.rounding import step_seed
@@ -33,7 +31,7 @@ def encode_topk(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> t
     rows = rows_at_once(len(W_enc_FD))
     for start in range(0, len(u_BD), rows):
         chunk = slice(start, start + rows)
-        _run(cpu_topk.topk, product(u_BD[chunk], W_enc_FD, b_latent_F), values_BK[chunk], indices_BK[chunk])
+        call(cpu_topk.topk, product(u_BD[chunk], W_enc_FD, b_latent_F), values_BK[chunk], indices_BK[chunk])
     return values_BK, indices_BK
 
 
@@ -54,7 +52,7 @@ def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tens
              mean_B1: Tensor | None, std_B1: Tensor | None) -> Residual:
     out = Residual(x_BD.new_empty(len(x_BD), dtype=torch.float64), torch.empty_like(x_BD), torch.empty_like(values_BK))
     none = x_BD.new_empty(0, 1)
-    _run(cpu_rows.residual, x_BD, values_BK, indices_BK, W_dec_FD, b_pre_D, none if mean_B1 is None else mean_B1,
+    call(cpu_rows.residual, x_BD, values_BK, indices_BK, W_dec_FD, b_pre_D, none if mean_B1 is None else mean_B1,
          none if std_B1 is None else std_B1, out.loss_B, out.e_BD, out.dz_BK)
     return out
 
@@ -70,7 +68,7 @@ def sort_pairs(values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, d_sae: int,
         rows_P = torch.empty(0, dtype=torch.int32)
     else:
         values_BK, dz_BK, indices_BK = (tensor.unsqueeze(1) for tensor in (values_BK, dz_BK, indices_BK))
-    _run(cpu_rows.counting_sort, values_BK, dz_BK, indices_BK, rows_P, pairs.offsets, pairs.rows, pairs.values,
+    call(cpu_rows.counting_sort, values_BK, dz_BK, indices_BK, rows_P, pairs.offsets, pairs.rows, pairs.values,
          pairs.gradients)
     return pairs
 
@@ -85,16 +83,7 @@ def update_dictionary(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: 
     numbers = torch.tensor([adam.rate, adam.root_scale, adam.beta1, adam.beta2, adam.eps], dtype=W_FD.dtype)
     db_latent_F = W_FD.new_empty(len(W_FD))
     b_pull_SD = W_FD.new_zeros(cpu_update.SHARES, W_FD.shape[1])
-    _run(cpu_update.update_dictionary, W_FD, *full, *bits, updated, pairs.offsets, pairs.rows, pairs.values,
+    call(cpu_update.update_dictionary, W_FD, *full, *bits, updated, pairs.offsets, pairs.rows, pairs.values,
          pairs.gradients, e_BD, u_BD, numbers, np.int64(adam.count), np.uint32(step_seed(adam.count)), db_latent_F,
          b_pull_SD)
     return db_latent_F, b_pull_SD.sum(dim=0)
-
-
-def _run(kernel: Any, *arguments: Any) -> None:
-    """Call a kernel with tensors as the arrays that they are, on as many threads as torch uses."""
-    threads = torch.get_num_threads()
-    numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
-    kernel(*(value.numpy() if isinstance(value, Tensor) else value for value in arguments))
-    if torch.get_num_threads() != threads:  # numba shares torch's OpenMP, and sets its threads when it starts
-        torch.set_num_threads(threads)
