@@ -1,0 +1,121 @@
+"""The figures of an evaluation as a page lists them: name, meaning, how the value is read and written.
+
+docs/metrics.md has the definitions in full.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from olmoscope.evaluate.results import Evaluation, Interval
+from olmoscope.evaluate.scales import Kind, say
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One line of the table of figures.
+
+    Attributes:
+        short: its name at the head of a column, with the unit; "" for figures that no such table has.
+        intervals: where its interval stands, under `key`; None if it never has one.
+        unit: written after the value.
+    """
+
+    key: str
+    name: str
+    meaning: str
+    value: Callable[[Evaluation], float | None]
+    kind: Kind = "number"
+    unit: str = ""
+    short: str = ""
+    intervals: Callable[[Evaluation], Mapping[str, Interval]] | None = None
+
+    def said(self, evaluation: Evaluation) -> str | None:
+        """The value, written; None if it was not to be had."""
+        bare = self.bare(evaluation)
+        return bare if bare is None or not self.unit else f"{bare} {self.unit}"
+
+    def bare(self, evaluation: Evaluation) -> str | None:
+        """The value, written without its unit."""
+        value = self.value(evaluation)
+        return None if value is None else say(value, self.kind)
+
+    def interval(self, evaluation: Evaluation) -> Interval | None:
+        """[low, high], 95 %."""
+        return None if self.intervals is None else self.intervals(evaluation).get(self.key)
+
+    def interval_said(self, evaluation: Evaluation) -> str | None:
+        """The interval, written: `0.0491 – 0.0513`."""
+        interval = self.interval(evaluation)
+        return None if interval is None else " – ".join(say(value, self.kind) for value in interval)
+
+
+def _rows(evaluation: Evaluation) -> Mapping[str, Interval]:
+    return evaluation.intervals
+
+
+def _language(evaluation: Evaluation) -> Mapping[str, Interval]:
+    return evaluation.language.intervals
+
+
+FVU = Figure("fvu", "Fraction of variance unexplained (FVU)",
+             "Σ‖x − x̂‖² / Σ‖x − μ‖², μ the mean row. 0 is perfect, 1 is no better than the mean. Rows of large norm "
+             "weigh most.", lambda e: e.fvu, intervals=_rows, short="FVU")
+EXPLAINED = Figure("explained_variance", "Explained variance", "1 − FVU.", lambda e: e.explained_variance, "share")
+NMSE = Figure("nmse", "Normalised mean squared error (NMSE)",
+              "Mean over rows of ‖x − x̂‖² / ‖x‖². Every row weighs the same; x is not centred, so a large mean row "
+              "makes it small.", lambda e: e.nmse, intervals=_rows, short="NMSE")
+L0 = Figure("l0", "L0", "Active latents of a row, on average.", lambda e: e.l0.mean, intervals=_rows, short="L0")
+DEAD = Figure("dead", "Dead latents", "Share of latents that fired on none of the rows measured. Rare is not dead: "
+              "compare only equal numbers of rows.", lambda e: e.dead.share, "share", short="dead")
+DELTA_CE = Figure("delta_ce", "Added cross-entropy (ΔCE)",
+                  "What reading x̂ in the place of x costs the model in predicting the next token.",
+                  lambda e: e.language.delta_ce, unit="nats", intervals=_language, short="ΔCE, nats")
+RECOVERED = Figure("loss_recovered_zero", "Loss recovered, of zero ablation",
+                   "1 − ΔCE / (what zeros in the place of x cost). Zeros cost so much that it flatters.",
+                   lambda e: e.language.loss_recovered_zero, "share", intervals=_language, short="loss recovered")
+RECOVERED_MEAN = Figure("loss_recovered_mean", "Loss recovered, of mean ablation",
+                        "1 − ΔCE / (what the mean row in the place of x costs).",
+                        lambda e: e.language.loss_recovered_mean, "share", intervals=_language)
+KL = Figure("kl", "KL divergence", "Of the spliced model's next-token distribution from the clean one's.",
+            lambda e: e.language.kl, unit="nats", intervals=_language)
+
+GROUPS: tuple[tuple[str, tuple[Figure, ...]], ...] = (
+    ("Reconstruction", (
+        NMSE,
+        Figure("nmse_random_directions", "NMSE of random directions",
+               "What k random directions around the mean would give: the floor that an SAE must be far below.",
+               lambda e: e.nmse_random_directions),
+        FVU, EXPLAINED,
+        Figure("cosine", "Cosine", "Mean over rows of cos(x, x̂). Blind to shrinkage.", lambda e: e.cosine,
+               intervals=_rows),
+        Figure("l2_ratio", "Length ratio", "Mean over rows of ‖x̂‖ / ‖x‖.", lambda e: e.l2_ratio, intervals=_rows),
+        Figure("relative_reconstruction_bias", "Relative reconstruction bias",
+               "E‖x̂‖² / E[x·x̂]. 1 is none, under 1 is shrinkage.", lambda e: e.relative_reconstruction_bias))),
+    ("The model, with the reconstruction spliced in", (
+        DELTA_CE, RECOVERED, RECOVERED_MEAN, KL,
+        Figure("ce_clean", "Cross-entropy, clean", "Of the model as it is.", lambda e: e.language.ce_clean,
+               unit="nats", intervals=_language),
+        Figure("ce_spliced", "Cross-entropy, spliced", "With x̂ in the place of x.", lambda e: e.language.ce_spliced,
+               unit="nats", intervals=_language),
+        Figure("ce_mean", "Cross-entropy, mean-ablated", "With the mean row in the place of every x.",
+               lambda e: e.language.ce_mean, unit="nats", intervals=_language),
+        Figure("ce_zero", "Cross-entropy, zero-ablated", "With zeros in the place of x.",
+               lambda e: e.language.ce_zero, unit="nats", intervals=_language))),
+    ("Sparsity", (
+        L0,
+        Figure("l1", "L1", "Sum of a row's activations, on average; in units of the activations.", lambda e: e.l1,
+               intervals=_rows),
+        DEAD,
+        Figure("over_1_percent", "Latents that fire on over 1% of rows", "Share of all latents.",
+               lambda e: e.density.over_1_percent, "share"),
+        Figure("over_10_percent", "Latents that fire on over 10% of rows", "Share of all latents.",
+               lambda e: e.density.over_10_percent, "share"))),
+    ("Dictionary", (
+        Figure("cosine_mean", "Largest decoder cosine, mean",
+               "For each latent, the largest cosine of its decoder direction with another's: low is diverse.",
+               lambda e: e.dictionary.mean),
+        Figure("cosine_p95", "Largest decoder cosine, 95th percentile", "As above.", lambda e: e.dictionary.p95),
+        Figure("over_90_percent", "Latents with a near copy", "Share of latents whose largest cosine is over 0.9.",
+               lambda e: e.dictionary.over_90_percent, "share"))),
+)
+"""Every figure of the page's table, in order, under headings."""

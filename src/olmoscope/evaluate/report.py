@@ -1,0 +1,162 @@
+"""report.html: the evaluations of one or several SAEs as one page that needs nothing but itself.
+
+No file, font or script from elsewhere: styles, the few lines of script and all figures stand in the page, and its
+Content-Security-Policy allows these alone, by their hashes. The template escapes every text that it is given.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from olmoscope.errors import UserError
+from olmoscope.evaluate import cards
+from olmoscope.evaluate.cards import COLOURS, Card, Shown, TrainingLine, subset_name
+from olmoscope.evaluate.figures import DEAD, DELTA_CE, FVU, GROUPS, L0, NMSE, RECOVERED, Figure
+from olmoscope.evaluate.results import Evaluation, Subset, read_evaluation
+from olmoscope.evaluate.scales import say
+from olmoscope.files import write_text
+from olmoscope.units import format_count
+
+REPORT = "report.html"
+OVERVIEW = (NMSE, FVU, L0, DEAD, DELTA_CE, RECOVERED)
+
+
+def report_of_folders(folders: Sequence[Path]) -> list[Shown]:
+    """What a report shows of folders that each hold `evaluation.json` and, of a run of ours, `metrics.jsonl`.
+
+    Raises:
+        UserError: not evaluated, or damaged.
+    """
+    return [Shown(number, evaluation.sae, evaluation, _training(folder / "metrics.jsonl"))
+            for number, (folder, evaluation) in
+            enumerate(((folder, read_evaluation(folder / "evaluation.json")) for folder in folders), 1)]
+
+
+def write_report(path: Path, shown: Sequence[Shown]) -> None:
+    """Write the page, atomically. The same evaluations give the same bytes."""
+    write_text(path, report_page(shown))
+
+
+def report_page(shown: Sequence[Shown]) -> str:
+    """The page of one SAE, or of several side by side."""
+    page = resources.files("olmoscope.evaluate") / "page"
+    style, script = (page / "report.css").read_text(), (page / "report.js").read_text()
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
+                                     lstrip_blocks=True, finalize=_refuse_none)
+    return environment.from_string((page / "report.html").read_text()).render(
+        style=Markup(style), script=Markup(script), policy=_policy(style, script), shown=shown,
+        title=shown[0].name if len(shown) == 1 else f"{len(shown)} SAEs compared", say=say,
+        tiles=_tiles(shown[0]) if len(shown) == 1 else [], overview=OVERVIEW, groups=GROUPS,
+        sections=_sections(shown[:COLOURS]), colours=COLOURS, data=_data(shown),
+        subsets={sae.number: _subsets(sae.evaluation) for sae in shown},
+        facts={sae.number: _facts(sae) for sae in shown},
+        mixed=len({sae.evaluation.text.tokens_hash for sae in shown}) > 1)
+
+
+def _policy(style: str, script: str) -> str:
+    def allowed(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+
+    return f"default-src 'none'; style-src {allowed(style)}; script-src {allowed(script)}; base-uri 'none'"
+
+
+def _refuse_none(value: object) -> object:
+    assert value is not None, "a figure that is absent must be said to be so"
+    return value
+
+
+def _data(shown: Sequence[Shown]) -> Markup:
+    """The evaluations as JSON that cannot end the element it stands in."""
+    text = json.dumps([sae.evaluation.model_dump(mode="json") for sae in shown], allow_nan=False)
+    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
+
+
+def _tiles(sae: Shown) -> list[tuple[str, str, str, str]]:
+    """The figures to read first: name, value, unit, and what stands under it."""
+    e = sae.evaluation
+
+    def interval(figure: Figure) -> str:
+        said = figure.interval_said(e)
+        return f"95%: {said}" if said else ""
+
+    recovered = RECOVERED.said(e)
+    return [
+        ("Explained variance", say(e.explained_variance, "share"), "", f"FVU {say(e.fvu)}"),
+        ("NMSE", say(e.nmse), "", interval(NMSE)),
+        ("L0", f"{e.l0.mean:,.1f}", "", f"of {e.d_sae:,} latents"),
+        ("Dead latents", say(e.dead.share, "share"), "", f"in {e.dead.window:,} rows"),
+        ("Added cross-entropy", say(e.language.delta_ce), "nats", interval(DELTA_CE)),
+        ("Loss recovered", recovered or "—", "",
+         "of zero ablation" if recovered else "zero ablation costs nothing here"),
+    ]
+
+
+def _sections(drawn: Sequence[Shown]) -> list[tuple[str, str, list[Card]]]:
+    training = cards.training_cards(drawn)
+    sections = [
+        ("Error against sparsity", "", cards.frontier_cards(drawn) if len(drawn) > 1 else []),
+        ("What the reconstruction costs the model", "The layer's output is replaced by the SAE's reconstruction while "
+         "the model runs, and by the mean row and by zeros for comparison. Thin lines are 95% intervals.",
+         cards.model_cards(drawn)),
+        ("Sparsity and dictionary", "", cards.sparsity_cards(drawn)),
+        ("Where the error is", "", cards.place_cards(drawn)),
+        ("Training", "" if training else "Not known: no metrics.jsonl of a run lies beside these evaluations.",
+         training),
+    ]
+    return [section for section in sections if section[1] or section[2]]
+
+
+def _subsets(evaluation: Evaluation) -> list[tuple[str, int, float, Evaluation | Subset, float, float | None]]:
+    """Name, rows, share of rows, the figures, mean L0 and added cross-entropy; all rows first."""
+    rows: list[tuple[str, int, float, Evaluation | Subset, float, float | None]] = [
+        ("all rows", evaluation.rows, 1.0, evaluation, evaluation.l0.mean,
+         evaluation.language.delta_ce)]
+    rows += [(subset_name(name), subset.rows, subset.rows / evaluation.rows, subset, subset.l0,
+              None if subset.language is None else subset.language.delta_ce)
+             for name, subset in evaluation.subsets.items()]
+    return rows
+
+
+def _facts(sae: Shown) -> list[tuple[str, str]]:
+    """What was measured, on what."""
+    e, text = sae.evaluation, sae.evaluation.text
+    facts = [
+        ("SAE", e.sae),
+        ("Architecture", e.architecture + (f", k {e.k}" if e.k is not None else "")),
+        ("Width", f"{e.d_sae:,} latents of {e.d_model:,} dimensions"),
+        ("Input", "as it is" if e.normalize == "none" else e.normalize.replace("_", " ")),
+        ("Model", e.model),
+        ("Revision", e.model_revision),
+        ("Layer", f"{e.layer}, its output (the residual stream)"),
+        ("Measured on", f"{text.name}: {e.rows:,} rows of {text.documents:,} documents"
+         + (" (an activation store)" if text.kind == "store" else "")),
+        ("Cross-entropy on", f"{e.language.predictions:,} predicted tokens"),
+        ("Tokens", f"hash {text.tokens_hash}"),
+        ("First positions", f"the first {text.first_positions} of a sequence"),
+        ("Outlier norm", f"‖x‖ over {say(text.outlier_norm)}"),
+        ("Mean ablation", f"mean over {text.mean_of}"),
+        ("Intervals", f"95%, bootstrap over {text.resampled:,} "
+         + ("documents" if text.resampled == text.documents else "groups of documents")),
+    ]
+    if sae.training:
+        facts.append(("Trained on", f"{format_count(sae.training[-1].tokens)} tokens"))
+    if e.run_hash is not None:
+        facts.append(("Run", e.run_hash))
+    return facts
+
+
+def _training(path: Path) -> list[TrainingLine]:
+    """The lines of metrics.jsonl; none where there is no such file."""
+    if not path.is_file():
+        return []
+    try:
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is damaged (not JSON: {error}); train the SAE again in an empty folder") from error
+    return [TrainingLine(line["tokens"], line["loss"], line["lr"], line["dead_share"]) for line in lines]
