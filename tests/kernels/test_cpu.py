@@ -9,7 +9,7 @@ import torch
 
 from olmoscope.errors import UserError
 from olmoscope.kernels import cpu, cpu_topk, reference
-from olmoscope.kernels.compile import compiled
+from olmoscope.kernels.compile import call, compiled
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.interface import AdamStep, Moments
 
@@ -29,7 +29,7 @@ def float32_step(moments_dtype: torch.dtype) -> list[torch.Tensor]:
     pre_BF = x_BD @ W_FD.T
     pre_BF[:, 7] = 100  # active in every row
     values_BK, indices_BK = torch.empty(1500, 6), torch.empty(1500, 6, dtype=torch.int64)
-    cpu._run(cpu_topk.topk, pre_BF, values_BK, indices_BK)
+    call(cpu_topk.topk, pre_BF, values_BK, indices_BK)
     residual = cpu.residual(x_BD, values_BK, indices_BK, W_FD, torch.zeros(40), None, None)
     pairs = cpu.sort_pairs(values_BK, residual.dz_BK, indices_BK, 3000)
     moments = Moments(torch.zeros_like(W_FD, dtype=moments_dtype), torch.zeros_like(W_FD, dtype=moments_dtype))
