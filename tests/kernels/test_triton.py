@@ -17,7 +17,7 @@ HERE = Path(__file__).parent
 
 def run_again(**environment: str) -> None:
     train = HERE.parent / "train"
-    files = [HERE / "test_kernels.py", train / "test_step.py", train / "test_auxiliary.py"]
+    files = [HERE / "test_kernels.py", HERE / "test_candidates.py", train / "test_step.py", train / "test_auxiliary.py"]
     environment = os.environ | {"KERNELS_UNDER_TEST": "cuda", "OMP_NUM_THREADS": "1"} | environment
     done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *files], cwd=HERE.parents[1],
                           env=environment, capture_output=True, text=True)
@@ -45,11 +45,16 @@ UPDATE_CONSTANTS = {"TOUCHED": False, "HALF": False, "MIX1": 0x85EBCA6B, "MIX2":
     ("update_rows", UPDATE | {"updated_F": INT32}, UPDATE_CONSTANTS | {"TOUCHED": True}),
     ("update_rows", UPDATE | {"first_FD": HALF, "second_FD": HALF},
      UPDATE_CONSTANTS | {"updated_F": None, "HALF": True}),
+    ("scale_sums", {"sums_CF": INT32, "pre_CF": FLOAT, "maxima_CG": FLOAT, "scales_F": FLOAT, "input_scales_C": FLOAT,
+                    "bias_F": FLOAT}, {"GROUP": 32, "GROUPS_AT_ONCE": 128}),
+    ("exact_scores", {"u_CD": FLOAT, "W_FD": FLOAT, "b_F": FLOAT, "chosen_CM": INT64, "exact_CM": FLOAT},
+     {"M": 128, "TILE": 64}),
 ])
 def test_compiles_for_an_h100(name, pointers, constants, tmp_path, monkeypatch):
     """To machine code for compute capability 9.0, at the full size's block sizes; no GPU is needed for that."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    kernel = getattr(importlib.import_module("olmoscope.kernels.cuda_kernels"), name)
+    module = "cuda_candidates_kernels" if name in ("scale_sums", "exact_scores") else "cuda_kernels"
+    kernel = getattr(importlib.import_module(f"olmoscope.kernels.{module}"), name)
     signature = {argument: "constexpr" if argument in constants else pointers.get(argument, "i32")
                  for argument in kernel.arg_names}
     values = {(kernel.arg_names.index(argument),): value for argument, value in constants.items()}

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from olmoscope.kernels import cpu_rows, cpu_topk, cpu_update
 from olmoscope.kernels.compile import call
+from olmoscope.kernels.cpu_candidates import encode_candidates as encode_candidates
+from olmoscope.kernels.cpu_candidates import quantize as quantize
 from olmoscope.kernels.interface import AdamStep, Moments, Residual, SortedPairs
 from olmoscope.kernels.reference import decode as decode
 from olmoscope.kernels.rounding import step_seed

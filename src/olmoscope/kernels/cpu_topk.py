@@ -31,11 +31,11 @@ def topk(pre_BF, values_BK, indices_BK):
     rows = len(pre_BF)
     for piece in prange((rows + ROWS_PER_PIECE - 1) // ROWS_PER_PIECE):
         first = piece * ROWS_PER_PIECE
-        _topk_rows(first, min(rows, first + ROWS_PER_PIECE), pre_BF, values_BK, indices_BK)
+        topk_rows(first, min(rows, first + ROWS_PER_PIECE), pre_BF, values_BK, indices_BK)
 
 
 @compiled()
-def _topk_rows(first, stop, pre_BF, values_BK, indices_BK):
+def topk_rows(first, stop, pre_BF, values_BK, indices_BK):
     width, k = pre_BF.shape[1], values_BK.shape[1]
     blocks = width // (LANES * DEPTH)
     groups = blocks * LANES + width - blocks * LANES * DEPTH
@@ -51,7 +51,7 @@ def _topk_rows(first, stop, pre_BF, values_BK, indices_BK):
             threshold = _threshold(maxima, k, threshold)
             found = _collect(pre, blocks, maxima, threshold, values, indices)
         if k <= found:
-            _rank(values[:found], indices[:found], values_BK[row], indices_BK[row])
+            rank(values[:found], indices[:found], values_BK[row], indices_BK[row])
         else:
             _by_heap(pre, threshold, values[:k], indices[:k], values_BK[row], indices_BK[row])
 
@@ -119,7 +119,7 @@ def _collect(pre, blocks, maxima, threshold, values, indices):
 
 
 @compiled()
-def _rank(values, indices, values_K, indices_K):
+def rank(values, indices, values_K, indices_K):
     """Put candidates where they belong: their place is how many are better."""
     for one in range(len(values)):
         value, index = values[one], indices[one]

@@ -1,8 +1,7 @@
 """The hot operations on a GPU: cuBLAS for the one dense product, Triton for the rest; nothing waits for the device.
 
 What each does is said in interface.py. The product is taken in bfloat16 with float32 sums, as other trainers do (in
-float32 it would take ten times as long); everything else is in the parameters' dtype. A group of 32 neighbours is 128
-bytes, what a GPU reads at once.
+float32 it would take ten times as long); everything else is in the parameters' dtype.
 
 With `TRITON_INTERPRET=1` (read when triton is imported) the kernels run on a CPU, slowly: that is how they are tested
 where there is no GPU.
@@ -20,6 +19,7 @@ from torch import Tensor
 from olmoscope.kernels import reference
 from olmoscope.kernels.interface import AdamStep, Moments, Residual, SortedPairs
 from olmoscope.kernels.reference import decode as decode
+from olmoscope.kernels.reference import quantize as quantize
 from olmoscope.kernels.reference import sort_pairs as sort_pairs
 from olmoscope.kernels.rounding import MIX1, MIX2, step_seed
 
@@ -28,14 +28,11 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import triton
 
 from olmoscope.kernels import cuda_kernels as kernels
+from olmoscope.kernels.cuda_candidates import encode_candidates as encode_candidates
+from olmoscope.kernels.cuda_topk import topk
 
 PRE_ACTIVATIONS_AT_ONCE = 2**28
 """Most elements of the encoder product held at a time (1 GiB in float32)."""
-GROUP = 32
-MOST_SELECTED = 256
-"""Up to this k, candidates fit into the registers of one program; over it, torch.topk selects."""
-MOST_GROUPS = 16384
-"""Up to this many maxima, too (524288 latents)."""
 MOST_IN_TILE = 1024
 """Up to this k, 16 columns of a row's latents fit into registers; over it, plain torch decodes."""
 PART = 256
@@ -65,29 +62,9 @@ def encode_topk(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> t
     rows = rows_at_once(len(W_enc_FD))
     for start in range(0, len(u_BD), rows):
         chunk = slice(start, start + rows)
-        _topk(product(u_BD[chunk], W_low_FD, b_latent_F), values_BK[chunk], indices_BK[chunk])
+        topk(product(u_BD[chunk], W_low_FD, b_latent_F), values_BK[chunk], indices_BK[chunk])
     values_BK, order_BK = values_BK.relu_().sort(dim=1, descending=True, stable=True)
     return values_BK, indices_BK.gather(1, order_BK)
-
-
-def _topk(pre_CF: Tensor, values_CK: Tensor, indices_CK: Tensor) -> None:
-    """The top k of each row, in any order: of the k groups with the largest maxima, which hold them all."""
-    (rows, width), k = pre_CF.shape, values_CK.shape[1]
-    groups = triton.cdiv(width, GROUP)
-    if not k <= min(groups, MOST_SELECTED) or groups > MOST_GROUPS:
-        torch.topk(pre_CF, k, sorted=False, out=(values_CK, indices_CK))
-        return
-    maxima_CG = pre_CF.new_empty(rows, groups)
-    chosen_CK = torch.empty(rows, k, dtype=torch.int32, device=pre_CF.device)
-    bits = torch.finfo(pre_CF.dtype).bits
-    at_once = min(128, triton.next_power_of_2(groups))
-    kernels.group_maxima[(rows, triton.cdiv(groups, at_once))](
-        pre_CF, maxima_CG, width, groups, GROUP=GROUP, GROUPS_AT_ONCE=at_once)
-    kernels.select_groups[(rows,)](
-        maxima_CG, chosen_CK, groups, k, BITS=bits, GROUPS=triton.next_power_of_2(groups), num_warps=8)
-    kernels.select_elements[(rows,)](
-        pre_CF, chosen_CK, values_CK, indices_CK, width, k, BITS=bits, GROUP=GROUP, K=triton.next_power_of_2(k),
-        num_warps=8)
 
 
 def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor, b_pre_D: Tensor,

@@ -74,6 +74,18 @@ class Moments:
     """`[F]` int32, Adam on touched rows only: the step at which each row was last updated."""
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """A dictionary in 8 bits, each latent's largest weight at 127; the layout is the backend's own."""
+
+    weights: Tensor
+    """int8."""
+    scales_F: Tensor
+    """float32: what a weight of 1 stands for, for each latent."""
+    start_F: Tensor | None = None
+    """int32, what sums of products start with, where inputs are unsigned."""
+
+
 class Kernels(Protocol):
     """The hot operations of a tied TopK SAE."""
 
@@ -89,6 +101,25 @@ class Kernels(Protocol):
         Returns:
             values_BK, not negative and descending in each row, and indices_BK (int64). A value is 0 where the
             pre-activation was not positive: the ReLU comes after the top-k, so fewer than k may be active.
+        """
+
+    def quantize(self, W_enc_FD: Tensor, into: Quantized | None = None) -> Quantized:
+        """An encoder in 8 bits.
+
+        Args:
+            into: an earlier result for an encoder of the same shape, to be written over.
+        """
+
+    def encode_candidates(self, u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, quantized: Quantized, k: int,
+                          margin: int) -> tuple[Tensor, Tensor]:
+        """`encode_topk`, if the product in 8 bits finds the top k among its own top k + margin.
+
+        The rows are quantised too, each with a scale of its own; the exact scores of the candidates decide which k of
+        them are returned, and are the values.
+
+        Args:
+            quantized: of `W_enc_FD` as it is now.
+            margin: candidates beyond k, 0 or more.
         """
 
     def rows_at_once(self, d_sae: int) -> int:

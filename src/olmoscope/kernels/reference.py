@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from olmoscope.kernels.interface import AdamStep, Moments, Residual, SortedPairs
+from olmoscope.kernels.interface import AdamStep, Moments, Quantized, Residual, SortedPairs
 from olmoscope.kernels.rounding import random_bits, round_to_bfloat16
 
 PRE_ACTIVATIONS_AT_ONCE = 2**24
@@ -31,6 +31,40 @@ def encode_topk(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> t
     for start in range(0, len(u_BD), rows):
         chunk = slice(start, start + rows)
         torch.topk(product(u_BD[chunk], W_enc_FD, b_latent_F), k, out=(values_BK[chunk], indices_BK[chunk]))
+    return values_BK.relu_(), indices_BK
+
+
+def quantize(W_enc_FD: Tensor, into: Quantized | None = None) -> Quantized:
+    weights_FD, scales_F1 = quantize_rows(W_enc_FD)
+    if into is None:
+        return Quantized(weights_FD, scales_F1.squeeze(1))
+    into.weights.copy_(weights_FD)
+    into.scales_F.copy_(scales_F1.squeeze(1))
+    return into
+
+
+def quantize_rows(rows_RD: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole numbers from -127 to 127 as int8, and what 1 stands for in each row, `[R, 1]` float32."""
+    scales_R1 = rows_RD.abs().amax(dim=1, keepdim=True).float() / 127
+    inverse_R1 = torch.where(scales_R1 > 0, 1 / scales_R1, 0)
+    return (rows_RD * inverse_R1).round_().to(torch.int8), scales_R1
+
+
+def encode_candidates(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, quantized: Quantized, k: int,
+                      margin: int) -> tuple[Tensor, Tensor]:
+    values_BK = u_BD.new_empty(len(u_BD), k)
+    indices_BK = torch.empty(len(u_BD), k, dtype=torch.int64, device=u_BD.device)
+    candidates = min(k + margin, len(W_enc_FD))
+    weights_FD = quantized.weights.float()  # sums of products of bytes are whole numbers, nearly exact in float32
+    rows = max(1, min(rows_at_once(len(W_enc_FD)), PRE_ACTIVATIONS_AT_ONCE // (W_enc_FD.shape[1] * candidates)))
+    for start in range(0, len(u_BD), rows):
+        chunk = slice(start, start + rows)
+        inputs_CD, scales_C1 = quantize_rows(u_BD[chunk])
+        rough_CF = (inputs_CD.float() @ weights_FD.T) * quantized.scales_F * scales_C1 + b_latent_F
+        chosen_CM = rough_CF.topk(candidates).indices
+        exact_CM = torch.bmm(W_enc_FD[chosen_CM], u_BD[chunk].unsqueeze(2)).squeeze(2) + b_latent_F[chosen_CM]
+        values_BK[chunk], order_CK = exact_CM.topk(k)
+        indices_BK[chunk] = chosen_CM.gather(1, order_CK)
     return values_BK.relu_(), indices_BK
 
 

@@ -1,0 +1,56 @@
+"""Exact top-k of rows on a GPU: of the k groups with the largest maxima, which hold them all.
+
+A group of 32 neighbours is 128 bytes, what a GPU reads at once. Shapes: C rows, F latents, K kept a row, G groups.
+"""
+
+import torch
+import triton
+from torch import Tensor
+
+from olmoscope.kernels import cuda_kernels as kernels
+
+GROUP = 32
+MOST_SELECTED = 256
+"""Up to this k, candidates fit into the registers of one program; over it, torch.topk selects."""
+MOST_GROUPS = 16384
+"""Up to this many maxima, too (524288 latents)."""
+
+
+def group_tiles(pre_CF: Tensor) -> tuple[Tensor, tuple[int, int], int]:
+    """Room for the group maxima of some rows, `[C, G]`; the programs that fill it, and how many groups each takes."""
+    rows, width = pre_CF.shape
+    groups = triton.cdiv(width, GROUP)
+    at_once = min(128, triton.next_power_of_2(groups))
+    maxima_CG = torch.empty(rows, groups, dtype=pre_CF.dtype, device=pre_CF.device)
+    return maxima_CG, (rows, triton.cdiv(groups, at_once)), at_once
+
+
+def topk(pre_CF: Tensor, values_CK: Tensor, indices_CK: Tensor) -> None:
+    """The top k of each row, in any order."""
+    width, k = pre_CF.shape[1], values_CK.shape[1]
+    if not _fits(width, k):
+        torch.topk(pre_CF, k, sorted=False, out=(values_CK, indices_CK))
+        return
+    maxima_CG, programs, at_once = group_tiles(pre_CF)
+    kernels.group_maxima[programs](pre_CF, maxima_CG, width, maxima_CG.shape[1], GROUP=GROUP, GROUPS_AT_ONCE=at_once)
+    topk_of_groups(pre_CF, maxima_CG, values_CK, indices_CK)
+
+
+def topk_of_groups(pre_CF: Tensor, maxima_CG: Tensor, values_CK: Tensor, indices_CK: Tensor) -> None:
+    """The same where the maxima are known."""
+    (rows, groups), width, k = maxima_CG.shape, pre_CF.shape[1], values_CK.shape[1]
+    if not _fits(width, k):
+        torch.topk(pre_CF, k, sorted=False, out=(values_CK, indices_CK))
+        return
+    chosen_CK = torch.empty(rows, k, dtype=torch.int32, device=pre_CF.device)
+    bits = torch.finfo(pre_CF.dtype).bits
+    kernels.select_groups[(rows,)](
+        maxima_CG, chosen_CK, groups, k, BITS=bits, GROUPS=triton.next_power_of_2(groups), num_warps=8)
+    kernels.select_elements[(rows,)](
+        pre_CF, chosen_CK, values_CK, indices_CK, width, k, BITS=bits, GROUP=GROUP, K=triton.next_power_of_2(k),
+        num_warps=8)
+
+
+def _fits(width: int, k: int) -> bool:
+    groups = -(-width // GROUP)
+    return k <= min(groups, MOST_SELECTED) and groups <= MOST_GROUPS
