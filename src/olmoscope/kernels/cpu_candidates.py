@@ -46,7 +46,7 @@ def encode_candidates(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, quanti
         used = slice(0, -(-len(u_CD) // tile) * tile)
         call(cpu_int8.quantize_inputs, u_CD, inputs_CD[used], input_scales_C[used])
         call(cpu_int8.product, inputs_CD[used], quantized.weights, quantized.start_F, quantized.scales_F, bias_F,
-            input_scales_C[used], pre_CF[used])
-        call(cpu_choose.choose, pre_CF, u_CD, W_enc_FD, b_latent_F, np.int64(min(k + margin, latents)), values_BK[chunk],
-            indices_BK[chunk])
+             input_scales_C[used], pre_CF[used])
+        call(cpu_choose.choose, pre_CF, u_CD, W_enc_FD, b_latent_F, np.int64(min(k + margin, latents)),
+             values_BK[chunk], indices_BK[chunk])
     return values_BK, indices_BK
