@@ -9,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from olmoscope.activations.store import Store
 from olmoscope.errors import UserError
-from olmoscope.features.format import damaged
+from olmoscope.features.format import map_tensors
 from olmoscope.features.sorting import sort_firings
 from olmoscope.files import atomic_path
 from olmoscope.progress import bar
@@ -98,12 +97,14 @@ def encode_segment(sae: SparseAutoencoder, rows: Rows, segment: int) -> Firings:
         UserError: damaged files, or an activation is not finite.
     """
     device = sae.W_dec_FD.device
-    counts, latents, values = [], [], []
+    counts, latents, values = ([torch.empty(0, dtype=dtype)] for dtype in (torch.int64, torch.int32, torch.float32))
     for start in range(0, rows.store.segment_rows[segment], ROWS_AT_ONCE):
         part = slice(start, min(start + ROWS_AT_ONCE, rows.store.segment_rows[segment]))
         x_BD = rows.store.read(rows.layer, segment, part)
         if rows.masks is not None:
             x_BD = x_BD[torch.from_numpy(rows.masks[segment][part])]
+            if not len(x_BD):
+                continue
         codes = sae.encode(x_BD.to(device))
         if not bool(torch.isfinite(codes.values_BK).all()):
             raise UserError(f"the SAE's activations are not finite on layer {rows.layer} of segment {segment} of "
@@ -150,8 +151,12 @@ class Runs:
     """The runs of all segments, for merging. Holds their offsets: 4 bytes a latent and segment."""
 
     def __init__(self, work: Path, segments: int) -> None:
-        self.paths = [run_path(work, segment) for segment in range(segments)]
-        self.offsets_GF1 = np.stack([self._read(path, "offsets") for path in self.paths])
+        """
+        Raises:
+            UserError: one is missing or damaged.
+        """
+        self._runs = [map_tensors(run_path(work, segment)) for segment in range(segments)]
+        self.offsets_GF1 = np.stack([run["offsets"] for run in self._runs])
 
     def counts(self) -> np.ndarray:
         """Firings of each latent, `[F]` int64."""
@@ -159,8 +164,8 @@ class Runs:
 
     def sample(self) -> Sample:
         """All sampled rows, segment by segment."""
-        counts = np.concatenate([self._read(path, "sample.counts") for path in self.paths])
-        latents = np.concatenate([self._read(path, "sample.latents") for path in self.paths])
+        counts = np.concatenate([run["sample.counts"] for run in self._runs])
+        latents = np.concatenate([run["sample.latents"] for run in self._runs])
         return Sample(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]), latents)
 
     def read(self, first: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -172,21 +177,8 @@ class Runs:
         offsets_GC1 = self.offsets_GF1[:, first : stop + 1].astype(np.int64)
         begins_G = np.concatenate([[0], np.cumsum(offsets_GC1[:, -1] - offsets_GC1[:, 0])])
         places, values = np.empty(begins_G[-1], np.int32), np.empty(begins_G[-1], np.float32)
-        for run, path in enumerate(self.paths):
-            part = slice(int(offsets_GC1[run, 0]), int(offsets_GC1[run, -1]))
-            with _opened(path) as file:
-                places[begins_G[run] : begins_G[run + 1]] = file.get_slice("places")[part]
-                values[begins_G[run] : begins_G[run + 1]] = file.get_slice("values")[part]
+        for number, run in enumerate(self._runs):
+            part = slice(int(offsets_GC1[number, 0]), int(offsets_GC1[number, -1]))
+            places[begins_G[number] : begins_G[number + 1]] = run["places"][part]
+            values[begins_G[number] : begins_G[number + 1]] = run["values"][part]
         return begins_G[:-1], offsets_GC1 - offsets_GC1[:, :1], places, values
-
-    def _read(self, path: Path, name: str) -> np.ndarray:
-        with _opened(path) as file:
-            tensor: np.ndarray = file.get_tensor(name)
-            return tensor
-
-
-def _opened(path: Path) -> safe_open:
-    try:
-        return safe_open(path, "np")
-    except (FileNotFoundError, SafetensorError) as error:
-        raise damaged(path, str(error)) from error
