@@ -226,6 +226,18 @@ class Auxiliary(_Frozen):
     """A latent takes part while it has not fired in this many tokens."""
 
 
+MOST_MARGIN = 448
+"""Of candidates: more of them cost more than the exact product."""
+
+
+class Candidates(_Frozen):
+    """The encoder's product in int8, which proposes latents; their exact scores decide (train/candidates.py)."""
+
+    margin: Annotated[int, Field(ge=0, le=MOST_MARGIN)] = 16
+    """Candidates of a row beyond k, at first: where they miss more than 0.01 % of the top k, which is measured while
+    training, they become more."""
+
+
 class Train(_Frozen):
     """How every SAE of the recipe is trained."""
 
@@ -249,6 +261,9 @@ class Train(_Frozen):
     together: Count | Literal["fit"] = "fit"
     """SAEs trained at once on one read: a number, or as many as fit in the free memory of the device. Each becomes
     what it would have become alone."""
+    candidates: Candidates | None = None
+    """Find the top k from a product in 8 bits, faster and nearly always the same; null: the exact product. On a CPU
+    it pays where there is AVX-512 VNNI."""
     auxiliary: Auxiliary | None = None
     """Keeps latents from staying dead; null: no such loss."""
     dead_window: Count = 500_000

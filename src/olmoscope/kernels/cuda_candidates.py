@@ -11,10 +11,12 @@ from torch import Tensor
 from olmoscope.kernels import cuda_candidates_kernels as kernels
 from olmoscope.kernels.cuda_topk import GROUP, group_tiles, topk_of_groups
 from olmoscope.kernels.interface import Quantized
-from olmoscope.kernels.reference import quantize_rows
+from olmoscope.kernels.reference import quantize_rows, scores
 
 SUMS_AT_ONCE = 2**28
 """Most elements of the product held at a time (1 GiB)."""
+MOST_IN_TILE = 1024
+"""Up to so many candidates, 16 columns of their latents fit into registers; over it, plain torch computes."""
 LEAST_ROWS = 32
 """torch._int_mm wants more than 16 rows, and columns by eights."""
 
@@ -58,6 +60,8 @@ def _product(inputs_CD: Tensor, weights_FD: Tensor) -> Tensor:
 
 def _scores(u_CD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, chosen_CM: Tensor) -> Tensor:
     """u · W + b of the chosen latents."""
+    if chosen_CM.shape[1] > MOST_IN_TILE:
+        return scores(u_CD, W_enc_FD, b_latent_F, chosen_CM)
     exact_CM = torch.empty_like(chosen_CM, dtype=u_CD.dtype)
     M = triton.next_power_of_2(chosen_CM.shape[1])
     tile = min(triton.next_power_of_2(u_CD.shape[1]), max(16, 8192 // M))

@@ -56,16 +56,26 @@ def encode_candidates(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, quanti
     indices_BK = torch.empty(len(u_BD), k, dtype=torch.int64, device=u_BD.device)
     candidates = min(k + margin, len(W_enc_FD))
     weights_FD = quantized.weights.float()  # sums of products of bytes are whole numbers, nearly exact in float32
-    rows = max(1, min(rows_at_once(len(W_enc_FD)), PRE_ACTIVATIONS_AT_ONCE // (W_enc_FD.shape[1] * candidates)))
+    rows = rows_at_once(len(W_enc_FD))
     for start in range(0, len(u_BD), rows):
         chunk = slice(start, start + rows)
         inputs_CD, scales_C1 = quantize_rows(u_BD[chunk])
         rough_CF = (inputs_CD.float() @ weights_FD.T) * quantized.scales_F * scales_C1 + b_latent_F
         chosen_CM = rough_CF.topk(candidates).indices
-        exact_CM = torch.bmm(W_enc_FD[chosen_CM], u_BD[chunk].unsqueeze(2)).squeeze(2) + b_latent_F[chosen_CM]
+        exact_CM = scores(u_BD[chunk], W_enc_FD, b_latent_F, chosen_CM)
         values_BK[chunk], order_CK = exact_CM.topk(k)
         indices_BK[chunk] = chosen_CM.gather(1, order_CK)
     return values_BK.relu_(), indices_BK
+
+
+def scores(u_CD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, chosen_CM: Tensor) -> Tensor:
+    """u · W + b of some latents of each row, `[C, M]`."""
+    exact_CM = b_latent_F[chosen_CM]
+    rows = max(1, PRE_ACTIVATIONS_AT_ONCE // (W_enc_FD.shape[1] * chosen_CM.shape[1]))
+    for start in range(0, len(u_CD), rows):
+        chunk = slice(start, start + rows)
+        exact_CM[chunk] += torch.bmm(W_enc_FD[chosen_CM[chunk]], u_CD[chunk].unsqueeze(2)).squeeze(2)
+    return exact_CM
 
 
 def rows_at_once(d_sae: int) -> int:

@@ -20,6 +20,7 @@ from olmoscope.activations.rounds import Rounds
 from olmoscope.activations.stream import START
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json, write_text
+from olmoscope.progress import console
 from olmoscope.provenance import provenance
 from olmoscope.recipe import SAE, Recipe, Train
 from olmoscope.recipe_file import load_recipe
@@ -72,7 +73,8 @@ class Run:
         # A checkpoint brings its own bias: the mean costs a read, or a forward pass.
         mean_D = torch.zeros(rounds.manifest.model.d_model) if found else rounds.sample_mean(spec.layer, spec.normalize)
         sae = initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D.to(device), recipe.seed)
-        self.step = Step(sae, Adam.of(self.settings), self.settings.auxiliary)
+        self.step = Step(sae, Adam.of(self.settings), self.settings.auxiliary,
+                         candidates=self.settings.candidates)
         if found:
             self._load(found[-1])
         self.saved = self.step.count
@@ -97,6 +99,9 @@ class Run:
         """
         self.step(x_BD, learning_rate(self.settings, self.step.count, self.steps))
         self.position = position
+        if self.step.candidates and (warning := self.step.candidates.judge(self.step.count)):
+            self.log(warning)
+            console.print(f"{self.spec.id}: {warning}", style="yellow", markup=False, highlight=False)
         line = None
         last = self.step.count == self.steps
         if self.step.count % self.settings.log_every == 0 or last:
@@ -176,6 +181,8 @@ class Run:
             "lr": learning_rate(self.settings, self.step.count - 1, self.steps)}
         if self.settings.auxiliary:
             line["auxiliary_loss"] = sums.auxiliary / sums.auxiliary_rows if sums.auxiliary_rows else None
+        if self.step.candidates:
+            line |= {"candidates_found": self.step.candidates.take_found(), "margin": self.step.candidates.margin}
         with (self.folder / "metrics.jsonl").open("a") as metrics:
             metrics.write(json.dumps(line) + "\n")
         rate = (self.step.tokens - self._tokens_before) / (time.monotonic() - self._started)

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.interface import Kernels, Residual
-from olmoscope.recipe import Auxiliary
+from olmoscope.recipe import Auxiliary, Candidates
 from olmoscope.sae.rows import RowStatistics
 from olmoscope.sae.topk import TopK
 from olmoscope.train.adam import Adam, bias_moments, update_bias
 from olmoscope.train.auxiliary import REFRESH_STEPS, AuxiliaryLoss
+from olmoscope.train.candidates import CandidateSearch
 from olmoscope.train.gradients import Gradients, sorted_together
 
 
@@ -45,10 +46,11 @@ class Step:
     Args:
         auxiliary: settings of the auxiliary loss; None: no such loss.
         kernels: those of the SAE's device, unless a test wants others.
+        candidates: settings of the search by candidates; None: the encoder's product is exact.
     """
 
     def __init__(self, sae: TopK, adam: Adam, auxiliary: Auxiliary | None = None,
-                 kernels: Kernels | None = None) -> None:
+                 kernels: Kernels | None = None, candidates: Candidates | None = None) -> None:
         self.sae = sae
         self.adam = adam
         self.kernels = kernels or kernels_for(sae.W_dec_FD.device)
@@ -62,6 +64,7 @@ class Step:
         self.sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=device)
         """`Sums`, kept on the device: reading them waits for it."""
         self.auxiliary = AuxiliaryLoss(auxiliary, sae, self.kernels) if auxiliary else None
+        self.candidates = CandidateSearch(candidates, sae, self.kernels) if candidates else None
 
     @torch.no_grad()
     def __call__(self, x_BD: Tensor, lr: float) -> None:
@@ -69,7 +72,10 @@ class Step:
         sae, kernels, moments = self.sae, self.kernels, self.moments
         x_BD = x_BD.to(sae.W_dec_FD.dtype).contiguous()
         u_BD, statistics = sae.center(x_BD)
-        values_BK, indices_BK = kernels.encode_topk(u_BD, sae.W_enc_FD, sae.b_latent_F, sae.k)
+        if self.candidates is None:
+            values_BK, indices_BK = kernels.encode_topk(u_BD, sae.W_enc_FD, sae.b_latent_F, sae.k)
+        else:
+            values_BK, indices_BK = self.candidates.encode(u_BD, self.count)
         mean_B1, std_B1 = (None, None) if statistics is None else (statistics.mean_B1, statistics.std_B1)
         residual = kernels.residual(x_BD, values_BK, indices_BK, sae.W_dec_FD, sae.b_pre_D, mean_B1, std_B1)
         losses = [Gradients(values_BK, residual.dz_BK, indices_BK, residual.e_BD, u_BD)]
@@ -96,7 +102,11 @@ class Step:
         found = self.sae.parameters() | {"last_fired": self.last_fired_F, "sums": self.sums}
         for name, moments in self.moments.items():
             found |= {f"adam.{name}.{part}": tensor for part, tensor in vars(moments).items() if tensor is not None}
-        return found if self.auxiliary is None else found | {"auxiliary.dead": self.auxiliary.dead_F}
+        if self.auxiliary is not None:
+            found["auxiliary.dead"] = self.auxiliary.dead_F
+        if self.candidates is not None:
+            found |= {"candidates.counts": self.candidates.counts, "candidates.margin": self.candidates.margin_1}
+        return found
 
     def restore(self, count: int, tokens: int, tensor: Callable[[str], Tensor]) -> None:
         """Go on from a state.

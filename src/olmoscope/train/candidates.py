@@ -1,0 +1,92 @@
+"""The encoder's top k from a product in 8 bits while training, watched: how many of the exact top k does it find?
+
+Every CHECK_STEPS steps some rows of the batch are encoded exactly too, and what was missed is counted on the device.
+Every JUDGE_STEPS steps the counts are read: if more was missed than MISSED_AT_MOST allows, the margin is widened, and
+in the end given up for the exact product. Both depend on the step alone, and the counts and the margin are part of a
+checkpoint, so a run that was killed goes on as if nothing had been.
+"""
+
+import torch
+from torch import Tensor
+
+from olmoscope.kernels import reference
+from olmoscope.kernels.interface import Kernels, Quantized
+from olmoscope.recipe import MOST_MARGIN, Candidates
+from olmoscope.sae.topk import TopK
+
+CHECK_STEPS = 16
+CHECKED_ROWS = 16
+JUDGE_STEPS = 64
+MISSED_AT_MOST = 1e-4
+"""Share of the active latents of the exact top k."""
+JUDGED_AS = 20_000
+"""Latents: fewer are judged as if they were so many, so that one miss in the first check is not yet too much."""
+ROUNDING = 1e-5
+"""A value that is so close to the least one kept, relative to it, is not missed: float32 sums differ by their order."""
+EXACT = -1
+"""The margin that stands for the exact product."""
+
+
+class CandidateSearch:
+    """What `Step` encodes with in place of the exact product."""
+
+    def __init__(self, settings: Candidates, sae: TopK, kernels: Kernels) -> None:
+        self.sae, self.kernels = sae, kernels
+        device = sae.W_enc_FD.device
+        self.counts = torch.zeros(4, dtype=torch.int64, device=device)
+        """Latents checked and missed since the last line of metrics; and since the margin was set."""
+        self.margin_1 = torch.tensor([settings.margin])
+        """Kept on the host; `EXACT` if candidates were given up."""
+        self._quantized: Quantized | None = None
+
+    @property
+    def margin(self) -> int:
+        return int(self.margin_1)
+
+    def encode(self, u_BD: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """As `Kernels.encode_topk`, for the batch of a step (counted from 0)."""
+        sae = self.sae
+        if self.margin == EXACT:
+            return self.kernels.encode_topk(u_BD, sae.W_enc_FD, sae.b_latent_F, sae.k)
+        self._quantized = self.kernels.quantize(sae.W_enc_FD, self._quantized)
+        values_BK, indices_BK = self.kernels.encode_candidates(u_BD, sae.W_enc_FD, sae.b_latent_F, self._quantized,
+                                                               sae.k, self.margin)
+        if step % CHECK_STEPS == 0:
+            apart = max(1, len(u_BD) // CHECKED_ROWS)
+            some = slice(0, CHECKED_ROWS * apart, apart)
+            self._check(u_BD[some], values_BK[some], indices_BK[some])
+        return values_BK, indices_BK
+
+    def judge(self, steps: int) -> str | None:
+        """Widen the margin if that is due after so many steps; waits for the device every JUDGE_STEPS steps.
+
+        Returns:
+            What there is to say about it, if it was widened.
+        """
+        if steps % JUDGE_STEPS or self.margin == EXACT:
+            return None
+        checked, missed = self.counts[2:].tolist()
+        if missed <= MISSED_AT_MOST * max(checked, JUDGED_AS):
+            return None
+        before = self.margin
+        wider = min(max(2 * before, before + 8), self.sae.d_sae - self.sae.k)
+        self.margin_1.fill_(wider if wider <= MOST_MARGIN else EXACT)
+        self.counts[2:].zero_()
+        return (f"warning: at step {steps} the 8-bit candidates (k + {before}) held {1 - missed / checked:.4%} of the "
+                f"top k; " + ("from here on the exact product is taken (leave out train.candidates)"
+                              if self.margin == EXACT else f"from here on there are k + {wider}"))
+
+    def take_found(self) -> float | None:
+        """Share of the top k that was found since the last call; None if nothing was checked."""
+        checked, missed = self.counts[:2].tolist()
+        self.counts[:2].zero_()
+        return 1 - missed / checked if checked else None
+
+    def _check(self, u_RD: Tensor, values_RK: Tensor, indices_RK: Tensor) -> None:
+        sae = self.sae
+        want_RK, wanted_RK = reference.encode_topk(u_RD, sae.W_enc_FD, sae.b_latent_F, sae.k)
+        found_RK = (wanted_RK.unsqueeze(2) == indices_RK.unsqueeze(1)).any(dim=2)
+        found_RK |= want_RK <= values_RK[:, -1:] * (1 + ROUNDING)
+        active_RK = want_RK > 0
+        checked, missed = active_RK.sum(), (active_RK & ~found_RK).sum()
+        self.counts += torch.stack([checked, missed, checked, missed])

@@ -1,0 +1,116 @@
+"""Training with candidates from an 8-bit product: the same SAE on ordinary rows; a margin that widens where it must."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+from helpers import recipe, write_documents
+from olmoscope.activations.collect import collect
+from olmoscope.activations.store import open_store
+from olmoscope.files import sha256
+from olmoscope.recipe import Candidates
+from olmoscope.sae.topk import initialize
+from olmoscope.train import candidates as module
+from olmoscope.train.adam import Adam
+from olmoscope.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from olmoscope.train.group import train_from_store
+from olmoscope.train.run import run_folder
+from olmoscope.train.step import Step
+
+ADAM = Adam((0.9, 0.999), 1e-8)
+ROWS, D_MODEL, LATENTS, K = 256, 32, 256, 8
+
+
+def rows(seed: int, huge: float) -> Tensor:
+    """Rows one of whose channels is huge, and says nothing: its sign is random."""
+    generator = torch.Generator().manual_seed(seed)
+    x_BD = torch.randn(ROWS, D_MODEL, generator=generator)
+    x_BD[:, 0] *= huge
+    return x_BD
+
+
+def steps_on(huge: float, count: int, step: Step, first: int = 0) -> list[str]:
+    """Train; what there was to say."""
+    said = []
+    for number in range(first, count):
+        step(rows(number, huge), 1e-3)
+        if step.candidates and (warning := step.candidates.judge(step.count)):
+            said.append(warning)
+    return said
+
+
+def fresh(candidates: Candidates | None) -> Step:
+    sae = initialize(D_MODEL, LATENTS, K, "none", torch.zeros(D_MODEL), seed=0)
+    sae.W_enc_FD[:, 0] *= 1e-4  # so that the huge channel does not decide alone
+    return Step(sae, ADAM, candidates=candidates)
+
+
+def test_on_ordinary_rows_it_trains_as_the_exact_product_does():
+    exact, rough = fresh(None), fresh(Candidates(margin=16))
+    assert steps_on(1.0, 130, exact) == [] == steps_on(1.0, 130, rough)
+    torch.testing.assert_close(rough.sae.W_enc_FD, exact.sae.W_enc_FD, rtol=1e-3, atol=1e-3)
+    assert rough.take_sums().loss == pytest.approx(exact.take_sums().loss, rel=1e-4)
+    checked = rough.candidates.counts[0]
+    assert checked > 8 * module.CHECKED_ROWS * K * 0.9 and rough.candidates.take_found() == 1.0
+    assert rough.candidates.take_found() is None and rough.candidates.margin == 16
+
+
+def test_what_it_misses_is_counted_and_widens_the_margin(monkeypatch):
+    monkeypatch.setattr(module, "JUDGED_AS", 100)
+    step = fresh(Candidates(margin=0))
+    said = steps_on(1000.0, 2 * module.JUDGE_STEPS, step)
+    assert said[0].startswith("warning: at step 64 the 8-bit candidates (k + 0) held ") and "k + 8" in said[0]
+    assert step.candidates.margin == (16 if len(said) == 2 else 8)
+    assert step.candidates.take_found() < 1
+
+
+def test_at_the_widest_margin_the_exact_product_takes_over(monkeypatch):
+    monkeypatch.setattr(module, "JUDGED_AS", 1)
+    monkeypatch.setattr(module, "MOST_MARGIN", 4)
+    step = fresh(Candidates(margin=0))
+    said = steps_on(1000.0, module.JUDGE_STEPS, step)
+    assert len(said) == 1 and "exact product" in said[0] and step.candidates.margin == module.EXACT
+    x_BD = rows(0, 1.0)
+    got = step.candidates.encode(x_BD, step.count)
+    want = step.kernels.encode_topk(x_BD, step.sae.W_enc_FD, step.sae.b_latent_F, K)
+    assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
+    assert steps_on(1000.0, 2 * module.JUDGE_STEPS, step, module.JUDGE_STEPS) == []
+
+
+@pytest.mark.parametrize("stopped_after", [40, 70])
+def test_a_checkpoint_holds_the_margin_and_what_was_counted(monkeypatch, tmp_path, stopped_after):
+    """Before and after the margin is widened: the same bits as without a stop."""
+    monkeypatch.setattr(module, "JUDGED_AS", 100)
+    whole, first, second = (fresh(Candidates(margin=0)) for _ in range(3))
+    assert steps_on(1000.0, 100, whole)
+    steps_on(1000.0, stopped_after, first)
+    save_checkpoint(tmp_path / "checkpoint.safetensors", first, {})
+    load_checkpoint(tmp_path / "checkpoint.safetensors", second)
+    steps_on(1000.0, 100, second, stopped_after)
+    for name, tensor in whole.tensors().items():
+        assert torch.equal(tensor, second.tensors()[name]), name
+    assert whole.candidates.margin == second.candidates.margin > 0
+
+
+def test_a_run_logs_the_share_found_and_warns(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(module, "JUDGE_STEPS", 16)
+    monkeypatch.setattr(module, "MISSED_AT_MOST", -1.0)
+    write_documents(tmp_path / "corpus", count=120)
+    job = recipe(tmp_path / "corpus", tokens__count=6000, train__candidates={"margin": 24}, train__log_every=10)
+    collect(job, "train", tmp_path / "store")
+    store = open_store(tmp_path / "store")
+    list(train_from_store(job, job.saes[:1], store, tmp_path / "out"))
+    run = run_folder(tmp_path / "out", job.saes[0])
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["margin"] for line in lines] == [24, 48, 48, 96, 96]
+    assert [line["candidates_found"] is None for line in lines] == [False, False, True, False, True]
+    assert all(line["candidates_found"] in (None, 1.0) for line in lines)
+    warning = ("warning: at step 16 the 8-bit candidates (k + 24) held 100.0000% of the top k; "
+               "from here on there are k + 48")
+    assert warning in (run / "training.log").read_text()
+    assert warning in " ".join(capsys.readouterr().err.split())
+    again = tmp_path / "again"
+    list(train_from_store(job, job.saes[:1], store, again))
+    assert sha256(checkpoints(run)[0]) == sha256(checkpoints(run_folder(again, job.saes[0]))[0])
