@@ -1,10 +1,12 @@
 """Run as a script: a process that has imported everything, and forks an `olmoscope` command for each request.
 
 Killing a command and starting it again costs 4 seconds of imports otherwise. The commands are real processes and get
-real signals; only their start is short. One JSON value a line: {"start": [arguments], "output": file} is answered with
-the pid; {"wait": pid, "seconds": s} with the exit status (negative: the signal), or null if it still runs.
+real signals; only their start is short. One JSON value a line: {"start": [arguments], "output": file, "constants":
+{name: value for a constant of a module}} is answered with the pid; {"wait": pid, "seconds": s} with the exit status
+(negative: the signal), or null if it still runs.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -18,6 +20,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     import transformers.models.olmo3.modeling_olmo3  # noqa: F401
 
+    import olmoscope.features.rows_of
     import olmoscope.pipeline
     import olmoscope.tables  # noqa: F401
 
@@ -39,6 +42,9 @@ def start(request: dict) -> int:
     try:
         from olmoscope.cli import main as command
 
+        for name, value in request["constants"].items():
+            module, constant = name.rsplit("__", 1)
+            setattr(importlib.import_module(f"olmoscope.{module.replace('__', '.')}"), constant, value)
         sys.argv = ["olmoscope", *request["start"]]
         command()
         status = 0

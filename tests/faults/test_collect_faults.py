@@ -1,53 +1,19 @@
 """Collection under real faults: killed, interrupted, out of disk, run twice. The finished store is always the same."""
 
 import contextlib
-import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import Commands
 
 from helpers import recipe, write_documents
 from olmoscope.files import locked, sha256
 
 SEGMENTS = 47
-
-
-class Commands:
-    """Starts, awaits and signals `olmoscope` commands through fork_server.py."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        self.server = subprocess.Popen([sys.executable, str(Path(__file__).with_name("fork_server.py"))],
-                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                       env=os.environ | {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
-                                                         "COLUMNS": "200"})
-        self.started = 0
-
-    def ask(self, **request):
-        self.server.stdin.write(json.dumps(request) + "\n")
-        self.server.stdin.flush()
-        return json.loads(self.server.stdout.readline())
-
-    def start(self, *arguments):
-        """Start a command; returns its pid and the file of its output."""
-        self.started += 1
-        output = self.folder / f"output-{self.started}"
-        return self.ask(start=[str(argument) for argument in arguments], output=str(output)), output
-
-    def wait(self, pid, seconds=60.0):
-        """Exit status (negative: the signal), or None if it still runs after so many seconds."""
-        return self.ask(wait=pid, seconds=seconds)
-
-    def run(self, *arguments):
-        """Run a command to its end; returns exit status and output."""
-        pid, output = self.start(*arguments)
-        return self.wait(pid), output.read_text()
 
 
 @pytest.fixture(scope="module")
@@ -64,8 +30,7 @@ def job(tmp_path_factory):
 def commands(tmp_path_factory):
     commands = Commands(tmp_path_factory.mktemp("outputs"))
     yield commands
-    commands.server.stdin.close()
-    commands.server.wait()
+    commands.close()
 
 
 @pytest.fixture(scope="module")
