@@ -36,7 +36,7 @@ def make_run(run: Path, recipe: Recipe, number: int, x_BD: Tensor, steps: int = 
     """A finished run of the recipe's `number`-th SAE, trained for a few steps on `x_BD`."""
     sae = recipe.saes[number]
     mean_D = normalize_rows(x_BD, sae.normalize)[0].mean(dim=0)
-    fresh = initialize(x_BD.shape[1], sae.d_sae, sae.k, sae.normalize, mean_D, seed=number)
+    fresh = initialize(x_BD.shape[1], sae.d_sae, sae.k, sae.normalize, mean_D, seed=number, tied=sae.weights == "tied")
     step = Step(fresh, Adam((0.9, 0.999), 1e-8))
     for _ in range(steps):
         step(x_BD, lr=1e-3)

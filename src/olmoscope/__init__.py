@@ -1,4 +1,4 @@
-"""Olmoscope: collect activations, train tied TopK sparse autoencoders, measure, read and share them.
+"""Olmoscope: collect activations, train TopK sparse autoencoders, measure, read and share them.
 
 Nothing is imported here, so that `olmoscope --help` stays quick; read the folders from text/ to release/,
 which is the order in which data flows.

@@ -5,9 +5,11 @@ segment, B = rows of a training batch. Memory is estimated from what is known to
 
     collection, model's device    weights + activations of a batch (model/cost.py) + on a GPU one segment of all layers
     collection, RAM               process + segments in memory, `SEGMENTS_HELD` of all layers
-    training, SAE's device        12 (F d + F + d) of parameters and Adam's moments (8 F d for the dictionary if its
-                                  moments are bfloat16), 8 F of when each latent last fired, 6 arrays [B, d] in
-                                  float32, 40 B k of codes, and the chunks of the step
+    training, SAE's device        12 (F d + F + d) of parameters and Adam's moments (8 F d if those of the matrix are
+                                  bfloat16; 2 F d where weights are untied), 8 F of when each latent last fired, 6
+                                  arrays [B, d] in float32, 40 B k of codes, and the chunks of the step; with an
+                                  auxiliary loss 6 more arrays, its codes, and 4 F d (the rows of dead latents, if all
+                                  are)
     training, RAM                 process + `ROUNDS_HELD` rounds of the stream; beside a GPU, a checkpoint's tensors
 
 On a CPU both columns are RAM, and add up.
@@ -180,12 +182,15 @@ def _shares(recipe: Recipe) -> dict[str, float] | None:
 
 def _plan_sae(recipe: Recipe, sae: SAE, d_model: int, gpu: bool) -> SAEPlan:
     tokens, batch = recipe.tokens.count * recipe.train.epochs, recipe.train.batch
-    parameters = sae.d_sae * d_model + sae.d_sae + d_model
+    parameters = sae.parameters(d_model)
     steps = -(-recipe.tokens.count // batch) * recipe.train.epochs
     moments = 2 * (2 if recipe.train.moments == "bfloat16" else 4)
-    state = (4 + moments) * sae.d_sae * d_model + 12 * (sae.d_sae + d_model)
+    biases = sae.d_sae + d_model
+    state = (4 + moments) * (parameters - biases) + 12 * biases
     chunks = 4 * (max(PRE_ACTIVATIONS_AT_ONCE, sae.d_sae) + 2 * max(GRADIENT_AT_ONCE, d_model))
     device = state + 8 * sae.d_sae + 6 * 4 * batch * d_model + 40 * batch * sae.k + chunks
+    if auxiliary := recipe.train.auxiliary:
+        device += 6 * 4 * batch * d_model + 40 * batch * (auxiliary.k or d_model // 2) + 4 * sae.d_sae * d_model
     rounds = min(ROUND_ROWS, recipe.tokens.count) * recipe.activations.row_bytes(d_model) * ROUNDS_HELD
     ram = PROCESS_BYTES + rounds
     memory = Memory(ram + state, device) if gpu else Memory(ram + device, 0)

@@ -169,6 +169,8 @@ class SAE(_Frozen):
     d_sae: Count
     k: Count
     normalize: Literal["none", "layer_norm"] = "none"
+    weights: Literal["tied", "untied"] = "tied"
+    """Whether encoder and decoder are one matrix, or two, which start equal."""
     canonical: bool = False
     """Whether the model card recommends this one for its layer."""
 
@@ -182,7 +184,13 @@ class SAE(_Frozen):
     def id(self) -> str:
         """The release's name for it, e.g. `layer_07/width_131k/topk_64_raw`."""
         width = f"{self.d_sae // 1000}k" if self.d_sae >= 10_000 else str(self.d_sae)
-        return f"layer_{self.layer:02d}/width_{width}/topk_{self.k}_{_NORMALIZE_NAMES[self.normalize]}"
+        untied = "_untied" if self.weights == "untied" else ""
+        return f"layer_{self.layer:02d}/width_{width}/topk_{self.k}_{_NORMALIZE_NAMES[self.normalize]}{untied}"
+
+    def parameters(self, d_model: int) -> int:
+        """How many numbers training finds."""
+        matrices = 2 if self.weights == "untied" else 1
+        return matrices * self.d_sae * d_model + self.d_sae + d_model
 
 
 _NORMALIZE_NAMES = {"none": "raw", "layer_norm": "layernorm"}

@@ -33,7 +33,7 @@ def float32_step(moments_dtype: torch.dtype) -> list[torch.Tensor]:
     residual = cpu.residual(x_BD, values_BK, indices_BK, W_FD, torch.zeros(40), None, None)
     pairs = cpu.sort_pairs(values_BK, residual.dz_BK, indices_BK, 3000)
     moments = Moments(torch.zeros_like(W_FD, dtype=moments_dtype), torch.zeros_like(W_FD, dtype=moments_dtype))
-    sums = cpu.update_dictionary(W_FD, moments, pairs, residual.e_BD, x_BD, AdamStep(1e-3, 0.9, 0.999, 1e-8, 1))
+    sums = cpu.update_tied(W_FD, moments, pairs, residual.e_BD, x_BD, AdamStep(1e-3, 0.9, 0.999, 1e-8, 1))
     return [values_BK, indices_BK, *vars(residual).values(), W_FD, moments.first, moments.second, *sums]
 
 

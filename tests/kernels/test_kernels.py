@@ -37,6 +37,9 @@ def codes(seed: int, rows: int, latents: int, k: int, shut: float = 0.2) -> tupl
     return values_BK.relu().sort(dim=1, descending=True).values.to(DEVICE), indices_BK.to(DEVICE)
 
 
+ROLES = st.sampled_from(["tied", "encoder", "decoder"])
+
+
 def unit_rows(W_FD: Tensor) -> Tensor:
     return W_FD / W_FD.norm(dim=1, keepdim=True)
 
@@ -130,6 +133,25 @@ def test_sort_pairs(kernels, rows, latents, share, shut, seed):
     assert list(got) == want
 
 
+@EXAMPLES
+@given(rows=st.integers(1, 20), latents=st.integers(1, 60), places=st.integers(1, 5), more=st.integers(1, 9),
+       seed=st.integers(0, 2**31))
+def test_sort_pairs_of_two_losses(kernels, rows, latents, places, more, seed):
+    """Codes of different lengths, the second one's rows below the first one's."""
+    parts = [(*codes(seed + n, rows, latents, min(k, latents), 0.3), first)
+             for n, (k, first) in enumerate([(places, 0), (more, rows)])]
+    values_P, indices_P = (torch.cat([part[n].flatten() for part in parts]) for n in (0, 1))
+    rows_P = torch.cat([torch.arange(first, first + rows, dtype=torch.int32, device=DEVICE)
+                        .repeat_interleave(values_BK.shape[1]) for values_BK, _, first in parts])
+    pairs = kernels.sort_pairs(values_P, -values_P, indices_P, latents, rows_P)
+    end = int(pairs.offsets[-1])
+    got = zip(torch.repeat_interleave(torch.arange(latents, device=DEVICE), pairs.offsets.diff()).tolist(),
+              pairs.rows[:end].tolist(), pairs.values[:end].tolist(), strict=True)
+    want = sorted((int(i), int(r), float(v)) for i, r, v in zip(indices_P, rows_P, values_P, strict=True) if v > 0)
+    assert list(got) == want
+    assert torch.equal(pairs.gradients[:end], -pairs.values[:end])
+
+
 def batch(seed: int, rows: int, latents: int, k: int, d_model: int, hot: bool) -> tuple:
     """W, e, u, and codes with their gradients; `hot`: latent 0 is in every row."""
     values_BK, indices_BK = codes(seed, rows, latents, k)
@@ -149,38 +171,48 @@ def fresh_moments(W_FD: Tensor, seed: int, touched: bool = False) -> Moments:
 
 @EXAMPLES
 @given(rows=st.integers(1, 40), d_model=st.integers(2, 70), latents=st.integers(1, 90), share=st.floats(0, 1),
-       hot=st.booleans(), touched=st.booleans(), seed=st.integers(0, 2**31))
-def test_update_dictionary(kernels, rows, d_model, latents, share, hot, touched, seed):
+       hot=st.booleans(), touched=st.booleans(), role=ROLES, seed=st.integers(0, 2**31))
+def test_update_of_rows(kernels, rows, d_model, latents, share, hot, touched, role, seed):
     k = max(1, round(share * latents))
-    check_update(kernels, batch(seed, rows, latents, k, d_model, hot), fresh_moments, touched, seed)
+    check_update(kernels, batch(seed, rows, latents, k, d_model, hot), touched, role, seed)
 
 
-@pytest.mark.parametrize("touched", [False, True])
-def test_hot_latents_are_summed_in_parts(kernels, touched):
+@pytest.mark.parametrize(("touched", "role"), [(False, "tied"), (True, "tied"), (False, "encoder"), (True, "decoder")])
+def test_hot_latents_are_summed_in_parts(kernels, touched, role):
     """More rows than any backend takes in one piece, and one latent active in all of them."""
-    check_update(kernels, batch(0, 2500, 6, 3, 9, True), fresh_moments, touched, 0)
+    check_update(kernels, batch(0, 2500, 6, 3, 9, True), touched, role, 0)
 
 
-def check_update(kernels, batch, fresh_moments, touched, seed):
+def update(kernels, role, W_FD, moments, pairs, e_BD, u_BD, adam):
+    """The update of one role; what it gives back."""
+    rows = {"tied": (e_BD, u_BD), "encoder": (u_BD,), "decoder": (e_BD,)}[role]
+    return getattr(kernels, f"update_{role}")(W_FD, moments, pairs, *rows, adam)
+
+
+def check_update(kernels, batch, touched, role, seed):
     W_FD, e_BD, u_BD, values_BK, indices_BK, dz_BK = batch
     adam = AdamStep(lr=0.01, beta1=0.9, beta2=0.99, eps=1e-8, count=7)
     pairs = kernels.sort_pairs(values_BK, dz_BK, indices_BK, len(W_FD))
     got_W, got_moments = W_FD.clone(), fresh_moments(W_FD, seed, touched)
-    db_F, pull_D = kernels.update_dictionary(got_W, got_moments, pairs, e_BD, u_BD, adam)
+    biases = update(kernels, role, got_W, got_moments, pairs, e_BD, u_BD, adam)
 
     z_BF = torch.zeros(len(e_BD), len(W_FD), dtype=torch.float64, device=DEVICE)
     dz_BF = z_BF.scatter_add(1, indices_BK, dz_BK)
     z_BF = z_BF.scatter_add(1, indices_BK, values_BK)
-    torch.testing.assert_close(db_F, dz_BF.sum(0))
-    torch.testing.assert_close(pull_D, dz_BF.sum(0) @ W_FD)
-    dW_FD = z_BF.T @ e_BD + dz_BF.T @ u_BD
-    dW_FD -= (dW_FD * W_FD).sum(1, keepdim=True) * W_FD
+    if role == "decoder":
+        assert biases is None
+    else:
+        torch.testing.assert_close(biases[0], dz_BF.sum(0))
+        torch.testing.assert_close(biases[1], dz_BF.sum(0) @ W_FD)
+    dW_FD = z_BF.T @ e_BD * (role != "encoder") + dz_BF.T @ u_BD * (role != "decoder")
+    if role != "encoder":
+        dW_FD -= (dW_FD * W_FD).sum(1, keepdim=True) * W_FD
     moments = fresh_moments(W_FD, seed)
     steps = 5 if touched else 1
     first_FD = moments.first * 0.9**steps + 0.1 * dW_FD
     second_FD = moments.second * 0.99**steps + 0.01 * dW_FD**2
     step_FD = 0.01 * (first_FD / (1 - 0.9**7)) / ((second_FD / (1 - 0.99**7)).sqrt() + 1e-8)
-    want_W = unit_rows(W_FD - step_FD)
+    want_W = W_FD - step_FD if role == "encoder" else unit_rows(W_FD - step_FD)
     if touched:
         active_F1 = (z_BF > 0).any(0).unsqueeze(1)
         first_FD, second_FD = (torch.where(active_F1, new, old) for new, old in
@@ -193,21 +225,23 @@ def check_update(kernels, batch, fresh_moments, touched, seed):
     torch.testing.assert_close(got_W, want_W, rtol=1e-7, atol=1e-9)
 
 
-def update_bf16(kernels, repeats: int, count: int = 1) -> Moments:
+def update_bf16(kernels, repeats: int, count: int = 1, role: str = "tied") -> Moments:
     """Moments in bfloat16 after updates with the same gradient, in float32."""
     W_FD, e_BD, u_BD, values_BK, indices_BK, dz_BK = (tensor.float() if tensor.is_floating_point() else tensor
                                                       for tensor in batch(5, 30, 40, 4, 24, False))
     moments = Moments(*(torch.zeros(40, 24, dtype=torch.bfloat16, device=DEVICE) for _ in range(2)))
     pairs = kernels.sort_pairs(values_BK, dz_BK, indices_BK, 40)
     for step in range(repeats):
-        kernels.update_dictionary(W_FD, moments, pairs, e_BD, u_BD, AdamStep(0.0, 0.9, 0.999, 1e-8, count + step))
+        update(kernels, role, W_FD, moments, pairs, e_BD, u_BD, AdamStep(0.0, 0.9, 0.999, 1e-8, count + step))
     return moments
 
 
-def test_bf16_moments_are_the_same_everywhere(kernels):
+@pytest.mark.parametrize("role", ["tied", "encoder", "decoder"])
+def test_bf16_moments_are_the_same_everywhere(kernels, role):
     from olmoscope.kernels import reference
 
-    for got, want in zip(vars(update_bf16(kernels, 3)).values(), vars(update_bf16(reference, 3)).values(), strict=True):
+    found, wanted = (vars(update_bf16(backend, 3, role=role)).values() for backend in (kernels, reference))
+    for got, want in zip(found, wanted, strict=True):
         if want is not None:  # the sums differ in their last bit, which seldom tips a rounding
             assert (got.view(torch.int16) != want.view(torch.int16)).double().mean() < 0.01
 
@@ -233,6 +267,6 @@ def test_pairs_beyond_the_last_offset_are_never_read(kernels):
     results = []
     for each in (pairs, spoiled):
         W = W_FD.clone()
-        results.append((*kernels.update_dictionary(W, fresh_moments(W, 0), each, e_BD, u_BD,
+        results.append((*kernels.update_tied(W, fresh_moments(W, 0), each, e_BD, u_BD,
                                                    AdamStep(0.1, 0.9, 0.999, 1e-8, 1)), W))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -30,7 +30,8 @@ UPDATE = PAIRS | {"W_FD": FLOAT, "first_FD": FLOAT, "second_FD": FLOAT, "offsets
                   "part_offsets": INT64, "bounds_S": INT32, "db_latent_F": FLOAT, "db_pull_SD": FLOAT, "numbers": FLOAT}
 RESIDUAL = {"x_BD": FLOAT, "values_BK": FLOAT, "indices_BK": INT64, "W_FD": FLOAT, "b_pre_D": FLOAT, "loss_B": "*fp64",
             "e_BD": FLOAT, "dz_BK": FLOAT, "tiny": FLOAT}
-UPDATE_CONSTANTS = {"TOUCHED": False, "HALF": False, "MIX1": 0x85EBCA6B, "MIX2": 0xC2B2AE35, "D": 4096}
+UPDATE_CONSTANTS = {"DECODER": True, "ENCODER": True, "TOUCHED": False, "HALF": False, "MIX1": 0x85EBCA6B,
+                    "MIX2": 0xC2B2AE35, "D": 4096}
 
 
 @pytest.mark.parametrize(("name", "pointers", "constants"), [
@@ -40,11 +41,14 @@ UPDATE_CONSTANTS = {"TOUCHED": False, "HALF": False, "MIX1": 0x85EBCA6B, "MIX2":
      {"BITS": 32, "GROUP": 32, "K": 64}),
     ("residual", RESIDUAL | {"mean_B": FLOAT, "std_B": FLOAT}, {"LAYER_NORM": True, "K": 64, "TILE": 128}),
     ("residual", RESIDUAL, {"mean_B": None, "std_B": None, "LAYER_NORM": False, "K": 128, "TILE": 64}),
-    ("sum_parts", PAIRS | {"parts_PD": FLOAT, "latents_P": INT64, "starts_P": INT64, "stops_P": INT64}, {"D": 4096}),
+    ("sum_parts", PAIRS | {"parts_PD": FLOAT, "latents_P": INT64, "starts_P": INT64, "stops_P": INT64},
+     {"DECODER": True, "ENCODER": True, "D": 4096}),
     ("update_rows", UPDATE, UPDATE_CONSTANTS | {"updated_F": None}),
     ("update_rows", UPDATE | {"updated_F": INT32}, UPDATE_CONSTANTS | {"TOUCHED": True}),
     ("update_rows", UPDATE | {"first_FD": HALF, "second_FD": HALF},
      UPDATE_CONSTANTS | {"updated_F": None, "HALF": True}),
+    ("update_rows", UPDATE, UPDATE_CONSTANTS | {"updated_F": None, "DECODER": False, "e_BD": None}),
+    ("update_rows", UPDATE, UPDATE_CONSTANTS | {"updated_F": None, "ENCODER": False, "u_BD": None}),
     ("scale_sums", {"sums_CF": INT32, "pre_CF": FLOAT, "maxima_CG": FLOAT, "scales_F": FLOAT, "input_scales_C": FLOAT,
                     "bias_F": FLOAT}, {"GROUP": 32, "GROUPS_AT_ONCE": 128}),
     ("exact_scores", {"u_CD": FLOAT, "W_FD": FLOAT, "b_F": FLOAT, "chosen_CM": INT64, "exact_CM": FLOAT},

@@ -31,18 +31,18 @@ def double(sae: TopK) -> TopK:
 
 def dense_losses(x_BD, sae, parameters, dead_M, k_aux):
     """Main and auxiliary loss written densely for autograd."""
-    W_FD, b_latent_F, b_pre_D = parameters
+    W_enc_FD, W_dec_FD, b_latent_F, b_pre_D = parameters if len(parameters) == 4 else [parameters[0], *parameters]
     n_BD, statistics = normalize_rows(x_BD, sae.normalize)
     std_B1 = torch.ones(len(x_BD), 1, dtype=x_BD.dtype) if statistics is None else statistics.std_B1
     power_B = x_BD.square().sum(1)
-    pre_BF = (n_BD - b_pre_D) @ W_FD.T + b_latent_F
+    pre_BF = (n_BD - b_pre_D) @ W_enc_FD.T + b_latent_F
 
     def code(pre, k):
         top = pre.topk(k, dim=1)
         return torch.zeros_like(pre).scatter(1, top.indices, top.values).relu()
 
-    error_BD = x_BD - restore_rows(code(pre_BF, sae.k) @ W_FD + b_pre_D, statistics)
-    added_BD = std_B1 * (code(pre_BF[:, dead_M], k_aux) @ W_FD[dead_M])
+    error_BD = x_BD - restore_rows(code(pre_BF, sae.k) @ W_dec_FD + b_pre_D, statistics)
+    added_BD = std_B1 * (code(pre_BF[:, dead_M], k_aux) @ W_dec_FD[dead_M])
     main = (error_BD.square().sum(1) / power_B).mean()
     return main, ((error_BD.detach() - added_BD).square().sum(1) / power_B).mean()
 
@@ -50,16 +50,16 @@ def dense_losses(x_BD, sae, parameters, dead_M, k_aux):
 @settings(max_examples=6 if SLOW else 40, deadline=None)
 @given(d_model=st.integers(3, 33), d_sae=st.integers(2, 70), rows=st.integers(1, 40), seed=st.integers(0, 2**31),
        normalize=st.sampled_from(["none", "layer_norm"]), dead=st.floats(0.05, 1), k_aux=st.integers(1, 80),
-       weight=st.sampled_from([1 / 32, 3.0]), shift=st.sampled_from([0.0, -50.0]))
-def test_gradients_equal_autograd(kernels, d_model, d_sae, rows, seed, normalize, dead, k_aux, weight, shift):
-    sae = double(initialize(d_model, d_sae, max(1, d_sae // 8), normalize, randn(seed, d_model), seed))
+       weight=st.sampled_from([1 / 32, 3.0]), shift=st.sampled_from([0.0, -50.0]), tied=st.booleans())
+def test_gradients_equal_autograd(kernels, d_model, d_sae, rows, seed, normalize, dead, k_aux, weight, shift, tied):
+    sae = double(initialize(d_model, d_sae, max(1, d_sae // 8), normalize, randn(seed, d_model), seed, tied=tied))
     sae.b_latent_F += randn(seed + 1, d_sae) * 0.1 + shift
     x_BD = randn(seed + 2, rows, d_model)
     dead_M = torch.randperm(d_sae, generator=torch.Generator().manual_seed(seed))[: max(1, round(dead * d_sae))]
     parameters = [p.clone().requires_grad_() for p in sae.parameters().values()]
     main, auxiliary = dense_losses(x_BD, sae, parameters, dead_M, min(k_aux, len(dead_M)))
     expected = list(torch.autograd.grad(main + weight * auxiliary, parameters))
-    expected[0] -= (expected[0] * sae.W_dec_FD).sum(1, keepdim=True) * sae.W_dec_FD
+    expected[-3] -= (expected[-3] * sae.W_dec_FD).sum(1, keepdim=True) * sae.W_dec_FD
 
     step = Step(sae, Adam((0.0, 0.999), 1e-8), Auxiliary(weight=weight, k=k_aux, dead_window=100), kernels)
     step.tokens = 100

@@ -13,7 +13,7 @@ from olmoscope.recipe import Auxiliary
 from olmoscope.sae.rows import normalize_rows, restore_rows
 from olmoscope.sae.topk import TopK, initialize
 from olmoscope.train.adam import Adam
-from olmoscope.train.checkpoint import load_checkpoint, save_checkpoint
+from olmoscope.train.checkpoint import load_checkpoint, load_sae, save_checkpoint
 from olmoscope.train.step import Step
 
 
@@ -21,20 +21,24 @@ def double(sae: TopK) -> TopK:
     return TopK.of({name: tensor.double() for name, tensor in sae.parameters().items()}, sae.k, sae.normalize)
 
 
-def fresh(d_model, d_sae, k, normalize, seed=0) -> TopK:
+def fresh(d_model, d_sae, k, normalize, seed=0, tied=True) -> TopK:
+    """Untied: encoder and decoder differ."""
     generator = torch.Generator().manual_seed(seed)
-    sae = double(initialize(d_model, d_sae, k, normalize, torch.randn(d_model, generator=generator), seed))
+    sae = double(initialize(d_model, d_sae, k, normalize, torch.randn(d_model, generator=generator), seed, tied=tied))
     sae.b_latent_F += torch.randn(d_sae, generator=generator, dtype=torch.float64) * 0.1
+    if not tied:
+        sae.W_enc_FD += torch.randn(d_sae, d_model, generator=generator, dtype=torch.float64) * 0.3
     return sae
 
 
-def dense_loss(x_BD: Tensor, W_FD: Tensor, b_latent_F: Tensor, b_pre_D: Tensor, k: int, normalize: str) -> Tensor:
-    """The reference recipe's loss, written densely for autograd."""
+def dense_loss(x_BD: Tensor, parameters: list[Tensor], k: int, normalize: str) -> Tensor:
+    """The reference recipe's loss, written densely for autograd; parameters in the order of `TopK.parameters`."""
+    W_enc_FD, W_dec_FD, b_latent_F, b_pre_D = parameters if len(parameters) == 4 else [parameters[0], *parameters]
     n_BD, statistics = normalize_rows(x_BD, normalize)
-    pre_BF = (n_BD - b_pre_D) @ W_FD.T + b_latent_F
+    pre_BF = (n_BD - b_pre_D) @ W_enc_FD.T + b_latent_F
     top = pre_BF.topk(k, dim=1)
     z_BF = torch.zeros_like(pre_BF).scatter(1, top.indices, top.values).relu()
-    xhat_BD = restore_rows(z_BF @ W_FD + b_pre_D, statistics)
+    xhat_BD = restore_rows(z_BF @ W_dec_FD + b_pre_D, statistics)
     return ((xhat_BD - x_BD).square().sum(1) / x_BD.square().sum(1)).mean()
 
 
@@ -48,9 +52,9 @@ class DenseTrainer:
 
     def __call__(self, x_BD: Tensor) -> float:
         self.optimizer.zero_grad()
-        loss = dense_loss(x_BD, *self.parameters, self.sae.k, self.sae.normalize)
+        loss = dense_loss(x_BD, self.parameters, self.sae.k, self.sae.normalize)
         loss.backward()
-        W_FD = self.parameters[0]
+        W_FD = self.parameters[-3]
         with torch.no_grad():
             W_FD.grad -= (W_FD.grad * W_FD).sum(1, keepdim=True) * W_FD
         self.optimizer.step()
@@ -73,17 +77,18 @@ def kernels(request):
 
 @settings(max_examples=8 if SLOW else 40, deadline=None)
 @given(d_model=st.integers(2, 33), d_sae=st.integers(1, 70), rows=st.integers(1, 40), seed=st.integers(0, 2**31),
-       normalize=st.sampled_from(["none", "layer_norm"]), k_share=st.floats(0, 1), shift=st.sampled_from([0.0, -50.0]))
-def test_gradients_equal_autograd(kernels, d_model, d_sae, rows, seed, normalize, k_share, shift):
+       normalize=st.sampled_from(["none", "layer_norm"]), k_share=st.floats(0, 1), shift=st.sampled_from([0.0, -50.0]),
+       tied=st.booleans())
+def test_gradients_equal_autograd(kernels, d_model, d_sae, rows, seed, normalize, k_share, shift, tied):
     k = max(1, round(k_share * d_sae))
-    sae = fresh(d_model, d_sae, k, normalize, seed)
+    sae = fresh(d_model, d_sae, k, normalize, seed, tied)
     sae.b_latent_F += shift  # a large negative bias: no latent is active in any row
     x_BD = torch.randn(rows, d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
     parameters = [p.clone().requires_grad_() for p in sae.parameters().values()]
-    expected = torch.autograd.grad(dense_loss(x_BD, *parameters, k, normalize), parameters)
-    dW_FD = expected[0] - (expected[0] * sae.W_dec_FD).sum(1, keepdim=True) * sae.W_dec_FD
+    expected = list(torch.autograd.grad(dense_loss(x_BD, parameters, k, normalize), parameters))
+    expected[-3] -= (expected[-3] * sae.W_dec_FD).sum(1, keepdim=True) * sae.W_dec_FD
     # Rows of two numbers have one distinct value after a layer norm: gradients of 1e5 and more, hence the relative bar.
-    for (name, got), want in zip(gradients(sae, x_BD, kernels).items(), [dW_FD, *expected[1:]], strict=True):
+    for (name, got), want in zip(gradients(sae, x_BD, kernels).items(), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11 * (1 + float(want.abs().max())), msg=name)
 
 
@@ -95,9 +100,10 @@ def test_gradients_over_several_chunks_of_rows_and_latents(monkeypatch):
         torch.testing.assert_close(gradient, whole[name], msg=name)
 
 
+@pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("normalize", ["none", "layer_norm"])
-def test_trajectory_equals_a_dense_trainer(kernels, normalize):
-    sae, rows = fresh(16, 64, 4, normalize), 20 if SLOW else 50
+def test_trajectory_equals_a_dense_trainer(kernels, normalize, tied):
+    sae, rows = fresh(16, 64, 4, normalize, tied=tied), 20 if SLOW else 50
     dense, step = DenseTrainer(sae, lr=1e-2), Step(sae, Adam((0.9, 0.999), 1e-8), kernels=kernels)
     generator = torch.Generator().manual_seed(3)
     for _ in range(6 if SLOW else 30):
@@ -110,13 +116,14 @@ def test_trajectory_equals_a_dense_trainer(kernels, normalize):
     torch.testing.assert_close(sae.W_dec_FD.norm(dim=1), torch.ones(64, dtype=torch.float64))
 
 
-def test_nothing_dense_is_made(kernels, monkeypatch):
+@pytest.mark.parametrize("tied", [True, False])
+def test_nothing_dense_is_made(kernels, monkeypatch, tied):
     """The largest tensor of a step stays far under [B, F] and [F, D]."""
     monkeypatch.setattr(kernels, "PRE_ACTIVATIONS_AT_ONCE", 2**12)
     monkeypatch.setattr(kernels, "ROWS_AT_LEAST", 1, raising=False)
     monkeypatch.setattr("olmoscope.kernels.reference.GRADIENT_AT_ONCE", 2**12)
     rows, d_model, d_sae = 64, 32, 512
-    step = Step(fresh(d_model, d_sae, 4, "none"), Adam((0.9, 0.999), 1e-8), kernels=kernels)
+    step = Step(fresh(d_model, d_sae, 4, "none", tied=tied), Adam((0.9, 0.999), 1e-8), kernels=kernels)
     largest = 0
 
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):
@@ -148,14 +155,16 @@ def test_dead_latents_are_counted_in_tokens(kernels):
 
 
 @pytest.mark.skipif(SLOW, reason="hundreds of steps")
-@pytest.mark.parametrize(("rows", "moments"), [("touched", "float32"), ("exact", "bfloat16"), ("touched", "bfloat16")])
-def test_cheaper_adams_learn_as_well(kernels, rows, moments):
+@pytest.mark.parametrize(("rows", "moments", "tied"), [
+    ("touched", "float32", True), ("exact", "bfloat16", True), ("touched", "bfloat16", True),
+    ("touched", "bfloat16", False)])
+def test_cheaper_adams_learn_as_well(kernels, rows, moments, tied):
     """Rows made of a few directions: after the same steps, the loss is within 5% of exact Adam's."""
     generator = torch.Generator().manual_seed(0)
     directions = torch.nn.functional.normalize(torch.randn(40, 16, generator=generator))
     losses = []
     for adam in (Adam((0.9, 0.999), 1e-8), Adam((0.9, 0.999), 1e-8, rows, moments)):
-        sae = initialize(16, 64, 3, "none", torch.zeros(16), 0)
+        sae = initialize(16, 64, 3, "none", torch.zeros(16), 0, tied=tied)
         step = Step(sae, adam, kernels=kernels)
         draw = torch.Generator().manual_seed(1)
         for count in range(300):
@@ -170,13 +179,14 @@ def test_cheaper_adams_learn_as_well(kernels, rows, moments):
 
 
 @pytest.mark.parametrize("adam", [Adam((0.9, 0.999), 1e-8), Adam((0.9, 0.999), 1e-8, "touched", "bfloat16")])
-@pytest.mark.parametrize("auxiliary", [None, Auxiliary(dead_window=60, k=5)])
-def test_a_checkpoint_goes_on_bit_for_bit(adam, auxiliary, tmp_path):
+@pytest.mark.parametrize(("auxiliary", "tied"), [(None, True), (Auxiliary(dead_window=60, k=5), True),
+                                                 (Auxiliary(dead_window=60, k=5), False)])
+def test_a_checkpoint_goes_on_bit_for_bit(adam, auxiliary, tied, tmp_path):
     def batches(numbers):
         return [torch.randn(30, 16, generator=torch.Generator().manual_seed(number)) for number in numbers]
 
     def step():
-        return Step(initialize(16, 256, 3, "none", torch.zeros(16), 0), adam, auxiliary)
+        return Step(initialize(16, 256, 3, "none", torch.zeros(16), 0, tied=tied), adam, auxiliary)
 
     whole, first, second = step(), step(), step()
     for x_BD in batches(range(20)):
@@ -190,5 +200,9 @@ def test_a_checkpoint_goes_on_bit_for_bit(adam, auxiliary, tmp_path):
     assert second.tensors().keys() == whole.tensors().keys()
     for name, tensor in second.tensors().items():
         assert torch.equal(tensor, whole.tensors()[name]), name
+    loaded = load_sae(tmp_path / "checkpoint")
+    assert loaded.tied == tied
+    for name, tensor in loaded.parameters().items():
+        assert torch.equal(tensor, first.sae.parameters()[name]), name
     assert auxiliary is None or len(second.auxiliary.dead_M)
     assert second.take_sums() == whole.take_sums()

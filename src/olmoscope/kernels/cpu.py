@@ -75,17 +75,33 @@ def sort_pairs(values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, d_sae: int,
     return pairs
 
 
-def update_dictionary(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor,
-                      adam: AdamStep) -> tuple[Tensor, Tensor]:
+def update_tied(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor,
+                adam: AdamStep) -> tuple[Tensor, Tensor]:
+    return _update_rows(W_FD, moments, pairs, e_BD, u_BD, adam)
+
+
+def update_encoder(W_enc_FD: Tensor, moments: Moments, pairs: SortedPairs, u_BD: Tensor,
+                   adam: AdamStep) -> tuple[Tensor, Tensor]:
+    return _update_rows(W_enc_FD, moments, pairs, None, u_BD, adam)
+
+
+def update_decoder(W_dec_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor, adam: AdamStep) -> None:
+    _update_rows(W_dec_FD, moments, pairs, e_BD, None, adam)
+
+
+def _update_rows(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor | None, u_BD: Tensor | None,
+                 adam: AdamStep) -> tuple[Tensor, Tensor]:
+    """As a decoder if there is e, as an encoder if there is u; what is given back is an encoder's."""
+    none = W_FD.new_empty(0, W_FD.shape[1])
     half = moments.first.dtype == torch.bfloat16
-    full = [W_FD.new_empty(0, W_FD.shape[1])] * 2 if half else [moments.first, moments.second]
+    full = [none] * 2 if half else [moments.first, moments.second]
     bits = ([moment.view(torch.uint16) for moment in (moments.first, moments.second)] if half
             else [torch.empty(0, W_FD.shape[1], dtype=torch.uint16)] * 2)
     updated = torch.empty(0, dtype=torch.int32) if moments.updated is None else moments.updated
     numbers = torch.tensor([adam.rate, adam.root_scale, adam.beta1, adam.beta2, adam.eps], dtype=W_FD.dtype)
     db_latent_F = W_FD.new_empty(len(W_FD))
     b_pull_SD = W_FD.new_zeros(cpu_update.SHARES, W_FD.shape[1])
-    call(cpu_update.update_dictionary, W_FD, *full, *bits, updated, pairs.offsets, pairs.rows, pairs.values,
-         pairs.gradients, e_BD, u_BD, numbers, np.int64(adam.count), np.uint32(step_seed(adam.count)), db_latent_F,
-         b_pull_SD)
+    call(cpu_update.update_rows, W_FD, *full, *bits, updated, pairs.offsets, pairs.rows, pairs.values,
+         pairs.gradients, none if e_BD is None else e_BD, none if u_BD is None else u_BD, numbers,
+         np.int64(adam.count), np.uint32(step_seed(adam.count)), db_latent_F, b_pull_SD)
     return db_latent_F, b_pull_SD.sum(dim=0)

@@ -1,4 +1,4 @@
-"""The tied rows' gradient, projection, Adam and renormalisation on a CPU, one latent after the other, all in cache.
+"""Rows' gradient, projection, Adam and renormalisation on a CPU, one latent after the other, all in cache.
 
 Latents are dealt out in shares of even cost: `ROW_COST` for reading and writing a row with its moments, one for each
 pair. A latent with more than `PART` pairs is a matter of its own: its pairs are cut into parts, which are summed side
@@ -18,9 +18,10 @@ ROW_COST = 4
 
 
 @compiled(parallel=True)
-def update_dictionary(W_FD, first_FD, second_FD, first_bits_FD, second_bits_FD, updated_F,
-                      offsets, rows_P, values_P, gradients_P, e_BD, u_BD, numbers, count, seed, db_latent_F, b_pull_SD):
-    """See Kernels.update_dictionary. Moments are either full or bits (bfloat16); the other pair has no rows.
+def update_rows(W_FD, first_FD, second_FD, first_bits_FD, second_bits_FD, updated_F,
+                offsets, rows_P, values_P, gradients_P, e_BD, u_BD, numbers, count, seed, db_latent_F, b_pull_SD):
+    """See Kernels.update_tied; where e has no rows, Kernels.update_encoder; where u has none, Kernels.update_decoder.
+    Moments are either full or bits (bfloat16); the other pair has no rows.
 
     Args:
         numbers: lr with bias correction, bias correction of the root, β₁, β₂, ε; in W's dtype.
@@ -39,9 +40,11 @@ def update_dictionary(W_FD, first_FD, second_FD, first_bits_FD, second_bits_FD, 
 
 @compiled()
 def _add_pairs(total, start, stop, rows_P, values_P, gradients_P, e_BD, u_BD):
-    """total += Σ z e + dz u over some pairs."""
-    add_rows(total, e_BD, rows_P[start:stop], values_P[start:stop], stop - start)
-    add_rows(total, u_BD, rows_P[start:stop], gradients_P[start:stop], stop - start)
+    """total += Σ z e + dz u over some pairs, of the terms that there are."""
+    if len(e_BD) > 0:
+        add_rows(total, e_BD, rows_P[start:stop], values_P[start:stop], stop - start)
+    if len(u_BD) > 0:
+        add_rows(total, u_BD, rows_P[start:stop], gradients_P[start:stop], stop - start)
 
 
 @compiled()
@@ -51,6 +54,7 @@ def _update_share(first_latent, last_latent, part, parts_D, W_FD, first_FD, seco
     d_model = W_FD.shape[1]
     touched_only = len(updated_F) > 0
     half = len(first_bits_FD) > 0
+    unit, encoder = len(e_BD) > 0, len(u_BD) > 0
     gradient = np.empty(d_model, W_FD.dtype)
     scratch = np.empty((2, d_model), W_FD.dtype)
     pattern = np.empty(d_model, np.uint32)
@@ -67,6 +71,8 @@ def _update_share(first_latent, last_latent, part, parts_D, W_FD, first_FD, seco
         for pair in range(start, stop):
             db += gradients_P[pair]
         db_latent_F[latent] = db
+        if encoder and stop > start:
+            _add_scaled(b_pull_D, db, W_FD[latent])
         steps = 1
         if touched_only:
             if stop == start:
@@ -76,11 +82,11 @@ def _update_share(first_latent, last_latent, part, parts_D, W_FD, first_FD, seco
         if half:
             _from_bits(first_bits_FD[latent], pattern, scratch[0])
             _from_bits(second_bits_FD[latent], pattern, scratch[1])
-            _adam_row(W_FD[latent], gradient, scratch[0], scratch[1], numbers, steps, db, b_pull_D)
+            _adam_row(W_FD[latent], gradient, scratch[0], scratch[1], numbers, steps, unit)
             _to_bits(scratch[0], pattern, first_bits_FD[latent], latent, seed, 0)
             _to_bits(scratch[1], pattern, second_bits_FD[latent], latent, seed, 16)
         else:
-            _adam_row(W_FD[latent], gradient, first_FD[latent], second_FD[latent], numbers, steps, db, b_pull_D)
+            _adam_row(W_FD[latent], gradient, first_FD[latent], second_FD[latent], numbers, steps, unit)
 
 
 @compiled()
@@ -121,15 +127,21 @@ def _plan(offsets):
 
 
 @compiled(reorder=True)
-def _adam_row(w, gradient, first, second, numbers, steps, db, b_pull):
+def _add_scaled(total, scale, row):
+    for d in range(len(total)):
+        total[d] += scale * row[d]
+
+
+@compiled(reorder=True)
+def _adam_row(w, gradient, first, second, numbers, steps, unit):
     rate, root_scale, beta1, beta2, eps = numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]
     keep1, keep2 = w.dtype.type(beta1**steps), w.dtype.type(beta2**steps)
     one = w.dtype.type(1)  # a plain 1 would make everything float64
     new1, new2 = one - beta1, one - beta2
     along = w.dtype.type(0)
-    for d in range(len(w)):
-        along += gradient[d] * w[d]
-        b_pull[d] += db * w[d]
+    if unit:
+        for d in range(len(w)):
+            along += gradient[d] * w[d]
     norm2 = w.dtype.type(0)
     for d in range(len(w)):
         g = gradient[d] - along * w[d]
@@ -140,9 +152,10 @@ def _adam_row(w, gradient, first, second, numbers, steps, db, b_pull):
         value = w[d] - rate * m / (np.sqrt(v) * root_scale + eps)
         w[d] = value
         norm2 += value * value
-    scale = one / np.sqrt(norm2)
-    for d in range(len(w)):
-        w[d] *= scale
+    if unit:
+        scale = one / np.sqrt(norm2)
+        for d in range(len(w)):
+            w[d] *= scale
 
 
 @compiled()

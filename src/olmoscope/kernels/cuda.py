@@ -83,12 +83,28 @@ def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tens
     return out
 
 
-def update_dictionary(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor,
-                      adam: AdamStep) -> tuple[Tensor, Tensor]:
+def update_tied(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor,
+                adam: AdamStep) -> tuple[Tensor, Tensor]:
+    return _update_rows(W_FD, moments, pairs, e_BD, u_BD, adam)
+
+
+def update_encoder(W_enc_FD: Tensor, moments: Moments, pairs: SortedPairs, u_BD: Tensor,
+                   adam: AdamStep) -> tuple[Tensor, Tensor]:
+    return _update_rows(W_enc_FD, moments, pairs, None, u_BD, adam)
+
+
+def update_decoder(W_dec_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor, adam: AdamStep) -> None:
+    _update_rows(W_dec_FD, moments, pairs, e_BD, None, adam)
+
+
+def _update_rows(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor | None, u_BD: Tensor | None,
+                 adam: AdamStep) -> tuple[Tensor, Tensor]:
+    """As a decoder if there is e, as an encoder if there is u; what is given back is an encoder's."""
     latents, d_model = W_FD.shape
     D = triton.next_power_of_2(d_model)
-    options: dict[str, Any] = {"D": D, "num_warps": min(16, max(1, D // 512))}
-    parts_PD, part_offsets = _sum_hot(pairs, e_BD, u_BD, options)
+    options: dict[str, Any] = {"D": D, "num_warps": min(16, max(1, D // 512)), "DECODER": e_BD is not None,
+                               "ENCODER": u_BD is not None}
+    parts_PD, part_offsets = _sum_hot(pairs, e_BD, u_BD, d_model, options)
     db_latent_F = W_FD.new_empty(latents)
     pull_SD = W_FD.new_empty(SHARES, d_model)
     logs = [math.log(beta) if beta > 0 else -math.inf for beta in (adam.beta1, adam.beta2)]
@@ -105,7 +121,8 @@ def update_dictionary(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: 
     return db_latent_F, pull_SD.sum(dim=0)
 
 
-def _sum_hot(pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _sum_hot(pairs: SortedPairs, e_BD: Tensor | None, u_BD: Tensor | None, d_model: int,
+             options: dict[str, Any]) -> tuple[Tensor, Tensor]:
     """Sum the pairs of latents that have more than PART of them, part by part, so that none holds up one program.
 
     Returns:
@@ -117,15 +134,15 @@ def _sum_hot(pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor, options: dict[str, 
     part_offsets = torch.nn.functional.pad(parts_F.cumsum(0), (1, 0))
     most = 2 * len(pairs.rows) // PART
     if most == 0:
-        return e_BD.new_empty(0, e_BD.shape[1]), part_offsets
-    part_P = torch.arange(most, device=e_BD.device)
+        return pairs.values.new_empty(0, d_model), part_offsets
+    part_P = torch.arange(most, device=counts_F.device)
     latent_P = torch.searchsorted(part_offsets, part_P, right=True).sub_(1).clamp_max_(len(counts_F) - 1)
     start_P = pairs.offsets[latent_P] + (part_P - part_offsets[latent_P]) * PART
     stop_P = torch.minimum(start_P + PART, pairs.offsets[latent_P + 1])
     stop_P = torch.where(part_P < part_offsets[-1], stop_P, start_P)
-    parts_PD = e_BD.new_empty(most, e_BD.shape[1])
+    parts_PD = pairs.values.new_empty(most, d_model)
     kernels.sum_parts[(most,)](parts_PD, latent_P, start_P, stop_P, pairs.rows, pairs.values, pairs.gradients, e_BD,
-                               u_BD, e_BD.shape[1], **options)
+                               u_BD, d_model, **options)
     return parts_PD, part_offsets
 
 

@@ -119,29 +119,32 @@ def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B, std_B, loss_B, 
 
 @triton.jit
 def sum_parts(parts_PD, latents_P, starts_P, stops_P, rows_P, values_P, gradients_P, e_BD, u_BD, d_model,
-              D: tl.constexpr):
-    """Σ z e + dz u over one part of the pairs of a hot latent; an empty part writes nothing."""
+              DECODER: tl.constexpr, ENCODER: tl.constexpr, D: tl.constexpr):
+    """Σ z e (of a decoder) + dz u (of an encoder) over one part of a hot latent's pairs; an empty part writes nothing.
+    """
     part = tl.program_id(0).to(tl.int64)
     start = tl.load(starts_P + part)
     stop = tl.load(stops_P + part)
     if start < stop:
-        total = _sum_pairs(start, stop, rows_P, values_P, gradients_P, e_BD, u_BD, d_model, D)
+        total = _sum_pairs(start, stop, rows_P, values_P, gradients_P, e_BD, u_BD, d_model, DECODER, ENCODER, D)
         d = tl.arange(0, D)
         tl.store(parts_PD + part * d_model + d, total, mask=d < d_model)
 
 
 @triton.jit
-def _sum_pairs(start, stop, rows_P, values_P, gradients_P, e_BD, u_BD, d_model, D: tl.constexpr):
+def _sum_pairs(start, stop, rows_P, values_P, gradients_P, e_BD, u_BD, d_model, DECODER: tl.constexpr,
+               ENCODER: tl.constexpr, D: tl.constexpr):
     d = tl.arange(0, D)
     inside = d < d_model
-    total = tl.zeros((D,), dtype=e_BD.dtype.element_ty)
+    total = tl.zeros((D,), dtype=values_P.dtype.element_ty)
     for pair in range(start, stop):
         row = tl.load(rows_P + pair).to(tl.int64)
-        z = tl.load(values_P + pair)
-        dz = tl.load(gradients_P + pair)
-        e = tl.load(e_BD + row * d_model + d, mask=inside, other=0.0)
-        u = tl.load(u_BD + row * d_model + d, mask=inside, other=0.0)
-        total += z * e + dz * u
+        if DECODER:
+            z = tl.load(values_P + pair)
+            total += z * tl.load(e_BD + row * d_model + d, mask=inside, other=0.0)
+        if ENCODER:
+            dz = tl.load(gradients_P + pair)
+            total += dz * tl.load(u_BD + row * d_model + d, mask=inside, other=0.0)
     return total
 
 
@@ -155,8 +158,10 @@ def _to_bfloat16(value, bits16):
 @triton.jit(do_not_specialize=["count", "seed"])
 def update_rows(W_FD, first_FD, second_FD, updated_F, offsets, parts_PD, part_offsets, rows_P, values_P, gradients_P,
                 e_BD, u_BD, bounds_S, db_latent_F, db_pull_SD, numbers, count, seed, d_model,
-                TOUCHED: tl.constexpr, HALF: tl.constexpr, MIX1: tl.constexpr, MIX2: tl.constexpr, D: tl.constexpr):
-    """Gradient, projection, Adam and unit norm of one share of the latents, a row at a time in registers.
+                DECODER: tl.constexpr, ENCODER: tl.constexpr, TOUCHED: tl.constexpr, HALF: tl.constexpr,
+                MIX1: tl.constexpr, MIX2: tl.constexpr, D: tl.constexpr):
+    """Gradient, Adam, and of a decoder projection and unit norm, of one share of the latents, a row at a time in
+    registers. Tied rows are decoder and encoder.
 
     Args:
         part_offsets: `[F + 1]`: the parts of latent f (`sum_parts`) are part_offsets[f] to part_offsets[f + 1].
@@ -188,13 +193,15 @@ def update_rows(W_FD, first_FD, second_FD, updated_F, offsets, parts_PD, part_of
                 for part in range(first_part, last_part):
                     g += tl.load(parts_PD + tl.cast(part, tl.int64) * d_model + d, mask=inside, other=0.0)
             else:
-                g = _sum_pairs(start, stop, rows_P, values_P, gradients_P, e_BD, u_BD, d_model, D)
+                g = _sum_pairs(start, stop, rows_P, values_P, gradients_P, e_BD, u_BD, d_model, DECODER, ENCODER, D)
             at = latent * d_model + d
             w = tl.load(W_FD + at, mask=inside, other=0.0)
             m = tl.load(first_FD + at, mask=inside, other=0.0).to(rate.dtype)
             v = tl.load(second_FD + at, mask=inside, other=0.0).to(rate.dtype)
-            pull += db * w
-            g -= tl.sum(g * w) * w
+            if ENCODER:
+                pull += db * w
+            if DECODER:
+                g -= tl.sum(g * w) * w
             if TOUCHED:
                 steps = (count - tl.load(updated_F + latent)).to(rate.dtype)
                 tl.store(updated_F + latent, count)
@@ -206,7 +213,8 @@ def update_rows(W_FD, first_FD, second_FD, updated_F, offsets, parts_PD, part_of
             m += (1 - beta1) * g
             v += (1 - beta2) * g * g
             new = w - rate * m / (tl.sqrt(v) * root_scale + eps)
-            new = new / tl.sqrt(tl.sum(new * new))
+            if DECODER:
+                new = new / tl.sqrt(tl.sum(new * new))
             tl.store(W_FD + at, new, mask=inside)
             if HALF:
                 r = at.to(tl.uint32) ^ seed.to(tl.uint32)

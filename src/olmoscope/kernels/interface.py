@@ -87,7 +87,7 @@ class Quantized:
 
 
 class Kernels(Protocol):
-    """The hot operations of a tied TopK SAE."""
+    """The hot operations of a TopK SAE, tied or untied."""
 
     def encode_topk(self, u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """ReLU(TopK_k(u Wᵀ + b)), without the zeros.
@@ -148,9 +148,9 @@ class Kernels(Protocol):
             rows_P: int32, the row of each pair, ascending; then the others are `[P]` too. None: `[B, K]`, a row each.
         """
 
-    def update_dictionary(self, W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor,
-                          adam: AdamStep) -> tuple[Tensor, Tensor]:
-        """One step of the tied rows, in place: gradient, projection, Adam, unit norm.
+    def update_tied(self, W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor,
+                    adam: AdamStep) -> tuple[Tensor, Tensor]:
+        """One step of tied rows, in place: gradient, projection, Adam, unit norm.
 
         The gradient of row j is Σ_b z_bj e_b + dz_bj u_b (the first term is the decoder's, the second the encoder's;
         W is both), less its part along the row, which the renormalisation would undo.
@@ -166,3 +166,12 @@ class Kernels(Protocol):
             The gradient of the latents' bias, Σ_b dz_bj `[F]`; and Σ_j of it times W_j before the step, `[D]`: what
             the encoder's −b_pre takes off the gradient of b_pre.
         """
+
+    def update_encoder(self, W_enc_FD: Tensor, moments: Moments, pairs: SortedPairs, u_BD: Tensor,
+                       adam: AdamStep) -> tuple[Tensor, Tensor]:
+        """One step of an untied encoder's rows, in place: gradient Σ_b dz_bj u_b, Adam. Otherwise as `update_tied`."""
+
+    def update_decoder(self, W_dec_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor,
+                       adam: AdamStep) -> None:
+        """One step of an untied decoder's rows, in place: gradient Σ_b z_bj e_b, projection, Adam, unit norm.
+        Otherwise as `update_tied`."""

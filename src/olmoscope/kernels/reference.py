@@ -128,37 +128,62 @@ def sort_pairs(values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, d_sae: int,
         gradients=dz_BK.flatten()[order])
 
 
-def update_dictionary(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor,
-                      adam: AdamStep) -> tuple[Tensor, Tensor]:
+def update_tied(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor,
+                adam: AdamStep) -> tuple[Tensor, Tensor]:
+    biases = _bias_gradients(W_FD, pairs)
+    _update_rows(W_FD, moments, pairs, {"values": e_BD, "gradients": u_BD}, adam, unit=True)
+    return biases
+
+
+def update_encoder(W_enc_FD: Tensor, moments: Moments, pairs: SortedPairs, u_BD: Tensor,
+                   adam: AdamStep) -> tuple[Tensor, Tensor]:
+    biases = _bias_gradients(W_enc_FD, pairs)
+    _update_rows(W_enc_FD, moments, pairs, {"gradients": u_BD}, adam, unit=False)
+    return biases
+
+
+def update_decoder(W_dec_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor, adam: AdamStep) -> None:
+    _update_rows(W_dec_FD, moments, pairs, {"values": e_BD}, adam, unit=True)
+
+
+def _bias_gradients(W_enc_FD: Tensor, pairs: SortedPairs) -> tuple[Tensor, Tensor]:
     active = slice(0, int(pairs.offsets[-1]))
     db_latent_F = torch.segment_reduce(pairs.gradients[active], "sum", offsets=pairs.offsets, initial=0)
-    b_pull_D = W_FD.new_zeros(W_FD.shape[1])
-    for chunk, dW_CD in _dictionary_gradients(pairs, e_BD, u_BD):
+    return db_latent_F, W_enc_FD.T @ db_latent_F
+
+
+def _update_rows(W_FD: Tensor, moments: Moments, pairs: SortedPairs, terms: dict[str, Tensor], adam: AdamStep, *,
+                 unit: bool) -> None:
+    """Gradient (of the terms: what the pairs weight, and rows), projection if unit, Adam, unit norm if unit."""
+    for chunk, dW_CD in _row_gradients(pairs, terms):
         W_CD = W_FD[chunk]
-        b_pull_D.addmv_(W_CD.T, db_latent_F[chunk])
-        dW_CD.addcmul_(W_CD, torch.linalg.vecdot(dW_CD, W_CD).unsqueeze(1), value=-1)
+        if unit:
+            dW_CD.addcmul_(W_CD, torch.linalg.vecdot(dW_CD, W_CD).unsqueeze(1), value=-1)
         touched_C = pairs.offsets[chunk.start : chunk.stop + 1].diff() > 0
-        _adam_rows(W_CD, dW_CD, moments, chunk, touched_C, adam)
-    return db_latent_F, b_pull_D
+        _adam_rows(W_CD, dW_CD, moments, chunk, touched_C, adam, unit=unit)
 
 
-def _dictionary_gradients(pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def _row_gradients(pairs: SortedPairs, terms: dict[str, Tensor]) -> Iterator[tuple[slice, Tensor]]:
     """Chunks of latents and their gradient `[C, D]`; together all latents, each once."""
     latents = len(pairs.offsets) - 1
-    size = max(1, GRADIENT_AT_ONCE // e_BD.shape[1])
+    rows, d_model = next(iter(terms.values())).shape
+    size = max(1, GRADIENT_AT_ONCE // d_model)
     starts = range(0, latents, size)
     firsts = [*pairs.offsets[:-1:size].tolist(), int(pairs.offsets[-1])]  # one wait for the device, not one a chunk
     for number, start in enumerate(starts):
         chunk = slice(start, min(start + size, latents))
         inside = slice(firsts[number], firsts[number + 1])
         offsets = pairs.offsets[chunk.start : chunk.stop + 1] - firsts[number]
-        shape = (chunk.stop - chunk.start, len(e_BD))
-        z, dz = (torch.sparse_csr_tensor(offsets, pairs.rows[inside], values[inside], shape, check_invariants=False)
-                 for values in (pairs.values, pairs.gradients))
-        yield chunk, torch.addmm(z @ e_BD, dz, u_BD)
+        dW_CD = torch.zeros(chunk.stop - chunk.start, d_model, dtype=pairs.values.dtype, device=offsets.device)
+        for weights, rows_BD in terms.items():
+            weights_CB = torch.sparse_csr_tensor(offsets, pairs.rows[inside], getattr(pairs, weights)[inside],
+                                                 (len(dW_CD), rows), check_invariants=False)
+            dW_CD = torch.addmm(dW_CD, weights_CB, rows_BD)
+        yield chunk, dW_CD
 
 
-def _adam_rows(W_CD: Tensor, dW_CD: Tensor, moments: Moments, chunk: slice, touched_C: Tensor, adam: AdamStep) -> None:
+def _adam_rows(W_CD: Tensor, dW_CD: Tensor, moments: Moments, chunk: slice, touched_C: Tensor, adam: AdamStep, *,
+               unit: bool) -> None:
     first_CD, second_CD = moments.first[chunk].to(W_CD.dtype), moments.second[chunk].to(W_CD.dtype)
     steps_C1: Tensor | int = 1
     if moments.updated is not None:
@@ -167,7 +192,8 @@ def _adam_rows(W_CD: Tensor, dW_CD: Tensor, moments: Moments, chunk: slice, touc
     first_CD = first_CD * adam.beta1**steps_C1 + (1 - adam.beta1) * dW_CD
     second_CD = second_CD * adam.beta2**steps_C1 + (1 - adam.beta2) * dW_CD.square()
     new_CD = W_CD - adam.rate * first_CD / (second_CD.sqrt() * adam.root_scale + adam.eps)
-    new_CD /= new_CD.norm(dim=1, keepdim=True)
+    if unit:
+        new_CD /= new_CD.norm(dim=1, keepdim=True)
     if moments.first.dtype != W_CD.dtype:
         rows, d_model = W_CD.shape
         elements = torch.arange(chunk.start * d_model, chunk.stop * d_model, device=W_CD.device)

@@ -56,6 +56,11 @@ def _head(runs: Sequence[FinishedRun]) -> str:
     return f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---"
 
 
+_FORMS = {
+    "tied": "`z = ReLU(TopK_k((x − b) Wᵀ + c))`, `x̂ = z W + b`, one matrix `W` of unit rows as encoder and decoder",
+    "untied": "`z = ReLU(TopK_k((x − b) Eᵀ + c))`, `x̂ = z W + b`, rows of the decoder `W` of unit norm"}
+
+
 def _introduction(runs: Sequence[FinishedRun]) -> str:
     recipe, model = runs[0].recipe, runs[0].done.store.model
     revision = f", revision {code(model.revision)}" if model.revision else ""
@@ -65,8 +70,13 @@ def _introduction(runs: Sequence[FinishedRun]) -> str:
 {_count(len(runs), "sparse autoencoder")} (SAEs) on the residual stream of {code(model.name)}
 ({escape(model.architecture)}, {model.num_layers} layers, d_model {model.d_model}{revision}), in
 [SAELens](https://github.com/decoderesearch/SAELens) format. Each reads the output of one decoder layer and is a
-tied TopK autoencoder: `z = ReLU(TopK_k((x − b) Wᵀ + c))`, `x̂ = z W + b`, with one matrix `W` of unit rows as
-encoder and decoder. Made with Olmoscope."""
+TopK autoencoder{_form(runs)} Made with Olmoscope."""
+
+
+def _form(runs: Sequence[FinishedRun]) -> str:
+    """The formula of each kind of weights in the release."""
+    kinds = sorted({run.sae.weights for run in runs})
+    return ";".join(f" with {kind} weights, {_FORMS[kind]}" for kind in kinds) + "."
 
 
 def _table(runs: Sequence[FinishedRun]) -> str:

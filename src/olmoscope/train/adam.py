@@ -17,10 +17,10 @@ class Adam:
     betas: tuple[float, float]
     eps: float
     rows: Literal["exact", "touched"] = "exact"
-    """`touched`: only rows of the dictionary with an active pair in the batch are updated. The moments of the others
+    """`touched`: only rows of a matrix with an active pair in the batch are updated. The moments of the others
     decay as they should (when they are next touched), but such a row does not drift on with its momentum."""
     moments: Literal["float32", "bfloat16"] = "float32"
-    """Of the dictionary; those of the biases are always in the parameters' dtype."""
+    """Of the matrices; those of the biases are always in the parameters' dtype."""
 
     @classmethod
     def of(cls, train: Train) -> "Adam":
@@ -31,15 +31,17 @@ class Adam:
         """Step number `count`, from 1."""
         return AdamStep(lr, *self.betas, self.eps, count)
 
-    def dictionary_moments(self, W_FD: Tensor) -> Moments:
-        """Fresh moments for the dictionary: of its own dtype, or bfloat16."""
+    def moments_of(self, parameter: Tensor) -> Moments:
+        """Fresh moments: of a matrix as the settings say, of a bias of its own dtype."""
+        return self._matrix_moments(parameter) if parameter.dim() == 2 else _bias_moments(parameter)
+
+    def _matrix_moments(self, W_FD: Tensor) -> Moments:
         dtype = torch.bfloat16 if self.moments == "bfloat16" else W_FD.dtype
         updated_F = torch.zeros(len(W_FD), dtype=torch.int32, device=W_FD.device) if self.rows == "touched" else None
         return Moments(torch.zeros_like(W_FD, dtype=dtype), torch.zeros_like(W_FD, dtype=dtype), updated_F)
 
 
-def bias_moments(bias: Tensor) -> Moments:
-    """Fresh moments for a bias."""
+def _bias_moments(bias: Tensor) -> Moments:
     return Moments(torch.zeros_like(bias), torch.zeros_like(bias))
 
 

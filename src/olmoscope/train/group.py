@@ -147,7 +147,7 @@ def how_many(recipe: Recipe, saes: list[SAE], d_model: int, device: torch.device
     free = FIT_SHARE * _free_memory(device)
     count = 0
     for sae in saes:
-        free -= STATE_BYTES[recipe.train.moments] * (sae.d_sae * d_model + sae.d_sae + d_model)
+        free -= STATE_BYTES[recipe.train.moments] * sae.parameters(d_model)
         if free < 0:
             break
         count += 1

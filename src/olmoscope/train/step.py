@@ -1,15 +1,17 @@
-"""One training step of a tied TopK SAE: forward, gradients by hand, Adam, unit norm; all sparse but one product.
+"""One training step of a TopK SAE: forward, gradients by hand, Adam, unit norm; all sparse but one product.
 
 Loss: NMSE = mean over rows of ‖x̂ − x‖² / ‖x‖² in raw space (the reference recipe). With e = dL/dx̂ (times the row's
 std in a layer-norm SAE), u the centred input and z the codes:
 
-    dz_bj = e_b · W_j  where z_bj > 0          dW_j = Σ_b z_bj e_b + dz_bj u_b
-    db_latent_j = Σ_b dz_bj                    db_pre = Σ_b e_b − Σ_j db_latent_j W_j
+    dz_bj = e_b · W_dec_j  where z_bj > 0      dW_dec_j = Σ_b z_bj e_b      dW_enc_j = Σ_b dz_bj u_b
+    db_latent_j = Σ_b dz_bj                    db_pre = Σ_b e_b − Σ_j db_latent_j W_enc_j
 
+A tied W gets the sum of both, in one update.
 An auxiliary loss (auxiliary.py) adds pairs of its own, which go through the same update.
 
-No dense gradient exists: each row of dW is cleared of its part along the row of W (which the renormalisation would
-undo), given to Adam, and used up while it is in cache. Shapes: B rows, D d_model, F latents, K active.
+No dense gradient exists: each row of it is made (a decoder's, tied or not, is cleared of its part along the row of W,
+which the renormalisation would undo), given to Adam, and used up while it is in cache. Shapes: B rows, D d_model,
+F latents, K active.
 """
 
 from collections.abc import Callable
@@ -19,11 +21,11 @@ import torch
 from torch import Tensor
 
 from olmoscope.kernels.dispatch import kernels_for
-from olmoscope.kernels.interface import Kernels, Residual
+from olmoscope.kernels.interface import AdamStep, Kernels, Residual, SortedPairs
 from olmoscope.recipe import Auxiliary, Candidates
 from olmoscope.sae.rows import RowStatistics
 from olmoscope.sae.topk import TopK
-from olmoscope.train.adam import Adam, bias_moments, update_bias
+from olmoscope.train.adam import Adam, update_bias
 from olmoscope.train.auxiliary import REFRESH_STEPS, AuxiliaryLoss
 from olmoscope.train.candidates import CandidateSearch
 from olmoscope.train.gradients import Gradients, sorted_together
@@ -56,8 +58,7 @@ class Step:
         self.kernels = kernels or kernels_for(sae.W_dec_FD.device)
         self.count = 0
         self.tokens = 0
-        self.moments = {"W": adam.dictionary_moments(sae.W_dec_FD), "b_latent": bias_moments(sae.b_latent_F),
-                        "b_pre": bias_moments(sae.b_pre_D)}
+        self.moments = {name: adam.moments_of(parameter) for name, parameter in sae.parameters().items()}
         device = sae.W_dec_FD.device
         self.last_fired_F = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
         """Tokens seen when each latent last fired."""
@@ -82,8 +83,7 @@ class Step:
         losses += self._auxiliary(x_BD, u_BD, statistics, residual)
         self._count(residual, values_BK, indices_BK)
         adam = self.adam.at(self.count, lr)
-        pairs, e_BD, u_BD = sorted_together(kernels, losses, sae.d_sae)
-        db_latent_F, b_pull_D = kernels.update_dictionary(sae.W_dec_FD, moments["W"], pairs, e_BD, u_BD, adam)
+        db_latent_F, b_pull_D = self._update_matrices(*sorted_together(kernels, losses, sae.d_sae), adam)
         update_bias(sae.b_latent_F, db_latent_F, moments["b_latent"], adam)
         update_bias(sae.b_pre_D, residual.e_BD.sum(dim=0) - b_pull_D, moments["b_pre"], adam)
 
@@ -119,6 +119,14 @@ class Step:
         self.count, self.tokens = count, tokens
         if self.auxiliary is not None:
             self.auxiliary.list_dead()
+
+    def _update_matrices(self, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor, adam: AdamStep) -> tuple[Tensor, Tensor]:
+        """Encoder and decoder; what their update gives for the biases."""
+        sae, kernels, moments = self.sae, self.kernels, self.moments
+        if sae.tied:
+            return kernels.update_tied(sae.W_dec_FD, moments["W"], pairs, e_BD, u_BD, adam)
+        kernels.update_decoder(sae.W_dec_FD, moments["W_dec"], pairs, e_BD, adam)
+        return kernels.update_encoder(sae.W_enc_FD, moments["W_enc"], pairs, u_BD, adam)
 
     def _auxiliary(self, x_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None,
                    residual: Residual) -> list[Gradients]:
