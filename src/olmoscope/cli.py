@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -80,7 +80,8 @@ def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption 
 def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
           only: OnlyOption = None,
           live: Annotated[bool, typer.Option("--live", help="Straight from the model: no store is needed.")] = False,
-          ) -> None:
+          log: Annotated[Literal["wandb", "tensorboard"] | None, typer.Option(
+              "--log", help="Send metrics to a tracker as well.")] = None) -> None:
     """Train the recipe's SAEs on the stored activations, or straight from the model."""
     from olmoscope.pipeline import train_saes
     from olmoscope.recipe_file import made_live
@@ -88,7 +89,7 @@ def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = 
     resolved, folder = _load(recipe, form, changes, out)
     if live and resolved.train.live is None:
         resolved = made_live(resolved)
-    for sae, fresh in train_saes(resolved, folder, only or []):
+    for sae, fresh in train_saes(resolved, folder, only or [], log):
         typer.echo(f"{sae.id}: trained" if fresh else f"{sae.id}: finished before, nothing to do")
 
 

@@ -27,6 +27,7 @@ from olmoscope.release.validate import Validation, validate
 from olmoscope.train.checkpoint import load_sae
 from olmoscope.train.group import train_from_store, train_live
 from olmoscope.train.run import run_folder
+from olmoscope.train.trackers import TrackerName
 
 
 def store_folder(out: Path, split: str) -> Path:
@@ -53,7 +54,8 @@ def chosen(recipe: Recipe, only: list[str]) -> list[SAE]:
     return [sae for sae in recipe.saes if not only or sae.id in only]
 
 
-def train_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[SAE, bool]]:
+def train_saes(recipe: Recipe, out: Path, only: list[str],
+               tracker: TrackerName | None = None) -> Iterator[tuple[SAE, bool]]:
     """Train SAEs, from the store or (`train.live`) straight from the model.
 
     Yields:
@@ -61,9 +63,9 @@ def train_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[SAE
     """
     wanted, store = chosen(recipe, only), store_folder(out, "train")
     if recipe.train.live:
-        trained = train_live(recipe, wanted, store, out)
+        trained = train_live(recipe, wanted, store, out, tracker)
     else:
-        trained = train_from_store(recipe, wanted, open_store(store), out)
+        trained = train_from_store(recipe, wanted, open_store(store), out, tracker)
     for sae, fresh in trained:
         write_text(out / "recipe.yaml", recipe.to_yaml())
         yield sae, fresh

@@ -25,6 +25,7 @@ from olmoscope.progress import bar, console
 from olmoscope.recipe import SAE, Recipe
 from olmoscope.train.interrupt import deferred_interrupts
 from olmoscope.train.run import Run, refuse_other_run, refuse_other_store, run_folder
+from olmoscope.train.trackers import TrackerName, open_tracker
 
 FIT_SHARE = 0.85
 """Of the free memory, what parameters and moments may take: the rest is for batches and the step's own chunks."""
@@ -32,8 +33,12 @@ STATE_BYTES = {"float32": 12, "bfloat16": 8}
 """Of each parameter: itself in float32, and Adam's two moments in `train.moments`."""
 
 
-def train_from_store(recipe: Recipe, saes: list[SAE], store: Store, out: Path) -> Iterator[tuple[SAE, bool]]:
+def train_from_store(recipe: Recipe, saes: list[SAE], store: Store, out: Path,
+                     tracker: TrackerName | None = None) -> Iterator[tuple[SAE, bool]]:
     """Train SAEs of a recipe from a store, those of a layer together.
+
+    Args:
+        tracker: where metrics go besides the run folder.
 
     Yields:
         Each SAE when it is done, and False if it was finished before and nothing was done.
@@ -50,22 +55,25 @@ def train_from_store(recipe: Recipe, saes: list[SAE], store: Store, out: Path) -
         return StoreRounds(store, layers, recipe.train.order, recipe.seed, keep_of_store(recipe.train.filter, store))
 
     for layer in sorted({sae.layer for sae in saes}):
-        yield from _train(recipe, [sae for sae in saes if sae.layer == layer], open_rounds, out)
+        yield from _train(recipe, [sae for sae in saes if sae.layer == layer], open_rounds, out, tracker)
 
 
-def train_live(recipe: Recipe, saes: list[SAE], store: Path, out: Path) -> Iterator[tuple[SAE, bool]]:
+def train_live(recipe: Recipe, saes: list[SAE], store: Path, out: Path,
+               tracker: TrackerName | None = None) -> Iterator[tuple[SAE, bool]]:
     """Train SAEs of a recipe straight from its model, all together.
 
     Args:
         store: the folder of the training split's store, which will hold tokens only.
+        tracker: where metrics go besides the run folder.
 
     Yields, Raises: as `train_from_store`.
     """
-    yield from _train(recipe, saes, lambda layers: open_live(recipe, layers, "train", store), out)
+    yield from _train(recipe, saes, lambda layers: open_live(recipe, layers, "train", store), out,
+                      tracker)
 
 
-def _train(recipe: Recipe, saes: list[SAE], open_rounds: Callable[[list[int]], Rounds],
-           out: Path) -> Iterator[tuple[SAE, bool]]:
+def _train(recipe: Recipe, saes: list[SAE], open_rounds: Callable[[list[int]], Rounds], out: Path,
+           tracker: TrackerName | None) -> Iterator[tuple[SAE, bool]]:
     device = pick_device(recipe.device)
     for sae in saes:
         refuse_other_run(recipe, sae, run_folder(out, sae))
@@ -81,8 +89,9 @@ def _train(recipe: Recipe, saes: list[SAE], open_rounds: Callable[[list[int]], R
             for sae in group:
                 held.enter_context(locked(run_folder(out, sae), "training"))
                 clean_temporary(run_folder(out, sae))
-            _train_group([Run(recipe, sae, rounds, run_folder(out, sae), device) for sae in group],
-                         recipe, rounds, device)
+            trackers = [held.enter_context(open_tracker(tracker, recipe, sae, run_folder(out, sae))) for sae in group]
+            _train_group([Run(recipe, sae, rounds, run_folder(out, sae), device, each)
+                          for sae, each in zip(group, trackers, strict=True)], recipe, rounds, device)
         yield from ((sae, True) for sae in group)
 
 

@@ -28,6 +28,7 @@ from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
 from olmoscope.train.step import Step
+from olmoscope.train.trackers import Tracker
 
 
 def learning_rate(train: Train, step: int, steps: int) -> float:
@@ -54,10 +55,12 @@ class _Counts:
 class Run:
     """An SAE in training, from its last checkpoint (or the start)."""
 
-    def __init__(self, recipe: Recipe, spec: SAE, rounds: Rounds, folder: Path, device: torch.device) -> None:
+    def __init__(self, recipe: Recipe, spec: SAE, rounds: Rounds, folder: Path, device: torch.device,
+                 tracker: Tracker | None = None) -> None:
         """
         Args:
             folder: its run folder, held by this process.
+            tracker: where metrics go besides the folder.
 
         Raises:
             UserError: a checkpoint is damaged, or was made on other activations.
@@ -81,6 +84,9 @@ class Run:
         self.saved = self.step.count
         """Steps of the last checkpoint."""
         self._cut_metrics()
+        self._tracker = tracker
+        if tracker:
+            tracker.catch_up(folder / "metrics.jsonl")
         self._started, self._tokens_before = time.monotonic(), self.step.tokens
         self.log(f"resumed after step {self.step.count} of {self.steps}" if found else
                  f"training {spec.id}: {self.steps} steps on {device}; {rounds.kept}")
@@ -186,6 +192,8 @@ class Run:
             line |= {"candidates_found": self.step.candidates.take_found(), "margin": self.step.candidates.margin}
         with (self.folder / "metrics.jsonl").open("a") as metrics:
             metrics.write(json.dumps(line) + "\n")
+        if self._tracker:
+            self._tracker.send(line)
         rate = (self.step.tokens - self._tokens_before) / (time.monotonic() - self._started)
         self.log(f"step {self.step.count}/{self.steps}  loss {line['loss']:.4f}  L0 {line['l0']:.1f}  dead "
                  f"{line['dead_share']:.1%}  {rate:,.0f} tokens/s")
