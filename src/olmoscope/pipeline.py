@@ -19,12 +19,16 @@ from olmoscope.activations.collect import Collected, collect
 from olmoscope.activations.shares import Worker
 from olmoscope.activations.store import Store, open_store
 from olmoscope.errors import UserError
-from olmoscope.evaluate.reconstruction import evaluate
-from olmoscope.files import read_json, write_json, write_text
+from olmoscope.evaluate.evaluate import Setting, evaluate_on_store, forget_unfinished, identity
+from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
+from olmoscope.evaluate.sequences import read_sequences
+from olmoscope.evaluate.subject import open_sae
+from olmoscope.files import read_json, write_text
 from olmoscope.model.load import pick_device
+from olmoscope.model.splice import load_causal_lm
 from olmoscope.recipe import SAE, Recipe
 from olmoscope.release.validate import Validation, validate
-from olmoscope.train.checkpoint import load_sae
+from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.group import train_from_store, train_live
 from olmoscope.train.run import run_folder
 from olmoscope.train.trackers import TrackerName
@@ -83,18 +87,23 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
     if recipe.train.live:  # nobody collected anything; held-out rows are few
         collect(recipe, "held_out", store_folder(out, "held_out"))
     store = open_store(store_folder(out, "held_out"))
-    for sae in chosen(recipe, only):
-        run = run_folder(out, sae)
-        done = finished(run, sae)
-        subject = {"sae": sae.id, "run_hash": done["run_hash"], "store": store.manifest.recipe_hash,
-                   "model_revision": store.manifest.model.revision}
-        path = run / "evaluation.json"
-        if path.exists() and {key: read_json(path).get(key) for key in subject} == subject:
-            yield sae, False
-            continue
-        model = load_sae(run / done["checkpoint"]).to(pick_device(recipe.device))
-        write_json(path, subject | evaluate(model, store, sae.layer, sae.id))
-        yield sae, True
+    wanted = chosen(recipe, only)
+    for sae in wanted:
+        finished(run_folder(out, sae), sae)
+    sequences = read_sequences(store.path, load_tokenizer(recipe.model), apart=recipe.tokens.documents == "apart")
+    setting = Setting(sequences, recipe.evaluate.tokens, recipe.tokens.batch_tokens, f"{recipe.name}, held out", out)
+    subjects = [open_sae(run_folder(out, sae)) for sae in wanted]
+    identities = [identity(subject, store.manifest.model.revision, setting, "store") for subject in subjects]
+    pending = [number for number, sae in enumerate(wanted)
+               if not is_evaluated(run_folder(out, sae) / EVALUATION, identities[number])]
+    if pending:
+        model = load_causal_lm(recipe.model, pick_device(recipe.device), max(sae.layer for sae in wanted))
+        found = evaluate_on_store([subjects[number] for number in pending], store, model, setting)
+        for number, evaluation in zip(pending, found, strict=True):
+            write_evaluation(run_folder(out, wanted[number]) / EVALUATION, evaluation)
+    forget_unfinished(out)
+    for number, sae in enumerate(wanted):
+        yield sae, number in pending
 
 
 def finished(run: Path, sae: SAE) -> dict[str, Any]:

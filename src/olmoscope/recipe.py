@@ -291,6 +291,14 @@ class Train(_Frozen):
         return self
 
 
+class Evaluate(_Frozen):
+    """How finished SAEs are measured. No weights depend on it."""
+
+    tokens: Count = 100_000
+    """Held-out tokens that the language model reads for cross-entropy and KL: once as it is, and with each
+    reconstruction and ablation in turn. Figures of reconstruction are of all held-out rows."""
+
+
 class Release(_Frozen):
     """What the release is called."""
 
@@ -312,6 +320,7 @@ class Recipe(_Frozen):
     activations: Activations
     saes: Annotated[list[SAE], Field(min_length=1)]
     train: Train
+    evaluate: Evaluate = Evaluate()
     release: Release
 
     @model_validator(mode="after")

@@ -118,6 +118,16 @@ def read_statistics(store: Path) -> dict[str, Any]:
     return dict(read_json(store / "statistics.json"))
 
 
+def read_mean(store: Path, layer: int) -> Tensor:
+    """The mean of a layer's rows, `[d_model]` float64, of a finished store.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    mean: Tensor = read_tensors(store / "statistics.safetensors", "pt")[0][f"{layer_folder(layer)}.mean"]
+    return mean
+
+
 def _add(totals: dict[int, _Total], layer: int, part: dict[str, np.ndarray]) -> None:
     if layer not in totals:
         totals[layer] = _Total(np.zeros_like(part["sum"]), np.zeros_like(part["largest"]), 0.0, 0.0,

@@ -1,6 +1,7 @@
-"""How well an SAE reconstructs held-out rows: every figure of docs/metrics.md that needs no language model.
+"""How well an SAE reconstructs rows: every figure of docs/metrics.md that needs no language model.
 
-One pass, all sums in float64, so no figure depends on the batch size. Shapes: B rows, D d_model, F latents, K active.
+One pass, all sums in float64 and kept for each document and subset of the rows, so no figure depends on the batch
+size. Shapes: R rows of a batch, D d_model, F latents, K places of a code, S subsets, P bins of positions.
 """
 
 from dataclasses import dataclass
@@ -10,75 +11,121 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from olmoscope.activations.store import Store
-from olmoscope.progress import bar
+from olmoscope.evaluate.bootstrap import intervals
+from olmoscope.evaluate.results import L0, Dead, Density, NormBin, PositionBin
+from olmoscope.evaluate.rows import SUBSETS, LayerSurvey, RowFacts, Sums
 from olmoscope.sae.codes import SparseCodes
-from olmoscope.sae.topk import TopK
+from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.seeds import generator
 
-ROWS_AT_ONCE = 4096
 DENSITY_BINS = [0.0, *(10.0 ** np.arange(-7, 0.01, 0.5)).tolist()]
 """Edges of the density histogram: never, then half decades from 1e-7 to 1."""
+POSITION_BINS = 32
+"""Positions 0, 1, 2 to 3, 4 to 7, and so on."""
+_QUANTITIES = ("rows", "x2", "error2", "nmse", "cosine", "l2_ratio", "xhat2", "dot", "l1", "l0", "centred2")
 
 
 class Reconstruction:
-    """Sums over rows from which every figure follows; `add` batches, then `figures`."""
+    """Sums over rows from which every figure follows; `add` batches, then the figures."""
 
-    def __init__(self, sae: TopK) -> None:
+    def __init__(self, sae: SparseAutoencoder, survey: LayerSurvey, groups: int) -> None:
         self.sae = sae
-        self.rows = 0
-        self.x_sum_D = torch.zeros(sae.d_model, dtype=torch.float64)
-        self.sums = dict.fromkeys(("x2", "error2", "nmse", "cosine", "l2_ratio", "xhat2", "dot", "l1"), 0.0)
-        self.l0_counts = torch.zeros(sae.k + 1, dtype=torch.int64)
+        self.survey = survey
+        self.sums = Sums(_QUANTITIES, groups)
+        self.centred_sum_SD = torch.zeros(len(SUBSETS), sae.d_model, dtype=torch.float64)
+        self.l0_counts = torch.zeros(sae.d_sae + 1, dtype=torch.int64)
         self.fired_F = torch.zeros(sae.d_sae, dtype=torch.int64)
+        self.by_position = torch.zeros(POSITION_BINS, 3, dtype=torch.float64)
+        self.by_norm = torch.zeros(10, 4, dtype=torch.float64)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All sums, to be kept and put back in place."""
+        return {"sums": self.sums.table_SGQ, "centred_sum": self.centred_sum_SD, "l0_counts": self.l0_counts,
+                "fired": self.fired_F, "by_position": self.by_position, "by_norm": self.by_norm}
 
     @torch.no_grad()
-    def add(self, x_BD: Tensor) -> None:
-        """Count a batch of rows `[B, D]`, any float dtype."""
-        xhat_BD, codes = self.sae.reconstruct(x_BD)
-        self.add_reconstruction(x_BD, xhat_BD, codes)
+    def add(self, x_RD: Tensor, facts: RowFacts) -> Tensor:
+        """Count a batch of rows `[R, D]`, any float dtype; returns their reconstruction."""
+        xhat_RD, codes = self.sae.reconstruct(x_RD)
+        self.add_reconstruction(x_RD, xhat_RD, codes, facts)
+        return xhat_RD
 
-    def add_reconstruction(self, x_BD: Tensor, xhat_BD: Tensor, codes: SparseCodes) -> None:
+    def add_reconstruction(self, x_RD: Tensor, xhat_RD: Tensor, codes: SparseCodes, facts: RowFacts) -> None:
         """Count rows that were reconstructed already."""
-        x_BD, xhat_BD = x_BD.double(), xhat_BD.double()
-        x2_B, xhat2_B = x_BD.square().sum(1), xhat_BD.square().sum(1)
-        dot_B, error2_B = (x_BD * xhat_BD).sum(1), (x_BD - xhat_BD).square().sum(1)
-        values_BK = codes.values_BK.double()
-        self.rows += len(x_BD)
-        self.x_sum_D += x_BD.sum(0).cpu()
+        x_RD, xhat_RD = x_RD.double(), xhat_RD.double()
+        centred_RD = x_RD - self.survey.mean_D.to(x_RD.device)
+        x2_R, xhat2_R = x_RD.square().sum(1), xhat_RD.square().sum(1)
+        dot_R, error2_R = (x_RD * xhat_RD).sum(1), (x_RD - xhat_RD).square().sum(1)
+        l0_R = codes.l0()
         tiny = torch.finfo(torch.float64).tiny  # a reconstruction of exactly 0 has cosine 0
-        for name, value_B in {"x2": x2_B, "error2": error2_B, "nmse": error2_B / x2_B, "xhat2": xhat2_B, "dot": dot_B,
-                              "cosine": dot_B / (x2_B * xhat2_B).sqrt().clamp_min(tiny),
-                              "l2_ratio": (xhat2_B / x2_B).sqrt(), "l1": values_BK.sum(1)}.items():
-            self.sums[name] += float(value_B.sum())
-        self.l0_counts += torch.bincount(codes.l0().cpu(), minlength=len(self.l0_counts))
+        values = {"rows": torch.ones_like(x2_R), "x2": x2_R, "error2": error2_R, "nmse": error2_R / x2_R,
+                  "cosine": dot_R / (x2_R * xhat2_R).sqrt().clamp_min(tiny), "l2_ratio": (xhat2_R / x2_R).sqrt(),
+                  "xhat2": xhat2_R, "dot": dot_R, "l1": codes.values_BK.double().sum(1), "l0": l0_R,
+                  "centred2": centred_RD.square().sum(1)}
+        values = {name: value.cpu() for name, value in values.items()}
+        norm_R = values["x2"].sqrt()
+        masks_SR = facts.masks(norm_R, self.survey)
+        self.sums.add(values, facts.group_R, masks_SR)
+        self.centred_sum_SD += (masks_SR.to(x_RD) @ centred_RD).cpu()
+        self.l0_counts += torch.bincount(l0_R.cpu(), minlength=len(self.l0_counts))
         self.fired_F += torch.bincount(codes.indices_BK[codes.values_BK > 0].cpu(), minlength=len(self.fired_F))
+        bin_R = torch.frexp(facts.position_R.double())[1].long()  # 0, 1, 2 to 3, 4 to 7, …
+        self.by_position.index_add_(0, bin_R, torch.stack([values["rows"], norm_R, values["nmse"]], dim=1))
+        self.by_norm.index_add_(0, torch.bucketize(norm_R, self.survey.norm_edges), torch.stack(
+            [values[name] for name in ("rows", "nmse", "error2", "centred2")], dim=1))
 
-    def figures(self) -> dict[str, Any]:
-        """Every figure, as JSON values; definitions in docs/metrics.md."""
-        rows, sums = self.rows, self.sums
-        variance = sums["x2"] - float(self.x_sum_D.square().sum()) / rows
-        fvu = sums["error2"] / variance
+    def subset(self, name: str) -> dict[str, Any] | None:
+        """The figures of a subset of the rows, by the names of `results.Subset`; None if it has no rows."""
+        total = self.sums.total(name)
+        if not total["rows"]:
+            return None
+        place = SUBSETS.index(name)
+        # Sums are about the mean of all rows; about the subset's own mean, the squares are smaller by this a row.
+        shift2 = float((self.centred_sum_SD[place] / total["rows"]).square().sum())
+
+        def figures(sums: dict[str, Any]) -> dict[str, Any]:
+            rows = sums["rows"]
+            fvu = sums["error2"] / (sums["centred2"] - rows * shift2)
+            return {"fvu": fvu} | {key: sums[key] / rows for key in ("nmse", "cosine", "l2_ratio", "l0", "l1")}
+
+        found = figures({key: np.float64(value) for key, value in total.items()})
+        return {"rows": round(total["rows"]), **{key: float(value) for key, value in found.items()},
+                "explained_variance": float(1 - found["fvu"]),
+                "relative_reconstruction_bias": total["xhat2"] / total["dot"] if total["dot"] else None,
+                "intervals": intervals(self.sums.table_SGQ[place], self.sums.quantities, figures)}
+
+    def distributions(self) -> dict[str, Any]:
+        """What is told of all rows only, by the names of `results.Evaluation`."""
+        rows = int(self.l0_counts.sum())
         density_F = self.fired_F.double() / rows
-        l0_sorted = torch.repeat_interleave(torch.arange(len(self.l0_counts)), self.l0_counts)
-        percentiles = {f"p{p}": int(l0_sorted[min(rows - 1, rows * p // 100)]) for p in (5, 25, 50, 75, 95)}
+        occurring = torch.nonzero(self.l0_counts)[:, 0]
+        cumulative = torch.cumsum(self.l0_counts, 0)
+        percentiles = {f"p{p}": int(torch.searchsorted(cumulative, min(rows - 1, rows * p // 100), right=True))
+                       for p in (5, 25, 50, 75, 95)}
         return {
-            "rows": rows,
-            "fvu": fvu,
-            "explained_variance": 1 - fvu,
-            "nmse": sums["nmse"] / rows,
-            "cosine": sums["cosine"] / rows,
-            "l2_ratio": sums["l2_ratio"] / rows,
-            "relative_reconstruction_bias": sums["xhat2"] / sums["dot"] if sums["dot"] else None,
-            "l0": {"mean": float(self.fired_F.sum()) / rows, **percentiles},
-            "l1": sums["l1"] / rows,
-            "dead": {"share": float((self.fired_F == 0).double().mean()), "window": rows},
-            "density": {
-                "bin_edges": DENSITY_BINS,
-                "latents": np.histogram(density_F.numpy(), bins=[*DENSITY_BINS[:-1], np.nextafter(1, 2)])[0].tolist(),
-                "over_1_percent": float((density_F > 0.01).double().mean()),
-                "over_10_percent": float((density_F > 0.1).double().mean())},
+            "l0": L0(mean=float(self.fired_F.sum()) / rows, **percentiles, values=occurring.tolist(),
+                     rows=self.l0_counts[occurring].tolist()),
+            "dead": Dead(share=float((self.fired_F == 0).double().mean()), window=rows),
+            "density": Density(
+                bin_edges=DENSITY_BINS,
+                latents=np.histogram(density_F.numpy(), bins=[*DENSITY_BINS[:-1], np.nextafter(1, 2)])[0].tolist(),
+                over_1_percent=float((density_F > 0.01).double().mean()),
+                over_10_percent=float((density_F > 0.1).double().mean())),
+            "by_position": [
+                PositionBin(first=2**place // 2, last=2**place - 1, rows=round(count), norm=norm / count,
+                            nmse=nmse / count)
+                for place, (count, norm, nmse) in enumerate(self.by_position.tolist()) if count],
+            "by_norm": self._norm_bins(),
         }
+
+    def _norm_bins(self) -> list[NormBin]:
+        survey = self.survey
+        edges = [survey.smallest_norm, *survey.norm_edges.tolist(), survey.largest_norm]
+        error2, centred2 = self.by_norm[:, 2].sum(), self.by_norm[:, 3].sum()
+        return [NormBin(low=edges[place], high=edges[place + 1], rows=round(float(count)), nmse=float(nmse / count),
+                        share_of_error=float(error / error2) if error2 else 0.0,
+                        share_of_variance=float(variance / centred2) if centred2 else 0.0)
+                for place, (count, nmse, error, variance) in enumerate(self.by_norm) if count]
 
 
 @dataclass(frozen=True)
@@ -96,27 +143,3 @@ class RandomDirections:
         centred_BD = x_BD.double() - mean_D.double()
         error_BD = centred_BD - centred_BD @ basis_DK @ basis_DK.T
         return float((error_BD.square().sum(1) / x_BD.double().square().sum(1)).mean())
-
-
-def evaluate(sae: TopK, store: Store, layer: int, name: str) -> dict[str, Any]:
-    """Evaluate an SAE on all rows of a store at its layer.
-
-    Args:
-        name: shown beside the progress bar.
-
-    Returns:
-        `Reconstruction.figures`, and `nmse_random_directions` for comparison (on the first rows of each segment).
-    """
-    measured = Reconstruction(sae)
-    device = sae.W_dec_FD.device
-    with bar(name, store.rows, "rows") as advance:
-        for segment, rows in enumerate(store.segment_rows):
-            for start in range(0, rows, ROWS_AT_ONCE):
-                x_BD = store.read(layer, segment, slice(start, min(rows, start + ROWS_AT_ONCE))).to(device)
-                measured.add(x_BD)
-                advance(len(x_BD))
-    first_BD = torch.cat([store.read(layer, segment, slice(0, min(rows, ROWS_AT_ONCE // len(store.segment_rows) + 1)))
-                          for segment, rows in enumerate(store.segment_rows)])
-    random = RandomDirections(sae.d_model, min(sae.k, sae.d_model), seed=0)
-    return measured.figures() | {
-        "nmse_random_directions": random.nmse(first_BD, store.sample_mean(layer, "none"))}

@@ -11,6 +11,8 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json
 
+EVALUATION = "evaluation.json"
+
 Interval = tuple[FiniteFloat, FiniteFloat]
 
 
@@ -197,6 +199,14 @@ class Evaluation(_Frozen):
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:
     """Write evaluation.json, atomically."""
     write_json(path, evaluation.model_dump(mode="json"))
+
+
+def is_evaluated(path: Path, identity: str) -> bool:
+    """Whether the very same evaluation stands there already."""
+    try:
+        return path.exists() and read_evaluation(path).identity == identity
+    except UserError:  # of an older version, or damaged: made anew
+        return False
 
 
 def read_evaluation(path: Path) -> Evaluation:

@@ -18,6 +18,7 @@ from olmoscope.files import read_json, sha256
 from olmoscope.recipe_file import load_recipe
 from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.sae.saelens_folder import CONFIG, WEIGHTS, read_saelens_folder
+from olmoscope.sae.threshold import JumpReLU
 from olmoscope.train.checkpoint import load_sae
 
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?P<path>.*))?")
@@ -99,8 +100,9 @@ def _open_run(folder: Path) -> Subject:
     if config is None:
         raise UserError(f"{folder}: done.json is of {done['sae']}, which recipe.yaml does not hold")
     model = done["store"]["model"]
-    return Subject(load_sae(folder / done["checkpoint"]), config.id, config.layer, model["name"], model["revision"],
-                   "topk", folder, "run", done["run_hash"], prepend_bos=False,
+    sae: SparseAutoencoder = load_sae(folder / done["checkpoint"])
+    return Subject(sae, config.id, config.layer, model["name"], model["revision"],
+                   "jumprelu" if isinstance(sae, JumpReLU) else "topk", folder, "run", done["run_hash"], prepend_bos=False,
                    context_size=max(high for _, high in recipe.tokens.chunk_lengths))
 
 

@@ -29,6 +29,7 @@ class CausalLM:
 
     module: nn.Module
     layers: nn.ModuleList
+    name: str
     revision: str
     d_model: int
     vocabulary: int
@@ -114,7 +115,7 @@ def load_causal_lm(model: Model, device: torch.device, deepest: int = 0) -> Caus
     module = module.to(device).eval().requires_grad_(False)
     with torch.no_grad():
         output = module.base_model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device), use_cache=False)
-    return CausalLM(module, layers, revision, text.hidden_size, text.vocab_size, type(output))
+    return CausalLM(module, layers, model.name, revision, text.hidden_size, text.vocab_size, type(output))
 
 
 @contextlib.contextmanager

@@ -1,0 +1,261 @@
+"""Evaluation of several SAEs of one language model on the same tokens.
+
+On a store, the figures of reconstruction are of all its rows as they are stored, and the language model reads the
+first of its tokens for cross-entropy and KL. On a text, the model reads everything twice: once for what must be known
+beforehand (the mean and the norms of each layer), and once to measure. Shapes: R rows, D d_model, S subsets.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from olmoscope.activations.format import norm_name
+from olmoscope.activations.statistics import read_mean
+from olmoscope.activations.store import Store
+from olmoscope.errors import UserError
+from olmoscope.evaluate import bootstrap
+from olmoscope.evaluate.dictionary import measure_dictionary
+from olmoscope.evaluate.kept import KeptSums
+from olmoscope.evaluate.language import Divergence, LanguageSums
+from olmoscope.evaluate.reconstruction import RandomDirections, Reconstruction
+from olmoscope.evaluate.results import Evaluation, Subset, Text
+from olmoscope.evaluate.rows import FIRST_POSITIONS, OUTLIER, SUBSETS, LayerSurvey, TokenFacts
+from olmoscope.evaluate.sequences import Sequences
+from olmoscope.evaluate.subject import Subject
+from olmoscope.model.capture import read_residual_stream
+from olmoscope.model.splice import CausalLM
+from olmoscope.sae.topk import TopK
+
+ROWS_AT_ONCE = 4096
+METHOD = 1
+"""Raised when the same SAE on the same tokens would get other figures."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the SAEs are measured on.
+
+    Attributes:
+        sequences: the tokens.
+        language_tokens: how many of them, from the first, the language model reads for cross-entropy and KL.
+        batch_tokens: in one pass of the model; no figure depends on it, but for rounding.
+        name: of the text, for people.
+        folder: where the sums of an unfinished evaluation are kept.
+    """
+
+    sequences: Sequences
+    language_tokens: int
+    batch_tokens: int
+    name: str
+    folder: Path
+
+
+def identity(subject: Subject, model_revision: str, setting: Setting, kind: Literal["store", "text"]) -> str:
+    """What an evaluation's figures depend on, but for rounding."""
+    parts = [METHOD, kind, subject.identity, subject.layer, model_revision, setting.sequences.hash(),
+             setting.language_tokens, FIRST_POSITIONS, OUTLIER, bootstrap.RESAMPLES]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def evaluate_on_store(subjects: Sequence[Subject], store: Store, model: CausalLM, setting: Setting) -> list[Evaluation]:
+    """Evaluate SAEs on all rows of a store, and with the model on the first tokens.
+
+    Args:
+        setting: its sequences are all the store's.
+    """
+    layers = sorted({subject.layer for subject in subjects})
+    norms = [store.read_rows(segment) for segment in range(len(store.segment_rows))]
+    surveys = {layer: LayerSurvey.of(read_mean(store.path, layer), torch.cat(
+        [rows[norm_name(layer)] for rows in norms]).double().numpy()) for layer in layers}
+    work = _Work(subjects, surveys, model, setting, "store")
+    starts_S = torch.from_numpy(setting.sequences.starts)
+
+    def measure_rows(step: tuple[int, slice]) -> None:
+        segment, part = step
+        rows = norms[segment]
+        facts = work.facts.at(starts_S[rows["sequence"][part].long()] + rows["position"][part])
+        for layer in layers:
+            x_RD = store.read(layer, segment, part).to(model.device)
+            for place in work.of_layer(layer):
+                work.reconstruction[place].add(x_RD, facts)
+
+    steps = [(segment, slice(start, min(count, start + ROWS_AT_ONCE)))
+             for segment, count in enumerate(store.segment_rows) for start in range(0, count, ROWS_AT_ONCE)]
+    kept = work.kept("rows", {f"{place}.{name}": tensor for place, sums in enumerate(work.reconstruction)
+                              for name, tensor in sums.tensors().items()})
+    kept.go_through(steps, lambda step: step[1].stop - step[1].start, measure_rows, "reconstruction")
+    work.run_model(reconstruct=False)
+    return work.results(store.manifest.recipe_hash, f"the {store.rows:,} rows of the store", [
+        RandomDirections(subject.sae.d_model, _directions(subject, work.reconstruction[place]), seed=0).nmse(
+            _first_rows(store, subject.layer), surveys[subject.layer].mean_D)
+        for place, subject in enumerate(subjects)])
+
+
+def evaluate_on_text(subjects: Sequence[Subject], model: CausalLM, setting: Setting) -> list[Evaluation]:
+    """Evaluate SAEs on tokens that the model reads now."""
+    layers = sorted({subject.layer for subject in subjects})
+    surveys = _survey(layers, model, setting)
+    work = _Work(subjects, surveys, model, setting, "text")
+    work.run_model(reconstruct=True)
+    return work.results(None, f"the {setting.sequences.rows:,} tokens of the text", [None] * len(subjects))
+
+
+class _Work:
+    """The sums of all SAEs, and what goes through the model."""
+
+    def __init__(self, subjects: Sequence[Subject], surveys: dict[int, LayerSurvey], model: CausalLM, setting: Setting,
+                 kind: Literal["store", "text"]) -> None:
+        self.subjects, self.surveys, self.model, self.setting, self.kind = subjects, surveys, model, setting, kind
+        self.facts = TokenFacts(setting.sequences)
+        self.saes = [subject.sae.to(model.device) for subject in subjects]
+        self.reconstruction = [Reconstruction(sae, surveys[subject.layer], self.facts.groups)
+                               for sae, subject in zip(self.saes, subjects, strict=True)]
+        self.language = [LanguageSums(self.facts.groups) for _ in subjects]
+
+    def of_layer(self, layer: int) -> list[int]:
+        """Which SAEs are of a layer."""
+        return [place for place, subject in enumerate(self.subjects) if subject.layer == layer]
+
+    def kept(self, name: str, tensors: dict[str, Tensor]) -> KeptSums:
+        """Where sums are kept meanwhile."""
+        subjects = [identity(subject, self.model.revision, self.setting, self.kind) for subject in self.subjects]
+        return KeptSums(self.setting.folder / f".unfinished-{name}.safetensors",
+                        ":".join([name, str(self.setting.batch_tokens), *subjects]), tensors)
+
+    def run_model(self, *, reconstruct: bool) -> None:
+        """Let the model read the tokens: clean, and with every replacement of every layer.
+
+        Args:
+            reconstruct: whether figures of reconstruction are taken of these rows too.
+        """
+        read = self.setting.sequences.first(self.setting.language_tokens)
+        next_N = torch.from_numpy(read.next_tokens())
+        tensors = {f"{place}.language": sums.sums.table_SGQ for place, sums in enumerate(self.language)}
+        if reconstruct:
+            tensors |= {f"{place}.{name}": tensor for place, sums in enumerate(self.reconstruction)
+                        for name, tensor in sums.tensors().items()}
+
+        def measure(sequences: np.ndarray) -> None:
+            self._measure_batch(read, sequences, next_N, reconstruct=reconstruct)
+
+        self.kept("language", tensors).go_through(
+            read.plan(self.setting.batch_tokens), lambda sequences: int(np.diff(read.starts)[sequences].sum()), measure,
+            "language model")
+
+    def _measure_batch(self, read: Sequences, sequences: np.ndarray, next_N: Tensor, *, reconstruct: bool) -> None:
+        batch, model = read.batch(sequences), self.model
+        token_ids_BT = batch.token_ids_BT.to(model.device)
+        positions_BT = None if batch.positions_BT is None else batch.positions_BT.to(model.device)
+        real_R = batch.real_R.to(model.device)
+        facts = self.facts.at(batch.index_R)
+        hidden_BTD, outputs = model.read(token_ids_BT, positions_BT, list(self.surveys))
+
+        def go_on(layer: int, rows_RD: Tensor) -> Tensor:
+            replaced_ND = outputs[layer].flatten(0, 1).clone()
+            replaced_ND[real_R] = rows_RD.to(replaced_ND.dtype)
+            return model.go_on(layer, replaced_ND.view_as(outputs[layer]), token_ids_BT,
+                               positions_BT).flatten(0, 1)[real_R]
+
+        hidden, runs = [hidden_BTD.flatten(0, 1)[real_R]], {}
+        for layer, survey in self.surveys.items():
+            x_RD = outputs[layer].flatten(0, 1)[real_R]
+            zero = len(hidden)
+            hidden += [go_on(layer, torch.zeros_like(x_RD)), go_on(layer, survey.mean_D.to(x_RD).expand_as(x_RD))]
+            for place in self.of_layer(layer):
+                xhat_RD = (self.reconstruction[place].add(x_RD, facts) if reconstruct
+                           else self.saes[place].reconstruct(x_RD)[0])
+                runs[place] = (len(hidden), zero, zero + 1)
+                hidden.append(go_on(layer, xhat_RD))
+        measured = Divergence(model, hidden, next_N[batch.index_R])
+        for layer, survey in self.surveys.items():
+            norm_R = outputs[layer].flatten(0, 1)[real_R].double().norm(dim=1).cpu()
+            masks_SR = facts.masks(norm_R, survey)
+            for place in self.of_layer(layer):
+                self.language[place].add(measured, runs[place], facts, masks_SR)
+
+    def results(self, store: str | None, mean_of: str, random: Sequence[float | None]) -> list[Evaluation]:
+        """What evaluation.json says, for each SAE."""
+        return [self._result(place, store, mean_of, random[place]) for place in range(len(self.subjects))]
+
+    def _result(self, place: int, store: str | None, mean_of: str, random: float | None) -> Evaluation:
+        subject, sae, sums = self.subjects[place], self.saes[place], self.reconstruction[place]
+        subsets = {}
+        for name in SUBSETS:
+            if (figures := sums.subset(name)) is not None:
+                subsets[name] = Subset(**figures, language=self.language[place].subset(name))
+        whole = subsets.pop("all")
+        if whole.language is None:
+            raise UserError(f"{self.setting.name}: no token has a next one, so there is nothing to predict; give a "
+                            "longer text")
+        figures = whole.model_dump(exclude={"l0", "language"})
+        return Evaluation(
+            sae=subject.name, run_hash=subject.identity if subject.kind == "run" else None,
+            identity=identity(subject, self.model.revision, self.setting, self.kind), store=store,
+            model=self.model.name, model_revision=self.model.revision, layer=subject.layer,
+            architecture=subject.architecture, d_model=sae.d_model, d_sae=sae.d_sae,
+            k=sae.k if isinstance(sae, TopK) else None, normalize=sae.normalize,
+            text=Text(kind=self.kind, name=self.setting.name, tokens_hash=self.setting.sequences.hash(),
+                      documents=self.facts.documents, resampled=self.facts.groups, first_positions=FIRST_POSITIONS,
+                      outlier_norm=self.surveys[subject.layer].outlier_norm, mean_of=mean_of),
+            **figures, nmse_random_directions=random, language=whole.language,
+            dictionary=measure_dictionary(sae), subsets=subsets, **sums.distributions())
+
+
+class _Survey:
+    """Sums and norms of each layer's rows."""
+
+    def __init__(self, layers: list[int], d_model: int, rows: int) -> None:
+        self.sum_D = {layer: torch.zeros(d_model, dtype=torch.float64) for layer in layers}
+        self.norm_N = {layer: torch.zeros(rows, dtype=torch.float64) for layer in layers}
+
+    def tensors(self) -> dict[str, Tensor]:
+        return ({f"{layer}.sum": tensor for layer, tensor in self.sum_D.items()}
+                | {f"{layer}.norm": tensor for layer, tensor in self.norm_N.items()})
+
+
+def _survey(layers: list[int], model: CausalLM, setting: Setting) -> dict[int, LayerSurvey]:
+    """Mean and norms of all rows of each layer; the model runs up to the deepest of them."""
+    sequences, survey = setting.sequences, _Survey(layers, model.d_model, setting.sequences.rows)
+
+    def look(numbers: np.ndarray) -> None:
+        batch = sequences.batch(numbers)
+        positions_BT = None if batch.positions_BT is None else batch.positions_BT.to(model.device)
+        outputs = read_residual_stream(model.body, model.layers, layers, batch.token_ids_BT.to(model.device),
+                                       positions_BT)
+        for layer, output_BTD in outputs.items():
+            x_RD = output_BTD.flatten(0, 1)[batch.real_R.to(model.device)].double()
+            survey.sum_D[layer] += x_RD.sum(0).cpu()
+            survey.norm_N[layer][batch.index_R] = x_RD.norm(dim=1).cpu()
+
+    parts = ["survey", *map(str, layers), model.revision, sequences.hash(), str(setting.batch_tokens)]
+    kept = KeptSums(setting.folder / ".unfinished-survey.safetensors", ":".join(parts), survey.tensors())
+    kept.go_through(sequences.plan(setting.batch_tokens), lambda numbers: int(np.diff(sequences.starts)[numbers].sum()),
+                    look, "survey")
+    return {layer: LayerSurvey.of(survey.sum_D[layer] / sequences.rows, survey.norm_N[layer].numpy())
+            for layer in layers}
+
+
+def forget_unfinished(folder: Path) -> None:
+    """Delete the sums that were kept, once the results stand."""
+    for path in folder.glob(".unfinished-*.safetensors"):
+        path.unlink()
+
+
+def _directions(subject: Subject, sums: Reconstruction) -> int:
+    """As many random directions as the SAE has active latents in a row."""
+    active = subject.sae.k if isinstance(subject.sae, TopK) else round(float(sums.fired_F.sum() / sums.l0_counts.sum()))
+    return min(max(1, active), subject.sae.d_model)
+
+
+def _first_rows(store: Store, layer: int) -> Tensor:
+    """Up to ROWS_AT_ONCE rows, the same number of every segment."""
+    share = ROWS_AT_ONCE // len(store.segment_rows) + 1
+    return torch.cat([store.read(layer, segment, slice(0, min(rows, share)))
+                      for segment, rows in enumerate(store.segment_rows)])

@@ -1,0 +1,90 @@
+"""What a language model makes of reconstructions: cross-entropy and KL with x̂, zero or the mean in x's place.
+
+KL(clean ‖ other) is Σ_v p_v (log p_v − log q_v), both logarithms from log-softmax in float64: no probability is ever
+rounded to 0 before its logarithm is taken. Shapes: R rows of a batch, C of a chunk, D d_model, V vocabulary, S subsets.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from olmoscope.evaluate.bootstrap import intervals
+from olmoscope.evaluate.results import Language
+from olmoscope.evaluate.rows import SUBSETS, RowFacts, Sums
+from olmoscope.model.splice import CausalLM
+
+_LOGITS_AT_ONCE = 2**24
+_QUANTITIES = ("rows", "kl", "kl_zero", "kl_mean", "predictions", "ce_clean", "ce_spliced", "ce_zero", "ce_mean")
+
+
+class Divergence:
+    """Per-row cross-entropy of each of several runs of the model on the same tokens, and KL from the first.
+
+    Args:
+        hidden: last hidden states `[R, D]` of the runs; the first is the clean one.
+        next_R: the token that follows each row, −1 where none does.
+    """
+
+    def __init__(self, model: CausalLM, hidden: list[Tensor], next_R: Tensor) -> None:
+        rows = len(next_R)
+        self.ce = [torch.zeros(rows, dtype=torch.float64) for _ in hidden]
+        self.kl = [torch.zeros(rows, dtype=torch.float64) for _ in hidden]
+        has_next_R = next_R >= 0
+        size = max(1, _LOGITS_AT_ONCE // model.vocabulary)
+        for start in range(0, rows, size):
+            part = slice(start, min(rows, start + size))
+            next_C1 = next_R[part].clamp_min(0)[:, None].to(model.device)
+            clean_CV: Tensor | None = None
+            for number, hidden_RD in enumerate(hidden):
+                log_CV = torch.log_softmax(model.logits(hidden_RD[part]).double(), dim=1)
+                self.ce[number][part] = -log_CV.gather(1, next_C1)[:, 0].cpu()
+                if clean_CV is None:
+                    clean_CV = log_CV
+                else:
+                    self.kl[number][part] = (clean_CV.exp() * (clean_CV - log_CV)).sum(1).cpu()
+        for ce_R in self.ce:
+            ce_R[~has_next_R] = 0.0
+        self.predicted_R = has_next_R.double()
+
+
+class LanguageSums:
+    """Sums of one SAE; `add` batches, then `subset`."""
+
+    def __init__(self, groups: int) -> None:
+        self.sums = Sums(_QUANTITIES, groups)
+
+    def add(self, measured: Divergence, runs: tuple[int, int, int], facts: RowFacts, masks_SR: Tensor) -> None:
+        """Count a batch.
+
+        Args:
+            runs: which runs of `measured` had x̂, zero and the mean in x's place.
+        """
+        spliced, zero, mean = runs
+        self.sums.add({
+            "rows": torch.ones_like(measured.predicted_R), "predictions": measured.predicted_R,
+            "kl": measured.kl[spliced], "kl_zero": measured.kl[zero], "kl_mean": measured.kl[mean],
+            "ce_clean": measured.ce[0], "ce_spliced": measured.ce[spliced], "ce_zero": measured.ce[zero],
+            "ce_mean": measured.ce[mean]}, facts.group_R, masks_SR)
+
+    def subset(self, name: str) -> Language | None:
+        """The figures of a subset; None if nothing is predicted in it."""
+        total = self.sums.total(name)
+        if not total["predictions"]:
+            return None
+        with np.errstate(divide="ignore", invalid="ignore"):
+            found = _figures({key: np.float64(value) for key, value in total.items()})
+        figures: dict[str, Any] = {key: float(value) if np.isfinite(value) else None for key, value in found.items()}
+        return Language(
+            rows=round(total["rows"]), predictions=round(total["predictions"]),
+            intervals=intervals(self.sums.table_SGQ[SUBSETS.index(name)], self.sums.quantities, _figures), **figures)
+
+
+def _figures(sums: dict[str, Any]) -> dict[str, Any]:
+    """From sums; definitions in docs/metrics.md."""
+    ce = {key: sums[key] / sums["predictions"] for key in ("ce_clean", "ce_spliced", "ce_zero", "ce_mean")}
+    kl = {key: sums[key] / sums["rows"] for key in ("kl", "kl_zero", "kl_mean")}
+    recovered = {f"loss_recovered_{key}": (ce[f"ce_{key}"] - ce["ce_spliced"]) / (ce[f"ce_{key}"] - ce["ce_clean"])
+                 for key in ("zero", "mean")}
+    return ce | kl | recovered | {"delta_ce": ce["ce_spliced"] - ce["ce_clean"]}

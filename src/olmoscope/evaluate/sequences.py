@@ -1,0 +1,140 @@
+"""The tokens that an SAE is evaluated on, in the order of the text, and what is known of each.
+
+N tokens in S sequences; a batch has B sequences of at most T tokens, R of its B · T places real.
+"""
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from olmoscope.evaluate.parts import parts_of_tokens
+from olmoscope.files import read_json
+from olmoscope.tokens.batches import plan_batches
+from olmoscope.tokens.chunks import positions
+from olmoscope.tokens.segments import read_token_segment
+from olmoscope.tokens.tokenizer import Tokenizer
+
+MAX_PADDING = 0.03
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """What the model reads in one pass."""
+
+    token_ids_BT: Tensor
+    positions_BT: Tensor | None
+    real_R: Tensor
+    """Which places of the flattened batch are not padding."""
+    index_R: Tensor
+    """Which of the N tokens each is."""
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Tokens, in the order of the text."""
+
+    token_ids: np.ndarray
+    """`[N]` int32."""
+    starts: np.ndarray
+    """`[S + 1]` int64: sequence s is tokens `starts[s]` to `starts[s + 1]`."""
+    documents: np.ndarray
+    """`[N]` int64, counted from 0."""
+    parts: np.ndarray
+    """`[N]` uint8 (parts.py)."""
+    special: np.ndarray
+    """`[N]` bool: tokens that the tokenizer calls special."""
+    apart: bool
+    """Whether each document is seen as if alone."""
+
+    @property
+    def rows(self) -> int:
+        return len(self.token_ids)
+
+    def positions(self) -> np.ndarray:
+        """`[N]`: place in the sequence."""
+        places: np.ndarray = np.arange(self.rows) - np.repeat(self.starts[:-1], np.diff(self.starts))
+        return places
+
+    def next_tokens(self) -> np.ndarray:
+        """`[N]` int64: what follows each token in its sequence (and document, where these are apart); −1: nothing."""
+        following = np.append(self.token_ids[1:], -1).astype(np.int64)
+        following[self.starts[1:] - 1] = -1
+        if self.apart:
+            following[:-1][np.diff(self.documents) != 0] = -1
+        return following
+
+    def first(self, tokens: int) -> "Sequences":
+        """The first tokens only; a last sequence may be cut."""
+        if tokens >= self.rows:
+            return self
+        starts = np.append(self.starts[self.starts < tokens], tokens)
+        return replace(self, token_ids=self.token_ids[:tokens], starts=starts, documents=self.documents[:tokens],
+                       parts=self.parts[:tokens], special=self.special[:tokens])
+
+    def hash(self) -> str:
+        """Identifies the tokens and how the model sees them."""
+        digest = hashlib.sha256(str(self.apart).encode())
+        for array in (self.token_ids, self.starts, self.documents):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()[:16]
+
+    def plan(self, batch_tokens: int) -> list[np.ndarray]:
+        """Sequences of each batch, long ones together."""
+        return plan_batches(np.diff(self.starts), batch_tokens, MAX_PADDING)
+
+    def batch(self, sequences: np.ndarray) -> TokenBatch:
+        """Some sequences, padded at their ends."""
+        lengths = np.diff(self.starts)[sequences]
+        real_BT = np.arange(lengths.max()) < lengths[:, None]
+        index = np.concatenate([np.arange(self.starts[number], self.starts[number + 1]) for number in sequences])
+        token_ids_BT = np.zeros(real_BT.shape, dtype=np.int64)
+        token_ids_BT[real_BT] = self.token_ids[index]
+        positions_BT = np.zeros(real_BT.shape, dtype=np.int64)
+        if self.apart:
+            positions_BT[real_BT] = np.concatenate([
+                positions(self.documents[self.starts[number] : self.starts[number + 1]], "apart")
+                for number in sequences])
+        return TokenBatch(torch.from_numpy(token_ids_BT), torch.from_numpy(positions_BT) if self.apart else None,
+                          torch.from_numpy(np.flatnonzero(real_BT)), torch.from_numpy(index))
+
+
+def read_sequences(folder: Path, tokenizer: Tokenizer, *, apart: bool, bos: int | None = None) -> Sequences:
+    """All token segments of a folder, in the order of the text.
+
+    Args:
+        folder: a store, or a folder with a store's `tokens/`.
+        bos: a token to put before each sequence.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    segments = len(read_json(folder / "tokens" / "index.json")["rows"])
+    tokens, documents, numbers = [], [], []
+    for token_ids, document_ids, number in _sequences(folder, segments):
+        begin = [] if bos is None else [bos]
+        tokens.append(np.concatenate([np.array(begin, np.int32), token_ids]))
+        documents.append(np.concatenate([document_ids[: len(begin)], document_ids]))
+        numbers.append(number)
+    order = np.argsort(numbers)
+    token_ids = np.concatenate([tokens[place] for place in order])
+    document_ids = np.concatenate([documents[place] for place in order])
+    special = tokenizer.special_ids() if bos is None else [*tokenizer.special_ids(), bos]
+    return Sequences(
+        token_ids, np.cumsum([0, *(len(tokens[place]) for place in order)]),
+        np.unique(document_ids, return_inverse=True)[1].astype(np.int64),
+        parts_of_tokens(token_ids, document_ids,
+                        lambda token: tokenizer.backend.decode([token], skip_special_tokens=False)),
+        np.isin(token_ids, special), apart)
+
+
+def _sequences(folder: Path, segments: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
+    for segment in range(segments):
+        tokens = read_token_segment(folder, segment)
+        for number, (start, end) in zip(tokens.sequence_numbers, pairwise(tokens.sequence_starts), strict=True):
+            yield tokens.token_ids[start:end], tokens.document_ids[start:end], int(number)
