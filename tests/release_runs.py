@@ -54,7 +54,11 @@ def make_run(run: Path, recipe: Recipe, number: int, x_BD: Tensor, steps: int = 
             "provenance": {"olmoscope": "0.1.0", "commit": None, "date": "2026-01-01T00:00:00+00:00"}}
     evaluation = {"rows": 512, "nmse": 0.2, "fvu": 0.3, "explained_variance": 0.7, "cosine": 0.9, "l2_ratio": 0.95,
                   "l0": {"mean": 3.9, "median": 4.0}, "l1": 5.0, "dead": {"share": 0.03125, "window": 512},
-                  "density": {}}
+                  "density": {}, "intervals": {"nmse": [0.19, 0.21]},
+                  "language": {"rows": 512, "predictions": 500, "ce_clean": 3.0, "ce_spliced": 3.25, "ce_zero": 8.0,
+                               "ce_mean": 7.0, "delta_ce": 0.25, "loss_recovered_zero": 0.95,
+                               "loss_recovered_mean": 0.9375, "kl": 0.125,
+                               "intervals": {"delta_ce": [0.2, 0.3]}}}
     (run / "done.json").write_text(json.dumps(done))
     (run / "evaluation.json").write_text(json.dumps(evaluation))
 

@@ -1,5 +1,6 @@
 """Results as tables in the terminal."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
@@ -8,13 +9,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from olmoscope.activations.collect import Collected
+from olmoscope.evaluate.results import EVALUATION, Evaluation, read_evaluation
 from olmoscope.files import read_json
 from olmoscope.pipeline import chosen
 from olmoscope.plan import Memory, Plan
 from olmoscope.recipe import Recipe
 from olmoscope.release.validate import Validation
 from olmoscope.train.run import run_folder
-from olmoscope.units import format_bytes, format_count
+from olmoscope.units import format_bytes
 
 console = Console()
 
@@ -104,20 +106,29 @@ def show_statistics(collected: list[Collected]) -> None:
 
 def show_results(recipe: Recipe, out: Path, only: list[str]) -> None:
     """The figures of all SAEs, side by side; docs/metrics.md defines them."""
-    table = new_table("SAEs on held-out tokens", "SAE", "NMSE", "random", "FVU", "L0", "dead", "tokens")
-    notes = set()
-    for sae in chosen(recipe, only):
-        run = run_folder(out, sae)
-        figures, done = read_json(run / "evaluation.json"), read_json(run / "done.json")
-        table.add_row(sae.id, f"{figures['nmse']:.4f}", f"{figures['nmse_random_directions']:.3f}",
-                      f"{figures['fvu']:.4f}", f"{figures['l0']['mean']:.1f}", f"{figures['dead']['share']:.1%}",
-                      format_count(done["tokens"]))
-        notes.add(f"dead: did not fire on the {figures['rows']:,} held-out tokens; tokens: trained on.")
-        for reason, share in done["rows"]["reasons"].items():
-            notes.add(f"train.filter left out {share:.2%} of the rows: {reason}.")
+    runs = [run_folder(out, sae) for sae in chosen(recipe, only)]
+    show_evaluations([read_evaluation(run / EVALUATION) for run in runs])
+    notes = {f"train.filter left out {share:.2%} of the rows: {reason}."
+             for run in runs for reason, share in read_json(run / "done.json")["rows"]["reasons"].items()}
+    for note in sorted(notes):
+        console.print(note)
+
+
+def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
+    """SAEs side by side; docs/metrics.md defines the figures."""
+    table = new_table("SAEs", "SAE", "NMSE", "FVU", "L0", "dead", "ΔCE", "rec.", "KL")
+    for one in evaluations:
+        language = one.language
+        recovered = language.loss_recovered_zero
+        table.add_row(escape(one.sae), f"{one.nmse:.4f}", f"{one.fvu:.4f}", f"{one.l0.mean:.1f}",
+                      f"{one.dead.share:.1%}", f"{language.delta_ce:.3f}",
+                      "" if recovered is None else f"{recovered:.1%}", f"{language.kl:.3f}")
     console.print(table)
-    console.print("NMSE: mean of ‖x − x̂‖² / ‖x‖²; random: what k random directions would give.", *sorted(notes),
-                  sep="\n")
+    console.print("NMSE: mean of ‖x − x̂‖² / ‖x‖². ΔCE, KL: what x̂ in the place of x does to the model's "
+                  "prediction, in nats; rec.: loss recovered, against zeros in its place.")
+    for text, rows, read in dict.fromkeys((one.text.name, one.rows, one.language.rows) for one in evaluations):
+        console.print(f"Measured on {escape(text)}: {rows:,} tokens (dead: fired on none of them), {read:,} of them "
+                      "read by the model for ΔCE and KL.")
 
 
 def show_validation(validation: Validation) -> None:

@@ -31,8 +31,11 @@ def test_layout_and_manifest(built):
                                  for name, content in files.items()}
     assert [sae["id"] for sae in manifest["saes"]] == [RAW, LAYER_NORM]
     assert manifest["saes"][0]["metrics"] == {
-        "held_out": {"rows": 512, "nmse": 0.2, "fvu": 0.3, "explained_variance": 0.7, "l0": {"mean": 3.9},
-                     "dead": {"share": 0.03125, "window": 512}},
+        "held_out": {"rows": 512, "nmse": 0.2, "fvu": 0.3, "explained_variance": 0.7, "cosine": 0.9,
+                     "l0": {"mean": 3.9}, "dead": {"share": 0.03125, "window": 512}, "intervals": {"nmse": [0.19, 0.21]},
+                     "language": {"rows": 512, "predictions": 500, "ce_clean": 3.0, "ce_spliced": 3.25, "ce_zero": 8.0,
+                                  "ce_mean": 7.0, "delta_ce": 0.25, "loss_recovered_zero": 0.95,
+                                  "loss_recovered_mean": 0.9375, "kl": 0.125, "intervals": {"delta_ce": [0.2, 0.3]}}},
         "training": {"nmse": 0.25, "l0": 3.875, "steps": 8, "tokens": 4096,
                      "dead": {"share": 0.0625, "window": 100000}}}
     assert manifest["saes"][1]["hf_hook_name"] == "model.layers.7"
@@ -175,7 +178,7 @@ def test_card(built):
     assert yaml.safe_load(head)["library_name"] == "saelens"
     rows = [line.strip("|").split("|") for line in body.splitlines() if line.startswith("|")]
     table = [[cell.strip() for cell in row] for row in rows]
-    figures = ["0.200000", "0.7000", "3.90", "3.12%", "0.250000"]
+    figures = ["0.200000", "0.7000", "0.2500", "95.00%", "0.1250", "3.90", "3.12%", "0.250000"]
     assert [f"`{RAW}`", "3", "96", "4", "none", *figures, "yes"] in table
     assert [f"`{LAYER_NORM}`", "7", "96", "4", "layer norm", *figures, ""] in table
     assert ["modules", "30", "3,000", "75.0%"] in table

@@ -80,12 +80,16 @@ def _form(runs: Sequence[FinishedRun]) -> str:
 
 
 def _table(runs: Sequence[FinishedRun]) -> str:
-    rows = ["| SAE | layer | width | k | input | NMSE | explained variance | L0 | dead | training NMSE | canonical |",
-            "|---|--:|--:|--:|---|--:|--:|--:|--:|--:|---|"]
+    rows = ["| SAE | layer | width | k | input | NMSE | explained variance | ΔCE | loss recovered | KL | L0 | dead | "
+            "training NMSE | canonical |", "|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|---|"]
     for run in runs:
         sae, held_out = run.sae, run.evaluation()
+        language = held_out.language
+        recovered = language.loss_recovered_zero
         cells = (code(sae.id), sae.layer, sae.d_sae, sae.k, sae.normalize.replace("_", " "), f"{held_out.nmse:.6f}",
-                 f"{held_out.explained_variance:.4f}", f"{held_out.l0.mean:.2f}", f"{held_out.dead.share:.2%}",
+                 f"{held_out.explained_variance:.4f}", f"{language.delta_ce:.4f}",
+                 "" if recovered is None else f"{recovered:.2%}", f"{language.kl:.4f}", f"{held_out.l0.mean:.2f}",
+                 f"{held_out.dead.share:.2%}",
                  f"{run.done.nmse:.6f}", "yes" if sae.canonical else "")
         rows.append(f"| {' | '.join(map(str, cells))} |")
     return "## The SAEs\n\n" + "\n".join(rows)
@@ -94,6 +98,8 @@ def _table(runs: Sequence[FinishedRun]) -> str:
 def _figures(runs: Sequence[FinishedRun]) -> str:
     counts = _numbers({run.evaluation().rows for run in runs})
     windows = _numbers({run.evaluation().dead.window for run in runs})
+    read = _numbers({run.evaluation().language.rows for run in runs})
+    clean = runs[0].evaluation().language.ce_clean
     return f"""\
 What the columns say:
 
@@ -101,14 +107,18 @@ What the columns say:
   NMSE is the mean over rows of ‖x − x̂‖² / ‖x‖² (x not centred); explained variance is 1 − Σ‖x − x̂‖² / Σ‖x −
   μ‖², with μ the mean over all these rows; L0 is the mean number of active latents of a row; dead is the share
   of latents that did not fire in a window of {windows} tokens.
+- **ΔCE, loss recovered, KL**: what the model does when x̂ takes the place of x, on {read} held-out tokens. ΔCE is by
+  how many nats its cross-entropy rises (without any SAE it is {clean:.4f}); loss recovered is 100 % if it does not
+  rise, and 0 % if it rises as much as with zeros in the place of x; KL is the mean of KL(without ‖ with x̂) of its
+  predictions.
 - **training NMSE**: the mean of the loss over the whole training run, from its first step on. It is no figure
   on held-out data: it is there to compare with releases that give it as their final NMSE.
 - **input**: `layer norm` SAEs centre each row and divide it by its standard deviation before encoding, and undo
   that after decoding; SAELens does both.
 - **canonical**: the one to take for its layer, if in doubt.
 
-`manifest.json` has more digits, the checksum of every file, and the provenance of each SAE; `evaluation.json`
-in each folder has all figures."""
+`manifest.json` has more digits and 95 % intervals, the checksum of every file, and the provenance of each SAE;
+`evaluation.json` in each folder has all figures."""
 
 
 def _usage(runs: Sequence[FinishedRun]) -> str:
@@ -217,8 +227,8 @@ def _limits(runs: Sequence[FinishedRun]) -> str:
 ## Limits
 
 - An SAE fits the text it was trained on (the table above); on other text expect a larger error.
-- The figures are of reconstruction. How much of the model's behaviour survives when x̂ takes the place of x was
-  not measured here, and a latent is not by itself a concept.
+- The figures say how well rows are reconstructed and how much of the model's prediction survives that. A latent is
+  not by itself a concept.
 - Dead latents stay in the files, so that latents keep their numbers.
 - They are of {code(runs[0].done.store.model.name)}; another checkpoint of the same architecture needs its own.\
 {layer_norm if any(run.sae.normalize == "layer_norm" for run in runs) else ""}"""

@@ -85,6 +85,22 @@ class Dead(_Read):
     window: int
 
 
+class LanguageRead(_Read):
+    """What the model makes of the reconstruction."""
+
+    rows: int
+    predictions: int
+    ce_clean: FiniteFloat
+    ce_spliced: FiniteFloat
+    ce_zero: FiniteFloat
+    ce_mean: FiniteFloat
+    delta_ce: FiniteFloat
+    loss_recovered_zero: FiniteFloat | None
+    loss_recovered_mean: FiniteFloat | None
+    kl: FiniteFloat
+    intervals: dict[str, tuple[FiniteFloat, FiniteFloat]]
+
+
 class Evaluation(_Read):
     """evaluation.json: figures on held-out rows."""
 
@@ -92,8 +108,11 @@ class Evaluation(_Read):
     nmse: FiniteFloat
     fvu: FiniteFloat
     explained_variance: FiniteFloat
+    cosine: FiniteFloat
     l0: L0
     dead: Dead
+    intervals: dict[str, tuple[FiniteFloat, FiniteFloat]]
+    language: LanguageRead
 
 
 @dataclass(frozen=True)
