@@ -117,12 +117,15 @@ def show_results(recipe: Recipe, out: Path, only: list[str]) -> None:
 def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
     """SAEs side by side; docs/metrics.md defines the figures."""
     table = new_table("SAEs", "SAE", "NMSE", "FVU", "L0", "dead", "ΔCE", "rec.", "KL")
+    for column in table.columns:  # a hub id may be longer than the line: it is the one to fold
+        column.no_wrap = column is not table.columns[0]
+        column.overflow = "fold"
     for one in evaluations:
         language = one.language
         recovered = language.loss_recovered_zero
-        table.add_row(escape(one.sae), f"{one.nmse:.4f}", f"{one.fvu:.4f}", f"{one.l0.mean:.1f}",
+        table.add_row(escape(one.sae), f"{one.nmse:.4f}", f"{one.fvu:.3f}", f"{one.l0.mean:.1f}",
                       f"{one.dead.share:.1%}", f"{language.delta_ce:.3f}",
-                      "" if recovered is None else f"{recovered:.1%}", f"{language.kl:.3f}")
+                      "" if recovered is None else f"{recovered:.3f}", f"{language.kl:.3f}")
     console.print(table)
     console.print("NMSE: mean of ‖x − x̂‖² / ‖x‖². ΔCE, KL: what x̂ in the place of x does to the model's "
                   "prediction, in nats; rec.: loss recovered, against zeros in its place.")

