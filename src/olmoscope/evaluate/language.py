@@ -15,7 +15,7 @@ from olmoscope.evaluate.results import Language
 from olmoscope.evaluate.rows import SUBSETS, RowFacts, Sums
 from olmoscope.model.splice import CausalLM
 
-_LOGITS_AT_ONCE = 2**24
+_LOGITS_AT_ONCE = 2**22
 _QUANTITIES = ("rows", "kl", "kl_zero", "kl_mean", "predictions", "ce_clean", "ce_spliced", "ce_zero", "ce_mean")
 
 
@@ -36,14 +36,13 @@ class Divergence:
         for start in range(0, rows, size):
             part = slice(start, min(rows, start + size))
             next_C1 = next_R[part].clamp_min(0)[:, None].to(model.device)
-            clean_CV: Tensor | None = None
-            for number, hidden_RD in enumerate(hidden):
+            clean_CV = torch.log_softmax(model.logits(hidden[0][part]).double(), dim=1)
+            p_CV = clean_CV.exp()
+            self.ce[0][part] = -clean_CV.gather(1, next_C1)[:, 0].cpu()
+            for number, hidden_RD in enumerate(hidden[1:], start=1):
                 log_CV = torch.log_softmax(model.logits(hidden_RD[part]).double(), dim=1)
                 self.ce[number][part] = -log_CV.gather(1, next_C1)[:, 0].cpu()
-                if clean_CV is None:
-                    clean_CV = log_CV
-                else:
-                    self.kl[number][part] = (clean_CV.exp() * (clean_CV - log_CV)).sum(1).cpu()
+                self.kl[number][part] = (p_CV * (clean_CV - log_CV)).sum(1).cpu()
         for ce_R in self.ce:
             ce_R[~has_next_R] = 0.0
         self.predicted_R = has_next_R.double()
