@@ -25,6 +25,7 @@ import torch
 
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.provenance import provenance
+from olmoscope.recipe import Auxiliary
 from olmoscope.sae.topk import TopK, initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.step import Step
@@ -35,6 +36,9 @@ from peers import Steps, batches, timed
 BETAS, EPS = (0.9, 0.999), 1e-8
 ADAMS = {"step": Adam(BETAS, EPS), "step, touched rows": Adam(BETAS, EPS, "touched"),
          "step, bf16 moments": Adam(BETAS, EPS, "exact", "bfloat16")}
+
+DEAD = 0.1
+"""Share of dead latents in the row of the auxiliary loss, whose cost grows with it; its k is the SAE's."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,8 @@ def contestants(shape: Shape) -> dict[str, Steps]:
     rows = batches(shape.d_model, shape.batch, device)
     kernels = kernels_for(torch.device(device))
 
-    def fresh() -> TopK:
-        return initialize(shape.d_model, shape.d_sae, shape.k, "none", rows[0].mean(dim=0), seed=0)
+    def fresh(tied: bool = True) -> TopK:
+        return initialize(shape.d_model, shape.d_sae, shape.k, "none", rows[0].mean(dim=0), seed=0, tied=tied)
 
     W_FD = fresh().W_enc_FD
     out_BF = torch.empty(shape.batch, shape.d_sae, device=device) if device == "cpu" else None
@@ -121,10 +125,21 @@ def contestants(shape: Shape) -> dict[str, Steps]:
     found: dict[str, Callable[[int], Any]] = {"our product": our_product}
     if device == "cpu":
         found["torch product"] = torch_product
-    for name, adam in ADAMS.items():
-        step = Step(fresh(), adam)
+    steps = {name: Step(fresh(), adam) for name, adam in ADAMS.items()}
+    steps["step, untied"] = Step(fresh(tied=False), ADAMS["step"])
+    steps["step, auxiliary"] = with_dead_latents(Step(fresh(), ADAMS["step"], Auxiliary(k=shape.k)))
+    for name, step in steps.items():
         found[name] = lambda number, step=step: step(rows[number % len(rows)], 1e-4)
     return {name: timed(call, device) for name, call in found.items()}
+
+
+def with_dead_latents(step: Step) -> Step:
+    """The first `DEAD` of the latents count as dead for the auxiliary loss, however often they fire."""
+    assert step.auxiliary is not None
+    step.auxiliary.look = lambda tokens, last_fired_F: None  # type: ignore[method-assign]
+    step.auxiliary.dead_F[: int(DEAD * step.sae.d_sae)] = True
+    step.auxiliary.list_dead()
+    return step
 
 
 def measure(shape: Shape, rounds: int, python: str | None) -> dict[str, list[float]]:

@@ -190,7 +190,7 @@ def _plan_sae(recipe: Recipe, sae: SAE, d_model: int, gpu: bool) -> SAEPlan:
     chunks = 4 * (max(PRE_ACTIVATIONS_AT_ONCE, sae.d_sae) + 2 * max(GRADIENT_AT_ONCE, d_model))
     device = state + 8 * sae.d_sae + 6 * 4 * batch * d_model + 40 * batch * sae.k + chunks
     if auxiliary := recipe.train.auxiliary:
-        device += 6 * 4 * batch * d_model + 40 * batch * (auxiliary.k or d_model // 2) + 4 * sae.d_sae * d_model
+        device += 6 * 4 * batch * d_model + 40 * batch * auxiliary.active(d_model, sae.k) + 4 * sae.d_sae * d_model
     rounds = min(ROUND_ROWS, recipe.tokens.count) * recipe.activations.row_bytes(d_model) * ROUNDS_HELD
     ram = PROCESS_BYTES + rounds
     memory = Memory(ram + state, device) if gpu else Memory(ram + device, 0)

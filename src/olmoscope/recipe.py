@@ -228,10 +228,14 @@ class Auxiliary(_Frozen):
     weight: Annotated[float, Field(gt=0)] = 1 / 32
     """Of the loss, the NMSE left if the dead latents added their part, beside the main loss."""
     k: Count | None = None
-    """Dead latents active in a row; null: half of d_model. Its cost grows with it, as that of the step does with an
-    SAE's k."""
+    """Dead latents active in a row; null: half of d_model, at most four times the SAE's k. The loss costs as much as
+    the step's sparse part would with this k."""
     dead_window: Count = 500_000
     """A latent takes part while it has not fired in this many tokens."""
+
+    def active(self, d_model: int, k: int) -> int:
+        """Dead latents active in a row of an SAE of these sizes, if so many are dead."""
+        return self.k or max(1, min(d_model // 2, 4 * k))
 
 
 MOST_MARGIN = 448

@@ -60,7 +60,7 @@ class AuxiliaryLoss:
         if not len(self.dead_M):
             return None
         sae, kernels = self.sae, self.kernels
-        k = min(self.settings.k or max(1, sae.d_model // 2), len(self.dead_M))
+        k = min(self.settings.active(sae.d_model, sae.k), len(self.dead_M))
         values_BA, places_BA = kernels.encode_topk(u_BD, sae.W_enc_FD[self.dead_M], sae.b_latent_F[self.dead_M], k)
         indices_BA = self.dead_M[places_BA]
         r_BD, learn_B1 = self._residual(x_BD, statistics, e_BD, loss_B)
