@@ -215,25 +215,19 @@ def _companions_piece(first, stop, first_feature, starts_R1, latents_P, offsets_
     keys = np.empty(companion_CA.shape[1], np.float64)
     for feature in range(first, stop):
         own = first_feature + feature
-        count = 0
-        for at in range(offsets_F1[own], offsets_F1[own + 1]):
-            row = rows_P[at]
-            for firing in range(starts_R1[row], starts_R1[row + 1]):
-                other = latents_P[firing]
-                if together[other] == 0:
-                    touched[count] = other
-                    count += 1
-                together[other] += 1
-        fired = np.float64(offsets_F1[own + 1] - offsets_F1[own])
-        kept = 0
+        mine = rows_P[offsets_F1[own] : offsets_F1[own + 1]]
+        count = _count_together(mine, starts_R1, latents_P, together, touched)
         together[own] = 0
+        fired = np.float64(len(mine))
+        kept = 0
         for other in touched[:count]:
             both = together[other]
             if both < 2:
                 continue
             lift = both * np.float64(rows) / (fired * (offsets_F1[other + 1] - offsets_F1[other]))
-            if lift > 1:
-                kept = _insert(both * math.log(lift), other, kept, keys, companion_CA[feature])
+            if lift <= 1 or (kept == len(keys) and both * (lift - 1) < keys[kept - 1]):  # ln(lift) <= lift - 1
+                continue
+            kept = _insert(both * math.log(lift), other, kept, keys, companion_CA[feature])
         for place in range(kept):
             other = companion_CA[feature, place]
             rows_CA[feature, place] = together[other]
@@ -241,6 +235,32 @@ def _companions_piece(first, stop, first_feature, starts_R1, latents_P, offsets_
                 fired * (offsets_F1[other + 1] - offsets_F1[other]))
         for other in touched[:count]:
             together[other] = 0
+
+
+@compiled()
+def _count_together(mine, starts_R1, latents_P, together, touched):
+    """Count the latents of some rows; returns how many different ones were put into `touched`."""
+    count = 0
+    firings = 0
+    for row in mine:
+        firings += starts_R1[row + 1] - starts_R1[row]
+    if firings < len(together) // 4:
+        for row in mine:
+            for firing in range(starts_R1[row], starts_R1[row + 1]):
+                other = latents_P[firing]
+                if together[other] == 0:
+                    touched[count] = other
+                    count += 1
+                together[other] += 1
+        return count
+    for row in mine:  # without the branch, which is hard to foresee; then look at all
+        for firing in range(starts_R1[row], starts_R1[row + 1]):
+            together[latents_P[firing]] += 1
+    for other in range(len(together)):
+        if together[other] > 0:
+            touched[count] = other
+            count += 1
+    return count
 
 
 @compiled()

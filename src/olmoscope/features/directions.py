@@ -1,44 +1,27 @@
 """What follows from decoder directions alone: nearest neighbours, promoted and suppressed tokens; chunk by chunk.
 
-Shapes: F latents, D d_model, C latents of a chunk, A kept, V vocabulary.
+Shapes: F latents, D d_model, C latents of a part, A kept, V vocabulary, M rows of a matrix.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.model.unembed import Unembedding
 
-ELEMENTS_AT_ONCE = 2**25
-"""Of a chunk's products (128 MiB in float32)."""
+LATENTS_AT_ONCE = 512
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """The A best of something for each latent, best first."""
+    """The A best of something for each latent, best first; id -1 where there are no more."""
 
-    indices_CA: Tensor
+    ids_CA: Tensor
     """int32."""
     values_CA: Tensor
-    """float32."""
-
-
-def nearest(unit_FD: Tensor, first: int, stop: int, count: int) -> Ranked:
-    """The latents with the largest cosine to each of latents `first` to `stop`, itself left out.
-
-    Args:
-        unit_FD: directions of unit norm (`unit_directions`).
-    """
-    count = min(count, len(unit_FD) - 1)
-    parts = []
-    for start in range(first, stop, chunk := max(1, ELEMENTS_AT_ONCE // len(unit_FD))):
-        end = min(stop, start + chunk)
-        cosine_CF = unit_FD[start:end] @ unit_FD.T
-        cosine_CF[torch.arange(end - start), torch.arange(start, end)] = -torch.inf
-        parts.append(cosine_CF.topk(count, dim=1))
-    return _joined(parts)
+    """float32, over 0."""
 
 
 def unit_directions(W_dec_FD: Tensor) -> Tensor:
@@ -48,18 +31,39 @@ def unit_directions(W_dec_FD: Tensor) -> Tensor:
     return W_dec_FD / length_F1.clamp_min(torch.finfo(torch.float32).tiny)
 
 
+def nearest(unit_FD: Tensor, first: int, stop: int, count: int) -> Ranked:
+    """The latents with the largest cosine, over 0, to each of latents `first` to `stop`; itself left out.
+
+    Args:
+        unit_FD: directions of unit norm (`unit_directions`).
+    """
+    found = _best(unit_FD[first:stop], unit_FD, min(count + 1, len(unit_FD)))
+    own_C1 = torch.arange(first, stop, dtype=torch.int32)[:, None]
+    others_CA = (found.ids_CA != own_C1).int()
+    # Itself is among them but for many equal directions; then the last one goes.
+    places_CA = torch.argsort(others_CA, dim=1, descending=True, stable=True)[:, :count]
+    return Ranked(found.ids_CA.gather(1, places_CA), found.values_CA.gather(1, places_CA))
+
+
 def logit_extremes(W_dec_FD: Tensor, unembedding: Unembedding, first: int, stop: int, count: int
                    ) -> tuple[Ranked, Ranked]:
-    """The tokens whose logits each of latents `first` to `stop` raises most and lowers most."""
+    """The tokens whose logits each of latents `first` to `stop` raises most, and those that it lowers most."""
+    normal_CD = unembedding.through_norm(W_dec_FD[first:stop])
     count = min(count, len(unembedding.U_VD))
-    raised, lowered = [], []
-    for start in range(first, stop, chunk := max(1, ELEMENTS_AT_ONCE // len(unembedding.U_VD))):
-        logits_CV = unembedding.logits(W_dec_FD[start : min(stop, start + chunk)])
-        raised.append(logits_CV.topk(count, dim=1))
-        lowered.append(logits_CV.topk(count, dim=1, largest=False))
-    return _joined(raised), _joined(lowered)
+    raised, lowered = (_best(sign * normal_CD, unembedding.U_VD, count) for sign in (1, -1))
+    return raised, Ranked(lowered.ids_CA, -lowered.values_CA)
 
 
-def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> Ranked:
-    return Ranked(torch.cat([indices for _, indices in parts]).int().cpu(),
-                  torch.cat([values for values, _ in parts]).cpu())
+def _best(rows_CD: Tensor, W_MD: Tensor, count: int) -> Ranked:
+    """The rows of a matrix with the largest products, of those over 0: by the encoder's kernel, which is the same
+    operation; it may compute with fewer digits, so the products of the chosen ones are taken again."""
+    kernels = kernels_for(W_MD.device)
+    nothing_M = W_MD.new_zeros(len(W_MD))
+    ids, values = [], []
+    for start in range(0, len(rows_CD), LATENTS_AT_ONCE):
+        some_BD = rows_CD[start : start + LATENTS_AT_ONCE].contiguous()
+        values_BK, indices_BK = kernels.encode_topk(some_BD, W_MD, nothing_M, count)
+        exact_BK = torch.einsum("bkd,bd->bk", W_MD[indices_BK], some_BD)
+        ids.append(torch.where(values_BK > 0, indices_BK, -1).int().cpu())
+        values.append(exact_BK.cpu())
+    return Ranked(torch.cat(ids), torch.cat(values))

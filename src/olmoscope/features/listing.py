@@ -36,12 +36,11 @@ def write_listing(index: Path, parts: list[int], texts: list[str], source_rows: 
 def _columns(part: dict[str, np.ndarray], first: int, texts: list[str], source_rows: dict[str, int]) -> dict[str, Any]:
     rows = np.diff(part["firings.offsets"])
     total = sum(source_rows.values())
-    offsets, ids = part["tokens.offsets"].tolist(), part["tokens.id"].tolist()
-    preferred = [[texts[token] for token in ids[start : min(start + TOKENS_SHOWN, end)]]
-                 for start, end in itertools.pairwise(offsets)]
 
     def shown(name: str) -> list[list[str]]:
-        return [[texts[token] for token in line] for line in part[f"{name}.id"][:, :TOKENS_SHOWN].tolist()]
+        offsets, ids = part[f"{name}.offsets"].tolist(), part[f"{name}.id"].tolist()
+        return [[texts[token] for token in ids[start : min(start + TOKENS_SHOWN, end)]]
+                for start, end in itertools.pairwise(offsets)]
 
     return {
         "feature": np.arange(first, first + len(rows), dtype=np.int32),
@@ -49,7 +48,7 @@ def _columns(part: dict[str, np.ndarray], first: int, texts: list[str], source_r
         "density": rows / total,
         "max": part["max"],
         "mean": part["sum"] / np.maximum(rows, 1),
-        "tokens": preferred, "promoted": shown("promoted"), "suppressed": shown("suppressed"),
+        "tokens": shown("tokens"), "promoted": shown("promoted"), "suppressed": shown("suppressed"),
         "source": [_preferred_source(line, fired, total, source_rows)
                    for line, fired in zip(part["source_rows"].tolist(), rows.tolist(), strict=True)]}
 

@@ -115,7 +115,8 @@ def make_part(index: Path, work: Path, part: int, first: int, stop: int, runs: R
     neighbours = nearest(facts.unit_FD, first, stop, facts.options.nearest)
     promoted, suppressed = logit_extremes(facts.W_dec_FD, facts.unembedding, first, stop, facts.options.nearest)
     for name, ranked in (("neighbours", neighbours), ("promoted", promoted), ("suppressed", suppressed)):
-        tensors |= {f"{name}.id": ranked.indices_CA.numpy(), f"{name}.value": ranked.values_CA.numpy()}
+        ids_CA = ranked.ids_CA.numpy()
+        tensors |= _ragged(name, ids_CA >= 0, id=ids_CA, value=ranked.values_CA.numpy())
     path = part_path(index, part)
     digest = write_tensors(path, {name: torch.from_numpy(np.ascontiguousarray(array))
                                   for name, array in tensors.items()})

@@ -154,8 +154,7 @@ class FeatureIndex:
             intervals=[Interval(largest * number / INTERVALS, largest * (number + 1) / INTERVALS, rows, examples)
                        for number, (rows, examples) in enumerate(zip(interval_rows, groups[1:_RANDOM], strict=True))],
             promoted=self._logits(part, "promoted", row), suppressed=self._logits(part, "suppressed", row),
-            neighbours=[Neighbour(*pair) for pair in zip(part["neighbours.id"][row].tolist(),
-                                                         part["neighbours.value"][row].tolist(), strict=True)],
+            neighbours=[Neighbour(*pair) for pair in _columns(part, "neighbours", row, "id", "value")],
             companions=[Companion(*one) for one in _columns(part, "companions", row, "id", "rows", "lift")],
             tokens=[PreferredToken(self.tokens.token(token), *rest)
                     for token, *rest in _columns(part, "tokens", row, "id", "rows", "lift", "mean")],
@@ -232,8 +231,8 @@ class FeatureIndex:
         return Histogram(self._edges[first : last + 2], counts.tolist())
 
     def _logits(self, part: dict[str, np.ndarray], name: str, row: int) -> list[TokenLogit]:
-        return [TokenLogit(self.tokens.token(token), logit) for token, logit in
-                zip(part[f"{name}.id"][row].tolist(), part[f"{name}.value"][row].tolist(), strict=True)]
+        return [TokenLogit(self.tokens.token(token), logit)
+                for token, logit in _columns(part, name, row, "id", "value")]
 
     def _lift(self, rows: int, fired: int, of: int) -> float:
         """Rows of some kind among those on which a feature fires, over their share of all rows; 0 for none."""

@@ -136,7 +136,17 @@ def _write_run(path: Path, firings: Firings, row_at_T: np.ndarray, first_place: 
     with atomic_path(path) as temporary:
         save_file({"offsets": offsets_F1.astype(np.int32), "places": places_P, "values": values_P,
                    "sample.counts": np.diff(starts).astype(np.int32),
-                   "sample.latents": firings.latents_P[: starts[-1]]}, temporary)
+                   "sample.latents": _packed(firings.latents_P[: starts[-1]])}, temporary)
+
+
+def _packed(latents_P: np.ndarray) -> np.ndarray:
+    """int32 as three bytes each, `[P, 3]`: where all rows are sampled, the sample is a quarter of the spill."""
+    assert latents_P.max(initial=0) < 2**24
+    return np.ascontiguousarray(latents_P.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :3])
+
+
+def _unpacked(bytes_P3: np.ndarray) -> np.ndarray:
+    return np.pad(bytes_P3, [(0, 0), (0, 1)]).view("<i4").reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -165,7 +175,7 @@ class Runs:
     def sample(self) -> Sample:
         """All sampled rows, segment by segment."""
         counts = np.concatenate([run["sample.counts"] for run in self._runs])
-        latents = np.concatenate([run["sample.latents"] for run in self._runs])
+        latents = np.concatenate([_unpacked(run["sample.latents"]) for run in self._runs])
         return Sample(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]), latents)
 
     def read(self, first: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:

@@ -33,12 +33,13 @@ class Unembedding:
     """Whether it is the embedding matrix."""
     revision: str
 
-    def logits(self, directions_CD: Tensor) -> Tensor:
-        """U (weight ⊙ direction), `[C, V]` float32; a direction is centred first where the norm centres."""
+    def through_norm(self, directions_CD: Tensor) -> Tensor:
+        """weight ⊙ direction, `[C, D]` float32, whose product with U is what a direction does to the logits; it is
+        centred first where the norm centres."""
         directions_CD = directions_CD.float()
         if self.centres:
             directions_CD = directions_CD - directions_CD.mean(dim=1, keepdim=True)
-        return (directions_CD * self.weight_D) @ self.U_VD.T
+        return directions_CD * self.weight_D
 
     def of_first(self, tokens: int) -> "Unembedding":
         """Only the first tokens: some models pad the matrix with rows that no token has."""
