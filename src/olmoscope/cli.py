@@ -147,6 +147,20 @@ def index(
 
 
 @app.command()
+def browse(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A feature index, or a folder with several below it.")],
+    model: Annotated[str | None, typer.Option("--model", help="A language model for prompts and steering, in place of "
+                                              "the one that the index names: a hub id, a folder, or tiny.")] = None,
+    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="By default 8100 or a free one.")] = None,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Only say the address; open no browser.")] = False,
+) -> None:
+    """Open the page of features in the browser: read, search, label, try prompts, steer."""
+    from olmoscope.browse.serve import serve
+
+    serve(folder, model, port, open_browser=not no_open)
+
+
+@app.command()
 def export(out: OutArgument, only: OnlyOption = None) -> None:
     """Write trained SAEs in SAELens format, into the folder `sae` of each run."""
     from olmoscope.pipeline import chosen

@@ -1,0 +1,35 @@
+"""What the page says of an SAE as a whole: its evaluation, its settings, where it came from."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from olmoscope.browse.collection import Shown
+
+
+def summary_payload(shown: Shown) -> dict[str, Any]:
+    """A line for the choice of SAEs."""
+    info = shown.index.info
+    return {"slug": shown.slug, "name": info.sae.name, "layer": info.sae.layer, "d_sae": info.sae.d_sae,
+            "d_model": info.sae.d_model, "model": info.model.name, "rows": info.rows, "dead": info.dead,
+            "sources": list(info.sources)}
+
+
+def about_payload(shown: Shown) -> dict[str, Any]:
+    """Everything but the list of files, and a histogram of densities: counts of live features by half decades."""
+    info = shown.index.info
+    return {**summary_payload(shown), "density": _densities(shown), "labelled": len(shown.label_texts()),
+            "info": info.model_dump(mode="json", exclude={"files", "parts", "position_rows"})}
+
+
+def _densities(shown: Shown) -> dict[str, list[float]]:
+    """A histogram: live features by half decades of density."""
+    density = pq.read_table(shown.index.path / "features.parquet", columns=["density"])["density"].to_numpy()
+    live = density[density > 0]
+    if not len(live):
+        return {"edges": [], "counts": []}
+    first = np.floor(2 * np.log10(live.min())) / 2
+    edges = 10 ** np.arange(first, 0.01, 0.5)
+    counts, _ = np.histogram(live, np.append(edges[:-1], np.inf))
+    return {"edges": edges.tolist(), "counts": counts.tolist()}

@@ -1,0 +1,143 @@
+"""The indexes that a page shows, each with its labels and its SAE; several may share a language model."""
+
+import re
+import threading
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from olmoscope.browse.live import LiveModel
+from olmoscope.errors import UserError
+from olmoscope.features.format import sae_place
+from olmoscope.features.labels import Entry, Labels
+from olmoscope.features.read import FeatureIndex, find_indexes
+from olmoscope.features.records import Page
+from olmoscope.features.table import Filters, Sort
+from olmoscope.recipe import Model
+from olmoscope.sae.interface import SparseAutoencoder
+
+LABELS_FILE = "labels.sqlite"
+
+
+@dataclass
+class Shown:
+    """One index, as the page knows it."""
+
+    slug: str
+    """Its name in addresses."""
+    index: FeatureIndex
+    labels: Labels
+    live: LiveModel
+    _newest: dict[int, Entry] = field(default_factory=dict)
+    _seen: int = 0
+    _sae: SparseAutoencoder | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def newest_labels(self) -> dict[int, Entry]:
+        """What counts for each feature that has a label or a note, read on from where the last call ended."""
+        with self._lock:
+            for entry in self.labels.since(self._seen):
+                self._seen = entry.id
+                if entry.label or entry.note:
+                    self._newest[entry.feature] = entry
+                else:
+                    self._newest.pop(entry.feature, None)
+            return dict(self._newest)
+
+    def label_texts(self) -> dict[int, str]:
+        """The labels alone, of features that have one."""
+        return {number: entry.label for number, entry in self.newest_labels().items() if entry.label}
+
+    def sae(self) -> SparseAutoencoder:
+        """The SAE itself, loaded when first asked for.
+
+        Raises:
+            UserError: it cannot be opened.
+        """
+        from olmoscope.evaluate.subject import open_sae
+
+        with self._lock:
+            if self._sae is None:
+                info = self.index.info
+                self._sae = open_sae(sae_place(self.index.path, info), info.sae.layer).sae
+            return self._sae
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Which features, in which order: what the address of a list says."""
+
+    sort: Sort
+    descending: bool
+    filters: Filters
+    search: str
+    labelled: bool | None
+
+    def _arguments(self, shown: Shown) -> dict[str, Any]:
+        filters = self.filters
+        if self.labelled is not None:
+            labelled = np.array(sorted(shown.label_texts()), dtype=np.int64)
+            filters = replace(filters, among=labelled) if self.labelled else replace(filters, besides=labelled)
+        also = shown.labels.search(self.search) if self.search else ()
+        return {"sort": self.sort, "descending": self.descending, "filters": filters, "search": self.search,
+                "also": also}
+
+    def page(self, shown: Shown, offset: int, limit: int) -> Page:
+        """Some lines of it."""
+        return shown.index.table(**self._arguments(shown), offset=offset, limit=limit)
+
+    def order(self, shown: Shown) -> np.ndarray:
+        """The features of it, all of them, in order."""
+        return shown.index.order(**self._arguments(shown))
+
+
+def open_collection(folder: Path, model: str | None) -> dict[str, Shown]:
+    """Open every index in or below a folder; the order is that of their paths.
+
+    Args:
+        model: a model in place of those that the indexes name: a hub repository, a folder, or `tiny`.
+
+    Raises:
+        UserError: there is none, one is damaged, or the model cannot be loaded.
+    """
+    collection: dict[str, Shown] = {}
+    models: dict[str, LiveModel] = {}
+    for path in find_indexes(folder):
+        index = FeatureIndex(path)
+        slug = _slug(index.info.sae.name, collection)
+        wanted = _model(index, model)
+        live = models.setdefault(repr(wanted), LiveModel(wanted, may_download=model is not None))
+        collection[slug] = Shown(slug, index, Labels(path / LABELS_FILE, index.info.sae.d_sae), live)
+    if model is not None:
+        for live in models.values():
+            live.load()
+    return collection
+
+
+def _model(index: FeatureIndex, wanted: str | None) -> Model:
+    """The language model of an index, or the one wanted in its place."""
+    identity = index.info.model
+    of_hub = identity.revision is not None and not identity.revision.startswith("sha256:")
+    return Model.model_validate({"name": wanted or identity.name, "dtype": index.info.model_dtype,
+                                 "revision": identity.revision if of_hub and wanted is None else None})
+
+
+def _slug(name: str, taken: dict[str, Shown]) -> str:
+    slug = re.sub(r"[^a-z0-9_.]+", "-", name.lower()).strip("-.")[:80] or "sae"
+    unique, number = slug, 2
+    while unique in taken:
+        unique, number = f"{slug}-{number}", number + 1
+    return unique
+
+
+def one_of(collection: dict[str, Shown], slug: str) -> Shown:
+    """An index by its name in addresses.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if slug not in collection:
+        raise UserError(f"there is no SAE {slug!r} here; there are: {', '.join(collection)}")
+    return collection[slug]

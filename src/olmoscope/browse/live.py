@@ -1,0 +1,148 @@
+"""The language model behind the page: what a prompt's tokens make the features do, and how it writes on when steered.
+
+T tokens of a prompt, K active latents of each.
+"""
+
+import threading
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from olmoscope.errors import UserError
+from olmoscope.features.steer import Continuation, Edit
+from olmoscope.model.capture import read_residual_stream
+from olmoscope.model.load import pick_device
+from olmoscope.model.splice import CausalLM, load_causal_lm
+from olmoscope.recipe import Model
+from olmoscope.sae.codes import SparseCodes
+from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
+
+LONGEST_PROMPT = 2048
+"""Tokens."""
+_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True)
+class _Loaded:
+    model: CausalLM
+    tokenizer: Tokenizer
+    most_tokens: int
+
+
+class LiveModel:
+    """A whole causal LM, loaded when first asked for something. One thread uses it at a time."""
+
+    def __init__(self, model: Model, may_download: bool) -> None:
+        """
+        Args:
+            may_download: else a hub model must be in the cache: nobody expects a click to fetch gigabytes.
+        """
+        self.name, self._model, self._may_download = model.name, model, may_download
+        self._lock = threading.Lock()
+        self._loaded: _Loaded | None = None
+
+    def load(self) -> None:
+        """Load it now, for whoever wants to know early whether it can be had.
+
+        Raises:
+            UserError: it cannot.
+        """
+        with self._lock:
+            self._get()
+
+    def _get(self) -> _Loaded:
+        if self._loaded is None:
+            if not self._may_download:
+                _refuse_download(self._model)
+            model = load_causal_lm(self._model, pick_device("auto"))
+            config = model.module.config
+            most = getattr(config.get_text_config(), "max_position_embeddings", LONGEST_PROMPT)  # type: ignore[union-attr, operator]
+            self._loaded = _Loaded(model, load_tokenizer(self._model), min(LONGEST_PROMPT, most))
+        return self._loaded
+
+    def tokens(self, text: str) -> list[int]:
+        """The token ids of a text, without the EOS that ends a document.
+
+        Raises:
+            UserError: it is empty or too long, or the model cannot be loaded.
+        """
+        with self._lock:
+            loaded = self._get()
+        # A lone surrogate is no text; it comes in only through a broken client.
+        ids: list[int] = loaded.tokenizer.encode([text.encode("utf-8", "replace").decode()])[0][:-1].tolist()
+        if not ids:
+            raise UserError("the prompt is empty: write some text")
+        if len(ids) > loaded.most_tokens:
+            raise UserError(f"the prompt has {len(ids)} tokens, at most {loaded.most_tokens} are read; shorten it")
+        return ids
+
+    def encode(self, sae: SparseAutoencoder, layer: int, ids: list[int]) -> SparseCodes:
+        """What the features do on each token of a prompt.
+
+        Raises:
+            UserError: the SAE is of another model.
+        """
+        with self._lock, torch.no_grad():
+            model = self._model_for(sae, layer)
+            ids_1T = torch.tensor([ids], device=model.device)
+            rows_TD = read_residual_stream(model.module, model.layers, [layer], ids_1T)[layer][0]
+            return sae.to(rows_TD.device).encode(rows_TD)
+
+    def continuation(self, sae: SparseAutoencoder, layer: int, ids: list[int], edits: list[Edit], *,
+                     temperature: float, seed: int) -> "Writer":
+        """A text that goes on from a prompt.
+
+        Raises:
+            UserError: the SAE is of another model.
+        """
+        with self._lock:
+            model, tokenizer = self._model_for(sae, layer), self._get().tokenizer
+        made = Continuation(model.module, model.layers[layer], ids, temperature=temperature, seed=seed,
+                            sae=sae.to(model.device), edits=edits)
+        return Writer(made, self._lock, tokenizer)
+
+    def _model_for(self, sae: SparseAutoencoder, layer: int) -> CausalLM:
+        model = self._get().model
+        if model.d_model != sae.d_model or layer >= len(model.layers):
+            raise UserError(f"model {self.name!r} ({len(model.layers)} layers of width {model.d_model}) is not what "
+                            f"this SAE was made for (layer {layer}, width {sae.d_model}); give the right one with "
+                            "--model")
+        return model
+
+
+class Writer:
+    """A continuation that takes turns with whatever else runs the model, and turns its tokens into text."""
+
+    def __init__(self, made: Continuation, lock: threading.Lock, tokenizer: Tokenizer) -> None:
+        self._made, self._lock, self._tokenizer = made, lock, tokenizer
+        self._ids: list[int] = []
+        self._text = ""
+
+    def step(self) -> tuple[str, bool]:
+        """Write the next token.
+
+        Returns:
+            The text that is new (empty in the middle of a character), and whether the text ended with it.
+        """
+        with self._lock:
+            token = self._made.step()
+        ended = token == self._tokenizer.eos_id
+        if not ended:
+            self._ids.append(token)
+        decoded: str = self._tokenizer.backend.decode(self._ids, skip_special_tokens=False)
+        if decoded.endswith("\ufffd") and not ended:  # part of a character: wait for the rest of its bytes
+            return "", False
+        new, self._text = decoded[len(self._text):], decoded
+        return new, ended
+
+
+def _refuse_download(model: Model) -> None:
+    from huggingface_hub import try_to_load_from_cache
+
+    if model.name == "tiny" or Path(model.name).is_dir():
+        return
+    if not any(isinstance(try_to_load_from_cache(model.name, name, revision=model.revision), str) for name in _WEIGHTS):
+        raise UserError(f"model {model.name!r} is not on this machine, and no click shall download it: give "
+                        f"`olmoscope browse DIR --model {model.name}` to fetch it, or --model FOLDER")

@@ -1,0 +1,37 @@
+// The address says everything that a page shows: #/SAE/PAGE/NUMBER?key=value. So every view can be linked and gone back to.
+
+/** The address as {sae, page, number, query}; what is missing is empty. */
+export function read() {
+  const [path, query = ""] = location.hash.replace(/^#\/?/, "").split(/\?(.*)/s);
+  const [sae = "", page = "", number = ""] = path.split("/").map(decode);
+  return {sae, page, number, query: Object.fromEntries(new URLSearchParams(query))};
+}
+
+function decode(text) {
+  try {
+    return decodeURIComponent(text);
+  } catch {
+    return text; // a stray % that somebody typed
+  }
+}
+
+/** The address of a page, for href. */
+export function to(sae, page, number = "", query = {}) {
+  const kept = Object.entries(query).filter(([, value]) => value !== "" && value !== null && value !== undefined);
+  const search = new URLSearchParams(kept).toString();
+  const path = [sae, page, number].filter((part) => part !== "").map((part) => encodeURIComponent(part)).join("/");
+  return `#/${path}${search ? `?${search}` : ""}`;
+}
+
+/** Go there; `replace` leaves no step to go back to. */
+export function go(address, replace = false) {
+  if (replace) {
+    history.replaceState(null, "", address);
+    dispatchEvent(new HashChangeEvent("hashchange"));
+  } else location.hash = address;
+}
+
+/** Change the address without drawing anew: the page shows it already. */
+export function note(address) {
+  history.replaceState(null, "", address);
+}

@@ -1,0 +1,82 @@
+// Where the data comes from: the server beside this page, or the plain files of a static site. Both answer the same.
+
+import {read} from "./address.js";
+import {StaticSource} from "./static_source.js";
+
+/** The server's side. Every method answers with what browse/payload.py and browse/app.py give. */
+class Server {
+  live = true;
+
+  saes = () => get("api/saes");
+  about = (sae) => get(`api/${part(sae)}/about`);
+  features = (sae, query, signal) => get(`api/${part(sae)}/features?${new URLSearchParams(query)}`, signal);
+  around = (sae, feature, query) => get(`api/${part(sae)}/around/${feature}?${new URLSearchParams(query)}`);
+  random = (sae, query) => get(`api/${part(sae)}/random/${Math.floor(Math.random() * 2 ** 31)}?${new URLSearchParams(query)}`);
+  unlabelled = (sae, feature, query) => get(`api/${part(sae)}/unlabelled/${feature}?${new URLSearchParams(query)}`);
+  feature = (sae, feature) => get(`api/${part(sae)}/feature/${feature}`);
+  window = (sae, feature, place, before, after) => get(`api/${part(sae)}/window/${feature}/${place}/${before}/${after}`);
+  history = (sae, feature) => get(`api/${part(sae)}/label/${feature}`);
+  label = (sae, feature, body) => send("PUT", `api/${part(sae)}/label/${feature}`, body);
+  importLabels = (sae, lines) => send("POST", `api/${part(sae)}/labels.jsonl`, {lines});
+  labelsAddress = (sae) => `api/${part(sae)}/labels.jsonl`;
+  prompt = (sae, text) => send("POST", `api/${part(sae)}/prompt`, {text});
+
+  /** Calls `each` with every line of the answer as it comes; aborting the signal stops the model too. */
+  async steer(sae, body, each, signal) {
+    const answer = await ask(`api/${part(sae)}/steer`, {method: "POST", body: JSON.stringify(body), signal,
+      headers: {"content-type": "application/json"}});
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (;;) {
+      const {value, done} = await reader.read();
+      if (done) return;
+      const lines = (rest + value).split("\n");
+      rest = lines.pop();
+      for (const line of lines) each(JSON.parse(line));
+    }
+  }
+}
+
+const part = encodeURIComponent;
+const get = async (address, signal) => {
+  const begun = ahead.get(address);
+  ahead.delete(address);
+  return (await (begun ?? ask(address, {signal}))).json();
+};
+
+/** What the first view needs is asked for at once, before the program around it has been set up. */
+const ahead = new Map();
+function begin(address) {
+  const asked = ask(address, {});
+  asked.catch(() => {}); // whoever wants it hears of it
+  ahead.set(address, asked);
+}
+const send = async (method, address, body) => (await ask(address, {method, body: JSON.stringify(body),
+  headers: {"content-type": "application/json"}})).json();
+
+async function ask(address, options) {
+  let answer;
+  try {
+    answer = await fetch(address, options);
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("The server does not answer: is `olmoscope browse` still running?", {cause: error});
+  }
+  if (!answer.ok) {
+    const text = await answer.text();
+    let reason = text;
+    try {
+      reason = JSON.parse(text).error ?? text;
+    } catch { /* not JSON: shown as it is */ }
+    throw new Error(reason || `The server answered with ${answer.status}`);
+  }
+  return answer;
+}
+
+const isStatic = document.querySelector('meta[name="olmoscope-site"]') !== null;
+export const source = isStatic ? new StaticSource() : new Server();
+if (!isStatic) {
+  const {sae, page, number} = read();
+  begin("api/saes");
+  if (page === "feature" && /^\d+$/.test(number)) begin(`api/${part(sae)}/feature/${Number(number)}`);
+}

@@ -1,0 +1,210 @@
+"""What people (and programs) write about features: labels and notes with their history, in one SQLite file.
+
+Nothing is overwritten: an edit is a new entry, and the newest entry of a feature is what counts. Readers never wait for
+a writer, nor it for them (SQLite's write-ahead log); writers wait for each other.
+"""
+
+import json
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from olmoscope.errors import UserError
+
+VERSION = 1
+LONGEST = 20_000
+"""Characters of a label or a note."""
+_WAIT_SECONDS = 30
+_SCHEMA = """
+CREATE TABLE entries (id INTEGER PRIMARY KEY, feature INTEGER NOT NULL, label TEXT NOT NULL, note TEXT NOT NULL,
+                      author TEXT NOT NULL, score REAL, written TEXT NOT NULL);
+CREATE INDEX entries_of_feature ON entries (feature, id);
+CREATE VIRTUAL TABLE words USING fts5 (label, note, prefix = '1 2 3');
+CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
+"""
+_COLUMNS = "id, feature, label, note, author, score, written"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What somebody wrote about a feature at some time; empty label and note: it was taken back."""
+
+    id: int
+    """Ascending in the order of writing."""
+    feature: int
+    label: str
+    note: str
+    author: str
+    score: float | None
+    """How well the label predicts the feature, where something measured that."""
+    written: str
+    """ISO 8601, UTC."""
+
+
+class Labels:
+    """The labels of one SAE. Any number of threads and processes may use the same file."""
+
+    def __init__(self, path: Path, d_sae: int) -> None:
+        """Open the file, making it if it is absent.
+
+        Raises:
+            UserError: it is damaged, is no labels file, or is of a later version or of an SAE of another width.
+        """
+        self.path, self.d_sae = path, d_sae
+        self._local = threading.local()
+        self._writing = threading.Lock()
+        try:
+            self._open()
+        except sqlite3.DatabaseError as error:
+            raise UserError(f"{path} is not a sound labels file ({error}); move it away, or put a copy back") from error
+
+    def _open(self) -> None:
+        connection = self._connection()
+        connection.execute("PRAGMA journal_mode = WAL")
+        with self._writing, connection:
+            connection.execute("BEGIN IMMEDIATE")
+            if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+                for statement in filter(str.strip, _SCHEMA.split(";")):
+                    connection.execute(statement)
+                connection.executemany("INSERT INTO about VALUES (?, ?)",
+                                       [("format", "olmoscope labels"), ("version", str(VERSION)),
+                                        ("d_sae", str(self.d_sae))])
+        about = dict(connection.execute("SELECT key, value FROM about").fetchall())
+        if about.get("format") != "olmoscope labels" or int(about["version"]) > VERSION:
+            raise UserError(f"{self.path} is not a labels file of this version of olmoscope: {about}")
+        if int(about["d_sae"]) != self.d_sae:
+            raise UserError(f"{self.path} has the labels of an SAE of {about['d_sae']} latents, this one has "
+                            f"{self.d_sae}; move it away")
+
+    def _connection(self) -> sqlite3.Connection:
+        """This thread's connection."""
+        if not hasattr(self._local, "connection"):
+            try:
+                connection = sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None)
+            except sqlite3.OperationalError as error:
+                raise UserError(f"cannot open {self.path}: {error}") from error
+            connection.execute("PRAGMA synchronous = FULL")
+            self._local.connection = connection
+        connection = self._local.connection
+        assert isinstance(connection, sqlite3.Connection)
+        return connection
+
+    def write(self, feature: int, label: str, note: str, author: str = "", score: float | None = None) -> Entry:
+        """Add an entry; when this returns, it is on the disk.
+
+        Raises:
+            UserError: no such feature, or a text that is too long.
+        """
+        return self.write_all([(feature, label, note, author, score, _now())])[0]
+
+    def write_all(self, rows: Iterable[tuple[int, str, str, str, float | None, str]]) -> list[Entry]:
+        """Add entries (feature, label, note, author, score, written) in one transaction: all of them or none.
+
+        Raises:
+            UserError: as `write`.
+        """
+        checked = [self._checked(*row) for row in rows]
+        connection = self._connection()
+        entries = []
+        with self._writing:
+            connection.execute("BEGIN IMMEDIATE")
+            with connection:
+                for row in checked:
+                    cursor = connection.execute("INSERT INTO entries (feature, label, note, author, score, written) "
+                                                "VALUES (?, ?, ?, ?, ?, ?)", row)
+                    entries.append(Entry(cursor.lastrowid or 0, *row))
+                    connection.execute("DELETE FROM words WHERE rowid = ?", (row[0],))
+                    if row[1] or row[2]:
+                        connection.execute("INSERT INTO words (rowid, label, note) VALUES (?, ?, ?)", row[:3])
+        return entries
+
+    def _checked(self, feature: int, label: str, note: str, author: str, score: float | None, written: str
+                 ) -> tuple[int, str, str, str, float | None, str]:
+        if not 0 <= feature < self.d_sae:
+            raise UserError(f"there is no feature {feature}: the SAE has features 0 to {self.d_sae - 1}")
+        for what, text in (("label", label), ("note", note), ("author", author)):
+            if len(text) > LONGEST:
+                raise UserError(f"the {what} of feature {feature} has {len(text)} characters, at most {LONGEST} are "
+                                "kept")
+        # A lone surrogate cannot be written as UTF-8; it comes in only through a broken client.
+        label, note, author = (text.encode("utf-8", "replace").decode() for text in (label, note, author))
+        return feature, label.strip(), note.strip(), author, score, written
+
+    def history(self, feature: int) -> list[Entry]:
+        """All entries of a feature, newest first."""
+        return self._entries("WHERE feature = ? ORDER BY id DESC", feature)
+
+    def newest(self, feature: int) -> Entry | None:
+        """What counts for a feature, None if nothing was ever written."""
+        entries = self._entries("WHERE feature = ? ORDER BY id DESC LIMIT 1", feature)
+        return entries[0] if entries else None
+
+    def since(self, entry: int) -> list[Entry]:
+        """All entries after that one, oldest first; `since(0)` is everything."""
+        return self._entries("WHERE id > ? ORDER BY id", entry)
+
+    def _entries(self, where: str, number: int) -> list[Entry]:
+        rows = self._connection().execute(f"SELECT {_COLUMNS} FROM entries {where}", (number,))
+        return [Entry(*row) for row in rows]
+
+    def search(self, text: str, limit: int = 10_000) -> list[int]:
+        """Features whose label or note has words that begin with all the words of `text`, best first."""
+        # Each word quoted, so that nothing in it is an operator of FTS5's query language.
+        words = ['"' + word.replace('"', '""') + '"*' for word in text.replace("\0", " ").split()]
+        if not words:
+            return []
+        rows = self._connection().execute("SELECT rowid FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?",
+                                          (" ".join(words), limit))
+        return [row[0] for row in rows]
+
+    def export(self) -> Iterator[str]:
+        """JSON lines, every entry of every feature, oldest first (`import_lines` reads them)."""
+        for entry in self.since(0):
+            fields = asdict(entry)
+            del fields["id"]
+            yield json.dumps(fields, ensure_ascii=False) + "\n"
+
+    def import_lines(self, lines: Iterable[str]) -> int:
+        """Add exported entries, in their order; those that are there already are passed over.
+
+        Returns:
+            How many were new.
+
+        Raises:
+            UserError: a line is not an entry; nothing was added.
+        """
+        there = {_identity(entry.feature, entry.label, entry.note, entry.author, entry.written)
+                 for entry in self.since(0)}
+        rows = []
+        for number, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            row = self._checked(*_parse(line, number))
+            if _identity(*row[:4], row[5]) not in there:
+                rows.append(row)
+        return len(self.write_all(rows))
+
+
+def _parse(line: str, number: int) -> tuple[int, str, str, str, float | None, str]:
+    try:
+        fields = json.loads(line)
+        row = (fields["feature"], fields["label"], fields.get("note", ""), fields.get("author", ""),
+               fields.get("score"), fields.get("written", _now()))
+    except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"line {number} is not a label: JSON with feature and label is wanted ({error})") from error
+    if (type(row[0]) is not int or not all(isinstance(text, str) for text in (*row[1:4], row[5]))
+            or not (row[4] is None or isinstance(row[4], int | float))):
+        raise UserError(f"line {number} is not a label: feature is a whole number, label, note, author and written are "
+                        "texts, score is a number or null")
+    return row
+
+
+def _identity(feature: int, label: str, note: str, author: str, written: str) -> tuple[int, str, str, str, str]:
+    return feature, label, note, author, written
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,121 @@
+"""Steering: changing chosen features of the residual stream while a model runs, and generating with it.
+
+An edit moves a row along the feature's decoder direction d: by `value` (add), or from the feature's activation z(x) to
+`value` (clamp): x + value · d, x + (value − z(x)) · d. Everything else in x stays, also what the SAE does not
+reconstruct. So an edit by zero, and a clamp to the activation that is there, change nothing at all, to the last bit. In
+an SAE that normalises rows, d is in the units of the normalised row, and is multiplied by what the row was divided by.
+
+Shapes: B rows, D d_model, F latents, K active latents, T positions, V tokens of the vocabulary.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.seeds import generator
+
+
+@dataclass(frozen=True)
+class Edit:
+    """What to do to one feature, at every position."""
+
+    feature: int
+    mode: Literal["add", "clamp"]
+    value: float
+    """In the feature's own activation; negative values are allowed."""
+
+
+def activation_of(sae: SparseAutoencoder, x_BD: Tensor, feature: int) -> Tensor:
+    """The activation of one feature on each row, `[B]`; 0 where it is not active."""
+    codes = sae.encode(x_BD)
+    return torch.where(codes.indices_BK == feature, codes.values_BK, 0).sum(dim=1)
+
+
+def steer_rows(sae: SparseAutoencoder, x_BD: Tensor, edits: list[Edit]) -> Tensor:
+    """Rows of the residual stream after edits, in their own dtype.
+
+    Args:
+        x_BD: rows as the model gives them; all clamps start from these, so the order of edits does not matter.
+    """
+    _, statistics = sae.center(x_BD)
+    moved_BD = torch.zeros_like(x_BD, dtype=torch.float32)
+    for edit in edits:
+        amount_B1: Tensor | float = edit.value
+        if edit.mode == "clamp":
+            amount_B1 = (edit.value - activation_of(sae, x_BD, edit.feature).float())[:, None]
+        moved_BD += amount_B1 * sae.W_dec_FD[edit.feature].float()
+    if statistics is not None:
+        moved_BD *= statistics.std_B1.float()
+    return (x_BD.float() + moved_BD).to(x_BD.dtype)
+
+
+@contextlib.contextmanager
+def steering(layer: nn.Module, sae: SparseAutoencoder, edits: list[Edit]) -> Iterator[None]:
+    """Steer what a decoder layer puts out, at every position, while the block runs; without edits touch nothing."""
+    def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
+        x_BTD = output[0] if isinstance(output, tuple) else output
+        steered_BTD = steer_rows(sae, x_BTD.flatten(0, 1), edits).view_as(x_BTD)
+        return (steered_BTD, *output[1:]) if isinstance(output, tuple) else steered_BTD
+
+    if not edits:
+        yield
+        return
+    handle = layer.register_forward_hook(hook)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+class Continuation:
+    """A text that a model writes on, token by token, steered or not.
+
+    Each step draws one number between 0 and 1 for itself and takes the token there (tokens ordered by id, probabilities
+    summed up), so two continuations of one seed differ only where their probabilities do.
+    """
+
+    def __init__(self, model: nn.Module, layer: nn.Module, token_ids: list[int], *, temperature: float, seed: int,
+                 sae: SparseAutoencoder, edits: list[Edit]) -> None:
+        """Prepare; nothing runs yet.
+
+        Args:
+            model: a causal LM of transformers.
+            layer: its decoder layer whose output the SAE reads.
+            temperature: 0 takes the likeliest token.
+        """
+        self.model, self.layer, self.sae, self.edits = model, layer, sae, edits
+        self.temperature = temperature
+        self.draws = generator(seed, "tokens of a continuation")
+        self.waiting = token_ids
+        self.cache: Any = None
+
+    @torch.no_grad()
+    def step(self) -> int:
+        """Write the next token."""
+        device = next(self.model.parameters()).device
+        with steering(self.layer, self.sae, self.edits):
+            output = self.model(input_ids=torch.tensor([self.waiting], device=device), past_key_values=self.cache,
+                                use_cache=True)
+        self.cache = output.past_key_values
+        token = pick(output.logits[0, -1].double().cpu(), self.temperature, self.draws.random())
+        self.waiting = [token]
+        return token
+
+
+def pick(logits_V: Tensor, temperature: float, draw: float) -> int:
+    """The token that a draw in [0, 1) falls on.
+
+    Args:
+        logits_V: float64, on the CPU.
+        temperature: 0 takes the likeliest token, the first of equals.
+    """
+    if temperature == 0:
+        return int(logits_V.argmax())
+    reached_V = torch.softmax(logits_V / temperature, dim=0).cumsum(0).numpy()
+    return min(int(np.searchsorted(reached_V, draw * reached_V[-1], side="right")), len(reached_V) - 1)
