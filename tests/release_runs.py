@@ -3,11 +3,12 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from olmoscope.recipe import Recipe
+from olmoscope.recipe import SAE, Recipe
 from olmoscope.recipe_file import load_recipe
 from olmoscope.sae.rows import normalize_rows
 from olmoscope.sae.topk import initialize
@@ -32,6 +33,34 @@ def recipe_for_tests(saes: str = SAES, **overrides: str) -> Recipe:
     return load_recipe("tiny", overrides=[f"saes={saes}", "activations.layers=[3, 7]", *texts])
 
 
+def evaluation(sae: SAE, run_hash: str, d_model: int) -> dict[str, Any]:
+    """An evaluation.json with every key: invented figures."""
+    return {
+        "format": "olmoscope evaluation", "version": 1, "sae": sae.id, "run_hash": run_hash, "identity": "0123",
+        "store": "4567", "model": "tiny", "model_revision": "sha256:0123", "layer": sae.layer, "architecture": "topk",
+        "d_model": d_model, "d_sae": sae.d_sae, "k": sae.k, "normalize": sae.normalize,
+        "text": {"kind": "store", "name": "test, held out", "tokens_hash": "89ab", "documents": 12, "resampled": 12,
+                 "first_positions": 1, "outlier_norm": 50.0, "mean_of": "the held-out rows"},
+        "rows": 512, "nmse": 0.2, "fvu": 0.3, "explained_variance": 0.7, "nmse_random_directions": 0.8, "cosine": 0.9,
+        "l2_ratio": 0.95, "relative_reconstruction_bias": 0.98, "l1": 5.0,
+        "l0": {"mean": 3.9, "p5": 3, "p25": 4, "p50": 4, "p75": 4, "p95": 4, "values": [3, 4], "rows": [51, 461]},
+        "dead": {"share": 0.03125, "window": 512},
+        "density": {"bin_edges": [0.0, 0.01, 0.1, 1.0], "latents": [3, 90, 3], "over_1_percent": 0.96875,
+                    "over_10_percent": 0.03125},
+        "intervals": {"nmse": [0.19, 0.21]},
+        "language": {"rows": 512, "predictions": 500, "ce_clean": 3.0, "ce_spliced": 3.25, "ce_zero": 8.0,
+                     "ce_mean": 7.0, "delta_ce": 0.25, "loss_recovered_zero": 0.95, "loss_recovered_mean": 0.9375,
+                     "kl": 0.125, "kl_zero": 5.0, "kl_mean": 4.0, "intervals": {"delta_ce": [0.2, 0.3]}},
+        "dictionary": {"latents": 96, "mean": 0.3, "p50": 0.3, "p95": 0.5, "largest": 0.6, "over_90_percent": 0.0,
+                       "bin_edges": [0.0, 0.5, 1.0], "counts": [90, 6]},
+        "by_position": [{"first": 0, "last": 0, "rows": 12, "norm": 40.0, "nmse": 0.1},
+                        {"first": 1, "last": 1, "rows": 500, "norm": 20.0, "nmse": 0.2}],
+        "by_norm": [{"low": 10.0, "high": 50.0, "rows": 512, "nmse": 0.2, "share_of_error": 1.0,
+                     "share_of_variance": 1.0}],
+        "subsets": {},
+    }
+
+
 def make_run(run: Path, recipe: Recipe, number: int, x_BD: Tensor, steps: int = 8) -> None:
     """A finished run of the recipe's `number`-th SAE, trained for a few steps on `x_BD`."""
     sae = recipe.saes[number]
@@ -52,15 +81,8 @@ def make_run(run: Path, recipe: Recipe, number: int, x_BD: Tensor, steps: int = 
             "store": {"model": model, "sources": {"modules": {"documents": 30, "tokens": 3000},
                                                   "questions": {"documents": 10, "tokens": 1000}}},
             "provenance": {"olmoscope": "0.1.0", "commit": None, "date": "2026-01-01T00:00:00+00:00"}}
-    evaluation = {"rows": 512, "nmse": 0.2, "fvu": 0.3, "explained_variance": 0.7, "cosine": 0.9, "l2_ratio": 0.95,
-                  "l0": {"mean": 3.9, "median": 4.0}, "l1": 5.0, "dead": {"share": 0.03125, "window": 512},
-                  "density": {}, "intervals": {"nmse": [0.19, 0.21]},
-                  "language": {"rows": 512, "predictions": 500, "ce_clean": 3.0, "ce_spliced": 3.25, "ce_zero": 8.0,
-                               "ce_mean": 7.0, "delta_ce": 0.25, "loss_recovered_zero": 0.95,
-                               "loss_recovered_mean": 0.9375, "kl": 0.125,
-                               "intervals": {"delta_ce": [0.2, 0.3]}}}
     (run / "done.json").write_text(json.dumps(done))
-    (run / "evaluation.json").write_text(json.dumps(evaluation))
+    (run / "evaluation.json").write_text(json.dumps(evaluation(sae, done["run_hash"], x_BD.shape[1])))
 
 
 def make_out(out: Path, recipe: Recipe | None = None, d_model: int = WIDTH) -> Path:

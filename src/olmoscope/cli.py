@@ -97,12 +97,13 @@ def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = 
 def evaluate(out: OutArgument, only: OnlyOption = None) -> None:
     """Measure trained SAEs on held-out activations."""
     from olmoscope import tables
-    from olmoscope.pipeline import evaluate_saes
+    from olmoscope.pipeline import evaluate_saes, report_saes
 
     recipe, _ = _load(str(out), None, None, None)
     for sae, fresh in evaluate_saes(recipe, out, only or []):
         typer.echo(f"{sae.id}: evaluated" if fresh else f"{sae.id}: evaluated before, nothing to do")
     tables.show_results(recipe, out, only or [])
+    typer.echo(f"Report: {report_saes(recipe, out)[-1]}")
 
 
 @app.command()

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from olmoscope import tables
-from olmoscope.pipeline import Stopwatch, collect_stores, evaluate_saes, store_folder, train_saes
+from olmoscope.pipeline import Stopwatch, collect_stores, evaluate_saes, report_saes, store_folder, train_saes
 from olmoscope.progress import console
 from olmoscope.recipe_file import load_recipe
 from olmoscope.release.build import build_release
@@ -26,13 +26,15 @@ def run_demo(out: Path) -> None:
                                             f"text.sources.1.paths=['{out}/corpus/chat/*.parquet']"])
     collected = collect_stores(recipe, out)
     fresh = [fresh for _, fresh in train_saes(recipe, out, [])] + [fresh for _, fresh in evaluate_saes(recipe, out, [])]
+    report = report_saes(recipe, out)[-1]
     release = build_release(out).folder
 
     tables.console.print()
     tables.show_stores(collected)
     tables.console.print()
     tables.show_results(recipe, out, [])
-    tables.console.print(f"Store    {store_folder(out, 'train').parent}\nRuns     {out / 'runs'}\nRelease  {release}")
+    tables.console.print(f"Store    {store_folder(out, 'train').parent}\nRuns     {out / 'runs'}\nReport   {report}\n"
+                         f"Release  {release}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if any(fresh):
         tables.console.print(f"Took {watch}, at most {peak / 1e9:.1f} GB of memory. Next: olmoscope validate {out}")

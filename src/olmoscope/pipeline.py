@@ -20,6 +20,7 @@ from olmoscope.activations.shares import Worker
 from olmoscope.activations.store import Store, open_store
 from olmoscope.errors import UserError
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_store, forget_unfinished, identity
+from olmoscope.evaluate.report import REPORT, report_of_folders, write_report
 from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
 from olmoscope.evaluate.sequences import read_sequences
 from olmoscope.evaluate.subject import open_sae
@@ -104,6 +105,21 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
     forget_unfinished(out)
     for number, sae in enumerate(wanted):
         yield sae, number in pending
+
+
+def report_saes(recipe: Recipe, out: Path) -> list[Path]:
+    """Write `report.html` of every evaluated SAE into its run, and, if they are several, one of them all into `out`.
+
+    Returns:
+        The pages, those that stood there already among them.
+    """
+    runs = [run for sae in recipe.saes if ((run := run_folder(out, sae)) / EVALUATION).exists()]
+    for run in runs:
+        write_report(run / REPORT, report_of_folders([run]))
+    if len(runs) < 2:
+        return [run / REPORT for run in runs]
+    write_report(out / REPORT, report_of_folders(runs))
+    return [*(run / REPORT for run in runs), out / REPORT]
 
 
 def finished(run: Path, sae: SAE) -> dict[str, Any]:

@@ -23,8 +23,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_layout_and_manifest(built):
     release = built / "release"
     files = contents(release)
-    per_sae = ("cfg.json", "evaluation.json", "sae_weights.safetensors", "training.log")
-    assert set(files) == {"README.md", "manifest.json", "saelens_pretrained_saes.yaml",
+    per_sae = ("cfg.json", "evaluation.json", "report.html", "sae_weights.safetensors", "training.log")
+    assert set(files) == {"README.md", "manifest.json", "report.html", "saelens_pretrained_saes.yaml",
                           *(f"{sae_id}/{name}" for sae_id in (RAW, LAYER_NORM) for name in per_sae)}
     manifest = json.loads(files.pop("manifest.json"))
     assert manifest["files"] == {name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from olmoscope.evaluate.scales import Axis
 
 WIDTH, HEIGHT = 380, 216
-LEFT, RIGHT, TOP, BOTTOM = 46, 15, 24, 38
+LEFT, RIGHT, TOP, BOTTOM = 52, 15, 24, 38
 BAR_PITCH = 36
 """Height of a row of a bar chart."""
 LABEL_LENGTH = 58
@@ -175,7 +175,7 @@ def bars(title: str, rows: Sequence[Bar], x: Axis) -> Markup:
             bar.label if len(bar.label) <= LABEL_LENGTH else bar.label[:LABEL_LENGTH - 1] + "…", bar.number,
             f"M0 {top}H{_n(end - 2)}q2 0 2 2v6q0 2 -2 2H0z" if end > 4 else f"M0 {top}H{_n(end)}v10H0z",
             whisker, _n(reach + 6), top + 9, x.say(bar.value)))
-    return _svg(title, parts, height=len(rows) * BAR_PITCH)
+    return _svg(title, parts, height=len(rows) * BAR_PITCH, kind="bars")
 
 
 def scatter(title: str, points: Sequence[Point], x: Axis, y: Axis, links: Sequence[Sequence[int]] = ()) -> Markup:
@@ -207,9 +207,9 @@ def scatter(title: str, points: Sequence[Point], x: Axis, y: Axis, links: Sequen
     return _svg(title, parts)
 
 
-def _svg(title: str, parts: Sequence[Markup], height: int = HEIGHT) -> Markup:
-    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, height, title, Markup("").join(parts))
+def _svg(title: str, parts: Sequence[Markup], height: int = HEIGHT, kind: str = "plot") -> Markup:
+    return Markup('<svg class="{}" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+        kind, WIDTH, height, title, Markup("").join(parts))
 
 
 def _dot(frame: _Frame, number: int, x: float, y: float, radius: float = 4) -> Markup:

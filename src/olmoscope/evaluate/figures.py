@@ -91,6 +91,15 @@ GROUPS: tuple[tuple[str, tuple[Figure, ...]], ...] = (
         Figure("l2_ratio", "Length ratio", "Mean over rows of ‖x̂‖ / ‖x‖.", lambda e: e.l2_ratio, intervals=_rows),
         Figure("relative_reconstruction_bias", "Relative reconstruction bias",
                "E‖x̂‖² / E[x·x̂]. 1 is none, under 1 is shrinkage.", lambda e: e.relative_reconstruction_bias))),
+    ("Sparsity", (
+        L0,
+        Figure("l1", "L1", "Sum of a row's activations, on average; in units of the activations.", lambda e: e.l1,
+               intervals=_rows),
+        DEAD,
+        Figure("over_1_percent", "Latents that fire on over 1% of rows", "Share of all latents.",
+               lambda e: e.density.over_1_percent, "share"),
+        Figure("over_10_percent", "Latents that fire on over 10% of rows", "Share of all latents.",
+               lambda e: e.density.over_10_percent, "share"))),
     ("The model, with the reconstruction spliced in", (
         DELTA_CE, RECOVERED, RECOVERED_MEAN, KL,
         Figure("ce_clean", "Cross-entropy, clean", "Of the model as it is.", lambda e: e.language.ce_clean,
@@ -101,15 +110,6 @@ GROUPS: tuple[tuple[str, tuple[Figure, ...]], ...] = (
                lambda e: e.language.ce_mean, unit="nats", intervals=_language),
         Figure("ce_zero", "Cross-entropy, zero-ablated", "With zeros in the place of x.",
                lambda e: e.language.ce_zero, unit="nats", intervals=_language))),
-    ("Sparsity", (
-        L0,
-        Figure("l1", "L1", "Sum of a row's activations, on average; in units of the activations.", lambda e: e.l1,
-               intervals=_rows),
-        DEAD,
-        Figure("over_1_percent", "Latents that fire on over 1% of rows", "Share of all latents.",
-               lambda e: e.density.over_1_percent, "share"),
-        Figure("over_10_percent", "Latents that fire on over 10% of rows", "Share of all latents.",
-               lambda e: e.density.over_10_percent, "share"))),
     ("Dictionary", (
         Figure("cosine_mean", "Largest decoder cosine, mean",
                "For each latent, the largest cosine of its decoder direction with another's: low is diverse.",

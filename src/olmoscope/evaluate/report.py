@@ -38,9 +38,13 @@ def report_of_folders(folders: Sequence[Path]) -> list[Shown]:
             enumerate(((folder, read_evaluation(folder / "evaluation.json")) for folder in folders), 1)]
 
 
-def write_report(path: Path, shown: Sequence[Shown]) -> None:
-    """Write the page, atomically. The same evaluations give the same bytes."""
-    write_text(path, report_page(shown))
+def write_report(path: Path, shown: Sequence[Shown]) -> bool:
+    """Write the page, atomically; False if the same page stood there already. The same evaluations give the same."""
+    page = report_page(shown)
+    if path.is_file() and path.read_bytes() == page.encode():
+        return False
+    write_text(path, page)
+    return True
 
 
 def report_page(shown: Sequence[Shown]) -> str:
@@ -138,8 +142,9 @@ def _facts(sae: Shown) -> list[tuple[str, str]]:
          + (" (an activation store)" if text.kind == "store" else "")),
         ("Cross-entropy on", f"{e.language.predictions:,} predicted tokens"),
         ("Tokens", f"hash {text.tokens_hash}"),
-        ("First positions", f"the first {text.first_positions} of a sequence"),
-        ("Outlier norm", f"‖x‖ over {say(text.outlier_norm)}"),
+        ("First positions", "the first of each sequence" if text.first_positions == 1
+         else f"the first {text.first_positions} of each sequence"),
+        ("Outlier norm", f"over {say(text.outlier_norm)}"),
         ("Mean ablation", f"mean over {text.mean_of}"),
         ("Intervals", f"95%, bootstrap over {text.resampled:,} "
          + ("documents" if text.resampled == text.documents else "groups of documents")),

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from olmoscope.errors import UserError
+from olmoscope.evaluate.report import REPORT, report_of_folders, write_report
 from olmoscope.files import locked, sha256, sync_folder, write_json, write_text
 from olmoscope.recipe import Recipe
 from olmoscope.recipe_file import load_recipe
@@ -51,6 +52,7 @@ def build_release(out: Path) -> Built:
             export_run(run.folder)
             _add(run, building / run.sae.id)
         write_text(building / REGISTRY, registry_yaml(runs))
+        write_report(building / REPORT, report_of_folders([run.folder for run in runs]))
         write_text(building / CARD, model_card(runs))
         write_json(building / MANIFEST, release_manifest(runs, building))
         written = not _same(building, folder)
@@ -95,6 +97,7 @@ def _add(run: FinishedRun, folder: Path) -> None:
             _link(source, folder / name)
         else:
             shutil.copyfile(source, folder / name)
+    write_report(folder / REPORT, report_of_folders([run.folder]))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -118,7 +118,8 @@ What the columns say:
 - **canonical**: the one to take for its layer, if in doubt.
 
 `manifest.json` has more digits and 95 % intervals, the checksum of every file, and the provenance of each SAE;
-`evaluation.json` in each folder has all figures."""
+`evaluation.json` in each folder has all figures. [report.html](report.html) shows them as a page, all SAEs side by
+side, and so does the one in each folder of its SAE: download and open them."""
 
 
 def _usage(runs: Sequence[FinishedRun]) -> str:

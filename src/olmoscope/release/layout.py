@@ -3,7 +3,10 @@
     README.md                        the model card
     manifest.json                    manifest.py says what stands in it
     saelens_pretrained_saes.yaml     the entry for SAELens' own list of releases
-    <sae id>/cfg.json, sae_weights.safetensors, training.log, evaluation.json
+    report.html                      all figures of all SAEs as a page
+    <sae id>/cfg.json, sae_weights.safetensors, training.log, evaluation.json, report.html
+
+The pages are made of evaluation.json; releases made before there were any are valid without them.
 """
 
 from collections.abc import Iterator

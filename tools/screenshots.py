@@ -1,0 +1,47 @@
+"""Pictures for the README, taken in a real browser of what a demo wrote.
+
+    olmoscope demo
+    .venv/bin/python tools/screenshots.py olmoscope-demo
+
+Needs Debian's chromium (tools/install_browser.sh).
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+LARGEST = 150_000
+"""Bytes of a picture: it is downloaded with every clone."""
+
+
+def report(page: Page, out: Path) -> None:
+    """The head of one SAE's report."""
+    page.set_viewport_size({"width": 1180, "height": 100})
+    page.goto(max((out / "runs").rglob("report.html")).resolve().as_uri())
+    end = page.locator("section").nth(1).bounding_box()
+    assert end is not None
+    page.set_viewport_size({"width": 1180, "height": round(end["y"] + end["height"] + 20)})
+
+
+def main() -> None:
+    """Take every picture anew."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="the demo's output folder")
+    out = parser.parse_args().out
+    IMAGES.mkdir(exist_ok=True)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for name, show in {"report": report}.items():
+            page = browser.new_page(color_scheme="light")
+            show(page, out)
+            path = IMAGES / f"{name}.png"
+            page.screenshot(path=path)
+            assert path.stat().st_size < LARGEST, f"{path} has {path.stat().st_size} bytes"
+            print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
