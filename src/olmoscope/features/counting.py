@@ -198,8 +198,8 @@ def count_companions(pieces, first_feature, starts_R1, latents_P, offsets_F1, ro
 
     Args:
         pieces: bounds of the pieces of work, in features of this part.
-        starts_R1, latents_P: the latents of each row.
-        offsets_F1, rows_P: the rows of each latent.
+        starts_R1, latents_P: the latents of each row, uint32 (a signed index costs a look whether it is negative).
+        offsets_F1, rows_P: the rows of each latent, uint32.
     """
     for piece in prange(len(pieces) - 1):
         _companions_piece(pieces[piece], pieces[piece + 1], first_feature, starts_R1, latents_P, offsets_F1, rows_P,
@@ -209,58 +209,75 @@ def count_companions(pieces, first_feature, starts_R1, latents_P, offsets_F1, ro
 @compiled()
 def _companions_piece(first, stop, first_feature, starts_R1, latents_P, offsets_F1, rows_P, companion_CA, rows_CA,
                       lift_CA):
-    latents, rows = len(offsets_F1) - 1, len(starts_R1) - 1
+    latents = len(offsets_F1) - 1
+    weights = np.empty(latents, np.float64)
+    for latent in range(latents):
+        weights[latent] = np.float64(len(starts_R1) - 1) / max(1, offsets_F1[latent + 1] - offsets_F1[latent])
     together = np.zeros(latents, np.int32)
-    touched = np.empty(latents, np.int32)
+    touched = np.empty(latents, np.uint32)
     keys = np.empty(companion_CA.shape[1], np.float64)
     for feature in range(first, stop):
         own = first_feature + feature
         mine = rows_P[offsets_F1[own] : offsets_F1[own + 1]]
-        count = _count_together(mine, starts_R1, latents_P, together, touched)
-        together[own] = 0
-        fired = np.float64(len(mine))
+        chosen = companion_CA[feature]
+        scale = 1.0 / max(1, len(mine))
+        firings = 0
+        for row in mine:
+            firings += starts_R1[row + 1] - starts_R1[row]
         kept = 0
-        for other in touched[:count]:
-            both = together[other]
-            if both < 2:
-                continue
-            lift = both * np.float64(rows) / (fired * (offsets_F1[other + 1] - offsets_F1[other]))
-            if lift <= 1 or (kept == len(keys) and both * (lift - 1) < keys[kept - 1]):  # ln(lift) <= lift - 1
-                continue
-            kept = _insert(both * math.log(lift), other, kept, keys, companion_CA[feature])
+        if firings < latents // 4:
+            count = _count_few(mine, starts_R1, latents_P, together, touched)
+            together[own] = 0
+            for other in touched[:count]:
+                kept = _offer(other, together[other], weights[other] * scale, kept, keys, chosen)
+        else:
+            _count_many(mine, starts_R1, latents_P, together)
+            together[own] = 0
+            for other in range(latents):
+                kept = _offer(other, together[other], weights[other] * scale, kept, keys, chosen)
         for place in range(kept):
-            other = companion_CA[feature, place]
-            rows_CA[feature, place] = together[other]
-            lift_CA[feature, place] = together[other] * np.float64(rows) / (
-                fired * (offsets_F1[other + 1] - offsets_F1[other]))
-        for other in touched[:count]:
-            together[other] = 0
+            rows_CA[feature, place] = together[chosen[place]]
+            lift_CA[feature, place] = together[chosen[place]] * (weights[chosen[place]] * scale)
+        if firings < latents // 4:
+            for other in touched[:count]:
+                together[other] = 0
+        else:
+            together[:] = 0
 
 
 @compiled()
-def _count_together(mine, starts_R1, latents_P, together, touched):
+def _count_few(mine, starts_R1, latents_P, together, touched):
     """Count the latents of some rows; returns how many different ones were put into `touched`."""
     count = 0
-    firings = 0
     for row in mine:
-        firings += starts_R1[row + 1] - starts_R1[row]
-    if firings < len(together) // 4:
-        for row in mine:
-            for firing in range(starts_R1[row], starts_R1[row + 1]):
-                other = latents_P[firing]
-                if together[other] == 0:
-                    touched[count] = other
-                    count += 1
-                together[other] += 1
-        return count
-    for row in mine:  # without the branch, which is hard to foresee; then look at all
+        for firing in range(starts_R1[row], starts_R1[row + 1]):
+            other = latents_P[firing]
+            if together[other] == 0:
+                touched[count] = other
+                count += 1
+            together[other] += 1
+    return count
+
+
+@compiled()
+def _count_many(mine, starts_R1, latents_P, together):
+    """The same without the branch, which is hard to foresee: cheaper if most latents are met."""
+    for row in mine:
         for firing in range(starts_R1[row], starts_R1[row + 1]):
             together[latents_P[firing]] += 1
-    for other in range(len(together)):
-        if together[other] > 0:
-            touched[count] = other
-            count += 1
-    return count
+
+
+@compiled()
+def _offer(other, both, weight, kept, keys, chosen):
+    """Put a companion into the list if its score is high enough; returns how many there are now.
+
+    Args:
+        weight: what times `both` is the lift.
+    """
+    excess = both * (both * weight - 1)  # more than the score, since ln(lift) < lift - 1; and cheap
+    if both < 2 or excess <= 0 or (kept == len(keys) and (kept == 0 or excess < keys[kept - 1])):
+        return kept
+    return _insert(both * math.log(both * weight), other, kept, keys, chosen)
 
 
 @compiled()

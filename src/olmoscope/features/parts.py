@@ -84,7 +84,8 @@ def gather_facts(corpus: Corpus, sources: int, runs: Runs, W_dec_FD: Tensor, uni
         rows=int(kept_T.sum()),
         position_rows_L=np.bincount(bins_T[kept_T]),
         source_rows_X=np.bincount(corpus.sources_T[kept_T], minlength=sources),
-        starts_R1=sample.starts_R1, latents_P=sample.latents_P, offsets_F1=offsets_F1, rows_P=rows_P,
+        starts_R1=sample.starts_R1, latents_P=sample.latents_P.view(np.uint32), offsets_F1=offsets_F1,
+        rows_P=rows_P.view(np.uint32),
         W_dec_FD=W_dec_FD, unit_FD=unit_FD, unembedding=unembedding, options=options)
 
 
