@@ -66,7 +66,7 @@ def make_run(run: Path, recipe: Recipe, number: int, x_BD: Tensor, steps: int = 
     sae = recipe.saes[number]
     mean_D = normalize_rows(x_BD, sae.normalize)[0].mean(dim=0)
     fresh = initialize(x_BD.shape[1], sae.d_sae, sae.k, sae.normalize, mean_D, seed=number, tied=sae.weights == "tied")
-    step = Step(fresh, Adam((0.9, 0.999), 1e-8))
+    step = Step(fresh, Adam((0.9, 0.999), 1e-8), activation=sae.activation, matryoshka=sae.matryoshka)
     for _ in range(steps):
         step(x_BD, lr=1e-3)
     (run / "checkpoints").mkdir(parents=True)

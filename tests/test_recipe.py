@@ -103,6 +103,34 @@ def test_the_same_sae_twice_is_refused(tmp_path):
         load_recipe(str(tmp_path / "recipe.yaml"))
 
 
+def test_variants_have_ids_of_their_own_and_senseless_ones_are_refused(tmp_path):
+    base = {"layer": 1, "d_sae": 512, "k": 8}
+    variants = [{}, {"weights": "untied"}, {"activation": "batchtopk"}, {"activation": "jumprelu"},
+                {"activation": "groupmax"}, {"matryoshka": [0.25]}, {"activation": "batchtopk", "matryoshka": [0.25]}]
+    job = recipe(tmp_path, saes=[base | variant for variant in variants])
+    assert [sae.id.rpartition("/")[2] for sae in job.saes] == [
+        "topk_8_raw", "topk_8_raw_untied", "batchtopk_8_raw", "jumprelu_8_raw", "groupmax_8_raw",
+        "matryoshka-topk_8_raw", "matryoshka-batchtopk_8_raw"]
+    assert len({job.run_hash(sae) for sae in job.saes}) == len(variants)
+    for variant, message in (
+            ({"activation": "relu"}, "saes.0.activation"),
+            ({"activation": "groupmax", "k": 7}, r"d_sae \(512\) is not a multiple of k \(7\)"),
+            ({"activation": "groupmax", "matryoshka": [0.5]}, "leave out one of activation: groupmax and matryoshka"),
+            ({"matryoshka": [0.5, 0.25]}, r"must ascend; of 512 latents they are \[256, 128\]"),
+            ({"matryoshka": [0.25, 0.25001]}, "must ascend"), ({"matryoshka": [0.9999]}, "must ascend"),
+            ({"matryoshka": [1.0]}, "saes.0.matryoshka"), ({"matryoshka": [0]}, "saes.0.matryoshka")):
+        tree = yaml.safe_load(job.to_yaml()) | {"saes": [base | variant]}
+        (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+        with pytest.raises(UserError, match=message) as raised:
+            load_recipe(str(tmp_path / "recipe.yaml"))
+        assert "\n" not in str(raised.value)
+    tree = yaml.safe_load(job.to_yaml())
+    tree["train"]["candidates"] = {}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(UserError, match="groupmax needs all pre-activations; leave out"):
+        load_recipe(str(tmp_path / "recipe.yaml"))
+
+
 def test_hashes_change_with_what_decides_the_result_only(tmp_path):
     base = recipe(tmp_path)
     same = [recipe(tmp_path, train__log_every=9), recipe(tmp_path, train__checkpoint_every=9)]

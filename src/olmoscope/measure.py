@@ -110,7 +110,8 @@ def _time_training(recipe: Recipe, sae: SAE, rows_RD: Tensor, device: torch.devi
     mean_D = normalize_rows(x_BD.float(), sae.normalize)[0].mean(dim=0)
     step = Step(initialize(x_BD.shape[1], sae.d_sae, sae.k, sae.normalize, mean_D, recipe.seed,
                            tied=sae.weights == "tied"),
-                Adam.of(train), train.auxiliary, candidates=train.candidates)
+                Adam.of(train), train.auxiliary, candidates=train.candidates, activation=sae.activation,
+                matryoshka=sae.matryoshka)
     seconds, timed = 0.0, 0
     with bar(f"measuring {sae.id}", STEPS + 1, "steps") as advance:
         for number in range(STEPS + 1):

@@ -7,9 +7,10 @@ segment, B = rows of a training batch. Memory is estimated from what is known to
     collection, RAM               process + segments in memory, `SEGMENTS_HELD` of all layers
     training, SAE's device        12 (F d + F + d) of parameters and Adam's moments (8 F d if those of the matrix are
                                   bfloat16; 2 F d where weights are untied), 8 F of when each latent last fired, 6
-                                  arrays [B, d] in float32, 40 B k of codes, and the chunks of the step; with an
-                                  auxiliary loss 6 more arrays, its codes, and 4 F d (the rows of dead latents, if all
-                                  are)
+                                  arrays [B, d] in float32, 40 B k of codes (four times as many where their number
+                                  varies), and the chunks of the step; with an auxiliary loss 6 more arrays, its codes,
+                                  and 4 F d (the rows of dead latents, if all are); with Matryoshka prefixes 3 more
+                                  arrays and codes for each
     training, RAM                 process + `ROUNDS_HELD` rounds of the stream; beside a GPU, a checkpoint's tensors
 
 On a CPU both columns are RAM, and add up.
@@ -28,6 +29,7 @@ from olmoscope.measure import Rates
 from olmoscope.model.config import check_config, config_at_hand
 from olmoscope.model.cost import ModelCost, model_cost
 from olmoscope.recipe import SAE, Recipe
+from olmoscope.train.activation_rules import CAP
 from olmoscope.units import format_bytes
 
 PARAMETER_BYTES = {"bfloat16": 2, "float32": 4}
@@ -185,10 +187,13 @@ def _plan_sae(recipe: Recipe, sae: SAE, d_model: int, gpu: bool) -> SAEPlan:
     parameters = sae.parameters(d_model)
     steps = -(-recipe.tokens.count // batch) * recipe.train.epochs
     moments = 2 * (2 if recipe.train.moments == "bfloat16" else 4)
-    biases = sae.d_sae + d_model
+    biases = sae.d_sae * (2 if sae.activation == "jumprelu" else 1) + d_model
     state = (4 + moments) * (parameters - biases) + 12 * biases
     chunks = 4 * (max(PRE_ACTIVATIONS_AT_ONCE, sae.d_sae) + 2 * max(GRADIENT_AT_ONCE, d_model))
-    device = state + 8 * sae.d_sae + 6 * 4 * batch * d_model + 40 * batch * sae.k + chunks
+    places = sae.k * (CAP if sae.activation in ("batchtopk", "jumprelu") else 1)
+    device = state + 8 * sae.d_sae + 6 * 4 * batch * d_model + 40 * batch * places + chunks
+    if sae.matryoshka:  # u and e once more for each prefix, and another e while it is decoded
+        device += (3 * len(sae.matryoshka) + 2) * 4 * batch * d_model + 40 * batch * places * len(sae.matryoshka)
     if auxiliary := recipe.train.auxiliary:
         device += 6 * 4 * batch * d_model + 40 * batch * auxiliary.active(d_model, sae.k) + 4 * sae.d_sae * d_model
     rounds = min(ROUND_ROWS, recipe.tokens.count) * recipe.activations.row_bytes(d_model) * ROUNDS_HELD

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
+Activation = Literal["topk", "batchtopk", "jumprelu", "groupmax"]
 StoreDtype = Literal["bfloat16", "float32", "float16", "float8_e4m3"]
 
 
@@ -168,6 +169,13 @@ class SAE(_Frozen):
     layer: Annotated[int, Field(ge=0)]
     d_sae: Count
     k: Count
+    activation: Activation = "topk"
+    """Which latents are active: the k largest of each row (`topk`); the k largest a row on average over a batch
+    (`batchtopk`); those over a learned threshold of their own, k a row on average (`jumprelu`); the largest of each of
+    k groups (`groupmax`; SAELens has no such SAE, so it cannot be exported)."""
+    matryoshka: list[Annotated[float, Field(gt=0, lt=1)]] = []
+    """Shares of the latents, ascending, such as [0.0625, 0.25]: the first latents up to each, and all of them, are
+    trained to be an SAE of their own."""
     normalize: Literal["none", "layer_norm"] = "none"
     weights: Literal["tied", "untied"] = "tied"
     """Whether encoder and decoder are one matrix, or two, which start equal."""
@@ -180,17 +188,34 @@ class SAE(_Frozen):
             raise ValueError(f"k ({self.k}) is over d_sae ({self.d_sae})")
         return self
 
+    @model_validator(mode="after")
+    def _variant_makes_sense(self) -> "SAE":
+        if self.activation == "groupmax" and self.d_sae % self.k:
+            raise ValueError(f"activation: groupmax needs k groups of equal size; d_sae ({self.d_sae}) is not a "
+                             f"multiple of k ({self.k})")
+        if self.activation == "groupmax" and self.matryoshka:
+            raise ValueError("matryoshka: the first latents of a groupmax SAE are whole groups, no SAE of their own; "
+                             "leave out one of activation: groupmax and matryoshka")
+        ends = [max(1, round(share * self.d_sae)) for share in self.matryoshka] + [self.d_sae]
+        if sorted(set(ends)) != ends:
+            raise ValueError(f"matryoshka: the shares {self.matryoshka} must ascend; of {self.d_sae} latents they are "
+                             f"{ends[:-1]}")
+        return self
+
     @property
     def id(self) -> str:
         """The release's name for it, e.g. `layer_07/width_131k/topk_64_raw`."""
         width = f"{self.d_sae // 1000}k" if self.d_sae >= 10_000 else str(self.d_sae)
+        nested = "matryoshka-" if self.matryoshka else ""
         untied = "_untied" if self.weights == "untied" else ""
-        return f"layer_{self.layer:02d}/width_{width}/topk_{self.k}_{_NORMALIZE_NAMES[self.normalize]}{untied}"
+        variant = f"{nested}{self.activation}_{self.k}_{_NORMALIZE_NAMES[self.normalize]}{untied}"
+        return f"layer_{self.layer:02d}/width_{width}/{variant}"
 
     def parameters(self, d_model: int) -> int:
         """How many numbers training finds."""
         matrices = 2 if self.weights == "untied" else 1
-        return matrices * self.d_sae * d_model + self.d_sae + d_model
+        thresholds = self.d_sae if self.activation == "jumprelu" else 0
+        return matrices * self.d_sae * d_model + self.d_sae + d_model + thresholds
 
 
 _NORMALIZE_NAMES = {"none": "raw", "layer_norm": "layernorm"}
@@ -337,6 +362,9 @@ class Recipe(_Frozen):
             if sae.layer not in layers:
                 raise ValueError(f"saes.{number}.layer: layer {sae.layer} is not collected (activations.layers: "
                                  f"{layers})")
+            if sae.activation == "groupmax" and self.train.candidates:
+                raise ValueError(f"saes.{number}.activation: groupmax needs all pre-activations; leave out one of it "
+                                 "and train.candidates")
         ids = [sae.id for sae in self.saes]
         for sae_id in ids:
             if ids.count(sae_id) > 1:

@@ -17,7 +17,8 @@ HERE = Path(__file__).parent
 
 def run_again(**environment: str) -> None:
     train = HERE.parent / "train"
-    files = [HERE / "test_kernels.py", HERE / "test_candidates.py", train / "test_step.py", train / "test_auxiliary.py"]
+    files = [HERE / "test_kernels.py", HERE / "test_candidates.py", train / "test_step.py", train / "test_auxiliary.py",
+             train / "test_activation_rules.py"]
     environment = os.environ | {"KERNELS_UNDER_TEST": "cuda", "OMP_NUM_THREADS": "1"} | environment
     done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *files], cwd=HERE.parents[1],
                           env=environment, capture_output=True, text=True)

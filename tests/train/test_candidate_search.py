@@ -73,7 +73,7 @@ def test_at_the_widest_margin_the_exact_product_takes_over(monkeypatch):
     said = steps_on(1000.0, module.JUDGE_STEPS, step)
     assert len(said) == 1 and "exact product" in said[0] and step.candidates.margin == module.EXACT
     x_BD = rows(0, 1.0)
-    got = step.candidates.encode(x_BD, step.count)
+    got = step.candidates.encode(x_BD, step.sae.b_latent_F, K, step.count)
     want = step.kernels.encode_topk(x_BD, step.sae.W_enc_FD, step.sae.b_latent_F, K)
     assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
     assert steps_on(1000.0, 2 * module.JUDGE_STEPS, step, module.JUDGE_STEPS) == []

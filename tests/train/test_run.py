@@ -86,11 +86,13 @@ def start(folder, run, pause):
                              str(pause)], stderr=subprocess.PIPE, text=True)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
-def test_killed_and_resumed_equals_never_killed(job, tmp_path, number):
+@pytest.mark.parametrize(("number", "variant"), [
+    (signal.SIGKILL, {}), (signal.SIGINT, {}), (signal.SIGTERM, {"activation": "jumprelu", "matryoshka": [0.25]})])
+def test_killed_and_resumed_equals_never_killed(job, tmp_path, number, variant):
     recipe_, _, folder = job
-    recipe_ = recipe_.model_copy(update={"train": recipe_.train.model_copy(
-        update={"auxiliary": Auxiliary(dead_window=1000, k=32)})})
+    recipe_ = recipe_.model_copy(update={
+        "saes": [recipe_.saes[0].model_copy(update=variant)],
+        "train": recipe_.train.model_copy(update={"auxiliary": Auxiliary(dead_window=1000, k=32)})})
     (folder / "job.yaml").write_text(recipe_.to_yaml())
     assert start(folder, tmp_path / "whole", 0).wait(timeout=120) == 0
     run, whole = (run_folder(tmp_path / name, recipe_.saes[0]) for name in ("killed", "whole"))
@@ -108,6 +110,7 @@ def test_killed_and_resumed_equals_never_killed(job, tmp_path, number):
     assert process.returncode == 0, process.stderr.read()
     assert kills >= 2
     assert lines(run) == lines(whole)
+    assert ("capped_share" in lines(run)[0]) == bool(variant)
     assert lines(run)[0]["auxiliary_loss"] is None and lines(run)[-1]["auxiliary_loss"] > 0
     assert sha256(checkpoints(run)[-1]) == sha256(checkpoints(whole)[-1])
     log = (run / "training.log").read_text()

@@ -102,7 +102,7 @@ def _open_run(folder: Path) -> Subject:
     model = done["store"]["model"]
     sae: SparseAutoencoder = load_sae(folder / done["checkpoint"])
     return Subject(sae, config.id, config.layer, model["name"], model["revision"],
-                   "jumprelu" if isinstance(sae, JumpReLU) else "topk", folder, "run", done["run_hash"],
+                   "jumprelu" if isinstance(sae, JumpReLU) else config.activation, folder, "run", done["run_hash"],
                    prepend_bos=False, context_size=max(high for _, high in recipe.tokens.chunk_lengths))
 
 

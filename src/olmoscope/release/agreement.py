@@ -6,8 +6,8 @@ the row's own scale, and `TOLERANCE` is 1e-5. A wrong k, bias, normalisation or 
 
 Where two pre-activations at the k-th place are equal to rounding, which of them is kept is not determined. So codes
 are compared value by value where both are active, and a latent that is active in only one of them must lie, to the
-tolerance, at the other's threshold (its k-th value; 0 if fewer than k are active). Decoding is compared on the same
-codes, theirs.
+tolerance, at the other's threshold (its k-th value; 0 if fewer than k are active; a JumpReLU's own). Decoding is
+compared on the same codes, theirs.
 
 Shapes: B rows, D d_model, F latents, K active.
 """
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from olmoscope.sae.codes import SparseCodes
+from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
 
 TOLERANCE = 1e-5
@@ -52,7 +53,7 @@ class Agreement:
 
 
 @torch.no_grad()
-def compare(ours: TopK, theirs: Any, x_BD: Tensor) -> Agreement:
+def compare(ours: TopK | JumpReLU, theirs: Any, x_BD: Tensor) -> Agreement:
     """Compare our SAE with SAELens' `theirs` on rows of any float dtype, both on the CPU."""
     encode, decode, most_active = 0.0, 0.0, 0
     norm, decoder_norm = (float(W_FD.norm(dim=1).max()) for W_FD in (ours.W_enc_FD, ours.W_dec_FD))
@@ -60,8 +61,12 @@ def compare(ours: TopK, theirs: Any, x_BD: Tensor) -> Agreement:
         z_BF, xhat_BD = reconstruct(theirs, rows_BD)
         u_BD, statistics = ours.center(rows_BD)
         scale_B = u_BD.norm(dim=1) * norm + ours.b_latent_F.abs().max()
-        encode = max(encode, _share(code_difference(ours.encode(rows_BD).to_dense(), z_BF, ours.k), scale_B))
-        codes = SparseCodes(*torch.topk(z_BF, ours.k, dim=1), ours.d_sae)
+        ours_BF = ours.encode(rows_BD).to_dense()
+        off_B = (code_difference(ours_BF, z_BF, ours.k) if isinstance(ours, TopK) else
+                 threshold_difference(ours_BF, z_BF, ours.threshold_F))
+        encode = max(encode, _share(off_B, scale_B))
+        places = ours.k if isinstance(ours, TopK) else max(1, int(z_BF.count_nonzero(dim=1).max()))
+        codes = SparseCodes(*torch.topk(z_BF, places, dim=1), ours.d_sae)
         scale_B = codes.values_BK.abs().sum(dim=1) * decoder_norm + ours.b_pre_D.norm()
         if statistics is not None:
             scale_B = scale_B * statistics.std_B1[:, 0] + statistics.mean_B1[:, 0].abs() * ours.d_model**0.5
@@ -72,7 +77,7 @@ def compare(ours: TopK, theirs: Any, x_BD: Tensor) -> Agreement:
 
 
 @torch.no_grad()
-def compare_silent(ours: TopK, theirs: Any, x_BD: Tensor) -> Agreement:
+def compare_silent(ours: TopK | JumpReLU, theirs: Any, x_BD: Tensor) -> Agreement:
     """Compare on rows for which every pre-activation is negative: the ReLU after the top-k must shut all.
 
     No row need have that with the trained biases (the dictionary's directions surround the origin), so a
@@ -103,14 +108,24 @@ def code_difference(a_BF: Tensor, b_BF: Tensor, k: int) -> Tensor:
 
     A row with more than k active latents in either code, or with a value that is not finite, is infinitely off.
     """
-    difference_BF = (a_BF - b_BF).abs()
-    for one_BF, other_BF in ((a_BF, b_BF), (b_BF, a_BF)):
-        threshold_B1 = torch.topk(other_BF, k, dim=1).values[:, -1:].clamp_min(0)
-        alone_BF = (one_BF != 0) & (other_BF == 0)
-        difference_BF = torch.where(alone_BF, (one_BF.abs() - threshold_B1).clamp_min(0), difference_BF)
-    difference_B = difference_BF.max(dim=1).values
+    difference_B = _difference(a_BF, b_BF, *(torch.topk(z_BF, k, dim=1).values[:, -1:].clamp_min(0)
+                                             for z_BF in (a_BF, b_BF)))
     too_many_B = torch.maximum(a_BF.count_nonzero(dim=1), b_BF.count_nonzero(dim=1)) > k
-    return difference_B.masked_fill(too_many_B | difference_B.isnan(), torch.inf)
+    return difference_B.masked_fill(too_many_B, torch.inf)
+
+
+def threshold_difference(a_BF: Tensor, b_BF: Tensor, threshold_F: Tensor) -> Tensor:
+    """The same for codes of a JumpReLU: blind to which side of its threshold a latent falls that is at it."""
+    return _difference(a_BF, b_BF, threshold_F, threshold_F)
+
+
+def _difference(a_BF: Tensor, b_BF: Tensor, a_threshold: Tensor, b_threshold: Tensor) -> Tensor:
+    difference_BF = (a_BF - b_BF).abs()
+    for one_BF, other_BF, threshold in ((a_BF, b_BF, b_threshold), (b_BF, a_BF, a_threshold)):
+        alone_BF = (one_BF != 0) & (other_BF == 0)
+        difference_BF = torch.where(alone_BF, (one_BF.abs() - threshold).clamp_min(0), difference_BF)
+    difference_B = difference_BF.max(dim=1).values
+    return difference_B.masked_fill(difference_B.isnan(), torch.inf)
 
 
 def chunks(x_BD: Tensor, d_sae: int) -> Iterator[Tensor]:
@@ -120,7 +135,7 @@ def chunks(x_BD: Tensor, d_sae: int) -> Iterator[Tensor]:
         yield x_BD[start : start + size]
 
 
-def random_rows(sae: TopK, seed: int = 0) -> Tensor:
+def random_rows(sae: TopK | JumpReLU, seed: int = 0) -> Tensor:
     """Stand-ins for real rows, `[ROWS, D]`: around the SAE's own mean, and along its dictionary.
 
     Raw SAEs know the mean of their data (`b_pre`); that of a layer-norm SAE is of normalised rows, which will do too.

@@ -17,7 +17,7 @@ from olmoscope.files import locked, sha256, sync_folder, write_json, write_text
 from olmoscope.recipe import Recipe
 from olmoscope.recipe_file import load_recipe
 from olmoscope.release.card import CARD, model_card
-from olmoscope.release.export import export_run
+from olmoscope.release.export import export_run, refuse_unexportable
 from olmoscope.release.finished_run import FinishedRun, read_run
 from olmoscope.release.layout import SAE_FILES
 from olmoscope.release.manifest import MANIFEST, read_manifest, release_manifest
@@ -40,8 +40,9 @@ def build_release(out: Path) -> Built:
     A file of an earlier release that was changed or damaged since is replaced.
 
     Raises:
-        UserError: a run of the recipe is not finished or not evaluated (all of them are named), is of another recipe or
-            damaged; the old release holds files that are not its own; no space; another process is building it.
+        UserError: an SAE of the recipe cannot be exported; a run is not finished or not evaluated (all of them are
+            named), is of another recipe or damaged; the old release holds files that are not its own; no space; another
+            process is building it.
     """
     runs = _runs(out, load_recipe(str(out / "recipe.yaml")))
     folder, building, old = out / "release", out / ".release.building", out / ".release.old"
@@ -70,6 +71,8 @@ def build_release(out: Path) -> Built:
 
 
 def _runs(out: Path, recipe: Recipe) -> list[FinishedRun]:
+    for sae in recipe.saes:
+        refuse_unexportable(sae)
     folders = {sae.id: out / "runs" / sae.id for sae in recipe.saes}
     unfinished = [sae_id for sae_id, folder in folders.items() if not (folder / "done.json").is_file()]
     if unfinished:

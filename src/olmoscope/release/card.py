@@ -57,8 +57,10 @@ def _head(runs: Sequence[FinishedRun]) -> str:
 
 
 _FORMS = {
-    "tied": "`z = ReLU(TopK_k((x − b) Wᵀ + c))`, `x̂ = z W + b`, one matrix `W` of unit rows as encoder and decoder",
-    "untied": "`z = ReLU(TopK_k((x − b) Eᵀ + c))`, `x̂ = z W + b`, rows of the decoder `W` of unit norm"}
+    "topk": "TopK: `z = ReLU(TopK_k(p))`",
+    "batchtopk": "JumpReLU with one threshold for all latents, trained by BatchTopK with k active latents a row on "
+                 "average: `z = p` where `p > θ`, else 0",
+    "jumprelu": "JumpReLU with a learned threshold for each latent: `z = p` where `p > θ`, else 0"}
 
 
 def _introduction(runs: Sequence[FinishedRun]) -> str:
@@ -69,14 +71,22 @@ def _introduction(runs: Sequence[FinishedRun]) -> str:
 
 {_count(len(runs), "sparse autoencoder")} (SAEs) on the residual stream of {code(model.name)}
 ({escape(model.architecture)}, {model.num_layers} layers, d_model {model.d_model}{revision}), in
-[SAELens](https://github.com/decoderesearch/SAELens) format. Each reads the output of one decoder layer and is a
-TopK autoencoder{_form(runs)} Made with Olmoscope."""
+[SAELens](https://github.com/decoderesearch/SAELens) format. Each reads the output of one decoder layer. Rows of the
+decoder `W` have unit norm. With pre-activations `p`, an SAE's reconstruction is `x̂ = z W + b`, where
+{_forms(runs)}
+
+Made with Olmoscope."""
 
 
-def _form(runs: Sequence[FinishedRun]) -> str:
-    """The formula of each kind of weights in the release."""
-    kinds = sorted({run.sae.weights for run in runs})
-    return ";".join(f" with {kind} weights, {_FORMS[kind]}" for kind in kinds) + "."
+def _forms(runs: Sequence[FinishedRun]) -> str:
+    """The formulas of each kind of SAE in the release, as a list."""
+    weights = {run.sae.weights for run in runs}
+    lines = ["- tied weights: `p = (x − b) Wᵀ + c`, one matrix is encoder and decoder"] if "tied" in weights else []
+    lines += ["- untied weights: `p = (x − b) Eᵀ + c`, with an encoder `E`"] if "untied" in weights else []
+    lines += [f"- {_FORMS[kind]}" for kind in _FORMS if kind in {run.sae.activation for run in runs}]
+    if any(run.sae.matryoshka for run in runs):
+        lines.append("- a Matryoshka SAE's first latents are SAEs of their own: the shares are in `manifest.json`")
+    return "\n" + "\n".join(lines)
 
 
 def _table(runs: Sequence[FinishedRun]) -> str:
@@ -161,7 +171,7 @@ with torch.no_grad():
 hook.remove()
 
 with torch.no_grad():
-    features = sae.encode(seen["x"])  # [1, tokens, d_sae]; at most {run.sae.k} of each token are not 0
+    features = sae.encode(seen["x"])  # [1, tokens, d_sae]; {_active(run)} of each token are not 0
     reconstruction = sae.decode(features)  # [1, tokens, d_model]
 ```
 
@@ -172,6 +182,10 @@ from sae_lens import SAE
 
 sae = SAE.load_from_disk({f"PATH/{run.sae.id}"!r})
 ```"""
+
+
+def _active(run: FinishedRun) -> str:
+    return f"at most {run.sae.k}" if run.sae.activation == "topk" else f"about {run.sae.k}"
 
 
 def _last_layer(runs: Sequence[FinishedRun]) -> str:

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from olmoscope.recipe import ChatSource, DolmaSource, HubSource, Recipe, Source
+from olmoscope.errors import UserError
+from olmoscope.recipe import SAE, ChatSource, DolmaSource, HubSource, Recipe, Source
 from olmoscope.release.finished_run import FinishedRun, read_run
 from olmoscope.release.saelens_format import hook_names, write_saelens
 
@@ -21,16 +22,31 @@ def export_run(run: Path) -> Exported:
     """Write `run/sae/` from the final checkpoint of a finished run. Doing it again changes nothing.
 
     Raises:
-        UserError: unfinished or mixed-up run, missing or damaged checkpoint, weights that are not finite, no space.
+        UserError: an SAE that SAELens cannot compute, an unfinished or mixed-up run, missing or damaged checkpoint,
+            weights that are not finite, no space.
     """
     finished = read_run(run)
+    refuse_unexportable(finished.sae)
     return Exported(run / "sae", write_saelens(finished.load(), run / "sae", saelens_metadata(finished)))
+
+
+def refuse_unexportable(sae: SAE) -> None:
+    """SAELens must be able to compute what it is given.
+
+    Raises:
+        UserError: it has no architecture for this SAE.
+    """
+    if sae.activation == "groupmax":
+        raise UserError(f"{sae.id} cannot be exported: SAELens has no architecture that takes the maximum of groups; "
+                        "evaluate it as it is, or train it with another activation")
 
 
 def saelens_metadata(run: FinishedRun) -> dict[str, Any]:
     """What SAELens' users are told of an SAE: which activations it reads, and what it was trained on."""
     done, model = run.done, run.done.store.model
+    tied, nested = "tied_" if run.sae.weights == "tied" else "", "matryoshka_" if run.sae.matryoshka else ""
     return {
+        "training_architecture": f"{tied}{nested}{run.sae.activation}",
         "model_name": model.name,
         "model_revision": model.revision,
         **hook_names(model.layers_path, run.sae.layer),

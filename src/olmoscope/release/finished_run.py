@@ -15,6 +15,8 @@ from olmoscope.errors import UserError
 from olmoscope.files import read_json
 from olmoscope.recipe import SAE, Recipe
 from olmoscope.recipe_file import load_recipe
+from olmoscope.sae.groupmax import GroupMax
+from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
 from olmoscope.train.checkpoint import load_sae
 
@@ -129,18 +131,21 @@ class FinishedRun:
         """The file with the final weights."""
         return self.folder / self.done.checkpoint
 
-    def load(self) -> TopK:
+    def load(self) -> TopK | JumpReLU:
         """The trained SAE, on the CPU.
 
         Raises:
-            UserError: missing or damaged checkpoint, or one of another shape, k or normalisation than the recipe's.
+            UserError: missing or damaged checkpoint, or one of another kind, shape, k or normalisation than the
+                recipe's.
         """
         sae, wanted = load_sae(self.checkpoint), self.sae
-        found = (sae.d_sae, sae.d_model, sae.k, sae.normalize)
-        if found != (wanted.d_sae, self.done.store.model.d_model, wanted.k, wanted.normalize):
-            raise UserError(f"{self.checkpoint} holds another SAE ({found[0]} latents, d_model {found[1]}, k "
-                            f"{found[2]}, "
-                            f"normalize {found[3]}) than {wanted.id}: train it again in an empty folder")
+        kind = {"topk": TopK, "groupmax": GroupMax}.get(wanted.activation, JumpReLU)
+        k = sae.k if isinstance(sae, TopK) else wanted.k  # which leaves no trace in a JumpReLU
+        found = (type(sae), sae.d_sae, sae.d_model, k, sae.normalize)
+        if found != (kind, wanted.d_sae, self.done.store.model.d_model, wanted.k, wanted.normalize):
+            raise UserError(f"{self.checkpoint} holds another SAE ({type(sae).__name__}, {sae.d_sae} latents, d_model "
+                            f"{sae.d_model}, k {k}, normalize {sae.normalize}) than {wanted.id}: train it again in an "
+                            "empty folder")
         return sae
 
     def evaluation(self) -> Evaluation:

@@ -3,7 +3,8 @@
     format, version, name, repo_id
     model       name, revision, architecture, d_model, num_layers, layers_path
     sources     per text source: documents and tokens in training
-    saes        id, layer, d_sae, k, normalize, canonical, hook names, metrics {held_out, training}, run, provenance
+    saes        id, layer, d_sae, activation, matryoshka, k, normalize, canonical, hook names, metrics {held_out,
+                training}, run, provenance
     recipe      the resolved recipe
     files       path -> sha256, bytes; every file of the release but this one
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, sha256
+from olmoscope.recipe import Activation
 from olmoscope.release.finished_run import FinishedRun
 from olmoscope.release.saelens_format import hook_names
 
@@ -41,6 +43,8 @@ class SAERead(_Read):
     """What the manifest says of an SAE, as far as validation needs it."""
 
     id: str
+    activation: Activation = "topk"
+    """Absent from releases made when there was no other."""
     d_sae: int
     k: int
     normalize: Literal["none", "layer_norm"]
@@ -118,6 +122,8 @@ def _entry(run: FinishedRun) -> dict[str, Any]:
         "id": sae.id,
         "layer": sae.layer,
         "d_sae": sae.d_sae,
+        "activation": sae.activation,
+        "matryoshka": sae.matryoshka,
         "k": sae.k,
         "normalize": sae.normalize,
         "canonical": sae.canonical,

@@ -1,11 +1,11 @@
 """SAELens' folder of one SAE: what stands in it and how it is written.
 
     cfg.json                   every setting, never one left to SAELens' defaults; written last: the SAE exists
-    sae_weights.safetensors    W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D], float32
+    sae_weights.safetensors    W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D], threshold [F] of a jumprelu; float32
 
-Shapes: D d_model, F latents. Source: SAELens 6.54.12, `sae_lens/saes/topk_sae.py` and its loaders. A missing `k`
-silently becomes 100 there, a missing `apply_b_dec_to_input` true, and metadata without a `sae_lens_version` of
-6 or more is silently discarded.
+Shapes: D d_model, F latents. Source: SAELens 6.54.12, `sae_lens/saes/topk_sae.py`, `jumprelu_sae.py` and its loaders. A
+missing `k` silently becomes 100 there, a missing `apply_b_dec_to_input` true, and metadata without a
+`sae_lens_version` of 6 or more is silently discarded.
 """
 
 import json
@@ -21,17 +21,19 @@ from torch import Tensor
 from olmoscope.errors import UserError
 from olmoscope.files import atomic_path, write_json
 from olmoscope.sae.saelens_folder import CONFIG, WEIGHTS
+from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
 
 VERSION = "6.54.12"
 """The version of SAELens whose format this is."""
 
-FIXED = {"architecture": "topk", "dtype": "float32", "apply_b_dec_to_input": True, "reshape_activations": "none",
-         "rescale_acts_by_decoder_norm": False}
-"""Settings that are the same for every TopK SAE."""
+FIXED = {"dtype": "float32", "apply_b_dec_to_input": True, "reshape_activations": "none"}
+"""Settings that are the same for every SAE."""
 
-KEYS = (*FIXED, "d_in", "d_sae", "k", "normalize_activations", "device", "metadata")
-"""Every key of cfg.json; one that is absent would be left to SAELens' defaults."""
+KEYS = {"topk": (*FIXED, "architecture", "d_in", "d_sae", "normalize_activations", "device", "metadata", "k",
+                 "rescale_acts_by_decoder_norm"),
+        "jumprelu": (*FIXED, "architecture", "d_in", "d_sae", "normalize_activations", "device", "metadata")}
+"""Every key of cfg.json, by architecture; one that is absent would be left to SAELens' defaults."""
 
 METADATA = ("sae_lens_version", "model_name", "hook_name", "hf_hook_name", "prepend_bos", "training_architecture")
 """Metadata without which nobody can tell which activations the SAE reads."""
@@ -46,32 +48,53 @@ def hook_names(layers_path: str, layer: int) -> dict[str, str]:
     return {"hook_name": f"blocks.{layer}.hook_resid_post", "hf_hook_name": f"{layers_path}.{layer}"}
 
 
-def saelens_config(sae: TopK, metadata: Mapping[str, Any]) -> dict[str, Any]:
+def saelens_config(sae: TopK | JumpReLU, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The content of cfg.json."""
+    tied = "tied_" if sae.W_enc_FD is sae.W_dec_FD else ""
+    architecture = "topk" if isinstance(sae, TopK) else "jumprelu"
+    own = {"k": sae.k, "rescale_acts_by_decoder_norm": False} if isinstance(sae, TopK) else {}
     return {
+        "architecture": architecture,
         **FIXED,
         "d_in": sae.d_model,
         "d_sae": sae.d_sae,
-        "k": sae.k,
+        **own,
         "normalize_activations": sae.normalize,
         "device": "cpu",
         "metadata": {"sae_lens_version": VERSION, "sae_lens_training_version": None,
-                     "training_architecture": "tied_topk" if sae.tied else "topk", **metadata},
+                     "training_architecture": tied + architecture, **metadata},
     }
 
 
-def saelens_tensors(sae: TopK) -> dict[str, Tensor]:
+def saelens_tensors(sae: TopK | JumpReLU) -> dict[str, Tensor]:
     """SAELens' names for the parameters, float32; `W_enc` is a transposed view."""
+    thresholds = {"threshold": sae.threshold_F.float()} if isinstance(sae, JumpReLU) else {}
     return {"W_enc": sae.W_enc_FD.float().T, "b_enc": sae.b_latent_F.float(), "W_dec": sae.W_dec_FD.float(),
-            "b_dec": sae.b_pre_D.float()}
+            "b_dec": sae.b_pre_D.float()} | thresholds
 
 
-def write_saelens(sae: TopK, folder: Path, metadata: Mapping[str, Any]) -> bool:
+def sae_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TopK | JumpReLU | None:
+    """The SAE that `saelens_config` and `saelens_tensors` are of; None of an architecture that they do not write.
+
+    Raises:
+        KeyError: a tensor or key is absent.
+    """
+    W_enc_FD, W_dec_FD = tensors["W_enc"].float().T.contiguous(), tensors["W_dec"].float()
+    b_latent_F, b_pre_D = tensors["b_enc"].float(), tensors["b_dec"].float()
+    normalize = config.get("normalize_activations", "none")
+    if config["architecture"] == "topk":
+        return TopK(W_enc_FD, W_dec_FD, b_latent_F, b_pre_D, config["k"], normalize)
+    if config["architecture"] == "jumprelu":
+        return JumpReLU(W_enc_FD, W_dec_FD, b_pre_D, normalize, b_latent_F, tensors["threshold"].float())
+    return None
+
+
+def write_saelens(sae: TopK | JumpReLU, folder: Path, metadata: Mapping[str, Any]) -> bool:
     """Write an SAE as SAELens reads it, unless it already stands there, value by value.
 
     Args:
-        metadata: JSON values; must name what `METADATA` lists, except for the two that are always the same here
-            (`sae_lens_version`, `training_architecture`).
+        metadata: JSON values; must name what `METADATA` lists, except for the two that are known here
+            (`sae_lens_version`, and `training_architecture` if it is no other than what SAELens is given).
 
     Returns:
         Whether anything was written.
@@ -106,7 +129,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (the file is no mapping)
 
 
-def already_there(sae: TopK, folder: Path, metadata: Mapping[str, Any]) -> bool:
+def already_there(sae: TopK | JumpReLU, folder: Path, metadata: Mapping[str, Any]) -> bool:
     """Whether `folder` holds exactly what `write_saelens` would write there; false if absent or damaged."""
     config, tensors = saelens_config(sae, metadata), saelens_tensors(sae)
     try:

@@ -28,8 +28,9 @@ from olmoscope.release.agreement import (
 from olmoscope.release.finished_run import read_run
 from olmoscope.release.layout import SAE_FILES, check_root
 from olmoscope.release.manifest import MANIFEST, SAERead, read_manifest
-from olmoscope.release.saelens_format import FIXED, KEYS, METADATA, read_tensors, saelens_tensors
+from olmoscope.release.saelens_format import FIXED, KEYS, METADATA, read_tensors, sae_of, saelens_tensors
 from olmoscope.sae.saelens_folder import CONFIG, WEIGHTS
+from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
 
 
@@ -115,30 +116,31 @@ class _SAECheck:
         self._settings(config, theirs)
         self._metadata(config, theirs)
         self._tensors(tensors, config)
-        ours = self.trained
-        if ours is None and theirs.cfg.architecture() == "topk":
-            ours = TopK(tensors["W_enc"].float().T.contiguous(), tensors["W_dec"].float(), tensors["b_enc"].float(),
-                        tensors["b_dec"].float(), theirs.cfg.k, config.get("normalize_activations", "none"))
-        self._maths(ours, theirs, config)
+        self._maths(self.trained or sae_of(config, tensors), theirs, config)
         return self.checks
 
     def _settings(self, config: Mapping[str, Any], theirs: Any) -> None:
         """cfg.json says everything, SAELens keeps it, and it is what was trained."""
-        absent = [key for key in KEYS if key not in config]
+        trained, entry = self.trained, self.entry
+        keys = KEYS.get(str(config.get("architecture")), KEYS["topk"])
+        absent = [key for key in keys if key not in config]
         self._say("cfg.json says everything", not absent,
-                  f"left to SAELens' defaults: {', '.join(absent)}" if absent else f"{len(KEYS)} keys")
+                  f"left to SAELens' defaults: {', '.join(absent)}" if absent else f"{len(keys)} keys")
         found = {**theirs.cfg.to_dict(), "k of the activation": getattr(theirs.activation_fn, "k", None)}
-        wanted = {key: config[key] for key in KEYS if key in config and key not in ("metadata", "device")} | FIXED
-        if self.entry is not None:
-            wanted |= {"k": self.entry.k, "d_sae": self.entry.d_sae, "normalize_activations": self.entry.normalize}
-        if self.trained is not None:
-            wanted |= {"k": self.trained.k, "d_in": self.trained.d_model, "d_sae": self.trained.d_sae,
-                       "normalize_activations": self.trained.normalize}
-        wanted["k of the activation"] = wanted.get("k")
+        wanted = {key: config[key] for key in keys if key in config and key not in ("metadata", "device")} | FIXED
+        if entry is not None:
+            wanted |= {"d_sae": entry.d_sae, "normalize_activations": entry.normalize,
+                       "architecture": "topk" if entry.activation == "topk" else "jumprelu"}
+        if trained is not None:
+            wanted |= {"d_in": trained.d_model, "d_sae": trained.d_sae, "normalize_activations": trained.normalize}
+        if wanted.get("architecture") == "topk":
+            wanted |= {"rescale_acts_by_decoder_norm": False} | ({"k": entry.k} if entry else {})
+            wanted |= {"k": trained.k} if isinstance(trained, TopK) else {}
+            wanted["k of the activation"] = wanted.get("k")
         wrong = [f"{key} is {found.get(key)!r}, not {value!r}" for key, value in wanted.items()
                  if found.get(key) != value]
-        self._say("settings survive", not wrong, "; ".join(wrong) or
-                  f"k {theirs.cfg.k}, {theirs.cfg.normalize_activations}, b_dec subtracted")
+        self._say("settings survive", not wrong, "; ".join(wrong) or f"{theirs.cfg.architecture()}, "
+                  f"{theirs.cfg.normalize_activations}, b_dec subtracted")
 
     def _metadata(self, config: Mapping[str, Any], theirs: Any) -> None:
         said, kept = config.get("metadata", {}), theirs.cfg.metadata.to_dict()
@@ -147,7 +149,7 @@ class _SAECheck:
         self._say("metadata survives", not wrong, "; ".join(wrong) or f"{len(said)} entries")
 
     def _tensors(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-        if config.get("metadata", {}).get("training_architecture") == "tied_topk":
+        if str(config.get("metadata", {}).get("training_architecture")).startswith("tied_"):
             tied = torch.equal(tensors["W_enc"], tensors["W_dec"].T)
             self._say("encoder is the decoder transposed", tied, "equal" if tied else "they differ")
         name = "tensors equal the checkpoint's"
@@ -155,17 +157,17 @@ class _SAECheck:
             self._say(name, None, self.no_run)
             return
         wanted = saelens_tensors(self.trained)
-        shapes = [f"{key} is {list(tensors[key].shape)}, not {list(wanted[key].shape)}" for key in wanted
-                  if wanted[key].shape != tensors[key].shape]
+        shapes = [f"{key} is {list(tensors[key].shape) if key in tensors else 'absent'}, not {list(wanted[key].shape)}"
+                  for key in wanted if key not in tensors or wanted[key].shape != tensors[key].shape]
         if shapes:
             self._say(name, False, "; ".join(shapes))
             return
         worst = max(_difference(tensors[key], wanted[key]) for key in wanted)
         self._say(name, worst == 0, f"max abs difference {worst}")
 
-    def _maths(self, ours: TopK | None, theirs: Any, config: Mapping[str, Any]) -> None:
+    def _maths(self, ours: TopK | JumpReLU | None, theirs: Any, config: Mapping[str, Any]) -> None:
         if ours is None or not _comparable(ours, theirs.cfg):
-            self._say("same codes and reconstructions", False, "what SAELens has is no top-k SAE of the same form")
+            self._say("same codes and reconstructions", False, "what SAELens has is no SAE of the same form")
             return
         kind, real_BD = self._real_rows(ours, config)
         some_BD = real_BD[:ROWS]
@@ -183,7 +185,7 @@ class _SAECheck:
         self._say("finite reconstructions", bad == 0,
                   f"{bad} of {len(some_BD)} {kind} rows are not finite; NMSE {float(error.mean()):.4f}")
 
-    def _real_rows(self, ours: TopK, config: Mapping[str, Any]) -> tuple[str, Tensor]:
+    def _real_rows(self, ours: TopK | JumpReLU, config: Mapping[str, Any]) -> tuple[str, Tensor]:
         """Rows of the SAE's layer, float32, and what to call them."""
         hook = str(config.get("metadata", {}).get("hook_name", ""))
         x_BD = next((rows_BD for layer, rows_BD in self.rows.items() if hook.startswith(f"blocks.{layer}.")), None)
@@ -201,9 +203,13 @@ class _SAECheck:
         self.checks.append(Check(self.sae_id, name, passed, figure))
 
 
-def _comparable(ours: TopK, cfg: Any) -> bool:
-    """Whether SAELens' SAE takes rows of the same width to a code of the same width by a top-k that can be taken."""
-    return cfg.architecture() == "topk" and (cfg.d_in, cfg.d_sae) == (ours.d_model, ours.d_sae) and cfg.k <= cfg.d_sae
+def _comparable(ours: TopK | JumpReLU, cfg: Any) -> bool:
+    """Whether SAELens' SAE takes rows of the same width to a code of the same width, in the same way."""
+    if (cfg.d_in, cfg.d_sae) != (ours.d_model, ours.d_sae):
+        return False
+    if isinstance(ours, TopK):
+        return bool(cfg.architecture() == "topk" and cfg.k <= cfg.d_sae)
+    return bool(cfg.architecture() == "jumprelu")
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

@@ -8,6 +8,7 @@ Cunningham et al. 2023, arXiv:2309.08600. Shapes: B rows, D d_model, F latents, 
 """
 
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ class TopK:
         return matrices | {"b_latent": self.b_latent_F, "b_pre": self.b_pre_D}
 
     @classmethod
-    def of(cls, parameters: dict[str, Tensor], k: int, normalize: Normalize) -> "TopK":
+    def of(cls, parameters: dict[str, Tensor], k: int, normalize: Normalize) -> Self:
         """An SAE of what `parameters` gave."""
         tied = "W" in parameters
         return cls(parameters["W" if tied else "W_enc"], parameters["W" if tied else "W_dec"], parameters["b_latent"],
@@ -95,9 +96,9 @@ class TopK:
         values_BK, indices_BK = kernels.encode_topk(u_BD, self.W_enc_FD, self.b_latent_F, self.k)
         return SparseCodes(values_BK, indices_BK, self.d_sae)
 
-    def to(self, device: torch.device | str) -> "TopK":
+    def to(self, device: torch.device | str) -> Self:
         """The same SAE on another device."""
-        return TopK.of({name: tensor.to(device) for name, tensor in self.parameters().items()}, self.k, self.normalize)
+        return self.of({name: tensor.to(device) for name, tensor in self.parameters().items()}, self.k, self.normalize)
 
 
 def initialize(d_model: int, d_sae: int, k: int, normalize: Normalize, mean_D: Tensor, seed: int, *,

@@ -33,7 +33,7 @@ class Adam:
 
     def moments_of(self, parameter: Tensor) -> Moments:
         """Fresh moments: of a matrix as the settings say, of a bias of its own dtype."""
-        return self._matrix_moments(parameter) if parameter.dim() == 2 else _bias_moments(parameter)
+        return self._matrix_moments(parameter) if parameter.dim() == 2 else bias_moments(parameter)
 
     def _matrix_moments(self, W_FD: Tensor) -> Moments:
         dtype = torch.bfloat16 if self.moments == "bfloat16" else W_FD.dtype
@@ -41,7 +41,8 @@ class Adam:
         return Moments(torch.zeros_like(W_FD, dtype=dtype), torch.zeros_like(W_FD, dtype=dtype), updated_F)
 
 
-def _bias_moments(bias: Tensor) -> Moments:
+def bias_moments(bias: Tensor) -> Moments:
+    """Fresh moments for a bias, of its own dtype."""
     return Moments(torch.zeros_like(bias), torch.zeros_like(bias))
 
 

@@ -38,23 +38,25 @@ class CandidateSearch:
         self.margin_1 = torch.tensor([settings.margin])
         """Kept on the host; `EXACT` if candidates were given up."""
         self._quantized: Quantized | None = None
+        self._k = sae.k
+        """Of how many the last batch was asked."""
 
     @property
     def margin(self) -> int:
         return int(self.margin_1)
 
-    def encode(self, u_BD: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def encode(self, u_BD: Tensor, b_latent_F: Tensor, k: int, step: int) -> tuple[Tensor, Tensor]:
         """As `Kernels.encode_topk`, for the batch of a step (counted from 0)."""
-        sae = self.sae
+        W_enc_FD, self._k = self.sae.W_enc_FD, k
         if self.margin == EXACT:
-            return self.kernels.encode_topk(u_BD, sae.W_enc_FD, sae.b_latent_F, sae.k)
-        self._quantized = self.kernels.quantize(sae.W_enc_FD, self._quantized)
-        values_BK, indices_BK = self.kernels.encode_candidates(u_BD, sae.W_enc_FD, sae.b_latent_F, self._quantized,
-                                                               sae.k, self.margin)
+            return self.kernels.encode_topk(u_BD, W_enc_FD, b_latent_F, k)
+        self._quantized = self.kernels.quantize(W_enc_FD, self._quantized)
+        values_BK, indices_BK = self.kernels.encode_candidates(u_BD, W_enc_FD, b_latent_F, self._quantized, k,
+                                                               self.margin)
         if step % CHECK_STEPS == 0:
             apart = max(1, len(u_BD) // CHECKED_ROWS)
             some = slice(0, CHECKED_ROWS * apart, apart)
-            self._check(u_BD[some], values_BK[some], indices_BK[some])
+            self._check(u_BD[some], b_latent_F, values_BK[some], indices_BK[some])
         return values_BK, indices_BK
 
     def judge(self, steps: int) -> str | None:
@@ -69,7 +71,7 @@ class CandidateSearch:
         if missed <= MISSED_AT_MOST * max(checked, JUDGED_AS):
             return None
         before = self.margin
-        wider = min(max(2 * before, before + 8), self.sae.d_sae - self.sae.k)
+        wider = min(max(2 * before, before + 8), self.sae.d_sae - self._k)
         self.margin_1.fill_(wider if wider <= MOST_MARGIN else EXACT)
         self.counts[2:].zero_()
         return (f"warning: at step {steps} the 8-bit candidates (k + {before}) held {1 - missed / checked:.4%} of the "
@@ -82,9 +84,8 @@ class CandidateSearch:
         self.counts[:2].zero_()
         return 1 - missed / checked if checked else None
 
-    def _check(self, u_RD: Tensor, values_RK: Tensor, indices_RK: Tensor) -> None:
-        sae = self.sae
-        want_RK, wanted_RK = reference.encode_topk(u_RD, sae.W_enc_FD, sae.b_latent_F, sae.k)
+    def _check(self, u_RD: Tensor, b_latent_F: Tensor, values_RK: Tensor, indices_RK: Tensor) -> None:
+        want_RK, wanted_RK = reference.encode_topk(u_RD, self.sae.W_enc_FD, b_latent_F, self._k)
         found_RK = (wanted_RK.unsqueeze(2) == indices_RK.unsqueeze(1)).any(dim=2)
         found_RK |= want_RK <= values_RK[:, -1:] * (1 + ROUNDING)
         active_RK = want_RK > 0

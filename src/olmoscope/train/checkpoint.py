@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 
 from olmoscope.errors import UserError
 from olmoscope.files import atomic_path
+from olmoscope.sae.groupmax import GroupMax
+from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
 from olmoscope.train.step import Step
 
@@ -36,7 +38,8 @@ def save_checkpoint(path: Path, step: Step, state: dict[str, Any]) -> None:
         state: JSON values of the loop's own, given back by `load_checkpoint`.
     """
     sae = step.sae
-    metadata = {"k": sae.k, "normalize": sae.normalize, "step": step.count, "tokens": step.tokens, "loop": state}
+    metadata = {"activation": step.activation, "k": sae.k, "normalize": sae.normalize, "step": step.count,
+                "tokens": step.tokens, "loop": state}
     with atomic_path(path) as temporary:
         save_file({name: tensor.cpu() for name, tensor in step.tensors().items()}, temporary,
                   {"olmoscope": json.dumps(metadata)})
@@ -53,8 +56,9 @@ def load_checkpoint(path: Path, step: Step) -> dict[str, Any]:
         return dict(metadata["loop"])
 
 
-def load_sae(path: Path) -> TopK:
-    """Only the SAE of a checkpoint, float32, on the CPU.
+def load_sae(path: Path) -> TopK | JumpReLU:
+    """Only the SAE of a checkpoint, float32, on the CPU, as its training leaves it: one trained by BatchTopK is a
+    JumpReLU whose latents share a threshold.
 
     Raises:
         UserError: damaged file.
@@ -62,7 +66,16 @@ def load_sae(path: Path) -> TopK:
     with _opened(path) as (metadata, file):
         matrices = ("W",) if "W" in file.keys() else ("W_enc", "W_dec")  # noqa: SIM118  (the file is no mapping)
         parameters = {name: file.get_tensor(name) for name in (*matrices, "b_latent", "b_pre")}
-        return TopK.of(parameters, metadata["k"], metadata["normalize"])
+        activation = metadata["activation"]
+        kind = GroupMax if activation == "groupmax" else TopK
+        sae = kind.of(parameters, metadata["k"], metadata["normalize"])
+        if activation == "jumprelu":
+            threshold_F = file.get_tensor("jumprelu.log_threshold").exp()
+        elif activation == "batchtopk":
+            threshold_F = file.get_tensor("batchtopk.threshold").float().repeat(sae.d_sae)
+        else:
+            return sae
+        return JumpReLU(sae.W_enc_FD, sae.W_dec_FD, sae.b_pre_D, sae.normalize, sae.b_latent_F, threshold_F)
 
 
 @contextlib.contextmanager

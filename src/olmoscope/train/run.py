@@ -77,8 +77,8 @@ class Run:
         mean_D = torch.zeros(rounds.manifest.model.d_model) if found else rounds.sample_mean(spec.layer, spec.normalize)
         sae = initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D.to(device), recipe.seed,
                          tied=spec.weights == "tied")
-        self.step = Step(sae, Adam.of(self.settings), self.settings.auxiliary,
-                         candidates=self.settings.candidates)
+        self.step = Step(sae, Adam.of(self.settings), self.settings.auxiliary, candidates=self.settings.candidates,
+                         activation=spec.activation, matryoshka=spec.matryoshka)
         if found:
             self._load(found[-1])
         self.saved = self.step.count
@@ -186,6 +186,8 @@ class Run:
             "step": self.step.count, "tokens": self.step.tokens, "loss": sums.loss / rows, "l0": sums.l0 / rows,
             "dead_share": self.step.dead_share(self.settings.dead_window),
             "lr": learning_rate(self.settings, self.step.count - 1, self.steps)}
+        if self.spec.activation in ("batchtopk", "jumprelu"):
+            line["capped_share"] = sums.capped / rows
         if self.settings.auxiliary:
             line["auxiliary_loss"] = sums.auxiliary / sums.auxiliary_rows if sums.auxiliary_rows else None
         if self.step.candidates:

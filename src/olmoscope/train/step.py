@@ -14,7 +14,7 @@ which the renormalisation would undo), given to Adam, and used up while it is in
 F latents, K active.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -22,13 +22,15 @@ from torch import Tensor
 
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.interface import AdamStep, Kernels, Residual, SortedPairs
-from olmoscope.recipe import Auxiliary, Candidates
+from olmoscope.recipe import Activation, Auxiliary, Candidates
 from olmoscope.sae.rows import RowStatistics
 from olmoscope.sae.topk import TopK
+from olmoscope.train.activation_rules import RULES
 from olmoscope.train.adam import Adam, update_bias
 from olmoscope.train.auxiliary import REFRESH_STEPS, AuxiliaryLoss
 from olmoscope.train.candidates import CandidateSearch
 from olmoscope.train.gradients import Gradients, sorted_together
+from olmoscope.train.nested import NestedLoss
 
 
 class Sums(NamedTuple):
@@ -40,6 +42,8 @@ class Sums(NamedTuple):
     """Auxiliary loss, without its weight."""
     auxiliary_rows: float
     """Rows that had one."""
+    capped: float
+    """Rows at the cap of their activation rule."""
 
 
 class Step:
@@ -49,13 +53,19 @@ class Step:
         auxiliary: settings of the auxiliary loss; None: no such loss.
         kernels: those of the SAE's device, unless a test wants others.
         candidates: settings of the search by candidates; None: the encoder's product is exact.
+        activation: which latents are active (activation_rules.py).
+        matryoshka: shares of the latents that are SAEs of their own (nested.py).
     """
 
-    def __init__(self, sae: TopK, adam: Adam, auxiliary: Auxiliary | None = None,
-                 kernels: Kernels | None = None, candidates: Candidates | None = None) -> None:
+    def __init__(self, sae: TopK, adam: Adam, auxiliary: Auxiliary | None = None, kernels: Kernels | None = None,
+                 candidates: Candidates | None = None, activation: Activation = "topk",
+                 matryoshka: Sequence[float] = ()) -> None:
         self.sae = sae
         self.adam = adam
         self.kernels = kernels or kernels_for(sae.W_dec_FD.device)
+        self.activation = activation
+        self.rule = RULES[activation](sae, self.kernels, self._encode_topk)
+        self.nested = NestedLoss(matryoshka, sae.d_sae)
         self.count = 0
         self.tokens = 0
         self.moments = {name: adam.moments_of(parameter) for name, parameter in sae.parameters().items()}
@@ -73,19 +83,19 @@ class Step:
         sae, kernels, moments = self.sae, self.kernels, self.moments
         x_BD = x_BD.to(sae.W_dec_FD.dtype).contiguous()
         u_BD, statistics = sae.center(x_BD)
-        if self.candidates is None:
-            values_BK, indices_BK = kernels.encode_topk(u_BD, sae.W_enc_FD, sae.b_latent_F, sae.k)
-        else:
-            values_BK, indices_BK = self.candidates.encode(u_BD, self.count)
-        mean_B1, std_B1 = (None, None) if statistics is None else (statistics.mean_B1, statistics.std_B1)
-        residual = kernels.residual(x_BD, values_BK, indices_BK, sae.W_dec_FD, sae.b_pre_D, mean_B1, std_B1)
-        losses = [Gradients(values_BK, residual.dz_BK, indices_BK, residual.e_BD, u_BD)]
-        losses += self._auxiliary(x_BD, u_BD, statistics, residual)
-        self._count(residual, values_BK, indices_BK)
-        adam = self.adam.at(self.count, lr)
+        if self.count == 0:
+            self.rule.start(u_BD)
+        adam = self.adam.at(self.count + 1, lr)
+        values_BK, indices_BK = self.rule.encode(u_BD)
+        residual = self.nested.residual(kernels, sae, x_BD, values_BK, indices_BK, statistics)
+        self.sums[4] += self.rule.capped(values_BK)
+        values_BK, dz_BK = self.rule.learn(values_BK, residual.dz_BK, indices_BK, adam)
+        losses = self.nested.gradients(residual, values_BK, dz_BK, indices_BK, u_BD)
+        losses += self._auxiliary(x_BD, u_BD, statistics, residual.whole)
+        self._count(residual.whole, values_BK, indices_BK)
         db_latent_F, b_pull_D = self._update_matrices(*sorted_together(kernels, losses, sae.d_sae), adam)
         update_bias(sae.b_latent_F, db_latent_F, moments["b_latent"], adam)
-        update_bias(sae.b_pre_D, residual.e_BD.sum(dim=0) - b_pull_D, moments["b_pre"], adam)
+        update_bias(sae.b_pre_D, losses[0].e_BD.sum(dim=0) - b_pull_D, moments["b_pre"], adam)
 
     def dead_share(self, window: int) -> float:
         """Share of latents that did not fire in the last `window` tokens; 0 before that many were seen."""
@@ -100,6 +110,7 @@ class Step:
     def tensors(self) -> dict[str, Tensor]:
         """All state, by name: the SAE's parameters, Adam's moments, counts."""
         found = self.sae.parameters() | {"last_fired": self.last_fired_F, "sums": self.sums}
+        found |= {f"{self.activation}.{name}": tensor for name, tensor in self.rule.tensors().items()}
         for name, moments in self.moments.items():
             found |= {f"adam.{name}.{part}": tensor for part, tensor in vars(moments).items() if tensor is not None}
         if self.auxiliary is not None:
@@ -119,6 +130,11 @@ class Step:
         self.count, self.tokens = count, tokens
         if self.auxiliary is not None:
             self.auxiliary.list_dead()
+
+    def _encode_topk(self, u_BD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        if self.candidates is None:
+            return self.kernels.encode_topk(u_BD, self.sae.W_enc_FD, b_latent_F, k)
+        return self.candidates.encode(u_BD, b_latent_F, k, self.count)
 
     def _update_matrices(self, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor, adam: AdamStep) -> tuple[Tensor, Tensor]:
         """Encoder and decoder; what their update gives for the biases."""

@@ -1,0 +1,168 @@
+"""Which latents are active while an SAE trains, and what that rule itself learns: TopK, BatchTopK, JumpReLU, group-max.
+
+All rules give a batch's codes as `[B, K]` values and latents, the inactive places (value 0) behind the active ones, so
+that everything after them (kernels, gradients, optimiser) is the same. p are the pre-activations, u W_encᵀ + b_latent.
+
+TopK        the k largest p of each row, after the ReLU.
+Group-max   the largest p of each of k groups (sae/groupmax.py).
+BatchTopK   the B·k largest p of the batch (Bussmann et al. 2024, arXiv:2412.06410), so the smallest of them is one
+            threshold for all; its running mean is the threshold of the trained SAE, a JumpReLU.
+JumpReLU    p > θ_j, a threshold for each latent, learned (Rajamanoharan et al. 2024, arXiv:2407.14435).
+
+BatchTopK and JumpReLU look at the `CAP · k` first latents of each row and never have more of them active.
+
+JumpReLU: a step has no gradient, so that of the thresholds is estimated from the p near them (straight through, a
+rectangular kernel of width ε_j = `BANDWIDTH` · θ_j). With s = dS/dL0 for the sparsity loss S = `SPARSITY` (L0/k − 1)²,
+and θ_j = exp(t_j), whose steps are then shares of θ_j:
+
+    dL/dt_j = −1/`BANDWIDTH` Σ_b (θ_j dL/dz_bj + s/B)   over rows with |p_bj − θ_j| < ε_j/2
+
+The first batch sets all thresholds to that of BatchTopK, so L0 starts at k and needs no warm-up. dL/dz is needed of
+inactive latents too: those just under their thresholds get the value `BARELY`, which decodes to nothing, and the
+kernels give their dL/dz. Shapes: B rows, D d_model, F latents, K places.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from olmoscope.kernels.interface import AdamStep, Kernels
+from olmoscope.sae.groupmax import encode_groups
+from olmoscope.sae.topk import TopK
+from olmoscope.train.adam import bias_moments, update_bias
+
+EncodeTopK = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""As `Kernels.encode_topk`, by the SAE's encoder: of u_BD, b_latent_F and k."""
+
+CAP = 4
+"""Most active latents of a row, in multiples of k."""
+THRESHOLD_RATE = 0.05
+"""Weight of a new batch in the running mean of BatchTopK's threshold (of the n-th batch 1/n, where that is more)."""
+BANDWIDTH = 0.5
+"""Width of the thresholds' kernel, as a share of the threshold."""
+SPARSITY = 3.0
+"""Weight of JumpReLU's sparsity loss: the squared share by which L0 is off its target k."""
+LEARNING_RATE = 30
+"""That of the thresholds' logarithms, in multiples of the other parameters'."""
+BARELY = 1e-30
+"""Over 0, and lost in rounding when added to anything."""
+
+
+class TopKRule:
+    """k latents a row; it learns nothing. The other rules change what is different."""
+
+    def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK) -> None:
+        self.sae, self.kernels, self.encode_topk = sae, kernels, encode_topk
+
+    def start(self, u_BD: Tensor) -> None:
+        """Prepare for training, by its first batch."""
+
+    def encode(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """values_BK and indices_BK of a batch."""
+        return self.encode_topk(u_BD, self.sae.b_latent_F, self.sae.k)
+
+    def capped(self, values_BK: Tensor) -> Tensor | int:
+        """How many rows might have more active latents but for the cap."""
+        return 0
+
+    def learn(self, values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, adam: AdamStep) -> tuple[Tensor, Tensor]:
+        """Learn from dL/dz of the codes that `encode` gave.
+
+        Returns:
+            values_BK and dz_BK for the other parameters' gradients.
+        """
+        return values_BK, dz_BK
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All state, by name."""
+        return {}
+
+
+class GroupMaxRule(TopKRule):
+    """The largest latent of each group."""
+
+    def encode(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
+        return encode_groups(self.kernels, u_BD, self.sae.W_enc_FD, self.sae.b_latent_F, self.sae.k)
+
+
+class CappedRule(TopKRule):
+    """Any number of latents a row, up to a cap."""
+
+    def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK) -> None:
+        super().__init__(sae, kernels, encode_topk)
+        self.places = min(sae.d_sae, CAP * sae.k)
+
+    def capped(self, values_BK: Tensor) -> Tensor | int:
+        return (values_BK[:, -1] > BARELY).sum() if self.places < self.sae.d_sae else 0
+
+
+class BatchTopKRule(CappedRule):
+    """k latents a row on average over the batch."""
+
+    def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK) -> None:
+        super().__init__(sae, kernels, encode_topk)
+        device = sae.W_dec_FD.device
+        self.threshold = torch.zeros((), dtype=torch.float64, device=device)
+        """Running mean of the batches' thresholds."""
+        self.batches = torch.zeros((), dtype=torch.float64, device=device)
+
+    def encode(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
+        values_BK, indices_BK = self.encode_topk(u_BD, self.sae.b_latent_F, self.places)
+        least = smallest_of_largest(values_BK, self.sae.k)
+        self.batches += 1
+        self.threshold.lerp_(least.double(), (1 / self.batches).clamp_min(THRESHOLD_RATE))
+        return torch.where(values_BK < least, 0, values_BK), indices_BK  # NaN stays, and is seen in the loss
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"threshold": self.threshold, "batches": self.batches}
+
+
+class JumpReLURule(CappedRule):
+    """A learned threshold for each latent."""
+
+    def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK) -> None:
+        super().__init__(sae, kernels, encode_topk)
+        self.log_threshold_F = torch.zeros_like(sae.b_latent_F)
+        self.moments = bias_moments(self.log_threshold_F)
+
+    def start(self, u_BD: Tensor) -> None:
+        values_BK, _ = self.encode_topk(u_BD, self.sae.b_latent_F, self.places)
+        least = smallest_of_largest(values_BK, self.sae.k)
+        self.log_threshold_F.copy_(least.clamp_min(torch.finfo(least.dtype).eps).log())
+
+    def encode(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
+        threshold_F = self.log_threshold_F.exp()
+        # What the kernel's ReLU leaves is over the lower end of the band, in the order of the distance to it.
+        lower_F = threshold_F * (1 - BANDWIDTH / 2)
+        over_BK, indices_BK = self.encode_topk(u_BD, self.sae.b_latent_F - lower_F, self.places)
+        active_BK = over_BK > (threshold_F - lower_F)[indices_BK]
+        barely_BK = torch.where(over_BK > 0, BARELY, over_BK)
+        return torch.where(active_BK, over_BK + lower_F[indices_BK], barely_BK), indices_BK
+
+    def learn(self, values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, adam: AdamStep) -> tuple[Tensor, Tensor]:
+        active_BK = values_BK > BARELY
+        rows, k = len(values_BK), self.sae.k
+        slope = 2 * SPARSITY / k * (active_BK.sum(dtype=dz_BK.dtype) / (rows * k) - 1)
+        threshold_F = self.log_threshold_F.exp()
+        threshold_BK = threshold_F[indices_BK]
+        near_BK = (values_BK > 0) & (values_BK < threshold_BK * (1 + BANDWIDTH / 2))
+        pull_BK = (threshold_BK * dz_BK + slope / rows) * (-1 / BANDWIDTH)
+        pairs = self.kernels.sort_pairs(near_BK.to(dz_BK.dtype), pull_BK, indices_BK, self.sae.d_sae)
+        gradient_F = torch.segment_reduce(pairs.gradients, "sum", offsets=pairs.offsets, initial=0, unsafe=True)
+        update_bias(self.log_threshold_F, gradient_F, self.moments, replace(adam, lr=adam.lr * LEARNING_RATE))
+        return torch.where(active_BK, values_BK, 0), torch.where(active_BK, dz_BK, 0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"log_threshold": self.log_threshold_F, "log_threshold.first": self.moments.first,
+                "log_threshold.second": self.moments.second}
+
+
+def smallest_of_largest(values_BK: Tensor, k: int) -> Tensor:
+    """The B·k-th largest of the values, a scalar: 0 where fewer are positive."""
+    others = values_BK.numel() - len(values_BK) * k
+    return values_BK.flatten().kthvalue(others + 1).values
+
+
+RULES = {"topk": TopKRule, "batchtopk": BatchTopKRule, "jumprelu": JumpReLURule, "groupmax": GroupMaxRule}

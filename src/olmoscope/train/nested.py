@@ -1,0 +1,73 @@
+"""The loss of a Matryoshka SAE: the mean NMSE of several prefixes of the dictionary, each a whole SAE of its own.
+
+A prefix's reconstruction uses its latents alone, so the first ones learn what is most general (Bussmann et al. 2025,
+arXiv:2503.17547). With e_p = dL/dx̂ of prefix p and G groups of latents between the prefixes' ends, latent j of group g
+is in the prefixes g, g + 1, …, so its gradient is that of one loss with
+
+    e_g = Σ_{p ≥ g} e_p        dz_bj = Σ_{p ≥ g} e_p,b · W_j
+
+and each active pair is still used once. Shapes: B rows, D d_model, K places of a code.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from olmoscope.kernels.interface import Kernels, Residual
+from olmoscope.sae.rows import RowStatistics
+from olmoscope.sae.topk import TopK
+from olmoscope.train.gradients import Gradients
+
+
+@dataclass(frozen=True)
+class NestedResidual:
+    """How far the reconstructions of all prefixes are off."""
+
+    whole: Residual
+    """Of all latents."""
+    dz_BK: Tensor
+    """dL/dz; 0 where the value is."""
+    e_GBD: list[Tensor]
+    """What each group's decoder rows are given."""
+
+
+class NestedLoss:
+    """The loss over prefixes of `shares` of the latents, and over all of them; without shares the plain NMSE."""
+
+    def __init__(self, shares: Sequence[float], d_sae: int) -> None:
+        self.stops = prefix_ends(shares, d_sae)
+
+    def residual(self, kernels: Kernels, sae: TopK, x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor,
+                 statistics: RowStatistics | None) -> NestedResidual:
+        """Decode all prefixes of a batch's codes and compare with its rows `x_BD`, in raw space."""
+        mean_B1, std_B1 = (None, None) if statistics is None else (statistics.mean_B1, statistics.std_B1)
+        whole = kernels.residual(x_BD, values_BK, indices_BK, sae.W_dec_FD, sae.b_pre_D, mean_B1, std_B1)
+        if len(self.stops) == 1:
+            return NestedResidual(whole, whole.dz_BK, [whole.e_BD])
+        share = 1 / len(self.stops)
+        e_GBD, dz_BK = [whole.e_BD * share], whole.dz_BK * share
+        for stop in reversed(self.stops[:-1]):
+            inside_BK = (indices_BK < stop) & (values_BK != 0)
+            prefix = kernels.residual(x_BD, torch.where(inside_BK, values_BK, 0), indices_BK, sae.W_dec_FD, sae.b_pre_D,
+                                      mean_B1, std_B1)
+            dz_BK = dz_BK + torch.where(inside_BK, prefix.dz_BK, 0) * share
+            e_GBD.append(e_GBD[-1] + prefix.e_BD * share)
+        return NestedResidual(whole, dz_BK, e_GBD[::-1])
+
+    def gradients(self, residual: NestedResidual, values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor,
+                  u_BD: Tensor) -> list[Gradients]:
+        """What the loss asks of the parameters: of each group apart. The first one's e is that of `b_pre`."""
+        if len(self.stops) == 1:
+            return [Gradients(values_BK, dz_BK, indices_BK, residual.e_GBD[0], u_BD)]
+        found = []
+        for start, stop, e_BD in zip((0, *self.stops), self.stops, residual.e_GBD, strict=False):
+            member_BK = (indices_BK >= start) & (indices_BK < stop)
+            found.append(Gradients(torch.where(member_BK, values_BK, 0), dz_BK, indices_BK, e_BD, u_BD))
+        return found
+
+
+def prefix_ends(shares: Sequence[float], d_sae: int) -> tuple[int, ...]:
+    """Where the prefixes end, the whole dictionary last."""
+    return (*(max(1, round(share * d_sae)) for share in shares), d_sae)
