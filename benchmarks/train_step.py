@@ -1,11 +1,13 @@
 """How fast one training step is: against the product that it cannot do without, and against other trainers.
 
     python benchmarks/train_step.py [--peers PYTHON] [--json FILE] [--device cpu|cuda] [--shape NAME ...] [--rounds N]
+                                    [--one-thread]
 
 First the kernels' results are checked against a dense float64 step; then each shape is timed: all contestants in
 turn, round after round, the median of all steps of each. `--peers` names the Python of an environment with the other
 trainers (see peers.py), which run in processes of their own that wait while others are timed. Run it on an idle
-machine.
+machine; where there is none, `--one-thread` (without peers) counts the processor's time of one thread, which neighbours
+disturb less, but which says nothing of how well the work is shared out.
 """
 
 import argparse
@@ -25,7 +27,7 @@ import torch
 
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.provenance import provenance
-from olmoscope.recipe import Auxiliary
+from olmoscope.recipe import Auxiliary, Candidates
 from olmoscope.sae.topk import TopK, initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.step import Step
@@ -52,7 +54,8 @@ class Shape:
     k: int
     batch: int
     bars: dict[str, float] = field(default_factory=dict)
-    """The step takes at most so many times as long as a product, and is at least so many times as fast as a peer."""
+    """The step takes at most so many times as long as a product, and is at least so many times as fast as a peer.
+    Another step of ours takes at most so many times as long as our product."""
     rates: dict[str, float] = field(default_factory=dict)
     """Least rows per second of our steps."""
     peers: tuple[str, ...] = ()
@@ -63,7 +66,8 @@ SHAPES = [
     Shape("small", "cpu", 384, 12288, 32, 2048, {"torch product": 1.5, "our product": 1.5, "saelens": 10,
                                                  "dictionary_learning": 5, "sparsify": 2.2, "sparsify adam": 2.2},
           peers=PEERS),
-    Shape("large", "cpu", 4096, 16384, 64, 1024, {"torch product": 1.3, "our product": 1.3}, peers=("sparsify",)),
+    Shape("large", "cpu", 4096, 16384, 64, 1024,
+          {"torch product": 1.3, "our product": 1.3, "step, candidates": 0.8}, peers=("sparsify",)),
     Shape("small batch", "cpu", 384, 12288, 32, 256, {"torch product": 2.2, "our product": 2.2}),
     *(Shape(f"batch {batch}", "cpu", 384, 12288, 32, batch) for batch in (1024, 4096, 8192)),
     *(Shape(f"latents {d_sae}", "cpu", 384, d_sae, 32, 2048) for d_sae in (6144, 24576, 49152)),
@@ -101,7 +105,7 @@ class Peer:
         self.process.communicate()
 
 
-def contestants(shape: Shape) -> dict[str, Steps]:
+def contestants(shape: Shape, clock: Callable[[], float]) -> dict[str, Steps]:
     """The products alone and our steps."""
     device = shape.device
     rows = batches(shape.d_model, shape.batch, device)
@@ -126,11 +130,12 @@ def contestants(shape: Shape) -> dict[str, Steps]:
     if device == "cpu":
         found["torch product"] = torch_product
     steps = {name: Step(fresh(), adam) for name, adam in ADAMS.items()}
+    steps["step, candidates"] = Step(fresh(), ADAMS["step"], candidates=Candidates())
     steps["step, untied"] = Step(fresh(tied=False), ADAMS["step"])
     steps["step, auxiliary"] = with_dead_latents(Step(fresh(), ADAMS["step"], Auxiliary(k=shape.k)))
     for name, step in steps.items():
         found[name] = lambda number, step=step: step(rows[number % len(rows)], 1e-4)
-    return {name: timed(call, device) for name, call in found.items()}
+    return {name: timed(call, device, clock) for name, call in found.items()}
 
 
 def with_dead_latents(step: Step) -> Step:
@@ -142,9 +147,10 @@ def with_dead_latents(step: Step) -> Step:
     return step
 
 
-def measure(shape: Shape, rounds: int, python: str | None) -> dict[str, list[float]]:
+def measure(shape: Shape, rounds: int, python: str | None,
+            clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
     """Seconds of each contestant's steps: some of one, then of the next, and so on, `rounds` times."""
-    runners: dict[str, Steps] = contestants(shape)
+    runners: dict[str, Steps] = contestants(shape, clock)
     peers = {name: Peer(python, name, shape) for name in shape.peers} if python else {}
     seconds: dict[str, list[float]] = {name: [] for name in (*runners, *peers)}
     for number in range(rounds + 1):
@@ -169,11 +175,15 @@ def table(shape: Shape, seconds: dict[str, list[float]]) -> dict[str, Any]:
         bar, verdict = shape.bars.get(name), ""
         if bar is not None:
             met = ratio <= bar if "product" in name else 1 / ratio >= bar
+            if name.startswith("step, "):
+                met = value / median["our product"] <= bar
             verdict = f"  bar {bar:.3g}: {'met' if met else 'NOT MET'}"
         if name in shape.rates:
             met = shape.batch / value >= shape.rates[name]
             verdict = f"  bar {shape.rates[name]:,.0f} rows/s: {'met' if met else 'NOT MET'}"
         spread = statistics.quantiles(seconds[name], n=4)
+        if name.startswith("step"):
+            verdict = f"  it / our product {value / median['our product']:5.2f}" + verdict
         print(f"  {name:22} {value * 1e3:9.2f} ms  ({spread[0] * 1e3:.2f} to {spread[2] * 1e3:.2f})"
               f"  {shape.batch / value:10,.0f} rows/s  step / it {ratio:5.2f}  it / step {1 / ratio:5.2f}{verdict}",
               flush=True)
@@ -228,15 +238,20 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there")
     parser.add_argument("--shape", action="append", help="only this one (by name); may be given several times")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--one-thread", action="store_true", help="processor time of one thread, for a busy machine")
     arguments = parser.parse_args()
+    if arguments.one_thread:
+        torch.set_num_threads(1)
+    clock = time.thread_time if arguments.one_thread else time.perf_counter
     check(arguments.device)
     shapes = [shape for shape in SHAPES if shape.device == arguments.device
               and (arguments.shape is None or shape.name in arguments.shape)]
-    results = [table(shape, measure(shape, arguments.rounds, arguments.peers)) for shape in shapes]
+    results = [table(shape, measure(shape, arguments.rounds, arguments.peers, clock)) for shape in shapes]
     if arguments.json:
         arguments.json.write_text(json.dumps(
             {"benchmark": "train_step", "date": time.strftime("%Y-%m-%d"), "hardware": hardware(arguments.device),
-             "provenance": provenance(), "rounds": arguments.rounds, "results": results}, indent=1) + "\n")
+             "provenance": provenance(), "rounds": arguments.rounds,
+             "clock": clock.__name__, "results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,19 @@
 """The top k on a CPU from a product in 8 bits: it proposes k + margin latents a row, their exact scores decide.
 
-Shapes: B rows, C rows of one chunk, D d_model, F latents, K active latents a row.
+Shapes: B rows, C rows of one chunk, D d_model, F latents, K active latents a row, M = K + margin candidates.
 """
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from olmoscope.kernels import cpu_choose, cpu_int8
+from olmoscope.kernels import cpu_choose, cpu_int8, cpu_topk
 from olmoscope.kernels.compile import call
 from olmoscope.kernels.interface import Quantized
 
 PRE_ACTIVATIONS_AT_ONCE = 2**22
 """Elements of the product held at a time (16 MiB)."""
-ROWS_AT_LEAST = 252
+ROWS_AT_LEAST = 256
+"""Rows of a chunk, however wide the dictionary."""
 
 
 def quantize(W_enc_FD: Tensor, into: Quantized | None = None) -> Quantized:
@@ -30,23 +30,26 @@ def quantize(W_enc_FD: Tensor, into: Quantized | None = None) -> Quantized:
 
 def encode_candidates(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, quantized: Quantized, k: int,
                       margin: int) -> tuple[Tensor, Tensor]:
-    latents, rows = len(W_enc_FD), len(u_BD)
-    width = len(quantized.scales_F)
+    (rows, width), latents = (len(u_BD), len(quantized.scales_F)), len(W_enc_FD)
     tile = cpu_int8.ROWS
-    at_once = max(ROWS_AT_LEAST, PRE_ACTIVATIONS_AT_ONCE // width // tile * tile)
+    whole = -(-rows // tile) * tile
+    inputs_BD = torch.empty(whole, 4 * quantized.weights.shape[1], dtype=torch.uint8)
+    input_scales_B = torch.empty(whole)
+    call(cpu_int8.quantize_inputs, u_BD, inputs_BD, input_scales_B)
     bias_F = torch.full((width,), -torch.inf)
     bias_F[:latents] = b_latent_F
-    room = -(-min(rows, at_once) // tile) * tile
-    inputs_CD = torch.empty(room, 4 * quantized.weights.shape[1], dtype=torch.uint8)
-    input_scales_C, pre_CF = torch.empty(room), torch.empty(room, width)
-    values_BK, indices_BK = u_BD.new_empty(rows, k), torch.empty(rows, k, dtype=torch.int64)
+    indices_BM = torch.empty(rows, min(k + margin, latents), dtype=torch.int64)
+    chunks = -(-rows // max(ROWS_AT_LEAST, PRE_ACTIVATIONS_AT_ONCE // width))
+    at_once = -(-rows // (chunks * tile)) * tile  # even chunks: each streams all the weights
+    pre_CF, rough_CM = torch.empty(at_once, width), torch.empty(at_once, indices_BM.shape[1])
     for start in range(0, rows, at_once):
         chunk = slice(start, start + at_once)
-        u_CD = u_BD[chunk]
-        used = slice(0, -(-len(u_CD) // tile) * tile)
-        call(cpu_int8.quantize_inputs, u_CD, inputs_CD[used], input_scales_C[used])
-        call(cpu_int8.product, inputs_CD[used], quantized.weights, quantized.start_F, quantized.scales_F, bias_F,
-             input_scales_C[used], pre_CF[used])
-        call(cpu_choose.choose, pre_CF, u_CD, W_enc_FD, b_latent_F, np.int64(min(k + margin, latents)),
-             values_BK[chunk], indices_BK[chunk])
+        inputs_CD, indices_CM = inputs_BD[chunk], indices_BM[chunk]
+        call(cpu_int8.product, inputs_CD, quantized.weights, quantized.start_F, quantized.scales_F, bias_F,
+             input_scales_B[chunk], pre_CF[: len(inputs_CD)])
+        call(cpu_topk.topk, pre_CF[: len(indices_CM)], rough_CM[: len(indices_CM)], indices_CM)
+    exact_BM = u_BD.new_empty(indices_BM.shape)
+    call(cpu_choose.scores, u_BD, W_enc_FD, b_latent_F, indices_BM, exact_BM)
+    values_BK, indices_BK = u_BD.new_empty(rows, k), torch.empty(rows, k, dtype=torch.int64)
+    call(cpu_choose.rank, exact_BM, indices_BM, values_BK, indices_BK)
     return values_BK, indices_BK

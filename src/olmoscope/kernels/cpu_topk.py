@@ -31,11 +31,11 @@ def topk(pre_BF, values_BK, indices_BK):
     rows = len(pre_BF)
     for piece in prange((rows + ROWS_PER_PIECE - 1) // ROWS_PER_PIECE):
         first = piece * ROWS_PER_PIECE
-        topk_rows(first, min(rows, first + ROWS_PER_PIECE), pre_BF, values_BK, indices_BK)
+        _topk_rows(first, min(rows, first + ROWS_PER_PIECE), pre_BF, values_BK, indices_BK)
 
 
 @compiled()
-def topk_rows(first, stop, pre_BF, values_BK, indices_BK):
+def _topk_rows(first, stop, pre_BF, values_BK, indices_BK):
     width, k = pre_BF.shape[1], values_BK.shape[1]
     blocks = width // (LANES * DEPTH)
     groups = blocks * LANES + width - blocks * LANES * DEPTH
