@@ -94,16 +94,47 @@ def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = 
 
 
 @app.command()
-def evaluate(out: OutArgument, only: OnlyOption = None) -> None:
-    """Measure trained SAEs on held-out activations."""
+def evaluate(
+    saes: Annotated[list[str], typer.Argument(metavar="SAE...", help=(
+        "An output folder (its SAEs, on its held-out text); or any number of SAEs to compare: a run's folder, a folder "
+        "in SAELens' format, a hub id (OWNER/NAME:PATH), a release, output folders."))],
+    only: OnlyOption = None,
+    text: Annotated[str | None, typer.Option(help=(
+        "A file, a folder, a hub dataset (OWNER/NAME), or an output folder: its held-out text, and the default where "
+        "an SAE lies in one."))] = None,
+    model: Annotated[str | None, typer.Option(help="The language model, if the SAEs do not say which.")] = None,
+    layer: Annotated[int | None, typer.Option(help="The layer they read, if the SAEs do not say which.")] = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text, at most.")] = 100_000,
+    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of the language model.")] = "bfloat16",
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one pass of the model.")] = 16384,
+    bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help=(
+        "Whether sequences begin with BOS; by default as the SAEs were trained."))] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the results of SAEs from anywhere go.")] = None,
+) -> None:
+    """Measure SAEs: how well they reconstruct, and what the language model makes of it."""
     from olmoscope import tables
+    from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
+    from olmoscope.evaluate.results import EVALUATION, read_evaluation
+    from olmoscope.evaluate.report import write_reports
     from olmoscope.pipeline import evaluate_saes, report_saes
 
-    recipe, _ = _load(str(out), None, None, None)
-    for sae, fresh in evaluate_saes(recipe, out, only or []):
-        typer.echo(f"{sae.id}: evaluated" if fresh else f"{sae.id}: evaluated before, nothing to do")
-    tables.show_results(recipe, out, only or [])
-    typer.echo(f"Report: {report_saes(recipe, out)[-1]}")
+    first = Path(saes[0])
+    one_output_folder = len(saes) == 1 and (first / "recipe.yaml").is_file() and not (first / "done.json").is_file()
+    if one_output_folder and not (text or model or out):
+        recipe, folder = _load(saes[0], None, None, None)
+        for sae, fresh in evaluate_saes(recipe, folder, only or []):
+            typer.echo(f"{sae.id}: evaluated" if fresh else f"{sae.id}: evaluated before, nothing to do")
+        tables.show_results(recipe, folder, only or [])
+        typer.echo(f"Report: {report_saes(recipe, folder)[-1]}")
+        return
+    if only:
+        raise UserError("--only is for the SAEs of one output folder; name the SAEs themselves instead")
+    out = out or Path("evaluation")
+    evaluated = evaluate_anywhere(saes, Options(out, text, tokens, model, dtype, layer, batch_tokens, bos))
+    for one in evaluated:
+        typer.echo(f"{one.name}: " + (f"evaluated, {one.folder}" if one.fresh else "evaluated before, nothing to do"))
+    tables.show_evaluations([read_evaluation(one.folder / EVALUATION) for one in evaluated])
+    typer.echo(f"Report: {write_reports([one.folder for one in evaluated], out)[-1]}")
 
 
 @app.command()

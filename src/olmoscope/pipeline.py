@@ -20,7 +20,7 @@ from olmoscope.activations.shares import Worker
 from olmoscope.activations.store import Store, open_store
 from olmoscope.errors import UserError
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_store, forget_unfinished, identity
-from olmoscope.evaluate.report import REPORT, report_of_folders, write_report
+from olmoscope.evaluate.report import write_reports
 from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
 from olmoscope.evaluate.sequences import read_sequences
 from olmoscope.evaluate.subject import open_sae
@@ -92,7 +92,8 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
     for sae in wanted:
         finished(run_folder(out, sae), sae)
     sequences = read_sequences(store.path, load_tokenizer(recipe.model), apart=recipe.tokens.documents == "apart")
-    setting = Setting(sequences, recipe.evaluate.tokens, recipe.tokens.batch_tokens, f"{recipe.name}, held out", out)
+    setting = Setting(sequences, recipe.evaluate.tokens, recipe.tokens.batch_tokens, f"{recipe.name}, held out",
+                      recipe.model.dtype, out)
     subjects = [open_sae(run_folder(out, sae)) for sae in wanted]
     identities = [identity(subject, store.manifest.model.revision, setting, "store") for subject in subjects]
     pending = [number for number, sae in enumerate(wanted)
@@ -114,12 +115,7 @@ def report_saes(recipe: Recipe, out: Path) -> list[Path]:
         The pages, those that stood there already among them.
     """
     runs = [run for sae in recipe.saes if ((run := run_folder(out, sae)) / EVALUATION).exists()]
-    for run in runs:
-        write_report(run / REPORT, report_of_folders([run]))
-    if len(runs) < 2:
-        return [run / REPORT for run in runs]
-    write_report(out / REPORT, report_of_folders(runs))
-    return [*(run / REPORT for run in runs), out / REPORT]
+    return write_reports(runs, out)
 
 
 def finished(run: Path, sae: SAE) -> dict[str, Any]:

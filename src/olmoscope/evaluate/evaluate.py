@@ -47,6 +47,7 @@ class Setting:
         language_tokens: how many of them, from the first, the language model reads for cross-entropy and KL.
         batch_tokens: in one pass of the model; no figure depends on it, but for rounding.
         name: of the text, for people.
+        dtype: in which the language model computes.
         folder: where the sums of an unfinished evaluation are kept.
     """
 
@@ -54,12 +55,13 @@ class Setting:
     language_tokens: int
     batch_tokens: int
     name: str
+    dtype: str
     folder: Path
 
 
 def identity(subject: Subject, model_revision: str, setting: Setting, kind: Literal["store", "text"]) -> str:
     """What an evaluation's figures depend on, but for rounding."""
-    parts = [METHOD, kind, subject.identity, subject.layer, model_revision, setting.sequences.hash(),
+    parts = [METHOD, kind, subject.identity, subject.layer, model_revision, setting.dtype, setting.sequences.hash(),
              setting.language_tokens, FIRST_POSITIONS, OUTLIER, bootstrap.RESAMPLES]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 

@@ -47,6 +47,20 @@ def write_report(path: Path, shown: Sequence[Shown]) -> bool:
     return True
 
 
+def write_reports(folders: Sequence[Path], together: Path) -> list[Path]:
+    """Write `report.html` into each folder of an evaluation, and, if they are several, one of them all into `together`.
+
+    Returns:
+        The pages, those that stood there already among them.
+    """
+    for folder in folders:
+        write_report(folder / REPORT, report_of_folders([folder]))
+    if len(folders) < 2:
+        return [folder / REPORT for folder in folders]
+    write_report(together / REPORT, report_of_folders(folders))
+    return [*(folder / REPORT for folder in folders), together / REPORT]
+
+
 def report_page(shown: Sequence[Shown]) -> str:
     """The page of one SAE, or of several side by side."""
     page = resources.files("olmoscope.evaluate") / "page"

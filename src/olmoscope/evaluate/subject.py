@@ -22,7 +22,7 @@ from olmoscope.sae.threshold import JumpReLU
 from olmoscope.train.checkpoint import load_sae
 
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?P<path>.*))?")
-_HOOKS = (re.compile(r"blocks\.(\d+)\.hook_resid_post"), re.compile(r"blocks\.(\d+)\.hook_resid_pre"))
+_HOOKS = (re.compile(r"blocks\.(\d+)\.hook_(?:resid_post|out)"), re.compile(r"blocks\.(\d+)\.hook_resid_pre"))
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,204 @@
+"""`olmoscope evaluate SAE...`: SAEs from anywhere, on a text that their language models read now.
+
+    OUT/NAME/evaluation.json        of each SAE, NAME being its name with what no file name holds replaced
+    OUT/text/MODEL/tokens/          the text, as MODEL's tokenizer sees it
+
+All SAEs of one language model are measured in one pass, on the same tokens.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+from typing import Literal
+
+from olmoscope.activations.format import read_manifest
+from olmoscope.errors import UserError
+from olmoscope.evaluate.evaluate import Setting, evaluate_on_text, forget_unfinished, identity
+from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
+from olmoscope.evaluate.sequences import Sequences, read_sequences
+from olmoscope.evaluate.subject import Subject, find_saes, open_sae
+from olmoscope.files import locked
+from olmoscope.model.config import read_config
+from olmoscope.model.load import pick_device
+from olmoscope.model.splice import load_causal_lm
+from olmoscope.model_source import explain, locate, revision_of
+from olmoscope.recipe import Model, Recipe
+from olmoscope.recipe_file import load_recipe
+from olmoscope.text.given import given_sources
+from olmoscope.tokens.pack import pack
+from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
+
+CONTEXT = 1024
+"""Tokens of a sequence, for SAEs that do not say what they were trained on."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line says.
+
+    Attributes:
+        out: where results go.
+        text: a file, a folder, a hub dataset, or an output folder of ours (its held-out text). None: the held-out text
+            of the output folder that one of the SAEs is in.
+        tokens: of the text, at most.
+        model: the language model of all SAEs, where they do not say it or it stands elsewhere.
+        dtype: in which it computes.
+        layer: for SAEs that do not say which.
+        batch_tokens: in one pass of the model.
+        bos: whether sequences begin with BOS. None: as the SAEs were trained.
+    """
+
+    out: Path
+    text: str | None = None
+    tokens: int = 100_000
+    model: str | None = None
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    layer: int | None = None
+    batch_tokens: int = 16384
+    bos: bool | None = None
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One SAE's result."""
+
+    name: str
+    folder: Path
+    fresh: bool
+    """False if it was there already."""
+
+
+def evaluate_anywhere(names: Sequence[str], options: Options) -> list[Evaluated]:
+    """Evaluate SAEs; what was evaluated before is left alone.
+
+    Args:
+        names: see `find_saes`.
+
+    Raises:
+        UserError: an SAE, a model or a text that cannot be had, or that do not fit each other.
+    """
+    subjects = _subjects(names, options)
+    text = options.text or _nearby_text(subjects)
+    done: dict[str, Evaluated] = {}
+    with locked(options.out, "evaluating"):
+        for model, group in groupby(sorted(subjects, key=lambda subject: str(_model_of(subject))), key=_model_of):
+            language_model = Model(name=model[0], revision=model[1], dtype=options.dtype)
+            done |= {one.name: one for one in _evaluate_group(list(group), language_model, text, options)}
+    return [done[subject.name] for subject in subjects]
+
+
+def _subjects(names: Sequence[str], options: Options) -> list[Subject]:
+    places = [place for name in names for place in find_saes(name)]
+    subjects = [open_sae(place, options.layer) for place in places]
+    called = [subject.name for subject in subjects]
+    found = []
+    for place, subject in zip(places, subjects, strict=True):
+        model = options.model or subject.model_name
+        if model is None:
+            raise UserError(f"{place} does not say which language model it is of; give --model")
+        name = subject.name if called.count(subject.name) == 1 else place.strip("/")
+        found.append(replace(subject, name=name, model_name=model,
+                             model_revision=subject.model_revision if model == subject.model_name else None))
+    folders = [_slug(subject.name) for subject in found]
+    for subject, folder in zip(found, folders, strict=True):
+        if folders.count(folder) > 1:
+            raise UserError(f"{subject.name} was named twice")
+    return found
+
+
+def _model_of(subject: Subject) -> tuple[str, str | None]:
+    """Name and, where it is one of the hub, the commit that the SAE was trained on."""
+    commit = re.fullmatch(r"[0-9a-f]{40}", subject.model_revision or "")
+    return str(subject.model_name), None if commit is None else commit[0]
+
+
+def _evaluate_group(subjects: list[Subject], model: Model, text: str, options: Options) -> Iterator[Evaluated]:
+    """Evaluate all SAEs of one language model."""
+    config = read_config(model)
+    revision = revision_of(model, getattr(config, "_commit_hash", None))
+    for subject in subjects:
+        if subject.sae.d_model != config.get_text_config().hidden_size:
+            raise UserError(f"{subject.name} reads rows of {subject.sae.d_model} values, those of {model.name} have "
+                            f"{config.get_text_config().hidden_size}: it is an SAE of another model")
+    sequences = _sequences(subjects, model, text, options).first(options.tokens)
+    setting = Setting(sequences, sequences.rows, options.batch_tokens, Path(text).name if Path(text).exists() else text,
+                      model.dtype, options.out)
+    paths = [options.out / _slug(subject.name) / EVALUATION for subject in subjects]
+    pending = [number for number, subject in enumerate(subjects)
+               if not is_evaluated(paths[number], identity(subject, revision, setting, "text"))]
+    if pending:
+        whole = load_causal_lm(model, pick_device("auto"), max(subject.layer for subject in subjects))
+        for number, evaluation in zip(pending, evaluate_on_text([subjects[number] for number in pending], whole,
+                                                                setting), strict=True):
+            write_evaluation(paths[number], evaluation)
+        forget_unfinished(options.out)
+    for number, subject in enumerate(subjects):
+        yield Evaluated(subject.name, paths[number].parent, number in pending)
+
+
+def _sequences(subjects: Sequence[Subject], model: Model, text: str, options: Options) -> Sequences:
+    """The tokens of the text, as this model reads them."""
+    tokenizer = load_tokenizer(model)
+    bos = _bos(subjects, model, options)
+    if (Path(text) / "recipe.yaml").is_file():
+        return _held_out(Path(text), tokenizer, model, bos)
+    length = min(subject.context_size or CONTEXT for subject in subjects) - (bos is not None)
+    recipe = Recipe.model_validate({
+        "name": "text", "text": {"sources": (sources := given_sources(text)), "held_out_share": 0.0, "mixture": {
+            source["name"]: 1.0 for source in sources}},
+        "tokens": {"count": options.tokens, "held_out": 1, "chunk_lengths": [(length, length)],
+                   "segment_rows": max(65536, length), "batch_tokens": max(16384, length)},
+        "model": model, "activations": {"layers": [0]}, "saes": [{"layer": 0, "d_sae": 1, "k": 1}], "train": {},
+        "release": {"name": "text", "repo_id": "none/none"}})
+    folder = options.out / "text" / _slug(model.name)
+    pack(recipe, tokenizer, "train", folder)
+    return read_sequences(folder, tokenizer, apart=False, bos=bos)
+
+
+def _held_out(out: Path, tokenizer: Tokenizer, model: Model, bos: int | None) -> Sequences:
+    """The held-out tokens of an output folder."""
+    store = out / "store" / "held_out"
+    if not (store / "tokens" / "index.json").exists():
+        raise UserError(f"{out} has no held-out tokens yet; run `olmoscope collect {out}` first, or give --text")
+    if read_manifest(store).tokenizer_hash != tokenizer.hash():
+        raise UserError(f"the held-out tokens of {out} are of another tokenizer than that of {model.name}; give --text")
+    apart = load_recipe(str(out / "recipe.yaml")).tokens.documents == "apart"
+    return read_sequences(store, tokenizer, apart=apart, bos=bos)
+
+
+def _bos(subjects: Sequence[Subject], model: Model, options: Options) -> int | None:
+    """The token to put before each sequence."""
+    from transformers import AutoTokenizer
+
+    wanted = options.bos
+    if wanted is None:
+        with_bos = {subject.prepend_bos for subject in subjects}
+        if len(with_bos) > 1:
+            raise UserError("some of these SAEs were trained on sequences that begin with BOS, some were not; evaluate "
+                            "them apart, or say --bos or --no-bos for all")
+        wanted = with_bos.pop()
+    if not wanted:
+        return None
+    try:
+        bos: int | None = AutoTokenizer.from_pretrained(**locate(model)).bos_token_id
+    except (OSError, ValueError) as error:
+        raise explain(error, model) from error
+    if bos is None:
+        raise UserError(f"these SAEs were trained on sequences that begin with BOS, and the tokenizer of {model.name} "
+                        "has none; say --no-bos to evaluate them without")
+    return bos
+
+
+def _nearby_text(subjects: Sequence[Subject]) -> str:
+    for subject in subjects:
+        for folder in subject.folder.resolve().parents:
+            if subject.kind == "run" and (folder / "store" / "held_out").is_dir():
+                return str(folder)
+    raise UserError("none of these SAEs lies in an output folder with held-out text; give --text")
+
+
+def _slug(name: str) -> str:
+    """A name as one folder's."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "sae"
