@@ -114,8 +114,8 @@ def evaluate(
     """Measure SAEs: how well they reconstruct, and what the language model makes of it."""
     from olmoscope import tables
     from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
-    from olmoscope.evaluate.results import EVALUATION, read_evaluation
     from olmoscope.evaluate.report import write_reports
+    from olmoscope.evaluate.results import EVALUATION, read_evaluation
     from olmoscope.pipeline import evaluate_saes, report_saes
 
     first = Path(saes[0])
