@@ -185,11 +185,24 @@ def browse(
                                               "the one that the index names: a hub id, a folder, or tiny.")] = None,
     port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="By default 8100 or a free one.")] = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Only say the address; open no browser.")] = False,
+    export: Annotated[Path | None, typer.Option("--export", metavar="SITE", help="Write the page as plain files for a "
+                                                "web host instead, without prompts and steering.")] = None,
 ) -> None:
     """Open the page of features in the browser: read, search, label, try prompts, steer."""
-    from olmoscope.browse.serve import serve
+    from olmoscope.browse.serve import require_extra, serve
 
-    serve(folder, model, port, open_browser=not no_open)
+    require_extra()
+    if export is None:
+        serve(folder, model, port, open_browser=not no_open)
+        return
+    from olmoscope.browse.collection import open_collection
+    from olmoscope.browse.export import export_site
+
+    if model is not None or port is not None:
+        raise UserError("--export writes plain files: --model and --port have no meaning there")
+    site = export_site(open_collection(folder, None), export)
+    typer.echo(f"{site.folder}: {site.features} features, {site.bytes / 1e6:.1f} MB, {site.bytes / site.features:.0f} "
+               f"bytes a feature. See it with `python -m http.server -d {site.folder}`.")
 
 
 @app.command()

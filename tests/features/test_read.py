@@ -63,7 +63,9 @@ def test_list_is_sorted_filtered_searched_and_paged(index):
         line.feature for line in sorted(lines, key=lambda line: line.feature)
         if 0.01 <= line.density <= 0.05 and 1 <= line.max <= 100 and line.feature != 3 and line.feature < 400]
     token = alive.lines[0].tokens[0]
-    assert all(token in line.tokens for line in index.table(filters=Filters(token=token), limit=600).lines)
+    preferring = index.table(filters=Filters(token=token.upper()), limit=600).lines
+    assert [line.feature for line in preferring] == [
+        line.feature for line in index.table(limit=600).lines if token.lower() in "\n".join(line.tokens).lower()]
     found = index.table(search=token.upper(), limit=600, also=[511])
     assert {alive.lines[0].feature, 511} <= {line.feature for line in found.lines}
     assert all(line.feature == 511 or token.lower() in "\n".join(line.tokens + line.promoted).lower()

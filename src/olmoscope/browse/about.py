@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from olmoscope.browse.collection import Shown
 
@@ -25,8 +24,7 @@ def about_payload(shown: Shown) -> dict[str, Any]:
 
 def _densities(shown: Shown) -> dict[str, list[float]]:
     """A histogram: live features by half decades of density."""
-    density = pq.read_table(shown.index.path / "features.parquet", columns=["density"])["density"].to_numpy()
-    live = density[density > 0]
+    live = shown.densities[shown.densities > 0]
     if not len(live):
         return {"edges": [], "counts": []}
     first = np.floor(2 * np.log10(live.min())) / 2

@@ -107,6 +107,13 @@ class _Api:
         lines = parse_body(ImportBody, body).lines.split("\n")
         return _json({"new": self._shown(request).labels.import_lines(lines)})
 
+    def wake(self, request: Request, body: bytes) -> Response:
+        """Load what prompts and steering need, while the prompt is being written."""
+        shown = self._shown(request)
+        shown.live.load()
+        shown.sae()
+        return _json({"model": shown.live.name})
+
     def prompt(self, request: Request, body: bytes) -> Response:
         """For each token of a text its active features, strongest first."""
         shown = self._shown(request)
@@ -117,7 +124,8 @@ class _Api:
         named = {latent for token in active for latent, _ in token}
         labels = shown.label_texts()
         return _json({"tokens": [{"id": number, "text": shown.index.tokens.text(number)} for number in ids],
-                      "active": active, "labels": {number: labels[number] for number in sorted(named & labels.keys())}})
+                      "active": active, "density": {number: shown.densities[number].item() for number in sorted(named)},
+                      "labels": {number: labels[number] for number in sorted(named & labels.keys())}})
 
     async def steer(self, request: Request) -> Response:
         """A text continued twice, as it is and steered: a JSON object a line, as tokens come."""
@@ -186,6 +194,7 @@ def build_app(collection: dict[str, Shown], port: int) -> Starlette:
         Route("/api/{sae}/label/{feature:int}", _writing(api.write_label), methods=["PUT"]),
         Route("/api/{sae}/labels.jsonl", api.export_labels, methods=["GET"]),
         Route("/api/{sae}/labels.jsonl", _writing(api.import_labels), methods=["POST"]),
+        Route("/api/{sae}/wake", _writing(api.wake), methods=["POST"]),
         Route("/api/{sae}/prompt", _writing(api.prompt), methods=["POST"]),
         Route("/api/{sae}/steer", api.steer, methods=["POST"]),
         Mount("/", StaticFiles(directory=str(resources.files("olmoscope") / "browse" / "static"), html=True)),

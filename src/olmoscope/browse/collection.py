@@ -3,10 +3,12 @@
 import re
 import threading
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 
 from olmoscope.browse.live import LiveModel
 from olmoscope.errors import UserError
@@ -49,6 +51,13 @@ class Shown:
     def label_texts(self) -> dict[int, str]:
         """The labels alone, of features that have one."""
         return {number: entry.label for number, entry in self.newest_labels().items() if entry.label}
+
+    @cached_property
+    def densities(self) -> np.ndarray:
+        """Of each feature."""
+        table = pq.read_table(self.index.path / "features.parquet", columns=["density"])
+        density: np.ndarray = table["density"].to_numpy()
+        return density
 
     def sae(self) -> SparseAutoencoder:
         """The SAE itself, loaded when first asked for.

@@ -70,8 +70,7 @@ class LiveModel:
         """
         with self._lock:
             loaded = self._get()
-        # A lone surrogate is no text; it comes in only through a broken client.
-        ids: list[int] = loaded.tokenizer.encode([text.encode("utf-8", "replace").decode()])[0][:-1].tolist()
+        ids: list[int] = loaded.tokenizer.encode([text])[0][:-1].tolist()
         if not ids:
             raise UserError("the prompt is empty: write some text")
         if len(ids) > loaded.most_tokens:

@@ -21,9 +21,8 @@ def serve(folder: Path, model: str | None, port: int | None, open_browser: bool)
         port: 0 takes any free one; None one that is free, the usual one if possible.
 
     Raises:
-        UserError: no index, a damaged one, a port that is taken, or the extra `browse` is not installed.
+        UserError: no index, a damaged one, a port that is taken.
     """
-    require_extra()
     import uvicorn
 
     from olmoscope.browse.app import build_app

@@ -29,9 +29,9 @@ class Filters:
     max_max: float | None = None
     dead: bool | None = None
     token: str | None = None
-    """One of the preferred tokens, whole."""
+    """A piece of one of the preferred tokens, whatever its case."""
     promoted: str | None = None
-    """One of the promoted tokens, whole."""
+    """A piece of one of the promoted tokens, whatever its case."""
     source: str | None = None
     """The preferred source."""
     among: Sequence[int] | np.ndarray | None = None
@@ -110,7 +110,7 @@ def _conditions(filters: Filters, search: str, also: Sequence[int] | np.ndarray
         conditions.append(("rows = 0" if filters.dead else "rows > 0", []))
     for name, column in (("token", "tokens"), ("promoted", "promoted")):
         if (wanted := getattr(filters, name)) is not None:
-            conditions.append((f"list_contains({column}, ?)", [wanted]))
+            conditions.append((f"contains(lower(array_to_string({column}, chr(10))), lower(?))", [wanted]))
     tables = {}
     for name, features, condition in (("among", filters.among, "feature IN (SELECT id FROM among)"),
                                       ("besides", filters.besides, "feature NOT IN (SELECT id FROM besides)")):

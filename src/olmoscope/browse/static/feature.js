@@ -30,7 +30,7 @@ export async function drawFeature({sae, number, query, main, current}) {
       label.element, h("div.actions", copyMenu(sae, feature),
         source.live && h("a.button", {href: to(sae.slug, "steer", "", {edits: `${feature.feature}:add:4`})}, "Steer"))),
     facts(feature),
-    feature.rows === 0 ? dead(sae, feature, link) : h("div.columns", h("div.examples", groups(sae, feature, drawn)), side(feature, link)));
+    feature.rows === 0 ? dead(sae, feature, link) : h("div.columns", h("div.examples", groups(sae, feature, drawn)), side(sae, feature, link)));
 
   source.around(sae.slug, feature.feature, list).then((found) => {
     if (!current()) return;
@@ -77,7 +77,7 @@ function facts(feature) {
 function dead(sae, feature, link) {
   return h("div.columns", h("section.empty", {"data-testid": "dead"}, h("h2", "It never fired"),
     h("p", `On none of the ${count(sae.rows)} tokens of the index. It may still fire on other text.`)),
-  side(feature, link));
+  side(sae, feature, link));
 }
 
 function groups(sae, feature, drawn) {
@@ -93,7 +93,7 @@ function groups(sae, feature, drawn) {
   });
 }
 
-function side(feature, link) {
+function side(sae, feature, link) {
   const name = (other) => feature.labels[other] ? h("bdi.named", plain(feature.labels[other], 80)) : null;
   const text = (id) => feature.texts[id] ?? "";
   const most = Math.max(...[...feature.promoted, ...feature.suppressed].map((one) => Math.abs(one.logit)), 0);
@@ -110,13 +110,13 @@ function side(feature, link) {
     feature.tokens.length > 0 && block("Prefers tokens", "Tokens on which it fires more often than on others",
       h("ul.preferred", {"data-testid": "preferred"}, feature.tokens.map((one) => h("li",
         {"data-tip": `fires on ${count(one.rows)} of these\n${one.lift}× as often as on any token\nmean ${one.mean}`},
-        chip(text(one.token), {longest: 24}), h("span.number", `${short(one.lift)}×`), h("span.number.soft", `${count(one.rows)} ·`))))),
+        h("a", {href: to(sae.slug, "features", "", {token: text(one.token)}), title: "Features that prefer it"}, chip(text(one.token), {longest: 24})), h("span.number", `${short(one.lift)}×`), h("span.number.soft", `on ${count(one.rows)}`))))),
     feature.companions.length > 0 && block("Fires together with", "Features on the same tokens; × how much more often than by chance",
       others(feature.companions, (one) => h("span.number", {"data-tip": `${one.rows} tokens of the sample, lift ${one.lift}`}, `${short(one.lift)}×`))),
     feature.neighbours.length > 0 && block("Points the same way", "Cosine of the decoder directions",
       others(feature.neighbours, (one) => h("span.number", {"data-tip": `cosine ${one.cosine}`}, short(one.cosine)))),
     feature.sources.length > 1 && block("Text sources", "How much more often than by chance",
-      h("ul.preferred", feature.sources.map((one) => h("li", {"data-tip": `${one.rows} tokens, ${one.lift}`}, h("bdi", plain(one.source, 60)), h("span.number", `${short(one.lift)}×`), h("span.number.soft", `${count(one.rows)} ·`))))),
+      h("ul.preferred", feature.sources.map((one) => h("li", {"data-tip": `${one.rows} tokens, ${one.lift}`}, h("bdi", plain(one.source, 60)), h("span.number", `${short(one.lift)}×`), h("span.number.soft", `on ${count(one.rows)}`))))),
     feature.positions.length > 1 && block("Position in the sequence", "How much more often than by chance; the line is 1",
       lifts(feature.positions.map((one) => ({...one, name: one.first === one.last ? `position ${one.first}` : `${count(one.first)}–${count(one.last)}`})),
         {name: "How often it fires at which positions"})));

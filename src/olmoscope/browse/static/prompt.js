@@ -5,7 +5,28 @@ import {chip, count, h, plain, say, short, visible} from "./dom.js";
 import {shade} from "./examples.js";
 import {source} from "./source.js";
 
-const SHOWN = 12;
+const SHOWN = 24;
+const BESIDE = 5;
+/** How features of a whole text are put in order. */
+const ORDERS = {
+  unusual: {title: "most telling", help: "activation times −log density: strong, and rare elsewhere", score: (value, density) => value * -Math.log(density || 1e-9)},
+  strong: {title: "strongest", help: "largest activation", score: (value) => value},
+};
+
+/** Load the model while somebody still writes; say so, and say why if it cannot be had. */
+export async function wakeModel(sae, place, current) {
+  const slow = setTimeout(() => { place.textContent = "loading the model …"; }, 300);
+  try {
+    const {model} = await source.wake(sae.slug);
+    if (current() && place.textContent.startsWith("loading")) place.textContent = `${plain(model, 80)} is ready`;
+  } catch (error) {
+    if (!current()) return;
+    place.textContent = plain(error.message, 2000);
+    place.classList.add("bad");
+  } finally {
+    clearTimeout(slow);
+  }
+}
 
 export async function drawPrompt({sae, query, main, current}) {
   const texts = [query.text ?? "", query.other ?? ""];
@@ -13,6 +34,8 @@ export async function drawPrompt({sae, query, main, current}) {
   let feature = /^\d+$/.test(query.feature ?? "") ? Number(query.feature) : null;
   let reads = [];
   let at = [null, null];
+  let order = "unusual";
+  const state = h("small", {role: "status", "data-testid": "model-state"});
 
   const boxes = [0, 1].map((side) => h("textarea", {rows: 4, spellcheck: "false", "data-testid": side ? "other" : "prompt", placeholder: side ? "Another text to compare" : "Some text to read",
     "aria-label": side ? "The other prompt" : "Prompt", value: texts[side], on: {keydown: (event) => {
@@ -27,7 +50,7 @@ export async function drawPrompt({sae, query, main, current}) {
   main.replaceChildren(
     h("div.heading", h("h1", "Try a prompt"), h("p.found", `The model reads a text; the SAE of layer ${sae.layer} says which features fire on each token.`)),
     h("div.prompts", {"class": comparing ? "both" : null}, boxes.slice(0, comparing ? 2 : 1)),
-    h("div.actions", button, compare, h("small", "Ctrl + Enter reads")), h("div.columns", out, panel));
+    h("div.actions", button, compare, h("small", "Ctrl + Enter reads"), state), h("div", {"class": comparing ? "comparing" : "columns"}, out, panel));
 
   function address(changes = {}) {
     return to(sae.slug, "prompt", "", {text: boxes[0].value, other: comparing ? boxes[1].value || " " : undefined, feature: feature ?? "", ...changes});
@@ -61,18 +84,30 @@ export async function drawPrompt({sae, query, main, current}) {
   const valueOf = (read, place, wanted) => read.active[place].find(([number]) => number === wanted)?.[1] ?? 0;
 
   function show() {
-    const max = Math.max(...reads.flatMap((read) => read.active.map((active, place) => feature === null ? active[0]?.[1] ?? 0 : valueOf(read, place, feature))), 1e-9);
+    const max = feature === null ? 0 : Math.max(...reads.flatMap((read) => read.active.map((_, place) => valueOf(read, place, feature))));
     out.replaceChildren(...reads.map((read, side) => h("section.read", {"aria-label": side ? "The other prompt" : "Prompt"},
-      h("h2", feature === null ? "Strongest feature of each token" : ["Feature ", h("a", {href: to(sae.slug, "feature", feature)}, String(feature)), " ",
+      h("h2", feature === null ? `${count(read.tokens.length)} tokens` : ["Feature ", h("a", {href: to(sae.slug, "feature", feature)}, String(feature)), " over the text",
         h("button.link", {type: "button", "data-testid": "all-features", on: {click: () => choose(null)}}, "all features")]),
-      h("div.text.tall", read.tokens.map((token, place) => {
-        const value = feature === null ? read.active[place][0]?.[1] ?? 0 : valueOf(read, place, feature);
-        return h("span.t.pick", {role: "button", tabindex: "0", "data-testid": "token", "data-value": value, "data-tip": `${plain(token.text, 60)}  ${value}\nposition ${place}, token ${token.id}`,
+      h("div.text.tall", {"class": feature === null ? "cut" : null}, read.tokens.map((token, place) => {
+        const value = feature === null ? null : valueOf(read, place, feature);
+        const top = read.active[place][0];
+        return h("span.t.pick", {role: "button", tabindex: "0", "data-testid": "token", "data-value": value,
+          "data-tip": `${plain(token.text, 60)}  ${value ?? (top ? `strongest: ${top[0]} at ${short(top[1])}` : "nothing fires")}\nposition ${place}, token ${token.id}`,
           "aria-pressed": String(at[side] === place), "class": at[side] === place ? "at" : null, vars: value > 0 ? {"--a": shade(value, max)} : {},
           on: {click: () => pick(side, place), keydown: (event) => { if (event.key === "Enter" || event.key === " ") { event.preventDefault(); pick(side, place); } }}},
         visible(token.text, {lines: true, longest: 120}));
-      })), reads.length > 1 ? null : h("p.found", `${count(read.tokens.length)} tokens`))));
+      })),
+      feature === null && reads.length === 1 ? tokenByToken(read) : null)));
     rank();
+  }
+
+  /** Under the text: each token with its strongest features. */
+  function tokenByToken(read) {
+    const most = Math.max(...read.active.map((active) => active[0]?.[1] ?? 0), 1e-9);
+    return h("ol.tokens", {"data-testid": "tokens"}, read.tokens.map((token, place) => h("li", chip(token.text, {longest: 24}),
+      h("span.tops", read.active[place].slice(0, BESIDE).map(([number, value]) => h("button.top", {type: "button", "data-testid": "top", "data-feature": number, "data-value": value,
+        "data-tip": `${number}  ${value}${read.labels[number] ? `\n${plain(read.labels[number], 80)}` : ""}`, vars: {"--a": shade(value, most)}, on: {click: () => choose(number)}},
+      read.labels[number] ? h("bdi", plain(read.labels[number], 22)) : String(number))), read.active[place].length ? "" : h("span.none", "nothing fires")))));
   }
 
   function pick(side, place) {
@@ -90,6 +125,8 @@ export async function drawPrompt({sae, query, main, current}) {
 
   /** What stands beside the text: features of the chosen token, or of the whole text. */
   function rank() {
+    const choices = h("select", {"aria-label": "Order", "data-testid": "order", on: {change: (event) => { order = event.target.value; rank(); }}},
+      Object.entries(ORDERS).map(([name, {title, help}]) => h("option", {value: name, title: help, selected: name === order}, title)));
     const tables = reads.map((read, side) => {
       const place = at[side];
       const found = new Map();
@@ -99,21 +136,29 @@ export async function drawPrompt({sae, query, main, current}) {
       }));
       return {read, place, found};
     });
-    panel.replaceChildren(...tables.map(({read, place, found}, side) => {
+    const sections = tables.map(({read, place, found}, side) => {
       const other = tables.length > 1 ? tables[1 - side].found : null;
-      const ranked = [...found].sort(([, one], [, two]) => two.value - one.value);
-      return h("section.block", h("h2", place === null ? `Features of ${tables.length > 1 ? (side ? "the other text" : "the first text") : "the text"}` : ["Features of ", chip(read.tokens[place].text)]),
-        h("ul.others.ranked", ranked.slice(0, place === null ? SHOWN * 2 : ranked.length).map(([number, {value, tokens}]) => h("li", {"data-testid": "ranked-feature", "data-feature": number, "data-value": value, "class": number === feature ? "chosen" : null},
+      const {score} = ORDERS[place === null ? order : "strong"];
+      const ranked = [...found].sort(([a, one], [b, two]) => score(two.value, read.density[b]) - score(one.value, read.density[a]));
+      return h("section.block", h("h2.split", place === null ? `Features of ${tables.length > 1 ? (side ? "the other text" : "the first text") : "the text"}` : ["Features of ", chip(read.tokens[place].text)], place === null && side === 0 ? choices : ""),
+        h("ul.others.ranked", ranked.slice(0, place === null ? SHOWN : ranked.length).map(([number, {value, tokens}]) => h("li", {"data-testid": "ranked-feature", "data-feature": number, "data-value": value, "class": number === feature ? "chosen" : null},
           h("button.link", {type: "button", title: "Its activations over the text", on: {click: () => choose(number)}}, String(number)),
           read.labels[number] ? h("bdi.named", plain(read.labels[number], 60)) : "",
           other && !other.has(number) ? h("span.only", "only here") : "",
-          place === null ? h("span.number.soft", `${count(tokens)} ·`) : "",
+          place === null ? h("span.number.soft", {title: "tokens on which it fires"}, `on ${count(tokens)}`) : "",
           h("span.number", {"data-tip": String(value)}, short(value)),
           h("a.more", {href: to(sae.slug, "feature", number), "aria-label": `Page of feature ${number}`}, "→")))));
-    }));
+    });
+    if (reads.length > 1) {
+      out.querySelectorAll("section.read").forEach((read, side) => {
+        read.querySelector(".block")?.remove();
+        read.append(sections[side]);
+      });
+    } else panel.replaceChildren(...sections);
   }
 
   if (texts[0]) await run();
-  else out.replaceChildren(h("div.empty", h("p", "Nothing read yet."), h("p", "Click a token to see its features, a feature to see where it fires.")));
+  else wakeModel(sae, state, current);
+  if (!texts[0]) out.replaceChildren(h("div.empty", h("p", "Nothing read yet."), h("p", "Click a token to see its features, a feature to see where it fires.")));
   return {};
 }

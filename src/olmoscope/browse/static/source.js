@@ -19,6 +19,7 @@ class Server {
   label = (sae, feature, body) => send("PUT", `api/${part(sae)}/label/${feature}`, body);
   importLabels = (sae, lines) => send("POST", `api/${part(sae)}/labels.jsonl`, {lines});
   labelsAddress = (sae) => `api/${part(sae)}/labels.jsonl`;
+  wake = (sae) => send("POST", `api/${part(sae)}/wake`, {});
   prompt = (sae, text) => send("POST", `api/${part(sae)}/prompt`, {text});
 
   /** Calls `each` with every line of the answer as it comes; aborting the signal stops the model too. */

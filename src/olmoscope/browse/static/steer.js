@@ -2,6 +2,7 @@
 
 import {note, to} from "./address.js";
 import {h, plain, say, short, visible} from "./dom.js";
+import {wakeModel} from "./prompt.js";
 import {source} from "./source.js";
 
 /** Edits in an address: 12:add:4,7:clamp:0 */
@@ -116,5 +117,6 @@ export async function drawSteer({sae, query, main, current}) {
   }
 
   await list();
+  wakeModel(sae, state, current);
   return {leave: () => running?.abort()};
 }
