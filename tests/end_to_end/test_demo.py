@@ -22,7 +22,7 @@ def demo(out):
 def test_demo(tmp_path):
     out = tmp_path / "demo"
     first = demo(out)
-    for name in ("store", "runs", "release"):
+    for name in ("store", "runs", "report.html", "release"):
         assert str(out / name) in first.replace("\n", "")
     evaluations = {path.parts[-4]: json.loads(path.read_text()) for path in (out / "runs").rglob("evaluation.json")}
     assert sorted(evaluations) == [f"layer_{depth:02d}" for depth in DEPTHS]

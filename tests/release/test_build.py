@@ -231,3 +231,11 @@ def test_a_model_and_datasets_of_the_hub_are_linked(tmp_path):
     assert entry["links"]["model"] == "https://huggingface.co/allenai/Olmo-3-7B-Think"
     config = json.loads((out / "release" / RAW / "cfg.json").read_text())
     assert config["metadata"]["dataset_path"] == "allenai/dolma, allenai/Dolci-Instruct-SFT"
+
+
+def test_the_pages_are_of_the_sae_and_of_all(built):
+    release = built / "release"
+    pages = [(folder / "report.html").read_text() for folder in (release, release / RAW)]
+    assert [LAYER_NORM in page for page in pages] == [True, False]
+    assert all(RAW in page and "0.2000" in page for page in pages)
+    assert "](report.html)" in (release / "README.md").read_text()

@@ -107,9 +107,9 @@ def training_cards(shown: Sequence[Shown]) -> list[Card]:
 def model_cards(shown: Sequence[Shown]) -> list[Card]:
     """What the reconstruction costs the model."""
     if len(shown) > 1:
-        return [_by_sae(shown, DELTA_CE, "Added cross-entropy", "ΔCE in nats a token; 0 costs nothing."),
-                _by_sae(shown, RECOVERED, "Loss recovered", "Of what zero ablation costs; 100% costs nothing."),
-                _by_sae(shown, KL, "KL divergence", "Of the spliced model from the clean one; 0 changes nothing.")]
+        return [*_by_sae(shown, DELTA_CE, "Added cross-entropy", "ΔCE in nats a token; 0 costs nothing."),
+                *_by_sae(shown, RECOVERED, "Loss recovered", "Of what zero ablation costs; 100% costs nothing."),
+                *_by_sae(shown, KL, "KL divergence", "Of the spliced model from the clean one; 0 changes nothing.")]
     language = shown[0].evaluation.language
     intervals = language.intervals
     entropies = [Bar("clean", 0, language.ce_clean, intervals.get("ce_clean")),
@@ -173,10 +173,11 @@ def frontier_cards(shown: Sequence[Shown]) -> list[Card]:
             against_l0("ΔCE", lambda e: e.language.delta_ce)]
 
 
-def _by_sae(shown: Sequence[Shown], figure: Figure, title: str, note: str) -> Card:
+def _by_sae(shown: Sequence[Shown], figure: Figure, title: str, note: str) -> list[Card]:
+    """One card, or none if no SAE has the figure."""
     rows = [Bar(f"{sae.letter}  {sae.name}", sae.number, value, figure.interval(sae.evaluation))
             for sae in shown if (value := figure.value(sae.evaluation)) is not None]
-    return Card(title, note, charts.bars(title, rows, _bar_axis(rows, figure.kind)))
+    return [Card(title, note, charts.bars(title, rows, _bar_axis(rows, figure.kind)))] if rows else []
 
 
 def _by_subset(sae: Shown, title: str, note: str, rows: Sequence[tuple[str, float, Interval | None]]) -> Card:

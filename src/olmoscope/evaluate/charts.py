@@ -126,7 +126,7 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[Counts], x: A
 
     Args:
         edges: of the bins, one more than each set has heights; on x.
-        say_bin: what a bin holds, for its tip, by its number.
+        say_bin: what a bin holds, for its tip, by its number; "" for a gap that is no bin.
     """
     frame = _Frame(x, y)
     floor = HEIGHT - BOTTOM
@@ -142,8 +142,10 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[Counts], x: A
             parts.append(Markup('<path class="outline s{}" d="M{} {}{}V{}"/>').format(
                 one.number, _n(spans[0][0]), floor, path, floor))
     for number, (left, right) in enumerate(spans):
+        if not (holds := say_bin(number)):
+            continue
         heights = (_said(one.name, y.say(one.heights[number]), len(counts)) for one in counts)
-        tip = "\n".join([say_bin(number), *heights])
+        tip = "\n".join([holds, *heights])
         parts.append(Markup('<g class="hit"><title>{}</title><rect class="shade" x="{}" y="{}" width="{}" '
                             'height="{}"/></g>').format(tip, _n(left), TOP, _n(right - left), floor - TOP))
     return _svg(title, parts)

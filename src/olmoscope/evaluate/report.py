@@ -74,6 +74,7 @@ def report_page(shown: Sequence[Shown]) -> str:
         sections=_sections(shown[:COLOURS]), colours=COLOURS, data=_data(shown),
         subsets={sae.number: _subsets(sae.evaluation) for sae in shown},
         facts={sae.number: _facts(sae) for sae in shown},
+        models=len({(sae.evaluation.model, sae.evaluation.model_revision) for sae in shown}),
         mixed=len({sae.evaluation.text.tokens_hash for sae in shown}) > 1)
 
 
