@@ -10,7 +10,7 @@ segment, B = rows of a training batch. Memory is estimated from what is known to
                                   arrays [B, d] in float32, 40 B k of codes (four times as many where their number
                                   varies), and the chunks of the step; with an auxiliary loss 6 more arrays, its codes,
                                   and 4 F d (the rows of dead latents, if all are); with Matryoshka prefixes 3 more
-                                  arrays and codes for each
+                                  arrays and codes for each; with candidates F d of the encoder in 8 bits
     training, RAM                 process + `ROUNDS_HELD` rounds of the stream; beside a GPU, a checkpoint's tensors
 
 On a CPU both columns are RAM, and add up.
@@ -194,6 +194,8 @@ def _plan_sae(recipe: Recipe, sae: SAE, d_model: int, gpu: bool) -> SAEPlan:
     device = state + 8 * sae.d_sae + 6 * 4 * batch * d_model + 40 * batch * places + chunks
     if sae.matryoshka:  # u and e once more for each prefix, and another e while it is decoded
         device += (3 * len(sae.matryoshka) + 2) * 4 * batch * d_model + 40 * batch * places * len(sae.matryoshka)
+    if recipe.train.candidates:
+        device += sae.d_sae * d_model
     if auxiliary := recipe.train.auxiliary:
         device += 6 * 4 * batch * d_model + 40 * batch * auxiliary.active(d_model, sae.k) + 4 * sae.d_sae * d_model
     rounds = min(ROUND_ROWS, recipe.tokens.count) * recipe.activations.row_bytes(d_model) * ROUNDS_HELD

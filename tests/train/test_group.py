@@ -12,7 +12,7 @@ from olmoscope.activations.collect import collect
 from olmoscope.activations.store import open_store
 from olmoscope.errors import UserError
 from olmoscope.files import locked, sha256
-from olmoscope.recipe import Live
+from olmoscope.recipe import Candidates, Live
 from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.group import how_many, train_from_store, train_live
 from olmoscope.train.run import run_folder
@@ -132,3 +132,7 @@ def test_as_many_at_once_as_fit(job, monkeypatch):
     for free, count in ((0, 1), (state * 1.4, 1), (state * 1.6, 2), (state * 2.1, 3)):
         monkeypatch.setattr("olmoscope.train.group._free_memory", lambda device, free=free: free / 0.85)
         assert how_many(job, job.saes, 128, cpu) == count
+    with_bytes = changed(job, candidates=Candidates())
+    for free, count in ((2.1 * (state + 512 * 128), 3), (2.1 * state, 2)):
+        monkeypatch.setattr("olmoscope.train.group._free_memory", lambda device, free=free: free / 0.85)
+        assert how_many(with_bytes, job.saes, 128, cpu) == count

@@ -157,6 +157,7 @@ def how_many(recipe: Recipe, saes: list[SAE], d_model: int, device: torch.device
     count = 0
     for sae in saes:
         free -= STATE_BYTES[recipe.train.moments] * sae.parameters(d_model)
+        free -= sae.d_sae * d_model if recipe.train.candidates else 0  # the encoder in 8 bits
         if free < 0:
             break
         count += 1
