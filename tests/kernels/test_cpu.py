@@ -45,6 +45,17 @@ def test_any_number_of_threads_gives_the_same_bits(threads, dtype):
     assert all(torch.equal(a, b) for a, b in zip(one, float32_step(dtype), strict=True))
 
 
+def test_candidates_are_the_same_bits_on_any_number_of_threads(threads):
+    generator = torch.Generator().manual_seed(0)
+    W_FD, u_BD = torch.randn(1000, 40, generator=generator), torch.randn(600, 40, generator=generator)
+    found = []
+    for count in (1, min(3, os.cpu_count() or 1)):
+        threads(count)
+        quantized = cpu.quantize(W_FD)
+        found.append((*vars(quantized).values(), *cpu.encode_candidates(u_BD, W_FD, W_FD[:, 0], quantized, 6, 10)))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
 def test_of_equal_latents_the_first_ones_are_chosen():
     u_BD, W_FD = torch.ones(2, 3), torch.ones(1500, 3)
     values_BK, indices_BK = cpu.encode_topk(u_BD, W_FD, torch.zeros(1500), 5)
