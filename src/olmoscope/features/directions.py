@@ -3,6 +3,7 @@
 Shapes: F latents, D d_model, C latents of a part, A kept, V vocabulary, M rows of a matrix.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +22,7 @@ class Ranked:
     ids_CA: Tensor
     """int32."""
     values_CA: Tensor
-    """float32, over 0."""
+    """float32."""
 
 
 def unit_directions(W_dec_FD: Tensor) -> Tensor:
@@ -49,21 +50,39 @@ def logit_extremes(W_dec_FD: Tensor, unembedding: Unembedding, first: int, stop:
                    ) -> tuple[Ranked, Ranked]:
     """The tokens whose logits each of latents `first` to `stop` raises most, and those that it lowers most."""
     normal_CD = unembedding.through_norm(W_dec_FD[first:stop])
-    count = min(count, len(unembedding.U_VD))
-    raised, lowered = (_best(sign * normal_CD, unembedding.U_VD, count) for sign in (1, -1))
-    return raised, Ranked(lowered.ids_CA, -lowered.values_CA)
+    nothing_V = normal_CD.new_zeros(len(unembedding.U_VD))
+    count = min(count, len(nothing_V))
+    raised: list[Ranked] = []
+    lowered: list[Ranked] = []
+    for some_BD in _chunks(normal_CD):
+        logits_BV = kernels_for(normal_CD.device).product(some_BD, unembedding.U_VD, nothing_V)
+        for sign, into in ((1, raised), (-1, lowered)):
+            found = logits_BV.topk(count, dim=1, largest=sign > 0)
+            into.append(_exact(some_BD, unembedding.U_VD, found.indices, sign * found.values > 0))
+    return _joined(raised), _joined(lowered)
 
 
 def _best(rows_CD: Tensor, W_MD: Tensor, count: int) -> Ranked:
     """The rows of a matrix with the largest products, of those over 0: by the encoder's kernel, which is the same
-    operation; it may compute with fewer digits, so the products of the chosen ones are taken again."""
-    kernels = kernels_for(W_MD.device)
+    operation."""
     nothing_M = W_MD.new_zeros(len(W_MD))
-    ids, values = [], []
+    parts = []
+    for some_BD in _chunks(rows_CD):
+        values_BK, indices_BK = kernels_for(W_MD.device).encode_topk(some_BD, W_MD, nothing_M, count)
+        parts.append(_exact(some_BD, W_MD, indices_BK, values_BK > 0))
+    return _joined(parts)
+
+
+def _chunks(rows_CD: Tensor) -> Iterator[Tensor]:
     for start in range(0, len(rows_CD), LATENTS_AT_ONCE):
-        some_BD = rows_CD[start : start + LATENTS_AT_ONCE].contiguous()
-        values_BK, indices_BK = kernels.encode_topk(some_BD, W_MD, nothing_M, count)
-        exact_BK = torch.einsum("bkd,bd->bk", W_MD[indices_BK], some_BD)
-        ids.append(torch.where(values_BK > 0, indices_BK, -1).int().cpu())
-        values.append(exact_BK.cpu())
-    return Ranked(torch.cat(ids), torch.cat(values))
+        yield rows_CD[start : start + LATENTS_AT_ONCE].contiguous()
+
+
+def _exact(rows_BD: Tensor, W_MD: Tensor, indices_BK: Tensor, there_BK: Tensor) -> Ranked:
+    """The products of chosen rows of a matrix, taken again: kernels may compute with fewer digits."""
+    values_BK = torch.einsum("bkd,bd->bk", W_MD[indices_BK], rows_BD)
+    return Ranked(torch.where(there_BK, indices_BK, -1).int().cpu(), values_BK.cpu())
+
+
+def _joined(parts: list[Ranked]) -> Ranked:
+    return Ranked(torch.cat([part.ids_CA for part in parts]), torch.cat([part.values_CA for part in parts]))

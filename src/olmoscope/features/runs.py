@@ -20,8 +20,9 @@ from olmoscope.progress import bar
 from olmoscope.sae.interface import SparseAutoencoder
 
 ROWS_AT_ONCE = 4096
-SAMPLE_ROWS = 2**19
-"""Rows on which companions are counted, at most: the first ones of each segment, which are a random sample of it."""
+LEAST_SAMPLE, MOST_SAMPLE, SAMPLE_SHARE = 2**17, 2**20, 1 / 32
+"""Companions are counted on this share of the rows, but on so many at least and at most: the first ones of each
+segment, which are a random sample of it."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,8 @@ def make_runs(sae: SparseAutoencoder, rows: Rows, work: Path) -> None:
     missing = [segment for segment in segments if not run_path(work, segment).exists()]
     done = sum(len(rows.kept(segment)) for segment in segments if segment not in missing)
     first_places = np.cumsum([0, *rows.store.segment_rows])
-    share = min(1.0, SAMPLE_ROWS / max(1, rows.count))
+    sampled = min(max(LEAST_SAMPLE, rows.count * SAMPLE_SHARE), MOST_SAMPLE)
+    share = min(1.0, sampled / rows.count)
     waiting: Future[None] | None = None
     with bar("encoding", rows.count, "rows", done=done) as advance, ThreadPoolExecutor(1) as writer:
         for segment in missing:
