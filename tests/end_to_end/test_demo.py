@@ -31,6 +31,8 @@ def test_demo(tmp_path):
               f"dead {figures['dead']['share']:.2%}")
         assert figures["nmse"] < 0.5 * figures["nmse_random_directions"], layer
     before = {path: sha256(path) for path in out.rglob("*") if path.is_file()}
+    assert f"olmoscope browse {out}" in first.replace("\n", "")
+    assert list((out / "runs" / "layer_07").rglob("index/manifest.json"))
     assert "nothing to do" in demo(out)
     assert {path: sha256(path) for path in out.rglob("*") if path.is_file()} == before
     assert "FAILED" not in olmoscope("validate", str(out))
