@@ -93,7 +93,7 @@ def worked(function: Callable[[], Any]) -> dict[str, float]:
 class Stages:
     """Seconds in the functions of the stages, summed; the size of the runs when they are all there."""
 
-    NAMES = ("_load_unembedding", "corpus_of", "write_corpus", "make_runs", "gather_facts", "make_part",
+    NAMES = ("_load_unembedding", "corpus_of", "write_corpus", "make_runs", "gather_facts", "make_parts",
              "write_listing", "_files")
 
     def __init__(self) -> None:

@@ -4,7 +4,6 @@ A killed process loses the segment or the part in hand. The finished index is th
 """
 
 import hashlib
-import itertools
 import json
 import os
 import shutil
@@ -23,13 +22,12 @@ from olmoscope.features.corpus import corpus_of, write_corpus
 from olmoscope.features.directions import unit_directions
 from olmoscope.features.format import VERSION, IndexedFile, IndexedSAE, Info, Options, part_path, read_info
 from olmoscope.features.listing import write_listing
-from olmoscope.features.parts import checksum_path, gather_facts, make_part, plan_parts
+from olmoscope.features.parts import checksum_path, gather_facts, make_parts, plan_parts
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.runs import Rows, Runs, make_runs
 from olmoscope.features.vocabulary import token_texts
 from olmoscope.files import clean_temporary, locked, read_json, sha256, write_json
 from olmoscope.model.unembed import Unembedding, load_unembedding
-from olmoscope.progress import bar
 from olmoscope.provenance import provenance
 from olmoscope.recipe import Filter, Model
 from olmoscope.tokens.tokenizer import load_tokenizer
@@ -140,11 +138,7 @@ def _make(subject: Subject, where: str, store: Store, model: Model, out: Path, f
     parts = plan_parts(runs.counts())
     facts = gather_facts(corpus, len(manifest.sources), runs, sae.W_dec_FD, unit_directions(sae.W_dec_FD), unembedding,
                          len(texts), options)
-    with bar("counting", sae.d_sae, "features") as advance:
-        for part, (first, stop) in enumerate(itertools.pairwise(parts)):
-            if not checksum_path(work, part).exists():
-                make_part(out, work, part, first, stop, runs, facts)
-            advance(stop - first)
+    make_parts(out, work, parts, runs, facts)
     source_rows = dict(zip(manifest.sources, facts.source_rows_X.tolist(), strict=True))
     write_listing(out, parts, texts, source_rows)
 

@@ -3,7 +3,9 @@
 Shapes: C features of the part, P firings, F latents, A candidates kept, I intervals, T places, V vocabulary.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from olmoscope.features.sorting import merge_runs, transpose
 from olmoscope.files import write_json
 from olmoscope.kernels.compile import call
 from olmoscope.model.unembed import Unembedding
+from olmoscope.progress import bar
 from olmoscope.seeds import generator
 
 FIRINGS_OF_A_PART = 2**23
@@ -99,12 +102,30 @@ def checksum_path(work: Path, part: int) -> Path:
     return work / "parts" / f"part-{part:06d}.json"
 
 
-def make_part(index: Path, work: Path, part: int, first: int, stop: int, runs: Runs, facts: Facts) -> None:
-    """Write the part of features `first` to `stop`.
+def make_parts(index: Path, work: Path, parts: list[int], runs: Runs, facts: Facts) -> None:
+    """Write every part that is not there yet; one is hashed and written while the next is counted.
+
+    Args:
+        parts: from `plan_parts`.
 
     Raises:
-        UserError: damaged runs, or no room on the disk.
+        UserError: no room on the disk.
     """
+    waiting: Future[None] | None = None
+    with bar("counting", parts[-1], "features") as advance, ThreadPoolExecutor(1) as writer:
+        for part, (first, stop) in enumerate(pairwise(parts)):
+            if not checksum_path(work, part).exists():
+                tensors = part_tensors(first, stop, runs, facts)
+                if waiting is not None:
+                    waiting.result()
+                waiting = writer.submit(_write_part, index, work, part, tensors)
+            advance(stop - first)
+        if waiting is not None:
+            waiting.result()
+
+
+def part_tensors(first: int, stop: int, runs: Runs, facts: Facts) -> dict[str, np.ndarray]:
+    """What the part of features `first` to `stop` holds: docs/formats.md."""
     begins_G, offsets_GC1, places_Q, values_Q = runs.read(first, stop)
     offsets_C1 = offsets_GC1.sum(axis=0)
     places_P, values_P = np.empty_like(places_Q), np.empty_like(values_Q)
@@ -118,6 +139,10 @@ def make_part(index: Path, work: Path, part: int, first: int, stop: int, runs: R
     for name, ranked in (("neighbours", neighbours), ("promoted", promoted), ("suppressed", suppressed)):
         ids_CA = ranked.ids_CA.numpy()
         tensors |= _ragged(name, ids_CA >= 0, id=ids_CA, value=ranked.values_CA.numpy())
+    return tensors
+
+
+def _write_part(index: Path, work: Path, part: int, tensors: dict[str, np.ndarray]) -> None:
     path = part_path(index, part)
     digest = write_tensors(path, {name: torch.from_numpy(np.ascontiguousarray(array))
                                   for name, array in tensors.items()})

@@ -88,6 +88,8 @@ def _of_store(path: Path) -> Text:
 
 def _of_text(subject: Subject, model: Model, text: Path, tokens: int, device: str) -> Text:
     """A text that the model reads into a store of its own, which is deleted when the index is finished."""
+    if subject.prepend_bos:
+        console.print(f"note: {subject.name} was trained on sequences that begin with BOS; the text is read without")
     recipe = _recipe(subject, model, _files(text), tokens, device)
     digest = hashlib.sha256("".join(map(sha256, _files(text))).encode()).hexdigest()[:16]
 
