@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from helpers import save_small_model, small_model
+from olmoscope.evaluate import language
 from olmoscope.evaluate.language import Divergence, LanguageSums
 from olmoscope.evaluate.rows import SUBSETS, RowFacts
 from olmoscope.model.splice import load_causal_lm
@@ -58,7 +59,7 @@ def test_zeros_are_the_ablation_exactly(model, tokens_BT):
 
 def test_equals_transformers_own_forward_in_float64(model, tokens_BT, monkeypatch):
     """Its loss, and KL by torch, of the same model in double precision with a hook on the layer; in chunks here."""
-    monkeypatch.setattr("olmoscope.evaluate.language._LOGITS_AT_ONCE", 7 * 4096)
+    monkeypatch.setitem(language.LOGITS_AT_ONCE, "cpu", 7 * 4096)
     noise_BTD = torch.randn(B, T, model.d_model, generator=torch.Generator().manual_seed(1))
     found = measured(model, tokens_BT, lambda x: x + noise_BTD)
     whole = small_model("Qwen3").double()
