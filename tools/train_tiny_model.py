@@ -2,6 +2,7 @@
 
     python tools/train_tiny_model.py                 # the model that ships; about 40 minutes on 2 CPU cores
     python tools/train_tiny_model.py --steps 100 --out /tmp/tiny      # a minute, to see that it works
+    python tools/train_tiny_model.py --architecture qwen3 --steps 1200 --out tiny-qwen3  # another one
 
 The text is the standard library of the Python that runs this (olmoscope.text.standard_library): sources of
 modules, and questions about them rendered as the `tiny` recipe renders them. What the recipe holds out is
@@ -19,7 +20,7 @@ import math
 import platform
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,16 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch.nn.functional import cross_entropy
-from transformers import Olmo3Config, Olmo3ForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    Olmo3Config,
+    Olmo3ForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from olmoscope.files import write_text
 from olmoscope.recipe import ChatSource
@@ -79,10 +89,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=packaged, help="folder to write (default: the package's)")
+    parser.add_argument("--architecture", choices=list(ARCHITECTURES), default="olmo3", help="default: %(default)s")
     parser.add_argument("--steps", type=int, default=4500, help="optimiser steps (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads (default: %(default)s)")
     arguments = parser.parse_args()
+    if arguments.architecture != "olmo3" and arguments.out == packaged:
+        parser.error("the package's model is olmo3; give another --out")
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(arguments.seed)
 
@@ -95,7 +108,7 @@ def main() -> None:
         for part in ("modules", "questions")}
 
     started = time.monotonic()
-    model = train(training, arguments.steps, arguments.seed)
+    model = train(training, arguments.architecture, arguments.steps, arguments.seed)
     minutes = (time.monotonic() - started) / 60
 
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -108,8 +121,8 @@ def main() -> None:
             losses=losses, held_out_tokens={part: rows[:, 1:].size for part, rows in held_out.items()},
             training_tokens=training_tokens, epochs=arguments.steps * BATCH * SEQUENCE / training_tokens,
             minutes=minutes)
-        command = f"python tools/train_tiny_model.py --steps {arguments.steps} --seed {arguments.seed} " \
-                  f"--threads {arguments.threads}"
+        command = f"python tools/train_tiny_model.py --architecture {arguments.architecture} " \
+                  f"--steps {arguments.steps} --seed {arguments.seed} --threads {arguments.threads}"
         write_text(folder / "README.md", card(result, model, folder, command, arguments.seed))
         for path in sorted(folder.iterdir()):
             path.chmod(0o644)  # safetensors writes files that only their owner can read
@@ -132,7 +145,7 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
         extra_special_tokens=SPECIAL_TOKENS[2:], clean_up_tokenization_spaces=False)
 
 
-def new_model() -> Olmo3ForCausalLM:
+def new_olmo3() -> Olmo3ForCausalLM:
     """The architecture of Olmo 3, small: 8 layers, every fourth with full attention."""
     return Olmo3ForCausalLM(Olmo3Config(
         vocab_size=VOCAB, hidden_size=256, intermediate_size=512, num_hidden_layers=8, num_attention_heads=4,
@@ -142,15 +155,26 @@ def new_model() -> Olmo3ForCausalLM:
         eos_token_id=SPECIAL_TOKENS.index(EOS), pad_token_id=SPECIAL_TOKENS.index(PAD)))
 
 
+def new_qwen3() -> Qwen3ForCausalLM:
+    """Qwen 3, small and narrower than the other: 8 layers, norms before attention and feed-forward, full attention."""
+    return Qwen3ForCausalLM(Qwen3Config(
+        vocab_size=VOCAB, hidden_size=192, intermediate_size=512, num_hidden_layers=8, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=48, max_position_embeddings=POSITIONS, tie_word_embeddings=True,
+        bos_token_id=None, eos_token_id=SPECIAL_TOKENS.index(EOS), pad_token_id=SPECIAL_TOKENS.index(PAD)))
+
+
+ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {"olmo3": new_olmo3, "qwen3": new_qwen3}
+
+
 def pack(documents: list[Ids]) -> Ids:
     """Sequences of `SEQUENCE` tokens from documents laid end to end; the incomplete last one is dropped."""
     stream = np.concatenate(documents)
     return stream[:len(stream) // SEQUENCE * SEQUENCE].reshape(-1, SEQUENCE)
 
 
-def train(documents: list[Ids], steps: int, seed: int) -> Olmo3ForCausalLM:
+def train(documents: list[Ids], architecture: str, steps: int, seed: int) -> PreTrainedModel:
     """Train a new model with AdamW; the rate rises linearly, then falls as a cosine to 0."""
-    model = new_model()
+    model = ARCHITECTURES[architecture]()
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
     groups: list[dict[str, Any]] = [{"params": matrices, "weight_decay": WEIGHT_DECAY},
@@ -177,7 +201,7 @@ def train(documents: list[Ids], steps: int, seed: int) -> Olmo3ForCausalLM:
     return model
 
 
-def save(folder: Path, model: Olmo3ForCausalLM, tokenizer: PreTrainedTokenizerFast) -> None:
+def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> None:
     """Write weights (bfloat16), configuration and tokenizer."""
     model.to(torch.bfloat16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -187,7 +211,7 @@ def save(folder: Path, model: Olmo3ForCausalLM, tokenizer: PreTrainedTokenizerFa
 @torch.no_grad()
 def model_losses(folder: Path, held_out: dict[str, Ids]) -> dict[str, float]:
     """The loss of the model as it stands on disk, in bfloat16 as it will be used."""
-    model = Olmo3ForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     return _by_part({part: np.concatenate([
         _token_losses(model, torch.from_numpy(rows[start:start + BATCH])).double().numpy()
         for start in range(0, len(rows), BATCH)]) for part, rows in held_out.items()})
@@ -210,19 +234,18 @@ def ngram_losses(training: list[Ids], held_out: dict[str, Ids]) -> dict[str, dic
             "unigram": _by_part({part: -log_p[rows[:, 1:]] for part, rows in held_out.items()})}
 
 
-def card(result: Result, model: Olmo3ForCausalLM, folder: Path, command: str, seed: int) -> str:
+def card(result: Result, model: PreTrainedModel, folder: Path, command: str, seed: int) -> str:
     """The model card."""
     config = model.config
     return f"""---
 license: apache-2.0
 library_name: transformers
-tags: [olmo3, python]
+tags: [{config.model_type}, python]
 ---
 # The tiny model of olmoscope
 
-A small causal language model of the Olmo 3 architecture (`Olmo3ForCausalLM`), trained on the Python standard
-library, so that the whole pipeline runs anywhere without a download. It has seen nothing else and is good for
-nothing else.
+A small causal language model (`{type(model).__name__}`), trained on the Python standard library, so that the whole
+pipeline runs anywhere without a download. It has seen nothing else and is good for nothing else.
 
 ## Held-out loss
 
@@ -237,9 +260,7 @@ The model's figure is of the bfloat16 files beside this card, on sequences of {S
 
 ## Architecture
 
-{config.num_hidden_layers} layers, every fourth with full attention, the others with a sliding window of
-{config.sliding_window} tokens; `d_model` {config.hidden_size}, feed-forward {config.intermediate_size},
-{config.num_attention_heads} heads, {config.num_key_value_heads} key-value heads, tied embeddings;
+{_describe(config)}, tied embeddings;
 {model.num_parameters():,} parameters in bfloat16. Byte-level BPE tokenizer of {config.vocab_size} tokens; EOS is
 `{EOS}`. Weights and tokenizer take {_size(folder):,} bytes.
 
@@ -259,6 +280,16 @@ transformers {transformers.__version__}, tokenizers {tokenizers.__version__}; {r
 AdamW, peak rate {LR}, {WARMUP} warmup steps, cosine to 0, weight decay {WEIGHT_DECAY}, {BATCH} sequences of {SEQUENCE}
 tokens a step.
 """
+
+
+def _describe(config: PreTrainedConfig) -> str:
+    """Sizes, in words."""
+    attention = "full attention"
+    if "sliding_attention" in config.layer_types:
+        attention = f"every fourth with full attention, the others with a window of {config.sliding_window} tokens"
+    return (f"{config.num_hidden_layers} layers, {attention};\n`d_model` {config.hidden_size}, feed-forward "
+            f"{config.intermediate_size}, {config.num_attention_heads} heads, {config.num_key_value_heads} key-value "
+            "heads")
 
 
 def _documents(held_out: bool) -> Iterator[Document]:
@@ -289,7 +320,7 @@ def _batches(documents: list[Ids], seed: int) -> Iterator[torch.Tensor]:
             yield torch.from_numpy(rows[start:start + BATCH])
 
 
-def _token_losses(model: Olmo3ForCausalLM, ids: torch.Tensor) -> torch.Tensor:
+def _token_losses(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
     """Cross-entropy in nats of each token but the first, given those before it: `[sequences, tokens - 1]`."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
