@@ -1,0 +1,125 @@
+"""How good our SAEs are beside others': same activations, same batches, same evaluation. Results: docs/recipes.md.
+
+    OMP_NUM_THREADS=1 python benchmarks/quality.py tiny qwen3 --peers peers/bin/python
+
+Folders are made as for recipes.py, the peers' environment as for train_step.py. Compared are the two forms of
+benchmarks/quality.yaml, trained by the package itself, and the TopK trainers of SAELens, dictionary_learning and sparsify
+(signum, its default, and Adam), each at its own settings and at the rates in `RATES`: the best of them counts. Everybody
+gets the rows of the default form's stream: same rows, order, batch, latents, k and tokens. Peers' weights are untied, as
+the default form's are. A result is a line of benchmarks/results/quality.jsonl and is not made again.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import subprocess
+import tempfile
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from study import Job, measure, read_results, run_all, stores, table
+
+from olmoscope.activations.filters import keep_of_store
+from olmoscope.activations.rounds import StoreRounds
+from olmoscope.activations.stream import Stream
+from olmoscope.recipe import Recipe
+from olmoscope.recipe_file import load_recipe
+from olmoscope.sae.topk import TopK
+from olmoscope.train.derived import batch_of
+from olmoscope.train.run import Run
+
+RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
+RECIPE = Path(__file__).parent / "quality.yaml"
+PEERS = ("saelens", "dictionary_learning", "sparsify", "sparsify_adam")
+RATES = (1e-3, 2e-3)
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    """Read the arguments and run the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", nargs="*", type=Path, help="output folders of `olmoscope collect`")
+    parser.add_argument("--forms", nargs="*", default=["reference", "default"])
+    parser.add_argument("--peers", type=Path, help="Python of the peers' environment")
+    parser.add_argument("--only", nargs="*", default=list(PEERS), choices=PEERS, help="peers")
+    parser.add_argument("--rates", nargs="*", type=float, default=list(RATES))
+    parser.add_argument("--layers", nargs="*", type=int, default=[1, 3, 5, 7])
+    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--d-sae", type=int, default=4096)
+    parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true", help="only print what there is")
+    arguments = parser.parse_args()
+    if not arguments.table:
+        settings = [{"setting": form} for form in arguments.forms]
+        if arguments.peers:
+            rates: list[float | None] = [None, *arguments.rates]
+            settings += [{"setting": f"{peer}, {'own rate' if lr is None else f'lr {lr:g}'}", "peer": peer, "lr": lr,
+                          "python": str(arguments.peers)} for peer, lr in product(arguments.only, rates)]
+        jobs = [setting | {"model": out.name, "layer": layer, "seed": seed, "d_sae": arguments.d_sae,
+                           "k": arguments.k, "out": str(out)}
+                for seed, setting, out, layer in product(arguments.seeds, settings, arguments.out, arguments.layers)]
+        run_all(jobs, run, arguments.results, arguments.processes)
+    print(table(read_results(arguments.results)))
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Train and measure one SAE."""
+    started = time.process_time()
+    sae, tokens = train_peer(job) if "peer" in job else train_form(job)
+    seconds = time.process_time() - started
+    held_out = stores(Path(job["out"]))[1]
+    return {"tokens": tokens, **measure(sae, held_out, job["layer"]), "seconds": round(seconds, 1)}
+
+
+def train_form(job: Job) -> tuple[TopK, int]:
+    """By the package itself, as `olmoscope train` does it."""
+    recipe = _recipe(job, job["setting"])
+    rounds = _rounds(job, recipe)
+    spec = recipe.saes[0]
+    with tempfile.TemporaryDirectory() as folder, \
+            contextlib.closing(Stream(rounds, batch_of(recipe), recipe.train.epochs)) as stream:
+        training = Run(recipe, spec, rounds, Path(folder), CPU)
+        for _ in range(training.steps):
+            training.train_on(stream.next_batch()[spec.layer], stream.state())
+        return training.step.sae, training.step.tokens
+
+
+def train_peer(job: Job) -> tuple[TopK, int]:
+    """By another trainer, on the rows of the default form's stream."""
+    recipe = _recipe(job, "default")
+    rounds = _rounds(job, recipe)
+    with contextlib.closing(Stream(rounds, batch_of(recipe))) as stream:
+        rows_ND = torch.cat([stream.next_batch()[job["layer"]].clone() for _ in range(stream.batches)])
+    settings = {name: job[name] for name in ("peer", "d_sae", "k", "lr", "seed")} | {"batch": batch_of(recipe)}
+    with tempfile.TemporaryDirectory() as folder:
+        rows, weights = Path(folder) / "rows.safetensors", Path(folder) / "weights.safetensors"
+        save_file({"rows": rows_ND}, rows)
+        script = Path(__file__).parent / "quality_peers.py"
+        subprocess.run([job["python"], script, rows, weights, json.dumps(settings)], check=True,
+                       stderr=subprocess.DEVNULL, env=os.environ | {"SPARSIFY_DISABLE_TRITON": "1"})
+        found = load_file(weights)
+    return TopK(found["W_enc"], found["W_dec"], found["b_latent"], found["b_pre"], job["k"], "none"), len(rows_ND)
+
+
+def _recipe(job: Job, form: str) -> Recipe:
+    """A form of the study's recipe with one SAE, that of the job."""
+    weights = "tied" if form == "reference" else "untied"
+    sae = {"layer": job["layer"], "d_sae": job["d_sae"], "k": job["k"], "weights": weights}
+    return load_recipe(str(RECIPE), form, [f"saes=[{json.dumps(sae)}]", f"seed={job['seed']}", "device=cpu"])
+
+
+def _rounds(job: Job, recipe: Recipe) -> StoreRounds:
+    training = stores(Path(job["out"]))[0]
+    return StoreRounds(training, [job["layer"]], recipe.train.order, recipe.seed,
+                       keep_of_store(recipe.train.filter, training))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""What the studies of SAE quality share: stores by name, one evaluation for everybody, results a line each.
+
+A results file has a JSON line for each SAE; what stands there is not done again. Lines are added whole by one process.
+"""
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+
+from olmoscope.activations.store import Store, open_store
+from olmoscope.evaluate.reconstruction import Reconstruction
+from olmoscope.sae.topk import TopK
+
+ROWS_AT_ONCE = 4096
+Job = dict[str, Any]
+"""What decides a result: setting, model, layer, seed, d_sae, k."""
+
+
+def stores(out: Path) -> tuple[Store, Store]:
+    """The training and the held-out store of an output folder of `olmoscope collect`."""
+    return open_store(out / "store" / "train"), open_store(out / "store" / "held_out")
+
+
+def measure(sae: TopK, held_out: Store, layer: int) -> dict[str, Any]:
+    """The figures of an SAE on all held-out rows; dead latents over all of them."""
+    measured = Reconstruction(sae)
+    for segment, rows in enumerate(held_out.segment_rows):
+        for start in range(0, rows, ROWS_AT_ONCE):
+            measured.add(held_out.read(layer, segment, slice(start, min(rows, start + ROWS_AT_ONCE))))
+    figures = measured.figures()
+    return {"nmse": figures["nmse"], "fvu": figures["fvu"], "dead": figures["dead"]["share"],
+            "window": figures["dead"]["window"], "l0": figures["l0"]["mean"]}
+
+
+def read_results(path: Path) -> list[dict[str, Any]]:
+    """All results so far."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def run_all(jobs: Iterable[Job], run: Callable[[Job], dict[str, Any]], path: Path, processes: int) -> None:
+    """Run what the results file lacks, each job in a process with one thread; results are added as they come."""
+    have = [{key: result[key] for key in ("setting", "model", "layer", "seed", "d_sae", "k")}
+            for result in read_results(path)]
+    missing = [job for job in jobs if {key: value for key, value in job.items() if key in have[0]} not in have] \
+        if have else list(jobs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _one_thread) as pool:
+        futures = {pool.submit(run, job): job for job in missing}
+        for done, future in enumerate(as_completed(futures), 1):
+            job = {key: value for key, value in futures[future].items() if key != "out"}
+            line = json.dumps(job | future.result())
+            with path.open("a") as file:
+                file.write(line + "\n")
+            print(f"{done}/{len(futures)} {line}", flush=True)
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """Means over seeds, by setting, model and layer; spread: (largest - smallest) / mean of the NMSE over seeds."""
+    lines = ["| setting | model | layer | d_sae | k | seeds | NMSE | spread | FVU | dead | L0 |",
+             "|---|---|---|---|---|---|---|---|---|---|---|"]
+    groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for result in results:
+        key = tuple(result[name] for name in ("setting", "model", "layer", "d_sae", "k"))
+        groups.setdefault(key, []).append(result)
+    for (setting, model, layer, d_sae, k), group in groups.items():
+        nmse = [result["nmse"] for result in group]
+        fvu, dead, l0 = (mean(result[name] for result in group) for name in ("fvu", "dead", "l0"))
+        spread = f"{(max(nmse) - min(nmse)) / mean(nmse):.1%}" if len(nmse) > 1 else ""
+        lines.append(f"| {setting} | {model} | {layer} | {d_sae} | {k} | {len(group)} | {mean(nmse):.4f} | {spread} | "
+                     f"{fvu:.4f} | {dead:.2%} | {l0:.2f} |")
+    return "\n".join(lines)
+
+
+def _one_thread() -> None:
+    torch.set_num_threads(1)
