@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from olmoscope.kernels.interface import SortedPairs
-from olmoscope.recipe import Auxiliary
 from olmoscope.sae.topk import TopK
 from olmoscope.train.adam import Adam, update_bias
+from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.gradients import Gradients, sorted_together
 from olmoscope.train.step import Step
 
@@ -60,7 +60,7 @@ class LeverStep(Step):
     """An SAE in training under `Levers`."""
 
     def __init__(self, sae: TopK, levers: Levers, steps: int, seed: int) -> None:
-        auxiliary = Auxiliary(weight=levers.aux, k=levers.k_aux, dead_window=levers.aux_window)
+        auxiliary = SettledAuxiliary(weight=levers.aux, k=levers.k_aux, dead_window=levers.aux_window)
         super().__init__(sae, Adam(levers.betas, 1e-8, levers.adam),  # type: ignore[arg-type]
                          auxiliary if levers.k_aux else None)
         self.levers, self.steps = levers, steps

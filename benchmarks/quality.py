@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 python benchmarks/quality.py tiny qwen3 --peers peers/bin/python
 
-Folders are made as for recipes.py, the peers' environment as for train_step.py. Compared are the two forms of
-benchmarks/quality.yaml, trained by the package itself, and the TopK trainers of SAELens, dictionary_learning and sparsify
-(signum, its default, and Adam), each at its own settings and at the rates in `RATES`: the best of them counts. Everybody
-gets the rows of the default form's stream: same rows, order, batch, latents, k and tokens. Peers' weights are untied, as
-the default form's are. A result is a line of benchmarks/results/quality.jsonl and is not made again.
+Folders are made as for recipes.py, the peers' environment as for train_step.py. Compared are the forms of
+benchmarks/quality.yaml, trained by the package itself, and the TopK trainers of SAELens, dictionary_learning and
+sparsify (signum, its default, and Adam), each at its own settings and at the rates in `RATES`: the best of them counts.
+Everybody gets the rows of the default form's stream: same rows, order, batch, latents, k and tokens. Peers' weights are
+untied, as the default form's are. A result is a line of benchmarks/results/quality.jsonl and is not made again.
 """
 
 import argparse
@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from study import Job, measure, read_results, run_all, stores, table
 
 from olmoscope.activations.filters import keep_of_store
 from olmoscope.activations.rounds import StoreRounds
@@ -32,6 +31,7 @@ from olmoscope.recipe_file import load_recipe
 from olmoscope.sae.topk import TopK
 from olmoscope.train.derived import batch_of
 from olmoscope.train.run import Run
+from study import Job, measure, read_results, run_all, stores, table
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
 RECIPE = Path(__file__).parent / "quality.yaml"

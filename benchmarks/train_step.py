@@ -27,9 +27,10 @@ import torch
 
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.provenance import provenance
-from olmoscope.recipe import Auxiliary, Candidates
+from olmoscope.recipe import Candidates
 from olmoscope.sae.topk import TopK, initialize
 from olmoscope.train.adam import Adam
+from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.step import Step
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -132,7 +133,8 @@ def contestants(shape: Shape, clock: Callable[[], float]) -> dict[str, Steps]:
     steps = {name: Step(fresh(), adam) for name, adam in ADAMS.items()}
     steps["step, candidates"] = Step(fresh(), ADAMS["step"], candidates=Candidates())
     steps["step, untied"] = Step(fresh(tied=False), ADAMS["step"])
-    steps["step, auxiliary"] = with_dead_latents(Step(fresh(), ADAMS["step"], Auxiliary(k=shape.k)))
+    auxiliary = SettledAuxiliary(k=shape.k, dead_window=1)
+    steps["step, auxiliary"] = with_dead_latents(Step(fresh(), ADAMS["step"], auxiliary))
     for name, step in steps.items():
         found[name] = lambda number, step=step: step(rows[number % len(rows)], 1e-4)
     return {name: timed(call, device, clock) for name, call in found.items()}

@@ -19,10 +19,11 @@ RELEASE = [
 ]
 
 
-@pytest.mark.parametrize("form", ["default", "reference"])
-def test_the_seven_saes(form):
+@pytest.mark.parametrize(("form", "weights"), [("default", "untied"), ("reference", "tied")])
+def test_the_seven_saes(form, weights):
     saes = load_recipe("olmo3-7b-think", form).saes
-    assert [(s.id, s.layer, s.d_sae, s.k, s.normalize, s.canonical) for s in saes] == RELEASE
+    assert [(s.id.removesuffix("_untied"), s.layer, s.d_sae, s.k, s.normalize, s.canonical) for s in saes] == RELEASE
+    assert {sae.weights for sae in saes} == {weights}
 
 
 def test_the_reference_form_is_the_reference_recipe():
@@ -30,6 +31,7 @@ def test_the_reference_form_is_the_reference_recipe():
     train = reference.train
     assert (train.batch, train.lr, train.decay, train.betas, train.order, train.epochs) == (
         256, 3e-4, 0, (0.9, 0.999), "reading", 1)
+    assert train.auxiliary is None and train.adam == "exact" and train.moments == "float32"
     assert reference.text.mixture == "shards"
     assert reference.tokens.chunk_lengths == [(512, 2048), (3500, 5000), (7000, 8192)]
     assert (reference.tokens.count, reference.tokens.documents) == (20_000_000, "share")
@@ -64,7 +66,7 @@ def test_overrides():
     ("saes.0.k=0", "saes.0.k: .*greater than or equal to 1"),
     ("saes.0.layer=2", r"saes.0.layer: layer 2 is not collected \(activations.layers: \[1, 3, 5, 7\]\)"),
     ("saes.9.k=1", "there is no key saes.9.k"),
-    ("train.batch.x=1", "there is no key train.batch.x"),
+    ("train.dead_window.x=1", "there is no key train.dead_window.x"),
     ("train.batch", "is not of the form key.path=value"),
     ("activations.layers=[3, 1]", "layers must ascend"),
     ("model.num_layers=7", r"layer 7 is out of range, the model has layers 0 to 6"),

@@ -22,6 +22,7 @@ from olmoscope.seeds import generator
 from olmoscope.tokens.batches import plan_batches
 from olmoscope.tokens.chunks import Chunker
 from olmoscope.train.adam import Adam
+from olmoscope.train.derived import batch_of, settled
 from olmoscope.train.step import Step
 
 BATCHES = 8
@@ -78,7 +79,7 @@ def _time_collection(recipe: Recipe, device: torch.device, layer: int) -> tuple[
             parts.append(rows_RD)
             if timed and seconds > SECONDS:
                 break
-    return tokens / seconds, timed, torch.cat(parts)[: recipe.train.batch]
+    return tokens / seconds, timed, torch.cat(parts)[: batch_of(recipe)]
 
 
 def _forward(recipe: Recipe, model: LoadedModel, lengths: np.ndarray, layer: int) -> Tensor:
@@ -105,7 +106,7 @@ def _sequence_lengths(recipe: Recipe) -> np.ndarray:
 
 def _time_training(recipe: Recipe, sae: SAE, rows_RD: Tensor, device: torch.device) -> tuple[float, int]:
     """Seconds a step, and steps timed."""
-    train = recipe.train
+    train = settled(recipe, sae)
     x_BD = rows_RD.repeat(-(-train.batch // len(rows_RD)), 1)[: train.batch].to(device)
     mean_D = normalize_rows(x_BD.float(), sae.normalize)[0].mean(dim=0)
     step = Step(initialize(x_BD.shape[1], sae.d_sae, sae.k, sae.normalize, mean_D, recipe.seed,

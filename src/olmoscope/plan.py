@@ -30,6 +30,7 @@ from olmoscope.model.config import check_config, config_at_hand
 from olmoscope.model.cost import ModelCost, model_cost
 from olmoscope.recipe import SAE, Recipe
 from olmoscope.train.activation_rules import CAP
+from olmoscope.train.derived import settled
 from olmoscope.units import format_bytes
 
 PARAMETER_BYTES = {"bfloat16": 2, "float32": 4}
@@ -183,10 +184,11 @@ def _shares(recipe: Recipe) -> dict[str, float] | None:
 
 
 def _plan_sae(recipe: Recipe, sae: SAE, d_model: int, gpu: bool) -> SAEPlan:
-    tokens, batch = recipe.tokens.count * recipe.train.epochs, recipe.train.batch
+    train = settled(recipe, sae)
+    tokens, batch = recipe.tokens.count * train.epochs, train.batch
     parameters = sae.parameters(d_model)
-    steps = -(-recipe.tokens.count // batch) * recipe.train.epochs
-    moments = 2 * (2 if recipe.train.moments == "bfloat16" else 4)
+    steps = -(-recipe.tokens.count // batch) * train.epochs
+    moments = 2 * (2 if train.moments == "bfloat16" else 4)
     biases = sae.d_sae * (2 if sae.activation == "jumprelu" else 1) + d_model
     state = (4 + moments) * (parameters - biases) + 12 * biases
     chunks = 4 * (max(PRE_ACTIVATIONS_AT_ONCE, sae.d_sae) + 2 * max(GRADIENT_AT_ONCE, d_model))
@@ -194,10 +196,10 @@ def _plan_sae(recipe: Recipe, sae: SAE, d_model: int, gpu: bool) -> SAEPlan:
     device = state + 8 * sae.d_sae + 6 * 4 * batch * d_model + 40 * batch * places + chunks
     if sae.matryoshka:  # u and e once more for each prefix, and another e while it is decoded
         device += (3 * len(sae.matryoshka) + 2) * 4 * batch * d_model + 40 * batch * places * len(sae.matryoshka)
-    if recipe.train.candidates:
+    if train.candidates:
         device += sae.d_sae * d_model
-    if auxiliary := recipe.train.auxiliary:
-        device += 6 * 4 * batch * d_model + 40 * batch * auxiliary.active(d_model, sae.k) + 4 * sae.d_sae * d_model
+    if train.auxiliary:
+        device += 6 * 4 * batch * d_model + 40 * batch * train.auxiliary.k + 4 * sae.d_sae * d_model
     rounds = min(ROUND_ROWS, recipe.tokens.count) * recipe.activations.row_bytes(d_model) * ROUNDS_HELD
     ram = PROCESS_BYTES + rounds
     memory = Memory(ram + state, device) if gpu else Memory(ram + device, 0)

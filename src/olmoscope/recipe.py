@@ -253,14 +253,11 @@ class Auxiliary(_Frozen):
     weight: Annotated[float, Field(gt=0)] = 1 / 32
     """Of the loss, the NMSE left if the dead latents added their part, beside the main loss."""
     k: Count | None = None
-    """Dead latents active in a row; null: half of d_model, at most four times the SAE's k. The loss costs as much as
-    the step's sparse part would with this k."""
-    dead_window: Count = 500_000
-    """A latent takes part while it has not fired in this many tokens."""
-
-    def active(self, d_model: int, k: int) -> int:
-        """Dead latents active in a row of an SAE of these sizes, if so many are dead."""
-        return self.k or max(1, min(d_model // 2, 4 * k))
+    """Dead latents active in a row; null: the SAE's k. The loss costs as much as the step's sparse part would with
+    this k."""
+    dead_window: Count | None = None
+    """A latent takes part while it has not fired in this many tokens; null: found from width and k
+    (train/derived.py)."""
 
 
 MOST_MARGIN = 448
@@ -276,11 +273,11 @@ class Candidates(_Frozen):
 
 
 class Train(_Frozen):
-    """How every SAE of the recipe is trained."""
+    """How every SAE of the recipe is trained. What is null is found from width, k and tokens (train/derived.py)."""
 
-    batch: Count = 4096
-    lr: Annotated[float, Field(gt=0)] = 1e-3
-    decay: Share = 0.2
+    batch: Count | None = None
+    lr: Annotated[float, Field(gt=0)] | None = None
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Share of the steps, the last ones, over which the rate falls linearly to 0; 0 keeps it constant."""
     betas: tuple[Share, Share] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
@@ -301,7 +298,7 @@ class Train(_Frozen):
     candidates: Candidates | None = None
     """Find the top k from a product in 8 bits, faster and nearly always the same; null: the exact product. On a CPU
     it pays where there is AVX-512 VNNI."""
-    auxiliary: Auxiliary | None = None
+    auxiliary: Auxiliary | None = Auxiliary()
     """Keeps latents from staying dead; null: no such loss."""
     dead_window: Count = 500_000
     """A latent is counted as dead if it did not fire in this many tokens."""

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel_backends import BACKENDS, SLOW, backend
-from olmoscope.recipe import Auxiliary
 from olmoscope.sae.rows import normalize_rows, restore_rows
 from olmoscope.sae.topk import TopK, initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.auxiliary import REFRESH_STEPS
+from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.step import Step
 
 ADAM = Adam((0.9, 0.999), 1e-8)
@@ -61,7 +61,7 @@ def test_gradients_equal_autograd(kernels, d_model, d_sae, rows, seed, normalize
     expected = list(torch.autograd.grad(main + weight * auxiliary, parameters))
     expected[-3] -= (expected[-3] * sae.W_dec_FD).sum(1, keepdim=True) * sae.W_dec_FD
 
-    step = Step(sae, Adam((0.0, 0.999), 1e-8), Auxiliary(weight=weight, k=k_aux, dead_window=100), kernels)
+    step = Step(sae, Adam((0.0, 0.999), 1e-8), SettledAuxiliary(weight=weight, k=k_aux, dead_window=100), kernels)
     step.tokens = 100
     step.last_fired_F += 1
     step.last_fired_F[dead_M] = 0
@@ -77,7 +77,7 @@ def test_gradients_equal_autograd(kernels, d_model, d_sae, rows, seed, normalize
 
 def test_without_dead_latents_it_is_the_plain_step(kernels):
     plain, other = (Step(double(initialize(12, 40, 4, "none", torch.zeros(12), 0)), ADAM, auxiliary, kernels)
-                    for auxiliary in (None, Auxiliary(dead_window=10_000)))
+                    for auxiliary in (None, SettledAuxiliary(dead_window=10_000, k=6)))
     for seed in range(3):
         for step in (plain, other):
             step(randn(seed, 20, 12), lr=1e-2)
@@ -88,7 +88,7 @@ def test_without_dead_latents_it_is_the_plain_step(kernels):
 def test_rows_with_nothing_left_or_no_spread_teach_nothing(kernels):
     """A constant row of a layer-norm SAE, and one that is reconstructed but for rounding: finite, and no gradient."""
     sae = initialize(6, 30, 2, "layer_norm", torch.zeros(6), 0)
-    step = Step(sae, Adam((0.0, 0.999), 1e-8), Auxiliary(weight=1.0, dead_window=1), kernels)
+    step = Step(sae, Adam((0.0, 0.999), 1e-8), SettledAuxiliary(weight=1.0, dead_window=1, k=3), kernels)
     step.tokens, alive = 10, 30
     step.last_fired_F[:alive // 2] = 10
     step(torch.ones(4, 6) * torch.tensor([[0.5], [2.0], [4.0], [-1.0]]), lr=1e-3)
@@ -97,7 +97,8 @@ def test_rows_with_nothing_left_or_no_spread_teach_nothing(kernels):
 
 
 def test_only_the_main_code_counts_as_firing(kernels):
-    step = Step(double(initialize(8, 16, 2, "none", torch.zeros(8), 0)), ADAM, Auxiliary(dead_window=20, k=4), kernels)
+    sae = double(initialize(8, 16, 2, "none", torch.zeros(8), 0))
+    step = Step(sae, ADAM, SettledAuxiliary(dead_window=20, k=4), kernels)
     step.sae.b_latent_F[3] = -1000
     step.sae.W_dec_FD[3] = torch.nn.functional.normalize(torch.ones(8), dim=0)
     for seed in range(2 * REFRESH_STEPS):
@@ -111,7 +112,7 @@ def test_it_revives_latents(kernels):
     """Rows made of 60 directions, and a dictionary most of which looks the wrong way at first."""
     directions = torch.nn.functional.normalize(torch.randn(60, 32, generator=torch.Generator().manual_seed(0)))
     dead = []
-    for auxiliary in (None, Auxiliary(dead_window=1000, k=8)):
+    for auxiliary in (None, SettledAuxiliary(dead_window=1000, k=8)):
         step = Step(initialize(32, 256, 3, "none", torch.zeros(32), 0), ADAM, auxiliary, kernels)
         step.sae.b_latent_F[:200] = -1
         draw = torch.Generator().manual_seed(1)

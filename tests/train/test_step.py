@@ -9,11 +9,11 @@ from torch import Tensor
 from kernel_backends import BACKENDS, SLOW, backend
 from olmoscope.kernels import reference
 from olmoscope.kernels.interface import Kernels
-from olmoscope.recipe import Auxiliary
 from olmoscope.sae.rows import normalize_rows, restore_rows
 from olmoscope.sae.topk import TopK, initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import load_checkpoint, load_sae, save_checkpoint
+from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.step import Step
 
 
@@ -179,8 +179,8 @@ def test_cheaper_adams_learn_as_well(kernels, rows, moments, tied):
 
 
 @pytest.mark.parametrize("adam", [Adam((0.9, 0.999), 1e-8), Adam((0.9, 0.999), 1e-8, "touched", "bfloat16")])
-@pytest.mark.parametrize(("auxiliary", "tied"), [(None, True), (Auxiliary(dead_window=60, k=5), True),
-                                                 (Auxiliary(dead_window=60, k=5), False)])
+@pytest.mark.parametrize(("auxiliary", "tied"), [(None, True), (SettledAuxiliary(dead_window=60, k=5), True),
+                                                 (SettledAuxiliary(dead_window=60, k=5), False)])
 def test_a_checkpoint_goes_on_bit_for_bit(adam, auxiliary, tied, tmp_path):
     def batches(numbers):
         return [torch.randn(30, 16, generator=torch.Generator().manual_seed(number)) for number in numbers]

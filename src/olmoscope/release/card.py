@@ -12,6 +12,7 @@ import yaml
 from olmoscope.release.export import dataset_repo
 from olmoscope.release.finished_run import FinishedRun
 from olmoscope.release.saelens_format import hook_names
+from olmoscope.train.derived import Settled, settled
 
 CARD = "README.md"
 
@@ -206,6 +207,8 @@ latter.{concerned} The hook above is right for all layers."""
 def _how_made(runs: Sequence[FinishedRun]) -> str:
     recipe, store = runs[0].recipe, runs[0].done.store
     train, tokens = recipe.train, recipe.tokens
+    trains = [settled(run.recipe, run.sae) for run in runs]
+    lr = " or ".join(f"{rate:g}" for rate in sorted({each.lr for each in trains}))
     total = sum(source.tokens for source in store.sources.values())
     rows = ["| source | documents | tokens | share of tokens |", "|---|--:|--:|--:|"]
     for name, source in store.sources.items():
@@ -226,11 +229,21 @@ def _how_made(runs: Sequence[FinishedRun]) -> str:
   tokens; {documents[tokens.documents]}.
 - Activations: outputs of the decoder layers, computed in {recipe.model.dtype}, kept as
   {recipe.activations.dtype}.
-- Training: NMSE as the loss, no auxiliary loss; Adam (betas {train.betas[0]}, {train.betas[1]}), learning rate
-  {train.lr:g}, {rate}; batches of {train.batch} rows, {order[train.order]}; {_count(train.epochs, "epoch")},
+- Training: NMSE as the loss, {_auxiliary(trains)}; Adam (betas {train.betas[0]}, {train.betas[1]}), learning rate
+  {lr}, {rate}; batches of {trains[0].batch} rows, {order[train.order]}; {_count(train.epochs, "epoch")},
   {steps} steps; the rows of `W` kept at unit norm.
 - Recipe {code(recipe.name)}, form {code(recipe.form)}, seed {recipe.seed}: whole in `manifest.json`. The log of
   each run is in its folder."""
+
+
+def _auxiliary(trains: Sequence[Settled]) -> str:
+    """Those of one release have it all or none."""
+    settings = [train.auxiliary for train in trains if train.auxiliary]
+    if not settings:
+        return "no auxiliary loss"
+    windows = _numbers({each.dead_window for each in settings})
+    return (f"an auxiliary loss (weight {settings[0].weight:g}) on latents that did not fire in {windows} tokens, of "
+            f"which {_numbers({each.k for each in settings})} take part in a row")
 
 
 def _limits(runs: Sequence[FinishedRun]) -> str:

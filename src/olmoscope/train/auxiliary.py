@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from olmoscope.kernels.interface import Kernels
-from olmoscope.recipe import Auxiliary
 from olmoscope.sae.rows import EPS, RowStatistics
 from olmoscope.sae.topk import TopK
+from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.gradients import Gradients
 
 REFRESH_STEPS = 8
@@ -31,7 +31,7 @@ ROUNDING = 1e-12
 class AuxiliaryLoss:
     """The loss and its state, the list of dead latents."""
 
-    def __init__(self, settings: Auxiliary, sae: TopK, kernels: Kernels) -> None:
+    def __init__(self, settings: SettledAuxiliary, sae: TopK, kernels: Kernels) -> None:
         self.settings, self.sae, self.kernels = settings, sae, kernels
         device = sae.W_dec_FD.device
         self.dead_F = torch.zeros(sae.d_sae, dtype=torch.bool, device=device)
@@ -60,7 +60,7 @@ class AuxiliaryLoss:
         if not len(self.dead_M):
             return None
         sae, kernels = self.sae, self.kernels
-        k = min(self.settings.active(sae.d_model, sae.k), len(self.dead_M))
+        k = min(self.settings.k, len(self.dead_M))
         values_BA, places_BA = kernels.encode_topk(u_BD, sae.W_enc_FD[self.dead_M], sae.b_latent_F[self.dead_M], k)
         indices_BA = self.dead_M[places_BA]
         r_BD, learn_B1 = self._residual(x_BD, statistics, e_BD, loss_B)

@@ -23,6 +23,7 @@ from olmoscope.files import clean_temporary, locked
 from olmoscope.model.load import pick_device
 from olmoscope.progress import bar, console
 from olmoscope.recipe import SAE, Recipe
+from olmoscope.train.derived import batch_of
 from olmoscope.train.interrupt import deferred_interrupts
 from olmoscope.train.run import Run, refuse_other_run, refuse_other_store, run_folder
 from olmoscope.train.trackers import TrackerName, open_tracker
@@ -97,17 +98,16 @@ def _train(recipe: Recipe, saes: list[SAE], open_rounds: Callable[[list[int]], R
 
 def _train_group(runs: list[Run], recipe: Recipe, rounds: Rounds, device: torch.device) -> None:
     """Train all of a group to the end; one whose loss is not finite drops out and is named when the others are done."""
-    settings = recipe.train
     steps = runs[0].steps
     behind = min(runs, key=lambda run: run.step.count)
     done = behind.step.count
     failures: list[UserError] = []
     console.print(f"training {', '.join(run.spec.id for run in runs)}", highlight=False)
     lines: dict[Run, dict[str, Any]] = {}
-    stream = Stream(rounds, settings.batch, settings.epochs)
+    stream = Stream(rounds, batch_of(recipe), recipe.train.epochs)
     stream.restore(behind.position)
     with contextlib.closing(stream), deferred_interrupts() as interrupted, \
-            bar("training", stream.rows * settings.epochs, "tokens", done=behind.step.tokens) as advance:
+            bar("training", stream.rows * recipe.train.epochs, "tokens", done=behind.step.tokens) as advance:
         batches = deal(stream, device, steps - done)
         while done < steps and runs:
             try:

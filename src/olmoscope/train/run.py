@@ -22,16 +22,17 @@ from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json, write_text
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
-from olmoscope.recipe import SAE, Recipe, Train
+from olmoscope.recipe import SAE, Recipe
 from olmoscope.recipe_file import load_recipe
 from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
+from olmoscope.train.derived import Settled, settled
 from olmoscope.train.step import Step
 from olmoscope.train.trackers import Tracker
 
 
-def learning_rate(train: Train, step: int, steps: int) -> float:
+def learning_rate(train: Settled, step: int, steps: int) -> float:
     """The rate of a step (counted from 0): constant, then linear to 0 over the last `decay` of all steps."""
     if train.decay == 0:
         return train.lr
@@ -65,8 +66,9 @@ class Run:
         Raises:
             UserError: a checkpoint is damaged, or was made on other activations.
         """
-        self.recipe, self.spec, self.settings, self.rounds, self.folder = recipe, spec, recipe.train, rounds, folder
-        self.steps = -(-rounds.kept.rows // recipe.train.batch) * recipe.train.epochs
+        self.recipe, self.spec, self.rounds, self.folder = recipe, spec, rounds, folder
+        self.settings = settled(recipe, spec)
+        self.steps = -(-rounds.kept.rows // self.settings.batch) * recipe.train.epochs
         self.counts = _Counts()
         """Up to the last line of metrics.jsonl."""
         self.position = START
@@ -89,7 +91,8 @@ class Run:
             tracker.catch_up(folder / "metrics.jsonl")
         self._started, self._tokens_before = time.monotonic(), self.step.tokens
         self.log(f"resumed after step {self.step.count} of {self.steps}" if found else
-                 f"training {spec.id}: {self.steps} steps on {device}; {rounds.kept}")
+                 f"training {spec.id}: {self.steps} steps of {self.settings.batch} rows, rate {self.settings.lr:g}, on "
+                 f"{device}; {rounds.kept}")
 
     def train_on(self, x_BD: Tensor, position: dict[str, int]) -> dict[str, Any] | None:
         """One step, with what is due after it: a line of metrics, a checkpoint.
@@ -135,6 +138,7 @@ class Run:
         write_json(self.folder / "done.json", {
             "sae": self.spec.id,
             "run_hash": self.recipe.run_hash(self.spec),
+            "train": self.settings.model_dump(mode="json", include={"batch", "lr", "auxiliary"}),
             "checkpoint": str(checkpoint_path(self.folder, self.step.count).relative_to(self.folder)),
             "steps": self.step.count,
             "tokens": counts.tokens,

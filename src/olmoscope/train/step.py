@@ -22,13 +22,14 @@ from torch import Tensor
 
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.interface import AdamStep, Kernels, Residual, SortedPairs
-from olmoscope.recipe import Activation, Auxiliary, Candidates
+from olmoscope.recipe import Activation, Candidates
 from olmoscope.sae.rows import RowStatistics
 from olmoscope.sae.topk import TopK
 from olmoscope.train.activation_rules import RULES
 from olmoscope.train.adam import Adam, update_bias
 from olmoscope.train.auxiliary import REFRESH_STEPS, AuxiliaryLoss
 from olmoscope.train.candidates import CandidateSearch
+from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.gradients import Gradients, sorted_together
 from olmoscope.train.nested import NestedLoss
 
@@ -57,7 +58,7 @@ class Step:
         matryoshka: shares of the latents that are SAEs of their own (nested.py).
     """
 
-    def __init__(self, sae: TopK, adam: Adam, auxiliary: Auxiliary | None = None, kernels: Kernels | None = None,
+    def __init__(self, sae: TopK, adam: Adam, auxiliary: SettledAuxiliary | None = None, kernels: Kernels | None = None,
                  candidates: Candidates | None = None, activation: Activation = "topk",
                  matryoshka: Sequence[float] = ()) -> None:
         self.sae = sae

@@ -1,0 +1,57 @@
+"""The settings that a recipe leaves open, found from the SAE's width and k and the number of tokens.
+
+What stands in a recipe counts; what is null there is found here, by rules that docs/recipes.md gives the evidence for:
+
+- `batch`: the power of two nearest to tokens / 4000, from 256 to 4096: a few thousand steps, whatever the number of
+  tokens, and no larger than it takes to fill a GPU. It is the same for all SAEs of a recipe, which share a stream.
+- `lr`: 2e-3 for 4096 latents, falling with the square root of their number.
+- `auxiliary.k`: the SAE's own k.
+- `auxiliary.dead_window`: the tokens in which a latent would fire 160 times, if all fired equally often.
+"""
+
+import math
+from typing import Annotated
+
+from pydantic import Field
+
+from olmoscope.recipe import SAE, Auxiliary, Count, Recipe, Train
+
+STEPS = 4000
+SMALLEST_BATCH, LARGEST_BATCH = 256, 4096
+RATE, RATE_WIDTH = 2e-3, 4096
+FIRINGS = 160
+
+
+class SettledAuxiliary(Auxiliary):
+    """`Auxiliary` with nothing left open."""
+
+    k: Count
+    dead_window: Count
+
+
+class Settled(Train):
+    """`Train` with nothing left open."""
+
+    batch: Count
+    lr: Annotated[float, Field(gt=0)]
+    auxiliary: SettledAuxiliary | None
+
+
+def batch_of(recipe: Recipe) -> int:
+    """Rows of a batch, for all SAEs of a recipe."""
+    if recipe.train.batch is not None:
+        return recipe.train.batch
+    power = round(math.log2(recipe.tokens.count * recipe.train.epochs / STEPS))
+    return min(LARGEST_BATCH, max(SMALLEST_BATCH, 1 << max(0, power)))
+
+
+def settled(recipe: Recipe, sae: SAE) -> Settled:
+    """How an SAE of a recipe is trained."""
+    train, auxiliary = recipe.train, recipe.train.auxiliary
+    lr = RATE * math.sqrt(RATE_WIDTH / sae.d_sae) if train.lr is None else train.lr
+    if auxiliary is not None:
+        window = max(1, FIRINGS * sae.d_sae // sae.k)
+        auxiliary = SettledAuxiliary(weight=auxiliary.weight, k=auxiliary.k or sae.k,
+                                     dead_window=auxiliary.dead_window or window)
+    given = {name: getattr(train, name) for name in Train.model_fields}
+    return Settled(**given | {"batch": batch_of(recipe), "lr": lr, "auxiliary": auxiliary})

@@ -1,0 +1,33 @@
+"""Settings that a recipe leaves open."""
+
+import pytest
+
+from helpers import recipe
+from olmoscope.recipe_file import load_recipe
+from olmoscope.train.derived import batch_of, settled
+
+
+@pytest.mark.parametrize(("tokens", "batch"), [(3000, 256), (1_000_000, 256), (2_000_000, 512), (20_000_000, 4096),
+                                               (10**9, 4096)])
+def test_batch_grows_with_the_tokens(tmp_path, tokens, batch):
+    open_one = recipe(tmp_path, tokens__count=tokens, train__batch=None)
+    assert batch_of(open_one) == batch == settled(open_one, open_one.saes[0]).batch
+
+
+def test_rate_and_window_follow_width_and_k():
+    full, tiny = load_recipe("olmo3-7b-think"), load_recipe("tiny")
+    narrow, wide = settled(tiny, tiny.saes[0]), settled(full, full.saes[0])
+    assert (narrow.lr, narrow.auxiliary.k, narrow.auxiliary.dead_window) == (2e-3, 32, 20480)
+    assert wide.lr == pytest.approx(2e-3 / 32**0.5)
+    assert (wide.batch, wide.auxiliary.k, wide.auxiliary.dead_window) == (4096, 64, 327680)
+
+
+def test_what_a_recipe_says_stays(tmp_path):
+    said = recipe(tmp_path, train__batch=100, train__lr=0.5, train__auxiliary={"k": 3, "dead_window": 7, "weight": 2.0})
+    found = settled(said, said.saes[0])
+    assert (found.batch, found.lr, found.auxiliary.k, found.auxiliary.dead_window, found.auxiliary.weight) == (
+        100, 0.5, 3, 7, 2.0)
+    reference = load_recipe("olmo3-7b-think", "reference")
+    found = settled(reference, reference.saes[0])
+    assert (found.batch, found.lr, found.auxiliary) == (256, 3e-4, None)
+    assert found.model_dump() == reference.train.model_dump()
