@@ -60,9 +60,10 @@ class LeverStep(Step):
     """An SAE in training under `Levers`."""
 
     def __init__(self, sae: TopK, levers: Levers, steps: int, seed: int) -> None:
-        auxiliary = SettledAuxiliary(weight=levers.aux, k=levers.k_aux, dead_window=levers.aux_window)
-        super().__init__(sae, Adam(levers.betas, 1e-8, levers.adam),  # type: ignore[arg-type]
-                         auxiliary if levers.k_aux else None)
+        auxiliary = None
+        if levers.k_aux:
+            auxiliary = SettledAuxiliary(weight=levers.aux, k=levers.k_aux, dead_window=levers.aux_window)
+        super().__init__(sae, Adam(levers.betas, 1e-8, levers.adam), auxiliary)  # type: ignore[arg-type]
         self.levers, self.steps = levers, steps
         self.rng = torch.Generator().manual_seed(seed + 1)
         self.last_used_F = torch.zeros_like(self.last_fired_F)

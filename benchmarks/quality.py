@@ -110,7 +110,7 @@ def train_peer(job: Job) -> tuple[TopK, int]:
 
 def _recipe(job: Job, form: str) -> Recipe:
     """A form of the study's recipe with one SAE, that of the job."""
-    weights = "tied" if form == "reference" else "untied"
+    weights = "untied" if form == "default" else "tied"
     sae = {"layer": job["layer"], "d_sae": job["d_sae"], "k": job["k"], "weights": weights}
     return load_recipe(str(RECIPE), form, [f"saes=[{json.dumps(sae)}]", f"seed={job['seed']}", "device=cpu"])
 

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from olmoscope.activations.store import Store, open_store
-from olmoscope.evaluate.reconstruction import Reconstruction
 from olmoscope.sae.topk import TopK
 
 ROWS_AT_ONCE = 4096
@@ -27,15 +26,27 @@ def stores(out: Path) -> tuple[Store, Store]:
     return open_store(out / "store" / "train"), open_store(out / "store" / "held_out")
 
 
+@torch.no_grad()
 def measure(sae: TopK, held_out: Store, layer: int) -> dict[str, Any]:
-    """The figures of an SAE on all held-out rows; dead latents over all of them."""
-    measured = Reconstruction(sae)
-    for segment, rows in enumerate(held_out.segment_rows):
-        for start in range(0, rows, ROWS_AT_ONCE):
-            measured.add(held_out.read(layer, segment, slice(start, min(rows, start + ROWS_AT_ONCE))))
-    figures = measured.figures()
-    return {"nmse": figures["nmse"], "fvu": figures["fvu"], "dead": figures["dead"]["share"],
-            "window": figures["dead"]["window"], "l0": figures["l0"]["mean"]}
+    """The figures of docs/metrics.md on all held-out rows; dead latents over all of them."""
+    rows = active = 0
+    error2 = x2 = nmse = 0.0
+    x_sum_D = torch.zeros(sae.d_model, dtype=torch.float64)
+    fired_F = torch.zeros(sae.d_sae, dtype=torch.bool)
+    for segment, count in enumerate(held_out.segment_rows):
+        for start in range(0, count, ROWS_AT_ONCE):
+            x_BD = held_out.read(layer, segment, slice(start, min(count, start + ROWS_AT_ONCE))).float()
+            xhat_BD, codes = sae.reconstruct(x_BD)
+            x2_B = x_BD.square().sum(1, dtype=torch.float64)
+            error2_B = (x_BD - xhat_BD).square().sum(1, dtype=torch.float64)
+            rows += len(x_BD)
+            x2, error2, nmse = x2 + float(x2_B.sum()), error2 + float(error2_B.sum()), nmse + float(
+                (error2_B / x2_B).sum())
+            x_sum_D += x_BD.sum(0, dtype=torch.float64)
+            active += int((codes.values_BK > 0).sum())
+            fired_F[codes.indices_BK[codes.values_BK > 0]] = True
+    return {"nmse": nmse / rows, "fvu": error2 / (x2 - float(x_sum_D.square().sum()) / rows),
+            "dead": float((~fired_F).double().mean()), "window": rows, "l0": active / rows}
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
@@ -54,6 +65,9 @@ def run_all(jobs: Iterable[Job], run: Callable[[Job], dict[str, Any]], path: Pat
         futures = {pool.submit(run, job): job for job in missing}
         for done, future in enumerate(as_completed(futures), 1):
             job = {key: value for key, value in futures[future].items() if key != "out"}
+            if future.exception():
+                print(f"{done}/{len(futures)} failed: {job}: {future.exception()!r}", flush=True)
+                continue
             line = json.dumps(job | future.result())
             with path.open("a") as file:
                 file.write(line + "\n")
