@@ -29,6 +29,7 @@ class Levers:
     warmup: float = 0.0
     """Share of the steps over which it rises, at the start."""
     betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
     adam: str = "exact"
     normalize: str = "none"
     weights: str = "tied"
@@ -63,7 +64,7 @@ class LeverStep(Step):
         auxiliary = None
         if levers.k_aux:
             auxiliary = SettledAuxiliary(weight=levers.aux, k=levers.k_aux, dead_window=levers.aux_window)
-        super().__init__(sae, Adam(levers.betas, 1e-8, levers.adam), auxiliary)  # type: ignore[arg-type]
+        super().__init__(sae, Adam(levers.betas, levers.eps, levers.adam), auxiliary)  # type: ignore[arg-type]
         self.levers, self.steps = levers, steps
         self.rng = torch.Generator().manual_seed(seed + 1)
         self.last_used_F = torch.zeros_like(self.last_fired_F)

@@ -35,7 +35,7 @@ REFERENCE = Levers(order="reading", lr=3e-4, decay=0)
 SHUFFLED = replace(REFERENCE, order="shuffled")
 FAST = Levers(lr=2e-3, decay=0.8)
 UNTIED = replace(FAST, weights="untied")
-BEST = replace(UNTIED, k_aux=32)
+BEST = replace(UNTIED, k_aux=32, eps=1e-15)
 SETTINGS = {
     "reference": REFERENCE,
     "+ shuffled": SHUFFLED,
@@ -69,6 +69,10 @@ SETTINGS = {
     "untied, beta1 0": replace(UNTIED, betas=(0.0, 0.999)),
     "untied, beta2 0.99": replace(UNTIED, betas=(0.9, 0.99)),
     "untied, auxiliary (best)": BEST,
+    "best, eps 1e-8": replace(BEST, eps=1e-8),
+    "best, eps 1e-8, weight 1": replace(BEST, eps=1e-8, aux=1.0),
+    "best, tied": replace(BEST, weights="tied"),
+    "best, no auxiliary": replace(BEST, k_aux=0),
     "best, lr 1e-3": replace(BEST, lr=1e-3),
     "best, lr 3e-3": replace(BEST, lr=3e-3),
     "best, lr 4e-3": replace(BEST, lr=4e-3),
