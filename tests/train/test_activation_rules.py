@@ -11,7 +11,7 @@ from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.rows import normalize_rows, restore_rows
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK, initialize
-from olmoscope.train.activation_rules import BANDWIDTH, CAP, RULES, SPARSITY
+from olmoscope.train.activation_rules import BANDWIDTH, CAP, DRIFT, RULES, SPARSITY
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import load_checkpoint, load_sae, save_checkpoint
 from olmoscope.train.nested import prefix_ends
@@ -77,7 +77,7 @@ def dense_codes(activation, p_BF, k, t_F) -> tuple[Tensor, Tensor]:
         return looked_at_BF * kept, none
     looked_at_BF = first_of((p_BF - t_F.exp() * (1 - BANDWIDTH / 2)).detach(), places)
     z_BF, active_BF = Jump.apply(p_BF, t_F, looked_at_BF)
-    return z_BF, SPARSITY * (active_BF.sum() / (rows * k) - 1) ** 2
+    return z_BF, SPARSITY * (active_BF.sum() / (rows * k) - 1) ** 2 + DRIFT * t_F.mean()
 
 
 def dense_loss(x_BD, sae, parameters, activation, shares, t_F) -> Tensor:

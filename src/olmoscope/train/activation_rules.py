@@ -15,11 +15,14 @@ JumpReLU: a step has no gradient, so that of the thresholds is estimated from th
 rectangular kernel of width ε_j = `BANDWIDTH` · θ_j). With s = dS/dL0 for the sparsity loss S = `SPARSITY` (L0/k − 1)²,
 and θ_j = exp(t_j), whose steps are then shares of θ_j:
 
-    dL/dt_j = −1/`BANDWIDTH` Σ_b (θ_j dL/dz_bj + s/B)   over rows with |p_bj − θ_j| < ε_j/2
+    dL/dt_j = −1/`BANDWIDTH` Σ_b (θ_j dL/dz_bj + s/B) + `DRIFT`/F   over rows with |p_bj − θ_j| < ε_j/2
 
-The first batch sets all thresholds to that of BatchTopK, so L0 starts at k and needs no warm-up. dL/dz is needed of
-inactive latents too: those just under their thresholds get the value `BARELY`, which decodes to nothing, and the
-kernels give their dL/dz. Shapes: B rows, D d_model, F latents, K places.
+The last term is that of a loss `DRIFT` · mean of t: a latent that no row comes near to has no other, so its threshold
+falls until a row does; without it a tenth of the latents died. The first batch sets all thresholds to that of
+BatchTopK, so L0 starts at k and needs no warm-up. dL/dz is needed of inactive latents too: those just under their
+thresholds get the value `BARELY`, which decodes to nothing, and the kernels give their dL/dz.
+
+Shapes: B rows, D d_model, F latents, K places.
 """
 
 from collections.abc import Callable
@@ -46,6 +49,8 @@ SPARSITY = 3.0
 """Weight of JumpReLU's sparsity loss: the squared share by which L0 is off its target k."""
 LEARNING_RATE = 30
 """That of the thresholds' logarithms, in multiples of the other parameters'."""
+DRIFT = 0.005
+"""Weight of the mean of the thresholds' logarithms in JumpReLU's loss."""
 BARELY = 1e-30
 """Over 0, and lost in rounding when added to anything."""
 
@@ -150,7 +155,7 @@ class JumpReLURule(CappedRule):
         near_BK = (values_BK > 0) & (values_BK < threshold_BK * (1 + BANDWIDTH / 2))
         pull_BK = (threshold_BK * dz_BK + slope / rows) * (-1 / BANDWIDTH)
         pairs = self.kernels.sort_pairs(near_BK.to(dz_BK.dtype), pull_BK, indices_BK, self.sae.d_sae)
-        gradient_F = torch.segment_reduce(pairs.gradients, "sum", offsets=pairs.offsets, initial=0, unsafe=True)
+        gradient_F = torch.segment_reduce(pairs.gradients, "sum", offsets=pairs.offsets, initial=0, unsafe=True) + DRIFT / self.sae.d_sae
         update_bias(self.log_threshold_F, gradient_F, self.moments, replace(adam, lr=adam.lr * LEARNING_RATE))
         return torch.where(active_BK, values_BK, 0), torch.where(active_BK, dz_BK, 0)
 
