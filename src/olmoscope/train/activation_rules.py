@@ -155,7 +155,8 @@ class JumpReLURule(CappedRule):
         near_BK = (values_BK > 0) & (values_BK < threshold_BK * (1 + BANDWIDTH / 2))
         pull_BK = (threshold_BK * dz_BK + slope / rows) * (-1 / BANDWIDTH)
         pairs = self.kernels.sort_pairs(near_BK.to(dz_BK.dtype), pull_BK, indices_BK, self.sae.d_sae)
-        gradient_F = torch.segment_reduce(pairs.gradients, "sum", offsets=pairs.offsets, initial=0, unsafe=True) + DRIFT / self.sae.d_sae
+        gradient_F = torch.segment_reduce(pairs.gradients, "sum", offsets=pairs.offsets, initial=0, unsafe=True)
+        gradient_F += DRIFT / self.sae.d_sae
         update_bias(self.log_threshold_F, gradient_F, self.moments, replace(adam, lr=adam.lr * LEARNING_RATE))
         return torch.where(active_BK, values_BK, 0), torch.where(active_BK, dz_BK, 0)
 
