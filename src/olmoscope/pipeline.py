@@ -93,9 +93,9 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
         finished(run_folder(out, sae), sae)
     sequences = read_sequences(store.path, load_tokenizer(recipe.model), apart=recipe.tokens.documents == "apart")
     setting = Setting(sequences, recipe.evaluate.tokens, recipe.tokens.batch_tokens, f"{recipe.name}, held out",
-                      recipe.model.dtype, out)
+                      recipe.model.dtype, out, store.manifest.recipe_hash)
     subjects = [open_sae(run_folder(out, sae)) for sae in wanted]
-    identities = [identity(subject, store.manifest.model.revision, setting, "store") for subject in subjects]
+    identities = [identity(subject, store.manifest.model.revision, setting) for subject in subjects]
     pending = [number for number, sae in enumerate(wanted)
                if not is_evaluated(run_folder(out, sae) / EVALUATION, identities[number])]
     if pending:

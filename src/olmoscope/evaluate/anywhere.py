@@ -127,7 +127,7 @@ def _evaluate_group(subjects: list[Subject], model: Model, text: str, options: O
                       model.dtype, options.out)
     paths = [options.out / _slug(subject.name) / EVALUATION for subject in subjects]
     pending = [number for number, subject in enumerate(subjects)
-               if not is_evaluated(paths[number], identity(subject, revision, setting, "text"))]
+               if not is_evaluated(paths[number], identity(subject, revision, setting))]
     if pending:
         whole = load_causal_lm(model, pick_device("auto"), max(subject.layer for subject in subjects))
         for number, evaluation in zip(pending, evaluate_on_text([subjects[number] for number in pending], whole,

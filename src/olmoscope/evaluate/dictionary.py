@@ -3,11 +3,12 @@
 Near-copies (a feature split, or a latent that follows another) have cosines near 1. Shapes: F latents, C of a chunk.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
 from olmoscope.evaluate.results import Dictionary
-from olmoscope.progress import bar
 from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.seeds import generator
 
@@ -18,31 +19,44 @@ BIN_EDGES = np.linspace(-1, 1, 81).round(3)
 _ELEMENTS_AT_ONCE = 2**25
 
 
+def _nobody(count: int) -> None:
+    """Tells nobody how far it is."""
+
+
 @torch.no_grad()
-def largest_cosines(sae: SparseAutoencoder, latents_C: torch.Tensor) -> torch.Tensor:
+def largest_cosines(sae: SparseAutoencoder, latents_C: torch.Tensor,
+                    advance: Callable[[int], None] = _nobody) -> torch.Tensor:
     """For some latents the largest cosine of their decoder direction with any other's, float32 on the CPU.
 
     A direction of length 0 has cosine 0 with all.
+
+    Args:
+        advance: told of every few latents that are done.
     """
     W_FD = sae.W_dec_FD.float()
     unit_FD = W_FD / W_FD.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     found = []
-    with bar("decoder cosines", len(latents_C), "latents") as advance:
-        for chunk in torch.split(latents_C.to(W_FD.device), max(1, _ELEMENTS_AT_ONCE // sae.d_sae)):
-            cosines_CF = unit_FD[chunk] @ unit_FD.T
-            cosines_CF[torch.arange(len(chunk), device=W_FD.device), chunk] = -torch.inf
-            found.append(cosines_CF.max(dim=1).values.cpu())
-            advance(len(chunk))
+    for chunk in torch.split(latents_C.to(W_FD.device), max(1, _ELEMENTS_AT_ONCE // sae.d_sae)):
+        cosines_CF = unit_FD[chunk] @ unit_FD.T
+        cosines_CF[torch.arange(len(chunk), device=W_FD.device), chunk] = -torch.inf
+        found.append(cosines_CF.max(dim=1).values.cpu())
+        advance(len(chunk))
     return torch.cat(found).clamp(-1, 1)
 
 
-def measure_dictionary(sae: SparseAutoencoder, seed: int = 0) -> Dictionary:
+def latents_measured(d_sae: int) -> int:
+    """How many latents of a dictionary `measure_dictionary` compares with all."""
+    return d_sae if d_sae <= ALL_UP_TO else SAMPLE
+
+
+def measure_dictionary(sae: SparseAutoencoder, advance: Callable[[int], None] = _nobody) -> Dictionary:
     """The distribution of `largest_cosines`."""
-    F = sae.d_sae
-    latents = np.arange(F)
-    if F > ALL_UP_TO:
-        latents = np.sort(generator(seed, "latents whose cosines are measured").choice(F, SAMPLE, replace=False))
-    cosines = largest_cosines(sae, torch.from_numpy(latents)).double().numpy()
+    count = latents_measured(sae.d_sae)
+    latents = np.arange(sae.d_sae)
+    if count < sae.d_sae:
+        draws = generator(0, "latents whose cosines are measured")
+        latents = np.sort(draws.choice(sae.d_sae, count, replace=False))
+    cosines = largest_cosines(sae, torch.from_numpy(latents), advance).double().numpy()
     return Dictionary(
         latents=len(latents), mean=float(cosines.mean()), p50=float(np.percentile(cosines, 50)),
         p95=float(np.percentile(cosines, 95)), largest=float(cosines.max()),

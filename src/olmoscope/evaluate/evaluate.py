@@ -10,7 +10,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -21,16 +20,17 @@ from olmoscope.activations.statistics import read_mean
 from olmoscope.activations.store import Store
 from olmoscope.errors import UserError
 from olmoscope.evaluate import bootstrap
-from olmoscope.evaluate.dictionary import measure_dictionary
+from olmoscope.evaluate.dictionary import latents_measured, measure_dictionary
 from olmoscope.evaluate.kept import KeptSums
 from olmoscope.evaluate.language import Divergence, LanguageSums
 from olmoscope.evaluate.reconstruction import RandomDirections, Reconstruction
-from olmoscope.evaluate.results import Evaluation, Subset, Text
+from olmoscope.evaluate.results import Dictionary, Evaluation, Subset, Text
 from olmoscope.evaluate.rows import FIRST_POSITIONS, OUTLIER, SUBSETS, LayerSurvey, TokenFacts
 from olmoscope.evaluate.sequences import Sequences
 from olmoscope.evaluate.subject import Subject
 from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.splice import CausalLM
+from olmoscope.progress import bar
 from olmoscope.sae.topk import TopK
 
 ROWS_AT_ONCE = 4096
@@ -49,6 +49,7 @@ class Setting:
         name: of the text, for people.
         dtype: in which the language model computes.
         folder: where the sums of an unfinished evaluation are kept.
+        store: the `recipe_hash` of the store whose rows are measured; None: those that the model gives now.
     """
 
     sequences: Sequences
@@ -57,12 +58,13 @@ class Setting:
     name: str
     dtype: str
     folder: Path
+    store: str | None = None
 
 
-def identity(subject: Subject, model_revision: str, setting: Setting, kind: Literal["store", "text"]) -> str:
+def identity(subject: Subject, model_revision: str, setting: Setting) -> str:
     """What an evaluation's figures depend on, but for rounding."""
-    parts = [METHOD, kind, subject.identity, subject.layer, model_revision, setting.dtype, setting.sequences.hash(),
-             setting.language_tokens, FIRST_POSITIONS, OUTLIER, bootstrap.RESAMPLES]
+    parts = [METHOD, setting.store, subject.identity, subject.layer, model_revision, setting.dtype,
+             setting.sequences.hash(), setting.language_tokens, FIRST_POSITIONS, OUTLIER, bootstrap.RESAMPLES]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
@@ -76,7 +78,7 @@ def evaluate_on_store(subjects: Sequence[Subject], store: Store, model: CausalLM
     norms = [store.read_rows(segment) for segment in range(len(store.segment_rows))]
     surveys = {layer: LayerSurvey.of(read_mean(store.path, layer), torch.cat(
         [rows[norm_name(layer)] for rows in norms]).double().numpy()) for layer in layers}
-    work = _Work(subjects, surveys, model, setting, "store")
+    work = _Work(subjects, surveys, model, setting)
     starts_S = torch.from_numpy(setting.sequences.starts)
 
     def measure_rows(step: tuple[int, slice]) -> None:
@@ -94,7 +96,7 @@ def evaluate_on_store(subjects: Sequence[Subject], store: Store, model: CausalLM
                               for name, tensor in sums.tensors().items()})
     kept.go_through(steps, lambda step: step[1].stop - step[1].start, measure_rows, "reconstruction")
     work.run_model(reconstruct=False)
-    return work.results(store.manifest.recipe_hash, f"the {store.rows:,} rows of the store", [
+    return work.results(f"the {store.rows:,} rows of the store", [
         RandomDirections(subject.sae.d_model, _directions(subject, work.reconstruction[place]), seed=0).nmse(
             _first_rows(store, subject.layer), surveys[subject.layer].mean_D)
         for place, subject in enumerate(subjects)])
@@ -104,17 +106,17 @@ def evaluate_on_text(subjects: Sequence[Subject], model: CausalLM, setting: Sett
     """Evaluate SAEs on tokens that the model reads now."""
     layers = sorted({subject.layer for subject in subjects})
     surveys = _survey(layers, model, setting)
-    work = _Work(subjects, surveys, model, setting, "text")
+    work = _Work(subjects, surveys, model, setting)
     work.run_model(reconstruct=True)
-    return work.results(None, f"the {setting.sequences.rows:,} tokens of the text", [None] * len(subjects))
+    return work.results(f"the {setting.sequences.rows:,} tokens of the text", [None] * len(subjects))
 
 
 class _Work:
     """The sums of all SAEs, and what goes through the model."""
 
-    def __init__(self, subjects: Sequence[Subject], surveys: dict[int, LayerSurvey], model: CausalLM, setting: Setting,
-                 kind: Literal["store", "text"]) -> None:
-        self.subjects, self.surveys, self.model, self.setting, self.kind = subjects, surveys, model, setting, kind
+    def __init__(self, subjects: Sequence[Subject], surveys: dict[int, LayerSurvey], model: CausalLM,
+                 setting: Setting) -> None:
+        self.subjects, self.surveys, self.model, self.setting = subjects, surveys, model, setting
         self.facts = TokenFacts(setting.sequences)
         self.saes = [subject.sae.to(model.device) for subject in subjects]
         self.reconstruction = [Reconstruction(sae, surveys[subject.layer], self.facts.groups)
@@ -127,7 +129,7 @@ class _Work:
 
     def kept(self, name: str, tensors: dict[str, Tensor]) -> KeptSums:
         """Where sums are kept meanwhile."""
-        subjects = [identity(subject, self.model.revision, self.setting, self.kind) for subject in self.subjects]
+        subjects = [identity(subject, self.model.revision, self.setting) for subject in self.subjects]
         return KeptSums(self.setting.folder / f".unfinished-{name}.safetensors",
                         ":".join([name, str(self.setting.batch_tokens), *subjects]), tensors)
 
@@ -182,11 +184,14 @@ class _Work:
             for place in self.of_layer(layer):
                 self.language[place].add(measured, runs[place], facts, masks_SR)
 
-    def results(self, store: str | None, mean_of: str, random: Sequence[float | None]) -> list[Evaluation]:
+    def results(self, mean_of: str, random: Sequence[float | None]) -> list[Evaluation]:
         """What evaluation.json says, for each SAE."""
-        return [self._result(place, store, mean_of, random[place]) for place in range(len(self.subjects))]
+        with bar("decoder cosines", sum(latents_measured(sae.d_sae) for sae in self.saes), "latents") as advance:
+            dictionaries = [measure_dictionary(sae, advance) for sae in self.saes]
+        return [self._result(place, mean_of, random[place], dictionaries[place])
+                for place in range(len(self.subjects))]
 
-    def _result(self, place: int, store: str | None, mean_of: str, random: float | None) -> Evaluation:
+    def _result(self, place: int, mean_of: str, random: float | None, dictionary: Dictionary) -> Evaluation:
         subject, sae, sums = self.subjects[place], self.saes[place], self.reconstruction[place]
         subsets = {}
         for name in SUBSETS:
@@ -199,15 +204,16 @@ class _Work:
         figures = whole.model_dump(exclude={"l0", "language"})
         return Evaluation(
             sae=subject.name, run_hash=subject.identity if subject.kind == "run" else None,
-            identity=identity(subject, self.model.revision, self.setting, self.kind), store=store,
+            identity=identity(subject, self.model.revision, self.setting), store=self.setting.store,
             model=self.model.name, model_revision=self.model.revision, layer=subject.layer,
             architecture=subject.architecture, d_model=sae.d_model, d_sae=sae.d_sae,
             k=sae.k if isinstance(sae, TopK) else None, normalize=sae.normalize,
-            text=Text(kind=self.kind, name=self.setting.name, tokens_hash=self.setting.sequences.hash(),
+            text=Text(kind="store" if self.setting.store else "text", name=self.setting.name,
+                      tokens_hash=self.setting.sequences.hash(),
                       documents=self.facts.documents, resampled=self.facts.groups, first_positions=FIRST_POSITIONS,
                       outlier_norm=self.surveys[subject.layer].outlier_norm, mean_of=mean_of),
             **figures, nmse_random_directions=random, language=whole.language,
-            dictionary=measure_dictionary(sae), subsets=subsets, **sums.distributions())
+            dictionary=dictionary, subsets=subsets, **sums.distributions())
 
 
 class _Survey:
