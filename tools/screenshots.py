@@ -8,6 +8,8 @@ Needs Debian's chromium (tools/install_browser.sh).
 
 import argparse
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
@@ -26,6 +28,24 @@ def report(page: Page, out: Path) -> None:
     page.set_viewport_size({"width": 1180, "height": round(end["y"] + end["height"] + 20)})
 
 
+def browse(page: Page, out: Path) -> None:
+    """A feature in the page of `olmoscope browse`: of those that fire seldom, the one that does so most strongly."""
+    command = [sys.executable, "-m", "olmoscope.cli", "browse", str(out), "--no-open", "--port", "0"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        base = next(word for word in server.stdout.readline().split() if word.startswith("http"))
+        slug = page.request.get(f"{base}api/saes").json()["saes"][-1]["slug"]
+        seldom = page.request.get(f"{base}api/{slug}/features?max_density=0.005&sort=max&limit=1").json()["lines"][0]
+        page.set_viewport_size({"width": 1180, "height": 640})
+        page.goto(f"{base}#/{slug}/feature/{seldom['feature']}")
+        page.wait_for_selector("main[data-drawn]")
+        page.wait_for_selector("text=/ of /")
+    finally:
+        server.terminate()
+        server.wait()
+
+
 def main() -> None:
     """Take every picture anew."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -34,7 +54,7 @@ def main() -> None:
     IMAGES.mkdir(exist_ok=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        for name, show in {"report": report}.items():
+        for name, show in {"report": report, "browse": browse}.items():
             page = browser.new_page(color_scheme="light")
             show(page, out)
             path = IMAGES / f"{name}.png"

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
-from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,11 @@ from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 
 from olmoscope.browse.about import about_payload, summary_payload
 from olmoscope.browse.collection import Shown, one_of
+from olmoscope.browse.page_files import PageFiles
 from olmoscope.browse.payload import entry_payload, feature_payload, window_payload
 from olmoscope.browse.requests import ImportBody, LabelBody, PromptBody, SteerBody, parse_body, parse_query
 from olmoscope.browse.security import OnlyThisMachine
@@ -180,7 +179,7 @@ async def _unless_gone(request: Request, lines: Iterator[str]) -> AsyncIterator[
 
 def build_app(collection: dict[str, Shown], port: int) -> Starlette:
     """The server of some indexes, for requests that name this machine and this port."""
-    api = _Api(collection)
+    api, files = _Api(collection), PageFiles().answer
     routes = [
         Route("/api/saes", api.saes),
         Route("/api/{sae}/about", api.about),
@@ -197,7 +196,8 @@ def build_app(collection: dict[str, Shown], port: int) -> Starlette:
         Route("/api/{sae}/wake", _writing(api.wake), methods=["POST"]),
         Route("/api/{sae}/prompt", _writing(api.prompt), methods=["POST"]),
         Route("/api/{sae}/steer", api.steer, methods=["POST"]),
-        Mount("/", StaticFiles(directory=str(resources.files("olmoscope") / "browse" / "static"), html=True)),
+        Route("/", files),
+        Route("/{name}", files),
     ]
     return Starlette(routes=routes, middleware=[Middleware(OnlyThisMachine, port=port)],
                      exception_handlers={UserError: _user_error, IndexError: _no_feature})

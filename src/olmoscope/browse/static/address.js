@@ -35,3 +35,12 @@ export function go(address, replace = false) {
 export function note(address) {
   history.replaceState(null, "", address);
 }
+
+/** Keys of an address that describe a list; a feature's address carries them on, so that next and previous follow the list. */
+export const LIST_KEYS = ["sort", "descending", "search", "min_density", "max_density", "min_max", "max_max", "dead",
+  "labelled", "token", "promoted"];
+
+/** The part of a query that describes the list. */
+export function listPart(query) {
+  return Object.fromEntries(LIST_KEYS.filter((key) => query[key]).map((key) => [key, query[key]]));
+}

@@ -36,6 +36,7 @@ function fill(element, classes, rest) {
 const UNSEEN = new RegExp("[\\u0000-\\u001f\\u007f-\\u009f\\u00ad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180e" +
   "\\u200b\\u200c\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u206f\\u3164\\ufeff\\uffa0\\ufff9-\\ufffb" +
   "\\u{e0000}-\\u{e0fff}]|(?<![\\p{Extended_Pictographic}\\p{Emoji_Modifier}\\ufe0f])\\u200d|\\p{Surrogate}", "gu");
+const SEEN = /^[ -~]*$/;
 const FEEDS = {"\n": "↵", "\r": "␍", "\t": "⇥"};
 
 /** What stands for an unseen character. */
@@ -49,6 +50,7 @@ function sign(character) {
 
 /** Text as nodes: unseen characters as small signs; a line break also breaks the line if `lines`. */
 export function visible(text, {lines = false, longest = 400} = {}) {
+  if (text.length <= longest && SEEN.test(text)) return [text];
   const nodes = [];
   const cut = text.length > longest ? text.slice(0, longest) : text;
   let from = 0;

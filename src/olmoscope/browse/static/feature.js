@@ -1,12 +1,11 @@
 // One feature: all that the index has of it, and what people wrote.
 
-import {go, to} from "./address.js";
+import {go, listPart, to} from "./address.js";
 import {beam, histogram, lifts} from "./charts.js";
 import {copyMenu} from "./copy.js";
 import {chip, count, h, percent, plain, say, short} from "./dom.js";
 import {example} from "./examples.js";
 import {labelBox} from "./labels.js";
-import {listPart} from "./list.js";
 import {source} from "./source.js";
 
 export async function drawFeature({sae, number, query, main, current}) {
@@ -30,7 +29,7 @@ export async function drawFeature({sae, number, query, main, current}) {
       label.element, h("div.actions", copyMenu(sae, feature),
         source.live && h("a.button", {href: to(sae.slug, "steer", "", {edits: `${feature.feature}:add:4`})}, "Steer"))),
     facts(feature),
-    feature.rows === 0 ? dead(sae, feature, link) : h("div.columns", h("div.examples", groups(sae, feature, drawn)), side(sae, feature, link)));
+    feature.rows === 0 ? dead(sae, feature, link) : h("div.columns", groups(sae, feature, drawn, current), side(sae, feature, link)));
 
   source.around(sae.slug, feature.feature, list).then((found) => {
     if (!current()) return;
@@ -80,17 +79,29 @@ function dead(sae, feature, link) {
   side(sae, feature, link));
 }
 
-function groups(sae, feature, drawn) {
-  const widen = source.live ? (one) => async (before, after) => source.window(sae.slug, feature.feature, one.place, before, after) : () => null;
-  return feature.groups.filter((group) => group.examples.length > 0).map((group) => {
+/** Examples by group; the first is there at once, the others as soon as that has been painted. */
+function groups(sae, feature, drawn, current) {
+  const widen = (one) => source.live ? (before, after) => source.window(sae.slug, feature.feature, one.place, before, after) : null;
+  const place = h("div.examples");
+  const left = feature.groups.filter((group) => group.examples.length > 0);
+  const draw = () => {
+    const group = left.shift();
+    if (!group) return;
     const title = group.kind === "top" ? "Strongest" : group.kind === "random" ? "Drawn at random"
       : `${short(group.low)} – ${short(group.high)}`;
-    const many = group.kind === "interval" ? ` ${count(group.rows)} tokens` : "";
-    const examples = group.examples.map((one) => example(one, feature.texts, feature.max, widen(one)));
+    const examples = [...group.examples].sort((one, two) => two.value - one.value).map((one) => example(one, feature.texts, feature.max, widen(one)));
     drawn.push(...examples);
-    return h("section.group", {"data-testid": `group-${group.kind}`},
-      h("h2", title, h("small", many)), examples.map((one) => one.element));
-  });
+    place.append(h("section.group", {"data-testid": `group-${group.kind}`},
+      h("h2", title, h("small", group.kind === "interval" ? `${count(group.rows)} tokens` : "")), examples.map((one) => one.element)));
+  };
+  const rest = () => {
+    if (!current() || !left.length) return;
+    draw();
+    setTimeout(rest);
+  };
+  draw();
+  requestAnimationFrame(() => setTimeout(rest));
+  return place;
 }
 
 function side(sae, feature, link) {

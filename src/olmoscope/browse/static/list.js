@@ -1,13 +1,10 @@
 // All features: sorted, filtered, searched, a page at a time.
 
-import {go, note, to} from "./address.js";
+import {LIST_KEYS, go, listPart, note, to} from "./address.js";
 import {chip, count, h, percent, plain, say, short} from "./dom.js";
 import {source} from "./source.js";
 
 const PAGE = 50;
-/** Keys of an address that describe a list; a feature's address carries them on, so that next and previous follow the list. */
-export const LIST_KEYS = ["sort", "descending", "search", "min_density", "max_density", "min_max", "max_max", "dead",
-  "labelled", "token", "promoted"];
 const COLUMNS = [
   {name: "Feature", sort: "feature", first: "false"},
   {name: "Label"},
@@ -17,11 +14,6 @@ const COLUMNS = [
   {name: "Typical", sort: "mean", help: "Mean activation where it fires"},
   {name: "Max", sort: "max", help: "Largest activation seen"},
 ];
-
-/** The part of a query that describes the list. */
-export function listPart(query) {
-  return Object.fromEntries(LIST_KEYS.filter((key) => query[key]).map((key) => [key, query[key]]));
-}
 
 export async function drawList({sae, query, main, current}) {
   let state = {...listPart(query), offset: query.offset ?? ""};

@@ -5,18 +5,14 @@ import {count, h, plain, say} from "./dom.js";
 import {toggleHelp} from "./help.js";
 import {source} from "./source.js";
 import {hideTip, watchTips} from "./tip.js";
-import {drawAbout} from "./about.js";
-import {drawFeature} from "./feature.js";
-import {drawList} from "./list.js";
-import {drawPrompt} from "./prompt.js";
-import {drawSteer} from "./steer.js";
 
+/** Each page's program is fetched when it is first needed. */
 const PAGES = {
-  features: {title: "Features", draw: drawList, key: "f"},
-  feature: {title: "Feature", draw: drawFeature},
-  prompt: {title: "Try a prompt", draw: drawPrompt, key: "t", live: true},
-  steer: {title: "Steer", draw: drawSteer, key: "s", live: true},
-  about: {title: "This SAE", draw: drawAbout, key: "a"},
+  features: {title: "Features", load: () => import("./list.js"), draw: "drawList", key: "f"},
+  feature: {title: "Feature", load: () => import("./feature.js"), draw: "drawFeature"},
+  prompt: {title: "Try a prompt", load: () => import("./prompt.js"), draw: "drawPrompt", key: "t", live: true},
+  steer: {title: "Steer", load: () => import("./steer.js"), draw: "drawSteer", key: "s", live: true},
+  about: {title: "This SAE", load: () => import("./about.js"), draw: "drawAbout", key: "a"},
 };
 const main = document.getElementById("main");
 let saes = [];
@@ -45,11 +41,13 @@ async function draw() {
   document.title = `${page.title}${address.number ? ` ${plain(address.number, 20)}` : ""} · ${plain(sae.name, 60)} · Olmoscope`;
   main.setAttribute("aria-busy", "true");
   try {
-    const drawn = await page.draw({sae, number: address.number, query: address.query, main,
+    const program = await page.load();
+    if (turn !== drawing) return;
+    const view = await program[page.draw]({sae, number: address.number, query: address.query, main,
       current: () => turn === drawing});
-    if (turn === drawing && drawn) {
-      keys = drawn.keys ?? {};
-      leave = drawn.leave ?? leave;
+    if (turn === drawing && view) {
+      keys = view.keys ?? {};
+      leave = view.leave ?? leave;
     }
   } catch (error) {
     if (turn === drawing) main.replaceChildren(failure(error));

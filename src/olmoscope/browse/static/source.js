@@ -1,6 +1,6 @@
 // Where the data comes from: the server beside this page, or the plain files of a static site. Both answer the same.
 
-import {read} from "./address.js";
+import {early} from "./early.js";
 import {StaticSource} from "./static_source.js";
 
 /** The server's side. Every method answers with what browse/payload.py and browse/app.py give. */
@@ -39,26 +39,14 @@ class Server {
 }
 
 const part = encodeURIComponent;
-const get = async (address, signal) => {
-  const begun = ahead.get(address);
-  ahead.delete(address);
-  return (await (begun ?? ask(address, {signal}))).json();
-};
-
-/** What the first view needs is asked for at once, before the program around it has been set up. */
-const ahead = new Map();
-function begin(address) {
-  const asked = ask(address, {});
-  asked.catch(() => {}); // whoever wants it hears of it
-  ahead.set(address, asked);
-}
+const get = async (address, signal) => (await ask(address, {signal})).json();
 const send = async (method, address, body) => (await ask(address, {method, body: JSON.stringify(body),
   headers: {"content-type": "application/json"}})).json();
 
 async function ask(address, options) {
   let answer;
   try {
-    answer = await fetch(address, options);
+    answer = await (options.method ? fetch(address, options) : early(address) ?? fetch(address, options));
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Error("The server does not answer: is `olmoscope browse` still running?", {cause: error});
@@ -76,8 +64,3 @@ async function ask(address, options) {
 
 const isStatic = document.querySelector('meta[name="olmoscope-site"]') !== null;
 export const source = isStatic ? new StaticSource() : new Server();
-if (!isStatic) {
-  const {sae, page, number} = read();
-  begin("api/saes");
-  if (page === "feature" && /^\d+$/.test(number)) begin(`api/${part(sae)}/feature/${Number(number)}`);
-}

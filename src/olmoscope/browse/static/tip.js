@@ -9,14 +9,22 @@ export function watchTips() {
     else hideTip();
   });
   document.addEventListener("focusin", (event) => {
-    if (event.target.dataset?.tip) showTip(event.target);
+    if (event.target.dataset?.tip !== undefined) showTip(event.target);
     else hideTip();
   });
   addEventListener("scroll", hideTip, {passive: true});
 }
 
+const makers = new WeakMap();
+
+/** Give an element figures that are put into words only when somebody looks. */
+export function tipLater(target, words) {
+  target.dataset.tip = "";
+  makers.set(target, words);
+}
+
 export function showTip(target) {
-  tip.textContent = target.dataset.tip;
+  tip.textContent = makers.get(target)?.() ?? target.dataset.tip;
   tip.hidden = false;
   const box = target.getClientRects()[0] ?? target.getBoundingClientRect();
   const left = Math.min(Math.max(4, box.left + box.width / 2 - tip.offsetWidth / 2), innerWidth - tip.offsetWidth - 4);
