@@ -33,7 +33,6 @@ PER_PART = 32
 SHOWN = {"top": 10, "interval": 2, "random": 5}
 BEFORE, AFTER = 24, 12
 _LISTED = ("rows", "density", "max", "mean", "tokens", "promoted", "source")
-_TOKENS_LISTED = 4
 
 
 @dataclass(frozen=True)
@@ -84,8 +83,6 @@ def _write_sae(shown: Shown, folder: Path) -> None:
     write_json(folder / "about.json", {**about_payload(shown), "per_part": PER_PART, "digits": digits})
     lines = shown.index.table(sort="feature", descending=False, limit=count).lines
     columns: dict[str, list[Any]] = {name: [getattr(line, name) for line in lines] for name in _LISTED}
-    for name in ("tokens", "promoted"):
-        columns[name] = [texts[:_TOKENS_LISTED] for texts in columns[name]]
     _write_gzip(folder / "list.json.gz", {**columns, "label": [labels.get(number, "") for number in range(count)]})
     with bar(f"exporting {shown.slug}", count, "features") as advance:
         for part in range(parts):
