@@ -258,6 +258,8 @@ class Auxiliary(_Frozen):
     dead_window: Count | None = None
     """A latent takes part while it has not fired in this many tokens; null: found from width and k
     (train/derived.py)."""
+    lift: Annotated[float, Field(ge=0)] = 0.1
+    """The bias of a dead latent rises by this times the mean activation in `dead_window` tokens, until it fires."""
 
 
 MOST_MARGIN = 448

@@ -122,3 +122,24 @@ def test_it_revives_latents(kernels):
         dead.append(step.dead_share(5000))
     assert dead[0] > 0.5
     assert dead[1] < 0.7 * dead[0]
+
+
+def test_the_lift_raises_a_dead_latent_until_it_fires(kernels):
+    """At rate 0 nothing else moves: by lift times the mean activation in a window, and no further than to a firing."""
+    sae = double(initialize(8, 16, 2, "none", torch.zeros(8), 0))
+    step = Step(sae, ADAM, SettledAuxiliary(dead_window=40, k=4, lift=0.5), kernels)
+    sae.b_latent_F[3] = -3.0
+    values_BK = sae.encode(randn(0, 20, 8).double()).values_BK
+    biases = []
+    for _ in range(20 * REFRESH_STEPS):
+        step(randn(0, 20, 8), lr=0)
+        biases.append(float(sae.b_latent_F[3]))
+    rises = torch.tensor(biases).diff()
+    assert rises[: REFRESH_STEPS - 1].abs().max() == 0  # not yet looked up
+    assert rises[REFRESH_STEPS].item() == pytest.approx(0.5 * float(values_BK[values_BK > 0].mean()) * 20 / 40)
+    assert step.last_fired_F[3] > 0
+    still = Step(double(initialize(8, 16, 2, "none", torch.zeros(8), 0)), ADAM,
+                 SettledAuxiliary(dead_window=40, k=4, lift=0.0), kernels)
+    for _ in range(2 * REFRESH_STEPS):
+        still(randn(0, 20, 8), lr=0)
+    assert still.sae.b_latent_F.abs().max() == 0

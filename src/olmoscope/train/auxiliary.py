@@ -70,6 +70,23 @@ class AuxiliaryLoss:
         return found.loss_B * loss_B, Gradients(values_BA, found.dz_BK * share_B1, indices_BA,
                                                 found.e_BD.mul_(share_B1), u_BD)
 
+    def lift(self, values_BK: Tensor) -> None:
+        """Raise the biases of dead latents a little, so that those which the loss does not revive fire in the end.
+
+        A latent without a gradient can only be chosen again by a higher pre-activation; near the k-th activation it
+        costs little, and from its first firing on the main loss decides about it. Related: the pre-activation loss of
+        Conerly et al. 2025 (transformer-circuits.pub, January update), which is a gradient of constant sign, too.
+
+        Args:
+            values_BK: the batch's activations, which give the scale.
+        """
+        if not self.settings.lift:
+            return
+        active_BK = values_BK > 0
+        mean = values_BK.sum() / active_BK.sum().clamp_min(1)
+        share = self.settings.lift * len(values_BK) / self.settings.dead_window
+        self.sae.b_latent_F.add_(self.dead_F * (mean * share))
+
     @staticmethod
     def _residual(x_BD: Tensor, statistics: RowStatistics | None, e_BD: Tensor,
                   loss_B: Tensor) -> tuple[Tensor, Tensor]:

@@ -52,6 +52,6 @@ def settled(recipe: Recipe, sae: SAE) -> Settled:
     if auxiliary is not None:
         window = max(1, FIRINGS * sae.d_sae // sae.k)
         auxiliary = SettledAuxiliary(weight=auxiliary.weight, k=auxiliary.k or sae.k,
-                                     dead_window=auxiliary.dead_window or window)
+                                     dead_window=auxiliary.dead_window or window, lift=auxiliary.lift)
     given = {name: getattr(train, name) for name in Train.model_fields}
     return Settled(**given | {"batch": batch_of(recipe), "lr": lr, "auxiliary": auxiliary})

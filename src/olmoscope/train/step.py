@@ -97,6 +97,8 @@ class Step:
         db_latent_F, b_pull_D = self._update_matrices(*sorted_together(kernels, losses, sae.d_sae), adam)
         update_bias(sae.b_latent_F, db_latent_F, moments["b_latent"], adam)
         update_bias(sae.b_pre_D, losses[0].e_BD.sum(dim=0) - b_pull_D, moments["b_pre"], adam)
+        if self.auxiliary is not None:
+            self.auxiliary.lift(values_BK)
 
     def dead_share(self, window: int) -> float:
         """Share of latents that did not fire in the last `window` tokens; 0 before that many were seen."""
