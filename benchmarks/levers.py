@@ -40,7 +40,9 @@ class Levers:
     k_aux: int = 0
     """The auxiliary loss's k; 0: no such loss."""
     aux: float = 1 / 32
-    aux_window: int = 20_000
+    aux_window: int = 20_480
+    aux_lift: float = 0.0
+    """Of the auxiliary loss: how fast biases of dead latents rise."""
     lift: float = 0.0
     """The bias of a quiet latent rises, over `lift_window` tokens, by this times the mean k-th activation."""
     lift_window: int = 50_000
@@ -63,7 +65,8 @@ class LeverStep(Step):
     def __init__(self, sae: TopK, levers: Levers, steps: int, seed: int) -> None:
         auxiliary = None
         if levers.k_aux:
-            auxiliary = SettledAuxiliary(weight=levers.aux, k=levers.k_aux, dead_window=levers.aux_window)
+            auxiliary = SettledAuxiliary(weight=levers.aux, k=levers.k_aux, dead_window=levers.aux_window,
+                                         lift=levers.aux_lift)
         super().__init__(sae, Adam(levers.betas, levers.eps, levers.adam), auxiliary)  # type: ignore[arg-type]
         self.levers, self.steps = levers, steps
         self.rng = torch.Generator().manual_seed(seed + 1)
@@ -104,6 +107,8 @@ class LeverStep(Step):
         db_latent_F, b_pull_D = self._update_matrices(pairs, e_RD, u_RD, adam)
         update_bias(sae.b_latent_F, db_latent_F, moments["b_latent"], adam)
         update_bias(sae.b_pre_D, e_sum_D - b_pull_D, moments["b_pre"], adam)
+        if self.auxiliary is not None:
+            self.auxiliary.lift(values_BK)
         if levers.lift:
             quiet_F = self.tokens - self.last_fired_F >= levers.lift_window
             sae.b_latent_F.add_(quiet_F * float(levers.lift * values_BK[:, -1].mean() * len(x_BD) / levers.lift_window))
