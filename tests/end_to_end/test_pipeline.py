@@ -51,7 +51,7 @@ def test_text_to_validated_release(architecture, tmp_path):
         figures = json.loads(sae.read_text())
         assert 0 < figures["nmse"] < 1 and figures["fvu"] > 0
     card = (out / "release" / "README.md").read_text()
-    assert "hook" in card and ("with untied weights" in card) == (architecture == "GPT2")
+    assert "hook" in card and ("- untied weights" in card) == (architecture == "GPT2")
     if architecture == "GPT2":
         folder = out / "release" / "layer_01" / "width_64" / "topk_4_raw_untied"
         tensors = load_file(folder / "sae_weights.safetensors")
