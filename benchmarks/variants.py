@@ -26,12 +26,13 @@ from olmoscope.activations.store import Store, open_store
 from olmoscope.activations.stream import Stream
 from olmoscope.evaluate.reconstruction import Reconstruction
 from olmoscope.evaluate.rows import LayerSurvey, RowFacts
-from olmoscope.recipe import Auxiliary, Filter
+from olmoscope.recipe import Filter
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import load_sae, save_checkpoint
+from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.step import Step
 
 RESULTS = Path(__file__).parent / "results" / "variants.jsonl"
@@ -111,7 +112,7 @@ def fresh(arguments: argparse.Namespace, variant: str, k: int, mean_D: Tensor, s
     """A variant before its first step."""
     settings = dict(VARIANTS[variant])
     sae = initialize(len(mean_D), arguments.d_sae, k, "none", mean_D, seed, tied=settings.pop("tied", False))
-    return Step(sae, Adam((0.9, 0.999), 1e-8), Auxiliary(k=32, dead_window=arguments.dead_window), **settings)
+    return Step(sae, Adam((0.9, 0.999), 1e-8), SettledAuxiliary(k=32, dead_window=arguments.dead_window), **settings)
 
 
 def trained(step: Step, results: Path) -> SparseAutoencoder:
@@ -174,13 +175,14 @@ def table(results: list[dict[str, Any]]) -> str:
                 continue
             first = {result["k"]: result for result in mine if result["seed"] == 0}
             cells = [f"{first[k]['fvu']:.4f} ({first[k]['l0']:.1f})" if k in first else "" for k in ks]
-            same_k = [result for result in mine if result["k"] == 32]
-            nmse = [result["nmse"] for result in same_k]
             points = [(result["l0"], result["fvu"]) for result in first.values()]
-            lines.append(f"| {variant} | {' | '.join(cells)} | {np.mean(nmse):.4f} | "
-                         f"{(max(nmse) - min(nmse)) / np.mean(nmse):.1%} | {at_l0(points, 32):.4f} | "
-                         f"{np.mean([result['dead'] for result in same_k]):.1%} | "
-                         f"{np.mean([result['seconds'] for result in same_k]):.0f} |")
+            same_k = [result for result in mine if result["k"] == 32]
+            if same_k:
+                nmse = [result["nmse"] for result in same_k]
+                dead, seconds = (np.mean([result[name] for result in same_k]) for name in ("dead", "seconds"))
+                cells += [f"{np.mean(nmse):.4f}", f"{(max(nmse) - min(nmse)) / np.mean(nmse):.1%}",
+                          f"{at_l0(points, 32):.4f}", f"{dead:.1%}", f"{seconds:.0f}"]
+            lines.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

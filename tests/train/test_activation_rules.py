@@ -91,7 +91,7 @@ def dense_loss(x_BD, sae, parameters, activation, shares, t_F) -> Tensor:
     return loss
 
 
-@settings(max_examples=12 if SLOW else 60, deadline=None)
+@settings(max_examples=6 if SLOW else 60, deadline=None)
 @given(activation=st.sampled_from(sorted(RULES)), shares=st.sampled_from([(), (0.3,), (0.1, 0.5)]),
        d_model=st.integers(3, 33), size=st.integers(2, 14), rows=st.integers(1, 40), k=st.integers(1, 5),
        seed=st.integers(0, 2**31), normalize=st.sampled_from(["none", "layer_norm"]), tied=st.booleans())
