@@ -8,6 +8,9 @@ from playwright.sync_api import Page, expect
 from test_page import SAE, open_page
 
 from browse_server import ask
+from helpers import save_small_model
+from olmoscope.browse.live import LiveModel
+from olmoscope.errors import UserError
 from olmoscope.evaluate.subject import open_sae
 from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.load import load_model
@@ -122,3 +125,15 @@ def test_what_cannot_be_steered_is_said(port: int) -> None:
     assert status == 400 and "shorten it" in answer["error"]
     assert ask(port, "POST", f"/api/{SAE}/prompt", {"text": "a\0b\ufeff"})[0] == 200
     assert ask(port, "POST", f"/api/{SAE}/prompt", {"text": "a\ud800"})[0] == 400, "a lone surrogate is no text"
+
+
+def test_no_click_downloads_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"someone/large' is not on this machine.*--model someone/large"):
+        LiveModel(Model(name="someone/large"), may_download=False).load()
+
+
+def test_a_model_of_another_width_is_refused(index_folder: Path, tmp_path: Path) -> None:
+    other = LiveModel(Model(name=str(save_small_model("Olmo3", tmp_path / "other"))), may_download=False)
+    with pytest.raises(UserError, match=r"4 layers of width 32.*layer 1, width 256.*--model"):
+        other.encode(open_sae(index_folder.parent).sae, 1, [1, 2, 3])

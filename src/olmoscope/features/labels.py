@@ -150,14 +150,13 @@ class Labels:
         rows = self._connection().execute(f"SELECT {_COLUMNS} FROM entries {where}", (number,))
         return [Entry(*row) for row in rows]
 
-    def search(self, text: str, limit: int = 10_000) -> list[int]:
-        """Features whose label or note has words that begin with all the words of `text`, best first."""
+    def search(self, text: str) -> list[int]:
+        """Features whose label or note has words that begin with all the words of `text`, ascending."""
         # Each word quoted, so that nothing in it is an operator of FTS5's query language.
         words = ['"' + word.replace('"', '""') + '"*' for word in text.replace("\0", " ").split()]
         if not words:
             return []
-        rows = self._connection().execute("SELECT rowid FROM words WHERE words MATCH ? ORDER BY rank LIMIT ?",
-                                          (" ".join(words), limit))
+        rows = self._connection().execute("SELECT rowid FROM words WHERE words MATCH ?", (" ".join(words),))
         return [row[0] for row in rows]
 
     def export(self) -> Iterator[str]:

@@ -32,7 +32,6 @@ function fill(element, classes, rest) {
 }
 
 /** Characters that show as nothing, change the order of what stands around them, or break lines unseen. */
-// eslint-disable-next-line no-control-regex
 const UNSEEN = new RegExp("[\\u0000-\\u001f\\u007f-\\u009f\\u00ad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180e" +
   "\\u200b\\u200c\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u206f\\u3164\\ufeff\\uffa0\\ufff9-\\ufffb" +
   "\\u{e0000}-\\u{e0fff}]|(?<![\\p{Extended_Pictographic}\\p{Emoji_Modifier}\\ufe0f])\\u200d|\\p{Surrogate}", "gu");

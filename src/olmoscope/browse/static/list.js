@@ -29,7 +29,7 @@ export async function drawList({sae, query, main, current}) {
     else go(to(sae.slug, "feature", feature, listPart(state)));
   };
   const unlabelled = async () => {
-    const {feature} = await source.unlabelled(sae.slug, -1 >>> 1, listPart(state));
+    const {feature} = await source.unlabelled(sae.slug, sae.d_sae, listPart(state));
     if (!current()) return;
     if (feature === null) say("All of them have labels.");
     else go(to(sae.slug, "feature", feature, listPart(state)));
@@ -110,25 +110,28 @@ export async function drawList({sae, query, main, current}) {
     clearTimeout(typing);
     typing = setTimeout(() => refresh(changes), 150);
   };
-  const field = (key, label, hint, scale = 1) => h("label", h("span", label), h("input", {type: "text", inputmode: scale === 1 && !key.startsWith("m") ? "text" : "decimal",
-    size: key.startsWith("m") ? 5 : 9, placeholder: hint, "data-testid": `filter-${key}`, spellcheck: "false", autocomplete: "off",
-    value: state[key] ? (key.startsWith("m") ? String(Number(state[key]) * scale) : state[key]) : "",
-    on: {input: (event) => {
-      const text = event.target.value;
-      const number = Number(text.replace("%", "").replace(",", "."));
-      event.target.toggleAttribute("aria-invalid", key.startsWith("m") && Number.isNaN(number));
-      if (!key.startsWith("m")) later({[key]: text});
-      else if (!Number.isNaN(number)) later({[key]: text.trim() === "" ? "" : String(number / scale)});
-    }}}));
+  const field = (key, label, hint, rest, change) => h("label", h("span", label), h("input", {type: "text", placeholder: hint,
+    spellcheck: "false", autocomplete: "off", "data-testid": `filter-${key}`, ...rest, on: {input: change}}));
+  const words = (key, label) => field(key, label, "token", {size: 9, value: state[key] ?? ""},
+    (event) => later({[key]: event.target.value}));
+  /** A number; it is shown times `scale` (100 for percentages). */
+  const bound = (key, label, hint, scale) => field(key, label, hint,
+    {size: 5, inputmode: "decimal", value: state[key] ? String(Number((Number(state[key]) * scale).toPrecision(12))) : ""},
+    (event) => {
+      const text = event.target.value.replace("%", "").replace(",", ".").trim();
+      const wrong = Number.isNaN(Number(text));
+      event.target.toggleAttribute("aria-invalid", wrong);
+      if (!wrong) later({[key]: text === "" ? "" : String(Number(text) / scale)});
+    });
   const select = (key, label, choices) => h("label", h("span", label), h("select", {"data-testid": `filter-${key}`,
     on: {change: (event) => refresh({[key]: event.target.value})}},
   choices.map(([value, text]) => h("option", {value, selected: (state[key] ?? "") === value}, text))));
   const filters = h("details.filters", {open: LIST_KEYS.slice(3).some((key) => state[key]) || innerWidth > 700},
     h("summary", "Filter"),
     h("div.fields",
-      field("min_density", "Density from", "0 %", 100), field("max_density", "to", "100 %", 100),
-      field("min_max", "Max from", "0"), field("max_max", "to", "any"),
-      field("token", "Prefers", "token"), field("promoted", "Promotes", "token"),
+      bound("min_density", "Density from", "0 %", 100), bound("max_density", "to", "100 %", 100),
+      bound("min_max", "Max from", "0", 1), bound("max_max", "to", "any", 1),
+      words("token", "Prefers"), words("promoted", "Promotes"),
       select("dead", "Fires", [["", "any"], ["false", "yes"], ["true", "never (dead)"]]),
       select("labelled", "Label", [["", "any"], ["true", "has one"], ["false", "has none"]])));
 
