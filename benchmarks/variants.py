@@ -46,6 +46,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "groupmax": {"activation": "groupmax"},
 }
 """Untied where nothing else is said."""
+USUAL_SLOPE = -0.55
+"""Of log FVU by log L0, between k 16 and 64 here: for a frontier of one point."""
 Key = tuple[str, int, int, int, int, int]
 """variant, layer, k, seed, d_sae, tokens"""
 
@@ -155,35 +157,49 @@ def key_of(result: dict[str, Any]) -> Key:
     return (result["variant"], result["layer"], result["k"], result["seed"], result["d_sae"], result["tokens"])
 
 
-def at_l0(points: list[tuple[float, float]], l0: float) -> float:
-    """FVU of a frontier at an L0: between its points a power law."""
-    l0s, fvus = zip(*sorted(points), strict=True)
-    return float(np.exp(np.interp(np.log(l0), np.log(l0s), np.log(fvus))))
+def at_l0(frontier: dict[float, float], l0: float) -> float:
+    """FVU of a frontier (by L0) at an L0: a power law between its points, and beyond the outermost."""
+    l0s, fvus = (np.log(np.array(list(values))) for values in zip(*sorted(frontier.items()), strict=True))
+    if len(l0s) == 1:
+        return float(np.exp(fvus[0]) * (l0 / np.exp(l0s[0])) ** USUAL_SLOPE)
+    place = int(np.clip(np.searchsorted(l0s, np.log(l0)), 1, len(l0s) - 1))
+    slope = (fvus[place] - fvus[place - 1]) / (l0s[place] - l0s[place - 1])
+    return float(np.exp(fvus[place] + slope * (np.log(l0) - l0s[place])))
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Of each layer: FVU (L0) by k for the first seed; at k = 32 the mean and spread over seeds; FVU at TopK's L0."""
+    """Of each layer and size: FVU (L0) by k for the first seed, and how far it is off TopK's frontier at the same L0;
+    at k = 32 means over seeds, and the spread of NMSE, (largest - smallest) / mean."""
     lines = []
-    for layer in sorted({result["layer"] for result in results}):
-        here = [result for result in results if result["layer"] == layer]
+    for layer, d_sae, tokens in sorted({(result["layer"], result["d_sae"], result["tokens"]) for result in results}):
+        here = [result for result in results if (result["layer"], result["d_sae"], result["tokens"]) ==
+                (layer, d_sae, tokens)]
         ks = sorted({result["k"] for result in here})
-        lines += [f"\nLayer {layer}\n", "| variant | " + " | ".join(f"FVU (L0), k = {k}" for k in ks) +
-                  " | NMSE, k = 32 | spread | FVU at L0 32 | dead | seconds |", "|---|" + "--:|" * (len(ks) + 5)]
+        lines += [f"\nLayer {layer}, {d_sae} latents, {tokens:,} tokens\n",
+                  "| variant | " + " | ".join(f"k = {k}" for k in ks) + " | NMSE | spread | dead | CPU s |",
+                  "|---|" + "--:|" * (len(ks) + 4)]
+        frontier = {result["l0"]: result["fvu"] for result in here
+                    if result["variant"] == "topk" and result["seed"] == 0}
         for variant in VARIANTS:
             mine = [result for result in here if result["variant"] == variant]
-            if not mine:
-                continue
             first = {result["k"]: result for result in mine if result["seed"] == 0}
-            cells = [f"{first[k]['fvu']:.4f} ({first[k]['l0']:.1f})" if k in first else "" for k in ks]
-            points = [(result["l0"], result["fvu"]) for result in first.values()]
-            same_k = [result for result in mine if result["k"] == 32]
-            if same_k:
+            cells = [cell(first[k], frontier) if k in first else "" for k in ks]
+            if same_k := [result for result in mine if result["k"] == 32]:
                 nmse = [result["nmse"] for result in same_k]
+                spread = f"{(max(nmse) - min(nmse)) / np.mean(nmse):.1%}" if len(nmse) > 1 else ""
                 dead, seconds = (np.mean([result[name] for result in same_k]) for name in ("dead", "seconds"))
-                cells += [f"{np.mean(nmse):.4f}", f"{(max(nmse) - min(nmse)) / np.mean(nmse):.1%}",
-                          f"{at_l0(points, 32):.4f}", f"{dead:.1%}", f"{seconds:.0f}"]
-            lines.append(f"| {variant} | {' | '.join(cells)} |")
+                cells += [f"{np.mean(nmse):.4f}", spread, f"{dead:.1%}", f"{seconds:.0f}"]
+            if mine:
+                lines.append(f"| {variant} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def cell(result: dict[str, Any], frontier: dict[float, float]) -> str:
+    """FVU (L0), and how much that is over TopK's at this L0."""
+    text = f"{result['fvu']:.4f} ({result['l0']:.1f})"
+    if result["variant"] == "topk" or not frontier:
+        return text
+    return f"{text} {result['fvu'] / at_l0(frontier, result['l0']) - 1:+.1%}"
 
 
 if __name__ == "__main__":
