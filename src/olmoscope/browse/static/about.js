@@ -18,45 +18,61 @@ export async function drawAbout({sae, main, current}) {
   const {info} = about;
   const block = (title, ...content) => h("section.block", h("h2", title), content);
   main.replaceChildren(
-    h("div.heading", h("h1", plain(about.name, 200)), h("p.found", `Layer ${about.layer} of ${plain(about.model, 200)}`)),
+    h("div.heading", h("h1", plain(about.name, 200)), h("p.found",
+      `Layer ${about.layer} of ${plain(about.model, 200)}`)),
     h("dl.facts",
-      [["Features", count(about.d_sae)], ["Dead here", `${count(about.dead)} (${percent(about.dead / about.d_sae)})`], ["Width of the model", count(about.d_model)],
-        ["Tokens indexed", count(about.rows)], ["Firings", count(info.firings)], ["Documents", count(info.documents)], ["Labelled", count(about.labelled)]]
+      [["Features", count(about.d_sae)], ["Dead here", `${count(about.dead)} (${percent(about.dead / about.d_sae)})`],
+        ["Width of the model", count(about.d_model)],
+        ["Tokens indexed", count(about.rows)], ["Firings", count(info.firings)], ["Documents", count(info.documents)],
+          ["Labelled", count(about.labelled)]]
         .map(([name, value]) => h("div", h("dt", name), h("dd", value)))),
     h("div.columns.even",
       h("div", evaluation(info.evaluation, block),
-        block("Density", h("p.found", "Features by the share of tokens on which they fire, in half decades; those that never fired are left out."),
+        block("Density", h("p.found",
+          "Features by the share of tokens on which they fire, in half decades; those that never fired are left out."),
           histogram(about.density, {name: "Features by density", unit: "features", format: percent})),
         source.live && labels(sae, block)),
-      h("div", block("Text", table(Object.entries(info.sources).map(([name, rows]) => [name, `${count(rows)} tokens`]))),
-        block("Settings", table(flat({sae: info.sae, filter: info.filter, options: info.options, store: info.store, unembedding: info.unembedding}))),
+      h("div", block("Text", table(Object.entries(info.sources).map(([name, rows]) =>
+        [name, `${count(rows)} tokens`]))),
+        block("Settings", table(flat({sae: info.sae, filter: info.filter, options: info.options, store: info.store,
+          unembedding: info.unembedding}))),
         block("Model", table(flat(info.model))), block("Provenance", table(flat(info.provenance))))));
   return {};
 }
 
 function evaluation(figures, block) {
-  if (!figures) return block("Evaluation", h("p.none", {"data-testid": "no-evaluation"}, "None was found when the index was made: run olmoscope evaluate, then olmoscope index."));
+  if (!figures) return block("Evaluation", h("p.none", {"data-testid": "no-evaluation"},
+    "None was found when the index was made: run olmoscope evaluate, then olmoscope index."));
   const interval = (key) => {
     const both = figures.intervals?.[key];
     return both ? h("span.soft", ` ${short(both[0])} – ${short(both[1])}`) : "";
   };
   const rows = FIGURES.filter(([key]) => typeof figures[key] === "number").map(([key, name, help]) =>
-    h("tr", {title: help}, h("th", {scope: "row"}, name), h("td", {"data-tip": String(figures[key]), "data-testid": `figure-${key}`}, short(figures[key]), interval(key))));
-  const row = (name, value, exact, key) => rows.push(h("tr", h("th", {scope: "row"}, name), h("td", {"data-tip": String(exact)}, value, key ? interval(key) : "")));
+    h("tr", {title: help}, h("th", {scope: "row"}, name),
+      h("td", {"data-tip": String(figures[key]), "data-testid": `figure-${key}`}, short(figures[key]), interval(key))));
+  const row = (name, value, exact, key) => rows.push(h("tr", h("th", {scope: "row"}, name),
+    h("td", {"data-tip": String(exact)}, value, key ? interval(key) : "")));
   if (figures.l0) row("L0", short(figures.l0.mean), figures.l0.mean, "l0");
-  if (figures.dead) row("Dead", `${percent(figures.dead.share)} of ${count(figures.dead.window)} tokens`, figures.dead.share);
+  if (figures.dead) row("Dead", `${percent(figures.dead.share)} of ${count(figures.dead.window)} tokens`,
+    figures.dead.share);
   const {language} = figures;
   if (language) {
-    for (const [key, name] of [["delta_ce", "ΔCE, nats"], ["loss_recovered_zero", "Loss recovered (zero)"], ["loss_recovered_mean", "Loss recovered (mean)"], ["kl", "KL, nats"]]) {
-      if (typeof language[key] === "number") rows.push(h("tr", h("th", {scope: "row"}, name), h("td", {"data-tip": String(language[key])}, short(language[key]),
-        language.intervals?.[key] ? h("span.soft", ` ${short(language.intervals[key][0])} – ${short(language.intervals[key][1])}`) : "")));
+    for (const [key, name] of [["delta_ce", "ΔCE, nats"], ["loss_recovered_zero", "Loss recovered (zero)"],
+      ["loss_recovered_mean", "Loss recovered (mean)"], ["kl", "KL, nats"]]) {
+      if (typeof language[key] === "number") rows.push(h("tr", h("th", {scope: "row"}, name),
+        h("td", {"data-tip": String(language[key])}, short(language[key]),
+        language.intervals?.[key]
+          ? h("span.soft", ` ${short(language.intervals[key][0])} – ${short(language.intervals[key][1])}`) : "")));
     }
   }
-  return block("Evaluation", h("p.found", typeof figures.rows === "number" ? `On ${count(figures.rows)} held-out tokens` : ""), h("table.pairs", {"data-testid": "evaluation"}, h("tbody", rows)));
+  return block("Evaluation", h("p.found", typeof figures.rows === "number"
+    ? `On ${count(figures.rows)} held-out tokens` : ""),
+    h("table.pairs", {"data-testid": "evaluation"}, h("tbody", rows)));
 }
 
 function labels(sae, block) {
-  const input = h("input.hidden", {type: "file", accept: ".jsonl,.ndjson,.json", "aria-label": "File of labels", "data-testid": "labels-file", on: {change: async (event) => {
+  const input = h("input.hidden", {type: "file", accept: ".jsonl,.ndjson,.json", "aria-label": "File of labels",
+    "data-testid": "labels-file", on: {change: async (event) => {
     const [file] = event.target.files;
     if (!file) return;
     try {
@@ -68,14 +84,18 @@ function labels(sae, block) {
     event.target.value = "";
   }}});
   return block("Labels", h("p.found", "Kept beside the index in labels.sqlite, with their history."),
-    h("div.actions", h("a.button", {href: source.labelsAddress(sae.slug), download: `labels-${sae.slug}.jsonl`, "data-testid": "export-labels"}, "Export as JSONL"),
+    h("div.actions", h("a.button", {href: source.labelsAddress(sae.slug), download: `labels-${sae.slug}.jsonl`,
+      "data-testid": "export-labels"}, "Export as JSONL"),
       h("label.button", "Import JSONL", input)));
 }
 
 /** A tree of settings as rows: a.b.c and its value. */
 function flat(tree, prefix = "") {
-  return Object.entries(tree).flatMap(([key, value]) => value !== null && typeof value === "object" && !Array.isArray(value)
-    ? flat(value, `${prefix}${key}.`) : [[prefix + key, value === null ? "none" : typeof value === "string" ? value : JSON.stringify(value)]]);
+  return Object.entries(tree).flatMap(([key, value]) =>
+    value !== null && typeof value === "object" && !Array.isArray(value)
+    ? flat(value, `${prefix}${key}.`) : [[prefix + key,
+      value === null ? "none" : typeof value === "string" ? value : JSON.stringify(value)]]);
 }
 
-const table = (rows) => h("table.pairs", h("tbody", rows.map(([name, value]) => h("tr", h("th", {scope: "row"}, plain(String(name), 100)), h("td", h("bdi", plain(String(value), 300)))))));
+const table = (rows) => h("table.pairs", h("tbody", rows.map(([name, value]) =>
+  h("tr", h("th", {scope: "row"}, plain(String(name), 100)), h("td", h("bdi", plain(String(value), 300)))))));

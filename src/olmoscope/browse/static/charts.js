@@ -7,9 +7,10 @@ const WIDTH = 320;
 /** Bars over edges that are equally wide as drawn (log bins); the axis names the first, middle and last edge.
  * @param counts of each bin; log: whether heights are logarithms
  */
-export function histogram({edges, counts}, {name, unit = "tokens", height = 84, log = false, format = short, marks = []}) {
+export function histogram({edges, counts}, {name, unit = "tokens", height = 84, log = false, format = short,
+  marks = []}) {
   const most = Math.max(...counts, 1);
-  const scale = log ? (value) => value > 0 ? (Math.log10(value) + 0.5) / (Math.log10(most) + 0.5) : 0 : (value) => value / most;
+  const scale = (value) => log ? (Math.log10(value) + 0.5) / (Math.log10(most) + 0.5) : value / most;
   const wide = WIDTH / Math.max(counts.length, 1);
   const bars = counts.map((value, place) => {
     const tall = value > 0 ? Math.max(1.5, scale(value) * height) : 0;
@@ -32,14 +33,17 @@ export function histogram({edges, counts}, {name, unit = "tokens", height = 84, 
 export function lifts(items, {name, height = 56}) {
   const top = Math.max(...items.map((item) => item.lift), 1.25);
   const wide = WIDTH / Math.max(items.length, 1);
-  const bars = items.map((item, place) => svg("g.bar", {"data-tip": `${item.name}\n${short(item.lift)}× as often as anywhere, ${count(item.rows)} tokens`},
+  const bars = items.map((item, place) => svg("g.bar",
+    {"data-tip": `${item.name}\n${short(item.lift)}× as often as anywhere, ${count(item.rows)} tokens`},
     svg("rect.hit", {x: place * wide, y: 0, width: wide, height}),
-    svg("rect.fill", {x: place * wide + 1, y: height * (1 - item.lift / top), width: Math.max(1, wide - 2), height: height * item.lift / top, rx: 1})));
+    svg("rect.fill", {x: place * wide + 1, y: height * (1 - item.lift / top), width: Math.max(1, wide - 2),
+      height: height * item.lift / top, rx: 1})));
   const one = height * (1 - 1 / top);
   const axis = items.length ? [svg("text.tick", {x: 0, y: height + 14}, items[0].name),
     svg("text.tick", {x: WIDTH, y: height + 14, "text-anchor": "end"}, items[items.length - 1].name)] : [];
   return svg("svg.chart", {viewBox: `0 0 ${WIDTH} ${height + 18}`, role: "img", "aria-label": name}, bars,
-    svg("line.one", {x1: 0, x2: WIDTH, y1: one, y2: one}), svg("line.axis", {x1: 0, x2: WIDTH, y1: height, y2: height}), axis);
+    svg("line.one", {x1: 0, x2: WIDTH, y1: one, y2: one}),
+      svg("line.axis", {x1: 0, x2: WIDTH, y1: height, y2: height}), axis);
 }
 
 /** One horizontal bar, to stand beside a name: value of most, to the right. */

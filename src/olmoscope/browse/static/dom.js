@@ -60,7 +60,8 @@ export function visible(text, {lines = false, longest = 400} = {}) {
     from = match.index + match[0].length;
   }
   if (from < cut.length) nodes.push(cut.slice(from));
-  if (cut !== text) nodes.push(h("span.sign", {title: `${count(text.length)} characters in all`}, `…+${count(text.length - longest)}`));
+  if (cut !== text) nodes.push(h("span.sign", {title: `${count(text.length)} characters in all`},
+    `…+${count(text.length - longest)}`));
   return nodes;
 }
 
@@ -94,7 +95,10 @@ export function short(number) {
 }
 
 /** A share as a percentage. */
-export const percent = (share) => share === null || share === undefined ? "–" : share === 0 || share === 1 ? `${100 * share}%` : `${short(share * 100)}%`;
+export function percent(share) {
+  if (share === null || share === undefined) return "–";
+  return share === 0 || share === 1 ? `${100 * share}%` : `${short(share * 100)}%`;
+}
 
 /** Say something to whoever listens or looks, for a moment. */
 export function say(text, bad = false) {

@@ -24,7 +24,8 @@ export function tokens(window, texts, max, lines) {
     }
     if (text === "") node.append(h("span.sign", "empty"));
     else node.append(...visible(text, {lines, longest: 120}));
-    tipLater(node, () => `${plain(text, 60)}  ${leftOut.has(place) ? "left out of the index" : value}\nposition ${count(window.position + place)}, token ${id}`);
+    tipLater(node, () =>
+      `${plain(text, 60)}  ${leftOut.has(place) ? "left out of the index" : value}\nposition ${count(window.position + place)}, token ${id}`);
     return starts.has(place) && place > 0 ? [h("span.document", {title: "Another document begins"}), node] : [node];
   });
 }
@@ -42,7 +43,8 @@ export function example(window, texts, max, widen) {
     "aria-label": `Example, activation ${short(window.value)}, on ${plain(texts[window.ids[window.at]] ?? "", 30)}`,
     on: {keydown: walk, click: (event) => !getSelection().toString() && step === 0 && show(1)}});
   const about = h("div.about");
-  const button = h("button.more", {type: "button", "data-testid": "expand", "aria-expanded": "false", "aria-label": "More text around it",
+  const button = h("button.more", {type: "button", "data-testid": "expand", "aria-expanded": "false",
+    "aria-label": "More text around it",
     on: {click: () => show(step === 0 ? 1 : 0)}}, "⋯");
   const element = h("article.example", {"data-testid": "example", "data-place": window.place},
     h("span.value", {"data-tip": String(window.value)}, short(window.value)), text, button, about);
@@ -51,13 +53,15 @@ export function example(window, texts, max, widen) {
     text.replaceChildren(...tokens(shown.window, shown.texts, max, step > 0));
     element.classList.toggle("wide", step > 0);
     button.setAttribute("aria-expanded", String(step > 0));
-    const {document: number, source: name, sequence, position, at, more_before: before, more_after: after} = shown.window;
+    const {document: number, source: name, sequence, position, at, more_before: before,
+      more_after: after} = shown.window;
     const larger = step > 0 && step < WIDER.length - 1 && widen && (before || after);
     button.textContent = step === 0 ? "⋯" : "–";
     button.title = step === 0 ? "More text, with its line breaks (e)" : "Less text";
     about.replaceChildren(...(step === 0 ? [] : [
       h("span", `${plain(name, 60)} · document ${count(number)} · sequence ${count(sequence)} · position ${count(position + at)}`),
-      larger ? h("button.link", {type: "button", "data-testid": "wider", on: {click: () => show(step + 1)}}, "Still more text") : "",
+      larger ? h("button.link", {type: "button", "data-testid": "wider", on: {click: () => show(step + 1)}},
+        "Still more text") : "",
     ]));
   }
 

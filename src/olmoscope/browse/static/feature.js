@@ -19,17 +19,20 @@ export async function drawFeature({sae, number, query, main, current}) {
   const label = labelBox(sae, feature);
   const drawn = [];
   const around = {previous: null, next: null};
-  const step = (side, sign, title) => h("a.step", {title, "aria-label": title, "data-testid": side, role: "link", "aria-disabled": "true"}, sign);
+  const step = (side, sign, title) => h("a.step", {title, "aria-label": title, "data-testid": side, role: "link",
+    "aria-disabled": "true"}, sign);
   const previous = step("previous", "←", "Previous feature of the list (k)");
   const next = step("next", "→", "Next feature of the list (j)");
   const place = h("span.place");
 
   main.replaceChildren(
-    h("div.heading.feature", h("div.title", previous, h("h1", {"data-testid": "title"}, h("span.of", "Feature "), String(feature.feature)), next, place),
+    h("div.heading.feature", h("div.title", previous, h("h1", {"data-testid": "title"}, h("span.of", "Feature "),
+      String(feature.feature)), next, place),
       label.element, h("div.actions", copyMenu(sae, feature),
         source.live && h("a.button", {href: to(sae.slug, "steer", "", {edits: `${feature.feature}:add:4`})}, "Steer"))),
     facts(feature),
-    feature.rows === 0 ? dead(sae, feature, link) : h("div.columns", groups(sae, feature, drawn, current), side(sae, feature, link)));
+    feature.rows === 0 ? dead(sae, feature, link) : h("div.columns", groups(sae, feature, drawn, current),
+      side(sae, feature, link)));
 
   source.around(sae.slug, feature.feature, list).then((found) => {
     if (!current()) return;
@@ -53,7 +56,8 @@ export async function drawFeature({sae, number, query, main, current}) {
       j: () => move(around.next, "This is the last of the list."),
       k: () => move(around.previous, "This is the first of the list."),
       r: () => chosen(source.random(sae.slug, list), "The list is empty."),
-      u: source.live ? () => chosen(source.unlabelled(sae.slug, feature.feature, list), "All of them have labels.") : undefined,
+      u: source.live ? () => chosen(source.unlabelled(sae.slug, feature.feature, list), "All of them have labels.")
+        : undefined,
       l: source.live ? label.edit : undefined,
       e: () => {
         const open = !drawn.some((one) => one.element.classList.contains("wide"));
@@ -65,7 +69,8 @@ export async function drawFeature({sae, number, query, main, current}) {
 }
 
 function facts(feature) {
-  const fact = (name, value, exact, help) => h("div", {title: help}, h("dt", name), h("dd", {"data-tip": exact, "data-testid": `fact-${name.toLowerCase()}`}, value));
+  const fact = (name, value, exact, help) => h("div", {title: help}, h("dt", name),
+    h("dd", {"data-tip": exact, "data-testid": `fact-${name.toLowerCase()}`}, value));
   return h("dl.facts",
     fact("Density", percent(feature.density), String(feature.density), "Share of tokens on which it fires"),
     fact("Fires on", `${count(feature.rows)} tokens`, String(feature.rows)),
@@ -81,7 +86,8 @@ function dead(sae, feature, link) {
 
 /** Examples by group; the first is there at once, the others as soon as that has been painted. */
 function groups(sae, feature, drawn, current) {
-  const widen = (one) => source.live ? (before, after) => source.window(sae.slug, feature.feature, one.place, before, after) : null;
+  const widen = (one) => source.live ? (before, after) =>
+    source.window(sae.slug, feature.feature, one.place, before, after) : null;
   const place = h("div.examples");
   const left = feature.groups.filter((group) => group.examples.length > 0);
   const draw = () => {
@@ -89,10 +95,12 @@ function groups(sae, feature, drawn, current) {
     if (!group) return;
     const title = group.kind === "top" ? "Strongest" : group.kind === "random" ? "Drawn at random"
       : `${short(group.low)} – ${short(group.high)}`;
-    const examples = [...group.examples].sort((one, two) => two.value - one.value).map((one) => example(one, feature.texts, feature.max, widen(one)));
+    const examples = [...group.examples].sort((one, two) => two.value - one.value).map((one) =>
+      example(one, feature.texts, feature.max, widen(one)));
     drawn.push(...examples);
     place.append(h("section.group", {"data-testid": `group-${group.kind}`},
-      h("h2", title, h("small", group.kind === "interval" ? `${count(group.rows)} tokens` : "")), examples.map((one) => one.element)));
+      h("h2", title, h("small", group.kind === "interval" ? `${count(group.rows)} tokens` : "")),
+        examples.map((one) => one.element)));
   };
   const rest = () => {
     if (!current() || !left.length) return;
@@ -108,27 +116,40 @@ function side(sae, feature, link) {
   const name = (other) => feature.labels[other] ? h("bdi.named", plain(feature.labels[other], 80)) : null;
   const text = (id) => feature.texts[id] ?? "";
   const most = Math.max(...[...feature.promoted, ...feature.suppressed].map((one) => Math.abs(one.logit)), 0);
-  const logits = (items, kind) => h("ol.logits", {"data-testid": kind}, items.map((one) => h("li", {"data-tip": `${plain(text(one.token), 60)}\n${one.logit}`},
+  const logits = (items, kind) => h("ol.logits", {"data-testid": kind},
+    items.map((one) => h("li", {"data-tip": `${plain(text(one.token), 60)}\n${one.logit}`},
     chip(text(one.token), {longest: 18}), beam(one.logit, most, kind), h("span.number", short(one.logit)))));
   const block = (title, help, ...content) => h("section.block", h("h2", {title: help}, title), content);
-  const others = (items, figure) => h("ul.others", items.map((one) => h("li", h("a", {href: link(one.feature)}, String(one.feature)), name(one.feature), figure(one))));
+  const others = (items, figure) => h("ul.others", items.map((one) =>
+    h("li", h("a", {href: link(one.feature)}, String(one.feature)), name(one.feature), figure(one))));
 
   return h("aside.side",
-    feature.rows > 0 && block("Activations", "How often it fires how strongly; both scales are logarithmic", histogram(feature.histogram, {
-      name: `Histogram of activations, from ${short(feature.histogram.edges[0])} to ${short(feature.max)}`, log: true})),
+    feature.rows > 0 && block("Activations", "How often it fires how strongly; both scales are logarithmic",
+      histogram(feature.histogram, {
+      name: `Histogram of activations, from ${short(feature.histogram.edges[0])} to ${short(feature.max)}`,
+        log: true})),
     (feature.promoted.length > 0) && block("Output tokens", "What its direction adds to the logits of output tokens",
-      h("div.two", h("div", h("h3", "promotes"), logits(feature.promoted, "promoted")), h("div", h("h3", "suppresses"), logits(feature.suppressed, "suppressed")))),
+      h("div.two", h("div", h("h3", "promotes"), logits(feature.promoted, "promoted")),
+        h("div", h("h3", "suppresses"), logits(feature.suppressed, "suppressed")))),
     feature.tokens.length > 0 && block("Prefers tokens", "Tokens on which it fires more often than on others",
       h("ul.preferred", {"data-testid": "preferred"}, feature.tokens.map((one) => h("li",
         {"data-tip": `fires on ${count(one.rows)} of these\n${one.lift}× as often as on any token\nmean ${one.mean}`},
-        h("a", {href: to(sae.slug, "features", "", {token: text(one.token)}), title: "Features that prefer it"}, chip(text(one.token), {longest: 24})), h("span.number", `${short(one.lift)}×`), h("span.number.soft", `on ${count(one.rows)}`))))),
-    feature.companions.length > 0 && block("Fires together with", "Features on the same tokens; × how much more often than by chance",
-      others(feature.companions, (one) => h("span.number", {"data-tip": `${one.rows} tokens of the sample, lift ${one.lift}`}, `${short(one.lift)}×`))),
+        h("a", {href: to(sae.slug, "features", "", {token: text(one.token)}), title: "Features that prefer it"},
+          chip(text(one.token), {longest: 24})), h("span.number", `${short(one.lift)}×`),
+          h("span.number.soft", `on ${count(one.rows)}`))))),
+    feature.companions.length > 0 && block("Fires together with",
+      "Features on the same tokens; × how much more often than by chance",
+      others(feature.companions, (one) => h("span.number",
+        {"data-tip": `${one.rows} tokens of the sample, lift ${one.lift}`}, `${short(one.lift)}×`))),
     feature.neighbours.length > 0 && block("Points the same way", "Cosine of the decoder directions",
       others(feature.neighbours, (one) => h("span.number", {"data-tip": `cosine ${one.cosine}`}, short(one.cosine)))),
     feature.sources.length > 1 && block("Text sources", "How much more often than by chance",
-      h("ul.preferred", feature.sources.map((one) => h("li", {"data-tip": `${one.rows} tokens, ${one.lift}`}, h("bdi", plain(one.source, 60)), h("span.number", `${short(one.lift)}×`), h("span.number.soft", `on ${count(one.rows)}`))))),
-    feature.positions.length > 1 && block("Position in the sequence", "How much more often than by chance; the line is 1",
-      lifts(feature.positions.map((one) => ({...one, name: one.first === one.last ? `position ${one.first}` : `${count(one.first)}–${count(one.last)}`})),
+      h("ul.preferred", feature.sources.map((one) => h("li", {"data-tip": `${one.rows} tokens, ${one.lift}`},
+        h("bdi", plain(one.source, 60)), h("span.number", `${short(one.lift)}×`),
+        h("span.number.soft", `on ${count(one.rows)}`))))),
+    feature.positions.length > 1 && block("Position in the sequence",
+      "How much more often than by chance; the line is 1",
+      lifts(feature.positions.map((one) => ({...one, name: one.first === one.last ? `position ${one.first}`
+        : `${count(one.first)}–${count(one.last)}`})),
         {name: "How often it fires at which positions"})));
 }

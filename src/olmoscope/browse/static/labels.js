@@ -13,16 +13,21 @@ export function labelBox(sae, feature) {
     const label = entry?.label ?? "";
     const note = entry?.note ?? "";
     element.replaceChildren(
-      h("div.labelline", label ? h("bdi.label", {"data-testid": "label"}, plain(label, 20000)) : h("span.none", {"data-testid": "label"}, source.live ? "no label yet" : "no label"),
-        source.live && h("button.quiet", {type: "button", "data-testid": "edit-label", title: "Write a label (l)", on: {click: edit}}, label || note ? "Edit" : "Label it"),
-        source.live && entry && h("button.quiet", {type: "button", "data-testid": "history", on: {click: history}}, "History")) || "",
+      h("div.labelline", label ? h("bdi.label", {"data-testid": "label"}, plain(label, 20000))
+        : h("span.none", {"data-testid": "label"}, source.live ? "no label yet" : "no label"),
+        source.live && h("button.quiet", {type: "button", "data-testid": "edit-label", title: "Write a label (l)",
+          on: {click: edit}}, label || note ? "Edit" : "Label it"),
+        source.live && entry && h("button.quiet", {type: "button", "data-testid": "history", on: {click: history}},
+          "History")) || "",
       note ? h("p.note", {"data-testid": "note"}, plainLines(note)) : "");
   }
 
   function edit() {
     editing = true;
-    const label = h("input", {type: "text", "aria-label": "Label", "data-testid": "label-input", placeholder: "What does it stand for?", maxlength: 2000, value: entry?.label ?? ""});
-    const note = h("textarea", {rows: 3, "aria-label": "Note", "data-testid": "note-input", placeholder: "Notes: evidence, doubts, links", maxlength: 20000, value: entry?.note ?? ""});
+    const label = h("input", {type: "text", "aria-label": "Label", "data-testid": "label-input",
+      placeholder: "What does it stand for?", maxlength: 2000, value: entry?.label ?? ""});
+    const note = h("textarea", {rows: 3, "aria-label": "Note", "data-testid": "note-input",
+      placeholder: "Notes: evidence, doubts, links", maxlength: 20000, value: entry?.note ?? ""});
     const save = async () => {
       try {
         ({entry} = await source.label(sae.slug, feature.feature, {label: label.value, note: note.value}));
@@ -42,15 +47,19 @@ export function labelBox(sae, feature) {
     };
     element.replaceChildren(h("div.editor", {on: {keydown: keys}}, label, note, h("div.actions",
       h("button.strong", {type: "button", "data-testid": "save-label", on: {click: save}}, "Save"),
-      h("button", {type: "button", on: {click: show}}, "Cancel"), h("small", "Enter saves, Escape leaves it as it was"))));
+      h("button", {type: "button", on: {click: show}}, "Cancel"),
+        h("small", "Enter saves, Escape leaves it as it was"))));
     label.select();
   }
 
   async function history() {
     const {entries} = await source.history(sae.slug, feature.feature);
-    const dialog = h("dialog.help", {"aria-label": "History", "data-testid": "history-list"}, h("h2", `What was written about feature ${feature.feature}`),
-      h("ol.history", entries.map((one) => h("li", h("time", {datetime: one.written}, new Date(one.written).toLocaleString()), one.author ? h("bdi", ` ${plain(one.author, 80)}`) : "",
-        h("div", one.label ? h("bdi.label", plain(one.label, 20000)) : h("span.none", "label taken away")), one.note ? h("p.note", plainLines(one.note)) : ""))),
+    const dialog = h("dialog.help", {"aria-label": "History", "data-testid": "history-list"},
+      h("h2", `What was written about feature ${feature.feature}`),
+      h("ol.history", entries.map((one) => h("li", h("time", {datetime: one.written},
+        new Date(one.written).toLocaleString()), one.author ? h("bdi", ` ${plain(one.author, 80)}`) : "",
+        h("div", one.label ? h("bdi.label", plain(one.label, 20000)) : h("span.none", "label taken away")),
+          one.note ? h("p.note", plainLines(one.note)) : ""))),
       h("button", {type: "button", on: {click: () => dialog.remove()}}, "Close"));
     document.body.append(dialog);
     dialog.showModal();

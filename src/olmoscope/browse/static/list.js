@@ -61,12 +61,16 @@ export async function drawList({sae, query, main, current}) {
     if (signal.aborted) return;
     table.removeAttribute("aria-busy");
     const offset = Number(state.offset || 0);
-    found.textContent = page.total === sae.d_sae ? `${count(page.total)} features` : `${count(page.total)} of ${count(sae.d_sae)} features`;
+    found.textContent = page.total === sae.d_sae ? `${count(page.total)} features`
+      : `${count(page.total)} of ${count(sae.d_sae)} features`;
     table.replaceChildren(page.lines.length ? rows(page.lines) : nothing());
-    const jump = (place, text, label) => h("button", {type: "button", disabled: place < 0 || place >= page.total || place === offset,
-      "aria-label": label, "data-testid": label.toLowerCase().replaceAll(" ", "-"), on: {click: () => refresh({offset: place || ""})}}, text);
+    const jump = (place, text, label) => h("button", {type: "button",
+      disabled: place < 0 || place >= page.total || place === offset,
+      "aria-label": label, "data-testid": label.toLowerCase().replaceAll(" ", "-"),
+        on: {click: () => refresh({offset: place || ""})}}, text);
     const last = Math.max(0, Math.floor((page.total - 1) / PAGE) * PAGE);
-    pages.replaceChildren(...(page.total > PAGE ? [jump(0, "⇤", "First page"), jump(offset - PAGE, "←", "Previous page"),
+    pages.replaceChildren(...(page.total > PAGE ? [jump(0, "⇤", "First page"),
+      jump(offset - PAGE, "←", "Previous page"),
       h("span", `${count(offset + 1)}–${count(Math.min(offset + PAGE, page.total))} of ${count(page.total)}`),
       jump(offset + PAGE, "→", "Next page"), jump(last, "⇥", "Last page")] : []));
   }
@@ -83,8 +87,10 @@ export async function drawList({sae, query, main, current}) {
       if (!sort) return h("th", {scope: "col", title: help}, name);
       const isSorted = sort === sorted;
       const turned = isSorted ? String(!descending) : first;
-      return h("th", {scope: "col", title: help, "aria-sort": isSorted ? (descending ? "descending" : "ascending") : null, "class": sort === "feature" ? null : "number"},
-        h("button.sort", {type: "button", "data-testid": `sort-${sort}`, on: {click: () => refresh({sort, descending: turned})}},
+      return h("th", {scope: "col", title: help, "aria-sort": isSorted ? (descending ? "descending" : "ascending")
+        : null, "class": sort === "feature" ? null : "number"},
+        h("button.sort", {type: "button", "data-testid": `sort-${sort}`,
+          on: {click: () => refresh({sort, descending: turned})}},
           name, h("span", {"aria-hidden": "true"}, isSorted ? (descending ? " ↓" : " ↑") : "")));
     });
     return h("table", h("thead", h("tr", head)), h("tbody", lines.map((line) => row(line))));
@@ -98,9 +104,11 @@ export async function drawList({sae, query, main, current}) {
       on: {click: (event) => event.target.closest("a") || getSelection().toString() || go(address)}},
     h("th.feature", {scope: "row"}, h("a", {href: address}, String(line.feature))),
     h("td.label", {"data-name": "Label"}, line.label ? h("bdi", plain(line.label, 120)) : h("span.none", "–")),
-    h("td.chips", {"data-name": "Prefers"}, dead ? h("span.none", "never fired") : line.tokens.slice(0, 4).map((text) => chip(text, {longest: 16}))),
+    h("td.chips", {"data-name": "Prefers"}, dead ? h("span.none", "never fired")
+      : line.tokens.slice(0, 4).map((text) => chip(text, {longest: 16}))),
     h("td.chips", {"data-name": "Promotes"}, line.promoted.slice(0, 4).map((text) => chip(text, {longest: 16}))),
-    h("td.number.bar", {"data-name": "Density", vars: {"--width": `${width}%`}, "data-tip": `${count(line.rows)} tokens, ${line.density}`}, percent(line.density)),
+    h("td.number.bar", {"data-name": "Density", vars: {"--width": `${width}%`},
+      "data-tip": `${count(line.rows)} tokens, ${line.density}`}, percent(line.density)),
     h("td.number", {"data-name": "Typical", "data-tip": String(line.mean)}, dead ? "–" : short(line.mean)),
     h("td.number", {"data-name": "Max", "data-tip": String(line.max)}, dead ? "–" : short(line.max)));
   }
@@ -110,13 +118,15 @@ export async function drawList({sae, query, main, current}) {
     clearTimeout(typing);
     typing = setTimeout(() => refresh(changes), 150);
   };
-  const field = (key, label, hint, rest, change) => h("label", h("span", label), h("input", {type: "text", placeholder: hint,
+  const field = (key, label, hint, rest, change) => h("label", h("span", label),
+    h("input", {type: "text", placeholder: hint,
     spellcheck: "false", autocomplete: "off", "data-testid": `filter-${key}`, ...rest, on: {input: change}}));
   const words = (key, label) => field(key, label, "token", {size: 9, value: state[key] ?? ""},
     (event) => later({[key]: event.target.value}));
   /** A number; it is shown times `scale` (100 for percentages). */
   const bound = (key, label, hint, scale) => field(key, label, hint,
-    {size: 5, inputmode: "decimal", value: state[key] ? String(Number((Number(state[key]) * scale).toPrecision(12))) : ""},
+    {size: 5, inputmode: "decimal", value: state[key] ? String(Number((Number(state[key]) * scale).toPrecision(12)))
+      : ""},
     (event) => {
       const text = event.target.value.replace("%", "").replace(",", ".").trim();
       const wrong = Number.isNaN(Number(text));
@@ -138,8 +148,10 @@ export async function drawList({sae, query, main, current}) {
   const searching = state.search ? h("p.searching", "Labels and tokens with ", chip(state.search, {longest: 80}), " ",
     h("a", {href: to(sae.slug, "features", "", {...state, search: "", offset: ""})}, "clear")) : null;
   const fresh = [h("div.heading", h("h1", "Features"), found, h("div.actions",
-    h("button", {type: "button", "data-testid": "random", title: "A random feature of this list (r)", on: {click: random}}, "Random"),
-    source.live && h("button", {type: "button", "data-testid": "unlabelled", title: "The first without a label (u)", on: {click: unlabelled}}, "Next unlabelled"))),
+    h("button", {type: "button", "data-testid": "random", title: "A random feature of this list (r)",
+      on: {click: random}}, "Random"),
+    source.live && h("button", {type: "button", "data-testid": "unlabelled", title: "The first without a label (u)",
+      on: {click: unlabelled}}, "Next unlabelled"))),
   filters, searching, table, pages];
   await show();
   if (!current()) return null;

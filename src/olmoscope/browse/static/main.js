@@ -63,17 +63,22 @@ function drawn() {
 }
 
 function failure(error) {
-  return h("section.empty", {role: "alert", "data-testid": "failure"}, h("h1", "That did not work"), h("p", plain(error.message, 2000)),
+  return h("section.empty", {role: "alert", "data-testid": "failure"}, h("h1", "That did not work"),
+    h("p", plain(error.message, 2000)),
     h("p", h("a", {href: "#/"}, "All features")));
 }
 
 function bar(sae, current) {
   const links = Object.entries(PAGES).filter(([, page]) => page.key && (!page.live || source.live))
-    .map(([name, page]) => h("a", {href: to(sae.slug, name), "aria-current": name === current ? "page" : null}, page.title));
-  const jump = h("input", {type: "search", placeholder: "Search or number", "aria-label": "Search tokens and labels, or go to a feature by its number",
-    "data-testid": "jump", autocomplete: "off", spellcheck: "false", value: current === "features" ? read().query.search ?? "" : "",
+    .map(([name, page]) => h("a", {href: to(sae.slug, name), "aria-current": name === current ? "page" : null},
+      page.title));
+  const jump = h("input", {type: "search", placeholder: "Search or number",
+    "aria-label": "Search tokens and labels, or go to a feature by its number",
+    "data-testid": "jump", autocomplete: "off", spellcheck: "false",
+      value: current === "features" ? read().query.search ?? "" : "",
     on: {input: (event) => searched(sae, event.target.value, current), keydown: (event) => entered(event, sae)}});
-  const choose = h("select", {"aria-label": "Which SAE", "data-testid": "sae", on: {change: (event) => switched(event.target.value, current)}},
+  const choose = h("select", {"aria-label": "Which SAE", "data-testid": "sae",
+    on: {change: (event) => switched(event.target.value, current)}},
     saes.map((one) => h("option", {value: one.slug, selected: one === sae}, plain(one.name, 80))));
   const kept = document.querySelector("#bar input");
   if (kept && document.activeElement === kept && current === "features" && kept.dataset.sae === sae.slug) {
@@ -88,7 +93,8 @@ function bar(sae, current) {
     h("a.name", {href: to(sae.slug, "features")}, h("span.lens", {"aria-hidden": "true"}), "Olmoscope"),
     saes.length > 1 ? choose : h("span.one", {title: plain(sae.name)}, plain(sae.name, 80)),
     h("nav", {"aria-label": "Pages"}, links), jump,
-    h("button.quiet", {type: "button", title: "Keys (?)", "aria-label": "Help: keys", "data-testid": "help-button", on: {click: toggleHelp}}, "?"));
+    h("button.quiet", {type: "button", title: "Keys (?)", "aria-label": "Help: keys", "data-testid": "help-button",
+      on: {click: toggleHelp}}, "?"));
 }
 
 let typing;
@@ -97,7 +103,8 @@ function searched(sae, text, current) {
   if (/^\s*#?\d+\s*$/.test(text)) return; // a number waits for Enter
   typing = setTimeout(() => {
     const {query} = read();
-    go(to(sae.slug, "features", "", {...(current === "features" ? query : {}), search: text.trim(), offset: ""}), current === "features");
+    go(to(sae.slug, "features", "", {...(current === "features" ? query : {}), search: text.trim(), offset: ""}),
+      current === "features");
   }, 120);
 }
 
@@ -114,7 +121,8 @@ function entered(event, sae) {
 
 function switched(slug, current) {
   const {query} = read();
-  const kept = current === "prompt" ? {text: query.text, other: query.other} : current === "steer" ? {text: query.text} : {};
+  const kept = current === "prompt" ? {text: query.text, other: query.other} : current === "steer" ? {text: query.text}
+    : {};
   go(to(slug, current === "feature" ? "features" : current, "", kept));
 }
 

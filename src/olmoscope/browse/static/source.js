@@ -11,10 +11,12 @@ class Server {
   about = (sae) => get(`api/${part(sae)}/about`);
   features = (sae, query, signal) => get(`api/${part(sae)}/features?${new URLSearchParams(query)}`, signal);
   around = (sae, feature, query) => get(`api/${part(sae)}/around/${feature}?${new URLSearchParams(query)}`);
-  random = (sae, query) => get(`api/${part(sae)}/random/${Math.floor(Math.random() * 2 ** 31)}?${new URLSearchParams(query)}`);
+  random = (sae, query) =>
+    get(`api/${part(sae)}/random/${Math.floor(Math.random() * 2 ** 31)}?${new URLSearchParams(query)}`);
   unlabelled = (sae, feature, query) => get(`api/${part(sae)}/unlabelled/${feature}?${new URLSearchParams(query)}`);
   feature = (sae, feature) => get(`api/${part(sae)}/feature/${feature}`);
-  window = (sae, feature, place, before, after) => get(`api/${part(sae)}/window/${feature}/${place}/${before}/${after}`);
+  window = (sae, feature, place, before, after) =>
+    get(`api/${part(sae)}/window/${feature}/${place}/${before}/${after}`);
   history = (sae, feature) => get(`api/${part(sae)}/label/${feature}`);
   label = (sae, feature, body) => send("PUT", `api/${part(sae)}/label/${feature}`, body);
   importLabels = (sae, lines) => send("POST", `api/${part(sae)}/labels.jsonl`, {lines});

@@ -32,12 +32,14 @@ export class StaticSource {
       if (promoted && !has(list.promoted[place], promoted)) continue;
       if (dead !== undefined && (list.rows[place] === 0) !== (dead === "true")) continue;
       if (labelled !== undefined && (list.label[place] !== "") !== (labelled === "true")) continue;
-      if (bounds.some(([key, low, high]) => list[key][place] < Number(low ?? -Infinity) || list[key][place] > Number(high ?? Infinity))) continue;
+      if (bounds.some(([key, low, high]) => list[key][place] < Number(low ?? -Infinity)
+        || list[key][place] > Number(high ?? Infinity))) continue;
       found.push(place);
     }
     const column = list[sort];
     if (!column) throw new Error(`The address is wrong: there is no column ${plain(sort, 40)}.`);
-    return found.sort((one, two) => down * (column[one] < column[two] ? -1 : column[one] > column[two] ? 1 : 0) || one - two);
+    return found.sort((one, two) => down * (column[one] < column[two] ? -1 : column[one] > column[two] ? 1 : 0)
+      || one - two);
   }
 
   async features(sae, query) {
@@ -45,7 +47,8 @@ export class StaticSource {
     const order = await this.#order(sae, query);
     const from = Number(query.offset ?? 0);
     const lines = order.slice(from, from + Number(query.limit ?? 50)).map((place) =>
-      Object.fromEntries(["feature", "rows", "density", "max", "mean", "tokens", "promoted", "label"].map((key) => [key, list[key][place]])));
+      Object.fromEntries(["feature", "rows", "density", "max", "mean", "tokens", "promoted",
+        "label"].map((key) => [key, list[key][place]])));
     return {total: order.length, lines};
   }
 
@@ -84,13 +87,15 @@ const has = (texts, wanted) => texts.some((text) => text.toLowerCase().includes(
 
 function prepared(list) {
   list.feature = list.rows.map((_, place) => place);
-  list.searched = list.rows.map((_, place) => [...list.tokens[place], ...list.promoted[place], list.label[place]].join("\n").toLowerCase());
+  list.searched = list.rows.map((_, place) => [...list.tokens[place], ...list.promoted[place],
+    list.label[place]].join("\n").toLowerCase());
   return list;
 }
 
 const cache = new Map();
 
-/** A JSON file; `.gz` ones are unpacked here, unless the web server has said that they are packed and the browser did. */
+/** A JSON file; `.gz` ones are unpacked here,
+  unless the web server has said that they are packed and the browser did. */
 function json(name) {
   if (!cache.has(name)) {
     const got = load(name);
