@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernel_backends import BACKENDS, SLOW, backend
+from olmoscope.recipe import Candidates
+from olmoscope.sae.codes import SparseCodes
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.rows import normalize_rows, restore_rows
 from olmoscope.sae.threshold import JumpReLU
@@ -183,6 +185,23 @@ def test_a_batch_has_k_latents_a_row_and_a_row_at_most_the_cap():
     for _ in range(3):
         step.rule.encode(u_BD * 2)
     assert float(least) < float(step.rule.threshold) < float(2 * least)
+
+
+@pytest.mark.skipif(SLOW, reason="candidates have tests of their own")
+@pytest.mark.parametrize("activation", ["batchtopk", "jumprelu"])
+def test_candidates_from_an_8_bit_product_give_the_same_codes(activation):
+    sae = initialize(64, 512, 4, "none", torch.zeros(64), 0)
+    exact, search = (Step(sae, ADAM, activation=activation, candidates=candidates)
+                     for candidates in (None, Candidates(margin=64)))
+    u_BD = torch.randn(200, 64, generator=torch.Generator().manual_seed(1))
+    codes = []
+    for step in (exact, search):
+        step.rule.start(u_BD)
+        codes.append(SparseCodes(*step.rule.encode(u_BD), 512).to_dense())
+    differ = (codes[0] > 1e-20) != (codes[1] > 1e-20)
+    assert differ.sum() <= 2 and (codes[0] > 1e-20).sum() > 700
+    torch.testing.assert_close(codes[0].masked_fill(differ, 0), codes[1].masked_fill(differ, 0))
+    assert search.candidates.take_found() > 0.999
 
 
 @pytest.mark.skipif(SLOW, reason="a matter of the checkpoint")
