@@ -123,6 +123,9 @@ def test_what_cannot_be_steered_is_said(port: int) -> None:
         assert status == 400 and said in answer["error"]
     status, answer, _ = ask(port, "POST", f"/api/{SAE}/prompt", {"text": "word " * 5000})
     assert status == 400 and "shorten it" in answer["error"]
+    body = {"text": "word " * 1700, "edits": [], "tokens": 512}
+    status, answer, _ = ask(port, "POST", f"/api/{SAE}/steer", body)
+    assert status == 400 and "512 are to follow" in answer["error"]
     assert ask(port, "POST", f"/api/{SAE}/prompt", {"text": "a\0b\ufeff"})[0] == 200
     assert ask(port, "POST", f"/api/{SAE}/prompt", {"text": "a\ud800"})[0] == 400, "a lone surrogate is no text"
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from playwright.sync_api import Page, expect
 
 from browse_server import ask, browse_server
 from olmoscope.activations.store import open_store
@@ -165,11 +166,18 @@ def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         require_extra()
 
 
-def test_several_indexes_in_one_page(index_folder: Path, tmp_path: Path) -> None:
+def test_several_indexes_in_one_page(index_folder: Path, tmp_path: Path, page: Page) -> None:
     shutil.copytree(index_folder, tmp_path / "one")
     shutil.copytree(index_folder, tmp_path / "two")
     with browse_server(tmp_path) as port:
         saes: Any = ask(port, "GET", "/api/saes")[1]["saes"]
         assert [one["slug"] for one in saes] == [SAE, f"{SAE}-2"]
-        ask(port, "PUT", f"/api/{SAE}-2/label/1", {"label": "of the second"})
-        assert ask(port, "GET", f"/api/{SAE}-2/feature/1")[1]["entry"]["label"] == "of the second"
+        ask(port, "PUT", f"/api/{SAE}-2/label/1", {"label": "quetzal"})
+        assert ask(port, "GET", f"/api/{SAE}-2/feature/1")[1]["entry"]["label"] == "quetzal"
+        page.goto(f"http://127.0.0.1:{port}/#/{SAE}/features?labelled=true")
+        expect(page.get_by_test_id("found")).to_contain_text(" of 512 features")
+        page.get_by_test_id("sae").select_option(f"{SAE}-2")
+        expect(page.locator("main")).to_have_attribute("data-drawn", f"#/{SAE}-2/features")
+        page.get_by_test_id("jump").fill("quetzal")
+        expect(page.get_by_test_id("found")).to_have_text("1 of 512 features")
+        expect(page.get_by_test_id("line")).to_have_attribute("data-feature", "1")

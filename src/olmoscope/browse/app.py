@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from starlette.routing import Route
 from olmoscope.browse.about import about_payload, summary_payload
 from olmoscope.browse.collection import Shown, one_of
 from olmoscope.browse.page_files import PageFiles
-from olmoscope.browse.payload import entry_payload, feature_payload, window_payload
+from olmoscope.browse.payload import feature_payload, window_payload
 from olmoscope.browse.requests import ImportBody, LabelBody, PromptBody, SteerBody, parse_body, parse_query
 from olmoscope.browse.security import OnlyThisMachine
 from olmoscope.errors import UserError
@@ -79,7 +80,7 @@ class _Api:
         shown, number = self._shown(request), int(request.path_params["feature"])
         payload = feature_payload(shown.index, number, shown.label_texts())
         newest = shown.labels.newest(number)
-        return _json({**payload, "entry": newest and entry_payload(newest)})
+        return _json({**payload, "entry": newest and asdict(newest)})
 
     def window(self, request: Request) -> Response:
         shown, numbers = self._shown(request), request.path_params
@@ -89,7 +90,7 @@ class _Api:
 
     def history(self, request: Request) -> Response:
         entries = self._shown(request).labels.history(request.path_params["feature"])
-        return _json({"entries": [entry_payload(entry) for entry in entries]})
+        return _json({"entries": [asdict(entry) for entry in entries]})
 
     def export_labels(self, request: Request) -> Response:
         shown = self._shown(request)
@@ -100,7 +101,7 @@ class _Api:
         wanted = parse_body(LabelBody, body)
         entry = self._shown(request).labels.write(request.path_params["feature"], wanted.label, wanted.note,
                                                   wanted.author)
-        return _json({"entry": entry_payload(entry)})
+        return _json({"entry": asdict(entry)})
 
     def import_labels(self, request: Request, body: bytes) -> Response:
         lines = parse_body(ImportBody, body).lines.split("\n")
@@ -150,7 +151,7 @@ def _continuations(shown: Shown, wanted: SteerBody) -> Iterator[str]:
             raise UserError(f"feature {edit.feature} never fired on the indexed text, so it has no typical activation "
                             "to measure a strength in; choose another")
         edits.append(Edit(edit.feature, edit.mode, edit.strength * unit))
-    ids = shown.live.tokens(wanted.text)
+    ids = shown.live.tokens(wanted.text, room=wanted.tokens)
     sae, layer = shown.sae(), shown.index.info.sae.layer
     going = {side: shown.live.continuation(sae, layer, ids, chosen, temperature=wanted.temperature, seed=wanted.seed)
              for side, chosen in (("plain", []), ("steered", edits))}

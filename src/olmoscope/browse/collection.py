@@ -17,6 +17,7 @@ from olmoscope.features.labels import Entry, Labels
 from olmoscope.features.read import FeatureIndex, find_indexes
 from olmoscope.features.records import Page
 from olmoscope.features.table import Filters, Sort
+from olmoscope.model.load import pick_device
 from olmoscope.recipe import Model
 from olmoscope.sae.interface import SparseAutoencoder
 
@@ -60,7 +61,7 @@ class Shown:
         return density
 
     def sae(self) -> SparseAutoencoder:
-        """The SAE itself, loaded when first asked for.
+        """The SAE itself, loaded when first asked for, on the device where the model is.
 
         Raises:
             UserError: it cannot be opened.
@@ -70,7 +71,7 @@ class Shown:
         with self._lock:
             if self._sae is None:
                 info = self.index.info
-                self._sae = open_sae(sae_place(self.index.path, info), info.sae.layer).sae
+                self._sae = open_sae(sae_place(self.index.path, info), info.sae.layer).sae.to(pick_device("auto"))
             return self._sae
 
 

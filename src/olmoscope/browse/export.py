@@ -11,7 +11,7 @@
 import gzip
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import numpy as np
 
 from olmoscope.browse.about import about_payload, summary_payload
 from olmoscope.browse.collection import Shown
-from olmoscope.browse.payload import entry_payload, feature_payload
+from olmoscope.browse.payload import feature_payload
 from olmoscope.browse.security import CONTENT_POLICY
 from olmoscope.errors import UserError
 from olmoscope.features.labels import Entry
@@ -97,7 +97,7 @@ def _part(shown: Shown, numbers: range, labels: dict[int, str], entries: dict[in
         payload = feature_payload(shown.index, number, labels, before=BEFORE, after=AFTER, shown=SHOWN)
         texts.update(payload.pop("texts"))
         entry = entries.get(number)
-        features.append({**payload, "entry": entry and entry_payload(entry)})
+        features.append({**payload, "entry": entry and asdict(entry)})
     return {"features": features, "texts": texts}
 
 

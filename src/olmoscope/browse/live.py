@@ -62,8 +62,11 @@ class LiveModel:
             self._loaded = _Loaded(model, load_tokenizer(self._model), min(LONGEST_PROMPT, most))
         return self._loaded
 
-    def tokens(self, text: str) -> list[int]:
+    def tokens(self, text: str, room: int = 0) -> list[int]:
         """The token ids of a text, without the EOS that ends a document.
+
+        Args:
+            room: tokens that the model is going to write after it.
 
         Raises:
             UserError: it is empty or too long, or the model cannot be loaded.
@@ -73,8 +76,9 @@ class LiveModel:
         ids: list[int] = loaded.tokenizer.encode([text])[0][:-1].tolist()
         if not ids:
             raise UserError("the prompt is empty: write some text")
-        if len(ids) > loaded.most_tokens:
-            raise UserError(f"the prompt has {len(ids)} tokens, at most {loaded.most_tokens} are read; shorten it")
+        if len(ids) + room > loaded.most_tokens:
+            raise UserError(f"the prompt has {len(ids)} tokens{f' and {room} are to follow' if room else ''}; the page "
+                            f"takes {loaded.most_tokens} at most: shorten it")
         return ids
 
     def encode(self, sae: SparseAutoencoder, layer: int, ids: list[int]) -> SparseCodes:
@@ -87,7 +91,7 @@ class LiveModel:
             model = self._model_for(sae, layer)
             ids_1T = torch.tensor([ids], device=model.device)
             rows_TD = read_residual_stream(model.module, model.layers, [layer], ids_1T)[layer][0]
-            return sae.to(rows_TD.device).encode(rows_TD)
+            return sae.encode(rows_TD)
 
     def continuation(self, sae: SparseAutoencoder, layer: int, ids: list[int], edits: list[Edit], *,
                      temperature: float, seed: int) -> "Writer":
@@ -99,7 +103,7 @@ class LiveModel:
         with self._lock:
             model, tokenizer = self._model_for(sae, layer), self._get().tokenizer
         made = Continuation(model.module, model.layers[layer], ids, temperature=temperature, seed=seed,
-                            sae=sae.to(model.device), edits=edits)
+                            sae=sae, edits=edits)
         return Writer(made, self._lock, tokenizer)
 
     def _model_for(self, sae: SparseAutoencoder, layer: int) -> CausalLM:

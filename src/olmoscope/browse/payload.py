@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
 
-from olmoscope.features.labels import Entry
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.records import Example, Feature, Token, TokenLogit, Window
 
@@ -71,11 +70,6 @@ def window_payload(index: FeatureIndex, example: Example, before: int, after: in
     """An example with as much of the text around it as is wanted, and the texts of its tokens."""
     texts = _Texts()
     return {"window": _window(index.context(example, before, after), example, texts), "texts": texts.texts}
-
-
-def entry_payload(entry: Entry) -> dict[str, Any]:
-    """A label as the page gets it."""
-    return asdict(entry)
 
 
 def _preferences(feature: Feature, texts: _Texts) -> dict[str, Any]:
