@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--d-sae", type=int, default=4096)
     parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="of the stream, from its start")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only print what there is")
@@ -63,7 +64,7 @@ def main() -> None:
             settings += [{"setting": f"{peer}, {'own rate' if lr is None else f'lr {lr:g}'}", "peer": peer, "lr": lr,
                           "python": str(arguments.peers)} for peer, lr in product(arguments.only, rates)]
         jobs = [setting | {"model": out.name, "layer": layer, "seed": seed, "d_sae": arguments.d_sae,
-                           "k": arguments.k, "out": str(out)}
+                           "k": arguments.k, "tokens": arguments.tokens, "out": str(out)}
                 for seed, setting, out, layer in product(arguments.seeds, settings, arguments.out, arguments.layers)]
         run_all(jobs, run, arguments.results, arguments.processes)
     print(table(read_results(arguments.results)))
@@ -72,13 +73,13 @@ def main() -> None:
 def run(job: Job) -> dict[str, Any]:
     """Train and measure one SAE."""
     started = time.process_time()
-    sae, tokens = train_peer(job) if "peer" in job else train_form(job)
+    sae = train_peer(job) if "peer" in job else train_form(job)
     seconds = time.process_time() - started
     held_out = stores(Path(job["out"]))[1]
-    return {"tokens": tokens, **measure(sae, held_out, job["layer"]), "seconds": round(seconds, 1)}
+    return {**measure(sae, held_out, job["layer"]), "seconds": round(seconds, 1)}
 
 
-def train_form(job: Job) -> tuple[TopK, int]:
+def train_form(job: Job) -> TopK:
     """By the package itself, as `olmoscope train` does it."""
     recipe = _recipe(job, job["setting"])
     rounds = _rounds(job, recipe)
@@ -86,17 +87,19 @@ def train_form(job: Job) -> tuple[TopK, int]:
     with tempfile.TemporaryDirectory() as folder, \
             contextlib.closing(Stream(rounds, batch_of(recipe), recipe.train.epochs)) as stream:
         training = Run(recipe, spec, rounds, Path(folder), CPU)
+        training.steps = -(-job["tokens"] // batch_of(recipe))
         for _ in range(training.steps):
             training.train_on(stream.next_batch()[spec.layer], stream.state())
-        return training.step.sae, training.step.tokens
+        return training.step.sae
 
 
-def train_peer(job: Job) -> tuple[TopK, int]:
+def train_peer(job: Job) -> TopK:
     """By another trainer, on the rows of the default form's stream."""
     recipe = _recipe(job, "default")
     rounds = _rounds(job, recipe)
     with contextlib.closing(Stream(rounds, batch_of(recipe))) as stream:
-        rows_ND = torch.cat([stream.next_batch()[job["layer"]].clone() for _ in range(stream.batches)])
+        steps = -(-job["tokens"] // batch_of(recipe))
+        rows_ND = torch.cat([stream.next_batch()[job["layer"]].clone() for _ in range(steps)])
     settings = {name: job[name] for name in ("peer", "d_sae", "k", "lr", "seed")} | {"batch": batch_of(recipe)}
     with tempfile.TemporaryDirectory() as folder:
         rows, weights = Path(folder) / "rows.safetensors", Path(folder) / "weights.safetensors"
@@ -105,14 +108,15 @@ def train_peer(job: Job) -> tuple[TopK, int]:
         subprocess.run([job["python"], script, rows, weights, json.dumps(settings)], check=True,
                        stderr=subprocess.DEVNULL, env=os.environ | {"SPARSIFY_DISABLE_TRITON": "1"})
         found = load_file(weights)
-    return TopK(found["W_enc"], found["W_dec"], found["b_latent"], found["b_pre"], job["k"], "none"), len(rows_ND)
+    return TopK(found["W_enc"], found["W_dec"], found["b_latent"], found["b_pre"], job["k"], "none")
 
 
 def _recipe(job: Job, form: str) -> Recipe:
     """A form of the study's recipe with one SAE, that of the job."""
     weights = "untied" if form == "default" else "tied"
     sae = {"layer": job["layer"], "d_sae": job["d_sae"], "k": job["k"], "weights": weights}
-    return load_recipe(str(RECIPE), form, [f"saes=[{json.dumps(sae)}]", f"seed={job['seed']}", "device=cpu"])
+    return load_recipe(str(RECIPE), form, [f"saes=[{json.dumps(sae)}]", f"seed={job['seed']}",
+                                           f"tokens.count={job['tokens']}", "device=cpu"])
 
 
 def _rounds(job: Job, recipe: Recipe) -> StoreRounds:

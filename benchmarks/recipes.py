@@ -45,6 +45,7 @@ SETTINGS = {
     "fast: lr 2e-3, decay 0.8": FAST,
     "fast, auxiliary loss": replace(FAST, k_aux=32),
     "fast, auxiliary loss, lift": replace(FAST, k_aux=32, aux_lift=0.1),
+    "fast, lift as in best": replace(FAST, k_aux=32, aux=1e-12, aux_lift=0.1),
     "fast, lift": replace(FAST, lift=0.25),
     "fast, warmup 0.1": replace(FAST, warmup=0.1),
     "fast, data rows": replace(FAST, init="data"),
@@ -100,13 +101,14 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--d-sae", type=int, default=4096)
     parser.add_argument("--k", type=int, default=32)
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="of the stream, from its start")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true", help="only print what there is")
     arguments = parser.parse_args()
     if not arguments.table:
         jobs = [{"setting": setting, "model": out.name, "layer": layer, "seed": seed, "d_sae": arguments.d_sae,
-                 "k": arguments.k, "out": str(out)}
+                 "k": arguments.k, "tokens": arguments.tokens, "out": str(out)}
                 for seed, setting, out, layer in product(arguments.seeds, arguments.settings, arguments.out,
                                                          arguments.layers)]
         run_all(jobs, run, arguments.results, arguments.processes)
@@ -128,12 +130,13 @@ def run(job: Job) -> dict[str, Any]:
         sae.W_enc_FD.mul_(levers.encoder_scale)
     started = time.process_time()
     with contextlib.closing(Stream(rounds, levers.batch)) as stream:
-        step = LeverStep(sae, levers, stream.batches, job["seed"])
-        for _ in range(stream.batches):
+        steps = -(-job["tokens"] // levers.batch)
+        step = LeverStep(sae, levers, steps, job["seed"])
+        for _ in range(steps):
             step(stream.next_batch()[layer], step.rate())
     seconds = time.process_time() - started
     figures = measure(step.finished(), held_out, layer)
-    return {"levers": asdict(levers), "tokens": step.tokens, **figures, "seconds": round(seconds, 1)}
+    return {"levers": asdict(levers), **figures, "seconds": round(seconds, 1)}
 
 
 def _start_from_data(sae: TopK, store: Store, layer: int, seed: int) -> None:

@@ -18,7 +18,9 @@ from olmoscope.sae.topk import TopK
 
 ROWS_AT_ONCE = 4096
 Job = dict[str, Any]
-"""What decides a result: setting, model, layer, seed, d_sae, k."""
+"""`KEYS`, and how to do it."""
+KEYS = ("setting", "model", "layer", "seed", "d_sae", "k", "tokens")
+"""What decides a result."""
 
 
 def stores(out: Path) -> tuple[Store, Store]:
@@ -56,10 +58,8 @@ def read_results(path: Path) -> list[dict[str, Any]]:
 
 def run_all(jobs: Iterable[Job], run: Callable[[Job], dict[str, Any]], path: Path, processes: int) -> None:
     """Run what the results file lacks, each job in a process with one thread; results are added as they come."""
-    have = [{key: result[key] for key in ("setting", "model", "layer", "seed", "d_sae", "k")}
-            for result in read_results(path)]
-    missing = [job for job in jobs if {key: value for key, value in job.items() if key in have[0]} not in have] \
-        if have else list(jobs)
+    have = [{key: result[key] for key in KEYS} for result in read_results(path)]
+    missing = [job for job in jobs if {key: job[key] for key in KEYS} not in have]
     path.parent.mkdir(parents=True, exist_ok=True)
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _one_thread) as pool:
         futures = {pool.submit(run, job): job for job in missing}
@@ -76,18 +76,18 @@ def run_all(jobs: Iterable[Job], run: Callable[[Job], dict[str, Any]], path: Pat
 
 def table(results: list[dict[str, Any]]) -> str:
     """Means over seeds, by setting, model and layer; spread: (largest - smallest) / mean of the NMSE over seeds."""
-    lines = ["| setting | model | layer | d_sae | k | seeds | NMSE | spread | FVU | dead | L0 |",
-             "|---|---|---|---|---|---|---|---|---|---|---|"]
+    lines = ["| setting | model | layer | d_sae | k | tokens | seeds | NMSE | spread | FVU | dead | L0 |",
+             "|---|---|---|---|---|---|---|---|---|---|---|---|"]
     groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for result in results:
-        key = tuple(result[name] for name in ("setting", "model", "layer", "d_sae", "k"))
+        key = tuple(result[name] for name in ("setting", "model", "layer", "d_sae", "k", "tokens"))
         groups.setdefault(key, []).append(result)
-    for (setting, model, layer, d_sae, k), group in groups.items():
+    for (setting, model, layer, d_sae, k, tokens), group in groups.items():
         nmse = [result["nmse"] for result in group]
         fvu, dead, l0 = (mean(result[name] for result in group) for name in ("fvu", "dead", "l0"))
         spread = f"{(max(nmse) - min(nmse)) / mean(nmse):.1%}" if len(nmse) > 1 else ""
-        lines.append(f"| {setting} | {model} | {layer} | {d_sae} | {k} | {len(group)} | {mean(nmse):.4f} | {spread} | "
-                     f"{fvu:.4f} | {dead:.2%} | {l0:.2f} |")
+        lines.append(f"| {setting} | {model} | {layer} | {d_sae} | {k} | {tokens:,} | {len(group)} | {mean(nmse):.4f} "
+                     f"| {spread} | {fvu:.4f} | {dead:.2%} | {l0:.2f} |")
     return "\n".join(lines)
 
 
