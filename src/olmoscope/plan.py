@@ -198,7 +198,7 @@ def _plan_sae(recipe: Recipe, sae: SAE, d_model: int, gpu: bool) -> SAEPlan:
         device += (3 * len(sae.matryoshka) + 2) * 4 * batch * d_model + 40 * batch * places * len(sae.matryoshka)
     if train.candidates:
         device += sae.d_sae * d_model
-    if train.auxiliary:
+    if train.auxiliary and train.auxiliary.weight:
         device += 6 * 4 * batch * d_model + 40 * batch * train.auxiliary.k + 4 * sae.d_sae * d_model
     rounds = min(ROUND_ROWS, recipe.tokens.count) * recipe.activations.row_bytes(d_model) * ROUNDS_HELD
     ram = PROCESS_BYTES + rounds

@@ -250,8 +250,9 @@ class Live(_Frozen):
 class Auxiliary(_Frozen):
     """The auxiliary loss by which dead latents learn what the others leave (train/auxiliary.py)."""
 
-    weight: Annotated[float, Field(gt=0)] = 1 / 32
-    """Of the loss, the NMSE left if the dead latents added their part, beside the main loss."""
+    weight: Annotated[float, Field(ge=0)] | None = None
+    """Of the loss, the NMSE left if the dead latents added their part, beside the main loss; 0: only `lift`. null:
+    1/32, and 0 where weights are tied, which the loss harms (docs/recipes.md)."""
     k: Count | None = None
     """Dead latents active in a row; null: the SAE's k. The loss costs as much as the step's sparse part would with
     this k."""

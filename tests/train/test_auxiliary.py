@@ -143,3 +143,14 @@ def test_the_lift_raises_a_dead_latent_until_it_fires(kernels):
     for _ in range(2 * REFRESH_STEPS):
         still(randn(0, 20, 8), lr=0)
     assert still.sae.b_latent_F.abs().max() == 0
+
+
+def test_without_weight_only_the_lift_is_left(kernels):
+    step = Step(double(initialize(8, 64, 2, "none", torch.zeros(8), 0)), ADAM,
+                SettledAuxiliary(weight=0.0, dead_window=40, k=4), kernels)
+    step.sae.b_latent_F[:32] = -9
+    for seed in range(2 * REFRESH_STEPS):
+        step(randn(seed, 20, 8), lr=1e-3)
+    assert step.auxiliary.dead_F[:32].all() and step.take_sums().auxiliary_rows == 0
+    assert (step.sae.b_latent_F[:32] > -9).all()
+    assert not step.moments["W"].first[:32].any()

@@ -18,8 +18,15 @@ def test_rate_and_window_follow_width_and_k():
     full, tiny = load_recipe("olmo3-7b-think"), load_recipe("tiny")
     narrow, wide = settled(tiny, tiny.saes[0]), settled(full, full.saes[0])
     assert (narrow.lr, narrow.auxiliary.k, narrow.auxiliary.dead_window) == (2e-3, 32, 20480)
+    assert (narrow.auxiliary.weight, wide.auxiliary.weight) == (1 / 32, 1 / 32)
     assert wide.lr == pytest.approx(2e-3 / 32**0.5)
     assert (wide.batch, wide.auxiliary.k, wide.auxiliary.dead_window) == (4096, 64, 327680)
+
+
+def test_tied_weights_get_the_lift_alone(tmp_path):
+    tied = recipe(tmp_path)
+    found = settled(tied, tied.saes[0])
+    assert (found.auxiliary.weight, found.auxiliary.lift) == (0, 0.1)
 
 
 def test_what_a_recipe_says_stays(tmp_path):

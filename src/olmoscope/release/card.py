@@ -238,7 +238,7 @@ def _how_made(runs: Sequence[FinishedRun]) -> str:
 
 def _auxiliary(trains: Sequence[Settled]) -> str:
     """Those of one release have it all or none."""
-    settings = [train.auxiliary for train in trains if train.auxiliary]
+    settings = [train.auxiliary for train in trains if train.auxiliary and train.auxiliary.weight]
     if not settings:
         return "no auxiliary loss"
     windows = _numbers({each.dead_window for each in settings})

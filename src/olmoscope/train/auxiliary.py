@@ -9,6 +9,8 @@ encoder, `b_pre` get their gradients from it, as from the main loss. In a layer-
 work is done on normalised rows; multiplied by the row's main loss, ‖r‖² / ‖x‖², what the kernels return for target r is
 the loss above in raw space.
 
+What the loss does not revive, `AuxiliaryLoss.lift` does.
+
 Which latents are dead is looked up every `REFRESH_STEPS` steps: their number decides the sizes of tensors, so reading
 it waits for the device. Shapes: B rows, D d_model, F latents, K active, M dead latents, A = k_aux.
 """
@@ -50,14 +52,14 @@ class AuxiliaryLoss:
 
     def gradients(self, x_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None, e_BD: Tensor,
                   loss_B: Tensor) -> tuple[Tensor, Gradients] | None:
-        """The loss of each row (without the weight), and its gradients; None if no latent is dead.
+        """The loss of each row (without the weight), and its gradients; None if no latent is dead, or the weight is 0.
 
         Args:
             x_BD: the rows in raw space.
             u_BD: as the encoder sees them.
             e_BD, loss_B: the main loss's `Residual`.
         """
-        if not len(self.dead_M):
+        if not len(self.dead_M) or not self.settings.weight:
             return None
         sae, kernels = self.sae, self.kernels
         k = min(self.settings.k, len(self.dead_M))

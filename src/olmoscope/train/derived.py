@@ -5,6 +5,7 @@ What stands in a recipe counts; what is null there is found here, by rules that 
 - `batch`: the power of two nearest to tokens / 4000, from 256 to 4096: a few thousand steps, whatever the number of
   tokens, and no larger than it takes to fill a GPU. It is the same for all SAEs of a recipe, which share a stream.
 - `lr`: 2e-3 for 4096 latents, falling with the square root of their number.
+- `auxiliary.weight`: 1/32; 0 where weights are tied, which the loss harms.
 - `auxiliary.k`: the SAE's own k.
 - `auxiliary.dead_window`: the tokens in which a latent would fire 160 times, if all fired equally often.
 """
@@ -19,12 +20,14 @@ from olmoscope.recipe import SAE, Auxiliary, Count, Recipe, Train
 STEPS = 4000
 SMALLEST_BATCH, LARGEST_BATCH = 256, 4096
 RATE, RATE_WIDTH = 2e-3, 4096
+WEIGHT = 1 / 32
 FIRINGS = 160
 
 
 class SettledAuxiliary(Auxiliary):
     """`Auxiliary` with nothing left open."""
 
+    weight: Annotated[float, Field(ge=0)] = WEIGHT
     k: Count
     dead_window: Count
 
@@ -51,7 +54,10 @@ def settled(recipe: Recipe, sae: SAE) -> Settled:
     lr = RATE * math.sqrt(RATE_WIDTH / sae.d_sae) if train.lr is None else train.lr
     if auxiliary is not None:
         window = max(1, FIRINGS * sae.d_sae // sae.k)
-        auxiliary = SettledAuxiliary(weight=auxiliary.weight, k=auxiliary.k or sae.k,
+        weight = auxiliary.weight
+        if weight is None:
+            weight = WEIGHT if sae.weights == "untied" else 0.0
+        auxiliary = SettledAuxiliary(weight=weight, k=auxiliary.k or sae.k,
                                      dead_window=auxiliary.dead_window or window, lift=auxiliary.lift)
     given = {name: getattr(train, name) for name in Train.model_fields}
     return Settled(**given | {"batch": batch_of(recipe), "lr": lr, "auxiliary": auxiliary})
