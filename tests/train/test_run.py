@@ -92,7 +92,7 @@ def test_killed_and_resumed_equals_never_killed(job, tmp_path, number, variant):
     recipe_, _, folder = job
     recipe_ = recipe_.model_copy(update={
         "saes": [recipe_.saes[0].model_copy(update=variant)],
-        "train": recipe_.train.model_copy(update={"auxiliary": Auxiliary(dead_window=1000, k=32)})})
+        "train": recipe_.train.model_copy(update={"auxiliary": Auxiliary(weight=1 / 32, dead_window=1000, k=32)})})
     (folder / "job.yaml").write_text(recipe_.to_yaml())
     assert start(folder, tmp_path / "whole", 0).wait(timeout=120) == 0
     run, whole = (run_folder(tmp_path / name, recipe_.saes[0]) for name in ("killed", "whole"))
