@@ -99,7 +99,7 @@ def test_it_says_what_evaluation_json_says(page, runs):
             said = [number(text) for text in cell.locator(".interval").inner_text().split(" – ")]
             assert said == pytest.approx(intervals[key], rel=1e-3, abs=1e-4), key
     tiles = page.get_by_test_id("tiles").inner_text()
-    assert f"{evaluation['nmse']:.4f}" in tiles and f"{evaluation['l0']['mean']:.1f}" in tiles
+    assert f"{evaluation['nmse']:#.4g}" in tiles and f"{evaluation['l0']['mean']:.1f}" in tiles
     subsets = page.get_by_test_id("subsets-1").locator("tbody tr")
     assert subsets.count() == 1 + len(evaluation["subsets"])
     for row, subset in zip(subsets.all(), [evaluation, *evaluation["subsets"].values()], strict=True):
@@ -140,7 +140,7 @@ def test_pointing_at_a_chart_tells_its_values(page, runs, shown):
     assert not page.locator("#tip").is_visible()
     chart.locator(".hit rect").last.hover()
     last = shown[0].training[-1]
-    assert page.locator("#tip").inner_text() == f"tokens {last.tokens:,}\n{last.loss:.4f}"
+    assert page.locator("#tip").inner_text() == f"tokens {last.tokens:,}\n{last.loss:#.4g}"
     page.mouse.move(2, 2)
     assert not page.locator("#tip").is_visible()
 
