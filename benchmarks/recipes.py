@@ -77,6 +77,7 @@ SETTINGS = {
     "best, lr 1e-3": replace(BEST, lr=1e-3),
     "best, lr 3e-3": replace(BEST, lr=3e-3),
     "best, lr 4e-3": replace(BEST, lr=4e-3),
+    "best, lr 4e-3, warmup 0.25": replace(BEST, lr=4e-3, warmup=0.25, decay=0.75),
     "best, decay 0.2": replace(BEST, decay=0.2),
     "best, decay 1": replace(BEST, decay=1.0),
     "best, warmup 0.05": replace(BEST, warmup=0.05),
