@@ -21,6 +21,8 @@ Job = dict[str, Any]
 """`KEYS`, and how to do it."""
 KEYS = ("setting", "model", "layer", "seed", "d_sae", "k", "tokens")
 """What decides a result."""
+PLACES = ("out", "python")
+"""Of this machine alone: not written down."""
 
 
 def stores(out: Path) -> tuple[Store, Store]:
@@ -64,7 +66,7 @@ def run_all(jobs: Iterable[Job], run: Callable[[Job], dict[str, Any]], path: Pat
     with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _one_thread) as pool:
         futures = {pool.submit(run, job): job for job in missing}
         for done, future in enumerate(as_completed(futures), 1):
-            job = {key: value for key, value in futures[future].items() if key != "out"}
+            job = {key: value for key, value in futures[future].items() if key not in PLACES}
             if future.exception():
                 print(f"{done}/{len(futures)} failed: {job}: {future.exception()!r}", flush=True)
                 continue

@@ -20,6 +20,9 @@ from olmoscope.units import format_bytes
 
 console = Console()
 
+NAME_WIDTH = 36
+"""Of an SAE's id in a table of figures; a longer one takes two lines, broken before its last part."""
+
 
 def new_table(title: str, *columns: str) -> Table:
     """A table in the house style: the first column to the left, figures to the right; narrow enough for 80 columns."""
@@ -123,7 +126,8 @@ def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
     for one in evaluations:
         language = one.language
         recovered = language.loss_recovered_zero
-        table.add_row(escape(one.sae), f"{one.nmse:.4f}", f"{one.fvu:.3f}", f"{one.l0.mean:.1f}",
+        name = one.sae if len(one.sae) <= NAME_WIDTH else "/\n".join(one.sae.rsplit("/", 1))
+        table.add_row(escape(name), f"{one.nmse:.4f}", f"{one.fvu:.3f}", f"{one.l0.mean:.1f}",
                       f"{one.dead.share:.1%}", f"{language.delta_ce:.3f}",
                       "" if recovered is None else f"{recovered:.3f}", f"{language.kl:.3f}")
     console.print(table)
