@@ -11,23 +11,23 @@ Any number of latents may be active, so codes have as many places as the most ac
 exist for a few rows at a time. Shapes: B rows, C rows of a chunk, D d_model, F latents, K places of a code.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass, fields, replace
 from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.sae.codes import SparseCodes
-from olmoscope.sae.rows import Normalize, RowStatistics, normalize_rows, restore_rows
+from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.rows import Normalize
 
 DENSE_AT_ONCE = 2**24
 """Most elements of dense pre-activations held at a time."""
 
 
 @dataclass
-class _Thresholded(ABC):
+class _Thresholded(SparseAutoencoder):
     """What the kinds have in common: all but what a latent makes of its pre-activation."""
 
     W_enc_FD: Tensor
@@ -35,49 +35,9 @@ class _Thresholded(ABC):
     b_pre_D: Tensor
     normalize: Normalize
 
-    @property
-    def d_sae(self) -> int:
-        return self.W_dec_FD.shape[0]
-
-    @property
-    def d_model(self) -> int:
-        return self.W_dec_FD.shape[1]
-
     @abstractmethod
     def activations(self, p_CF: Tensor) -> Tensor:
         """z `[C, F]`, not negative, from pre-activations without any bias."""
-
-    def center(self, x_BD: Tensor) -> tuple[Tensor, RowStatistics | None]:
-        """Rows as the encoder sees them: in the parameters' dtype, normalised, minus `b_pre`."""
-        normal_BD, statistics = normalize_rows(x_BD.to(self.W_enc_FD.dtype), self.normalize)
-        return normal_BD - self.b_pre_D, statistics
-
-    def encode(self, x_BD: Tensor) -> SparseCodes:
-        """The active latents of each row of activations `[B, D]`, any float dtype."""
-        return self._encode(self.center(x_BD)[0])
-
-    def decode(self, codes: SparseCodes, statistics: RowStatistics | None = None) -> Tensor:
-        """The reconstruction `[B, D]` of codes.
-
-        Args:
-            codes: from `encode`, or made by hand.
-            statistics: of the rows to restore, needed by an SAE that normalises rows (`center` gives them).
-
-        Raises:
-            ValueError: an SAE that normalises rows, without statistics: their scale would be a guess.
-        """
-        if self.normalize != "none" and statistics is None:
-            raise ValueError(f"a {self.normalize} SAE needs the statistics of the rows it restores: pass what "
-                             "center() gave")
-        kernels = kernels_for(self.W_dec_FD.device)
-        normal_BD = kernels.decode(codes.values_BK, codes.indices_BK, self.W_dec_FD) + self.b_pre_D
-        return restore_rows(normal_BD, statistics)
-
-    def reconstruct(self, x_BD: Tensor) -> tuple[Tensor, SparseCodes]:
-        """x̂ `[B, D]` in the parameters' dtype, and the codes it was made from."""
-        u_BD, statistics = self.center(x_BD)
-        codes = self._encode(u_BD)
-        return self.decode(codes, statistics), codes
 
     def to(self, device: torch.device | str) -> Self:
         """The same SAE on another device."""

@@ -15,11 +15,12 @@ from torch import Tensor
 
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.sae.codes import SparseCodes
-from olmoscope.sae.rows import Normalize, RowStatistics, normalize_rows, restore_rows
+from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.rows import Normalize
 
 
 @dataclass
-class TopK:
+class TopK(SparseAutoencoder):
     """Parameters of one SAE and what they compute.
 
     Attributes:
@@ -40,14 +41,6 @@ class TopK:
     def tied(self) -> bool:
         return self.W_enc_FD is self.W_dec_FD
 
-    @property
-    def d_sae(self) -> int:
-        return self.W_dec_FD.shape[0]
-
-    @property
-    def d_model(self) -> int:
-        return self.W_dec_FD.shape[1]
-
     def parameters(self) -> dict[str, Tensor]:
         """By name, each once: `W` where tied, else `W_enc` and `W_dec`; `b_latent`, `b_pre`."""
         matrices = {"W": self.W_dec_FD} if self.tied else {"W_enc": self.W_enc_FD, "W_dec": self.W_dec_FD}
@@ -59,37 +52,6 @@ class TopK:
         tied = "W" in parameters
         return cls(parameters["W" if tied else "W_enc"], parameters["W" if tied else "W_dec"], parameters["b_latent"],
                    parameters["b_pre"], k, normalize)
-
-    def center(self, x_BD: Tensor) -> tuple[Tensor, RowStatistics | None]:
-        """Rows as the dictionary sees them: in the parameters' dtype, normalised, minus `b_pre`."""
-        normal_BD, statistics = normalize_rows(x_BD.to(self.W_enc_FD.dtype), self.normalize)
-        return normal_BD - self.b_pre_D, statistics
-
-    def encode(self, x_BD: Tensor) -> SparseCodes:
-        """The active latents of each row of activations `[B, D]`, any float dtype."""
-        return self._encode(self.center(x_BD)[0])
-
-    def decode(self, codes: SparseCodes, statistics: RowStatistics | None = None) -> Tensor:
-        """The reconstruction `[B, D]` of codes.
-
-        Args:
-            codes: from `encode`, or made by hand.
-            statistics: of the rows to restore, needed by a layer-norm SAE (`center` gives them).
-
-        Raises:
-            ValueError: a layer-norm SAE without statistics: their scale would be a guess.
-        """
-        if self.normalize != "none" and statistics is None:
-            raise ValueError("a layer_norm SAE needs the statistics of the rows it restores: pass what center() gave")
-        kernels = kernels_for(self.W_dec_FD.device)
-        normal_BD = kernels.decode(codes.values_BK, codes.indices_BK, self.W_dec_FD) + self.b_pre_D
-        return restore_rows(normal_BD, statistics)
-
-    def reconstruct(self, x_BD: Tensor) -> tuple[Tensor, SparseCodes]:
-        """x̂ `[B, D]` in the parameters' dtype, and the codes it was made from."""
-        u_BD, statistics = self.center(x_BD)
-        codes = self._encode(u_BD)
-        return self.decode(codes, statistics), codes
 
     def _encode(self, u_BD: Tensor) -> SparseCodes:
         kernels = kernels_for(self.W_enc_FD.device)
