@@ -43,6 +43,7 @@ def test_width_and_colours(browser, tmp_path):
 
 def test_where_a_browser_is_required_none_is_a_failure(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.delenv(REQUIRED, raising=False)
     with pytest.raises(pytest.skip.Exception, match="no browser"):
         next(start_chromium())
     monkeypatch.setenv(REQUIRED, "required")
