@@ -31,7 +31,7 @@ def test_the_reference_form_is_the_reference_recipe():
     train = reference.train
     assert (train.batch, train.lr, train.decay, train.betas, train.order, train.epochs) == (
         256, 3e-4, 0, (0.9, 0.999), "reading", 1)
-    assert train.auxiliary is None and train.adam == "exact" and train.moments == "float32"
+    assert train.auxiliary is None and not train.scale_biases and train.adam == "exact" and train.moments == "float32"
     assert reference.text.mixture == "shards"
     assert reference.tokens.chunk_lengths == [(512, 2048), (3500, 5000), (7000, 8192)]
     assert (reference.tokens.count, reference.tokens.documents) == (20_000_000, "share")
@@ -48,6 +48,11 @@ def test_a_resolved_recipe_reads_back_equal(name, tmp_path):
         again = load_recipe(str(tmp_path / "recipe.yaml"))
         assert again == resolved
         assert [again.run_hash(sae) for sae in again.saes] == [resolved.run_hash(sae) for sae in resolved.saes]
+
+
+def test_tied_weights_have_one_rate():
+    with pytest.raises(UserError, match=r"train.decoder_rate: all SAEs have tied weights"):
+        load_recipe("olmo3-7b-think", "reference", ["train.decoder_rate=2"])
 
 
 def test_overrides():

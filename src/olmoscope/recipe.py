@@ -282,6 +282,11 @@ class Train(_Frozen):
     lr: Annotated[float, Field(gt=0)] | None = None
     decay: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Share of the steps, the last ones, over which the rate falls linearly to 0; 0 keeps it constant."""
+    decoder_rate: Annotated[float, Field(gt=0)] | None = None
+    """The rate of an untied decoder, times `lr`; tied weights have one rate."""
+    scale_biases: bool = True
+    """The rate of the biases is `lr` times the RMS of the activations (centred, over their channels): what is learned
+    does not depend on the unit of the activations. False: plain `lr`."""
     betas: tuple[Share, Share] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
     adam: Literal["exact", "touched"] = "exact"
@@ -365,6 +370,8 @@ class Recipe(_Frozen):
             if sae.activation == "groupmax" and self.train.candidates:
                 raise ValueError(f"saes.{number}.activation: groupmax needs all pre-activations; leave out one of it "
                                  "and train.candidates")
+        if self.train.decoder_rate is not None and all(sae.weights == "tied" for sae in self.saes):
+            raise ValueError("train.decoder_rate: all SAEs have tied weights, which have one rate; leave it out")
         ids = [sae.id for sae in self.saes]
         for sae_id in ids:
             if ids.count(sae_id) > 1:

@@ -24,6 +24,7 @@ from olmoscope.recipe_file import load_recipe
 from olmoscope.sae.topk import initialize
 from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.adam import Adam
+from olmoscope.train.derived import settled
 from olmoscope.train.group import train_from_store, train_live
 from olmoscope.train.step import Step
 
@@ -75,7 +76,7 @@ def main() -> None:
     for spec in RECIPE.saes:  # loads the compiled kernels: every attempt would take most of its time for it
         mean_D = torch.zeros(256)
         sae = initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D, seed=0)
-        Step(sae, Adam.of(RECIPE.train))(torch.randn(RECIPE.train.batch, len(mean_D)), lr=0.0)
+        Step(sae, Adam.of(settled(RECIPE, spec)))(torch.randn(RECIPE.train.batch, len(mean_D)), lr=0.0)
     began = time.monotonic()
     pid = start(FOLDER / "whole")
     metrics = FOLDER / "whole" / "runs" / RECIPE.saes[0].id / "metrics.jsonl"

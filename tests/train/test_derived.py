@@ -20,13 +20,14 @@ def test_rate_and_window_follow_width_and_k():
     assert (narrow.lr, narrow.auxiliary.k, narrow.auxiliary.dead_window) == (2e-3, 32, 20480)
     assert (narrow.auxiliary.weight, wide.auxiliary.weight) == (1 / 32, 1 / 32)
     assert wide.lr == pytest.approx(2e-3 / 32**0.5)
+    assert (narrow.decoder_rate, wide.decoder_rate) == (8, 8)
     assert (wide.batch, wide.auxiliary.k, wide.auxiliary.dead_window) == (4096, 64, 327680)
 
 
 def test_tied_weights_get_the_lift_alone(tmp_path):
     tied = recipe(tmp_path)
     found = settled(tied, tied.saes[0])
-    assert (found.auxiliary.weight, found.auxiliary.lift) == (0, 0.1)
+    assert (found.auxiliary.weight, found.auxiliary.lift, found.decoder_rate) == (0, 0.1, 1)
 
 
 def test_what_a_recipe_says_stays(tmp_path):
@@ -37,4 +38,4 @@ def test_what_a_recipe_says_stays(tmp_path):
     reference = load_recipe("olmo3-7b-think", "reference")
     found = settled(reference, reference.saes[0])
     assert (found.batch, found.lr, found.auxiliary) == (256, 3e-4, None)
-    assert found.model_dump() == reference.train.model_dump()
+    assert found.model_dump() == reference.train.model_dump() | {"decoder_rate": 1}

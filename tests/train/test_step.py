@@ -45,10 +45,13 @@ def dense_loss(x_BD: Tensor, parameters: list[Tensor], k: int, normalize: str) -
 class DenseTrainer:
     """Autograd, torch.optim.Adam, projection and renormalisation, all dense."""
 
-    def __init__(self, sae: TopK, lr: float) -> None:
+    def __init__(self, sae: TopK, lr: float, decoder_rate: float = 1.0, bias_rate: float = 1.0) -> None:
         self.sae = sae
         self.parameters = [p.clone().requires_grad_() for p in sae.parameters().values()]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
+        *encoder, decoder, b_latent, b_pre = self.parameters
+        self.optimizer = torch.optim.Adam([{"params": encoder or [decoder], "lr": lr},
+                                           {"params": [decoder] if encoder else [], "lr": decoder_rate * lr},
+                                           {"params": [b_latent, b_pre], "lr": bias_rate * lr}])
 
     def __call__(self, x_BD: Tensor) -> float:
         self.optimizer.zero_grad()
@@ -102,18 +105,40 @@ def test_gradients_over_several_chunks_of_rows_and_latents(monkeypatch):
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("normalize", ["none", "layer_norm"])
-def test_trajectory_equals_a_dense_trainer(kernels, normalize, tied):
+@pytest.mark.parametrize("rates", [{}, {"decoder_rate": 3.0, "scale_biases": True}])
+def test_trajectory_equals_a_dense_trainer(kernels, rates, normalize, tied):
     sae, rows = fresh(16, 64, 4, normalize, tied=tied), 20 if SLOW else 50
-    dense, step = DenseTrainer(sae, lr=1e-2), Step(sae, Adam((0.9, 0.999), 1e-8), kernels=kernels)
     generator = torch.Generator().manual_seed(3)
-    for _ in range(6 if SLOW else 30):
-        x_BD = torch.randn(rows, 16, dtype=torch.float64, generator=generator) + 1
+    batches = [7 * torch.randn(rows, 16, dtype=torch.float64, generator=generator) + 1
+               for _ in range(6 if SLOW else 30)]
+    unit = float((normalize_rows(batches[0], normalize)[0] - sae.b_pre_D).square().mean().sqrt()) if rates else 1.0
+    dense = DenseTrainer(sae, 1e-2, rates.get("decoder_rate", 1.0), unit)
+    step = Step(sae, Adam((0.9, 0.999), 1e-8, **rates), kernels=kernels)
+    for x_BD in batches:
         loss = dense(x_BD)
         step(x_BD, lr=1e-2)
         assert step.take_sums()[0] / rows == pytest.approx(loss, rel=1e-9)
     for got, want in zip(sae.parameters().values(), dense.parameters, strict=True):
         torch.testing.assert_close(got, want.detach(), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(sae.W_dec_FD.norm(dim=1), torch.ones(64, dtype=torch.float64))
+
+
+def test_the_unit_of_the_activations_does_not_matter():
+    """Rows 1000 times as large: the same matrices, biases 1000 times as large."""
+    generator = torch.Generator().manual_seed(4)
+    rows = [torch.randn(50, 16, dtype=torch.float64, generator=generator) + 1 for _ in range(30)]
+    found = []
+    for unit in (1.0, 1000.0):
+        sae = fresh(16, 64, 4, "none", tied=False)
+        sae.b_latent_F.mul_(unit)
+        sae.b_pre_D.mul_(unit)
+        step = Step(sae, Adam((0.9, 0.999), 1e-30, decoder_rate=8.0, scale_biases=True),
+                    SettledAuxiliary(k=4, dead_window=200))
+        for x_BD in rows:
+            step(x_BD * unit, lr=1e-2)
+        found.append([sae.W_enc_FD, sae.W_dec_FD, sae.b_latent_F / unit, sae.b_pre_D / unit])
+    for large, small in zip(*found, strict=True):
+        torch.testing.assert_close(large, small, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.parametrize("tied", [True, False])

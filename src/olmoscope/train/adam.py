@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from olmoscope.kernels.interface import AdamStep, Moments
-from olmoscope.recipe import Train
+from olmoscope.train.derived import Settled
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,15 @@ class Adam:
     decay as they should (when they are next touched), but such a row does not drift on with its momentum."""
     moments: Literal["float32", "bfloat16"] = "float32"
     """Of the matrices; those of the biases are always in the parameters' dtype."""
+    decoder_rate: float = 1.0
+    """The rate of an untied decoder, times the others'."""
+    scale_biases: bool = False
+    """Whether the rate of the biases is in units of the activations' RMS."""
 
     @classmethod
-    def of(cls, train: Train) -> "Adam":
+    def of(cls, train: Settled) -> "Adam":
         """As a recipe says."""
-        return cls(train.betas, train.eps, train.adam, train.moments)
+        return cls(train.betas, train.eps, train.adam, train.moments, train.decoder_rate, train.scale_biases)
 
     def at(self, count: int, lr: float) -> AdamStep:
         """Step number `count`, from 1."""

@@ -5,6 +5,7 @@ What stands in a recipe counts; what is null there is found here, by rules that 
 - `batch`: the power of two nearest to tokens / 4000, from 256 to 4096: a few thousand steps, whatever the number of
   tokens, and no larger than it takes to fill a GPU. It is the same for all SAEs of a recipe, which share a stream.
 - `lr`: 2e-3 for 4096 latents, falling with the square root of their number.
+- `decoder_rate`: 8 times `lr`. What a code means is cheap to learn and to change; when to fire is not.
 - `auxiliary.weight`: 1/32; 0 where weights are tied, which the loss harms.
 - `auxiliary.k`: the SAE's own k.
 - `auxiliary.dead_window`: the tokens in which a latent would fire 160 times, if all fired equally often.
@@ -20,6 +21,7 @@ from olmoscope.recipe import SAE, Auxiliary, Count, Recipe, Train
 STEPS = 4000
 SMALLEST_BATCH, LARGEST_BATCH = 256, 4096
 RATE, RATE_WIDTH = 2e-3, 4096
+DECODER_RATE = 8.0
 WEIGHT = 1 / 32
 FIRINGS = 160
 
@@ -37,6 +39,7 @@ class Settled(Train):
 
     batch: Count
     lr: Annotated[float, Field(gt=0)]
+    decoder_rate: Annotated[float, Field(gt=0)]
     auxiliary: SettledAuxiliary | None
 
 
@@ -52,6 +55,7 @@ def settled(recipe: Recipe, sae: SAE) -> Settled:
     """How an SAE of a recipe is trained."""
     train, auxiliary = recipe.train, recipe.train.auxiliary
     lr = RATE * math.sqrt(RATE_WIDTH / sae.d_sae) if train.lr is None else train.lr
+    decoder_rate = (train.decoder_rate or DECODER_RATE) if sae.weights == "untied" else 1.0
     if auxiliary is not None:
         window = max(1, FIRINGS * sae.d_sae // sae.k)
         weight = auxiliary.weight
@@ -60,4 +64,5 @@ def settled(recipe: Recipe, sae: SAE) -> Settled:
         auxiliary = SettledAuxiliary(weight=weight, k=auxiliary.k or sae.k,
                                      dead_window=auxiliary.dead_window or window, lift=auxiliary.lift)
     given = {name: getattr(train, name) for name in Train.model_fields}
-    return Settled(**given | {"batch": batch_of(recipe), "lr": lr, "auxiliary": auxiliary})
+    return Settled(**given | {"batch": batch_of(recipe), "lr": lr, "decoder_rate": decoder_rate,
+                              "auxiliary": auxiliary})

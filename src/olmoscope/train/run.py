@@ -138,7 +138,7 @@ class Run:
         write_json(self.folder / "done.json", {
             "sae": self.spec.id,
             "run_hash": self.recipe.run_hash(self.spec),
-            "train": self.settings.model_dump(mode="json", include={"batch", "lr", "auxiliary"}),
+            "train": self.settings.model_dump(mode="json", include={"batch", "lr", "decoder_rate", "auxiliary"}),
             "checkpoint": str(checkpoint_path(self.folder, self.step.count).relative_to(self.folder)),
             "steps": self.step.count,
             "tokens": counts.tokens,

@@ -6,7 +6,8 @@ std in a layer-norm SAE), u the centred input and z the codes:
     dz_bj = e_b · W_dec_j  where z_bj > 0      dW_dec_j = Σ_b z_bj e_b      dW_enc_j = Σ_b dz_bj u_b
     db_latent_j = Σ_b dz_bj                    db_pre = Σ_b e_b − Σ_j db_latent_j W_enc_j
 
-A tied W gets the sum of both, in one update.
+A tied W gets the sum of both, in one update. Adam's steps have a size of their own whatever the gradients' is, so each
+kind of parameter has its rate (adam.py): a bias is in the activations' unit, rows of the matrices are not.
 An auxiliary loss (auxiliary.py) adds pairs of its own, which go through the same update.
 
 No dense gradient exists: each row of it is made (a decoder's, tied or not, is cleared of its part along the row of W,
@@ -15,6 +16,7 @@ F latents, K active.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -73,6 +75,8 @@ class Step:
         device = sae.W_dec_FD.device
         self.last_fired_F = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
         """Tokens seen when each latent last fired."""
+        self.unit = torch.ones((), dtype=torch.float64)
+        """What the rate of the biases is multiplied by; on the CPU, for it becomes part of an argument."""
         self.sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=device)
         """`Sums`, kept on the device: reading them waits for it."""
         self.auxiliary = AuxiliaryLoss(auxiliary, sae, self.kernels) if auxiliary else None
@@ -85,7 +89,7 @@ class Step:
         x_BD = x_BD.to(sae.W_dec_FD.dtype).contiguous()
         u_BD, statistics = sae.center(x_BD)
         if self.count == 0:
-            self.rule.start(u_BD)
+            self._start(u_BD)
         adam = self.adam.at(self.count + 1, lr)
         values_BK, indices_BK = self.rule.encode(u_BD)
         residual = self.nested.residual(kernels, sae, x_BD, values_BK, indices_BK, statistics)
@@ -95,8 +99,9 @@ class Step:
         losses += self._auxiliary(x_BD, u_BD, statistics, residual.whole)
         self._count(residual.whole, values_BK, indices_BK)
         db_latent_F, b_pull_D = self._update_matrices(*sorted_together(kernels, losses, sae.d_sae), adam)
-        update_bias(sae.b_latent_F, db_latent_F, moments["b_latent"], adam)
-        update_bias(sae.b_pre_D, losses[0].e_BD.sum(dim=0) - b_pull_D, moments["b_pre"], adam)
+        biases = self.adam.at(self.count, lr * float(self.unit))
+        update_bias(sae.b_latent_F, db_latent_F, moments["b_latent"], biases)
+        update_bias(sae.b_pre_D, losses[0].e_BD.sum(dim=0) - b_pull_D, moments["b_pre"], biases)
         if self.auxiliary is not None:
             self.auxiliary.lift(values_BK)
 
@@ -112,7 +117,8 @@ class Step:
 
     def tensors(self) -> dict[str, Tensor]:
         """All state, by name: the SAE's parameters, Adam's moments, counts."""
-        found = self.sae.parameters() | {"last_fired": self.last_fired_F, "sums": self.sums}
+        found = self.sae.parameters() | {"last_fired": self.last_fired_F, "sums": self.sums,
+                                         "unit": self.unit}
         found |= {f"{self.activation}.{name}": tensor for name, tensor in self.rule.tensors().items()}
         for name, moments in self.moments.items():
             found |= {f"adam.{name}.{part}": tensor for part, tensor in vars(moments).items() if tensor is not None}
@@ -134,6 +140,12 @@ class Step:
         if self.auxiliary is not None:
             self.auxiliary.list_dead()
 
+    def _start(self, u_BD: Tensor) -> None:
+        """What the first batch decides."""
+        self.rule.start(u_BD)
+        if self.adam.scale_biases:
+            self.unit.copy_(u_BD.square().mean().sqrt())
+
     def _encode_topk(self, u_BD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
         if self.candidates is None:
             return self.kernels.encode_topk(u_BD, self.sae.W_enc_FD, b_latent_F, k)
@@ -144,7 +156,8 @@ class Step:
         sae, kernels, moments = self.sae, self.kernels, self.moments
         if sae.tied:
             return kernels.update_tied(sae.W_dec_FD, moments["W"], pairs, e_BD, u_BD, adam)
-        kernels.update_decoder(sae.W_dec_FD, moments["W_dec"], pairs, e_BD, adam)
+        decoder = replace(adam, lr=adam.lr * self.adam.decoder_rate)
+        kernels.update_decoder(sae.W_dec_FD, moments["W_dec"], pairs, e_BD, decoder)
         return kernels.update_encoder(sae.W_enc_FD, moments["W_enc"], pairs, u_BD, adam)
 
     def _auxiliary(self, x_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None,
