@@ -208,7 +208,6 @@ def _how_made(runs: Sequence[FinishedRun]) -> str:
     recipe, store = runs[0].recipe, runs[0].done.store
     train, tokens = recipe.train, recipe.tokens
     trains = [settled(run.recipe, run.sae) for run in runs]
-    lr = " or ".join(f"{rate:g}" for rate in sorted({each.lr for each in trains}))
     total = sum(source.tokens for source in store.sources.values())
     rows = ["| source | documents | tokens | share of tokens |", "|---|--:|--:|--:|"]
     for name, source in store.sources.items():
@@ -230,10 +229,17 @@ def _how_made(runs: Sequence[FinishedRun]) -> str:
 - Activations: outputs of the decoder layers, computed in {recipe.model.dtype}, kept as
   {recipe.activations.dtype}.
 - Training: NMSE as the loss, {_auxiliary(trains)}; Adam (betas {train.betas[0]}, {train.betas[1]}), learning rate
-  {lr}, {rate}; batches of {trains[0].batch} rows, {order[train.order]}; {_count(train.epochs, "epoch")},
+  {_rates(trains)}, {rate}; batches of {trains[0].batch} rows, {order[train.order]}; {_count(train.epochs, "epoch")},
   {steps} steps; the rows of `W` kept at unit norm.
 - Recipe {code(recipe.name)}, form {code(recipe.form)}, seed {recipe.seed}: whole in `manifest.json`. The log of
   each run is in its folder."""
+
+
+def _rates(trains: Sequence[Settled]) -> str:
+    lr = " or ".join(f"{rate:g}" for rate in sorted({each.lr for each in trains}))
+    decoder = " or ".join(f"{rate:g}" for rate in sorted({each.decoder_rate for each in trains}))
+    return (lr + (f" (of the decoder {decoder} times that)" if decoder != "1" else "")
+            + (" (of the biases times the RMS of the activations)" if trains[0].scale_biases else ""))
 
 
 def _auxiliary(trains: Sequence[Settled]) -> str:

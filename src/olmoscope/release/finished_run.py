@@ -7,11 +7,12 @@ blank in a table.
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 
 from olmoscope.errors import UserError
+from olmoscope.evaluate.results import EVALUATION, Evaluation, read_evaluation
 from olmoscope.files import read_json
 from olmoscope.recipe import SAE, Recipe
 from olmoscope.recipe_file import load_recipe
@@ -23,9 +24,6 @@ from olmoscope.train.checkpoint import load_sae
 
 class _Read(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-Content = TypeVar("Content", bound=_Read)
 
 
 class ModelRead(_Read):
@@ -74,49 +72,6 @@ class Done(_Read):
     provenance: dict[str, Any]
 
 
-class L0(_Read):
-    """Active latents of a row."""
-
-    mean: FiniteFloat
-
-
-class Dead(_Read):
-    """Share of latents that did not fire in a window of tokens."""
-
-    share: FiniteFloat
-    window: int
-
-
-class LanguageRead(_Read):
-    """What the model makes of the reconstruction."""
-
-    rows: int
-    predictions: int
-    ce_clean: FiniteFloat
-    ce_spliced: FiniteFloat
-    ce_zero: FiniteFloat
-    ce_mean: FiniteFloat
-    delta_ce: FiniteFloat
-    loss_recovered_zero: FiniteFloat | None
-    loss_recovered_mean: FiniteFloat | None
-    kl: FiniteFloat
-    intervals: dict[str, tuple[FiniteFloat, FiniteFloat]]
-
-
-class Evaluation(_Read):
-    """evaluation.json: figures on held-out rows."""
-
-    rows: int
-    nmse: FiniteFloat
-    fvu: FiniteFloat
-    explained_variance: FiniteFloat
-    cosine: FiniteFloat
-    l0: L0
-    dead: Dead
-    intervals: dict[str, tuple[FiniteFloat, FiniteFloat]]
-    language: LanguageRead
-
-
 @dataclass(frozen=True)
 class FinishedRun:
     """A run folder whose training is over."""
@@ -154,7 +109,7 @@ class FinishedRun:
         Raises:
             UserError: not evaluated, damaged, or a figure absent.
         """
-        return _parse(self.folder / "evaluation.json", Evaluation)
+        return read_evaluation(self.folder / EVALUATION)
 
 
 def read_run(folder: Path) -> FinishedRun:
@@ -168,7 +123,7 @@ def read_run(folder: Path) -> FinishedRun:
     if not (folder / "done.json").is_file():
         raise UserError(f"{folder} is not finished (no done.json): train it to its end first")
     recipe = load_recipe(str(folder / "recipe.yaml"))
-    done = _parse(folder / "done.json", Done)
+    done = _read_done(folder / "done.json")
     for sae in recipe.saes:
         if sae.id == done.sae:
             break
@@ -181,9 +136,9 @@ def read_run(folder: Path) -> FinishedRun:
     return FinishedRun(folder, recipe, sae, done)
 
 
-def _parse(path: Path, content: type[Content]) -> Content:
+def _read_done(path: Path) -> Done:
     try:
-        return content.model_validate(read_json(path))
+        return Done.model_validate(read_json(path))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -26,6 +26,11 @@ from olmoscope.release.saelens_format import hook_names
 MANIFEST = "manifest.json"
 FORMAT = "olmoscope release"
 VERSION = 1
+HELD_OUT: dict[str, Any] = dict.fromkeys(("rows", "nmse", "fvu", "explained_variance", "cosine", "intervals"), True) | {
+    "l0": {"mean"}, "dead": {"share", "window"},
+    "language": {"rows", "predictions", "ce_clean", "ce_spliced", "ce_zero", "ce_mean", "delta_ce",
+                 "loss_recovered_zero", "loss_recovered_mean", "kl", "intervals"}}
+"""The figures of evaluation.json that the manifest repeats."""
 
 
 class _Read(BaseModel):
@@ -129,7 +134,7 @@ def _entry(run: FinishedRun) -> dict[str, Any]:
         "canonical": sae.canonical,
         **hook_names(done.store.model.layers_path, sae.layer),
         "metrics": {
-            "held_out": held_out.model_dump(),
+            "held_out": held_out.model_dump(mode="json", include=HELD_OUT),
             "training": {"nmse": done.nmse, "l0": done.l0, "steps": done.steps, "tokens": done.tokens,
                          "dead": {"share": done.dead_share, "window": done.dead_window}},
         },
