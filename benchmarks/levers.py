@@ -24,6 +24,8 @@ class Levers:
     order: str = "shuffled"
     batch: int = 256
     lr: float = 1e-3
+    decoder_rate: float = 1.0
+    scale_biases: bool = False
     decay: float = 0.2
     """Share of the steps over which the rate falls linearly to 0, at the end."""
     warmup: float = 0.0
@@ -67,7 +69,8 @@ class LeverStep(Step):
         if levers.k_aux:
             auxiliary = SettledAuxiliary(weight=levers.aux, k=levers.k_aux, dead_window=levers.aux_window,
                                          lift=levers.aux_lift)
-        super().__init__(sae, Adam(levers.betas, levers.eps, levers.adam), auxiliary)  # type: ignore[arg-type]
+        super().__init__(sae, Adam(levers.betas, levers.eps, levers.adam,  # type: ignore[arg-type]
+                                   decoder_rate=levers.decoder_rate, scale_biases=levers.scale_biases), auxiliary)
         self.levers, self.steps = levers, steps
         self.rng = torch.Generator().manual_seed(seed + 1)
         self.last_used_F = torch.zeros_like(self.last_fired_F)
@@ -85,6 +88,8 @@ class LeverStep(Step):
         sae, levers, kernels, moments = self.sae, self.levers, self.kernels, self.moments
         x_BD = x_BD.to(sae.W_dec_FD.dtype).contiguous()
         u_BD, statistics = sae.center(x_BD)
+        if self.count == 0:
+            self._start(u_BD)
         mean_B1, std_B1 = (None, None) if statistics is None else (statistics.mean_B1, statistics.std_B1)
         k = self._k()
         wide_BK, places_BK = kernels.encode_topk(u_BD, sae.W_enc_FD, sae.b_latent_F, k * max(1, levers.multi))
@@ -105,8 +110,9 @@ class LeverStep(Step):
             e_RD = e_RD * factor
             pairs = SortedPairs(pairs.offsets, pairs.rows, pairs.values, pairs.gradients * factor)
         db_latent_F, b_pull_D = self._update_matrices(pairs, e_RD, u_RD, adam)
-        update_bias(sae.b_latent_F, db_latent_F, moments["b_latent"], adam)
-        update_bias(sae.b_pre_D, e_sum_D - b_pull_D, moments["b_pre"], adam)
+        biases = self.adam.at(self.count, lr * float(self.unit))
+        update_bias(sae.b_latent_F, db_latent_F, moments["b_latent"], biases)
+        update_bias(sae.b_pre_D, e_sum_D - b_pull_D, moments["b_pre"], biases)
         if self.auxiliary is not None:
             self.auxiliary.lift(values_BK)
         if levers.lift:

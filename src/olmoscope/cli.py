@@ -143,8 +143,9 @@ def index(
                                             "OWNER/NAME:PATH; an output folder: all its SAEs.")],
     store: Annotated[Path | None, typer.Option(
         help="The activation store to index; by default the training store of the SAE's output folder.")] = None,
-    text: Annotated[Path | None, typer.Option(
-        help="A file or folder of text (plain, Dolma or chats) that the model reads now, in place of a store.")] = None,
+    text: Annotated[str | None, typer.Option(
+        help="A file, a folder (plain, Dolma or chats) or a hub dataset (OWNER/NAME) that the model reads now, in "
+             "place of a store.")] = None,
     out: Annotated[Path | None, typer.Option(
         "--out", "-o", help="The index's folder; by default `index` in the run's.")] = None,
     model: Annotated[str | None, typer.Option(help="The language model, if the SAE does not say which.")] = None,

@@ -4,6 +4,8 @@ import gzip
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -93,11 +95,11 @@ def test_rows_that_do_not_fit_are_refused(path, tmp_path):
 def test_what_is_asked_for_must_make_sense(path, tmp_path):
     run = path.parent
     with pytest.raises(UserError, match="--store and --text exclude each other"):
-        index_sae(str(run), store=tmp_path, text=tmp_path)
+        index_sae(str(run), store=tmp_path, text=str(tmp_path))
     with pytest.raises(UserError, match="neither a finished run"):
         index_sae(str(tmp_path))
-    with pytest.raises(UserError, match="there is no file of that name"):
-        index_sae(str(run), text=tmp_path / "absent", out=tmp_path / "new", device="cpu")
+    with pytest.raises(UserError, match="there is no file or folder of that name, and it is no hub dataset"):
+        index_sae(str(run), text=str(tmp_path / "absent"), out=tmp_path / "new", device="cpu")
     with pytest.raises(UserError, match=r"manifest.json is missing"):
         index_sae(str(run), store=tmp_path, out=tmp_path / "new", device="cpu")
     shutil.rmtree(tmp_path / "out" / "store")
@@ -133,7 +135,7 @@ def test_a_text_is_read_by_the_model(path, tmp_path):
     (text / "plain.md").write_text(documents[0])
     with gzip.open(text / "shard.jsonl.gz", "wt") as file:
         file.writelines(json.dumps({"text": one}) + "\n" for one in documents[1:])
-    indexed = index_sae(str(path.parent), text=text, out=tmp_path / "new", device="cpu")
+    indexed = index_sae(str(path.parent), text=str(text), out=tmp_path / "new", device="cpu")
     assert indexed.fresh and not (tmp_path / "new" / "work").exists()
     index = FeatureIndex(tmp_path / "new")
     assert index.info.documents == 3 and index.info.sources.keys() == {"dolma", "files"}
@@ -152,10 +154,24 @@ def test_a_text_is_read_by_the_model(path, tmp_path):
         places, values = index.firing_values(feature)
         assert np.flatnonzero(dense_TF[:, feature]).tolist() == places.tolist()
         np.testing.assert_allclose(values, dense_TF[places, feature], rtol=1e-4)
-    assert not index_sae(str(path.parent), text=text, out=tmp_path / "new", device="cpu").fresh
+    assert not index_sae(str(path.parent), text=str(text), out=tmp_path / "new", device="cpu").fresh
     (text / "plain.md").write_text("Another text.")
     with pytest.raises(UserError, match="holds another index"):
-        index_sae(str(path.parent), text=text, out=tmp_path / "new", device="cpu")
+        index_sae(str(path.parent), text=str(text), out=tmp_path / "new", device="cpu")
+
+
+def test_a_text_of_the_hub(path, hub_endpoint, tmp_path):
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    lines = [json.dumps({"text": f"A text of the hub, {number}."}) + "\n" for number in range(5)]
+    (folder / "train.jsonl").write_text("".join(lines))
+    hub_endpoint.add("dataset", "someone/texts", folder)
+    done = subprocess.run([sys.executable, "-m", "olmoscope.cli", "index", str(path.parent), "--text", "someone/texts",
+                           "--out", str(tmp_path / "new")], env=hub_endpoint.environment(tmp_path / "hf"), timeout=240,
+                          capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert FeatureIndex(tmp_path / "new").info.documents == 5
+
 
 
 def test_all_saes_of_an_output_folder(path, tmp_path):

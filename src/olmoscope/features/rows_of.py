@@ -2,6 +2,7 @@
 
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from olmoscope.activations.collect import collect
 from olmoscope.activations.format import read_manifest
@@ -15,13 +16,13 @@ from olmoscope.model.load import pick_device
 from olmoscope.progress import console
 from olmoscope.recipe import Filter, Model, Recipe
 from olmoscope.recipe_file import load_recipe
-from olmoscope.text.dolma import SUFFIXES
+from olmoscope.text.given import given_sources
 
 CONTEXT = 1024
 """Tokens of a sequence of a text, for an SAE that does not say what it was trained on."""
 
 
-def index_sae(where: str, *, store: Path | None = None, text: Path | None = None, out: Path | None = None,
+def index_sae(where: str, *, store: Path | None = None, text: str | None = None, out: Path | None = None,
               model_name: str | None = None, layer: int | None = None, tokens: int = 1_000_000,
               filter_: Filter = Filter(), options: Options = Options(), device: str = "auto") -> Indexed:  # noqa: B008
     """Index an SAE over a store, or over text that the model reads now.
@@ -30,7 +31,7 @@ def index_sae(where: str, *, store: Path | None = None, text: Path | None = None
         where: as `open_sae` takes it.
         store: by default the training store of the output folder that the SAE is in; where that is absent (the SAE was
             trained live), the held-out one.
-        text: a file or a folder; read instead of a store.
+        text: as `given_sources` takes it; read instead of a store.
         out: by default `index` in the run's folder.
         model_name: the language model, if the SAE does not say it, or calls it otherwise than the store or the hub.
         layer: for an SAE that does not say which.
@@ -86,12 +87,14 @@ def _of_store(path: Path) -> Text:
     return Text({"recipe_hash": manifest.recipe_hash, "split": manifest.split}, lambda _: open_store(path))
 
 
-def _of_text(subject: Subject, model: Model, text: Path, tokens: int, device: str) -> Text:
+def _of_text(subject: Subject, model: Model, text: str, tokens: int, device: str) -> Text:
     """A text that the model reads into a store of its own, which is deleted when the index is finished."""
     if subject.prepend_bos:
         console.print(f"note: {subject.name} was trained on sequences that begin with BOS; the text is read without")
-    recipe = _recipe(subject, model, _files(text), tokens, device)
-    digest = hashlib.sha256("".join(map(sha256, _files(text))).encode()).hexdigest()[:16]
+    sources = given_sources(text)
+    recipe = _recipe(subject, model, sources, tokens, device)
+    files = [Path(path) for source in sources for path in source.get("paths", [])]
+    digest = hashlib.sha256("".join([*map(sha256, files)] or [text]).encode()).hexdigest()[:16]
 
     def collected(work: Path) -> Path:
         return collect(recipe, "train", work / "store").store
@@ -100,21 +103,8 @@ def _of_text(subject: Subject, model: Model, text: Path, tokens: int, device: st
                 lambda work: open_store(collected(work)))
 
 
-def _files(text: Path) -> list[Path]:
-    """The files of a text, sorted; hidden ones are passed over.
-
-    Raises:
-        UserError: there are none.
-    """
-    found = [text] if text.is_file() else sorted(path for path in text.rglob("*") if path.is_file() and not any(
-        part.startswith(".") for part in path.relative_to(text).parts))
-    if not found:
-        raise UserError(f"--text {text}: there is no file of that name, and no folder with files in it")
-    return found
-
-
-def _recipe(subject: Subject, model: Model, files: list[Path], tokens: int, device: str) -> Recipe:
-    """A recipe that reads files as its only text, in sequences as long as those that the SAE was trained on."""
+def _recipe(subject: Subject, model: Model, sources: list[dict[str, Any]], tokens: int, device: str) -> Recipe:
+    """A recipe that reads these sources, in sequences as long as those that the SAE was trained on."""
     if subject.kind == "run":
         trained = load_recipe(str(subject.folder / "recipe.yaml")).tokens
         sequences = {"chunk_lengths": trained.chunk_lengths, "documents": trained.documents,
@@ -123,14 +113,9 @@ def _recipe(subject: Subject, model: Model, files: list[Path], tokens: int, devi
         length = subject.context_size or CONTEXT
         sequences = {"chunk_lengths": [(length, length)], "segment_rows": max(65536, length),
                      "batch_tokens": max(16384, length)}
-    kinds: dict[str, list[str]] = {}
-    for path in files:
-        kind = "dolma" if path.name.endswith(SUFFIXES) else "chat" if path.suffix == ".parquet" else "files"
-        kinds.setdefault(kind, []).append(str(path.resolve()))
     return Recipe.model_validate({
         "name": "text", "device": device,
-        "text": {"sources": [{"kind": kind, "name": kind, "paths": paths} for kind, paths in kinds.items()],
-                 "mixture": "shards", "held_out_share": 0.0},
+        "text": {"sources": sources, "mixture": {source["name"]: 1.0 for source in sources}, "held_out_share": 0.0},
         "tokens": {"count": tokens, "held_out": 1, **sequences},
         "model": model, "activations": {"layers": [subject.layer], "dtype": "float32"},
         "saes": [{"layer": subject.layer, "d_sae": subject.sae.d_sae, "k": 1}],
