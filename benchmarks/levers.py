@@ -56,7 +56,7 @@ class Levers:
     multi: int = 0
     """Multi-TopK: a second loss, an eighth of the first, with this many times k."""
     clip: float = 0.0
-    """Largest norm of the gradient of the dictionary."""
+    """Largest norm of the gradient of the matrices together."""
     ema: float = 0.0
     """Decay of the running mean of the weights; the mean is evaluated."""
 
@@ -136,14 +136,15 @@ class LeverStep(Step):
         return round(self.levers.anneal * (1 - share) + self.sae.k * share) if self.levers.anneal else self.sae.k
 
     def _norm(self, pairs: SortedPairs, e_RD: Tensor, u_RD: Tensor) -> float:
-        """Of the gradient of a tied dictionary."""
+        """Of the gradient of the matrices."""
         count = int(pairs.offsets[-1])
         rows_P, latents_P = pairs.rows[:count].long(), torch.arange(self.sae.d_sae).repeat_interleave(
             pairs.offsets.diff())
-        gradient_FD = torch.zeros_like(self.sae.W_dec_FD)
-        gradient_FD.index_add_(0, latents_P, pairs.values[:count, None] * e_RD[rows_P])
-        gradient_FD.index_add_(0, latents_P, pairs.gradients[:count, None] * u_RD[rows_P])
-        return float(gradient_FD.norm())
+        decoder_FD = torch.zeros_like(self.sae.W_dec_FD)
+        decoder_FD.index_add_(0, latents_P, pairs.values[:count, None] * e_RD[rows_P])
+        encoder_FD = decoder_FD if self.sae.tied else torch.zeros_like(decoder_FD)
+        encoder_FD.index_add_(0, latents_P, pairs.gradients[:count, None] * u_RD[rows_P])
+        return float(decoder_FD.norm() if self.sae.tied else torch.hypot(decoder_FD.norm(), encoder_FD.norm()))
 
     def _resample(self, loss_B: Tensor, e_BD: Tensor) -> None:
         sae = self.sae

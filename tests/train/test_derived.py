@@ -18,7 +18,7 @@ def test_rate_and_window_follow_width_and_k():
     full, tiny = load_recipe("olmo3-7b-think"), load_recipe("tiny")
     narrow, wide = settled(tiny, tiny.saes[0]), settled(full, full.saes[0])
     assert (narrow.lr, narrow.auxiliary.k, narrow.auxiliary.dead_window) == (2e-3, 32, 20480)
-    assert (narrow.auxiliary.weight, wide.auxiliary.weight) == (1 / 32, 1 / 32)
+    assert (narrow.auxiliary.weight, wide.auxiliary.weight) == (1 / 8, 1 / 8)
     assert wide.lr == pytest.approx(2e-3 / 32**0.5)
     assert (narrow.decoder_rate, wide.decoder_rate) == (8, 8)
     assert (wide.batch, wide.auxiliary.k, wide.auxiliary.dead_window) == (4096, 64, 327680)

@@ -5,22 +5,30 @@ collection does not make (other people's files, a newer format, another recipe's
 """
 
 import re
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from olmoscope.activations.agreement import disagreements
-from olmoscope.activations.blocks import BLOCK_ROWS, checksums
-from olmoscope.activations.format import VERSION, Manifest, has_segment, layer_folder, read_manifest, segment_checksum
+from olmoscope.activations.format import VERSION, Manifest, has_segment, read_manifest, segment_checksum
 from olmoscope.activations.inspect import find_stores, segment_numbers
+from olmoscope.activations.single_file import (
+    blocks_fit,
+    folders_of,
+    how_damaged,
+    is_complete,
+    json_or_none,
+    rows_of_tokens,
+    same_rows,
+    shape_mistake,
+    sums_or_none,
+)
 from olmoscope.activations.statistics import add_up
 from olmoscope.errors import UserError
-from olmoscope.files import is_locked, read_json, sha256
+from olmoscope.files import is_locked, sha256
 from olmoscope.progress import bar
 from olmoscope.tokens.segments import read_tensors, segment_name, token_checksum
 
@@ -149,7 +157,7 @@ class _Verification:
         try:
             return read_manifest(self.store)
         except UserError as error:
-            value = _json(path)
+            value = json_or_none(path)
             if isinstance(value, dict) and (value.get("format") != "olmoscope activation store" or
                                             (isinstance(value.get("version"), int) and value["version"] > VERSION)):
                 self._add(path, str(error), mends=False)
@@ -164,7 +172,7 @@ class _Verification:
             if (self.store / "manifest.json").exists():  # it is written after the index
                 self._add(path, "missing")
             return None
-        index = _json(path)
+        index = json_or_none(path)
         try:
             if all(isinstance(rows, int) for rows in index["rows"]):
                 return {"rows": index["rows"],
@@ -185,7 +193,7 @@ class _Verification:
     def _check_recipe(self, count: int) -> None:
         """tokens/recipe.json, which keeps another recipe from going on with these tokens."""
         path = self.store / "tokens" / "recipe.json"
-        value = _json(path)
+        value = json_or_none(path)
         if not path.exists():
             if count:
                 self._add(path, "missing")
@@ -195,7 +203,7 @@ class _Verification:
     def _expect_tokens(self, count: int, index: dict[str, Any] | None) -> None:
         for segment in range(count):
             path, checksum = self.store / "tokens" / segment_name(segment), token_checksum(self.store, segment)
-            listed = _sums(checksum)
+            listed = sums_or_none(checksum)
             if not path.exists():
                 self._bad_token(segment, path, "missing")
             elif not checksum.exists():
@@ -214,10 +222,10 @@ class _Verification:
                 if manifest is not None and manifest.finished:
                     self._add(checksum, f"missing: segment {segment} has no activations")
                 continue
-            listed = _sums(checksum)
+            listed = sums_or_none(checksum)
             if listed is None:
                 self._bad_segment(segment, checksum, "damaged")
-            elif manifest is not None and not _complete(listed[1], segment, manifest):
+            elif manifest is not None and not is_complete(listed[1], segment, manifest):
                 self._bad_segment(segment, checksum, f"does not list rows, statistics and layers {manifest.layers}")
             else:
                 for relative, digest in listed[1].items():
@@ -236,7 +244,7 @@ class _Verification:
                                                            strict=True):
                 if digest != expected:
                     bad = self._bad_token if path.parent.name == "tokens" else self._bad_segment
-                    bad(segment, path, _how_damaged(path))
+                    bad(segment, path, how_damaged(path))
                 advance(sizes[path])
         return sum(sizes.values())
 
@@ -244,7 +252,8 @@ class _Verification:
         """Rows of each sound token segment, as the segment's `rows` file should have them, in order of the text."""
         rows = {}
         for segment in range(count):
-            path, listed = self.store / "tokens" / segment_name(segment), _sums(token_checksum(self.store, segment))
+            path = self.store / "tokens" / segment_name(segment)
+            listed = sums_or_none(token_checksum(self.store, segment))
             if path not in self.expected or path in self.damaged or listed is None:
                 continue
             arrays, _ = read_tensors(path, "np")
@@ -255,13 +264,13 @@ class _Verification:
             elif index is not None and index["rows"][segment] != found:
                 self._bad_file(self.store / "tokens" / "index.json",
                                f"says {index['rows'][segment]} rows for segment {segment}, its tokens are {found}")
-            rows[segment] = _rows_of_tokens(arrays)
+            rows[segment] = rows_of_tokens(arrays)
         return rows
 
     def _check_segment(self, segment: int, manifest: Manifest | None, wanted: dict[str, np.ndarray] | None) -> None:
         """That all files of a segment have its rows, and that these are the rows of its tokens."""
         checksum = segment_checksum(self.store, segment)
-        listed = _sums(checksum)
+        listed = sums_or_none(checksum)
         if listed is None or wanted is None:
             return
         count = len(wanted["token_id"])
@@ -272,11 +281,11 @@ class _Verification:
             if path in self.damaged or path not in self.expected:
                 continue
             if relative.startswith("rows/"):
-                if not _same_rows(read_tensors(path, "np")[0], wanted):
+                if not same_rows(read_tensors(path, "np")[0], wanted):
                     self._bad_segment(segment, path, "its rows are not those of the segment's tokens")
-            elif relative.startswith("layer_") and (mistake := _shape_mistake(path, count, manifest)):
+            elif relative.startswith("layer_") and (mistake := shape_mistake(path, count, manifest)):
                 self._bad_segment(segment, path, mistake)
-            elif relative.startswith("layer_") and not _blocks_fit(checksum, relative, path):
+            elif relative.startswith("layer_") and not blocks_fit(checksum, relative, path):
                 self._bad_segment(segment, checksum, f"its checksums of blocks are not those of {relative}")
 
     def _check_counts(self, manifest: Manifest, index: dict[str, Any]) -> None:
@@ -296,7 +305,7 @@ class _Verification:
             found = read_tensors(paths[1], "pt")[0]
         except UserError:
             found = {}
-        equal = (_json(paths[0]) == figures,
+        equal = (json_or_none(paths[0]) == figures,
                  found.keys() == tensors.keys() and all(found[name].equal(tensors[name]) for name in tensors))
         for path, sound in zip(paths, equal, strict=True):
             if not sound:
@@ -313,7 +322,7 @@ class _Verification:
                     self._bad_file(path, "left half-written by a killed process")
             elif match := SEGMENT_FILE.fullmatch(relative):
                 folder, number = match[1] or "checksums", int(match[2] or match[3])
-                if manifest is not None and folder not in _folders(manifest):
+                if manifest is not None and folder not in folders_of(manifest):
                     self._add(path, f"not of this store, which has layers {manifest.layers}", mends=False)
                 elif number >= count and not self.live:  # a process that packs may have added some since
                     self._add(path, f"not of this store, which has {count} segments", mends=False)
@@ -334,76 +343,3 @@ class _Verification:
             files += sorted(path for folder in SEGMENT_FOLDERS
                             for path in self.store.glob(f"{folder}/{segment_name(segment)}"))
         return [path for path in dict.fromkeys(files) if path.exists()]
-
-
-def _json(path: Path) -> Any:
-    """A JSON file's value, None if it is damaged or missing."""
-    try:
-        return read_json(path)
-    except UserError:
-        return None
-
-
-def _sums(path: Path) -> tuple[int, dict[str, str]] | None:
-    """A checksum file: rows, and the SHA-256 of each file; None if it is damaged or missing."""
-    value = _json(path)
-    try:
-        rows, sums = value["rows"], value["sha256"]
-        return (rows, sums) if isinstance(rows, int) and all(isinstance(sum, str) for sum in sums.values()) else None
-    except (TypeError, KeyError, AttributeError):
-        return None
-
-
-def _folders(manifest: Manifest) -> set[str]:
-    return {"tokens", "checksums", "rows", "statistics", *map(layer_folder, manifest.layers)}
-
-
-def _complete(listed: Iterable[str], segment: int, manifest: Manifest) -> bool:
-    """Whether a checksum file vouches for all that readers use of a segment."""
-    folders = ("rows", "statistics", *map(layer_folder, manifest.layers))
-    return {f"{folder}/{segment_name(segment)}" for folder in folders} <= set(listed)
-
-
-def _how_damaged(path: Path) -> str:
-    """Truncated, or changed: a safetensors file says in its head how long it is."""
-    try:
-        with safe_open(path, "np"):
-            return "its content differs from its checksum"
-    except SafetensorError as error:
-        return f"truncated or overwritten ({path.stat().st_size} bytes: {str(error).strip()})"
-
-
-def _blocks_fit(checksum: Path, relative: str, path: Path) -> bool:
-    """Whether the checksums of blocks, by which readers of slices go, are those of a sound file."""
-    try:
-        listed, rows = _json(checksum)["blocks"][relative], _json(checksum)["block_rows"]
-    except (TypeError, KeyError):
-        return False
-    found = {name: checksums(tensor) for name, tensor in read_tensors(path, "pt")[0].items()}
-    return bool(listed == found and rows == BLOCK_ROWS)
-
-
-def _shape_mistake(path: Path, rows: int, manifest: Manifest | None) -> str:
-    """What is wrong with the shape of a layer's file, by its head; empty if nothing is."""
-    with safe_open(path, "np") as file:
-        found = list(file.get_slice("activations").get_shape())
-    wanted = [rows, manifest.model.d_model if manifest else found[-1]]
-    return "" if found == wanted else f"holds activations {found}, not {wanted}"
-
-
-def _rows_of_tokens(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """`token_id`, `sequence`, `position`, `source` of each row, in the order of the token segment."""
-    starts = arrays["sequence_starts"]
-    lengths = np.diff(starts)
-    return {"token_id": arrays["token_ids"], "sequence": np.repeat(arrays["sequence_numbers"], lengths),
-            "position": np.arange(len(arrays["token_ids"])) - np.repeat(starts[:-1], lengths),
-            "source": arrays["sources"]}
-
-
-def _same_rows(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> bool:
-    """Whether two sets of rows are equal but for their order."""
-    names = ("sequence", "position", "token_id", "source")
-    if any(len(found[name]) != len(wanted[name]) for name in names):
-        return False
-    orders = [np.lexsort((rows["position"], rows["sequence"])) for rows in (found, wanted)]
-    return all(np.array_equal(found[name][orders[0]], wanted[name][orders[1]]) for name in names)

@@ -6,7 +6,7 @@ What stands in a recipe counts; what is null there is found here, by rules that 
   tokens, and no larger than it takes to fill a GPU. It is the same for all SAEs of a recipe, which share a stream.
 - `lr`: 2e-3 for 4096 latents, falling with the square root of their number.
 - `decoder_rate`: 8 times `lr`. What a code means is cheap to learn and to change; when to fire is not.
-- `auxiliary.weight`: 1/32; 0 where weights are tied, which the loss harms.
+- `auxiliary.weight`: 1/8; 0 where weights are tied, which the loss harms.
 - `auxiliary.k`: the SAE's own k.
 - `auxiliary.dead_window`: the tokens in which a latent would fire 160 times, if all fired equally often.
 """
@@ -22,7 +22,7 @@ STEPS = 4000
 SMALLEST_BATCH, LARGEST_BATCH = 256, 4096
 RATE, RATE_WIDTH = 2e-3, 4096
 DECODER_RATE = 8.0
-WEIGHT = 1 / 32
+WEIGHT = 1 / 8
 FIRINGS = 160
 
 
