@@ -23,21 +23,15 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from olmoscope.activations.filters import keep_of_store
-from olmoscope.activations.rounds import StoreRounds
 from olmoscope.activations.stream import Stream
 from olmoscope.recipe import Recipe
-from olmoscope.recipe_file import load_recipe
 from olmoscope.sae.topk import TopK
 from olmoscope.train.derived import batch_of
-from olmoscope.train.run import Run
-from study import Job, measure, read_results, run_all, stores, table
+from study import Job, measure, read_results, recipe_of, rounds_of, run_all, stores, table, train
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
-RECIPE = Path(__file__).parent / "quality.yaml"
 PEERS = ("saelens", "dictionary_learning", "sparsify", "sparsify_adam")
 RATES = (1e-3, 2e-3)
-CPU = torch.device("cpu")
 
 
 def main() -> None:
@@ -73,31 +67,16 @@ def main() -> None:
 def run(job: Job) -> dict[str, Any]:
     """Train and measure one SAE."""
     started = time.process_time()
-    sae = train_peer(job) if "peer" in job else train_form(job)
+    sae = train_peer(job) if "peer" in job else train(_recipe(job, job["setting"]), Path(job["out"]))
     seconds = time.process_time() - started
     held_out = stores(Path(job["out"]))[1]
     return {**measure(sae, held_out, job["layer"]), "seconds": round(seconds, 1)}
 
 
-def train_form(job: Job) -> TopK:
-    """By the package itself, as `olmoscope train` does it."""
-    recipe = _recipe(job, job["setting"])
-    rounds = _rounds(job, recipe)
-    spec = recipe.saes[0]
-    with tempfile.TemporaryDirectory() as folder, \
-            contextlib.closing(Stream(rounds, batch_of(recipe), recipe.train.epochs)) as stream:
-        training = Run(recipe, spec, rounds, Path(folder), CPU)
-        training.steps = -(-job["tokens"] // batch_of(recipe))
-        for _ in range(training.steps):
-            training.train_on(stream.next_batch()[spec.layer], stream.state())
-        return training.step.sae
-
-
 def train_peer(job: Job) -> TopK:
     """By another trainer, on the rows of the default form's stream."""
     recipe = _recipe(job, "default")
-    rounds = _rounds(job, recipe)
-    with contextlib.closing(Stream(rounds, batch_of(recipe))) as stream:
+    with contextlib.closing(Stream(rounds_of(recipe, Path(job["out"])), batch_of(recipe))) as stream:
         steps = -(-job["tokens"] // batch_of(recipe))
         rows_ND = torch.cat([stream.next_batch()[job["layer"]].clone() for _ in range(steps)])
     settings = {name: job[name] for name in ("peer", "d_sae", "k", "lr", "seed")} | {"batch": batch_of(recipe)}
@@ -112,17 +91,8 @@ def train_peer(job: Job) -> TopK:
 
 
 def _recipe(job: Job, form: str) -> Recipe:
-    """A form of the study's recipe with one SAE, that of the job."""
-    weights = "untied" if form == "default" else "tied"
-    sae = {"layer": job["layer"], "d_sae": job["d_sae"], "k": job["k"], "weights": weights}
-    return load_recipe(str(RECIPE), form, [f"saes=[{json.dumps(sae)}]", f"seed={job['seed']}",
-                                           f"tokens.count={job['tokens']}", "device=cpu"])
-
-
-def _rounds(job: Job, recipe: Recipe) -> StoreRounds:
-    training = stores(Path(job["out"]))[0]
-    return StoreRounds(training, [job["layer"]], recipe.train.order, recipe.seed,
-                       keep_of_store(recipe.train.filter, training))
+    """The form `default` is untied, the others tied."""
+    return recipe_of(job, form, weights="untied" if form == "default" else "tied")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,13 @@
-"""What the studies of SAE quality share: stores by name, one evaluation for everybody, results a line each.
+"""What the studies of SAE quality share: stores by name, training as the package does it, one evaluation for everybody,
+results a line each.
 
 A results file has a JSON line for each SAE; what stands there is not done again. Lines are added whole by one process.
 """
 
+import contextlib
 import json
 import multiprocessing
+import tempfile
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -13,9 +16,18 @@ from typing import Any
 
 import torch
 
+from olmoscope.activations.filters import keep_of_store
+from olmoscope.activations.rounds import StoreRounds
 from olmoscope.activations.store import Store, open_store
-from olmoscope.sae.topk import TopK
+from olmoscope.activations.stream import Stream
+from olmoscope.recipe import Recipe
+from olmoscope.recipe_file import load_recipe
+from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.train.checkpoint import checkpoints, load_sae
+from olmoscope.train.derived import batch_of
+from olmoscope.train.run import Run
 
+RECIPE = Path(__file__).parent / "quality.yaml"
 ROWS_AT_ONCE = 4096
 Job = dict[str, Any]
 """`KEYS`, and how to do it."""
@@ -30,16 +42,52 @@ def stores(out: Path) -> tuple[Store, Store]:
     return open_store(out / "store" / "train"), open_store(out / "store" / "held_out")
 
 
+def recipe_of(job: Job, form: str, **sae: Any) -> Recipe:
+    """A form of the study's recipe with one SAE, that of the job.
+
+    Args:
+        sae: what else it says of the SAE.
+    """
+    sae |= {key: job[key] for key in ("layer", "d_sae", "k")}
+    return load_recipe(str(RECIPE), form, [f"saes=[{json.dumps(sae)}]", f"seed={job['seed']}",
+                                           f"tokens.count={job['tokens']}", "device=cpu"])
+
+
+def rounds_of(recipe: Recipe, out: Path) -> StoreRounds:
+    """The training rows of a recipe's SAE."""
+    training = stores(out)[0]
+    return StoreRounds(training, [recipe.saes[0].layer], recipe.train.order, recipe.seed,
+                       keep_of_store(recipe.train.filter, training))
+
+
+def train(recipe: Recipe, out: Path) -> SparseAutoencoder:
+    """The recipe's SAE as `olmoscope train` would make it of the first `tokens.count` rows of an output folder."""
+    rounds, spec = rounds_of(recipe, out), recipe.saes[0]
+    with tempfile.TemporaryDirectory() as folder, \
+            contextlib.closing(Stream(rounds, batch_of(recipe), recipe.train.epochs)) as stream:
+        training = Run(recipe, spec, rounds, Path(folder), torch.device("cpu"))
+        training.steps = -(-recipe.tokens.count // batch_of(recipe))
+        for _ in range(training.steps):
+            training.train_on(stream.next_batch()[spec.layer], stream.state())
+        return load_sae(checkpoints(Path(folder))[-1])
+
+
 @torch.no_grad()
-def measure(sae: TopK, held_out: Store, layer: int) -> dict[str, Any]:
-    """The figures of docs/metrics.md on all held-out rows; dead latents over all of them."""
+def measure(sae: SparseAutoencoder, held_out: Store, layer: int, most: int | None = None) -> dict[str, Any]:
+    """The figures of docs/metrics.md on all held-out rows; dead latents over all of them.
+
+    Args:
+        most: not all but so many rows, the first ones of every segment, which is in random order.
+    """
+    share = min(1.0, most / held_out.rows) if most else 1.0
     rows = active = 0
     error2 = x2 = nmse = 0.0
     x_sum_D = torch.zeros(sae.d_model, dtype=torch.float64)
     fired_F = torch.zeros(sae.d_sae, dtype=torch.bool)
     for segment, count in enumerate(held_out.segment_rows):
-        for start in range(0, count, ROWS_AT_ONCE):
-            x_BD = held_out.read(layer, segment, slice(start, min(count, start + ROWS_AT_ONCE))).float()
+        wanted = int(count * share)
+        for start in range(0, wanted, ROWS_AT_ONCE):
+            x_BD = held_out.read(layer, segment, slice(start, min(wanted, start + ROWS_AT_ONCE))).float()
             xhat_BD, codes = sae.reconstruct(x_BD)
             x2_B = x_BD.square().sum(1, dtype=torch.float64)
             error2_B = (x_BD - xhat_BD).square().sum(1, dtype=torch.float64)

@@ -2,7 +2,7 @@
 
     python tools/train_tiny_model.py                 # the model that ships; about 40 minutes on 2 CPU cores
     python tools/train_tiny_model.py --steps 100 --out /tmp/tiny      # a minute, to see that it works
-    python tools/train_tiny_model.py --architecture qwen3 --steps 1200 --out tiny-qwen3  # another one
+    python tools/train_tiny_model.py --architecture qwen3 --steps 3000 --out tiny-qwen3  # another one
 
 The text is the standard library of the Python that runs this (olmoscope.text.standard_library): sources of
 modules, and questions about them rendered as the `tiny` recipe renders them. What the recipe holds out is
