@@ -41,16 +41,18 @@ def steps_on(huge: float, count: int, step: Step, first: int = 0) -> list[str]:
     return said
 
 
-def fresh(candidates: Candidates | None) -> Step:
-    sae = initialize(D_MODEL, LATENTS, K, "none", torch.zeros(D_MODEL), seed=0)
+def fresh(candidates: Candidates | None, tied: bool = True) -> Step:
+    sae = initialize(D_MODEL, LATENTS, K, "none", torch.zeros(D_MODEL), seed=0, tied=tied)
     sae.W_enc_FD[:, 0] *= 1e-4  # so that the huge channel does not decide alone
     return Step(sae, ADAM, candidates=candidates)
 
 
-def test_on_ordinary_rows_it_trains_as_the_exact_product_does():
-    exact, rough = fresh(None), fresh(Candidates(margin=16))
+@pytest.mark.parametrize("tied", [True, False])
+def test_on_ordinary_rows_it_trains_as_the_exact_product_does(tied):
+    exact, rough = fresh(None, tied), fresh(Candidates(margin=16), tied)
     assert steps_on(1.0, 130, exact) == [] == steps_on(1.0, 130, rough)
-    torch.testing.assert_close(rough.sae.W_enc_FD, exact.sae.W_enc_FD, rtol=1e-3, atol=1e-3)
+    for name, exactly in exact.sae.parameters().items():
+        torch.testing.assert_close(rough.sae.parameters()[name], exactly, rtol=1e-3, atol=1e-3, msg=name)
     assert rough.take_sums().loss == pytest.approx(exact.take_sums().loss, rel=1e-4)
     checked = rough.candidates.counts[0]
     assert checked > 8 * module.CHECKED_ROWS * K * 0.9 and rough.candidates.take_found() == 1.0
