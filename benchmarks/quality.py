@@ -31,7 +31,7 @@ from study import Job, measure, read_results, recipe_of, rounds_of, run_all, sto
 
 RESULTS = Path(__file__).parent / "results" / "quality.jsonl"
 PEERS = ("saelens", "dictionary_learning", "sparsify", "sparsify_adam")
-RATES = (1e-3, 2e-3)
+RATES = ("own", "1e-3", "2e-3", "4e-3")
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--forms", nargs="*", default=["reference", "default"])
     parser.add_argument("--peers", type=Path, help="Python of the peers' environment")
     parser.add_argument("--only", nargs="*", default=list(PEERS), choices=PEERS, help="peers")
-    parser.add_argument("--rates", nargs="*", type=float, default=list(RATES))
+    parser.add_argument("--rates", nargs="*", default=list(RATES), help="own: the trainer's")
     parser.add_argument("--layers", nargs="*", type=int, default=[1, 3, 5, 7])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--d-sae", type=int, default=4096)
@@ -54,7 +54,7 @@ def main() -> None:
     if not arguments.table:
         settings = [{"setting": form} for form in arguments.forms]
         if arguments.peers:
-            rates: list[float | None] = [None, *arguments.rates]
+            rates = [None if rate == "own" else float(rate) for rate in arguments.rates]
             settings += [{"setting": f"{peer}, {'own rate' if lr is None else f'lr {lr:g}'}", "peer": peer, "lr": lr,
                           "python": str(arguments.peers)} for peer, lr in product(arguments.only, rates)]
         jobs = [setting | {"model": out.name, "layer": layer, "seed": seed, "d_sae": arguments.d_sae,
