@@ -53,10 +53,12 @@ SETTINGS = {
     "default, decoder rate 4": replace(DEFAULT, decoder_rate=4.0),
     "default, decoder rate 16": replace(DEFAULT, decoder_rate=16.0),
     "default, plain biases": replace(DEFAULT, scale_biases=False),
+    "default, lr 5e-4": replace(DEFAULT, lr=5e-4),
     "default, lr 1e-3": replace(DEFAULT, lr=1e-3),
     "default, lr 1.4e-3": replace(DEFAULT, lr=1.4e-3),
     "default, lr 2.8e-3": replace(DEFAULT, lr=2.8e-3),
     "default, lr 4e-3": replace(DEFAULT, lr=4e-3),
+    "default, lr 8e-3": replace(DEFAULT, lr=8e-3),
     "default, constant rate": replace(DEFAULT, decay=0.0),
     "default, decay 0.2": replace(DEFAULT, decay=0.2),
     "default, decay 1": replace(DEFAULT, decay=1.0),
@@ -163,6 +165,8 @@ def main() -> None:
 def run(job: Job) -> dict[str, Any]:
     """Train and measure one SAE."""
     levers, layer = SETTINGS[job["setting"]], job["layer"]
+    firings = job["d_sae"] / 4096 * 32 / job["k"]  # the window is for 4096 latents and k 32
+    levers = replace(levers, aux_window=round(levers.aux_window * firings))
     training, held_out = stores(Path(job["out"]))
     rounds = StoreRounds(training, [layer], levers.order, job["seed"],  # type: ignore[arg-type]
                          keep_of_store(Filter(), training))
