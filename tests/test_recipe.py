@@ -43,7 +43,7 @@ def test_the_reference_form_is_the_reference_recipe():
 @pytest.mark.parametrize("name", ["tiny", "olmo3-7b-think"])
 def test_a_resolved_recipe_reads_back_equal(name, tmp_path):
     for form in (["default", "reference"] if name != "tiny" else ["default"]):
-        resolved = load_recipe(name, form)
+        resolved = load_recipe(name, form, ["model.dtype=bfloat16"])
         (tmp_path / "recipe.yaml").write_text(resolved.to_yaml())
         again = load_recipe(str(tmp_path / "recipe.yaml"))
         assert again == resolved

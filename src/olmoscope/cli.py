@@ -105,7 +105,8 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help="The language model, if the SAEs do not say which.")] = None,
     layer: Annotated[int | None, typer.Option(help="The layer they read, if the SAEs do not say which.")] = None,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text, at most.")] = 100_000,
-    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of the language model.")] = "bfloat16",
+    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(
+        help="Of the language model; auto: bfloat16 where the hardware has it, else float32.")] = "auto",
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one pass of the model.")] = 16384,
     bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help=(
         "Whether sequences begin with BOS; by default as the SAEs were trained."))] = None,

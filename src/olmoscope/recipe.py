@@ -134,7 +134,9 @@ class Model(_Frozen):
     d_model: Count | None = None
     num_layers: Count | None = None
     """Both are checked against the model when it is loaded; given here, a plan needs no network."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """In which it computes; `auto`: bfloat16 where the hardware multiplies it natively, else float32
+    (model/dtype.py)."""
     attention: Literal["sdpa", "flash_attention_2", "flex_attention", "eager"] = "sdpa"
     """How transformers computes attention; the results differ in their last bits."""
     compile: bool = False
@@ -384,7 +386,8 @@ class Recipe(_Frozen):
         return _hash({"model": model} | self.model_dump(mode="json", include={"seed", "text", "tokens"}))
 
     def store_hash(self) -> str:
-        """Identifies what decides the bytes of the activation store."""
+        """Identifies what decides the bytes of the activation store; `model.dtype` must be settled."""
+        assert self.model.dtype != "auto", "settle the recipe first (model/dtype.py)"
         return _hash(self.model_dump(mode="json", include={"seed", "text", "tokens", "model", "activations"}))
 
     def run_hash(self, sae: SAE) -> str:
