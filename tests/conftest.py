@@ -1,5 +1,9 @@
 """Fixtures for all tests."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, a process a core; before torch is loaded
+
 from collections.abc import Iterator
 from pathlib import Path
 

@@ -306,8 +306,8 @@ class Train(_Frozen):
     """SAEs trained at once on one read: a number, or as many as fit in the free memory of the device. Each becomes
     what it would have become alone."""
     candidates: Candidates | None = None
-    """Find the top k from a product in 8 bits, faster and nearly always the same; null: the exact product. On a CPU
-    it pays where there is AVX-512 VNNI."""
+    """Find the top k from a product in 8 bits, faster and nearly always the same; null: the exact product. The first
+    steps time both ways, and the faster one is used."""
     auxiliary: Auxiliary | None = Auxiliary()
     """Keeps latents from staying dead; null: no such loss."""
     dead_window: Count = 500_000
