@@ -95,10 +95,11 @@ class _Lines:
         self._done += amount
         self._note = self._note if note is None else note
         now = monotonic()
-        if now - self._recent[-1][0] < LINE_SECONDS:
+        finished = self._total is not None and self._done >= self._total  # the last line will say it
+        if finished or now - self._recent[-1][0] < LINE_SECONDS:
             return
         speed = self._speed(now, self._recent[0])
-        left = (max(0, self._total - self._done) / speed) if self._total and speed else None
+        left = (self._total - self._done) / speed if self._total and speed else None
         self._line(speed, "" if left is None else f"about {format_seconds(left)} left")
         self._recent.append((now, self._done))
 
