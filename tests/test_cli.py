@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from helpers import recipe, save_small_model, write_documents
-from olmoscope import cli
+from olmoscope import __version__, cli
 
 
 @pytest.fixture
@@ -58,6 +58,12 @@ def test_help_names_every_command_and_heavy_libraries_wait():
     for command in ("demo", "plan", "collect", "train", "evaluate", "export", "validate", "release",
                     "import-checkpoint"):
         assert f" {command} " in done.stdout
+
+
+def test_version_and_usage_name_the_program(run):
+    assert run("--version") == (0, f"olmoscope {__version__}\n", "")
+    done = subprocess.run([sys.executable, "-m", "olmoscope", "plan"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("Usage: olmoscope plan ")
 
 
 def test_plan(run, job, monkeypatch):

@@ -35,6 +35,7 @@ from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.group import train_from_store, train_live
 from olmoscope.train.run import run_folder
 from olmoscope.train.trackers import TrackerName
+from olmoscope.units import format_seconds
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 
@@ -179,5 +180,4 @@ class Stopwatch:
         self._start = time.monotonic()
 
     def __str__(self) -> str:
-        seconds = round(time.monotonic() - self._start)
-        return f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
+        return format_seconds(time.monotonic() - self._start)

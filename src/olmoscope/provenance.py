@@ -7,6 +7,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from olmoscope import __version__
+
 LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "numba")
 
 
@@ -14,7 +16,7 @@ def provenance(dated: bool = True) -> dict[str, Any]:
     """Versions, commit (of a source checkout, else null), platform and, unless not wanted, date, as JSON values."""
     date = {"date": datetime.now(UTC).isoformat(timespec="seconds")} if dated else {}
     return {
-        "olmoscope": metadata.version("olmoscope"),
+        "olmoscope": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
