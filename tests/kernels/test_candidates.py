@@ -9,7 +9,8 @@ from torch import Tensor
 
 from kernel_backends import BACKENDS, DEVICE, SLOW, backend
 from olmoscope.kernels import cpu_candidates, cpu_int8_avx2
-from olmoscope.kernels.compile import call, has
+from olmoscope.kernels.compile import call
+from olmoscope.processor import has
 
 EXAMPLES = settings(max_examples=8 if SLOW else 40, deadline=None)
 
@@ -144,11 +145,3 @@ def test_sums_in_16_bits_are_exact(d_model):
     assert (pre_BF == (inputs.astype(int) - cpu_int8_avx2.CENTRE) @ whole_FD.T).all()
     steps_F = np.maximum(quantized.scales_F.numpy()[:40], 1e-30)
     assert np.abs(whole_FD[:40, :d_model] - W_FD / steps_F[:, None]).max() <= 0.5001
-
-
-@pytest.mark.skipif("cpu" not in BACKENDS, reason="of the CPU's kernels")
-def test_what_numba_compiles_for_decides(monkeypatch):
-    import numba
-
-    monkeypatch.setattr(numba.config, "CPU_FEATURES", "+avx2,-avx512vnni,+fma")
-    assert has("avx2") and has("fma") and not has("avx512vnni") and not has("avx512f")

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import olmoscope.activations.collect
-import olmoscope.model.dtype
 from helpers import recipe, write_documents
 from olmoscope.activations.format import read_manifest
 from olmoscope.errors import UserError
@@ -22,8 +21,8 @@ CPU = torch.device("cpu")
 
 def processor(monkeypatch, **features):
     """A processor with these instructions."""
-    known = {name.replace("_", "-"): has for name, has in features.items()}
-    monkeypatch.setattr(olmoscope.model.dtype, "cpu_features", lambda: known)
+    named = {name.replace("_", "-"): present for name, present in features.items()}
+    monkeypatch.setattr("olmoscope.model.dtype.has", lambda feature: named.get(feature, False))
 
 
 @pytest.mark.parametrize(("features", "dtype"), [

@@ -13,23 +13,11 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-import llvmlite.binding
 import numba
 import torch
 
 FLOATS_MAY_BE_REORDERED = {"reassoc", "contract", "arcp", "nsz"}
 """What vectorised sums need. Not "nnan" and "ninf": a NaN must stay one, to be seen in the loss."""
-
-
-def has(feature: str) -> bool:
-    """Whether the processor that kernels are compiled for has an instruction set, by LLVM's name: `avx2`.
-
-    `NUMBA_CPU_FEATURES` says what to compile for in place of what this machine is.
-    """
-    wanted = numba.config.CPU_FEATURES
-    if wanted is not None:
-        return f"+{feature}" in wanted.split(",")
-    return bool(llvmlite.binding.get_host_cpu_features().get(feature))
 
 
 def compiled(*, parallel: bool = False, reorder: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

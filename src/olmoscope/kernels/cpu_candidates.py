@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from olmoscope.kernels import cpu_choose, cpu_int8, cpu_int8_avx2, cpu_topk
-from olmoscope.kernels.compile import call, has
+from olmoscope.kernels.compile import call
 from olmoscope.kernels.interface import Quantized
+from olmoscope.processor import has
 
 INT8 = cpu_int8_avx2 if has("avx2") and not cpu_int8.FAST else cpu_int8
 """The 8-bit product of this processor."""

@@ -15,9 +15,10 @@ from llvmlite import ir
 from numba import prange, types
 from numba.extending import intrinsic
 
-from olmoscope.kernels.compile import compiled, has
+from olmoscope.kernels.compile import compiled
 from olmoscope.kernels.cpu_quantize import inverse, largest_of, rounded
 from olmoscope.kernels.interface import Quantized
+from olmoscope.processor import has
 
 FAST = has("avx512vnni")
 """Whether there is the instruction."""

@@ -9,6 +9,7 @@ from typing import Literal
 
 import torch
 
+from olmoscope.processor import has
 from olmoscope.progress import console
 from olmoscope.recipe import Model
 
@@ -22,16 +23,8 @@ def fast_dtype(device: torch.device) -> ComputeDtype:
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     if device.type == "cpu":
-        features = cpu_features()
-        return "bfloat16" if any(features.get(name) for name in CPU_FEATURES) else "float32"
+        return "bfloat16" if any(map(has, CPU_FEATURES)) else "float32"
     return "float32"
-
-
-def cpu_features() -> dict[str, bool]:
-    """What this processor can do, by LLVM's names."""
-    import llvmlite.binding
-
-    return dict(llvmlite.binding.get_host_cpu_features())
 
 
 def settle_model(model: Model, device: torch.device) -> Model:
