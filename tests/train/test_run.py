@@ -63,6 +63,21 @@ def test_a_run_learns_and_says_what_it_did(job, tmp_path, number):
     assert sha256(checkpoints(run)[0]) == before
 
 
+def test_dead_latents_are_null_until_the_window_is_full(job, tmp_path):
+    recipe_, store, _ = job
+    sae = recipe_.saes[0]
+    for window, known in ((1000, True), (6001, False)):
+        changed = recipe_.model_copy(update={"train": recipe_.train.model_copy(update={"dead_window": window})})
+        out = tmp_path / str(window)
+        train(changed, sae, store, out)
+        run = run_folder(out, sae)
+        assert [line["dead_share"] is not None for line in lines(run)] == [
+            line["tokens"] >= window for line in lines(run)]
+        assert (json.loads((run / "done.json").read_text())["dead_share"] is not None) == known
+        first = (run / "training.log").read_text().splitlines()[1]
+        assert "dead not known yet" in first
+
+
 SCRIPT = """
 import sys
 from pathlib import Path

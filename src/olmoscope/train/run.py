@@ -201,8 +201,9 @@ class Run:
         if self._tracker:
             self._tracker.send(line)
         rate = (self.step.tokens - self._tokens_before) / (time.monotonic() - self._started)
-        self.log(f"step {self.step.count}/{self.steps}  loss {line['loss']:.4f}  L0 {line['l0']:.1f}  dead "
-                 f"{line['dead_share']:.1%}  {rate:,.0f} tokens/s")
+        dead = "not known yet" if line["dead_share"] is None else f"{line['dead_share']:.1%}"
+        self.log(f"step {self.step.count}/{self.steps}  loss {line['loss']:.4f}  L0 {line['l0']:.1f}  dead {dead}  "
+                 f"{rate:,.0f} tokens/s")
         return line
 
 
