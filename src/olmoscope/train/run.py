@@ -78,7 +78,7 @@ class Run:
         # A checkpoint brings its own bias: the mean costs a read, or a forward pass.
         mean_D = torch.zeros(rounds.manifest.model.d_model) if found else rounds.sample_mean(spec.layer, spec.normalize)
         sae = initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D.to(device), recipe.seed,
-                         tied=spec.weights == "tied")
+                         spec.id, tied=spec.weights == "tied")
         self.step = Step(sae, Adam.of(self.settings), self.settings.auxiliary, candidates=self.settings.candidates,
                          activation=spec.activation, matryoshka=spec.matryoshka)
         if found:
