@@ -7,11 +7,11 @@ import signal
 import pytest
 import torch
 
-from helpers import recipe, write_documents
+from helpers import checkpoint_contents, recipe, write_documents
 from olmoscope.activations.collect import collect
 from olmoscope.activations.store import open_store
 from olmoscope.errors import UserError
-from olmoscope.files import locked, sha256
+from olmoscope.files import locked
 from olmoscope.recipe import Candidates, Live
 from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.group import _note, how_many, train_from_store, train_live
@@ -42,7 +42,7 @@ def result(out, sae):
     run = run_folder(out, sae)
     done = json.loads((run / "done.json").read_text())
     del done["seconds"], done["provenance"]
-    return [sha256(path) for path in checkpoints(run)], (run / "metrics.jsonl").read_text(), done
+    return [checkpoint_contents(path) for path in checkpoints(run)], (run / "metrics.jsonl").read_text(), done
 
 
 def changed(job, **train_):

@@ -73,6 +73,8 @@ class Run:
         """Up to the last line of metrics.jsonl."""
         self.position = START
         """Of the stream, after the last step."""
+        self._seconds_before: float | None = 0.0
+        """That the steps before this start took; None if the checkpoint does not say."""
         found = checkpoints(folder)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         # A checkpoint brings its own bias: the mean costs a read, or a forward pass.
@@ -126,7 +128,8 @@ class Run:
             return
         older = checkpoints(self.folder)
         save_checkpoint(checkpoint_path(self.folder, self.step.count), self.step,
-                        {"stream": self.position, "counts": vars(self.counts), "activations": self._activations()})
+                        {"stream": self.position, "counts": vars(self.counts), "activations": self._activations(),
+                         "seconds": self._seconds()})
         self.saved = self.step.count
         for path in older:
             path.unlink()
@@ -147,7 +150,7 @@ class Run:
             "dead_share": self.step.dead_share(self.settings.dead_window),
             "dead_window": self.settings.dead_window,
             "rows": {"kept": kept.rows, "of": kept.of, "dropped_share": kept.dropped_share, "reasons": kept.dropped},
-            "seconds": round(time.monotonic() - self._started, 1),
+            "seconds": self._seconds(),
             "store": self.rounds.manifest.model_dump(mode="json", include={"model", "sources"}),
             "provenance": provenance()})
 
@@ -164,12 +167,19 @@ class Run:
                                 "choose another --out, or delete the folder to train anew")
         self.position = state["stream"]
         self.counts = _Counts(**state["counts"])
+        self._seconds_before = state.get("seconds")
 
     def _activations(self) -> dict[str, Any]:
         """What must not change under a run that goes on."""
         manifest = self.rounds.manifest
         return {"model revision": manifest.model.revision, "tokenizer": manifest.tokenizer_hash,
                 "rows": self.rounds.kept.rows}
+
+    def _seconds(self) -> float | None:
+        """That all steps up to now took, over restarts; None if that is not known."""
+        if self._seconds_before is None:
+            return None
+        return round(self._seconds_before + time.monotonic() - self._started, 1)
 
     def _cut_metrics(self) -> None:
         """Drop the lines after the checkpoint: they will be written again."""
