@@ -1,12 +1,14 @@
 """What several tests need: a small corpus, a recipe for it, and the small random models of several architectures."""
 
 import gzip
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
+from safetensors import safe_open
 
 from olmoscope.recipe import Recipe
 
@@ -46,6 +48,19 @@ def recipe(corpus: Path, **changes: Any) -> Recipe:
             node = node[key]
         node[last] = value
     return Recipe.model_validate(tree)
+
+
+def checkpoint_contents(path: Path) -> dict[str, Any]:
+    """All that a checkpoint says, but how long it took: what must be the same, however often a run was killed."""
+    with safe_open(path, "pt") as file:
+        metadata = json.loads(file.metadata()["olmoscope"])
+        assert metadata["loop"].pop("seconds") >= 0
+        digests = {}
+        for name in file.keys():  # noqa: SIM118  (the file is no mapping)
+            tensor = file.get_tensor(name)
+            content = tensor.flatten().view(torch.uint8).numpy().tobytes()
+            digests[name] = (str(tensor.dtype), list(tensor.shape), hashlib.sha256(content).hexdigest())
+    return {"metadata": metadata, "tensors": digests}
 
 
 def small_model(architecture: str, seed: int = 0) -> transformers.PreTrainedModel:

@@ -78,7 +78,7 @@ def make_run(run: Path, recipe: Recipe, number: int, x_BD: Tensor, steps: int = 
              "num_layers": 8, "layers_path": "model.layers"}
     done = {"sae": sae.id, "run_hash": recipe.run_hash(sae), "checkpoint": f"checkpoints/step-{steps:08d}.safetensors",
             "steps": steps, "tokens": steps * len(x_BD), "nmse": 0.25, "l0": 3.875, "dead_share": 0.0625,
-            "dead_window": 100000, "seconds": 1.0,
+            "dead_window": 1000, "seconds": 1.0,
             "store": {"model": model, "sources": {"modules": {"documents": 30, "tokens": 3000},
                                                   "questions": {"documents": 10, "tokens": 1000}}},
             "provenance": {"olmoscope": "0.1.0", "commit": None, "date": "2026-01-01T00:00:00+00:00"}}

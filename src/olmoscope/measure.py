@@ -113,7 +113,7 @@ def _time_training(recipe: Recipe, sae: SAE, rows_RD: Tensor, device: torch.devi
     train = settled(recipe, sae)
     x_BD = rows_RD.repeat(-(-train.batch // len(rows_RD)), 1)[: train.batch].to(device)
     mean_D = normalize_rows(x_BD.float(), sae.normalize)[0].mean(dim=0)
-    step = Step(initialize(x_BD.shape[1], sae.d_sae, sae.k, sae.normalize, mean_D, recipe.seed,
+    step = Step(initialize(x_BD.shape[1], sae.d_sae, sae.k, sae.normalize, mean_D, recipe.seed, sae.id,
                            tied=sae.weights == "tied"),
                 Adam.of(train), train.auxiliary, candidates=train.candidates, activation=sae.activation,
                 matryoshka=sae.matryoshka)

@@ -55,6 +55,17 @@ def test_a_long_run_is_drawn_in_means_of_equal_size():
     assert tips(card)[-1] == "tokens 96,000\n1.500"
 
 
+def test_dead_latents_are_drawn_from_where_they_are_known():
+    lines = [TrainingLine(100 * step, 1.0, 1e-3, None if step < 4 else 0.25) for step in range(1, 7)]
+    card = cards.training_cards([shown(training=lines)])[1]
+    assert tips(card) == ["tokens 400\n25.00%", "tokens 500\n25.00%", "tokens 600\n25.00%"]
+    unknown = shown(2, training=lines[:3])
+    assert len(tips(cards.training_cards([shown(1, training=lines), unknown])[1])) == 3
+    card = cards.training_cards([unknown])[1]
+    assert card.drawing == "" and card.note.endswith("Not known: training saw fewer tokens than that.")
+    assert "None" not in report_page([unknown])
+
+
 def test_what_cannot_be_had_is_left_out_and_said():
     """Where zeros cost nothing there is no loss recovered."""
     language = {"language__loss_recovered_zero": None, "language__loss_recovered_mean": None}

@@ -160,7 +160,8 @@ def test_does_not_depend_on_the_batch_size(normalize):
     whole = dict(flat(figures_of(measure(sae, x_BD, 4096))))
     for batch in (1, 7):
         for name, value in flat(figures_of(measure(sae, x_BD, batch))):
-            assert value == pytest.approx(whole[name], rel=1e-6), name
+            # The explained variance is 1 − FVU: near 0 it has the FVU's rounding.
+            assert value == pytest.approx(whole[name], rel=1e-6, abs=1e-7), name
 
 
 def test_sums_do_not_depend_on_the_batch_size_to_the_last_bits():

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers import recipe, write_documents
+from helpers import checkpoint_contents, recipe, write_documents
 from olmoscope.activations.collect import collect
 from olmoscope.activations.store import open_store
 from olmoscope.errors import UserError
-from olmoscope.files import sha256
 from olmoscope.recipe import Filter, Live
 from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.group import train_from_store
@@ -56,7 +55,7 @@ def result(out, sae):
     run = run_folder(out, sae)
     done = json.loads((run / "done.json").read_text())
     del done["seconds"], done["provenance"]
-    return [sha256(path) for path in checkpoints(run)], (run / "metrics.jsonl").read_text(), done
+    return [checkpoint_contents(path) for path in checkpoints(run)], (run / "metrics.jsonl").read_text(), done
 
 
 @pytest.mark.parametrize("mode", ["store", "live"])

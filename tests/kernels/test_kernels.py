@@ -110,6 +110,18 @@ def test_decode_and_residual(kernels, rows, d_model, latents, share, layer_norm,
     torch.testing.assert_close(got.dz_BK, z_BK.grad * (values_BK > 0))
 
 
+def test_an_inactive_place_learns_nothing_wherever_it_stands(kernels):
+    """Not only behind the active ones: the codes of a Matryoshka's prefix have zeros in between."""
+    values_BK, indices_BK = codes(0, 20, 30, 6)
+    values_BK[:, [0, 2]] = 0
+    values_BK[:, 1], values_BK[:, 4] = 1e-30, 0.5  # of JumpReLU's: as good as 0, and yet its gradient is wanted
+    W_FD, x_BD = randn(1, 30, 9), randn(2, 20, 9)
+    got = kernels.residual(x_BD, values_BK, indices_BK, W_FD, torch.zeros_like(x_BD[0]), None, None)
+    wanted_BK = (W_FD[indices_BK] @ got.e_BD.unsqueeze(2)).squeeze(2)
+    torch.testing.assert_close(got.dz_BK, torch.where(values_BK > 0, wanted_BK, 0))
+    assert (got.dz_BK[:, [0, 2]] == 0).all() and (got.dz_BK[:, [1, 4]] != 0).all()
+
+
 def test_a_row_of_zeros_stays_finite(kernels):
     values_BK, indices_BK = codes(0, 3, 20, 4)
     residual = kernels.residual(torch.zeros(3, 8, dtype=torch.float64, device=DEVICE), values_BK * 0, indices_BK,

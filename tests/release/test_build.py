@@ -38,7 +38,7 @@ def test_layout_and_manifest(built):
                                   "ce_mean": 7.0, "delta_ce": 0.25, "loss_recovered_zero": 0.95,
                                   "loss_recovered_mean": 0.9375, "kl": 0.125, "intervals": {"delta_ce": [0.2, 0.3]}}},
         "training": {"nmse": 0.25, "l0": 3.875, "steps": 8, "tokens": 4096,
-                     "dead": {"share": 0.0625, "window": 100000}}}
+                     "dead": {"share": 0.0625, "window": 1000}}}
     assert manifest["saes"][1]["hf_hook_name"] == "model.layers.7"
     assert manifest["saes"][0]["provenance"]["date"] == "2026-01-01T00:00:00+00:00"
     assert manifest["sources"] == {"modules": {"documents": 30, "tokens": 3000},

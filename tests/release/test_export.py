@@ -8,6 +8,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from olmoscope.errors import UserError
+from olmoscope.release.build import build_release
 from olmoscope.release.export import export_run
 from olmoscope.train.checkpoint import load_sae
 from release_runs import LAYER_NORM, RAW, edit_json
@@ -27,13 +28,22 @@ def test_folder_is_what_saelens_reads(out):
             "model_name": "tiny", "model_revision": "sha256:0123", "hook_name": f"blocks.{layer}.hook_resid_post",
             "hf_hook_name": f"model.layers.{layer}", "context_size": 512, "prepend_bos": False,
             "dataset_path": "modules, questions", "training_tokens": 4096, "l0": 3.875, "num_dead_features": 6,
-            "dead_window": 100000, "olmoscope_version": "0.1.0", "olmoscope_run": metadata["olmoscope_run"]}
+            "dead_window": 1000, "olmoscope_version": "0.1.0", "olmoscope_run": metadata["olmoscope_run"]}
         sae = load_sae(out / "runs" / sae_id / "checkpoints" / "step-00000008.safetensors")
         tensors = load_file(exported.folder / "sae_weights.safetensors")
         assert {name: (tensor.dtype, tensor.is_contiguous()) for name, tensor in tensors.items()} == dict.fromkeys(
             ("W_enc", "b_enc", "W_dec", "b_dec"), (torch.float32, True))
         assert torch.equal(tensors["W_dec"], sae.W_dec_FD) and torch.equal(tensors["W_enc"], sae.W_enc_FD.T)
         assert torch.equal(tensors["b_enc"], sae.b_latent_F) and torch.equal(tensors["b_dec"], sae.b_pre_D)
+
+
+def test_dead_latents_that_nobody_could_count_are_null(out):
+    edit_json(out / "runs" / RAW / "done.json", lambda done: done.update(dead_share=None))
+    metadata = json.loads((export_run(out / "runs" / RAW).folder / "cfg.json").read_text())["metadata"]
+    assert metadata["num_dead_features"] is None and metadata["dead_window"] == 1000
+    build_release(out)
+    sae = json.loads((out / "release" / "manifest.json").read_text())["saes"][0]
+    assert sae["metrics"]["training"]["dead"] == {"share": None, "window": 1000}
 
 
 def test_exporting_again_changes_nothing(out):

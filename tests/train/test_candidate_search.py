@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from helpers import recipe, write_documents
+from helpers import checkpoint_contents, recipe, write_documents
 from olmoscope.activations.collect import collect
 from olmoscope.activations.store import open_store
-from olmoscope.files import read_json, sha256
+from olmoscope.files import read_json
 from olmoscope.recipe import Candidates
 from olmoscope.sae.topk import initialize
 from olmoscope.train import candidates as module
@@ -117,7 +117,8 @@ def test_a_run_logs_the_share_found_and_warns(tmp_path, monkeypatch, capsys):
     assert warning in " ".join(capsys.readouterr().err.split())
     again = tmp_path / "again"
     list(train_from_store(job, job.saes[:1], store, again))
-    assert sha256(checkpoints(run)[0]) == sha256(checkpoints(run_folder(again, job.saes[0]))[0])
+    assert checkpoint_contents(checkpoints(run)[0]) == checkpoint_contents(
+        checkpoints(run_folder(again, job.saes[0]))[0])
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def small_store(tmp_path):
 
 def weights(job, store, out):
     list(train_from_store(job, job.saes[:1], store, out))
-    return sha256(checkpoints(run_folder(out, job.saes[0]))[0])
+    return checkpoint_contents(checkpoints(run_folder(out, job.saes[0]))[0])
 
 
 @pytest.mark.parametrize("candidates_ms", [1.0, 3.0])

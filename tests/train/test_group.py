@@ -7,14 +7,14 @@ import signal
 import pytest
 import torch
 
-from helpers import recipe, write_documents
+from helpers import checkpoint_contents, recipe, write_documents
 from olmoscope.activations.collect import collect
 from olmoscope.activations.store import open_store
 from olmoscope.errors import UserError
-from olmoscope.files import locked, sha256
+from olmoscope.files import locked
 from olmoscope.recipe import Candidates, Live
 from olmoscope.train.checkpoint import checkpoints
-from olmoscope.train.group import how_many, train_from_store, train_live
+from olmoscope.train.group import _note, how_many, train_from_store, train_live
 from olmoscope.train.run import run_folder
 from olmoscope.train.step import Step
 
@@ -42,7 +42,7 @@ def result(out, sae):
     run = run_folder(out, sae)
     done = json.loads((run / "done.json").read_text())
     del done["seconds"], done["provenance"]
-    return [sha256(path) for path in checkpoints(run)], (run / "metrics.jsonl").read_text(), done
+    return [checkpoint_contents(path) for path in checkpoints(run)], (run / "metrics.jsonl").read_text(), done
 
 
 def changed(job, **train_):
@@ -88,6 +88,13 @@ def test_members_at_different_checkpoints_go_on_together(alone, tmp_path, monkey
         assert [path.stem for path in checkpoints(run_folder(tmp_path, sae))] == [f"step-{last:08d}"]
     train(job, job.saes, store, tmp_path)
     assert {sae.id: result(tmp_path, sae) for sae in job.saes} == expected
+
+
+def test_the_progress_bar_says_what_is_known():
+    early = {"loss": 0.5, "l0": 8.0, "dead_share": None}
+    assert _note([early]) == "loss 0.500 L0 8.0 dead -"
+    assert _note([early, early | {"dead_share": 0.25}, early | {"dead_share": 0.5}]) == (
+        "loss 0.500 L0 8.0 dead 25.0%-50.0%")
 
 
 def test_from_a_store_layers_go_one_after_the_other(job, tmp_path, monkeypatch):

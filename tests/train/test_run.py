@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -9,8 +10,10 @@ import time
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
-from helpers import recipe, write_documents
+from helpers import checkpoint_contents, recipe, write_documents
 from olmoscope.activations.collect import collect
 from olmoscope.activations.store import open_store
 from olmoscope.errors import UserError
@@ -19,6 +22,7 @@ from olmoscope.recipe import Auxiliary, Train
 from olmoscope.train.checkpoint import checkpoints, load_sae
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import learning_rate, run_folder
+from olmoscope.train.step import Step
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +65,21 @@ def test_a_run_learns_and_says_what_it_did(job, tmp_path, number):
     before = sha256(checkpoints(run)[0])
     assert not train(recipe_, sae, store, tmp_path)
     assert sha256(checkpoints(run)[0]) == before
+
+
+def test_dead_latents_are_null_until_the_window_is_full(job, tmp_path):
+    recipe_, store, _ = job
+    sae = recipe_.saes[0]
+    for window, known in ((1000, True), (6001, False)):
+        changed = recipe_.model_copy(update={"train": recipe_.train.model_copy(update={"dead_window": window})})
+        out = tmp_path / str(window)
+        train(changed, sae, store, out)
+        run = run_folder(out, sae)
+        assert [line["dead_share"] is not None for line in lines(run)] == [
+            line["tokens"] >= window for line in lines(run)]
+        assert (json.loads((run / "done.json").read_text())["dead_share"] is not None) == known
+        first = (run / "training.log").read_text().splitlines()[1]
+        assert "dead not known yet" in first
 
 
 SCRIPT = """
@@ -112,11 +131,47 @@ def test_killed_and_resumed_equals_never_killed(job, tmp_path, number, variant):
     assert lines(run) == lines(whole)
     assert ("capped_share" in lines(run)[0]) == bool(variant)
     assert lines(run)[0]["auxiliary_loss"] is None and lines(run)[-1]["auxiliary_loss"] > 0
-    assert sha256(checkpoints(run)[-1]) == sha256(checkpoints(whole)[-1])
+    assert checkpoint_contents(checkpoints(run)[-1]) == checkpoint_contents(checkpoints(whole)[-1])
     log = (run / "training.log").read_text()
     assert log.count("resumed after step") >= 2 or number == signal.SIGKILL
     if number != signal.SIGKILL:
         assert log.count("stopped by a signal") == kills
+
+
+def test_seconds_are_those_of_the_whole_run(job, tmp_path, monkeypatch):
+    """Stopped after 7 slow steps, it goes on with fast ones: the slow ones are not forgotten."""
+    recipe_, store, _ = job
+    sae = recipe_.saes[0]
+    run = run_folder(tmp_path, sae)
+    step = Step.__call__
+
+    def slow(self, *rest):
+        time.sleep(1)
+        step(self, *rest)
+        if self.count == 7:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Step, "__call__", slow)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe_, sae, store, tmp_path)
+    copy = shutil.copytree(tmp_path, tmp_path / "copy")
+    began = time.monotonic()
+    train(recipe_, sae, store, tmp_path)
+    second_part = time.monotonic() - began
+    seconds = json.loads((run / "done.json").read_text())["seconds"]
+    assert 7 <= seconds <= 9 + second_part
+
+    # A checkpoint of a version that did not count them: the run goes on, and does not pass off a part for the whole.
+    older = checkpoints(run_folder(copy, sae))[0]
+    with safe_open(older, "pt") as file:
+        metadata = json.loads(file.metadata()["olmoscope"])
+    del metadata["loop"]["seconds"]
+    save_file(load_file(older), older, {"olmoscope": json.dumps(metadata)})
+    train(recipe_, sae, store, copy)
+    assert json.loads((run_folder(copy, sae) / "done.json").read_text())["seconds"] is None
+    weights = [load_file(checkpoints(run_folder(out, sae))[0]) for out in (tmp_path, copy)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_another_run_or_store_is_refused(job, tmp_path):

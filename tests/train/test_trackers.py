@@ -89,6 +89,7 @@ def test_tensorboard_has_each_line_once(job, tmp_path):
     run = killed_and_gone_on(job, tmp_path, "tensorboard")
     want = {(line["step"], key): value for line in logged(run) for key, value in line.items() if key != "step"}
     assert events(run) == pytest.approx(want)
+    assert (2, "dead_share") not in want and (8, "dead_share") in want, "a window of 1000 tokens: 8 batches"
 
 
 def offline_records(file: bytes):

@@ -46,7 +46,8 @@ class TrainingLine:
     tokens: int
     loss: float
     lr: float
-    dead_share: float
+    dead_share: float | None
+    """None while fewer tokens than the dead window were seen."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +88,14 @@ def training_cards(shown: Sequence[Shown]) -> list[Card]:
         return []
     x = exact("tokens", 0, max(sae.training[-1].tokens for sae in known), "count")
 
-    def curve(title: str, note: str, label: str, value: Callable[[TrainingLine], float],
+    def curve(title: str, note: str, label: str, value: Callable[[TrainingLine], float | None],
               kind: Literal["error", "number", "share"]) -> Card:
-        series = [Series(sae.name, sae.number, _thinned([(line.tokens, value(line)) for line in sae.training]))
-                  for sae in known]
+        found = [(sae, [(line.tokens, at) for line in sae.training if (at := value(line)) is not None])
+                 for sae in known]
+        series = [Series(sae.name, sae.number, _thinned(points)) for sae, points in found if points]
         values = [y for one in series for _, y in one.points]
+        if not values:
+            return Card(title, f"{note} Not known: training saw fewer tokens than that.", Markup(""))
         y = fitting(label, values) if kind == "error" else linear(label, values, kind)
         return Card(title, note, charts.lines(title, series, x, y))
 

@@ -47,6 +47,9 @@ def _residual_rows(first, stop, x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean
         for d in range(d_model):
             e[d] *= scale
         for place in range(active):
+            if values[place] == 0:  # a Matryoshka's prefix leaves zeros in between
+                dz[place] = 0
+                continue
             latent = indices[place]
             total = one - one
             for d in range(d_model):

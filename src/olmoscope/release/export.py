@@ -55,7 +55,7 @@ def saelens_metadata(run: FinishedRun) -> dict[str, Any]:
         "dataset_path": ", ".join(dataset_names(run.recipe)),
         "training_tokens": done.tokens,
         "l0": done.l0,
-        "num_dead_features": round(done.dead_share * run.sae.d_sae),
+        "num_dead_features": None if done.dead_share is None else round(done.dead_share * run.sae.d_sae),
         "dead_window": done.dead_window,
         "olmoscope_version": done.provenance.get("olmoscope"),
         "olmoscope_run": done.run_hash,

@@ -66,7 +66,8 @@ class Done(_Read):
     tokens: int
     nmse: FiniteFloat
     l0: FiniteFloat
-    dead_share: FiniteFloat
+    dead_share: FiniteFloat | None
+    """None: fewer tokens than `dead_window` were seen."""
     dead_window: int
     store: StoreRead
     provenance: dict[str, Any]

@@ -7,9 +7,11 @@ decoder. Source: Gao et al. 2024, arXiv:2406.04093, for TopK; tied weights as in
 Cunningham et al. 2023, arXiv:2309.08600. Shapes: B rows, D d_model, F latents, K active.
 """
 
+import zlib
 from dataclasses import dataclass
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.sae.codes import SparseCodes
 from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.sae.rows import Normalize
+from olmoscope.seeds import generator
 
 
 @dataclass
@@ -63,17 +66,19 @@ class TopK(SparseAutoencoder):
         return self.of({name: tensor.to(device) for name, tensor in self.parameters().items()}, self.k, self.normalize)
 
 
-def initialize(d_model: int, d_sae: int, k: int, normalize: Normalize, mean_D: Tensor, seed: int, *,
+def initialize(d_model: int, d_sae: int, k: int, normalize: Normalize, mean_D: Tensor, seed: int, name: str = "", *,
                tied: bool = True) -> TopK:
     """A fresh SAE: random unit rows, no latent bias, `b_pre` at the mean of the (normalised) data.
 
     Args:
         mean_D: mean of the rows as `normalize_rows` gives them.
-        seed: the same seed gives the same rows on every device (drawn on the CPU).
+        seed: with the same seed and name, the same rows on every machine and device.
+        name: the SAE's id: SAEs of one seed start with independent rows, also where their shapes are equal. Were they
+            the same, directions of different layers would be alike only for having begun so.
         tied: whether encoder and decoder are one matrix; else they start equal.
     """
-    generator = torch.Generator().manual_seed(seed)
-    W_FD = torch.randn(d_sae, d_model, generator=generator)
+    random = generator(seed, "rows of an SAE", zlib.crc32(name.encode()))
+    W_FD = torch.from_numpy(random.standard_normal((d_sae, d_model), dtype=np.float32))
     W_FD /= W_FD.norm(dim=1, keepdim=True)
     device = mean_D.device
     W_FD = W_FD.to(device)

@@ -1,7 +1,7 @@
 """Checkpoints: one safetensors file holds everything that training needs to go on, and the SAE itself.
 
-Tensors: those of `Step.tensors`. The rest (step, position in the stream, sums up to the last line of metrics) stands
-in the file's metadata as JSON.
+Tensors: those of `Step.tensors`. The rest (step, position in the stream, sums up to the last line of metrics, and the
+seconds that it took: all that differs between runs which are otherwise the same) stands in the file's metadata as JSON.
 """
 
 import contextlib

@@ -139,7 +139,9 @@ def _train_group(runs: list[Run], recipe: Recipe, rounds: Rounds, device: torch.
 def _note(lines: list[dict[str, Any]]) -> str:
     """The last metrics of a group, short enough for the end of a progress bar: ranges where there are several."""
     def span(name: str, form: str) -> str:
-        texts = [f"{value:{form}}" for value in sorted(line[name] for line in lines)]
+        texts = [f"{value:{form}}" for value in sorted(line[name] for line in lines if line[name] is not None)]
+        if not texts:
+            return "-"  # dead latents, before the window is full
         return texts[0] if texts[0] == texts[-1] else f"{texts[0]}-{texts[-1]}"
 
     return f"loss {span('loss', '.3f')} L0 {span('l0', '.1f')} dead {span('dead_share', '.1%')}" if lines else ""

@@ -78,12 +78,14 @@ class Run:
         """Up to the last line of metrics.jsonl."""
         self.position = START
         """Of the stream, after the last step."""
+        self._seconds_before: float | None = 0.0
+        """That the steps before this start took; None if the checkpoint does not say."""
         found = checkpoints(folder)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         # A checkpoint brings its own bias: the mean costs a read, or a forward pass.
         mean_D = torch.zeros(rounds.manifest.model.d_model) if found else rounds.sample_mean(spec.layer, spec.normalize)
         sae = initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D.to(device), recipe.seed,
-                         tied=spec.weights == "tied")
+                         spec.id, tied=spec.weights == "tied")
         self.step = Step(sae, Adam.of(self.settings), self.settings.auxiliary, candidates=self.settings.candidates,
                          activation=spec.activation, matryoshka=spec.matryoshka)
         if found:
@@ -134,7 +136,8 @@ class Run:
             return
         older = checkpoints(self.folder)
         save_checkpoint(checkpoint_path(self.folder, self.step.count), self.step,
-                        {"stream": self.position, "counts": vars(self.counts), "activations": self._activations()})
+                        {"stream": self.position, "counts": vars(self.counts), "activations": self._activations(),
+                         "seconds": self._seconds()})
         self.saved = self.step.count
         for path in older:
             path.unlink()
@@ -155,7 +158,7 @@ class Run:
             "dead_share": self.step.dead_share(self.settings.dead_window),
             "dead_window": self.settings.dead_window,
             "rows": {"kept": kept.rows, "of": kept.of, "dropped_share": kept.dropped_share, "reasons": kept.dropped},
-            "seconds": round(time.monotonic() - self._started, 1),
+            "seconds": self._seconds(),
             "store": self.rounds.manifest.model_dump(mode="json", include={"model", "sources"}),
             "provenance": provenance()})
 
@@ -172,6 +175,7 @@ class Run:
                                 "choose another --out, or delete the folder to train anew")
         self.position = state["stream"]
         self.counts = _Counts(**state["counts"])
+        self._seconds_before = state.get("seconds")
 
     def _begin_trial(self) -> None:
         """Candidates must win a trial, once in a run; its verdict stands in the folder."""
@@ -196,6 +200,12 @@ class Run:
         manifest = self.rounds.manifest
         return {"model revision": manifest.model.revision, "tokenizer": manifest.tokenizer_hash,
                 "rows": self.rounds.kept.rows}
+
+    def _seconds(self) -> float | None:
+        """That all steps up to now took, over restarts; None if that is not known."""
+        if self._seconds_before is None:
+            return None
+        return round(self._seconds_before + time.monotonic() - self._started, 1)
 
     def _cut_metrics(self) -> None:
         """Drop the lines after the checkpoint: they will be written again."""
@@ -227,8 +237,9 @@ class Run:
         if self._tracker:
             self._tracker.send(line)
         rate = (self.step.tokens - self._tokens_before) / (time.monotonic() - self._started)
-        self.log(f"step {self.step.count}/{self.steps}  loss {line['loss']:.4f}  L0 {line['l0']:.1f}  dead "
-                 f"{line['dead_share']:.1%}  {rate:,.0f} tokens/s")
+        dead = "not known yet" if line["dead_share"] is None else f"{line['dead_share']:.1%}"
+        self.log(f"step {self.step.count}/{self.steps}  loss {line['loss']:.4f}  L0 {line['l0']:.1f}  dead {dead}  "
+                 f"{rate:,.0f} tokens/s")
         return line
 
 

@@ -105,8 +105,10 @@ class Step:
         if self.auxiliary is not None:
             self.auxiliary.lift(values_BK)
 
-    def dead_share(self, window: int) -> float:
-        """Share of latents that did not fire in the last `window` tokens; 0 before that many were seen."""
+    def dead_share(self, window: int) -> float | None:
+        """Share of latents that did not fire in the last `window` tokens; None before that many were seen."""
+        if self.tokens < window:
+            return None
         return float((self.tokens - self.last_fired_F >= window).double().mean())
 
     def take_sums(self) -> Sums:
