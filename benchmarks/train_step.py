@@ -13,13 +13,11 @@ import argparse
 import functools
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +32,7 @@ from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.step import Step
 
 sys.path.insert(0, str(Path(__file__).parent))
+from common import Shape, hardware
 from peers import Steps, batches, timed
 
 BETAS, EPS = (0.9, 0.999), 1e-8
@@ -42,24 +41,6 @@ ADAMS = {"step": Adam(BETAS, EPS), "step, touched rows": Adam(BETAS, EPS, "touch
 
 DEAD = 0.1
 """Share of dead latents in the row of the auxiliary loss, whose cost grows with it; its k is the SAE's."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Sizes, and what is asked of the step there."""
-
-    name: str
-    device: str
-    d_model: int
-    d_sae: int
-    k: int
-    batch: int
-    bars: dict[str, float] = field(default_factory=dict)
-    """The step takes at most so many times as long as a product, and is at least so many times as fast as a peer.
-    Another step of ours takes at most so many times as long as our product."""
-    rates: dict[str, float] = field(default_factory=dict)
-    """Least rows per second of our steps."""
-    peers: tuple[str, ...] = ()
 
 
 PEERS = ("saelens", "saelens sparse", "dictionary_learning", "sparsify", "sparsify adam")
@@ -148,7 +129,7 @@ def contestants(shape: Shape, rows: list[torch.Tensor]) -> dict[str, Callable[[]
     return {"our product": our_product, "torch product": torch_product} | steps
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def initial(d_model: int, d_sae: int, k: int) -> TopK:
     """A fresh SAE on the CPU. Drawing a large one takes seconds, so all contestants start with copies of it."""
     return initialize(d_model, d_sae, k, "none", torch.zeros(d_model), seed=0)
@@ -243,16 +224,6 @@ def check(device: str) -> None:
             print(f"check, {normalize}: relative error of the gradient of {name} {error:.1e}")
             if not (error < most_error and short < most_short):
                 raise SystemExit("the kernels are wrong here: no timing")
-
-
-def hardware(device: str) -> dict[str, Any]:
-    """What it ran on."""
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-                if line.startswith("model name")), platform.processor())
-    found: dict[str, Any] = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    if device == "cuda":
-        found["gpu"] = torch.cuda.get_device_name()
-    return found
 
 
 def main() -> None:
