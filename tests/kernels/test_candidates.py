@@ -7,12 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernel_backends import BACKENDS, DEVICE, SLOW, backend
+from kernel_backends import BACKENDS, DEVICE, FEW, SLOW, backend
 from olmoscope.kernels import cpu_candidates, cpu_int8_avx2
 from olmoscope.kernels.compile import call
 from olmoscope.processor import has
 
-EXAMPLES = settings(max_examples=8 if SLOW else 40, deadline=None)
+EXAMPLES = settings(max_examples=8 if FEW else 40, deadline=None)
 
 
 AVX2 = "cpu with AVX2 alone"
