@@ -15,6 +15,7 @@ from kernel_backends import TESTS
 triton = pytest.importorskip("triton")
 GPUTarget = pytest.importorskip("triton.backends.compiler").GPUTarget
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow
 
 
 def run_again(**environment: str) -> None:
