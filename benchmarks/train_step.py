@@ -21,6 +21,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import olmoscope  # noqa: F401  (sets the threads, so it comes before torch)
+
+# isort: split
 import torch
 
 from olmoscope.kernels.dispatch import kernels_for
@@ -33,6 +36,7 @@ from olmoscope.train.step import Step
 
 sys.path.insert(0, str(Path(__file__).parent))
 from common import Shape, hardware
+from peak import float32_peak
 from peers import Steps, batches, timed
 
 BETAS, EPS = (0.9, 0.999), 1e-8
@@ -162,12 +166,23 @@ def measure(shape: Shape, rounds: int, python: str | None,
     return seconds
 
 
+def floor(shape: Shape, product: float, step: float) -> dict[str, Any]:
+    """Print and return what the product would take at the processors' measured float32 peak."""
+    peak = float32_peak(torch.get_num_threads())
+    seconds = 2 * shape.batch * shape.d_model * shape.d_sae / peak
+    print(f"  float32 peak {peak / 1e9:.0f} GFLOP/s: the product takes at least {seconds * 1e3:.2f} ms; ours "
+          f"{product / seconds:.2f} times that, our step {step / seconds:.2f} times")
+    return {"float32_peak": peak, "floor_ms": seconds * 1e3}
+
+
 def table(shape: Shape, seconds: dict[str, list[float]]) -> dict[str, Any]:
     """Print a shape's results and return them."""
     median = {name: statistics.median(times) for name, times in seconds.items()}
     step = median["step"]
     print(f"\n{shape.name}: d_model {shape.d_model}, {shape.d_sae} latents, k {shape.k}, batch {shape.batch}")
     result: dict[str, Any] = {"shape": vars(shape) | {"peers": list(shape.peers)}, "contestants": {}}
+    if shape.device == "cpu":
+        result |= floor(shape, median["our product"], step)
     for name, value in median.items():
         ratio = step / value
         bar, verdict = shape.bars.get(name), ""
