@@ -99,8 +99,7 @@ def test_a_part_that_hangs_or_dies_costs_the_others_nothing(tmp_path):
         "plan": ("failed", "ValueError: this part is broken"),
         "profile": ("lacks a module", "no_such_module"),
         "kill": ("failed", "killed by SIGKILL; it said last: here"),
-        "collect": ("failed", "2 things are wrong"),
-        "peers": ("not asked for", "no --peers PYTHON")}, printed
+        "collect": ("failed", "2 things are wrong")}, printed
     assert status == 1
     assert "half of it" in printed and (tmp_path / "out" / "step.log").read_text() == "fine\n"
     child = Path("/proc") / (tmp_path / "child").read_text()
@@ -115,7 +114,8 @@ def test_mistakes_are_one_line(tmp_path):
     for options, message in (
             (["--out", tmp_path, "--device", "cpu", "--small"], f"{tmp_path} holds a GPU day already"),
             (["--out", tmp_path / "new", "--device", "cpu"], "--device cpu is a rehearsal: add --small"),
-            (["--out", tmp_path / "new", "--parts", "kernels,steps"], "--parts: there is no part 'steps'")):
+            (["--out", tmp_path / "new", "--parts", "kernels,steps"], "--parts: there is no part 'steps'"),
+            (["--out", tmp_path / "new", "--parts", "peers"], "--parts peers: say with --peers PYTHON where they are")):
         done = subprocess.run([sys.executable, ROOT / "tools" / "gpu_day.py", *options], capture_output=True, text=True)
         assert done.returncode and message in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr

@@ -40,11 +40,11 @@ from olmoscope.files import read_json, write_json
 from olmoscope.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = {"kernels": 4, "step": 6, "plan": 1, "profile": 1, "kill": 2, "collect": 4, "peers": 4}
-"""In order of worth; of the minutes left, a part may take its number's share of its own and all later numbers."""
+PARTS = {"kernels": 120, "step": 160, "plan": 20, "profile": 30, "kill": 60, "collect": 90, "peers": 90}
+"""In order of worth, with the seconds that each may well take: the time that is left is shared out in proportion."""
 LEAST_SECONDS = 2
 """With less than this left, a part is not begun."""
-DONE, FAILED, LACKING, OUT_OF_TIME, NOT_ASKED = "done", "failed", "lacks a module", "out of time", "not asked for"
+DONE, FAILED, LACKING, OUT_OF_TIME = "done", "failed", "lacks a module", "out of time"
 LACKS = re.compile(r"ModuleNotFoundError: No module named '([^']+)'")
 MACHINE = """
 import json, torch
@@ -88,7 +88,7 @@ def main() -> None:
         (options.out / f"{name}.json").unlink(missing_ok=True)
         print(f"{name}: {outcome.status} after {outcome.seconds:.0f} s", flush=True)
     print(table(day))
-    sys.exit(any(part["status"] not in (DONE, NOT_ASKED) for part in day["parts"].values()))
+    sys.exit(any(part["status"] != DONE for part in day["parts"].values()))
 
 
 def parsed() -> argparse.Namespace:
@@ -98,12 +98,14 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9, help="for everything (default: 9)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="small sizes, for a rehearsal")
-    parser.add_argument("--parts", default=",".join(PARTS), help="only these, with commas between them")
+    parser.add_argument("--parts", help="only these, with commas between them")
     parser.add_argument("--peers", metavar="PYTHON", help="Python of an environment with the other trainers")
     options = parser.parse_args()
-    wanted = options.parts.split(",")
+    wanted = options.parts.split(",") if options.parts else [name for name in PARTS if name != "peers" or options.peers]
     if unknown := [name for name in wanted if name not in PARTS]:
         parser.error(f"--parts: there is no part {unknown[0]!r}; choose from {', '.join(PARTS)}")
+    if "peers" in wanted and not options.peers:
+        parser.error("--parts peers: say with --peers PYTHON where they are")
     if options.device == "cpu" and not options.small:
         parser.error("--device cpu is a rehearsal: add --small")
     options.parts = [name for name in PARTS if name in wanted]
@@ -112,8 +114,6 @@ def parsed() -> argparse.Namespace:
 
 def run(name: str, options: argparse.Namespace, seconds: float) -> Outcome:
     """Run a part as a process, with all that it starts; kill them when the seconds are over."""
-    if name == "peers" and options.peers is None:
-        return Outcome(NOT_ASKED, "no --peers PYTHON", 0, [], None)
     if seconds < LEAST_SECONDS:
         return Outcome(OUT_OF_TIME, "no time was left to begin", 0, [], None)
     command = [sys.executable, str(ROOT / "benchmarks" / f"gpu_{name}.py"), "--out", str(options.out), "--device",
