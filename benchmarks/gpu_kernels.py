@@ -232,7 +232,7 @@ def tests(part: Part) -> list[str]:
         print(line, end="", flush=True)
         match = next(filter(None, (result.match(line) for result in RESULTS)), None)
         if match and match["outcome"] in found:
-            found[match["outcome"]].append(match["name"])
+            found[match["outcome"]].append(match["name"].strip())
             counts = {name.lower(): len(names) for name, names in found.items()}
             part.so_far(f"tests, so far: {len(found['PASSED'])} passed", tests=counts | {
                 "wrong": found["FAILED"] + found["ERROR"]})
