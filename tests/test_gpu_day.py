@@ -8,6 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
 CONTESTANTS = {"step", "step, touched rows", "step, bf16 moments", "step, candidates", "step, untied",
                "step, auxiliary"}
