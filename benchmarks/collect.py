@@ -45,7 +45,7 @@ from olmoscope.activations.gather import LayerRows
 from olmoscope.activations.statistics import segment_sums
 from olmoscope.files import write_json
 from olmoscope.model.capture import read_residual_stream
-from olmoscope.model.load import load_model, pick_device
+from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
 from olmoscope.recipe import Recipe
@@ -69,7 +69,7 @@ class Subject:
     recipe_tokens: dict[str, Any]
 
 
-def _olmo3(width: int, hidden: int, heads: int, layers: int, window: int) -> dict[str, Any]:
+def olmo3(width: int, hidden: int, heads: int, layers: int, window: int) -> dict[str, Any]:
     kinds = ["sliding_attention", "sliding_attention", "sliding_attention", "full_attention"]
     return {"vocab_size": 100278, "hidden_size": width, "intermediate_size": hidden, "num_attention_heads": heads,
             "num_key_value_heads": heads, "num_hidden_layers": layers, "layer_types": kinds * (layers // 4),
@@ -101,9 +101,9 @@ SHORT = {"chunk_lengths": [[48, 128], [192, 256], [448, 512]], "segment_rows": 1
 LONG = {"chunk_lengths": [[512, 2048], [3500, 5000], [7000, 8192]], "segment_rows": 65536, "batch_tokens": 16384}
 SUBJECTS = {
     "tiny": Subject(None, "bfloat16", [1, 3, 5, 7], 200_000, SHORT),
-    "wide": Subject(_olmo3(512, 1536, 8, 8, 128), "float32", [1, 3, 5, 7], 100_000, SHORT),
-    "olmo3-7b": Subject(_olmo3(4096, 11008, 32, 32, 4096), "bfloat16", [7, 15, 23, 31], 400_000, LONG),
-    "olmo3-7b-narrow": Subject(_olmo3(64, 172, 4, 32, 4096), "bfloat16", [7, 15, 23, 31], 100_000, LONG),
+    "wide": Subject(olmo3(512, 1536, 8, 8, 128), "float32", [1, 3, 5, 7], 100_000, SHORT),
+    "olmo3-7b": Subject(olmo3(4096, 11008, 32, 32, 4096), "bfloat16", [7, 15, 23, 31], 400_000, LONG),
+    "olmo3-7b-narrow": Subject(olmo3(64, 172, 4, 32, 4096), "bfloat16", [7, 15, 23, 31], 100_000, LONG),
 }
 
 
@@ -139,9 +139,9 @@ def measure(subject: Subject, device: str, tokens: int | None, rounds: int, with
     index = pack(four, load_tokenizer(four.model), "train", folder / "packed")
     rows = sum(index["rows"])
     ways: dict[str, Callable[[], Taken]] = {
-        "bare": lambda: _time_bare(four, folder / "packed", len(index["rows"])),
-        "four": lambda: _time_collect(four, folder),
-        "one": lambda: _time_collect(one, folder)}
+        "bare": lambda: time_bare(_load(four), four.activations.layers[-1], folder / "packed"),
+        "four": lambda: time_collect(four, folder),
+        "one": lambda: time_collect(one, folder)}
     if with_peer:
         ways["peer"] = lambda: _time_peer(four, subject, folder)
     seconds: dict[str, list[float]] = {name: [] for name in ways}
@@ -221,24 +221,31 @@ def _model(subject: Subject, device: str, folder: Path) -> str:
     return str(path)
 
 
-def _time_bare(recipe: Recipe, packed: Path, segments: int) -> Taken:
-    """The bare forward passes, without loading the model."""
-    model = load_model(recipe.model, recipe.activations.layers[-1], pick_device(recipe.device))
+def _load(recipe: Recipe) -> LoadedModel:
+    return load_model(recipe.model, recipe.activations.layers[-1], pick_device(recipe.device))
+
+
+def time_bare(model: LoadedModel, deepest: int, packed: Path) -> Taken:
+    """The bare forward passes over all packed tokens, ended after the deepest layer."""
+    segments = len(list((packed / "tokens").glob("segment-*")))
     prepared = [batch.to(model.device) for segment in range(segments)
                 for batch in batches(read_token_segment(packed, segment), apart=False)]
-    deepest = recipe.activations.layers[-1:]
-    read_residual_stream(model.module, model.layers, deepest, prepared[0].token_ids_BT)
+    read_residual_stream(model.module, model.layers, [deepest], prepared[0].token_ids_BT)
     clock = Clock()
     for batch in prepared:
-        read_residual_stream(model.module, model.layers, deepest, batch.token_ids_BT)
+        read_residual_stream(model.module, model.layers, [deepest], batch.token_ids_BT)
     return clock.taken()
 
 
-def _time_collect(recipe: Recipe, folder: Path) -> Taken:
-    """The whole of `collect`, but for the packing of tokens."""
+def time_collect(recipe: Recipe, folder: Path, load: Callable[..., LoadedModel] = load_model) -> Taken:
+    """The whole of `collect`, but for the packing of tokens, whose result is in `packed` of the folder.
+
+    Args:
+        load: as `collect` takes it.
+    """
     store = _fresh_store(folder)
     clock = Clock()
-    collect(recipe, "train", store)
+    collect(recipe, "train", store, load=load)
     return clock.taken()
 
 

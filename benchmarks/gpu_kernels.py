@@ -4,6 +4,7 @@ Each operation at full size (d 4096, 131,072 latents; the block sizes that small
 benchmarks/train_step.py makes before it times, and the project's own tests of values and gradients.
 """
 
+import contextlib
 import importlib.util
 import math
 import os
@@ -28,7 +29,7 @@ RESULTS = [re.compile(r"^\[gw\d+\] \[ *\d+%\] (?P<outcome>[A-Z]+) (?P<name>\S.*)
            re.compile(r"^(?P<name>\S+::.*?) (?P<outcome>[A-Z]+)\b.*$"),
            re.compile(r"^_+ (?P<outcome>ERROR) (?P<name>collecting \S+)")]
 """How pytest tells of a test."""
-WORKERS = 8
+WORKERS = min(12, os.cpu_count() or 1)
 """Processes of tests, if there is pytest-xdist: most of their time is compilation, on the CPU."""
 ROWS = 512
 HOT = 7
@@ -40,7 +41,8 @@ ADAM = AdamStep(lr=1e-3, beta1=0.0, beta2=0.999, eps=1e-8, count=1)
 def main() -> None:
     part = Part("kernels", __doc__)
     wrong = [*full_size(part), *whole_step(part)]
-    torch.cuda.empty_cache()  # for the processes of the tests
+    with contextlib.suppress(*faults()):  # what has failed before fails again here
+        torch.cuda.empty_cache()  # for the processes of the tests
     wrong += tests(part)
     if wrong:
         raise SystemExit(f"{len(wrong)} wrong: {', '.join(wrong[:4])}{' ...' if len(wrong) > 4 else ''}")
@@ -230,9 +232,10 @@ def tests(part: Part) -> list[str]:
         print(line, end="", flush=True)
         match = next(filter(None, (result.match(line) for result in RESULTS)), None)
         if match and match["outcome"] in found:
-            found[match["outcome"]].append(match["name"])
+            found[match["outcome"]].append(match["name"].strip())
             counts = {name.lower(): len(names) for name, names in found.items()}
-            part.write(tests=counts | {"wrong": found["FAILED"] + found["ERROR"]})
+            part.so_far(f"tests, so far: {len(found['PASSED'])} passed", tests=counts | {
+                "wrong": found["FAILED"] + found["ERROR"]})
     wrong = found["FAILED"] + found["ERROR"]
     if process.wait() not in (0, 1):
         wrong.append(f"pytest ends with {process.returncode}")

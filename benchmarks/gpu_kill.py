@@ -31,7 +31,7 @@ from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import run_folder
 
-COMMAND = [sys.executable, "-c", "from olmoscope.cli import main; main()", "train"]
+COMMAND = [sys.executable, "-m", "olmoscope", "train"]
 
 
 def main() -> None:

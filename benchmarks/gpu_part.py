@@ -56,12 +56,15 @@ class Part:
         """Write results down: figures by name for programs, a line for people."""
         self._lines.append(line)
         print(line, flush=True)
-        self.write(**results)
+        self._write([], results)
 
-    def write(self, **results: Any) -> None:
-        """Write results down, with no line."""
+    def so_far(self, line: str, **results: Any) -> None:
+        """The same, with a line that the next one replaces."""
+        self._write([line], results)
+
+    def _write(self, more: list[str], results: dict[str, Any]) -> None:
         self.results |= results
-        write_json(self.out / f"{self.name}.json", {"lines": self._lines, "results": self.results})
+        write_json(self.out / f"{self.name}.json", {"lines": self._lines + more, "results": self.results})
 
     def earlier(self, name: str) -> dict[str, Any]:
         """The results of another part of this day; empty if it has none."""
@@ -87,7 +90,8 @@ class Part:
         Args:
             call: is given the number of the call.
         """
-        calls, seconds, count = 2 if self.small else BLOCK, [], 0
+        calls, count = 2 if self.small else BLOCK, 0
+        seconds: list[float] = []
         while len(seconds) < 4 or (sum(seconds) * calls < SECONDS and len(seconds) < 10 and not self.small):
             self.synchronize()
             start = time.perf_counter()

@@ -36,8 +36,8 @@ def measure(part: Part, shape: Shape, names: tuple[str, ...], one: dict[str, Any
     rows = batches(shape.d_model, shape.batch, shape.device)
     makers = contestants(shape, rows)
     for name in names:
-        peak = Peak(part)
         try:
+            peak = Peak(part)
             times = part.time_blocks(makers[name]())
         except faults() as error:
             one[name] = {"failed": first_line(error)}

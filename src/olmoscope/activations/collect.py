@@ -47,7 +47,7 @@ from olmoscope.model.bound import residual_bound
 from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.progress import bar, console
 from olmoscope.provenance import provenance
-from olmoscope.recipe import Recipe
+from olmoscope.recipe import Model, Recipe
 from olmoscope.tokens.pack import pack
 from olmoscope.tokens.segments import TokenSegment, read_token_segment
 from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
@@ -75,8 +75,12 @@ class Collected:
     """statistics.json of a finished store."""
 
 
-def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker()) -> Collected:  # noqa: B008 (frozen)
+def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker(),  # noqa: B008 (frozen)
+            load: Callable[[Model, int, torch.device], LoadedModel] = load_model) -> Collected:
     """Fill an activation store, or a worker's share of it; what is there already is kept.
+
+    Args:
+        load: gives the model, cut off above a layer; whoever has made one gives it here.
 
     Raises:
         UserError: the folder holds another recipe's store, another process works on the same share, or the store does
@@ -92,8 +96,7 @@ def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker()
         share = [segment for segment in _missing(store, index) if worker.owns(segment)]
         made = 0
         if share or not (store / "manifest.json").exists():
-            model = load_model(recipe.model, recipe.activations.layers[-1],
-                               pick_device(recipe.device, worker.local_index))
+            model = load(recipe.model, recipe.activations.layers[-1], pick_device(recipe.device, worker.local_index))
             begin_store(store, make_manifest(recipe, split, model, tokenizer, index))
             refuse_full_disk(store, recipe, model.d_model, sum(index["rows"][segment] for segment in share))
             made = _make_segments(recipe, split, store, model, index, share)
