@@ -15,7 +15,7 @@ class Residual:
     """How far the reconstruction of each row is off, and what that asks of the parameters."""
 
     loss_B: Tensor
-    """‖x̂ − x‖² / ‖x‖² of each row, float64."""
+    """‖x̂ − x‖² / ‖x‖² of each row, float64; 0 of a row of zeros, which has no such loss and asks for nothing."""
     e_BD: Tensor
     """dL/d(z W + b_pre) for L = mean of `loss_B`: in a layer-norm SAE, the std of the row is in it."""
     dz_BK: Tensor

@@ -96,10 +96,11 @@ def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tens
     if mean_B1 is not None and std_B1 is not None:
         error_BD.mul_(std_B1).add_(mean_B1)
     error_BD.sub_(x_BD)
-    # A row of zeros has no NMSE; the floor keeps it from turning the parameters into NaN.
-    power_B1 = x_BD.square().sum(dim=1, keepdim=True).clamp_min_(torch.finfo(x_BD.dtype).tiny)
-    loss_B = (error_BD.square().sum(dim=1, keepdim=True) / power_B1).squeeze(1).double()
-    scale_B1 = 2 / (len(x_BD) * power_B1)
+    power_B1 = x_BD.square().sum(dim=1, keepdim=True)
+    zero_B1 = power_B1 == 0
+    power_B1.clamp_min_(torch.finfo(x_BD.dtype).tiny)  # a subnormal one would make the gradient infinite
+    loss_B = (error_BD.square().sum(dim=1, keepdim=True) / power_B1).masked_fill_(zero_B1, 0).squeeze(1).double()
+    scale_B1 = (2 / (len(x_BD) * power_B1)).masked_fill_(zero_B1, 0)
     if std_B1 is not None:
         scale_B1 = scale_B1 * std_B1
     e_BD = error_BD.mul_(scale_B1)
