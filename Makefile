@@ -1,5 +1,6 @@
 # make demo    set up, run the whole pipeline on a tiny model, say where to look
 # make test    set up, lint, type-check, run all tests (.ci/run calls this)
+# make test-fast   the same without the slow tests
 # make clean   remove the environment and what the demo wrote
 
 PYTHON ?= python3
@@ -7,7 +8,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test clean
+# A process a core; the tests of a file, which share fixtures, in one process; slow files first.
+PYTEST := $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+
+.PHONY: demo test test-fast clean
 
 demo: $(VENV)/.installed
 	$(BIN)/olmoscope demo
@@ -16,7 +20,13 @@ test: $(VENV)/.installed-dev
 	tools/install_browser.sh
 	$(BIN)/ruff check src tests tools
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+# Without what kills processes, drives a browser, compiles or runs whole commands: while you work.
+test-fast: $(VENV)/.installed-dev
+	$(BIN)/ruff check src tests tools
+	$(BIN)/mypy
+	$(PYTEST) -m "not slow"
 
 # torch first and by itself: everything else then finds the build that is there.
 $(VENV)/.installed: pyproject.toml constraints.txt

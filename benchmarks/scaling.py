@@ -26,8 +26,8 @@ from olmoscope.train.adam import Adam
 from olmoscope.train.step import Step
 
 sys.path.insert(0, str(Path(__file__).parent))
+from common import hardware, peak_resident
 from peers import batches, timed
-from train_step import hardware
 
 D_MODEL = {"cpu": 384, "cuda": 4096}
 D_SAE = {"cpu": 12288, "cuda": 131072}
@@ -73,12 +73,6 @@ def show(title: str, sizes: list[int], seconds: list[float]) -> dict[str, Any]:
         relative = found / size / (seconds[0] / sizes[0])
         print(f"  {size:7d}  {found * 1e3:9.2f} ms  {relative:5.2f} of the first, per unit")
     return {"sizes": sizes, "seconds": seconds, "exponent": slope}
-
-
-def peak_resident() -> int:
-    """Bytes of memory that this process held at most."""
-    lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
-    return int(lines["VmHWM"].split()[0]) * 1024
 
 
 def memory_of(device: str, batch: int, d_sae: int, k: int) -> float:

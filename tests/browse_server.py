@@ -7,18 +7,19 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 
 @contextmanager
-def browse_server(folder: Path, *arguments: str) -> Iterator[int]:
+def browse_server(folder: Path, *arguments: str, python: str | Path = sys.executable,
+                  environment: Mapping[str, str] = os.environ) -> Iterator[int]:
     """`olmoscope browse folder`; yields its port. Ends it as Ctrl-C does, and expects it to end in order."""
-    command = [sys.executable, "-m", "olmoscope.cli", "browse", str(folder), "--no-open", "--port", "0", *arguments]
+    command = [python, "-m", "olmoscope", "browse", str(folder), "--no-open", "--port", "0", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+                               env={**environment, "OMP_NUM_THREADS": "1"})
     assert process.stdout is not None
     first = process.stdout.readline()
     found = re.search(r"http://127\.0\.0\.1:(\d+)/", first)

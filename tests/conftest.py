@@ -1,5 +1,9 @@
 """Fixtures for all tests."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, a process a core; before torch is loaded
+
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +13,19 @@ from playwright.sync_api import Page
 
 from browser import Browser, start_chromium
 from hub_endpoint import HubEndpoint
+
+SLOW_FOLDERS = ("browse", "end_to_end", "faults")
+"""Tests there kill processes, drive a browser or run whole commands."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Slow files first, so that no process is left with one at the end."""
+    for item in items:
+        if item.path.parent.name in SLOW_FOLDERS:
+            item.add_marker(pytest.mark.slow)
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)
+
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 

@@ -35,7 +35,7 @@ def recipe(corpus: Path, **changes: Any) -> Recipe:
                  "mixture": {"web": 1.0}, "held_out_share": 0.2},
         "tokens": {"count": 3000, "held_out": 500, "chunk_lengths": [(16, 40), (100, 128)], "segment_rows": 700,
                    "batch_tokens": 256},
-        "model": {"name": "tiny"},
+        "model": {"name": "tiny", "dtype": "float32"},  # the same on every machine
         "activations": {"layers": [1, 7]},
         "saes": [{"layer": 1, "d_sae": 512, "k": 8}, {"layer": 7, "d_sae": 512, "k": 8, "normalize": "layer_norm"}],
         "train": {"batch": 128, "dead_window": 1000, "checkpoint_every": 5, "log_every": 2},

@@ -1,8 +1,12 @@
-"""Which kernels are under test: `KERNELS_UNDER_TEST` names them (test_triton.py runs tests again with it)."""
+"""Which kernels are under test: `KERNELS_UNDER_TEST` names them, `KERNELS_UNDER_TEST_DEVICE` where they run.
+
+test_triton.py and the GPU day (benchmarks/gpu_kernels.py) run tests again with them.
+"""
 
 import importlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -11,6 +15,12 @@ BACKENDS = os.environ.get("KERNELS_UNDER_TEST", "reference cpu").split()
 DEVICE = os.environ.get("KERNELS_UNDER_TEST_DEVICE", "cpu")
 SLOW = "cuda" in BACKENDS and DEVICE == "cpu"
 """Triton's interpreter runs a kernel line by line, program by program."""
+FEW = "cuda" in BACKENDS
+"""A few examples instead of many: on a GPU, Triton compiles each kernel anew for nearly every size that is drawn."""
+TESTS = [Path(__file__).parent / name for name in (
+    "kernels/test_kernels.py", "kernels/test_candidates.py", "kernels/test_cuda.py", "train/test_step.py",
+    "train/test_auxiliary.py", "train/test_activation_rules.py")]
+"""The files whose tests run with any kernels; those that do so have the name of the kernels in theirs."""
 
 
 def backend(name: str) -> Iterator[ModuleType]:

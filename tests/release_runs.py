@@ -30,7 +30,8 @@ def synthetic_rows(d_model: int, rows: int = 512, seed: int = 1) -> Tensor:
 
 def recipe_for_tests(saes: str = SAES, **overrides: str) -> Recipe:
     texts = [f"{key.replace('__', '.')}={value}" for key, value in overrides.items()]
-    return load_recipe("tiny", overrides=[f"saes={saes}", "activations.layers=[3, 7]", *texts])
+    return load_recipe("tiny", overrides=[f"saes={saes}", "activations.layers=[3, 7]", "model.dtype=bfloat16",
+                                          *texts])
 
 
 def evaluation(sae: SAE, run_hash: str, d_model: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from helpers import recipe, save_small_model, write_documents
-from olmoscope import cli
+from olmoscope import __version__, cli
 
 
 @pytest.fixture
@@ -60,6 +60,12 @@ def test_help_names_every_command_and_heavy_libraries_wait():
         assert f" {command} " in done.stdout
 
 
+def test_version_and_usage_name_the_program(run):
+    assert run("--version") == (0, f"olmoscope {__version__}\n", "")
+    done = subprocess.run([sys.executable, "-m", "olmoscope", "plan"], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("Usage: olmoscope plan ")
+
+
 def test_plan(run, job, monkeypatch):
     monkeypatch.setenv("COLUMNS", "140")
     status, out, _ = run("plan", "olmo3-7b-think", "--form", "reference")
@@ -94,9 +100,16 @@ def test_mistakes_about_text(fails, job, tmp_path):
     assert not (out / "store" / "train" / "layer_01").exists()
 
 
+def test_a_model_that_the_hub_does_not_have(job, tmp_path, hub_endpoint):
+    command = [sys.executable, "-m", "olmoscope", "collect", str(job(model__name="no/such-model"))]
+    done = subprocess.run([*command, "-o", str(tmp_path / "out")], capture_output=True, text=True,
+                          env=hub_endpoint.environment(tmp_path))
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: cannot load model 'no/such-model'" in done.stderr
+
+
 def test_mistakes_about_models(fails, job, tmp_path):
     out = tmp_path / "out"
-    assert "cannot load model 'no/such-model'" in fails("collect", job(model__name="no/such-model"), "-o", out)
     save_small_model("Llama", tmp_path / "model")
     path = job(model__name=str(tmp_path / "model"), activations__layers=[1, 3],
                saes=[{"layer": 3, "d_sae": 64, "k": 4}])

@@ -29,6 +29,7 @@ def test_info(whole):
         assert part in ran.stdout
 
 
+@pytest.mark.slow
 def test_damage_verified_repaired_collected(whole, tmp_path):
     out = shutil.copytree(whole, tmp_path / "out")
     assert olmoscope("store", "verify", out).returncode == 0
@@ -52,6 +53,7 @@ def test_damage_verified_repaired_collected(whole, tmp_path):
     assert olmoscope("store", "verify", out).returncode == 0
 
 
+@pytest.mark.slow
 def test_what_cannot_be_mended_fails(whole, tmp_path):
     out = shutil.copytree(whole, tmp_path / "out")
     (out / "store" / "train" / "mine.txt").write_text("mine")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from olmoscope import __version__
 from olmoscope.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +33,18 @@ StoreArgument = Annotated[Path, typer.Argument(metavar="PATH", help="An output f
 WorkerOption = Annotated[str | None, typer.Option(
     "--worker", metavar="I/N", help="Make only share I of N (I from 0); by default what torchrun or srun says.")]
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a recipe.")]
+
+
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"olmoscope {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(version: Annotated[bool, typer.Option(
+        "--version", callback=_show_version, is_eager=True, help="Show the version and exit.")] = False) -> None:
+    """What stands before a command."""
 
 
 @app.command()
@@ -105,7 +118,8 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help="The language model, if the SAEs do not say which.")] = None,
     layer: Annotated[int | None, typer.Option(help="The layer they read, if the SAEs do not say which.")] = None,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text, at most.")] = 100_000,
-    dtype: Annotated[Literal["bfloat16", "float32"], typer.Option(help="Of the language model.")] = "bfloat16",
+    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(
+        help="Of the language model; auto: bfloat16 where the hardware has it, else float32.")] = "auto",
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one pass of the model.")] = 16384,
     bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help=(
         "Whether sequences begin with BOS; by default as the SAEs were trained."))] = None,
@@ -316,7 +330,7 @@ def main() -> None:
     """Entry point of `olmoscope`: a user's mistake is one line and exit status 1."""
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        app()
+        app(prog_name="olmoscope")  # also where Python was told -m olmoscope
     except UserError as error:
         _fail(str(error))
     except OSError as error:

@@ -6,12 +6,27 @@ from pathlib import Path
 
 from olmoscope import tables
 from olmoscope.features.rows_of import index_sae
-from olmoscope.pipeline import Stopwatch, collect_stores, evaluate_saes, report_saes, store_folder, train_saes
+from olmoscope.measure import measure
+from olmoscope.pipeline import (
+    Stopwatch,
+    collect_stores,
+    evaluate_saes,
+    report_saes,
+    settle_recipe,
+    store_folder,
+    train_saes,
+)
 from olmoscope.progress import console
+from olmoscope.recipe import Recipe
 from olmoscope.recipe_file import load_recipe
 from olmoscope.release.build import build_release
 from olmoscope.text.standard_library import write_corpus
+from olmoscope.train.derived import batch_of
 from olmoscope.train.run import run_folder
+from olmoscope.units import format_seconds
+
+OTHER_STAGES = 0.35
+"""What evaluation, release and index take, as a share of what collection and training do; measured."""
 
 
 def run_demo(out: Path) -> None:
@@ -26,6 +41,9 @@ def run_demo(out: Path) -> None:
     console.print(f"Corpus: {out / 'corpus'}" + ("" if wrote else " (there already)"))
     recipe = load_recipe("tiny", overrides=[f"text.sources.0.paths=['{out}/corpus/dolma/*.json.gz']",
                                             f"text.sources.1.paths=['{out}/corpus/chat/*.parquet']"])
+    recipe = settle_recipe(recipe, out)
+    if not (out / "recipe.yaml").exists():
+        _say_how_long(recipe)
     collected = collect_stores(recipe, out)
     fresh = [fresh for _, fresh in train_saes(recipe, out, [])] + [fresh for _, fresh in evaluate_saes(recipe, out, [])]
     report = report_saes(recipe, out)[-1]
@@ -44,3 +62,12 @@ def run_demo(out: Path) -> None:
         tables.console.print(f"Read what the features of {index.info.sae.name} fire on: olmoscope browse {out}")
     else:
         tables.console.print("All of it was there already: nothing to do.")
+
+
+def _say_how_long(recipe: Recipe) -> None:
+    """Time a batch and a few steps, and say how long the whole will take here."""
+    rates = measure(recipe, batches=1, steps=2)
+    tokens = recipe.tokens.count + recipe.tokens.held_out
+    steps = -(-recipe.tokens.count // batch_of(recipe)) * len(recipe.saes)
+    seconds = tokens / rates.tokens_per_second + steps * rates.step_seconds
+    console.print(f"This will take about {format_seconds(seconds * (1 + OTHER_STAGES))} on this machine.")

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from olmoscope.kernels.prepare import prepare_kernels
 from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.progress import bar
@@ -45,26 +46,29 @@ class Rates:
     steps: int
 
 
-def measure(recipe: Recipe) -> Rates:
+def measure(recipe: Recipe, batches: int = BATCHES, steps: int = STEPS) -> Rates:
     """Time a recipe's two stages on its device.
+
+    Args:
+        batches, steps: of each stage, at most; one more is done first to warm up.
 
     Raises:
         UserError: the model cannot be had, or the device is absent.
     """
     device = pick_device(recipe.device)
     sae = max(recipe.saes, key=lambda sae: sae.d_sae)
-    tokens_per_second, batches, rows_RD = _time_collection(recipe, device, sae.layer)
-    step_seconds, steps = _time_training(recipe, sae, rows_RD, device)
-    return Rates(str(device), tokens_per_second, batches, sae, step_seconds, steps)
+    tokens_per_second, timed, rows_RD = _time_collection(recipe, device, sae.layer, batches)
+    step_seconds, stepped = _time_training(recipe, sae, rows_RD, device, steps)
+    return Rates(str(device), tokens_per_second, timed, sae, step_seconds, stepped)
 
 
-def _time_collection(recipe: Recipe, device: torch.device, layer: int) -> tuple[float, int, Tensor]:
+def _time_collection(recipe: Recipe, device: torch.device, layer: int, most: int) -> tuple[float, int, Tensor]:
     """Tokens a second, batches timed, and rows of a layer `[R, d_model]` on the CPU."""
     model = load_model(recipe.model, recipe.activations.layers[-1], device)
     lengths = _sequence_lengths(recipe)
     batches = plan_batches(lengths, recipe.tokens.batch_tokens, recipe.tokens.max_padding)
     # Long and short sequences differ in speed: a sample in random order is fair wherever it ends.
-    order = generator(recipe.seed, "batches to measure").permutation(len(batches))[:BATCHES]
+    order = generator(recipe.seed, "batches to measure").permutation(len(batches))[:most]
     parts: list[Tensor] = []
     tokens, seconds, timed = 0, 0.0, 0
     with bar("measuring the model", len(order) + 1, "batches") as advance:
@@ -104,7 +108,7 @@ def _sequence_lengths(recipe: Recipe) -> np.ndarray:
     return np.array(lengths)
 
 
-def _time_training(recipe: Recipe, sae: SAE, rows_RD: Tensor, device: torch.device) -> tuple[float, int]:
+def _time_training(recipe: Recipe, sae: SAE, rows_RD: Tensor, device: torch.device, most: int) -> tuple[float, int]:
     """Seconds a step, and steps timed."""
     train = settled(recipe, sae)
     x_BD = rows_RD.repeat(-(-train.batch // len(rows_RD)), 1)[: train.batch].to(device)
@@ -114,8 +118,9 @@ def _time_training(recipe: Recipe, sae: SAE, rows_RD: Tensor, device: torch.devi
                 Adam.of(train), train.auxiliary, candidates=train.candidates, activation=sae.activation,
                 matryoshka=sae.matryoshka)
     seconds, timed = 0.0, 0
-    with bar(f"measuring {sae.id}", STEPS + 1, "steps") as advance:
-        for number in range(STEPS + 1):
+    prepare_kernels(device)
+    with bar(f"measuring {sae.id}", most + 1, "steps") as advance:
+        for number in range(most + 1):
             started = time.monotonic()
             step(x_BD, train.lr)
             step.take_sums()  # waits for the device

@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import Tensor
 
-from olmoscope.activations.collect import Collected, collect
+from olmoscope.activations.collect import Collected, Split, collect
+from olmoscope.activations.format import read_manifest
 from olmoscope.activations.shares import Worker
 from olmoscope.activations.store import Store, open_store
 from olmoscope.errors import UserError
@@ -25,6 +26,7 @@ from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluatio
 from olmoscope.evaluate.sequences import read_sequences
 from olmoscope.evaluate.subject import open_sae
 from olmoscope.files import read_json, write_text
+from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.recipe import SAE, Recipe
@@ -33,6 +35,9 @@ from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.group import train_from_store, train_live
 from olmoscope.train.run import run_folder
 from olmoscope.train.trackers import TrackerName
+from olmoscope.units import format_seconds
+
+SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
 def store_folder(out: Path, split: str) -> Path:
@@ -40,9 +45,28 @@ def store_folder(out: Path, split: str) -> Path:
     return out / "store" / split
 
 
+def settle_recipe(recipe: Recipe, out: Path) -> Recipe:
+    """The recipe with `model.dtype: auto` replaced: by that of the stores begun in `out`, else by what is fast here.
+
+    Args:
+        out: the output folder.
+
+    Raises:
+        UserError: a manifest there is damaged, or the recipe's device is absent.
+    """
+    if recipe.model.dtype != "auto":
+        return recipe
+    for split in SPLITS:
+        store = store_folder(out, split)
+        if (store / "manifest.json").exists() and (begun := read_manifest(store).model_dtype) is not None:
+            return recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": begun})})
+    return recipe.model_copy(update={"model": settle_model(recipe.model, pick_device(recipe.device))})
+
+
 def collect_stores(recipe: Recipe, out: Path, worker: Worker = Worker()) -> list[Collected]:  # noqa: B008 (frozen)
     """Collect the training rows and the held-out rows, or a worker's share of them."""
-    collected = [collect(recipe, split, store_folder(out, split), worker) for split in ("train", "held_out")]
+    recipe = settle_recipe(recipe, out)
+    collected = [collect(recipe, split, store_folder(out, split), worker) for split in SPLITS]
     write_text(out / "recipe.yaml", recipe.to_yaml())
     return collected
 
@@ -66,6 +90,7 @@ def train_saes(recipe: Recipe, out: Path, only: list[str],
     Yields:
         Each SAE, and False if it was finished before.
     """
+    recipe = settle_recipe(recipe, out)
     wanted, store = chosen(recipe, only), store_folder(out, "train")
     if recipe.train.live:
         trained = train_live(recipe, wanted, store, out, tracker)
@@ -85,6 +110,7 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
     Raises:
         UserError: a run that is not finished.
     """
+    recipe = settle_recipe(recipe, out)
     if recipe.train.live:  # nobody collected anything; held-out rows are few
         collect(recipe, "held_out", store_folder(out, "held_out"))
     store = open_store(store_folder(out, "held_out"))
@@ -154,5 +180,4 @@ class Stopwatch:
         self._start = time.monotonic()
 
     def __str__(self) -> str:
-        seconds = round(time.monotonic() - self._start)
-        return f"{seconds // 60} min {seconds % 60} s" if seconds >= 60 else f"{seconds} s"
+        return format_seconds(time.monotonic() - self._start)

@@ -28,6 +28,7 @@ from olmoscope.kernels.reference import GRADIENT_AT_ONCE, PRE_ACTIVATIONS_AT_ONC
 from olmoscope.measure import Rates
 from olmoscope.model.config import check_config, config_at_hand
 from olmoscope.model.cost import ModelCost, model_cost
+from olmoscope.model.dtype import ComputeDtype, fast_dtype
 from olmoscope.recipe import SAE, Recipe
 from olmoscope.train.activation_rules import CAP
 from olmoscope.train.derived import settled
@@ -75,6 +76,8 @@ class Plan:
 
     recipe: Recipe
     d_model: int
+    compute_dtype: ComputeDtype
+    """In which the language model computes."""
     gpu: bool
     """Whether it would run on one."""
     shares: dict[str, float] | None
@@ -146,6 +149,9 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
     d_model = cost.d_model if cost is not None else recipe.model.d_model
     assert d_model is not None
     gpu = recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())
+    compute_dtype = recipe.model.dtype
+    if compute_dtype == "auto":  # every GPU of the last years has bfloat16
+        compute_dtype = "bfloat16" if gpu else fast_dtype(torch.device("cpu"))
     tokens = recipe.tokens.count + recipe.tokens.held_out
     lengths = recipe.tokens.chunk_lengths
     mean_length = sum(low + high for low, high in lengths) / 2 / len(lengths)
@@ -157,10 +163,11 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
     states = sum(sae.state_bytes for sae in saes) + max(sae.state_bytes for sae in saes)
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     return Plan(
-        recipe=recipe, d_model=d_model, gpu=gpu, shares=_shares(recipe), sequences=round(tokens / mean_length),
+        recipe=recipe, d_model=d_model, compute_dtype=compute_dtype, gpu=gpu, shares=_shares(recipe),
+        sequences=round(tokens / mean_length),
         segments=-(-tokens // recipe.tokens.segment_rows), layer_bytes=tokens * row_bytes, store_bytes=store_bytes,
         cost=cost, collect_flops=None if cost is None else tokens * cost.flops_per_token(lengths),
-        collect_memory=None if cost is None else _collect_memory(recipe, cost, row_bytes, gpu),
+        collect_memory=None if cost is None else _collect_memory(recipe, compute_dtype, cost, row_bytes, gpu),
         saes=saes, disk_bytes=store_bytes + states + exports, present_bytes=_present(out),
         free_bytes=shutil.disk_usage(existing).free, rates=rates)
 
@@ -206,9 +213,9 @@ def _plan_sae(recipe: Recipe, sae: SAE, d_model: int, gpu: bool) -> SAEPlan:
     return SAEPlan(sae, parameters, state, steps, 2.0 * sae.d_sae * d_model * tokens, memory)
 
 
-def _collect_memory(recipe: Recipe, cost: ModelCost, row_bytes: int, gpu: bool) -> Memory:
+def _collect_memory(recipe: Recipe, compute_dtype: ComputeDtype, cost: ModelCost, row_bytes: int, gpu: bool) -> Memory:
     layers = len(recipe.activations.layers)
-    each = PARAMETER_BYTES[recipe.model.dtype]
+    each = PARAMETER_BYTES[compute_dtype]
     device = cost.parameters * each + cost.batch_bytes(recipe.tokens.batch_tokens, layers, each)
     segment = min(recipe.tokens.segment_rows, recipe.tokens.count) * row_bytes * layers
     ram = PROCESS_BYTES + SEGMENTS_HELD * segment

@@ -1,33 +1,34 @@
-"""Progress bars: what is being done, how far, how fast, how long still."""
+"""Progress: what is being done, how far, how fast, how long still.
+
+A terminal gets a bar that moves. Anything else (a file, a pipe, CI) gets a line every 10 s and one at the end.
+"""
 
 import contextlib
+from collections import deque
 from collections.abc import Callable, Iterator
+from time import monotonic
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from olmoscope.units import format_count
+from olmoscope.units import format_count, format_seconds
 
 console = Console(stderr=True)
 """Progress and messages for people go to standard error; results go to standard output."""
 
-
-class _Rate(ProgressColumn):
-    """How much is done, and units per second as rich measures it."""
-
-    def render(self, task: Task) -> Text:
-        speed = task.finished_speed or task.speed
-        done = f"{task.percentage:.0f}%" if task.total else format_count(task.completed)
-        return Text(done + ("" if speed is None else f" {format_count(speed)} {task.fields['unit']}/s"))
+LINE_SECONDS = 10
+"""Between two lines, where there is no terminal."""
+RECENT_LINES = 3
+"""A line's rate is that since so many lines before it: a slow start is soon forgotten, a short pause does not show."""
 
 
 @contextlib.contextmanager
 def bar(doing: str, total: float | None, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
-    """Show a bar while the block runs.
+    """Show a bar, or print lines, while the block runs.
 
     Args:
-        doing: what the line says, e.g. `collecting`.
+        doing: what is being done, e.g. `collecting`.
         total: how much there is to do, or None if nobody knows.
         unit: what is counted, e.g. `tokens`.
         done: how much an earlier run already did.
@@ -35,6 +36,13 @@ def bar(doing: str, total: float | None, unit: str, done: int = 0) -> Iterator[C
     Yields:
         `advance(amount, note="")`: count `amount` more and show `note` at the end of the line.
     """
+    if not _moves():
+        lines = _Lines(doing, total, unit, done)
+        try:
+            yield lines.advance
+        finally:
+            lines.end()
+        return
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=12), _Rate(),
                TimeRemainingColumn(compact=True, elapsed_when_finished=True), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=console) as progress:
@@ -47,3 +55,77 @@ def bar(doing: str, total: float | None, unit: str, done: int = 0) -> Iterator[C
                 progress.update(task, advance=amount, note=note)
 
         yield advance
+
+
+@contextlib.contextmanager
+def step_line(doing: str) -> Iterator[None]:
+    """Say that a job is under way whose progress cannot be counted, and how long it took; nothing more if it fails.
+
+    Args:
+        doing: what is being done, e.g. `compiling kernels, once`.
+    """
+    started = monotonic()
+    if _moves():
+        with console.status(doing):
+            yield
+    else:
+        _print(f"{doing} ...")
+        yield
+    _print(f"{doing}: took {format_seconds(monotonic() - started)}")
+
+
+class _Rate(ProgressColumn):
+    """How much is done, and units per second as rich measures it."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        done = f"{task.percentage:.0f}%" if task.total else format_count(task.completed)
+        return Text(done + ("" if speed is None else f" {format_count(speed)} {task.fields['unit']}/s"))
+
+
+class _Lines:
+    """The same for a log. Lines are printed when something is counted, so there is no thread."""
+
+    def __init__(self, doing: str, total: float | None, unit: str, done: float) -> None:
+        self._doing, self._total, self._unit, self._done, self._note = doing, total, unit, done, ""
+        self._start = (monotonic(), done)
+        self._recent = deque([self._start], maxlen=RECENT_LINES)
+
+    def advance(self, amount: float, note: str | None = None) -> None:
+        self._done += amount
+        self._note = self._note if note is None else note
+        now = monotonic()
+        finished = self._total is not None and self._done >= self._total  # the last line will say it
+        if finished or now - self._recent[-1][0] < LINE_SECONDS:
+            return
+        speed = self._speed(now, self._recent[0])
+        left = (self._total - self._done) / speed if self._total and speed else None
+        self._line(speed, "" if left is None else f"about {format_seconds(left)} left")
+        self._recent.append((now, self._done))
+
+    def end(self) -> None:
+        now = monotonic()
+        if self._done > self._start[1]:
+            self._line(self._speed(now, self._start), f"took {format_seconds(now - self._start[0])}")
+
+    def _speed(self, now: float, since: tuple[float, float]) -> float:
+        """Units a second since a time at which so much was done."""
+        then, had = since
+        return (self._done - had) / max(now - then, 1e-3)
+
+    def _line(self, speed: float, time: str) -> None:
+        done = f"{format_count(self._done)} {self._unit}"
+        if self._total:
+            share = min(100, int(100 * self._done / self._total))
+            done = f"{share}%, {format_count(self._done)} of {format_count(self._total)} {self._unit}"
+        parts = [done, f"{format_count(speed)} {self._unit}/s", time, self._note]
+        _print(f"{self._doing}: {', '.join(part for part in parts if part)}")
+
+
+def _moves() -> bool:
+    """Whether lines can be drawn over on standard error."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def _print(line: str) -> None:
+    console.print(line, soft_wrap=True, highlight=False, markup=False)

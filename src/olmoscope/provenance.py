@@ -7,20 +7,31 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "numba")
+from olmoscope import __version__
+
+LIBRARIES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "numba")
 
 
 def provenance(dated: bool = True) -> dict[str, Any]:
-    """Versions, commit (of a source checkout, else null), platform and, unless not wanted, date, as JSON values."""
+    """Versions (null where not installed), commit (of a source checkout, else null), platform and, unless not
+    wanted, date, as JSON values."""
     date = {"date": datetime.now(UTC).isoformat(timespec="seconds")} if dated else {}
     return {
-        "olmoscope": metadata.version("olmoscope"),
+        "olmoscope": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "libraries": {name: metadata.version(name) for name in LIBRARIES},
+        "libraries": {name: _version(name) for name in LIBRARIES},
         **date,
     }
+
+
+def _version(name: str) -> str | None:
+    """Of an installed distribution."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:

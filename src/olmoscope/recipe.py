@@ -134,7 +134,9 @@ class Model(_Frozen):
     d_model: Count | None = None
     num_layers: Count | None = None
     """Both are checked against the model when it is loaded; given here, a plan needs no network."""
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """In which it computes; `auto`: bfloat16 where the hardware multiplies it natively, else float32
+    (model/dtype.py)."""
     attention: Literal["sdpa", "flash_attention_2", "flex_attention", "eager"] = "sdpa"
     """How transformers computes attention; the results differ in their last bits."""
     compile: bool = False
@@ -304,8 +306,8 @@ class Train(_Frozen):
     """SAEs trained at once on one read: a number, or as many as fit in the free memory of the device. Each becomes
     what it would have become alone."""
     candidates: Candidates | None = None
-    """Find the top k from a product in 8 bits, faster and nearly always the same; null: the exact product. On a CPU
-    it pays where there is AVX-512 VNNI."""
+    """Find the top k from a product in 8 bits, faster and nearly always the same; null: the exact product. The first
+    steps time both ways, and the faster one is used."""
     auxiliary: Auxiliary | None = Auxiliary()
     """Keeps latents from staying dead; null: no such loss."""
     dead_window: Count = 500_000
@@ -384,7 +386,8 @@ class Recipe(_Frozen):
         return _hash({"model": model} | self.model_dump(mode="json", include={"seed", "text", "tokens"}))
 
     def store_hash(self) -> str:
-        """Identifies what decides the bytes of the activation store."""
+        """Identifies what decides the bytes of the activation store; `model.dtype` must be settled."""
+        assert self.model.dtype != "auto", "settle the recipe first (model/dtype.py)"
         return _hash(self.model_dump(mode="json", include={"seed", "text", "tokens", "model", "activations"}))
 
     def run_hash(self, sae: SAE) -> str:

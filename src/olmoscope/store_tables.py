@@ -26,6 +26,7 @@ def show_info(info: StoreInfo) -> None:
         rows += [("model", f"{model.name} ({model.architecture}, {model.num_layers} layers, d_model {model.d_model})"),
                  ("revision", model.revision), ("tokenizer", manifest.tokenizer_hash),
                  ("split", manifest.split), ("rows", f"{manifest.rows:,}"), ("dtype", manifest.dtype),
+                 ("computed in", manifest.model_dtype or "not recorded"),
                  *((f"source {name}", f"{source.tokens:,} tokens of {source.documents:,} documents")
                    for name, source in manifest.sources.items()),
                  ("recipe", manifest.recipe_hash), ("format version", str(manifest.version)),

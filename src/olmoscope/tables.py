@@ -36,7 +36,8 @@ def show_plan(plan: Plan) -> None:
     """What a recipe will cost."""
     recipe, cost = plan.recipe, plan.cost
     unknown = "unknown without the model's config"
-    console.print(f"[bold]{recipe.name}[/] ({recipe.form}): {recipe.model.name}, d_model {plan.d_model}")
+    console.print(f"[bold]{recipe.name}[/] ({recipe.form}): {recipe.model.name}, d_model {plan.d_model}, "
+                  f"computes in {plan.compute_dtype}")
     table = new_table("Text and activations", "what", "how much")
     for row in (
         ("training tokens", f"{recipe.tokens.count:,}"),

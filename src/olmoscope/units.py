@@ -15,3 +15,14 @@ def format_bytes(number: float) -> str:
         if number >= size:
             return f"{number / size:,.1f} {unit}"
     return f"{number / 1e3:,.1f} kB"
+
+
+def format_seconds(seconds: float) -> str:
+    """`0.04 s`, `3.1 s`, `40 s`, `1 min 12 s`, `2 h 5 min`."""
+    if seconds < 9.95:
+        return f"{round(seconds, 2):.2g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

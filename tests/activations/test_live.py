@@ -48,6 +48,7 @@ def test_an_epoch_has_every_row_of_a_store_once(job):
             assert torch.equal(sorted_rows(torch.cat([batch[layer] for batch in batches])), sorted_rows(want))
 
 
+@pytest.mark.slow
 def test_goes_on_from_every_batch(job):
     job, folder = job
     whole = open_stream(job, folder, 150)

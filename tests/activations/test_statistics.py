@@ -25,7 +25,7 @@ def corpus(tmp_path_factory):
 
 def collected(corpus, store, **changes):
     """Collects, and reads everything back: statistics.json, rows and activations by layer in float64."""
-    result = collect(recipe(corpus, **changes), "train", store)
+    result = collect(recipe(corpus, **({"model__dtype": "bfloat16"} | changes)), "train", store)
     rows, x = [], {layer: [] for layer in result.manifest.layers}
     for segment in range(result.manifest.segments):
         rows.append(read_rows(store, segment)["position"].numpy())

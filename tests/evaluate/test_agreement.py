@@ -107,7 +107,7 @@ def test_agrees_with_saelens_run_evals(model_folder, loaded, kind, tmp_path):
     quality, shrinkage = theirs["reconstruction_quality"], theirs["shrinkage"]
     language = ours.language
     for name, found, wanted in (
-        ("explained variance", ours.explained_variance, quality["explained_variance"]),
+        ("unexplained variance", 1 - ours.explained_variance, 1 - quality["explained_variance"]),
         ("cosine", ours.cosine, quality["cossim"]),
         ("l2 ratio", ours.l2_ratio, shrinkage["l2_ratio"]),
         ("L0", ours.l0.mean, theirs["sparsity"]["l0"]),

@@ -77,6 +77,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         Labels(tmp_path / "foreign.sqlite", 10)
 
 
+@pytest.mark.slow
 def test_fifty_readers_while_labels_are_written(tmp_path: Path) -> None:
     """Nothing is lost, nothing fails, and no reader ever sees half of a transaction."""
     labels = Labels(tmp_path / "labels.sqlite", 1000)

@@ -7,14 +7,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernel_backends import BACKENDS, DEVICE, SLOW, backend
+from kernel_backends import BACKENDS, DEVICE, FEW, SLOW, backend
+from olmoscope.kernels import cpu_candidates, cpu_int8_avx2
+from olmoscope.kernels.compile import call
+from olmoscope.processor import has
 
-EXAMPLES = settings(max_examples=8 if SLOW else 40, deadline=None)
+EXAMPLES = settings(max_examples=8 if FEW else 40, deadline=None)
 
 
-@pytest.fixture(params=BACKENDS, scope="module")
+AVX2 = "cpu with AVX2 alone"
+
+
+@pytest.fixture(params=[*BACKENDS, *([AVX2] if "cpu" in BACKENDS else [])], scope="module")
 def kernels(request):
-    yield from backend(request.param)
+    if request.param != AVX2:
+        yield from backend(request.param)
+        return
+    if not has("avx2"):
+        pytest.skip("no AVX2 here")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_candidates, "INT8", cpu_int8_avx2)
+        yield from backend("cpu")
 
 
 def randn(seed: int, *shape: int) -> Tensor:
@@ -110,3 +123,25 @@ def test_the_tiles_of_the_integer_product_are_exact(fast, monkeypatch):
     for block in range(2):
         piece(block, 0, 12, inputs, packed, start, scales, bias, input_scales, out)
     assert (out == inputs.astype(int) @ weights.T.astype(int) + start + 3).all()
+
+
+@pytest.mark.skipif("cpu" not in BACKENDS or not has("avx2"), reason="of the CPU's kernels with AVX2")
+@pytest.mark.parametrize("d_model", [4, 20, 512, 516, 1300])
+def test_sums_in_16_bits_are_exact(d_model):
+    """For rows and weights of any kind: parallel, constant, with one huge channel, of zeros."""
+    generator = np.random.default_rng(d_model)
+    W_FD = generator.standard_normal((40, d_model)).astype(np.float32)
+    W_FD[1], W_FD[2], W_FD[3, 0], W_FD[4] = 1, -1, 1e4, 0
+    u_BD = np.concatenate([W_FD[:20], -W_FD[:5], 1e-6 * W_FD[:5]])
+    quantized = cpu_int8_avx2.empty(*W_FD.shape)
+    call(cpu_int8_avx2.quantize_weights, W_FD, quantized.weights, quantized.start, quantized.scales_F)
+    inputs, scales_B = np.zeros((30, -(-d_model // 4) * 4), np.uint8), np.zeros(30, np.float32)
+    call(cpu_int8_avx2.quantize_inputs, u_BD, inputs, scales_B)
+    width = len(quantized.scales_F)
+    pre_BF, ones, bias = np.empty((30, width), np.float32), np.ones(30, np.float32), np.zeros(width, np.float32)
+    call(cpu_int8_avx2.product, inputs, quantized.weights, quantized.start, np.ones(width, np.float32), bias, ones,
+         pre_BF)
+    whole_FD = quantized.weights.numpy().transpose(0, 2, 1, 3).reshape(width, -1).astype(int)
+    assert (pre_BF == (inputs.astype(int) - cpu_int8_avx2.CENTRE) @ whole_FD.T).all()
+    steps_F = np.maximum(quantized.scales_F.numpy()[:40], 1e-30)
+    assert np.abs(whole_FD[:40, :d_model] - W_FD / steps_F[:, None]).max() <= 0.5001

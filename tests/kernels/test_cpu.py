@@ -106,6 +106,7 @@ print(twice(4))
 """
 
 
+@pytest.mark.slow
 def test_compiled_kernels_are_kept_where_one_says(tmp_path):
     (tmp_path / "program.py").write_text(CACHED)
     environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernel_backends import BACKENDS, DEVICE, SLOW, backend
+from kernel_backends import BACKENDS, DEVICE, FEW, SLOW, backend
 from olmoscope.kernels.interface import AdamStep, Moments, SortedPairs
 
-EXAMPLES = settings(max_examples=8 if SLOW else 40, deadline=None)
+EXAMPLES = settings(max_examples=8 if FEW else 40, deadline=None)
 WIDTHS = st.one_of(st.integers(1, 70), st.integers(1000, 1100), st.integers(2000, 2500))
 """Around and between the sizes of the CPU's and the GPU's blocks."""
 

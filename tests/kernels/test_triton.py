@@ -10,18 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from kernel_backends import TESTS
+
 triton = pytest.importorskip("triton")
 GPUTarget = pytest.importorskip("triton.backends.compiler").GPUTarget
 HERE = Path(__file__).parent
+pytestmark = pytest.mark.slow
 
 
 def run_again(**environment: str) -> None:
-    train = HERE.parent / "train"
-    files = [HERE / "test_kernels.py", HERE / "test_candidates.py", train / "test_step.py", train / "test_auxiliary.py",
-             train / "test_activation_rules.py"]
     environment = os.environ | {"KERNELS_UNDER_TEST": "cuda", "OMP_NUM_THREADS": "1"} | environment
-    done = subprocess.run([sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", *files], cwd=HERE.parents[1],
-                          env=environment, capture_output=True, text=True)
+    command = [sys.executable, "-m", "pytest", "-x", "-p", "no:cacheprovider", "-k", "cuda", *TESTS]
+    done = subprocess.run(command, cwd=HERE.parents[1], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
 
 
@@ -72,6 +72,7 @@ def test_in_the_interpreter():
     run_again(TRITON_INTERPRET="1")
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 def test_on_the_gpu():
     run_again(KERNELS_UNDER_TEST_DEVICE="cuda")

@@ -31,7 +31,7 @@ def test_it_holds_and_is_not_far_off(dtype, seed):
     assert bounds == sorted(bounds)
 
 
-@pytest.mark.parametrize("architecture", set(ARCHITECTURES) - {"Olmo3"})
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "Olmo3"])
 def test_nothing_is_claimed_for_other_architectures(architecture):
     model = small_model(architecture)
     assert residual_bound(model, find_layers(model, 4)[1], type(model).__name__) is None

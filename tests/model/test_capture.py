@@ -75,6 +75,7 @@ def test_padding_at_the_end_changes_nothing(architecture):
                                rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["eager", "flex_attention"])
 def test_attention_implementations_agree(attention, tmp_path):
     save_small_model("Olmo3", tmp_path)
@@ -93,6 +94,7 @@ def test_attention_that_is_not_to_be_had_is_named(tmp_path):
         load_model(Model(name=str(tmp_path), attention="flash_attention_2"), 3, torch.device("cpu"))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 def test_compiled_layers_give_the_same_and_stop_where_they_should(tmp_path):
     """Hooks stay outside the compiled code; batches of other shapes, and documents apart, need no new code each."""

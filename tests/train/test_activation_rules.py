@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernel_backends import BACKENDS, SLOW, backend
+from kernel_backends import BACKENDS, DEVICE, FEW, SLOW, backend
 from olmoscope.recipe import Candidates
 from olmoscope.sae.codes import SparseCodes
 from olmoscope.sae.groupmax import GroupMax
@@ -28,7 +28,7 @@ def kernels(request):
 
 
 def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
 
 
 def fresh(d_model, d_sae, k, normalize, seed=0, tied=True) -> TopK:
@@ -75,8 +75,8 @@ def dense_codes(activation, p_BF, k, t_F) -> tuple[Tensor, Tensor]:
         return (p_BF * (groups == groups.amax(2, keepdim=True)).flatten(1)).relu(), none
     if activation == "batchtopk":
         looked_at_BF = p_BF.relu() * first_of(p_BF, places)
-        kept = torch.zeros(rows * d_sae).scatter(0, looked_at_BF.flatten().topk(rows * k).indices, 1).view(rows, -1)
-        return looked_at_BF * kept, none
+        largest = looked_at_BF.flatten().topk(rows * k).indices
+        return looked_at_BF * torch.zeros_like(p_BF).flatten().scatter(0, largest, 1).view(rows, -1), none
     looked_at_BF = first_of((p_BF - t_F.exp() * (1 - BANDWIDTH / 2)).detach(), places)
     z_BF, active_BF = Jump.apply(p_BF, t_F, looked_at_BF)
     return z_BF, SPARSITY * (active_BF.sum() / (rows * k) - 1) ** 2 + DRIFT * t_F.mean()
@@ -93,7 +93,7 @@ def dense_loss(x_BD, sae, parameters, activation, shares, t_F) -> Tensor:
     return loss
 
 
-@settings(max_examples=6 if SLOW else 60, deadline=None)
+@settings(max_examples=6 if FEW else 60, deadline=None)
 @given(activation=st.sampled_from(sorted(RULES)), shares=st.sampled_from([(), (0.3,), (0.1, 0.5)]),
        d_model=st.integers(3, 33), size=st.integers(2, 14), rows=st.integers(1, 40), k=st.integers(1, 5),
        seed=st.integers(0, 2**31), normalize=st.sampled_from(["none", "layer_norm"]), tied=st.booleans())
@@ -119,7 +119,7 @@ def test_gradients_equal_autograd(kernels, activation, shares, d_model, size, ro
         torch.testing.assert_close(got.first, want, rtol=1e-9, atol=1e-11 * (1 + float(want.abs().max())), msg=name)
 
 
-@settings(max_examples=10 if SLOW else 30, deadline=None)
+@settings(max_examples=10 if FEW else 30, deadline=None)
 @given(size=st.integers(1, 20), rows=st.integers(1, 40), k=st.integers(1, 6), seed=st.integers(0, 2**31))
 def test_group_max_is_the_largest_of_each_group(size, rows, k, seed):
     sae = GroupMax.of(fresh(9, k * size, k, "none", seed).parameters(), k, "none")
@@ -137,7 +137,7 @@ def structured_rows(seed: int, rows: int = 256) -> Tensor:
     directions = torch.nn.functional.normalize(torch.randn(60, 20, generator=generator))
     generator.manual_seed(seed)
     chosen = torch.rand(rows, 60, generator=generator) < torch.linspace(0.01, 0.2, 60)
-    return (chosen * (1 + torch.rand(rows, 60, generator=generator))) @ directions + 0.5
+    return ((chosen * (1 + torch.rand(rows, 60, generator=generator))) @ directions + 0.5).to(DEVICE)
 
 
 def trained(activation, path, steps=150, matryoshka=()) -> tuple[Step, TopK | JumpReLU]:
@@ -148,7 +148,7 @@ def trained(activation, path, steps=150, matryoshka=()) -> tuple[Step, TopK | Ju
         if number == steps - 21:
             step.take_sums()
     save_checkpoint(path, step, {})
-    return step, load_sae(path)
+    return step, load_sae(path).to(DEVICE)
 
 
 @pytest.mark.skipif(SLOW, reason="hundreds of steps")
@@ -170,7 +170,7 @@ def test_what_is_trained_does_on_other_rows_what_it_did_in_training(activation, 
 
 def test_a_batch_has_k_latents_a_row_and_a_row_at_most_the_cap():
     """Rows of large and of small activations: TopK gives each of them k, BatchTopK the large ones more."""
-    x_BD = randn(0, 100, 16) * torch.linspace(0.05, 3, 100)[:, None]
+    x_BD = randn(0, 100, 16) * torch.linspace(0.05, 3, 100, device=DEVICE)[:, None]
     sae = fresh(16, 256, 3, "none")
     step = Step(sae, ADAM, activation="batchtopk")
     values_BK, _ = step.rule.encode(u_BD := sae.center(x_BD)[0])
@@ -190,10 +190,10 @@ def test_a_batch_has_k_latents_a_row_and_a_row_at_most_the_cap():
 @pytest.mark.skipif(SLOW, reason="candidates have tests of their own")
 @pytest.mark.parametrize("activation", ["batchtopk", "jumprelu"])
 def test_candidates_from_an_8_bit_product_give_the_same_codes(activation):
-    sae = initialize(64, 512, 4, "none", torch.zeros(64), 0)
+    sae = initialize(64, 512, 4, "none", torch.zeros(64, device=DEVICE), 0)
     exact, search = (Step(sae, ADAM, activation=activation, candidates=candidates)
                      for candidates in (None, Candidates(margin=64)))
-    u_BD = torch.randn(200, 64, generator=torch.Generator().manual_seed(1))
+    u_BD = torch.randn(200, 64, generator=torch.Generator().manual_seed(1)).to(DEVICE)
     codes = []
     for step in (exact, search):
         step.rule.start(u_BD)
@@ -208,7 +208,7 @@ def test_candidates_from_an_8_bit_product_give_the_same_codes(activation):
 @pytest.mark.parametrize("activation", sorted(RULES))
 def test_a_checkpoint_goes_on_bit_for_bit(activation, tmp_path):
     def step():
-        return Step(initialize(20, 96, 4, "none", torch.zeros(20), 0), ADAM, activation=activation,
+        return Step(initialize(20, 96, 4, "none", torch.zeros(20, device=DEVICE), 0), ADAM, activation=activation,
                     matryoshka=() if activation == "groupmax" else (0.25, 0.5))
 
     whole, first, second = step(), step(), step()

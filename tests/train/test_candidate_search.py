@@ -9,13 +9,15 @@ from torch import Tensor
 from helpers import checkpoint_contents, recipe, write_documents
 from olmoscope.activations.collect import collect
 from olmoscope.activations.store import open_store
+from olmoscope.files import read_json
 from olmoscope.recipe import Candidates
 from olmoscope.sae.topk import initialize
 from olmoscope.train import candidates as module
 from olmoscope.train.adam import Adam
+from olmoscope.train.candidate_trial import TRIAL_STEPS, Trial, Verdict
 from olmoscope.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from olmoscope.train.group import train_from_store
-from olmoscope.train.run import run_folder
+from olmoscope.train.run import Run, run_folder
 from olmoscope.train.step import Step
 
 ADAM = Adam((0.9, 0.999), 1e-8)
@@ -98,6 +100,7 @@ def test_a_checkpoint_holds_the_margin_and_what_was_counted(monkeypatch, tmp_pat
 def test_a_run_logs_the_share_found_and_warns(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "JUDGE_STEPS", 16)
     monkeypatch.setattr(module, "MISSED_AT_MOST", -1.0)
+    monkeypatch.setattr(Trial, "verdict", lambda self: Verdict(exact_ms=2.0, candidates_ms=1.0))
     write_documents(tmp_path / "corpus", count=120)
     job = recipe(tmp_path / "corpus", tokens__count=6000, train__candidates={"margin": 24}, train__log_every=10)
     collect(job, "train", tmp_path / "store")
@@ -116,3 +119,60 @@ def test_a_run_logs_the_share_found_and_warns(tmp_path, monkeypatch, capsys):
     list(train_from_store(job, job.saes[:1], store, again))
     assert checkpoint_contents(checkpoints(run)[0]) == checkpoint_contents(
         checkpoints(run_folder(again, job.saes[0]))[0])
+
+
+@pytest.fixture
+def small_store(tmp_path):
+    write_documents(tmp_path / "corpus", count=120)
+    job = recipe(tmp_path / "corpus", tokens__count=6000, train__candidates={}, train__checkpoint_every=3)
+    collect(job, "train", tmp_path / "store")
+    return job, open_store(tmp_path / "store")
+
+
+def weights(job, store, out):
+    list(train_from_store(job, job.saes[:1], store, out))
+    return checkpoint_contents(checkpoints(run_folder(out, job.saes[0]))[0])
+
+
+@pytest.mark.parametrize("candidates_ms", [1.0, 3.0])
+def test_the_faster_way_is_used_and_said(candidates_ms, small_store, tmp_path, monkeypatch, capsys):
+    job, store = small_store
+    verdict = Verdict(exact_ms=2.0, candidates_ms=candidates_ms)
+    monkeypatch.setattr(Trial, "verdict", lambda self: verdict)
+    weights(job, store, tmp_path / "out")
+    run = run_folder(tmp_path / "out", job.saes[0])
+    assert read_json(run / "candidates.json") == {"exact_ms": 2.0, "candidates_ms": candidates_ms}
+    margins = {json.loads(line)["margin"] for line in (run / "metrics.jsonl").read_text().splitlines()[3:]}
+    assert margins == ({16} if candidates_ms < 2 else {module.EXACT})
+    said = f"{candidates_ms:.1f} ms a batch with 8-bit candidates, 2.0 ms by the exact product"
+    assert said in " ".join(capsys.readouterr().err.split()) and str(verdict) in (run / "training.log").read_text()
+    assert str(verdict).startswith("warning: ") == (candidates_ms > 2)
+
+
+def test_the_trial_looks_at_the_clock(small_store, tmp_path):
+    job, store = small_store
+    weights(job, store, tmp_path / "out")
+    verdict = read_json(run_folder(tmp_path / "out", job.saes[0]) / "candidates.json")
+    assert 0 < verdict["exact_ms"] < 1e4 and 0 < verdict["candidates_ms"] < 1e4
+
+
+def test_a_run_that_goes_on_keeps_the_verdict(small_store, tmp_path, monkeypatch):
+    """Stopped right after the verdict, before the first checkpoint that knows of it: no second trial."""
+    job, store = small_store
+    monkeypatch.setattr(Trial, "verdict", lambda self: Verdict(exact_ms=2.0, candidates_ms=3.0))
+    whole = weights(job, store, tmp_path / "whole")
+    run = run_folder(tmp_path / "out", job.saes[0])
+    train_on = Run.train_on
+
+    def stop(self, *arguments):
+        train_on(self, *arguments)
+        if self.step.count == TRIAL_STEPS:
+            raise SystemExit
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "train_on", stop)
+        with pytest.raises(SystemExit):
+            weights(job, store, tmp_path / "out")
+    assert (run / "candidates.json").exists() and checkpoints(run)[0].stem.endswith("3")
+    monkeypatch.setattr(Trial, "verdict", lambda self: Verdict(exact_ms=2.0, candidates_ms=1.0))
+    assert weights(job, store, tmp_path / "out") == whole

@@ -105,6 +105,7 @@ def start(folder, run, pause):
                              str(pause)], stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "variant"), [
     (signal.SIGKILL, {}), (signal.SIGINT, {}), (signal.SIGTERM, {"activation": "jumprelu", "matryoshka": [0.25]})])
 def test_killed_and_resumed_equals_never_killed(job, tmp_path, number, variant):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernel_backends import BACKENDS, SLOW, backend
+from kernel_backends import BACKENDS, DEVICE, FEW, SLOW, backend
 from olmoscope.kernels import reference
 from olmoscope.kernels.interface import Kernels
 from olmoscope.sae.rows import normalize_rows, restore_rows
@@ -17,6 +17,10 @@ from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.step import Step
 
 
+def randn(generator: torch.Generator, *shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=generator).to(DEVICE)
+
+
 def double(sae: TopK) -> TopK:
     return TopK.of({name: tensor.double() for name, tensor in sae.parameters().items()}, sae.k, sae.normalize)
 
@@ -24,10 +28,11 @@ def double(sae: TopK) -> TopK:
 def fresh(d_model, d_sae, k, normalize, seed=0, tied=True) -> TopK:
     """Untied: encoder and decoder differ."""
     generator = torch.Generator().manual_seed(seed)
-    sae = double(initialize(d_model, d_sae, k, normalize, torch.randn(d_model, generator=generator), seed, tied=tied))
-    sae.b_latent_F += torch.randn(d_sae, generator=generator, dtype=torch.float64) * 0.1
+    mean_D = torch.randn(d_model, generator=generator).to(DEVICE)
+    sae = double(initialize(d_model, d_sae, k, normalize, mean_D, seed, tied=tied))
+    sae.b_latent_F += randn(generator, d_sae) * 0.1
     if not tied:
-        sae.W_enc_FD += torch.randn(d_sae, d_model, generator=generator, dtype=torch.float64) * 0.3
+        sae.W_enc_FD += randn(generator, d_sae, d_model) * 0.3
     return sae
 
 
@@ -78,7 +83,7 @@ def kernels(request):
     yield from backend(request.param)
 
 
-@settings(max_examples=8 if SLOW else 40, deadline=None)
+@settings(max_examples=8 if FEW else 40, deadline=None)
 @given(d_model=st.integers(2, 33), d_sae=st.integers(1, 70), rows=st.integers(1, 40), seed=st.integers(0, 2**31),
        normalize=st.sampled_from(["none", "layer_norm"]), k_share=st.floats(0, 1), shift=st.sampled_from([0.0, -50.0]),
        tied=st.booleans())
@@ -86,7 +91,7 @@ def test_gradients_equal_autograd(kernels, d_model, d_sae, rows, seed, normalize
     k = max(1, round(k_share * d_sae))
     sae = fresh(d_model, d_sae, k, normalize, seed, tied)
     sae.b_latent_F += shift  # a large negative bias: no latent is active in any row
-    x_BD = torch.randn(rows, d_model, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 1))
+    x_BD = randn(torch.Generator().manual_seed(seed + 1), rows, d_model)
     parameters = [p.clone().requires_grad_() for p in sae.parameters().values()]
     expected = list(torch.autograd.grad(dense_loss(x_BD, parameters, k, normalize), parameters))
     expected[-3] -= (expected[-3] * sae.W_dec_FD).sum(1, keepdim=True) * sae.W_dec_FD
@@ -96,7 +101,7 @@ def test_gradients_equal_autograd(kernels, d_model, d_sae, rows, seed, normalize
 
 
 def test_gradients_over_several_chunks_of_rows_and_latents(monkeypatch):
-    whole = gradients(fresh(24, 500, 5, "none"), x_BD := torch.randn(300, 24, dtype=torch.float64), reference)
+    whole = gradients(fresh(24, 500, 5, "none"), x_BD := randn(torch.Generator(), 300, 24), reference)
     monkeypatch.setattr("olmoscope.kernels.reference.PRE_ACTIVATIONS_AT_ONCE", 7 * 500)
     monkeypatch.setattr("olmoscope.kernels.reference.GRADIENT_AT_ONCE", 33 * 24)
     for name, gradient in gradients(fresh(24, 500, 5, "none"), x_BD, reference).items():
@@ -109,8 +114,7 @@ def test_gradients_over_several_chunks_of_rows_and_latents(monkeypatch):
 def test_trajectory_equals_a_dense_trainer(kernels, rates, normalize, tied):
     sae, rows = fresh(16, 64, 4, normalize, tied=tied), 20 if SLOW else 50
     generator = torch.Generator().manual_seed(3)
-    batches = [7 * torch.randn(rows, 16, dtype=torch.float64, generator=generator) + 1
-               for _ in range(6 if SLOW else 30)]
+    batches = [7 * randn(generator, rows, 16) + 1 for _ in range(6 if SLOW else 30)]
     unit = float((normalize_rows(batches[0], normalize)[0] - sae.b_pre_D).square().mean().sqrt()) if rates else 1.0
     dense = DenseTrainer(sae, 1e-2, rates.get("decoder_rate", 1.0), unit)
     step = Step(sae, Adam((0.9, 0.999), 1e-8, **rates), kernels=kernels)
@@ -120,13 +124,13 @@ def test_trajectory_equals_a_dense_trainer(kernels, rates, normalize, tied):
         assert step.take_sums()[0] / rows == pytest.approx(loss, rel=1e-9)
     for got, want in zip(sae.parameters().values(), dense.parameters, strict=True):
         torch.testing.assert_close(got, want.detach(), rtol=1e-8, atol=1e-10)
-    torch.testing.assert_close(sae.W_dec_FD.norm(dim=1), torch.ones(64, dtype=torch.float64))
+    torch.testing.assert_close(sae.W_dec_FD.norm(dim=1), torch.ones(64, dtype=torch.float64, device=DEVICE))
 
 
 def test_the_unit_of_the_activations_does_not_matter():
     """Rows 1000 times as large: the same matrices, biases 1000 times as large."""
     generator = torch.Generator().manual_seed(4)
-    rows = [torch.randn(50, 16, dtype=torch.float64, generator=generator) + 1 for _ in range(30)]
+    rows = [randn(generator, 50, 16) + 1 for _ in range(30)]
     found = []
     for unit in (1.0, 1000.0):
         sae = fresh(16, 64, 4, "none", tied=False)
@@ -146,9 +150,11 @@ def test_nothing_dense_is_made(kernels, monkeypatch, tied):
     """The largest tensor of a step stays far under [B, F] and [F, D]."""
     monkeypatch.setattr(kernels, "PRE_ACTIVATIONS_AT_ONCE", 2**12)
     monkeypatch.setattr(kernels, "ROWS_AT_LEAST", 1, raising=False)
+    monkeypatch.setattr(kernels, "SHARES", 7, raising=False)  # a GPU has more of them than this SAE has latents
     monkeypatch.setattr("olmoscope.kernels.reference.GRADIENT_AT_ONCE", 2**12)
     rows, d_model, d_sae = 64, 32, 512
     step = Step(fresh(d_model, d_sae, 4, "none", tied=tied), Adam((0.9, 0.999), 1e-8), kernels=kernels)
+    x_BD = randn(torch.Generator(), rows, d_model)
     largest = 0
 
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):
@@ -162,7 +168,7 @@ def test_nothing_dense_is_made(kernels, monkeypatch, tied):
             return out
 
     with Largest():
-        step(torch.randn(rows, d_model, dtype=torch.float64), lr=1e-3)
+        step(x_BD, lr=1e-3)
     assert 0 < largest <= 2 * 2**12 < d_sae * d_model < rows * d_sae
 
 
@@ -170,7 +176,7 @@ def test_dead_latents_are_counted_in_tokens(kernels):
     sae = fresh(8, 16, 2, "none")
     sae.b_latent_F[3] = -1000
     step = Step(sae, Adam((0.9, 0.999), 1e-8), kernels=kernels)
-    x_BD = torch.randn(30, 8, dtype=torch.float64)
+    x_BD = randn(torch.Generator(), 30, 8)
     step(x_BD, lr=0)
     assert step.dead_share(31) is None, "too few tokens to know"
     fired = sae.encode(x_BD)
@@ -189,13 +195,13 @@ def test_cheaper_adams_learn_as_well(kernels, rows, moments, tied):
     directions = torch.nn.functional.normalize(torch.randn(40, 16, generator=generator))
     losses = []
     for adam in (Adam((0.9, 0.999), 1e-8), Adam((0.9, 0.999), 1e-8, rows, moments)):
-        sae = initialize(16, 64, 3, "none", torch.zeros(16), 0, tied=tied)
+        sae = initialize(16, 64, 3, "none", torch.zeros(16, device=DEVICE), 0, tied=tied)
         step = Step(sae, adam, kernels=kernels)
         draw = torch.Generator().manual_seed(1)
         for count in range(300):
             places = torch.rand(64, 40, generator=draw).topk(3).indices
             x_BD = directions[places].mul(1 + torch.rand(64, 3, 1, generator=draw)).sum(1)
-            step(x_BD, lr=1e-2 * min(1.0, (300 - count) / 100))
+            step(x_BD.to(DEVICE), lr=1e-2 * min(1.0, (300 - count) / 100))
             if count == 249:
                 step.take_sums()
         losses.append(step.take_sums()[0] / (50 * 64))
@@ -208,10 +214,10 @@ def test_cheaper_adams_learn_as_well(kernels, rows, moments, tied):
                                                  (SettledAuxiliary(dead_window=60, k=5), False)])
 def test_a_checkpoint_goes_on_bit_for_bit(adam, auxiliary, tied, tmp_path):
     def batches(numbers):
-        return [torch.randn(30, 16, generator=torch.Generator().manual_seed(number)) for number in numbers]
+        return [torch.randn(30, 16, generator=torch.Generator().manual_seed(number)).to(DEVICE) for number in numbers]
 
     def step():
-        return Step(initialize(16, 256, 3, "none", torch.zeros(16), 0, tied=tied), adam, auxiliary)
+        return Step(initialize(16, 256, 3, "none", torch.zeros(16, device=DEVICE), 0, tied=tied), adam, auxiliary)
 
     whole, first, second = step(), step(), step()
     for x_BD in batches(range(20)):
@@ -228,6 +234,6 @@ def test_a_checkpoint_goes_on_bit_for_bit(adam, auxiliary, tied, tmp_path):
     loaded = load_sae(tmp_path / "checkpoint")
     assert loaded.tied == tied
     for name, tensor in loaded.parameters().items():
-        assert torch.equal(tensor, first.sae.parameters()[name]), name
+        assert torch.equal(tensor, first.sae.parameters()[name].cpu()), name
     assert auxiliary is None or len(second.auxiliary.dead_M)
     assert second.take_sums() == whole.take_sums()

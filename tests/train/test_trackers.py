@@ -108,6 +108,7 @@ def offline_records(file: bytes):
             whole = b""
 
 
+@pytest.mark.slow
 def test_wandb_has_each_line_once_in_one_run(job, tmp_path):
     from wandb.proto import wandb_internal_pb2
 

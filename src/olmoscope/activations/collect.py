@@ -183,6 +183,9 @@ def begin_store(store: Path, wanted: Manifest) -> None:
         if (found.model, found.tokenizer_hash) != (wanted.model, wanted.tokenizer_hash):
             raise UserError(f"{store} was begun with {found.model.name} at revision {found.model.revision}, now it "
                             f"is {wanted.model.revision}: set model.revision, or choose another --out")
+        if found.model_dtype != wanted.model_dtype:
+            raise UserError(f"{store} was begun with model.dtype={found.model_dtype}, now it is {wanted.model_dtype}: "
+                            f"set model.dtype={found.model_dtype}, or choose another --out")
 
 
 def _finish(store: Path, index: dict[str, Any]) -> None:
@@ -205,5 +208,7 @@ def make_manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer: T
                for name, counts in index["sources"].items()}
     return Manifest(model=identity, tokenizer_hash=tokenizer.hash(), special_token_ids=tokenizer.special_ids(),
                     recipe_hash=recipe.store_hash(), split=split,
-                    layers=recipe.activations.layers, dtype=recipe.activations.dtype, segments=len(index["rows"]),
+                    layers=recipe.activations.layers, dtype=recipe.activations.dtype,
+                    model_dtype=None if recipe.model.dtype == "auto" else recipe.model.dtype,
+                    segments=len(index["rows"]),
                     rows=sum(index["rows"]), sources=sources, finished=False, provenance=provenance(dated=False))

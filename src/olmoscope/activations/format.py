@@ -79,6 +79,8 @@ class Manifest(_Frozen):
     split: Literal["train", "held_out"]
     layers: list[int]
     dtype: StoreDtype
+    model_dtype: Literal["bfloat16", "float32"] | None = None
+    """In which the model computed; None in stores made before this was written down."""
     segments: int
     rows: int
     sources: dict[str, SourceCount]

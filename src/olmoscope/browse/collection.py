@@ -130,7 +130,7 @@ def _model(index: FeatureIndex, wanted: str | None) -> Model:
     """The language model of an index, or the one wanted in its place."""
     identity = index.info.model
     of_hub = identity.revision is not None and not identity.revision.startswith("sha256:")
-    return Model.model_validate({"name": wanted or identity.name, "dtype": index.info.model_dtype,
+    return Model.model_validate({"name": wanted or identity.name,
                                  "revision": identity.revision if of_hub and wanted is None else None})
 
 

@@ -21,6 +21,7 @@ from olmoscope.evaluate.sequences import Sequences, read_sequences
 from olmoscope.evaluate.subject import Subject, find_saes, open_sae
 from olmoscope.files import locked
 from olmoscope.model.config import read_config
+from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.model_source import explain, locate, revision_of
@@ -54,7 +55,7 @@ class Options:
     text: str | None = None
     tokens: int = 100_000
     model: str | None = None
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     layer: int | None = None
     batch_tokens: int = 16384
     bos: bool | None = None
@@ -84,7 +85,8 @@ def evaluate_anywhere(names: Sequence[str], options: Options) -> list[Evaluated]
     done: dict[str, Evaluated] = {}
     with locked(options.out, "evaluating"):
         for model, group in groupby(sorted(subjects, key=lambda subject: str(_model_of(subject))), key=_model_of):
-            language_model = Model(name=model[0], revision=model[1], dtype=options.dtype)
+            language_model = settle_model(Model(name=model[0], revision=model[1], dtype=options.dtype),
+                                          pick_device("auto"))
             done |= {one.name: one for one in _evaluate_group(list(group), language_model, text, options)}
     return [done[subject.name] for subject in subjects]
 

@@ -209,7 +209,8 @@ class _Work:
         return Evaluation(
             sae=subject.name, run_hash=subject.identity if subject.kind == "run" else None,
             identity=identity(subject, self.model.revision, self.setting), store=self.setting.store,
-            model=self.model.name, model_revision=self.model.revision, layer=subject.layer,
+            model=self.model.name, model_revision=self.model.revision,
+            model_dtype=self.setting.dtype, layer=subject.layer,
             architecture=subject.architecture, d_model=sae.d_model, d_sae=sae.d_sae,
             k=sae.k if isinstance(sae, TopK) else None, normalize=sae.normalize,
             text=Text(kind="store" if self.setting.store else "text", name=self.setting.name,

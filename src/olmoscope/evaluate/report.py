@@ -151,7 +151,7 @@ def _facts(sae: Shown) -> list[tuple[str, str]]:
         ("Width", f"{e.d_sae:,} latents of {e.d_model:,} dimensions"),
         ("Input", "as it is" if e.normalize == "none" else e.normalize.replace("_", " ")),
         ("Model", e.model),
-        ("Revision", e.model_revision),
+        ("Revision", e.model_revision), ("Computed in", e.model_dtype or "not recorded"),
         ("Layer", f"{e.layer}, its output (the residual stream)"),
         ("Measured on", f"{text.name}: {e.rows:,} rows of {text.documents:,} documents"
          + (" (an activation store)" if text.kind == "store" else "")),

@@ -171,6 +171,8 @@ class Evaluation(_Frozen):
     """The `recipe_hash` of the store."""
     model: str
     model_revision: str
+    model_dtype: str | None = None
+    """In which the language model computed; None in files written before this was recorded."""
     layer: int
     architecture: str
     d_model: int

@@ -148,7 +148,7 @@ def _make(subject: Subject, where: str, store: Store, model: Model, out: Path, f
         sae=IndexedSAE(name=subject.name, layer=subject.layer, d_model=sae.d_model, d_sae=sae.d_sae,
                        kind=subject.kind, architecture=subject.architecture, weights=subject.identity,
                        where=where if subject.kind == "hub" else os.path.relpath(Path(where).resolve(), out.resolve())),
-        model=manifest.model, model_dtype=model.dtype,
+        model=manifest.model, model_dtype=manifest.model_dtype,
         store={**text.identity, "tokenizer_hash": manifest.tokenizer_hash},
         filter=filter_, options=options, tokens=len(corpus.tokens_T), rows=facts.rows,
         sequences=len(corpus.sequences_S1) - 1, documents=len(set(corpus.document_ids_N.tolist())),

@@ -80,8 +80,8 @@ class Info(_Frozen):
     """A hash of what decides the index: SAE, rows, filter, options."""
     sae: IndexedSAE
     model: ModelIdentity
-    model_dtype: str
-    """In which the model runs, for prompts."""
+    model_dtype: str | None
+    """In which the model computed the rows; None where their store does not say."""
     store: dict[str, Any]
     """The rows' store: `recipe_hash`, `split`, `tokenizer_hash`; of a text, its `text_hash`."""
     filter: Filter

@@ -12,6 +12,7 @@ from olmoscope.evaluate.subject import Subject, open_sae
 from olmoscope.features.build import Indexed, Text, build_index
 from olmoscope.features.format import Options
 from olmoscope.files import sha256
+from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.progress import console
 from olmoscope.recipe import Filter, Model, Recipe
@@ -48,6 +49,7 @@ def index_sae(where: str, *, store: Path | None = None, text: str | None = None,
     if text is not None:
         if model is None:
             raise UserError(f"{where} does not say which language model it is of; give --model")
+        model = settle_model(model.model_copy(update={"dtype": "auto"}), pick_device(device))
         rows = _of_text(subject, model, text, tokens, device)
     else:
         store = store or _default_store(subject)

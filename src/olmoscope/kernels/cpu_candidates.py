@@ -6,9 +6,13 @@ Shapes: B rows, C rows of one chunk, D d_model, F latents, K active latents a ro
 import torch
 from torch import Tensor
 
-from olmoscope.kernels import cpu_choose, cpu_int8, cpu_topk
+from olmoscope.kernels import cpu_choose, cpu_int8, cpu_int8_avx2, cpu_topk
 from olmoscope.kernels.compile import call
 from olmoscope.kernels.interface import Quantized
+from olmoscope.processor import has
+
+INT8 = cpu_int8_avx2 if has("avx2") and not cpu_int8.FAST else cpu_int8
+"""The 8-bit product of this processor."""
 
 PRE_ACTIVATIONS_AT_ONCE = 2**22
 """Elements of the product held at a time (16 MiB)."""
@@ -17,25 +21,20 @@ ROWS_AT_LEAST = 256
 
 
 def quantize(W_enc_FD: Tensor, into: Quantized | None = None) -> Quantized:
-    """F is rounded up to whole blocks of `cpu_int8.product`."""
-    latents, d_model = W_enc_FD.shape
     if into is None:
-        blocks = -(-latents // cpu_int8.LATENTS)
-        width = blocks * cpu_int8.LATENTS
-        into = Quantized(torch.empty(blocks, -(-d_model // 4), cpu_int8.LATENTS, 4, dtype=torch.int8),
-                         torch.empty(width), torch.empty(width, dtype=torch.int32))
-    call(cpu_int8.quantize_weights, W_enc_FD, into.weights, into.start_F, into.scales_F)
+        into = INT8.empty(*W_enc_FD.shape)
+    call(INT8.quantize_weights, W_enc_FD, into.weights, into.start, into.scales_F)
     return into
 
 
 def encode_candidates(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, quantized: Quantized, k: int,
                       margin: int) -> tuple[Tensor, Tensor]:
     (rows, width), latents = (len(u_BD), len(quantized.scales_F)), len(W_enc_FD)
-    tile = cpu_int8.ROWS
+    tile = INT8.ROWS
     whole = -(-rows // tile) * tile
     inputs_BD = torch.empty(whole, 4 * quantized.weights.shape[1], dtype=torch.uint8)
     input_scales_B = torch.empty(whole)
-    call(cpu_int8.quantize_inputs, u_BD, inputs_BD, input_scales_B)
+    call(INT8.quantize_inputs, u_BD, inputs_BD, input_scales_B)
     bias_F = torch.full((width,), -torch.inf)
     bias_F[:latents] = b_latent_F
     indices_BM = torch.empty(rows, min(k + margin, latents), dtype=torch.int64)
@@ -45,7 +44,7 @@ def encode_candidates(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, quanti
     for start in range(0, rows, at_once):
         chunk = slice(start, start + at_once)
         inputs_CD, indices_CM = inputs_BD[chunk], indices_BM[chunk]
-        call(cpu_int8.product, inputs_CD, quantized.weights, quantized.start_F, quantized.scales_F, bias_F,
+        call(INT8.product, inputs_CD, quantized.weights, quantized.start, quantized.scales_F, bias_F,
              input_scales_B[chunk], pre_CF[: len(inputs_CD)])
         call(cpu_topk.topk, pre_CF[: len(indices_CM)], rough_CM[: len(indices_CM)], indices_CM)
     exact_BM = u_BD.new_empty(indices_BM.shape)

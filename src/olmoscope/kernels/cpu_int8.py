@@ -1,28 +1,34 @@
 """The int8 product on a CPU: tiles of it in registers, written for vector units that sum four byte products at once.
 
-A processor with AVX-512 VNNI does in one instruction what takes four in float32. Others run the same code with plain
-integer instructions: the same sums to the last bit, but slowly. oneDNN has such a product too, but lays a matrix of
-weights out anew on one thread, which takes longer than the product, and here the weights change at each step.
+A processor with AVX-512 VNNI does in one instruction what takes four in float32. Those with AVX2 alone have
+cpu_int8_avx2.py; others run this code with plain integer instructions: the same sums to the last bit, but slowly.
+oneDNN has such a product too, but lays a matrix of weights out anew on one thread, which takes longer than the product,
+and here the weights change at each step.
 
 Layout of the weights: blocks of LATENTS latents; in a block, for each four neighbouring inputs, the four bytes of one
 latent after the other. What multiplies them is unsigned: byte 128 stands for 0, and `start` takes that off again.
 """
 
-import llvmlite.binding
 import numpy as np
+import torch
 from llvmlite import ir
 from numba import prange, types
 from numba.extending import intrinsic
 
 from olmoscope.kernels.compile import compiled
+from olmoscope.kernels.cpu_quantize import inverse, largest_of, rounded
+from olmoscope.kernels.interface import Quantized
+from olmoscope.processor import has
 
-FAST = bool(llvmlite.binding.get_host_cpu_features().get("avx512vnni"))
+FAST = has("avx512vnni")
+"""Whether there is the instruction."""
 ROWS = 6
 """Rows of a tile: with LATENTS, 24 registers of sums, of 32 that there are."""
 VECTORS = 4
 LATENTS = 16 * VECTORS
 ROWS_PER_PIECE = 42 * ROWS
-ROUNDER = np.float32(1.5 * 2**23)
+CENTRE = 128
+LARGEST = 127
 
 _BYTE, _INT, _LONG, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _BYTES, _INTS, _FLOATS = ir.VectorType(_BYTE, 64), ir.VectorType(_INT, 16), ir.VectorType(_FLOAT, 16)
@@ -102,6 +108,13 @@ def _tile(context, inputs, input_stride, weights, fours, start, scales, bias, in
     return types.void(*[types.int64] * 10), generate
 
 
+def empty(latents: int, d_model: int) -> Quantized:
+    """Room for a dictionary; `latents` is rounded up to whole blocks."""
+    blocks, width = -(-latents // LATENTS), -(-latents // LATENTS) * LATENTS
+    return Quantized(torch.empty(blocks, -(-d_model // 4), LATENTS, 4, dtype=torch.int8), torch.empty(width),
+                     torch.empty(width, dtype=torch.int32))
+
+
 @compiled(parallel=True)
 def product(inputs_BD, weights_NQLI, start_F, scales_F, bias_F, input_scales_B, pre_BF):
     """Fill pre with (inputs · weights + start) · scale · input scale + bias.
@@ -135,11 +148,12 @@ def product_piece(block, first, stop, inputs_BD, weights_NQLI, start_F, scales_F
 def quantize_inputs(u_BD, inputs_BD, input_scales_B):
     """Rows as unsigned bytes around 128, the largest of each row 127 away from it; rows and columns beyond u: 128."""
     for row in prange(len(inputs_BD)):
-        inputs_BD[row] = np.uint8(128)
+        inputs_BD[row] = np.uint8(CENTRE)
         input_scales_B[row] = 0
         if row < len(u_BD):
             scratch = np.empty(u_BD.shape[1], np.float32)
-            input_scales_B[row] = _quantize(u_BD[row], np.int32(128), scratch, inputs_BD[row])
+            input_scales_B[row] = largest_of(u_BD[row]) / np.float32(LARGEST)
+            rounded(u_BD[row], inverse(input_scales_B[row]), np.int32(CENTRE), scratch, inputs_BD[row])
 
 
 @compiled(parallel=True)
@@ -161,44 +175,16 @@ def _quantize_part(part, W_FD, weights_NQLI, start_F, scales_F):
         scales_F[latent] = 0
         start_F[latent] = 0
         if latent < len(W_FD):
-            scales_F[latent] = _quantize(W_FD[latent], np.int32(0), scratch, rows[lane])
+            scales_F[latent] = largest_of(W_FD[latent]) / np.float32(LARGEST)
+            rounded(W_FD[latent], inverse(scales_F[latent]), np.int32(0), scratch, rows[lane])
             signed = rows[lane].view(np.int8)
             total = np.int32(0)
             for d in range(4 * fours):
                 total += np.int32(signed[d])
-            start_F[latent] = np.int32(-128) * total
+            start_F[latent] = np.int32(-CENTRE) * total
     from_rows = rows.view(np.int32)
     block = weights_NQLI[16 * part // LATENTS].reshape(fours, 4 * LATENTS).view(np.int32)
     first = 16 * part % LATENTS
     for four in range(fours):
         for lane in range(16):
             block[four, first + lane] = from_rows[lane, four]
-
-
-@compiled()
-def _quantize(row, zero, scratch, quantized):
-    """Fill the first places of `quantized`; returns the step.
-
-    A whole number that is added to 1.5 · 2**23 stands in the low bits of the sum, rounded: vector units do that, and
-    the largest of 64 lanes, at the speed of the memory.
-    """
-    width = len(row)
-    whole = width // 64 * 64
-    lanes = np.zeros(64, np.float32)
-    for start in range(0, whole, 64):
-        for lane in range(64):
-            size = np.float32(abs(row[start + lane]))
-            lanes[lane] = size if size > lanes[lane] else lanes[lane]
-    largest = np.float32(0)
-    for lane in range(64):
-        largest = lanes[lane] if lanes[lane] > largest else largest
-    for d in range(whole, width):
-        size = np.float32(abs(row[d]))
-        largest = size if size > largest else largest
-    inverse = np.float32(127) / largest if largest > 0 else np.float32(0)
-    for d in range(width):
-        scratch[d] = np.float32(row[d]) * inverse + ROUNDER
-    bits = scratch.view(np.int32)
-    for d in range(width):
-        quantized[d] = np.uint8(bits[d] + zero)
-    return largest / np.float32(127)

@@ -18,7 +18,7 @@ SUMS_AT_ONCE = 2**28
 MOST_IN_TILE = 1024
 """Up to so many candidates, 16 columns of their latents fit into registers; over it, plain torch computes."""
 LEAST_ROWS = 32
-"""torch._int_mm wants more than 16 rows, and columns by eights."""
+"""torch._int_mm wants more than 16 rows, and columns by eights; by sixteens is what torch itself tests."""
 
 
 def encode_candidates(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, quantized: Quantized, k: int,
@@ -52,9 +52,9 @@ def _candidates(u_CD: Tensor, b_latent_F: Tensor, quantized: Quantized, count: i
 def _product(inputs_CD: Tensor, weights_FD: Tensor) -> Tensor:
     """int32 sums, `[C, F]`."""
     rows, (latents, d_model) = len(inputs_CD), weights_FD.shape
-    short, odd = max(0, LEAST_ROWS - rows), -d_model % 8
+    short, odd = max(0, LEAST_ROWS - rows), -d_model % 16
     inputs_CD = torch.nn.functional.pad(inputs_CD, (0, odd, 0, short))
-    weights_FD = torch.nn.functional.pad(weights_FD, (0, odd, 0, -latents % 8))
+    weights_FD = torch.nn.functional.pad(weights_FD, (0, odd, 0, -latents % 16))
     return torch._int_mm(inputs_CD, weights_FD.T)[:rows, :latents].contiguous()
 
 

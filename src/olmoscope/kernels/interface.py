@@ -76,14 +76,14 @@ class Moments:
 
 @dataclass(frozen=True)
 class Quantized:
-    """A dictionary in 8 bits, each latent's largest weight at 127; the layout is the backend's own."""
+    """A dictionary in 8 bits or fewer; the layout is the backend's own."""
 
     weights: Tensor
     """int8."""
     scales_F: Tensor
     """float32: what a weight of 1 stands for, for each latent."""
-    start_F: Tensor | None = None
-    """int32, what sums of products start with, where inputs are unsigned."""
+    start: Tensor | None = None
+    """What sums of products start with, where inputs are unsigned."""
 
 
 class Kernels(Protocol):

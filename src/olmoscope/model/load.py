@@ -9,6 +9,7 @@ from torch import nn
 
 from olmoscope.errors import UserError
 from olmoscope.model.config import check_config, cut_config, read_config
+from olmoscope.model.dtype import settle_model
 from olmoscope.model.layers import find_layers
 from olmoscope.model_source import explain, locate, revision_of
 from olmoscope.recipe import Model
@@ -42,6 +43,7 @@ def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
     from transformers import AutoModel
     from transformers.utils import logging
 
+    model = settle_model(model, device)
     config = read_config(model)
     check_config(config, model, deepest)
     revision = revision_of(model, getattr(config, "_commit_hash", None))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from olmoscope.errors import UserError
 from olmoscope.model.capture import captured
 from olmoscope.model.config import check_config, read_config
+from olmoscope.model.dtype import settle_model
 from olmoscope.model.layers import find_layers
 from olmoscope.model.load import explain_weights
 from olmoscope.model_source import locate, revision_of
@@ -95,6 +96,7 @@ def load_causal_lm(model: Model, device: torch.device, deepest: int = 0) -> Caus
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    model = settle_model(model, device)
     config = read_config(model)
     check_config(config, model, deepest)
     revision = revision_of(model, getattr(config, "_commit_hash", None))

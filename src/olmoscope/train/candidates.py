@@ -13,6 +13,7 @@ from olmoscope.kernels import reference
 from olmoscope.kernels.interface import Kernels, Quantized
 from olmoscope.recipe import MOST_MARGIN, Candidates
 from olmoscope.sae.topk import TopK
+from olmoscope.train.candidate_trial import Trial, Verdict
 
 CHECK_STEPS = 16
 CHECKED_ROWS = 16
@@ -40,6 +41,8 @@ class CandidateSearch:
         self._quantized: Quantized | None = None
         self._k = sae.k
         """Of how many the last batch was asked."""
+        self.trial: Trial | None = None
+        """While it lasts, both ways are timed."""
 
     @property
     def margin(self) -> int:
@@ -47,17 +50,25 @@ class CandidateSearch:
 
     def encode(self, u_BD: Tensor, b_latent_F: Tensor, k: int, step: int) -> tuple[Tensor, Tensor]:
         """As `Kernels.encode_topk`, for the batch of a step (counted from 0)."""
-        W_enc_FD, self._k = self.sae.W_enc_FD, k
+        self._k = k
         if self.margin == EXACT:
-            return self.kernels.encode_topk(u_BD, W_enc_FD, b_latent_F, k)
-        self._quantized = self.kernels.quantize(W_enc_FD, self._quantized)
-        values_BK, indices_BK = self.kernels.encode_candidates(u_BD, W_enc_FD, b_latent_F, self._quantized, k,
-                                                               self.margin)
+            return self._exact(u_BD, b_latent_F, k)
+        if self.trial is not None:
+            codes, rough = self.trial.encode(lambda: self._exact(u_BD, b_latent_F, k),
+                                             lambda: self._rough(u_BD, b_latent_F, k))
+        else:
+            codes = rough = self._rough(u_BD, b_latent_F, k)
         if step % CHECK_STEPS == 0:
             apart = max(1, len(u_BD) // CHECKED_ROWS)
             some = slice(0, CHECKED_ROWS * apart, apart)
-            self._check(u_BD[some], b_latent_F, values_BK[some], indices_BK[some])
-        return values_BK, indices_BK
+            self._check(u_BD[some], b_latent_F, rough[0][some], rough[1][some])
+        return codes
+
+    def settle(self, verdict: Verdict) -> None:
+        """End the trial: the faster way is taken from here on."""
+        self.trial = None
+        if not verdict.candidates_win:
+            self.margin_1.fill_(EXACT)
 
     def judge(self, steps: int) -> str | None:
         """Widen the margin if that is due after so many steps; waits for the device every JUDGE_STEPS steps.
@@ -83,6 +94,14 @@ class CandidateSearch:
         checked, missed = self.counts[:2].tolist()
         self.counts[:2].zero_()
         return 1 - missed / checked if checked else None
+
+    def _exact(self, u_BD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        return self.kernels.encode_topk(u_BD, self.sae.W_enc_FD, b_latent_F, k)
+
+    def _rough(self, u_BD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        W_enc_FD = self.sae.W_enc_FD
+        self._quantized = self.kernels.quantize(W_enc_FD, self._quantized)
+        return self.kernels.encode_candidates(u_BD, W_enc_FD, b_latent_F, self._quantized, k, self.margin)
 
     def _check(self, u_RD: Tensor, b_latent_F: Tensor, values_RK: Tensor, indices_RK: Tensor) -> None:
         want_RK, wanted_RK = reference.encode_topk(u_RD, self.sae.W_enc_FD, b_latent_F, self._k)

@@ -20,6 +20,7 @@ from olmoscope.activations.store import Store
 from olmoscope.activations.stream import Stream, deal
 from olmoscope.errors import UserError
 from olmoscope.files import clean_temporary, locked
+from olmoscope.kernels.prepare import prepare_kernels
 from olmoscope.model.load import pick_device
 from olmoscope.progress import bar, console
 from olmoscope.recipe import SAE, Recipe
@@ -82,6 +83,7 @@ def _train(recipe: Recipe, saes: list[SAE], open_rounds: Callable[[list[int]], R
     yield from ((sae, False) for sae in saes if sae not in missing)
     if not missing:
         return
+    prepare_kernels(device)
     rounds = open_rounds(sorted({sae.layer for sae in missing}))
     while missing:
         group = missing[: how_many(recipe, missing, rounds.manifest.model.d_model, device)]

@@ -26,10 +26,15 @@ from olmoscope.recipe import SAE, Recipe
 from olmoscope.recipe_file import load_recipe
 from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
+from olmoscope.train.candidate_trial import TRIAL_STEPS, Trial, Verdict
+from olmoscope.train.candidates import CandidateSearch
 from olmoscope.train.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
 from olmoscope.train.derived import Settled, settled
 from olmoscope.train.step import Step
 from olmoscope.train.trackers import Tracker
+
+TRIAL = "candidates.json"
+"""The verdict of the trial of candidates, in the run folder."""
 
 
 def learning_rate(train: Settled, step: int, steps: int) -> float:
@@ -85,6 +90,7 @@ class Run:
                          activation=spec.activation, matryoshka=spec.matryoshka)
         if found:
             self._load(found[-1])
+        self._begin_trial()
         self.saved = self.step.count
         """Steps of the last checkpoint."""
         self._cut_metrics()
@@ -111,6 +117,8 @@ class Run:
         """
         self.step(x_BD, learning_rate(self.settings, self.step.count, self.steps))
         self.position = position
+        if self.step.candidates and self.step.candidates.trial and self.step.count >= TRIAL_STEPS:
+            self._end_trial(self.step.candidates, self.step.candidates.trial)
         if self.step.candidates and (warning := self.step.candidates.judge(self.step.count)):
             self.log(warning)
             console.print(f"{self.spec.id}: {warning}", style="yellow", markup=False, highlight=False)
@@ -168,6 +176,24 @@ class Run:
         self.position = state["stream"]
         self.counts = _Counts(**state["counts"])
         self._seconds_before = state.get("seconds")
+
+    def _begin_trial(self) -> None:
+        """Candidates must win a trial, once in a run; its verdict stands in the folder."""
+        search = self.step.candidates
+        if search is None:
+            return
+        if (path := self.folder / TRIAL).exists():
+            search.settle(Verdict(**read_json(path)))
+        elif self.step.count < TRIAL_STEPS:
+            search.trial = Trial(self.step.sae.W_enc_FD.device)
+
+    def _end_trial(self, search: CandidateSearch, trial: Trial) -> None:
+        verdict = trial.verdict()
+        write_json(self.folder / TRIAL, vars(verdict))  # before the next step, the first that depends on it
+        search.settle(verdict)
+        self.log(str(verdict))
+        console.print(f"{self.spec.id}: {verdict}", markup=False, highlight=False,
+                      style=None if verdict.candidates_win else "yellow")
 
     def _activations(self) -> dict[str, Any]:
         """What must not change under a run that goes on."""

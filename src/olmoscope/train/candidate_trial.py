@@ -1,0 +1,71 @@
+"""Are candidates faster than the exact product here? The first steps of a run encode both ways and look at the clock.
+
+Where a processor has no fast 8-bit product, candidates cost more than they save. The trial trains on what the exact
+product gives, so no weight depends on the clock before the verdict; the verdict itself is written into the run folder
+before the next step, so a run that is killed and goes on keeps it.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TRIAL_STEPS = 4
+
+Codes = tuple[Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the clock said.
+
+    Attributes:
+        exact_ms, candidates_ms: milliseconds to encode a batch, the least of the trial's steps.
+    """
+
+    exact_ms: float
+    candidates_ms: float
+
+    @property
+    def candidates_win(self) -> bool:
+        return self.candidates_ms < self.exact_ms
+
+    def __str__(self) -> str:
+        times = (f"encoding takes {self.candidates_ms:.1f} ms a batch with 8-bit candidates, {self.exact_ms:.1f} ms by "
+                 "the exact product")
+        if self.candidates_win:
+            return f"{times}: candidates are used"
+        return f"warning: {times}: candidates lose here, so the exact product is used (leave out train.candidates)"
+
+
+class Trial:
+    """Times both ways on the same batches."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds: list[tuple[float, float]] = []
+
+    def encode(self, exact: Callable[[], Codes], candidates: Callable[[], Codes]) -> tuple[Codes, Codes]:
+        """Encode a batch both ways; gives back the exact codes and those of the candidates."""
+        codes, exact_seconds = self._timed(exact)
+        rough, candidate_seconds = self._timed(candidates)
+        self._seconds.append((exact_seconds, candidate_seconds))
+        return codes, rough
+
+    def verdict(self) -> Verdict:
+        """Of the steps so far; the least time of each way, for the first call compiles and neighbours only add."""
+        exact, candidates = (1e3 * min(times) for times in zip(*self._seconds, strict=True))
+        return Verdict(exact, candidates)
+
+    def _timed(self, encode: Callable[[], Codes]) -> tuple[Codes, float]:
+        self._wait()
+        started = time.perf_counter()
+        codes = encode()
+        self._wait()
+        return codes, time.perf_counter() - started
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
