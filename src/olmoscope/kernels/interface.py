@@ -125,6 +125,16 @@ class Kernels(Protocol):
     def rows_at_once(self, d_sae: int) -> int:
         """Rows of one chunk of `encode_topk`: no larger `[rows, F]` is ever made."""
 
+    def workspace_bytes(self, rows: int, d_model: int, d_sae: int, places: int, margin: int | None = None) -> int:
+        """Most bytes that one of these functions holds at a time in a step of training with float32 parameters, beside
+        its arguments and what it gives back. What a library keeps for itself is not known, and not counted.
+
+        Args:
+            rows: of a batch.
+            places: of a row's codes, those of all losses together.
+            margin: of `encode_candidates`; None: there are no candidates.
+        """
+
     def product(self, u_CD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor) -> Tensor:
         """The one dense product, u Wᵀ + b, `[C, F]`, of a chunk."""
 
