@@ -1,16 +1,11 @@
 """What a recipe will cost, worked out before anything starts: text, disk, memory, FLOPs; hours from a measured rate.
 
-FLOPs count a multiply and an add as two; those of the model are model/cost.py's. d = d_model, F = d_sae, S = rows of a
-segment, B = rows of a training batch. Memory is estimated from what is known to be alive at the fullest moment:
+FLOPs count a multiply and an add as two; those of the model are model/cost.py's. Memory is estimated from what is
+known to be alive at the fullest moment:
 
     collection, model's device    weights + activations of a batch (model/cost.py) + on a GPU one segment of all layers
     collection, RAM               process + segments in memory, `SEGMENTS_HELD` of all layers
-    training, SAE's device        12 (F d + F + d) of parameters and Adam's moments (8 F d if those of the matrix are
-                                  bfloat16; 2 F d where weights are untied), 8 F of when each latent last fired, 6
-                                  arrays [B, d] in float32, 40 B k of codes (four times as many where their number
-                                  varies), and the chunks of the step; with an auxiliary loss 6 more arrays, its codes,
-                                  and 4 F d (the rows of dead latents, if all are); with Matryoshka prefixes 3 more
-                                  arrays and codes for each; with candidates F d of the encoder in 8 bits
+    training, SAE's device        train/memory.py
     training, RAM                 process + `ROUNDS_HELD` rounds of the stream; beside a GPU, a checkpoint's tensors
 
 On a CPU both columns are RAM, and add up.
@@ -24,14 +19,14 @@ import torch
 
 from olmoscope.activations.rounds import ROUND_ROWS
 from olmoscope.errors import UserError
-from olmoscope.kernels.reference import GRADIENT_AT_ONCE, PRE_ACTIVATIONS_AT_ONCE
+from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.measure import Rates
 from olmoscope.model.config import check_config, config_at_hand
 from olmoscope.model.cost import ModelCost, model_cost
 from olmoscope.model.dtype import ComputeDtype, fast_dtype
 from olmoscope.recipe import SAE, Recipe
-from olmoscope.train.activation_rules import CAP
 from olmoscope.train.derived import settled
+from olmoscope.train.memory import training_memory
 from olmoscope.units import format_bytes
 
 PARAMETER_BYTES = {"bfloat16": 2, "float32": 4}
@@ -195,22 +190,12 @@ def _plan_sae(recipe: Recipe, sae: SAE, d_model: int, gpu: bool) -> SAEPlan:
     tokens, batch = recipe.tokens.count * train.epochs, train.batch
     parameters = sae.parameters(d_model)
     steps = -(-recipe.tokens.count // batch) * train.epochs
-    moments = 2 * (2 if train.moments == "bfloat16" else 4)
-    biases = sae.d_sae * (2 if sae.activation == "jumprelu" else 1) + d_model
-    state = (4 + moments) * (parameters - biases) + 12 * biases
-    chunks = 4 * (max(PRE_ACTIVATIONS_AT_ONCE, sae.d_sae) + 2 * max(GRADIENT_AT_ONCE, d_model))
-    places = sae.k * (CAP if sae.activation in ("batchtopk", "jumprelu") else 1)
-    device = state + 8 * sae.d_sae + 6 * 4 * batch * d_model + 40 * batch * places + chunks
-    if sae.matryoshka:  # u and e once more for each prefix, and another e while it is decoded
-        device += (3 * len(sae.matryoshka) + 2) * 4 * batch * d_model + 40 * batch * places * len(sae.matryoshka)
-    if train.candidates:
-        device += sae.d_sae * d_model
-    if train.auxiliary and train.auxiliary.weight:
-        device += 6 * 4 * batch * d_model + 40 * batch * train.auxiliary.k + 4 * sae.d_sae * d_model
+    needed = training_memory(recipe, sae, d_model, kernels_for(torch.device("cuda" if gpu else "cpu")))
+    device = needed.held + needed.step
     rounds = min(ROUND_ROWS, recipe.tokens.count) * recipe.activations.row_bytes(d_model) * ROUNDS_HELD
     ram = PROCESS_BYTES + rounds
-    memory = Memory(ram + state, device) if gpu else Memory(ram + device, 0)
-    return SAEPlan(sae, parameters, state, steps, 2.0 * sae.d_sae * d_model * tokens, memory)
+    memory = Memory(ram + needed.state, device) if gpu else Memory(ram + device, 0)
+    return SAEPlan(sae, parameters, needed.state, steps, 2.0 * sae.d_sae * d_model * tokens, memory)
 
 
 def _collect_memory(recipe: Recipe, compute_dtype: ComputeDtype, cost: ModelCost, row_bytes: int, gpu: bool) -> Memory:

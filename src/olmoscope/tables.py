@@ -137,6 +137,8 @@ def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
     for text, rows, read in dict.fromkeys((one.text.name, one.rows, one.language.rows) for one in evaluations):
         console.print(f"Measured on {escape(text)}: {rows:,} tokens (dead: fired on none of them), {read:,} of them "
                       "read by the model for ΔCE and KL.")
+    for layer, zeros in sorted({(one.layer, one.zero_rows) for one in evaluations if one.zero_rows}):
+        console.print(f"{zeros:,} of the rows of layer {layer} are zeros: they are left out of NMSE.")
 
 
 def show_validation(validation: Validation) -> None:

@@ -19,7 +19,7 @@ def shown(number=1, training=(), **changes):
         node = figures
         for key in parents:
             node = node[key]
-        node[last] = value
+        node[int(last) if isinstance(node, list) else last] = value
     return Shown(number, f"SAE {number}", Evaluation.model_validate(figures), training)
 
 
@@ -64,6 +64,23 @@ def test_dead_latents_are_drawn_from_where_they_are_known():
     card = cards.training_cards([unknown])[1]
     assert card.drawing == "" and card.note.endswith("Not known: training saw fewer tokens than that.")
     assert "None" not in report_page([unknown])
+
+
+def test_rows_of_zeros_are_said_and_their_figures_left_out():
+    zeros = {"rows": 12, "zero_rows": 12, "fvu": None, "explained_variance": None, "nmse": None, "cosine": None,
+             "l2_ratio": None, "relative_reconstruction_bias": None, "l0": 0.0, "l1": 0.0, "intervals": {},
+             "language": None}
+    some = shown(zero_rows=12, subsets={"prompt": zeros}, by_position__0={
+        "first": 0, "last": 0, "rows": 12, "norm": 0.0, "nmse": None}, by_norm=[
+        {"low": 0.0, "high": 0.0, "rows": 12, "nmse": None, "share_of_error": 0.0, "share_of_variance": 0.0},
+        {"low": 0.0, "high": 50.0, "rows": 500, "nmse": 0.2, "share_of_error": 1.0, "share_of_variance": 1.0}])
+    page = report_page([some])
+    assert "12, left out of NMSE, cosine and length ratio" in page
+    assert page.count('<td><span class="none">none</span></td>') == 3 and "None" not in page
+    drawn = {card.title: tips(card) for card in cards.place_cards([some])}
+    assert len(drawn["Norm by position"]) == 2 and len(drawn["Error by position"]) == 1
+    assert len(drawn["Error by norm"]) == 1
+    assert "Rows of zeros" not in report_page([shown()])
 
 
 def test_what_cannot_be_had_is_left_out_and_said():

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from olmoscope.errors import UserError
 from olmoscope.evaluate.reconstruction import RandomDirections, Reconstruction
 from olmoscope.evaluate.rows import SUBSETS, LayerSurvey, RowFacts
 from olmoscope.sae.codes import SparseCodes
@@ -239,8 +240,77 @@ def test_perfect_and_empty_reconstructions():
     assert zero["relative_reconstruction_bias"] is None
 
 
+def with_zeros(normalize):
+    """As `subject`, with two rows of zeros among them: one that a document begins with, one in the middle."""
+    sae, x_BD = subject(normalize)
+    x_BD[[50, 123]] = 0
+    return sae, x_BD
+
+
+@pytest.mark.parametrize("normalize", ["none", "layer_norm", "constant_norm_rescale"])
+def test_rows_of_zeros_have_no_nmse_and_no_cosine_but_count_for_the_rest(normalize):
+    sae, x_BD = with_zeros(normalize)
+    for batch in (1, 64):
+        measured = measure(sae, x_BD, batch)
+        figures = figures_of(measured)
+        x, xhat = x_BD.double(), sae.reconstruct(x_BD)[0].double()
+        error2_B, x2_B, xhat2_B = (x - xhat).square().sum(1), x.square().sum(1), xhat.square().sum(1)
+        some_B = x2_B > 0
+        assert (figures["rows"], figures["zero_rows"], int(some_B.sum())) == (ROWS, 2, ROWS - 2)
+        assert figures["nmse"] == pytest.approx(float((error2_B / x2_B)[some_B].mean()), rel=1e-5)
+        assert figures["cosine"] == pytest.approx(
+            float(torch.cosine_similarity(x, xhat, dim=1)[some_B].mean()), rel=1e-5)
+        assert figures["l2_ratio"] == pytest.approx(float((xhat2_B / x2_B).sqrt()[some_B].mean()), rel=1e-5)
+        assert figures["fvu"] == pytest.approx(float(error2_B.sum() / (x - x.mean(0)).square().sum()), rel=1e-5)
+        assert sum(figures["l0"]["rows"]) == figures["dead"]["window"] == ROWS
+        for name, low_high in figures["intervals"].items():
+            assert low_high[0] <= (figures["l0"]["mean"] if name == "l0" else figures[name]) <= low_high[1], name
+        assert all(np.isfinite(value) for _, value in flat(figures) if value is not None)
+        # Row 123 is at position 23, in the last bin; row 50 at position 0: 20 rows, 19 of them with a norm.
+        first, norm_first_B = figures["by_position"]["0"], some_B & (facts_of(ROWS).position_R == 0)
+        assert (first["rows"], int(norm_first_B.sum())) == (20, 19)
+        assert first["nmse"] == pytest.approx(float((error2_B / x2_B)[norm_first_B].mean()), rel=1e-5)
+        smallest = figures["by_norm"]["0"]
+        tenth_B = x2_B.argsort()[:ROWS // 10]
+        assert (smallest["low"], smallest["rows"]) == (0, ROWS // 10)
+        assert smallest["nmse"] == pytest.approx(float((error2_B / x2_B)[tenth_B[2:]].mean()), rel=1e-5)
+        assert figures["without_first"]["zero_rows"] == 1
+
+
+def test_a_subset_of_zeros_alone_has_rows_and_nothing_in_units_of_their_norm():
+    sae, x_BD = subject("none")
+    x_BD[:50] = 0
+    measured = reconstruction(sae, x_BD)
+    rows = torch.arange(ROWS)
+    measured.add(x_BD, RowFacts(rows // 50, (rows >= 50).long(), rows < 0, (rows < 50).to(torch.uint8)))
+    zeros = measured.subset("prompt")
+    assert (zeros["rows"], zeros["zero_rows"]) == (50, 50)
+    for name in ("nmse", "cosine", "l2_ratio", "fvu", "explained_variance"):
+        assert zeros[name] is None and name not in zeros["intervals"], name
+    assert zeros["l0"] > 0
+    assert [each.nmse is None for each in measured.distributions()["by_position"]] == [True, False]
+    assert [each.nmse is None for each in measured.distributions()["by_norm"]] == [True] + [False] * 9
+    one = reconstruction(sae, x_BD)
+    one.add(x_BD[60:62], RowFacts(torch.zeros(2).long(), torch.arange(2), torch.zeros(2) > 0, torch.tensor([1, 0])))
+    assert one.subset("prompt")["fvu"] is None and one.subset("prompt")["nmse"] > 0, "one row has no variance"
+
+
+def test_rows_that_are_not_finite_are_refused_at_once():
+    sae, x_BD = subject("none")
+    x_BD[7, 3] = torch.nan
+    with pytest.raises(UserError, match="a name: 1 of 64 rows or their reconstructions are NaN or infinite"):
+        Reconstruction(sae, survey_of(x_BD.nan_to_num()), 10, "a name").add(x_BD[:64], part(facts_of(ROWS), slice(64)))
+    with pytest.raises(UserError, match=r"layer 3: 1 of 500 rows are NaN or infinite; try another precision"):
+        LayerSurvey.refusing(x_BD.double().mean(0), x_BD.norm(dim=1).numpy(), "layer 3")
+    with pytest.raises(UserError, match="layer 3: all 500 rows are zeros"):
+        LayerSurvey.refusing(x_BD[0].double(), np.zeros(500), "layer 3")
+
+
 def test_random_directions_leave_their_share():
     """k of d random directions catch k/d of an isotropic variance."""
     x_BD = torch.randn(4000, 64, generator=torch.Generator().manual_seed(0))
     values = [RandomDirections(64, 16, seed).nmse(x_BD, x_BD.mean(0)) for seed in range(5)]
     assert np.mean(values) == pytest.approx(1 - 16 / 64, abs=0.01)
+    with_a_zero = torch.cat([x_BD, torch.zeros(1, 64)])
+    assert RandomDirections(64, 16, 0).nmse(with_a_zero, x_BD.mean(0)) == pytest.approx(values[0])
+    assert RandomDirections(64, 16, 0).nmse(with_a_zero[-1:], x_BD.mean(0)) is None

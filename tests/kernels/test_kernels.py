@@ -122,11 +122,18 @@ def test_an_inactive_place_learns_nothing_wherever_it_stands(kernels):
     assert (got.dz_BK[:, [0, 2]] == 0).all() and (got.dz_BK[:, [1, 4]] != 0).all()
 
 
-def test_a_row_of_zeros_stays_finite(kernels):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_row_of_zeros_has_no_loss_and_asks_for_nothing(kernels, dtype):
     values_BK, indices_BK = codes(0, 3, 20, 4)
-    residual = kernels.residual(torch.zeros(3, 8, dtype=torch.float64, device=DEVICE), values_BK * 0, indices_BK,
-                                randn(1, 20, 8), torch.zeros(8, dtype=torch.float64, device=DEVICE), None, None)
-    assert not residual.loss_B.any() and not residual.e_BD.any()
+    x_BD, W_FD, b_D = (tensor.to(dtype) for tensor in (randn(2, 3, 8), randn(1, 20, 8), randn(3, 8)))
+    x_BD[1] = 0
+    mean_B1, std_B1 = x_BD.mean(1, keepdim=True), x_BD.std(1, keepdim=True)
+    for statistics in ((None, None), (mean_B1, std_B1)):
+        got = kernels.residual(x_BD, values_BK.to(dtype), indices_BK, W_FD, b_D, *statistics)
+        for part in vars(got).values():
+            assert part.isfinite().all() and not part[1].any() and part[0].any() and part[2].any()
+    x_BD[0, 0] = torch.nan  # to be seen
+    assert kernels.residual(x_BD, values_BK.to(dtype), indices_BK, W_FD, b_D, None, None).loss_B[0].isnan()
 
 
 @EXAMPLES

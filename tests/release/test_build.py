@@ -31,7 +31,7 @@ def test_layout_and_manifest(built):
                                  for name, content in files.items()}
     assert [sae["id"] for sae in manifest["saes"]] == [RAW, LAYER_NORM]
     assert manifest["saes"][0]["metrics"] == {
-        "held_out": {"rows": 512, "nmse": 0.2, "fvu": 0.3, "explained_variance": 0.7, "cosine": 0.9,
+        "held_out": {"rows": 512, "zero_rows": 0, "nmse": 0.2, "fvu": 0.3, "explained_variance": 0.7, "cosine": 0.9,
                      "l0": {"mean": 3.9}, "dead": {"share": 0.03125, "window": 512},
                      "intervals": {"nmse": [0.19, 0.21]},
                      "language": {"rows": 512, "predictions": 500, "ce_clean": 3.0, "ce_spliced": 3.25, "ce_zero": 8.0,

@@ -12,9 +12,9 @@ from olmoscope.activations.collect import collect
 from olmoscope.activations.store import open_store
 from olmoscope.errors import UserError
 from olmoscope.files import locked
-from olmoscope.recipe import Candidates, Live
+from olmoscope.recipe import Live
 from olmoscope.train.checkpoint import checkpoints
-from olmoscope.train.group import _note, how_many, train_from_store, train_live
+from olmoscope.train.group import _note, train_from_store, train_live
 from olmoscope.train.run import run_folder
 from olmoscope.train.step import Step
 
@@ -128,18 +128,3 @@ def test_a_group_waits_for_nobody(job, tmp_path):
     with locked(run_folder(tmp_path, job.saes[1]), "training"), pytest.raises(UserError, match="another process is"):
         train(job, job.saes, store, tmp_path)
     assert not list(tmp_path.rglob("metrics.jsonl"))
-
-
-def test_as_many_at_once_as_fit(job, monkeypatch):
-    job, _ = job
-    cpu = torch.device("cpu")
-    assert how_many(job, job.saes, 128, cpu) == 3
-    assert how_many(changed(job, together=2), job.saes, 128, cpu) == 2
-    state = 12 * (512 * 128 + 512 + 128)
-    for free, count in ((0, 1), (state * 1.4, 1), (state * 1.6, 2), (state * 2.1, 3)):
-        monkeypatch.setattr("olmoscope.train.group._free_memory", lambda device, free=free: free / 0.85)
-        assert how_many(job, job.saes, 128, cpu) == count
-    with_bytes = changed(job, candidates=Candidates())
-    for free, count in ((2.1 * (state + 512 * 128), 3), (2.1 * state, 2)):
-        monkeypatch.setattr("olmoscope.train.group._free_memory", lambda device, free=free: free / 0.85)
-        assert how_many(with_bytes, job.saes, 128, cpu) == count

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from olmoscope.evaluate import charts
 from olmoscope.evaluate.charts import Bar, Counts, Point, Series
 from olmoscope.evaluate.figures import DELTA_CE, KL, RECOVERED, Figure
-from olmoscope.evaluate.results import Evaluation, Interval
+from olmoscope.evaluate.results import Evaluation, Interval, PositionBin
 from olmoscope.evaluate.scales import Axis, exact, fitting, linear, log_label, round_step, say
 from olmoscope.units import format_count
 
@@ -142,19 +142,18 @@ def place_cards(shown: Sequence[Shown]) -> list[Card]:
     """Norm and error by the row's position and by its norm."""
     x = _position_axis(shown)
 
-    def by_position(title: str, note: str, label: str, values: Callable[[Evaluation], Sequence[float]]) -> Card:
-        series = [Series(sae.name, sae.number, [(_place(row.first), value) for row, value in
-                                                zip(sae.evaluation.by_position, values(sae.evaluation), strict=True)])
-                  for sae in shown]
+    def by_position(title: str, note: str, label: str, value: Callable[[PositionBin], float | None]) -> Card:
+        series = [Series(sae.name, sae.number, [(_place(row.first), at) for row in sae.evaluation.by_position
+                                                if (at := value(row)) is not None]) for sae in shown]
         y = fitting(label, [value for one in series for _, value in one.points])
         return Card(title, note, charts.lines(title, series, x, y, dots=True, say_x=lambda at: said[at]))
 
     said = {_place(row.first): f"positions {row.first:,} to {row.last:,}" if row.last > row.first
             else f"position {row.first:,}" for sae in shown for row in sae.evaluation.by_position}
     return [by_position("Norm by position", "Mean by place in the sequence, counted from 0.", "norm",
-                        lambda e: [row.norm for row in e.by_position]),
+                        lambda row: row.norm),
             by_position("Error by position", "NMSE of these rows.", "NMSE",
-                        lambda e: [row.nmse for row in e.by_position]),
+                        lambda row: row.nmse),
             *_subset_errors(shown), _norms(shown), _error_by_norm(shown), _share_of_error(shown)]
 
 
@@ -198,7 +197,7 @@ def _subset_errors(shown: Sequence[Shown]) -> list[Card]:
     return [_by_subset(shown[0], "Error by rows", "NMSE, without some of the rows or on some of them.",
                        [("all rows", e.nmse, e.intervals.get("nmse")),
                         *((subset_name(name), subset.nmse, subset.intervals.get("nmse"))
-                          for name, subset in e.subsets.items())])]
+                          for name, subset in e.subsets.items() if subset.nmse is not None)])]
 
 
 def _bar_axis(rows: Sequence[Bar], kind: str = "number") -> Axis:
@@ -278,8 +277,8 @@ def _norms(shown: Sequence[Shown]) -> Card:
 
 
 def _error_by_norm(shown: Sequence[Shown]) -> Card:
-    series = [Series(sae.name, sae.number, [(number, row.nmse) for number, row in enumerate(sae.evaluation.by_norm, 1)])
-              for sae in shown]
+    series = [Series(sae.name, sae.number, [(number, row.nmse) for number, row in enumerate(sae.evaluation.by_norm, 1)
+                                            if row.nmse is not None]) for sae in shown]
     title = "Error by norm"
     return Card(title, "NMSE of each tenth of the rows, from the smallest norms to the largest.", charts.lines(
         title, series, _tenths(), fitting("NMSE", [value for one in series for _, value in one.points]), dots=True,

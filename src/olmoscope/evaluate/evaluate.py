@@ -25,7 +25,7 @@ from olmoscope.evaluate.kept import KeptSums
 from olmoscope.evaluate.language import Divergence, LanguageSums
 from olmoscope.evaluate.reconstruction import RandomDirections, Reconstruction
 from olmoscope.evaluate.results import Dictionary, Evaluation, Subset, Text
-from olmoscope.evaluate.rows import FIRST_POSITIONS, OUTLIER, SUBSETS, LayerSurvey, TokenFacts
+from olmoscope.evaluate.rows import FIRST_POSITIONS, OUTLIER, SUBSETS, LayerSurvey, TokenFacts, refuse_not_finite
 from olmoscope.evaluate.sequences import Sequences
 from olmoscope.evaluate.subject import Subject
 from olmoscope.model.capture import read_residual_stream
@@ -76,8 +76,9 @@ def evaluate_on_store(subjects: Sequence[Subject], store: Store, model: CausalLM
     """
     layers = sorted({subject.layer for subject in subjects})
     norms = [store.read_rows(segment) for segment in range(len(store.segment_rows))]
-    surveys = {layer: LayerSurvey.of(read_mean(store.path, layer), torch.cat(
-        [rows[norm_name(layer)] for rows in norms]).double().numpy()) for layer in layers}
+    surveys = {layer: LayerSurvey.refusing(read_mean(store.path, layer), torch.cat(
+        [rows[norm_name(layer)] for rows in norms]).double().numpy(), f"{store.path}, layer {layer}")
+        for layer in layers}
     work = _Work(subjects, surveys, model, setting)
     starts_S = torch.from_numpy(setting.sequences.starts)
 
@@ -119,7 +120,7 @@ class _Work:
         self.subjects, self.surveys, self.model, self.setting = subjects, surveys, model, setting
         self.facts = TokenFacts(setting.sequences)
         self.saes = [subject.sae.to(model.device) for subject in subjects]
-        self.reconstruction = [Reconstruction(sae, surveys[subject.layer], self.facts.groups)
+        self.reconstruction = [Reconstruction(sae, surveys[subject.layer], self.facts.groups, subject.name)
                                for sae, subject in zip(self.saes, subjects, strict=True)]
         self.language = [LanguageSums(self.facts.groups) for _ in subjects]
 
@@ -201,6 +202,9 @@ class _Work:
         if whole.language is None:
             raise UserError(f"{self.setting.name}: no token has a next one, so there is nothing to predict; give a "
                             "longer text")
+        if whole.fvu is None:
+            raise UserError(f"{self.setting.name}: all rows of layer {subject.layer} are alike, so there is no "
+                            "variance to explain; give another text")
         figures = whole.model_dump(exclude={"l0", "language"})
         return Evaluation(
             sae=subject.name, run_hash=subject.identity if subject.kind == "run" else None,
@@ -241,14 +245,16 @@ def _survey(layers: list[int], model: CausalLM, setting: Setting) -> dict[int, L
         for layer, output_BTD in outputs.items():
             x_RD = output_BTD.flatten(0, 1)[batch.real_R.to(model.device)].double()
             survey.sum_D[layer] += x_RD.sum(0).cpu()
-            survey.norm_N[layer][batch.index_R] = x_RD.norm(dim=1).cpu()
+            norm_R = x_RD.norm(dim=1).cpu()
+            refuse_not_finite(norm_R.numpy(), f"{model.name}, layer {layer}")
+            survey.norm_N[layer][batch.index_R] = norm_R
 
     parts = ["survey", *map(str, layers), model.revision, sequences.hash(), str(setting.batch_tokens)]
     kept = KeptSums(setting.folder / ".unfinished-survey.safetensors", ":".join(parts), survey.tensors())
     kept.go_through(sequences.plan(setting.batch_tokens), lambda numbers: int(np.diff(sequences.starts)[numbers].sum()),
                     look, "survey")
-    return {layer: LayerSurvey.of(survey.sum_D[layer] / sequences.rows, survey.norm_N[layer].numpy())
-            for layer in layers}
+    return {layer: LayerSurvey.refusing(survey.sum_D[layer] / sequences.rows, survey.norm_N[layer].numpy(),
+                                        f"{model.name}, layer {layer}") for layer in layers}
 
 
 def forget_unfinished(folder: Path) -> None:

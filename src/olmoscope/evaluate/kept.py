@@ -25,10 +25,11 @@ class KeptSums:
     def __init__(self, path: Path, identity: str, tensors: dict[str, Tensor]) -> None:
         """
         Args:
-            identity: of the evaluation; a file of another one is not gone on with.
+            identity: of the evaluation; a file of another one, or with other tensors, is not gone on with.
         """
         self.path = path
-        self._identity = identity
+        shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
+        self._identity = f"{identity} {json.dumps(shapes)}"
         self._tensors = tensors
 
     def load(self) -> int:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from olmoscope.errors import UserError
 from olmoscope.evaluate.bootstrap import intervals
 from olmoscope.evaluate.results import L0, Dead, Density, NormBin, PositionBin
 from olmoscope.evaluate.rows import SUBSETS, LayerSurvey, RowFacts, Sums
@@ -22,21 +23,28 @@ DENSITY_BINS = [0.0, *(10.0 ** np.arange(-7, 0.01, 0.5)).tolist()]
 """Edges of the density histogram: never, then half decades from 1e-7 to 1."""
 POSITION_BINS = 32
 """Positions 0, 1, 2 to 3, 4 to 7, and so on."""
-_QUANTITIES = ("rows", "x2", "error2", "nmse", "cosine", "l2_ratio", "xhat2", "dot", "l1", "l0", "centred2")
+ROUNDING = 1e-12
+"""A variance below this share of the sum of squares that it is the rest of is 0, but for rounding."""
+_QUANTITIES = ("rows", "zero_rows", "x2", "error2", "nmse", "cosine", "l2_ratio", "xhat2", "dot", "l1", "l0",
+               "centred2")
 
 
 class Reconstruction:
-    """Sums over rows from which every figure follows; `add` batches, then the figures."""
+    """Sums over rows from which every figure follows; `add` batches, then the figures.
 
-    def __init__(self, sae: SparseAutoencoder, survey: LayerSurvey, groups: int) -> None:
-        self.sae = sae
+    A row of zeros has no direction, and no error in units of its norm: it is left out of the means of NMSE, cosine and
+    length ratio, and counted.
+    """
+
+    def __init__(self, sae: SparseAutoencoder, survey: LayerSurvey, groups: int, name: str = "the SAE") -> None:
+        self.sae, self.name = sae, name
         self.survey = survey
         self.sums = Sums(_QUANTITIES, groups)
         self.centred_sum_SD = torch.zeros(len(SUBSETS), sae.d_model, dtype=torch.float64)
         self.l0_counts = torch.zeros(sae.d_sae + 1, dtype=torch.int64)
         self.fired_F = torch.zeros(sae.d_sae, dtype=torch.int64)
-        self.by_position = torch.zeros(POSITION_BINS, 3, dtype=torch.float64)
-        self.by_norm = torch.zeros(10, 4, dtype=torch.float64)
+        self.by_position = torch.zeros(POSITION_BINS, 4, dtype=torch.float64)
+        self.by_norm = torch.zeros(10, 5, dtype=torch.float64)
 
     def tensors(self) -> dict[str, Tensor]:
         """All sums, to be kept and put back in place."""
@@ -45,24 +53,36 @@ class Reconstruction:
 
     @torch.no_grad()
     def add(self, x_RD: Tensor, facts: RowFacts) -> Tensor:
-        """Count a batch of rows `[R, D]`, any float dtype; returns their reconstruction."""
+        """Count a batch of rows `[R, D]`, any float dtype; returns their reconstruction.
+
+        Raises:
+            UserError: it is not finite.
+        """
         xhat_RD, codes = self.sae.reconstruct(x_RD)
         self.add_reconstruction(x_RD, xhat_RD, codes, facts)
         return xhat_RD
 
     def add_reconstruction(self, x_RD: Tensor, xhat_RD: Tensor, codes: SparseCodes, facts: RowFacts) -> None:
-        """Count rows that were reconstructed already."""
+        """Count rows that were reconstructed already; raises as `add`."""
         x_RD, xhat_RD = x_RD.double(), xhat_RD.double()
         centred_RD = x_RD - self.survey.mean_D.to(x_RD.device)
         x2_R, xhat2_R = x_RD.square().sum(1), xhat_RD.square().sum(1)
         dot_R, error2_R = (x_RD * xhat_RD).sum(1), (x_RD - xhat_RD).square().sum(1)
         l0_R = codes.l0()
         tiny = torch.finfo(torch.float64).tiny  # a reconstruction of exactly 0 has cosine 0
-        values = {"rows": torch.ones_like(x2_R), "x2": x2_R, "error2": error2_R, "nmse": error2_R / x2_R,
-                  "cosine": dot_R / (x2_R * xhat2_R).sqrt().clamp_min(tiny), "l2_ratio": (xhat2_R / x2_R).sqrt(),
-                  "xhat2": xhat2_R, "dot": dot_R, "l1": codes.values_BK.double().sum(1), "l0": l0_R,
-                  "centred2": centred_RD.square().sum(1)}
-        values = {name: value.cpu() for name, value in values.items()}
+        zero_R = x2_R == 0
+
+        def in_norms(square_R: Tensor) -> Tensor:
+            return torch.where(zero_R, 0, square_R / torch.where(zero_R, 1, x2_R))
+
+        values = {"rows": torch.ones_like(x2_R), "zero_rows": zero_R, "x2": x2_R, "error2": error2_R,
+                  "nmse": in_norms(error2_R), "cosine": dot_R / (x2_R * xhat2_R).sqrt().clamp_min(tiny),
+                  "l2_ratio": in_norms(xhat2_R).sqrt(), "xhat2": xhat2_R, "dot": dot_R,
+                  "l1": codes.values_BK.double().sum(1), "l0": l0_R, "centred2": centred_RD.square().sum(1)}
+        values = {name: value.double().cpu() for name, value in values.items()}
+        if bad := int((~values["error2"].isfinite()).sum()):
+            raise UserError(f"{self.name}: {bad} of {len(x_RD)} rows or their reconstructions are NaN or infinite: the "
+                            "SAE is broken, or reads activations of another scale than it was trained on")
         norm_R = values["x2"].sqrt()
         masks_SR = facts.masks(norm_R, self.survey)
         self.sums.add(values, facts.group_R, masks_SR)
@@ -70,9 +90,10 @@ class Reconstruction:
         self.l0_counts += torch.bincount(l0_R.cpu(), minlength=len(self.l0_counts))
         self.fired_F += torch.bincount(codes.indices_BK[codes.values_BK > 0].cpu(), minlength=len(self.fired_F))
         bin_R = torch.frexp(facts.position_R.double())[1].long()  # 0, 1, 2 to 3, 4 to 7, …
-        self.by_position.index_add_(0, bin_R, torch.stack([values["rows"], norm_R, values["nmse"]], dim=1))
+        self.by_position.index_add_(0, bin_R, torch.stack(
+            [values["rows"], norm_R, values["nmse"], values["zero_rows"]], dim=1))
         self.by_norm.index_add_(0, torch.bucketize(norm_R, self.survey.norm_edges), torch.stack(
-            [values[name] for name in ("rows", "nmse", "error2", "centred2")], dim=1))
+            [values[name] for name in ("rows", "nmse", "error2", "centred2", "zero_rows")], dim=1))
 
     def subset(self, name: str) -> dict[str, Any] | None:
         """The figures of a subset of the rows, by the names of `results.Subset`; None if it has no rows."""
@@ -84,13 +105,17 @@ class Reconstruction:
         shift2 = float((self.centred_sum_SD[place] / total["rows"]).square().sum())
 
         def figures(sums: dict[str, Any]) -> dict[str, Any]:
-            rows = sums["rows"]
-            fvu = sums["error2"] / (sums["centred2"] - rows * shift2)
-            return {"fvu": fvu} | {key: sums[key] / rows for key in ("nmse", "cosine", "l2_ratio", "l0", "l1")}
+            rows, with_norm = sums["rows"], sums["rows"] - sums["zero_rows"]
+            variance = sums["centred2"] - rows * shift2
+            fvu = sums["error2"] / np.where(variance > ROUNDING * sums["centred2"], variance, np.nan)
+            return ({"fvu": fvu} | {key: sums[key] / rows for key in ("l0", "l1")}
+                    | {key: sums[key] / with_norm for key in ("nmse", "cosine", "l2_ratio")})
 
-        found = figures({key: np.float64(value) for key, value in total.items()})
-        return {"rows": round(total["rows"]), **{key: float(value) for key, value in found.items()},
-                "explained_variance": float(1 - found["fvu"]),
+        with np.errstate(invalid="ignore"):  # no row with a norm: 0 / 0
+            found = figures({key: np.float64(value) for key, value in total.items()})
+        known = {key: float(value) if np.isfinite(value) else None for key, value in found.items()}
+        return {"rows": round(total["rows"]), "zero_rows": round(total["zero_rows"]), **known,
+                "explained_variance": None if known["fvu"] is None else 1 - known["fvu"],
                 "relative_reconstruction_bias": total["xhat2"] / total["dot"] if total["dot"] else None,
                 "intervals": intervals(self.sums.table_SGQ[place], self.sums.quantities, figures)}
 
@@ -113,8 +138,8 @@ class Reconstruction:
                 over_10_percent=float((density_F > 0.1).double().mean())),
             "by_position": [
                 PositionBin(first=2**place // 2, last=2**place - 1, rows=round(count), norm=norm / count,
-                            nmse=nmse / count)
-                for place, (count, norm, nmse) in enumerate(self.by_position.tolist()) if count],
+                            nmse=nmse / (count - zeros) if count > zeros else None)
+                for place, (count, norm, nmse, zeros) in enumerate(self.by_position.tolist()) if count],
             "by_norm": self._norm_bins(),
         }
 
@@ -122,10 +147,11 @@ class Reconstruction:
         survey = self.survey
         edges = [survey.smallest_norm, *survey.norm_edges.tolist(), survey.largest_norm]
         error2, centred2 = self.by_norm[:, 2].sum(), self.by_norm[:, 3].sum()
-        return [NormBin(low=edges[place], high=edges[place + 1], rows=round(float(count)), nmse=float(nmse / count),
+        return [NormBin(low=edges[place], high=edges[place + 1], rows=round(float(count)),
+                        nmse=float(nmse / (count - zeros)) if count > zeros else None,
                         share_of_error=float(error / error2) if error2 else 0.0,
                         share_of_variance=float(variance / centred2) if centred2 else 0.0)
-                for place, (count, nmse, error, variance) in enumerate(self.by_norm) if count]
+                for place, (count, nmse, error, variance, zeros) in enumerate(self.by_norm) if count]
 
 
 @dataclass(frozen=True)
@@ -136,8 +162,12 @@ class RandomDirections:
     k: int
     seed: int
 
-    def nmse(self, x_BD: Tensor, mean_D: Tensor) -> float:
-        """Mean over rows of ‖x − x̂‖² / ‖x‖², x̂ = mean + the projection of x − mean on k random directions."""
+    def nmse(self, x_BD: Tensor, mean_D: Tensor) -> float | None:
+        """Mean over rows of ‖x − x̂‖² / ‖x‖², x̂ = mean + the projection of x − mean on k random directions; None if
+        all rows are zeros."""
+        x_BD = x_BD[x_BD.any(dim=1)]
+        if not len(x_BD):
+            return None
         directions = generator(self.seed, "random directions").standard_normal((self.d_model, self.k))
         basis_DK = torch.from_numpy(np.linalg.qr(directions)[0])
         centred_BD = x_BD.double() - mean_D.double()

@@ -155,6 +155,7 @@ def _facts(sae: Shown) -> list[tuple[str, str]]:
         ("Layer", f"{e.layer}, its output (the residual stream)"),
         ("Measured on", f"{text.name}: {e.rows:,} rows of {text.documents:,} documents"
          + (" (an activation store)" if text.kind == "store" else "")),
+        *([("Rows of zeros", f"{e.zero_rows:,}, left out of NMSE, cosine and length ratio")] if e.zero_rows else []),
         ("Cross-entropy on", f"{e.language.predictions:,} predicted tokens"),
         ("Tokens", f"hash {text.tokens_hash}"),
         ("First positions", "the first of each sequence" if text.first_positions == 1

@@ -78,11 +78,16 @@ class Subset(_Frozen):
     """The figures of some of the rows."""
 
     rows: int
-    fvu: FiniteFloat
-    explained_variance: FiniteFloat
-    nmse: FiniteFloat
-    cosine: FiniteFloat
-    l2_ratio: FiniteFloat
+    zero_rows: int = 0
+    """Rows of zeros, which `nmse`, `cosine` and `l2_ratio` leave out; absent from files of versions that had no figures
+    where there were any."""
+    fvu: FiniteFloat | None
+    """None, as `explained_variance`: the rows are all alike."""
+    explained_variance: FiniteFloat | None
+    nmse: FiniteFloat | None
+    """None, as `cosine` and `l2_ratio`: all rows are zeros."""
+    cosine: FiniteFloat | None
+    l2_ratio: FiniteFloat | None
     relative_reconstruction_bias: FiniteFloat | None
     l0: FiniteFloat
     l1: FiniteFloat
@@ -98,7 +103,8 @@ class PositionBin(_Frozen):
     rows: int
     norm: FiniteFloat
     """Mean of ‖x‖."""
-    nmse: FiniteFloat
+    nmse: FiniteFloat | None
+    """None: all rows are zeros."""
 
 
 class NormBin(_Frozen):
@@ -107,7 +113,8 @@ class NormBin(_Frozen):
     low: FiniteFloat
     high: FiniteFloat
     rows: int
-    nmse: FiniteFloat
+    nmse: FiniteFloat | None
+    """None: all rows are zeros."""
     share_of_error: FiniteFloat
     """Of Σ‖x − x̂‖² over all rows."""
     share_of_variance: FiniteFloat
@@ -176,6 +183,8 @@ class Evaluation(_Frozen):
     text: Text
 
     rows: int
+    zero_rows: int = 0
+    """As in `Subset`."""
     fvu: FiniteFloat
     explained_variance: FiniteFloat
     nmse: FiniteFloat

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from olmoscope.errors import UserError
 from olmoscope.evaluate.parts import NAMES as PARTS
 from olmoscope.evaluate.sequences import Sequences
 
@@ -35,6 +36,21 @@ class LayerSurvey:
     largest_norm: float
 
     @classmethod
+    def refusing(cls, mean_D: Tensor, norms_N: np.ndarray, where: str) -> "LayerSurvey":
+        """The same of rows that are to be measured.
+
+        Args:
+            where: whose rows they are, for the message.
+
+        Raises:
+            UserError: they are not finite, or all zeros.
+        """
+        refuse_not_finite(norms_N, where)
+        if not norms_N.any():
+            raise UserError(f"{where}: all {len(norms_N):,} rows are zeros, so there is nothing to reconstruct")
+        return cls.of(mean_D, norms_N)
+
+    @classmethod
     def of(cls, mean_D: Tensor, norms_N: np.ndarray) -> "LayerSurvey":
         """From the mean and the norms of all rows."""
         edges = np.quantile(norms_N, np.arange(1, 10) / 10)
@@ -44,6 +60,17 @@ class LayerSurvey:
     @property
     def outlier_norm(self) -> float:
         return OUTLIER * self.median_norm
+
+
+def refuse_not_finite(norms_N: np.ndarray, where: str) -> None:
+    """Rows of which some are not finite have no mean, so they have no figures.
+
+    Raises:
+        UserError: there are such rows.
+    """
+    if bad := int((~np.isfinite(norms_N)).sum()):
+        raise UserError(f"{where}: {bad:,} of {len(norms_N):,} rows are NaN or infinite; try another precision of the "
+                        "model (float32)")
 
 
 class TokenFacts:

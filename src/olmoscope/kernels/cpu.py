@@ -13,6 +13,7 @@ from torch import Tensor
 
 from olmoscope.kernels import cpu_rows, cpu_topk, cpu_update
 from olmoscope.kernels.compile import call
+from olmoscope.kernels.cpu_candidates import candidate_bytes
 from olmoscope.kernels.cpu_candidates import encode_candidates as encode_candidates
 from olmoscope.kernels.cpu_candidates import quantize as quantize
 from olmoscope.kernels.interface import AdamStep, Moments, Residual, SortedPairs
@@ -39,6 +40,16 @@ def encode_topk(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> t
 
 def rows_at_once(d_sae: int) -> int:
     return max(ROWS_AT_LEAST, PRE_ACTIVATIONS_AT_ONCE // d_sae)
+
+
+def workspace_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: int | None = None) -> int:
+    pre_CF = 4 * min(rows, rows_at_once(d_sae)) * d_sae
+    # Rows of e and u are summed in place but for the parts of hot latents, of which each has more than a part's pairs.
+    parts = 2 * rows * places // cpu_update.PART
+    most = [pre_CF, 16 * d_sae, 4 * (parts + cpu_update.SHARES) * d_model]
+    if margin is not None:
+        most.append(candidate_bytes(rows, d_model, d_sae, places, margin))
+    return max(most)
 
 
 def product(u_CD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor) -> Tensor:

@@ -27,6 +27,14 @@ def quantize(W_enc_FD: Tensor, into: Quantized | None = None) -> Quantized:
     return into
 
 
+def candidate_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: int) -> int:
+    """Of `encode_candidates`, with what it gives back: rows as bytes, biases, one chunk of the product, codes."""
+    tile, block = int(INT8.ROWS), int(INT8.LATENTS)  # rows and latents are rounded up to whole ones
+    chunk = min(rows, max(ROWS_AT_LEAST, PRE_ACTIVATIONS_AT_ONCE // d_sae)) + tile
+    product = 4 * (1 + chunk) * (d_sae + block)
+    return (rows + tile) * (d_model + 8) + product + (4 * chunk + 32 * rows) * (places + margin)
+
+
 def encode_candidates(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, quantized: Quantized, k: int,
                       margin: int) -> tuple[Tensor, Tensor]:
     (rows, width), latents = (len(u_BD), len(quantized.scales_F)), len(W_enc_FD)

@@ -41,9 +41,10 @@ def _residual_rows(first, stop, x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean
             error2 += error * error
             power += x[d] * x[d]
             e[d] = error
-        power = max(power, tiny)
-        loss_B[row] = error2 / power
-        scale = x_BD.dtype.type(2 / (np.float64(rows) * power)) * std
+        zero = power == 0
+        power = max(power, tiny)  # a subnormal one would make the gradient infinite
+        loss_B[row] = 0 if zero else error2 / power
+        scale = one - one if zero else x_BD.dtype.type(2 / (np.float64(rows) * power)) * std
         for d in range(d_model):
             e[d] *= scale
         for place in range(active):

@@ -28,8 +28,9 @@ os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import triton
 
 from olmoscope.kernels import cuda_kernels as kernels
+from olmoscope.kernels.cuda_candidates import candidate_bytes
 from olmoscope.kernels.cuda_candidates import encode_candidates as encode_candidates
-from olmoscope.kernels.cuda_topk import topk
+from olmoscope.kernels.cuda_topk import topk, topk_bytes
 
 PRE_ACTIVATIONS_AT_ONCE = 2**28
 """Most elements of the encoder product held at a time (1 GiB in float32)."""
@@ -45,6 +46,21 @@ SHARES = 1056
 
 def rows_at_once(d_sae: int) -> int:
     return max(1, PRE_ACTIVATIONS_AT_ONCE // d_sae)
+
+
+def workspace_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: int | None = None) -> int:
+    pairs, chunk = rows * places, min(rows, rows_at_once(d_sae))
+    W_low_FD = 2 * d_sae * d_model
+    pre_CF = chunk * (4 * d_sae + 2 * d_model) + topk_bytes(chunk, d_sae, places)
+    codes = 20 * pairs  # values and indices as they were found, and the order in which they are given back
+    parts = 2 * pairs // PART
+    update = 4 * (parts + SHARES) * d_model + 56 * parts + 64 * d_sae
+    most = [W_low_FD + max(pre_CF, codes), update, reference.sort_bytes(pairs, d_sae)]
+    if places > MOST_IN_TILE:
+        most.append(reference.residual_bytes(rows, d_model, places))
+    if margin is not None:
+        most += [candidate_bytes(rows, d_model, d_sae, places, margin), reference.quantize_bytes(d_sae, d_model)]
+    return max(most)
 
 
 def product(u_CD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from olmoscope.kernels import cuda_candidates_kernels as kernels
 from olmoscope.kernels.cuda_topk import GROUP, group_tiles, topk_of_groups
 from olmoscope.kernels.interface import Quantized
-from olmoscope.kernels.reference import quantize_rows, scores
+from olmoscope.kernels.reference import quantize_rows, score_bytes, scores
 
 SUMS_AT_ONCE = 2**28
 """Most elements of the product held at a time (1 GiB)."""
@@ -34,6 +34,18 @@ def encode_candidates(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, quanti
         values_BK[chunk], order_CK = exact_CM.topk(k)
         indices_BK[chunk] = chosen_CM.gather(1, order_CK)
     return values_BK.relu_(), indices_BK
+
+
+def candidate_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: int) -> int:
+    """Of `encode_candidates`, with what it gives back: padded copies of weights and inputs, one chunk of the product
+    with the maxima of its groups; then the scores."""
+    chunk, candidates = min(rows, max(1, SUMS_AT_ONCE // d_sae)), places + margin
+    sums = 4 * chunk * (d_sae + -(-d_sae // GROUP))
+    whole_tiles = d_sae % 16 == 0 and chunk >= LEAST_ROWS
+    cut = 0 if whole_tiles else 4 * chunk * d_sae  # the sums without the padding
+    codes = 20 * chunk * candidates + 12 * rows * places
+    product = d_sae * d_model + 6 * chunk * d_model + sums + cut
+    return codes + max(product, score_bytes(chunk, d_model, candidates) if candidates > MOST_IN_TILE else 0)
 
 
 def _candidates(u_CD: Tensor, b_latent_F: Tensor, quantized: Quantized, count: int) -> Tensor:

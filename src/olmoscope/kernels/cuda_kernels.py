@@ -92,13 +92,16 @@ def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B, std_B, loss_B, 
         d = start + column
         x = tl.load(x_BD + row * d_model + d, mask=d < d_model, other=0.0)
         squares += x * x
-    power = tl.maximum(tl.sum(squares), tl.load(tiny))
+    power = tl.sum(squares)
+    zero = power == 0
+    power = tl.maximum(power, tl.load(tiny))  # a subnormal one would make the gradient infinite
     if LAYER_NORM:
         mean = tl.load(mean_B + row)
         std = tl.load(std_B + row)
         scale = 2.0 / (rows * power) * std
     else:
         scale = 2.0 / (rows * power)
+    scale = tl.where(zero, 0.0, scale)
     dz = tl.zeros((K,), dtype=z.dtype)
     errors = tl.zeros((TILE,), dtype=z.dtype)
     for start in range(0, d_model, TILE):
@@ -113,7 +116,7 @@ def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B, std_B, loss_B, 
         e = error * scale
         tl.store(e_BD + row * d_model + d, e, mask=inside)
         dz += tl.sum(w * e[None, :], axis=1)
-    tl.store(loss_B + row, (tl.sum(errors) / power).to(tl.float64))
+    tl.store(loss_B + row, tl.where(zero, 0.0, tl.sum(errors) / power).to(tl.float64))
     tl.store(dz_BK + row * k + place, dz, mask=place < k)
 
 

@@ -36,6 +36,11 @@ def topk(pre_CF: Tensor, values_CK: Tensor, indices_CK: Tensor) -> None:
     topk_of_groups(pre_CF, maxima_CG, values_CK, indices_CK)
 
 
+def topk_bytes(rows: int, width: int, k: int) -> int:
+    """Of `topk`: the maxima, and which groups are chosen."""
+    return 4 * rows * (-(-width // GROUP) + k)
+
+
 def topk_of_groups(pre_CF: Tensor, maxima_CG: Tensor, values_CK: Tensor, indices_CK: Tensor) -> None:
     """The same where the maxima are known."""
     (rows, groups), width, k = maxima_CG.shape, pre_CF.shape[1], values_CK.shape[1]

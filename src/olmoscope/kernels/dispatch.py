@@ -22,11 +22,17 @@ def kernels_for(device: torch.device) -> Kernels:
     """The kernels for tensors on a device.
 
     Raises:
-        UserError: `OLMOSCOPE_KERNELS` names no kernels, or kernels of another device.
+        UserError: `OLMOSCOPE_KERNELS` names no kernels, or kernels of another device; there is no triton.
     """
     name = os.environ.get(VARIABLE) or (device.type if device.type in BACKENDS else "reference")
     if name not in BACKENDS:
         raise UserError(f"{VARIABLE}={name}: there are no such kernels; choose from {', '.join(BACKENDS)}")
     if device.type not in BACKENDS[name]:
         raise UserError(f"{VARIABLE}={name}: these kernels do not run on {device.type}; unset it or choose reference")
-    return cast(Kernels, importlib.import_module(f"olmoscope.kernels.{name}"))
+    try:
+        return cast(Kernels, importlib.import_module(f"olmoscope.kernels.{name}"))
+    except ModuleNotFoundError as error:
+        if error.name != "triton":
+            raise
+        raise UserError("the kernels for CUDA need triton, which is not installed (it exists for Linux only): choose "
+                        "device: cpu, or run this on the machine with the GPU") from error

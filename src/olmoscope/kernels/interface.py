@@ -15,7 +15,7 @@ class Residual:
     """How far the reconstruction of each row is off, and what that asks of the parameters."""
 
     loss_B: Tensor
-    """‖x̂ − x‖² / ‖x‖² of each row, float64."""
+    """‖x̂ − x‖² / ‖x‖² of each row, float64; 0 of a row of zeros, which has no such loss and asks for nothing."""
     e_BD: Tensor
     """dL/d(z W + b_pre) for L = mean of `loss_B`: in a layer-norm SAE, the std of the row is in it."""
     dz_BK: Tensor
@@ -124,6 +124,16 @@ class Kernels(Protocol):
 
     def rows_at_once(self, d_sae: int) -> int:
         """Rows of one chunk of `encode_topk`: no larger `[rows, F]` is ever made."""
+
+    def workspace_bytes(self, rows: int, d_model: int, d_sae: int, places: int, margin: int | None = None) -> int:
+        """Most bytes that one of these functions holds at a time in a step of training with float32 parameters, beside
+        its arguments and what it gives back. What a library keeps for itself is not known, and not counted.
+
+        Args:
+            rows: of a batch.
+            places: of a row's codes, those of all losses together.
+            margin: of `encode_candidates`; None: there are no candidates.
+        """
 
     def product(self, u_CD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor) -> Tensor:
         """The one dense product, u Wᵀ + b, `[C, F]`, of a chunk."""

@@ -82,6 +82,43 @@ def rows_at_once(d_sae: int) -> int:
     return max(1, PRE_ACTIVATIONS_AT_ONCE // d_sae)
 
 
+def workspace_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: int | None = None) -> int:
+    pre_CF = 4 * min(rows, rows_at_once(d_sae)) * d_sae
+    most = [pre_CF, residual_bytes(rows, d_model, places), sort_bytes(rows * places, d_sae),
+            # Of a chunk the gradient, both moments, their old values, new rows, and terms of these; random bits as
+            # 64-bit integers.
+            72 * min(max(GRADIENT_AT_ONCE, d_model), d_sae * d_model)]
+    if margin is not None:
+        weights_FD = 4 * d_sae * d_model
+        most += [weights_FD + 2 * pre_CF + 4 * rows * d_model + 12 * rows * (places + margin),
+                 weights_FD + pre_CF + score_bytes(rows, d_model, places + margin), quantize_bytes(d_sae, d_model)]
+    return max(most)
+
+
+def residual_bytes(rows: int, d_model: int, places: int) -> int:
+    """Of `residual`: squares of all rows, or the dictionary's rows of some."""
+    return max(4 * rows * d_model, _gathered_bytes(rows, d_model, places))
+
+
+def score_bytes(rows: int, d_model: int, candidates: int) -> int:
+    """Of `scores`, with what it gives back and which latents it was asked of."""
+    return _gathered_bytes(rows, d_model, candidates) + 12 * rows * candidates
+
+
+def sort_bytes(pairs: int, d_sae: int) -> int:
+    """Of `sort_pairs`: keys, sorted keys, their order, and as much again for the sort itself."""
+    return 48 * pairs + 8 * d_sae
+
+
+def quantize_bytes(d_sae: int, d_model: int) -> int:
+    """Of `quantize`: all weights in units of their steps, in float32 and as bytes."""
+    return 5 * d_sae * d_model + 8 * d_sae
+
+
+def _gathered_bytes(rows: int, d_model: int, places: int) -> int:
+    return 4 * min(rows * places * d_model, max(PRE_ACTIVATIONS_AT_ONCE, places * d_model))
+
+
 def product(u_CD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor) -> Tensor:
     return torch.addmm(b_latent_F, u_CD, W_enc_FD.T)
 
@@ -96,10 +133,11 @@ def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tens
     if mean_B1 is not None and std_B1 is not None:
         error_BD.mul_(std_B1).add_(mean_B1)
     error_BD.sub_(x_BD)
-    # A row of zeros has no NMSE; the floor keeps it from turning the parameters into NaN.
-    power_B1 = x_BD.square().sum(dim=1, keepdim=True).clamp_min_(torch.finfo(x_BD.dtype).tiny)
-    loss_B = (error_BD.square().sum(dim=1, keepdim=True) / power_B1).squeeze(1).double()
-    scale_B1 = 2 / (len(x_BD) * power_B1)
+    power_B1 = x_BD.square().sum(dim=1, keepdim=True)
+    zero_B1 = power_B1 == 0
+    power_B1.clamp_min_(torch.finfo(x_BD.dtype).tiny)  # a subnormal one would make the gradient infinite
+    loss_B = (error_BD.square().sum(dim=1, keepdim=True) / power_B1).masked_fill_(zero_B1, 0).squeeze(1).double()
+    scale_B1 = (2 / (len(x_BD) * power_B1)).masked_fill_(zero_B1, 0)
     if std_B1 is not None:
         scale_B1 = scale_B1 * std_B1
     e_BD = error_BD.mul_(scale_B1)
@@ -111,8 +149,7 @@ def _code_gradient(e_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD
     rows = max(1, PRE_ACTIVATIONS_AT_ONCE // (W_dec_FD.shape[1] * values_BK.shape[1]))
     for start in range(0, len(e_BD), rows):
         chunk = slice(start, start + rows)
-        W_CKD = W_dec_FD[indices_BK[chunk]]
-        dz_BK[chunk] = torch.bmm(W_CKD, e_BD[chunk].unsqueeze(2)).squeeze(2)
+        dz_BK[chunk] = torch.bmm(W_dec_FD[indices_BK[chunk]], e_BD[chunk].unsqueeze(2)).squeeze(2)
     return dz_BK.mul_(values_BK > 0)
 
 

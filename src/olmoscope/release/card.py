@@ -111,11 +111,13 @@ def _figures(runs: Sequence[FinishedRun]) -> str:
     windows = _numbers({run.evaluation().dead.window for run in runs})
     read = _numbers({run.evaluation().language.rows for run in runs})
     clean = runs[0].evaluation().language.ce_clean
+    zeros = _numbers({rows for run in runs if (rows := run.evaluation().zero_rows)})
+    left_out = f" {zeros} rows of zeros are left out of it: they have no NMSE." if zeros else ""
     return f"""\
 What the columns say:
 
 - **NMSE, explained variance, L0, dead**: on {counts} held-out rows, from documents that were not trained on.
-  NMSE is the mean over rows of ‖x − x̂‖² / ‖x‖² (x not centred); explained variance is 1 − Σ‖x − x̂‖² / Σ‖x −
+  NMSE is the mean over rows of ‖x − x̂‖² / ‖x‖² (x not centred).{left_out} Explained variance is 1 − Σ‖x − x̂‖² / Σ‖x −
   μ‖², with μ the mean over all these rows; L0 is the mean number of active latents of a row; dead is the share
   of latents that did not fire in a window of {windows} tokens.
 - **ΔCE, loss recovered, KL**: what the model does when x̂ takes the place of x, on {read} held-out tokens. ΔCE is by

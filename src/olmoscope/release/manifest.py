@@ -26,7 +26,8 @@ from olmoscope.release.saelens_format import hook_names
 MANIFEST = "manifest.json"
 FORMAT = "olmoscope release"
 VERSION = 1
-HELD_OUT: dict[str, Any] = dict.fromkeys(("rows", "nmse", "fvu", "explained_variance", "cosine", "intervals"), True) | {
+HELD_OUT: dict[str, Any] = dict.fromkeys(
+    ("rows", "zero_rows", "nmse", "fvu", "explained_variance", "cosine", "intervals"), True) | {
     "l0": {"mean"}, "dead": {"share", "window"},
     "language": {"rows", "predictions", "ce_clean", "ce_spliced", "ce_zero", "ce_mean", "delta_ce",
                  "loss_recovered_zero", "loss_recovered_mean", "kl", "intervals"}}

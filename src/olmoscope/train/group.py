@@ -20,19 +20,19 @@ from olmoscope.activations.store import Store
 from olmoscope.activations.stream import Stream, deal
 from olmoscope.errors import UserError
 from olmoscope.files import clean_temporary, locked
+from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.prepare import prepare_kernels
 from olmoscope.model.load import pick_device
 from olmoscope.progress import bar, console
 from olmoscope.recipe import SAE, Recipe
 from olmoscope.train.derived import batch_of
 from olmoscope.train.interrupt import deferred_interrupts
+from olmoscope.train.memory import training_memory
 from olmoscope.train.run import Run, refuse_other_run, refuse_other_store, run_folder
 from olmoscope.train.trackers import TrackerName, open_tracker
 
-FIT_SHARE = 0.85
-"""Of the free memory, what parameters and moments may take: the rest is for batches and the step's own chunks."""
-STATE_BYTES = {"float32": 12, "bfloat16": 8}
-"""Of each parameter: itself in float32, and Adam's two moments in `train.moments`."""
+FIT_SHARE = 0.9
+"""Of the free memory, what training may take: the rest is for batches on their way, and for what libraries keep."""
 
 
 def train_from_store(recipe: Recipe, saes: list[SAE], store: Store, out: Path,
@@ -158,11 +158,11 @@ def how_many(recipe: Recipe, saes: list[SAE], d_model: int, device: torch.device
     if recipe.train.together != "fit":
         return recipe.train.together
     free = FIT_SHARE * _free_memory(device)
-    count = 0
+    count = held = step = 0
     for sae in saes:
-        free -= STATE_BYTES[recipe.train.moments] * sae.parameters(d_model)
-        free -= sae.d_sae * d_model if recipe.train.candidates else 0  # the encoder in 8 bits
-        if free < 0:
+        needed = training_memory(recipe, sae, d_model, kernels_for(device))
+        held, step = held + needed.held, max(step, needed.step)
+        if held + step > free:
             break
         count += 1
     return max(1, count)

@@ -1,0 +1,60 @@
+"""What an SAE in training takes on its device: what stays between steps, and what is there at the fullest of one.
+
+d = d_model, F = d_sae, B = rows of a batch, K = places of a row's codes.
+
+    held    12 (F d + F + d) of parameters and Adam's moments (8 F d if those of the matrix are bfloat16; 2 F d where
+            weights are untied), 8 F of when each latent last fired, 9 F of which are dead for an auxiliary loss; with
+            candidates F d of the encoder in 8 bits
+    step    6 arrays [B, d] in float32, 40 B K of codes (four times as many where their number varies), and the kernels'
+            own workspace; with an auxiliary loss 6 more arrays, its codes, and 4 F d (the encoder's rows of dead
+            latents, if all are); with Matryoshka prefixes 3 more arrays and codes for each
+
+Several SAEs that train together hold all that they hold, and make their steps one after the other.
+"""
+
+from dataclasses import dataclass
+
+from olmoscope.kernels.interface import Kernels
+from olmoscope.recipe import SAE, Recipe
+from olmoscope.train.activation_rules import CAP
+from olmoscope.train.derived import settled
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes of one SAE."""
+
+    state: int
+    """Parameters and Adam's two moments: what a checkpoint has on disk."""
+    held: int
+    """Between steps, the state among it."""
+    step: int
+    """Besides, at the fullest moment of a step."""
+
+
+def training_memory(recipe: Recipe, sae: SAE, d_model: int, kernels: Kernels) -> TrainingMemory:
+    """Of an SAE of a recipe.
+
+    Args:
+        kernels: of the device that it would be trained on.
+    """
+    train = settled(recipe, sae)
+    batch, matrix = train.batch, sae.d_sae * d_model
+    biases = sae.d_sae * (2 if sae.activation == "jumprelu" else 1) + d_model
+    moments = 2 * (2 if train.moments == "bfloat16" else 4)
+    state = (4 + moments) * (sae.parameters(d_model) - biases) + 12 * biases
+    held = state + (8 + (9 if train.auxiliary else 0)) * sae.d_sae
+    places = sae.k * (CAP if sae.activation in ("batchtopk", "jumprelu") else 1)
+    arrays, gathered = 6, 0
+    if sae.matryoshka:  # u and e once more for each prefix, and another e while it is decoded
+        arrays += 3 * len(sae.matryoshka) + 2
+        places *= 1 + len(sae.matryoshka)
+    if train.candidates:
+        held += matrix + 16 * sae.d_sae
+    if train.auxiliary and train.auxiliary.weight:
+        arrays += 6
+        places += train.auxiliary.k
+        gathered = 4 * matrix
+    workspace = kernels.workspace_bytes(batch, d_model, sae.d_sae, places,
+                                        train.candidates.margin if train.candidates else None)
+    return TrainingMemory(state, held, arrays * 4 * batch * d_model + 40 * batch * places + gathered + workspace)

@@ -1,0 +1,94 @@
+"""What training is said to take, against what steps of every kind really allocate; and how many SAEs that lets in."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from allocations import Allocations, pretend_cuda
+from helpers import recipe
+from olmoscope.kernels.dispatch import kernels_for
+from olmoscope.sae.topk import initialize
+from olmoscope.train.adam import Adam
+from olmoscope.train.derived import settled
+from olmoscope.train.group import FIT_SHARE, how_many
+from olmoscope.train.memory import training_memory
+from olmoscope.train.step import Step
+
+D_MODEL = 96
+KINDS = {
+    "plain": ({}, {}), "layer norm": ({"normalize": "layer_norm"}, {}), "untied": ({"weights": "untied"}, {}),
+    "bfloat16 moments": ({}, {"moments": "bfloat16"}), "no auxiliary": ({"weights": "untied"}, {"auxiliary": None}),
+    "candidates": ({}, {"candidates": {"margin": 24}}), "batchtopk": ({"activation": "batchtopk"}, {}),
+    "jumprelu": ({"activation": "jumprelu"}, {}), "matryoshka": ({"matryoshka": [0.1, 0.5]}, {}),
+    "groupmax": ({"activation": "groupmax"}, {})}
+
+
+def job(kind, d_sae, batch):
+    sae, train = KINDS[kind]
+    return recipe(Path("corpus"), saes=[{"layer": 1, "d_sae": d_sae, "k": 8} | sae],
+                  train={"batch": batch, "scale_biases": False} | train)
+
+
+def taken(job, kernels, device):
+    """Bytes between steps, and beside them at the fullest moment of one."""
+    sae, train = job.saes[0], settled(job, job.saes[0])
+    x_BD = torch.randn(train.batch, D_MODEL, device=device)
+    with Allocations() as held:
+        fresh = initialize(D_MODEL, sae.d_sae, sae.k, sae.normalize, torch.zeros(D_MODEL, device=device), 0,
+                           tied=sae.weights == "tied")
+        step = Step(fresh, Adam.of(train), train.auxiliary, kernels, train.candidates, sae.activation, sae.matryoshka)
+        step.count = 1  # what the first step decides is not to be had of tensors without content
+        if step.auxiliary is not None:  # the worst case: all are dead
+            step.auxiliary.dead_F[:] = True
+            step.auxiliary.dead_M = torch.arange(sae.d_sae, device=device)
+        step(x_BD, 1e-3)  # the encoder in 8 bits stays from the first step on
+    with Allocations() as seen:
+        step(x_BD, 1e-3)
+    return held.now, seen.peak
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("d_sae", "batch"), [(8000, 64), (512, 2048)])
+@pytest.mark.parametrize("name", ["reference", "cpu", "cuda"])
+def test_a_step_takes_what_is_said(name, d_sae, batch, kind):
+    kernels = pytest.importorskip(f"olmoscope.kernels.{name}")
+    job_ = job(kind, d_sae, batch)
+    said = training_memory(job_, job_.saes[0], D_MODEL, kernels)
+    if name == "cuda":
+        with pretend_cuda() as device:
+            held, step = taken(job_, kernels, device)
+    else:
+        held, step = taken(job_, kernels, "cpu")
+    assert 0.3 * said.step <= step <= said.step  # what sorting takes for itself is not seen
+    assert held <= said.held + 100, "a few scalars are not counted"
+    if name == "cuda":  # elsewhere the matrix is numpy's, and not seen
+        assert held == pytest.approx(said.held, rel=0.01)
+
+
+def test_as_many_at_once_as_fit(monkeypatch):
+    job_ = recipe(Path("corpus"), saes=[{"layer": 1, "d_sae": 512, "k": 8}, {"layer": 1, "d_sae": 256, "k": 4},
+                                        {"layer": 7, "d_sae": 1024, "k": 4}])
+    cpu = torch.device("cpu")
+    assert how_many(job_, job_.saes, 128, cpu) == 3
+    two = job_.model_copy(update={"train": job_.train.model_copy(update={"together": 2})})
+    assert how_many(two, job_.saes, 128, cpu) == 2
+    kernels = kernels_for(cpu)
+    one, _, three = (training_memory(job_, sae, 128, kernels) for sae in job_.saes)
+    assert one.state == 12 * (512 * 128 + 512 + 128) < one.held
+    assert three.step > one.step >= kernels.workspace_bytes(128, 128, 512, 8)
+    needed = [training_memory(job_, sae, 128, kernels) for sae in job_.saes]
+    for count in (1, 2, 3):  # each holds its own; they make their steps one after the other
+        some = needed[:count]
+        enough = sum(each.held for each in some) + max(each.step for each in some)
+        for free, fit in ((enough + 1, count), (enough - 1, max(1, count - 1))):
+            monkeypatch.setattr("olmoscope.train.group._free_memory", lambda device, free=free: free / FIT_SHARE)
+            assert how_many(job_, job_.saes, 128, cpu) == fit
+
+
+def test_candidates_need_room_for_a_second_encoder():
+    kernels = kernels_for(torch.device("cpu"))
+    plain, candidates = (training_memory(job_, job_.saes[0], D_MODEL, kernels)
+                         for job_ in (job("plain", 512, 64), job("candidates", 512, 64)))
+    assert candidates.state == plain.state
+    assert candidates.held - plain.held >= 512 * D_MODEL
