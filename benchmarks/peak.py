@@ -54,18 +54,19 @@ def _multiply_and_add(context, rounds):
 @numba.njit(parallel=True, nogil=True)
 def _run(out, rounds):
     for thread in prange(len(out)):
-        out[thread] = _multiply_and_add(rounds)
+        out[thread] = _multiply_and_add(rounds[thread])  # of its own, or it would be done once for all
 
 
 def float32_peak(threads: int) -> float:
     """Operations a second of so many threads together (a fused multiply-add is two); the best of five."""
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     out = np.empty(threads, np.float32)
-    _run(out, 1000)
+    rounds = np.full(threads, ROUNDS)
+    _run(out, rounds)
     seconds = []
     for _ in range(5):
         started = time.perf_counter()
-        _run(out, ROUNDS)
+        _run(out, rounds)
         seconds.append(time.perf_counter() - started)
     torch.set_num_threads(threads)  # numba shares torch's OpenMP
     return 2 * threads * ROUNDS * SUMS * LANES / min(seconds)

@@ -1,10 +1,10 @@
 """How many threads the libraries use, and how they wait: set before torch is loaded, for it reads this only once.
 
     how many    as many as this process may use: its affinity, and the quota of its container (cgroup)
-    waiting     asleep, not spinning. An OpenMP thread that waits for the others at the end of a loop spins for
-                milliseconds by default. Where another process wants the core, the spinning takes the time of the very
-                thread that is waited for: training beside one busy process a core ran at a sixth of its speed
-                (benchmarks/README.md). On an idle machine it makes no difference that we could measure.
+    waiting     a thread that waits for the others at the end of a loop spins for some microseconds, then sleeps. By
+                default it spins for milliseconds. Where another process wants the core, that takes the time of the very
+                thread that is waited for (benchmarks/README.md, "Busy neighbours"); never to spin at all costs up to a
+                fifth on an idle machine.
 
 Whatever the environment says already is kept. Children inherit what is set here.
 """
@@ -19,8 +19,8 @@ QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Of the control group, version 2: microseconds of processor time (or `max`) in each period."""
 COUNTS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")
 """Of torch, which our numba kernels follow (kernels/compile.py), and of tokenizers."""
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_BLOCKTIME": "0"}
-"""Any OpenMP; Intel's, which has a setting of its own."""
+WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "0"}
+"""Any OpenMP; how often GNU's looks before it sleeps all the same; Intel's, in milliseconds."""
 
 
 def usable_processors(quota: Path = QUOTA) -> int:
