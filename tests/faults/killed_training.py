@@ -69,7 +69,9 @@ def ended(pid: int) -> bool:
 
 
 def main() -> None:
-    torch.set_num_threads(1)
+    # OMP_NUM_THREADS says that there is one thread. torch.set_num_threads would make a pool, and a forked process whose
+    # threads find that pool at the same moment ends in "Invalid thread pool".
+    assert torch.get_num_threads() == 1
     if MODE == "live":
         load_tokenizer(RECIPE.model)
         load_model(RECIPE.model, 0, torch.device("cpu"))  # what transformers imports late
