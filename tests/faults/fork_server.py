@@ -40,7 +40,11 @@ def start(request: dict) -> int:
     os.dup2(output, 2)
     status = 70
     try:
+        from numba.np.ufunc import parallel
+
         from olmoscope.cli import main as command
+
+        parallel._set_init_process_lock()  # a command that is killed while it holds the lock must not stop the next
 
         for name, value in request["constants"].items():
             module, constant = name.rsplit("__", 1)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 import transformers.models.olmo3.modeling_olmo3  # noqa: F401
+from numba.np.ufunc import parallel
 
 from olmoscope.activations.store import open_store
 from olmoscope.files import write_json
@@ -36,6 +37,11 @@ def start(out: Path) -> int:
     pid = os.fork()
     if pid:
         return pid
+    # torch makes its thread pool anew after a fork, but not safely where several threads ask for it first, as those do
+    # that load a model: "Invalid thread pool". Now there is one thread.
+    torch.set_num_threads(1)
+    # numba's lock is shared with forked processes: one that is killed while it holds it would stop all after it.
+    parallel._set_init_process_lock()
     log = os.open(FOLDER / "stderr.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -69,9 +75,7 @@ def ended(pid: int) -> bool:
 
 
 def main() -> None:
-    # OMP_NUM_THREADS says that there is one thread. torch.set_num_threads would make a pool, and a forked process whose
-    # threads find that pool at the same moment ends in "Invalid thread pool".
-    assert torch.get_num_threads() == 1
+    torch.set_num_threads(1)
     if MODE == "live":
         load_tokenizer(RECIPE.model)
         load_model(RECIPE.model, 0, torch.device("cpu"))  # what transformers imports late
