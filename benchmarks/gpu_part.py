@@ -128,7 +128,7 @@ class Peak:
 
 
 def median_and_quartiles(seconds: list[float]) -> dict[str, Any]:
-    """Of times, in ms."""
+    """Median and quartiles of some times, in milliseconds."""
     low, _, high = statistics.quantiles(seconds, n=4)
     return {"ms": statistics.median(seconds) * 1e3, "quartiles_ms": [low * 1e3, high * 1e3]}
 

@@ -57,7 +57,7 @@ WORK = [
     Work(r"bfloat16_copy|bfloat16.*copy", bytes=lambda shape: 6 * (matrix(shape) + shape.batch * shape.d_model)),
     Work(r"CUDAFunctor_add|aten::add_", bytes=lambda shape: 8 * scores(shape)),
 ]
-"""Of a kernel that several patterns fit, the first counts. The last one adds the bias to the product."""
+"""Where several patterns match a kernel, the first one counts. The last one adds the bias to the product."""
 
 
 def main() -> None:

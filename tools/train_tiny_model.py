@@ -44,8 +44,8 @@ from transformers import (
 )
 
 from olmoscope.files import write_text
-from olmoscope.recipe import ChatSource
 from olmoscope.recipe_file import load_recipe
+from olmoscope.recipe_sources import ChatSource
 from olmoscope.text.chat import render
 from olmoscope.text.document import Document
 from olmoscope.text.split import is_held_out

@@ -44,7 +44,7 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def options(version: Annotated[bool, typer.Option(
         "--version", callback=_show_version, is_eager=True, help="Show the version and exit.")] = False) -> None:
-    """What stands before a command."""
+    """Options that come before a command."""
 
 
 @app.command()

@@ -5,7 +5,9 @@ import json
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
+
+from olmoscope.recipe_sources import Frozen, Source
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -13,61 +15,7 @@ Activation = Literal["topk", "batchtopk", "jumprelu", "groupmax"]
 StoreDtype = Literal["bfloat16", "float32", "float16", "float8_e4m3"]
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DolmaSource(_Frozen):
-    """Text in Dolma's format: one JSON object a line with `text` (and `id`), `.json.gz`, `.jsonl` or `.zst`."""
-
-    kind: Literal["dolma"]
-    name: str
-    paths: list[str] = []
-    """Local files or globs."""
-    url_list: str | None = None
-    """A list of shard addresses, one a line: a local file, an http(s) address or `hf://datasets/OWNER/NAME/FILE`."""
-
-
-class ChatSource(_Frozen):
-    """Chats in parquet shards: a column `messages`, a list of `{role, content}`."""
-
-    kind: Literal["chat"]
-    name: str
-    paths: list[str] = []
-    """Local files or globs."""
-    repo: str | None = None
-    """A hub dataset repository, `OWNER/NAME`, whose files match `files`."""
-    revision: str | None = None
-    """A branch, tag or commit of the repository."""
-    files: str = "data/*.parquet"
-    format: Literal["plain", "chatml"] = "plain"
-    """How messages become text: `role: content` paragraphs, or ChatML (`<|im_start|>role`, `<|im_end|>`)."""
-
-
-class HubSource(_Frozen):
-    """Any dataset on the hub, streamed through the `datasets` library."""
-
-    kind: Literal["hub"]
-    name: str
-    repo: str
-    config: str | None = None
-    split: str = "train"
-    revision: str | None = None
-    column: str = "text"
-
-
-class FilesSource(_Frozen):
-    """Plain text files, one document each."""
-
-    kind: Literal["files"]
-    name: str
-    paths: list[str]
-
-
-Source = Annotated[DolmaSource | ChatSource | HubSource | FilesSource, Field(discriminator="kind")]
-
-
-class Text(_Frozen):
+class Text(Frozen):
     """Where documents come from and how they are mixed."""
 
     sources: Annotated[list[Source], Field(min_length=1)]
@@ -89,15 +37,14 @@ class Text(_Frozen):
         return self
 
 
-class Tokens(_Frozen):
+class Tokens(Frozen):
     """How documents become sequences, and sequences segments of the store."""
 
     count: Count
     """Training tokens."""
     held_out: Count
     """Held-out tokens, for evaluation."""
-    chunk_lengths: Annotated[list[tuple[Count, Count]], Field(min_length=1)] = [
-        (512, 2048), (3500, 5000), (7000, 8192)]
+    chunk_lengths: list[tuple[Count, Count]] = Field([(512, 2048), (3500, 5000), (7000, 8192)], min_length=1)
     """Buckets (shortest, longest): each sequence's length is uniform in a bucket chosen at random."""
     documents: Literal["share", "apart"] = "share"
     """Whether the documents in one sequence attend to each other, or each is seen as if alone."""
@@ -125,7 +72,7 @@ class Tokens(_Frozen):
         return self
 
 
-class Model(_Frozen):
+class Model(Frozen):
     """The language model whose residual stream is read."""
 
     name: str
@@ -144,7 +91,7 @@ class Model(_Frozen):
     results differ in their last bits."""
 
 
-class Activations(_Frozen):
+class Activations(Frozen):
     """What the store keeps."""
 
     layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
@@ -165,7 +112,7 @@ class Activations(_Frozen):
                 "float8_e4m3": d_model + 4}[self.dtype]
 
 
-class SAE(_Frozen):
+class SAE(Frozen):
     """One sparse autoencoder to train."""
 
     layer: Annotated[int, Field(ge=0)]
@@ -175,7 +122,7 @@ class SAE(_Frozen):
     """Which latents are active: the k largest of each row (`topk`); the k largest a row on average over a batch
     (`batchtopk`); those over a learned threshold of their own, k a row on average (`jumprelu`); the largest of each of
     k groups (`groupmax`; SAELens has no such SAE, so it cannot be exported)."""
-    matryoshka: list[Annotated[float, Field(gt=0, lt=1)]] = []
+    matryoshka: list[Annotated[float, Field(gt=0, lt=1)]] = Field([])
     """Shares of the latents, ascending, such as [0.0625, 0.25]: the first latents up to each, and all of them, are
     trained to be an SAE of their own."""
     normalize: Literal["none", "layer_norm"] = "none"
@@ -223,7 +170,7 @@ class SAE(_Frozen):
 _NORMALIZE_NAMES = {"none": "raw", "layer_norm": "layernorm"}
 
 
-class Filter(_Frozen):
+class Filter(Frozen):
     """Which rows training leaves out. The store holds them all; the share left out is reported.
 
     Nothing by default: on the tiny model no norm is over 1.6 times the median, and leaving out special tokens made
@@ -240,7 +187,7 @@ class Filter(_Frozen):
     all its SAEs see the same tokens). Needs a store."""
 
 
-class Live(_Frozen):
+class Live(Frozen):
     """Training straight from the model, without a store of activations."""
 
     rows: Count = 2**18
@@ -249,7 +196,7 @@ class Live(_Frozen):
     """Where they are held: in memory, or on the device that trains."""
 
 
-class Auxiliary(_Frozen):
+class Auxiliary(Frozen):
     """The auxiliary loss by which dead latents learn what the others leave (train/auxiliary.py)."""
 
     weight: Annotated[float, Field(ge=0)] | None = None
@@ -269,7 +216,7 @@ MOST_MARGIN = 448
 """Of candidates: more of them cost more than the exact product."""
 
 
-class Candidates(_Frozen):
+class Candidates(Frozen):
     """The encoder's product in int8, which proposes latents; their exact scores decide (train/candidates.py)."""
 
     margin: Annotated[int, Field(ge=0, le=MOST_MARGIN)] = 16
@@ -277,7 +224,7 @@ class Candidates(_Frozen):
     training, they become more."""
 
 
-class Train(_Frozen):
+class Train(Frozen):
     """How every SAE of the recipe is trained. What is null is found from width, k and tokens (train/derived.py)."""
 
     batch: Count | None = None
@@ -327,7 +274,7 @@ class Train(_Frozen):
         return self
 
 
-class Evaluate(_Frozen):
+class Evaluate(Frozen):
     """How finished SAEs are measured. No weights depend on it."""
 
     tokens: Count = 100_000
@@ -335,7 +282,7 @@ class Evaluate(_Frozen):
     reconstruction and ablation in turn. Figures of reconstruction are of all held-out rows."""
 
 
-class Release(_Frozen):
+class Release(Frozen):
     """What the release is called."""
 
     name: str
@@ -343,7 +290,7 @@ class Release(_Frozen):
     """The hub repository that users will load from, `OWNER/NAME`."""
 
 
-class Recipe(_Frozen):
+class Recipe(Frozen):
     """Everything that decides the result of a run, and the device it runs on."""
 
     name: str
@@ -387,7 +334,7 @@ class Recipe(_Frozen):
 
     def store_hash(self) -> str:
         """Identifies what decides the bytes of the activation store; `model.dtype` must be settled."""
-        assert self.model.dtype != "auto", "settle the recipe first (model/dtype.py)"
+        assert self.model.dtype != "auto", "settle the recipe first (pipeline.py)"
         return _hash(self.model_dump(mode="json", include={"seed", "text", "tokens", "model", "activations"}))
 
     def run_hash(self, sae: SAE) -> str:

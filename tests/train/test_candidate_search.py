@@ -156,23 +156,27 @@ def test_the_trial_looks_at_the_clock(small_store, tmp_path):
     assert 0 < verdict["exact_ms"] < 1e4 and 0 < verdict["candidates_ms"] < 1e4
 
 
-def test_a_run_that_goes_on_keeps_the_verdict(small_store, tmp_path, monkeypatch):
-    """Stopped right after the verdict, before the first checkpoint that knows of it: no second trial."""
+@pytest.mark.parametrize("checkpoint_every", [3, 1000])
+@pytest.mark.parametrize("candidates_ms", [1.0, 3.0])
+def test_a_run_that_goes_on_keeps_the_verdict(candidates_ms, checkpoint_every, small_store, tmp_path, monkeypatch):
+    """Killed after the verdict, with a checkpoint from before it or with none: the same weights as never killed,
+    whatever the clock says the second time."""
     job, store = small_store
-    monkeypatch.setattr(Trial, "verdict", lambda self: Verdict(exact_ms=2.0, candidates_ms=3.0))
+    job = job.model_copy(update={"train": job.train.model_copy(update={"checkpoint_every": checkpoint_every})})
+    monkeypatch.setattr(Trial, "verdict", lambda self: Verdict(exact_ms=2.0, candidates_ms=candidates_ms))
     whole = weights(job, store, tmp_path / "whole")
     run = run_folder(tmp_path / "out", job.saes[0])
     train_on = Run.train_on
 
     def stop(self, *arguments):
         train_on(self, *arguments)
-        if self.step.count == TRIAL_STEPS:
+        if self.step.count == TRIAL_STEPS + 1:
             raise SystemExit
 
     with monkeypatch.context() as patch:
         patch.setattr(Run, "train_on", stop)
         with pytest.raises(SystemExit):
             weights(job, store, tmp_path / "out")
-    assert (run / "candidates.json").exists() and checkpoints(run)[0].stem.endswith("3")
-    monkeypatch.setattr(Trial, "verdict", lambda self: Verdict(exact_ms=2.0, candidates_ms=1.0))
+    assert (run / "candidates.json").exists() and len(checkpoints(run)) == (checkpoint_every == 3)
+    monkeypatch.setattr(Trial, "verdict", lambda self: Verdict(exact_ms=2.0, candidates_ms=4 - candidates_ms))
     assert weights(job, store, tmp_path / "out") == whole

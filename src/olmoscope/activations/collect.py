@@ -205,6 +205,7 @@ def _finish(store: Path, index: dict[str, Any]) -> None:
 def make_manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer: Tokenizer,
                   index: dict[str, Any]) -> Manifest:
     """What a store of this recipe is, still unfinished."""
+    assert recipe.model.dtype != "auto", "settle the recipe first (pipeline.py)"
     identity = ModelIdentity(name=recipe.model.name, revision=model.revision, architecture=model.architecture,
                              d_model=model.d_model, num_layers=model.num_layers, layers_path=model.layers_path)
     sources = {name: SourceCount(documents=counts["documents"], tokens=counts["tokens"])
@@ -212,6 +213,5 @@ def make_manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer: T
     return Manifest(model=identity, tokenizer_hash=tokenizer.hash(), special_token_ids=tokenizer.special_ids(),
                     recipe_hash=recipe.store_hash(), split=split,
                     layers=recipe.activations.layers, dtype=recipe.activations.dtype,
-                    model_dtype=None if recipe.model.dtype == "auto" else recipe.model.dtype,
-                    segments=len(index["rows"]),
+                    model_dtype=recipe.model.dtype, segments=len(index["rows"]),
                     rows=sum(index["rows"]), sources=sources, finished=False, provenance=provenance(dated=False))

@@ -25,7 +25,7 @@ class KeptSums:
     def __init__(self, path: Path, identity: str, tensors: dict[str, Tensor]) -> None:
         """
         Args:
-            identity: of the evaluation; a file of another one, or with other tensors, is not gone on with.
+            identity: identifies the evaluation. A file of another evaluation, or with other tensors, is ignored.
         """
         self.path = path
         shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}

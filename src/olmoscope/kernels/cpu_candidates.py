@@ -28,7 +28,7 @@ def quantize(W_enc_FD: Tensor, into: Quantized | None = None) -> Quantized:
 
 
 def candidate_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: int) -> int:
-    """Of `encode_candidates`, with what it gives back: rows as bytes, biases, one chunk of the product, codes."""
+    """Workspace and result of `encode_candidates`: rows as bytes, biases, one chunk of the product, codes."""
     tile, block = int(INT8.ROWS), int(INT8.LATENTS)  # rows and latents are rounded up to whole ones
     chunk = min(rows, max(ROWS_AT_LEAST, PRE_ACTIVATIONS_AT_ONCE // d_sae)) + tile
     product = 4 * (1 + chunk) * (d_sae + block)

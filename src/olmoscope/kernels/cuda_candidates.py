@@ -37,7 +37,7 @@ def encode_candidates(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, quanti
 
 
 def candidate_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: int) -> int:
-    """Of `encode_candidates`, with what it gives back: padded copies of weights and inputs, one chunk of the product
+    """Workspace and result of `encode_candidates`: padded copies of weights and inputs, and one chunk of the product
     with the maxima of its groups; then the scores."""
     chunk, candidates = min(rows, max(1, SUMS_AT_ONCE // d_sae)), places + margin
     sums = 4 * chunk * (d_sae + -(-d_sae // GROUP))

@@ -37,7 +37,7 @@ def topk(pre_CF: Tensor, values_CK: Tensor, indices_CK: Tensor) -> None:
 
 
 def topk_bytes(rows: int, width: int, k: int) -> int:
-    """Of `topk`: the maxima, and which groups are chosen."""
+    """Workspace of `topk`: the maxima of the groups, and which groups were chosen."""
     return 4 * rows * (-(-width // GROUP) + k)
 
 

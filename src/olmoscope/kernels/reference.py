@@ -96,22 +96,22 @@ def workspace_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: in
 
 
 def residual_bytes(rows: int, d_model: int, places: int) -> int:
-    """Of `residual`: squares of all rows, or the dictionary's rows of some."""
+    """Workspace of `residual`: the squares of all rows, or the gathered dictionary rows of one chunk."""
     return max(4 * rows * d_model, _gathered_bytes(rows, d_model, places))
 
 
 def score_bytes(rows: int, d_model: int, candidates: int) -> int:
-    """Of `scores`, with what it gives back and which latents it was asked of."""
+    """Workspace of `scores`, including its result and the indices it is given."""
     return _gathered_bytes(rows, d_model, candidates) + 12 * rows * candidates
 
 
 def sort_bytes(pairs: int, d_sae: int) -> int:
-    """Of `sort_pairs`: keys, sorted keys, their order, and as much again for the sort itself."""
+    """Workspace of `sort_pairs`: keys, sorted keys, their order, and as much again for the sort itself."""
     return 48 * pairs + 8 * d_sae
 
 
 def quantize_bytes(d_sae: int, d_model: int) -> int:
-    """Of `quantize`: all weights in units of their steps, in float32 and as bytes."""
+    """Workspace of `quantize`: all weights in units of their steps, in float32 and as bytes."""
     return 5 * d_sae * d_model + 8 * d_sae
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from olmoscope.errors import UserError
-from olmoscope.recipe import HubSource
+from olmoscope.recipe_sources import HubSource
 from olmoscope.text.chat import row_of_messages
 from olmoscope.text.hub_files import explained
 from olmoscope.text.row import Malformed, Row, checked

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from olmoscope import recipe
+from olmoscope import recipe_sources
 from olmoscope.errors import UserError
 from olmoscope.text import chat, dolma, hub_files, plain
 from olmoscope.text.download import fetch, is_remote
@@ -25,7 +25,7 @@ class Source:
     """`read(shard, start)`: the rows of a shard from row `start` on; fetches the shard if it is not here yet."""
 
 
-def resolve(source: recipe.Source) -> Source:
+def resolve(source: recipe_sources.Source) -> Source:
     """List a source's shards. Lists are fetched now, shards only when they are read.
 
     Raises:
@@ -33,7 +33,7 @@ def resolve(source: recipe.Source) -> Source:
             known format.
     """
     match source:
-        case recipe.DolmaSource():
+        case recipe_sources.DolmaSource():
             addresses = _local(source.name, source.paths)
             if source.url_list is not None:
                 addresses += _listed(source.name, source.url_list)
@@ -42,7 +42,7 @@ def resolve(source: recipe.Source) -> Source:
                     raise UserError(f"source {source.name}: {address} is not a Dolma shard; its name must end in one "
                                     f"of {' '.join(dolma.SUFFIXES)}")
             return _of_files(source.name, addresses, "paths or url_list", dolma.read)
-        case recipe.ChatSource():
+        case recipe_sources.ChatSource():
             addresses = _local(source.name, source.paths)
             if source.repo is not None:
                 found = hub_files.matching(source.repo, source.revision, source.files)
@@ -52,13 +52,13 @@ def resolve(source: recipe.Source) -> Source:
                 addresses += found
             return _of_files(source.name, addresses, "paths or repo",
                              lambda path, name, start: chat.read(path, name, start, source.format))
-        case recipe.HubSource():
+        case recipe_sources.HubSource():
             from olmoscope.text.hub import HubDataset
 
             dataset = HubDataset(source)
             names = [f"{source.repo} shard {shard}" for shard in range(dataset.shards)]
             return Source(source.name, names, names, dataset.read)
-        case recipe.FilesSource():
+        case recipe_sources.FilesSource():
             return _of_files(source.name, _local(source.name, source.paths), "paths", plain.read)
 
 

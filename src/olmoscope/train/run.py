@@ -178,18 +178,18 @@ class Run:
         self._seconds_before = state.get("seconds")
 
     def _begin_trial(self) -> None:
-        """Candidates must win a trial, once in a run; its verdict stands in the folder."""
-        search = self.step.candidates
-        if search is None:
-            return
-        if (path := self.folder / TRIAL).exists():
-            search.settle(Verdict(**read_json(path)))
-        elif self.step.count < TRIAL_STEPS:
-            search.trial = Trial(self.step.sae.W_enc_FD.device)
+        """Candidates must win a trial in the first steps. A checkpoint of a later step holds what came of it."""
+        if self.step.candidates is not None and self.step.count < TRIAL_STEPS:
+            self.step.candidates.trial = Trial(self.step.sae.W_enc_FD.device)
 
     def _end_trial(self, search: CandidateSearch, trial: Trial) -> None:
+        """Take the faster way. A run that was killed before its first checkpoint keeps the verdict that it had."""
+        path = self.folder / TRIAL
+        if path.exists():
+            search.settle(Verdict(**read_json(path)))
+            return
         verdict = trial.verdict()
-        write_json(self.folder / TRIAL, vars(verdict))  # before the next step, the first that depends on it
+        write_json(path, vars(verdict))  # before the next step, the first that depends on it
         search.settle(verdict)
         self.log(str(verdict))
         console.print(f"{self.spec.id}: {verdict}", markup=False, highlight=False,
