@@ -17,6 +17,7 @@ from numba.extending import intrinsic
 
 from olmoscope.kernels.compile import compiled
 from olmoscope.kernels.cpu_quantize import inverse, largest_of, rounded
+from olmoscope.kernels.cpu_tiles import INT, LONG, Tile
 from olmoscope.kernels.interface import Quantized
 from olmoscope.processor import has
 
@@ -30,27 +31,20 @@ ROWS_PER_PIECE = 42 * ROWS
 CENTRE = 128
 LARGEST = 127
 
-_BYTE, _INT, _LONG, _FLOAT = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
-_BYTES, _INTS, _FLOATS = ir.VectorType(_BYTE, 64), ir.VectorType(_INT, 16), ir.VectorType(_FLOAT, 16)
+_BYTES = ir.VectorType(ir.IntType(8), 64)
 
 
-def _spread(builder, scalar, vector_type):
-    """A scalar in all places of a vector of 16."""
-    empty = ir.Constant(vector_type, ir.Undefined)
-    first = builder.insert_element(empty, scalar, ir.Constant(_INT, 0))
-    return builder.shuffle_vector(first, empty, ir.Constant(_INTS, [0] * 16))
-
-
-def _dot4(builder, sums, inputs, weights):
+def _dot4(tile, sums, inputs, weights):
     """sums + the four neighbouring products of unsigned inputs and signed weights, in each of 16 places."""
+    builder = tile.builder
     if FAST:
         name = "llvm.x86.avx512.vpdpbusd.512"
-        function = builder.module.declare_intrinsic(name, (), ir.FunctionType(_INTS, [_INTS, _BYTES, _BYTES]))
-        return builder.call(function, [sums, inputs, weights])
-    wide = ir.VectorType(_INT, 64)
+        kind = ir.FunctionType(tile.ints, [tile.ints, _BYTES, _BYTES])
+        return builder.call(builder.module.declare_intrinsic(name, (), kind), [sums, inputs, weights])
+    wide = ir.VectorType(INT, 64)
     products = builder.mul(builder.zext(inputs, wide), builder.sext(weights, wide))
     for place in range(4):
-        every_fourth = ir.Constant(_INTS, list(range(place, 64, 4)))
+        every_fourth = ir.Constant(tile.ints, list(range(place, 64, 4)))
         sums = builder.add(sums, builder.shuffle_vector(products, ir.Constant(wide, ir.Undefined), every_fourth))
     return sums
 
@@ -61,48 +55,33 @@ def _tile(context, inputs, input_stride, weights, fours, start, scales, bias, in
 
     def generate(target, builder, signature, arguments):
         inputs, input_stride, weights, fours, start, scales, bias, input_scales, out, out_stride = arguments
-
-        def at(base, *offsets):
-            for offset in offsets:
-                base = builder.add(base, ir.Constant(_LONG, offset) if isinstance(offset, int) else offset)
-            return base
-
-        def load(address, kind, align):
-            return builder.load(builder.inttoptr(address, kind.as_pointer()), align=align)
-
-        def times(value, factor):
-            return builder.mul(value, ir.Constant(_LONG, factor))
-
-        vectors = range(VECTORS)
-        first = [load(at(start, 64 * v), _INTS, 4) for v in vectors]
+        tile = Tile(builder, 16)
+        places = [(row, v) for row in range(ROWS) for v in range(VECTORS)]
+        first = [tile.load(tile.at(start, 64 * v), tile.ints, 4) for v in range(VECTORS)]
         before = builder.block
         loop, done = builder.append_basic_block("loop"), builder.append_basic_block("done")
         builder.branch(loop)
+
         builder.position_at_end(loop)
-        number = builder.phi(_LONG)
-        number.add_incoming(ir.Constant(_LONG, 0), before)
-        sums = [[builder.phi(_INTS) for _ in vectors] for _ in range(ROWS)]
-        w = [load(at(weights, times(number, 4 * LATENTS), 64 * v), _BYTES, 1) for v in vectors]
-        new = []
+        number = builder.phi(LONG)
+        sums = {place: builder.phi(tile.ints) for place in places}
+        w = [tile.load(tile.at(weights, tile.times(number, 4 * LATENTS), 64 * v), _BYTES, 1) for v in range(VECTORS)]
+        new = {}
         for row in range(ROWS):
-            four = load(at(inputs, times(input_stride, row), times(number, 4)), _INT, 1)
-            x = builder.bitcast(_spread(builder, four, _INTS), _BYTES)
-            new.append([_dot4(builder, sums[row][v], x, w[v]) for v in vectors])
-        following = builder.add(number, ir.Constant(_LONG, 1))
+            four = tile.load(tile.at(inputs, tile.times(input_stride, row), tile.times(number, 4)), INT, 1)
+            x = builder.bitcast(tile.spread(four, tile.ints), _BYTES)
+            for v in range(VECTORS):
+                new[row, v] = _dot4(tile, sums[row, v], x, w[v])
+        following = builder.add(number, ir.Constant(LONG, 1))
+        number.add_incoming(ir.Constant(LONG, 0), before)
         number.add_incoming(following, builder.block)
-        for row in range(ROWS):
-            for v in vectors:
-                sums[row][v].add_incoming(first[v], before)
-                sums[row][v].add_incoming(new[row][v], builder.block)
+        for row, v in places:
+            sums[row, v].add_incoming(first[v], before)
+            sums[row, v].add_incoming(new[row, v], builder.block)
         builder.cbranch(builder.icmp_signed("<", following, fours), loop, done)
+
         builder.position_at_end(done)
-        for row in range(ROWS):
-            scale = _spread(builder, load(at(input_scales, 4 * row), _FLOAT, 4), _FLOATS)
-            for v in vectors:
-                value = builder.fmul(builder.sitofp(new[row][v], _FLOATS), load(at(scales, 64 * v), _FLOATS, 4))
-                value = builder.fadd(builder.fmul(value, scale), load(at(bias, 64 * v), _FLOATS, 4))
-                address = at(out, times(out_stride, row), 64 * v)
-                builder.store(value, builder.inttoptr(address, _FLOATS.as_pointer()), align=4)
+        tile.store_scores(new, scales, bias, input_scales, out, out_stride)
         return target.get_dummy_value()
 
     return types.void(*[types.int64] * 10), generate

@@ -22,6 +22,7 @@ from numba.extending import intrinsic
 
 from olmoscope.kernels.compile import compiled
 from olmoscope.kernels.cpu_quantize import inverse, largest_of, rounded
+from olmoscope.kernels.cpu_tiles import INT, LONG, Tile
 from olmoscope.kernels.interface import Quantized
 
 ROWS = 6
@@ -37,16 +38,8 @@ WEIGHT_NORM = 120.0
 LARGEST_INPUT = 63
 LARGEST_WEIGHT = 127
 
-_BYTE, _SHORT, _INT, _LONG, _FLOAT = (ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType())
+_BYTE, _SHORT = ir.IntType(8), ir.IntType(16)
 _BYTES, _SHORTS = ir.VectorType(_BYTE, 32), ir.VectorType(_SHORT, 16)
-_INTS, _FLOATS = ir.VectorType(_INT, 8), ir.VectorType(_FLOAT, 8)
-
-
-def _spread(builder, scalar, vector_type):
-    """A scalar in all places of a vector of 8."""
-    empty = ir.Constant(vector_type, ir.Undefined)
-    first = builder.insert_element(empty, scalar, ir.Constant(_INT, 0))
-    return builder.shuffle_vector(first, empty, ir.Constant(_INTS, [0] * 8))
 
 
 @intrinsic
@@ -55,75 +48,57 @@ def _tile(context, inputs, input_stride, weights, fours, start, blocks, scales, 
 
     def generate(target, builder, signature, arguments):
         inputs, input_stride, weights, fours, start, blocks, scales, bias, input_scales, out, out_stride = arguments
+        tile = Tile(builder, 8)
+        places = [(row, v) for row in range(ROWS) for v in range(VECTORS)]
         pairs_of_bytes = builder.module.declare_intrinsic("llvm.x86.avx2.pmadd.ub.sw", (),
                                                           ir.FunctionType(_SHORTS, [_BYTES, _BYTES]))
         pairs_of_shorts = builder.module.declare_intrinsic("llvm.x86.avx2.pmadd.wd", (),
-                                                           ir.FunctionType(_INTS, [_SHORTS, _SHORTS]))
-        ones = ir.Constant(_SHORTS, [1] * 16)
-        zeros = ir.Constant(_INTS, [0] * 8)
-        tile = [(row, v) for row in range(ROWS) for v in range(VECTORS)]
-
-        def at(base, *offsets):
-            for offset in offsets:
-                base = builder.add(base, ir.Constant(_LONG, offset) if isinstance(offset, int) else offset)
-            return base
-
-        def load(address, kind, align):
-            return builder.load(builder.inttoptr(address, kind.as_pointer()), align=align)
-
-        def times(value, factor):
-            return builder.mul(value, ir.Constant(_LONG, factor))
-
-        zero, one = ir.Constant(_LONG, 0), ir.Constant(_LONG, 1)
+                                                           ir.FunctionType(tile.ints, [_SHORTS, _SHORTS]))
+        ones, zeros = ir.Constant(_SHORTS, [1] * 16), ir.Constant(tile.ints, [0] * 8)
+        zero, one = ir.Constant(LONG, 0), ir.Constant(LONG, 1)
         entry = builder.block
         outer, inner, widen, done = (builder.append_basic_block(name) for name in ("outer", "inner", "widen", "done"))
         builder.branch(outer)
 
         builder.position_at_end(outer)
-        block = builder.phi(_LONG)
-        sums = {place: builder.phi(_INTS) for place in tile}
-        first_four = times(block, BLOCK // 4)
-        behind = builder.add(first_four, ir.Constant(_LONG, BLOCK // 4))
+        block = builder.phi(LONG)
+        sums = {place: builder.phi(tile.ints) for place in places}
+        first_four = tile.times(block, BLOCK // 4)
+        behind = builder.add(first_four, ir.Constant(LONG, BLOCK // 4))
         last_four = builder.select(builder.icmp_signed("<", behind, fours), behind, fours)
-        begin = {v: load(at(start, times(block, 4 * LATENTS), 32 * v), _SHORTS, 2) for v in range(VECTORS)}
+        begin = [tile.load(tile.at(start, tile.times(block, 4 * LATENTS), 32 * v), _SHORTS, 2) for v in range(VECTORS)]
         builder.branch(inner)
 
         builder.position_at_end(inner)
-        four = builder.phi(_LONG)
-        four.add_incoming(first_four, outer)
-        short = {place: builder.phi(_SHORTS) for place in tile}
-        w = [load(at(weights, times(four, 4 * LATENTS), 32 * v), _BYTES, 1) for v in range(VECTORS)]
+        four = builder.phi(LONG)
+        short = {place: builder.phi(_SHORTS) for place in places}
+        w = [tile.load(tile.at(weights, tile.times(four, 4 * LATENTS), 32 * v), _BYTES, 1) for v in range(VECTORS)]
         new = {}
         for row in range(ROWS):
-            bytes4 = load(at(inputs, times(input_stride, row), times(four, 4)), _INT, 1)
-            x = builder.bitcast(_spread(builder, bytes4, _INTS), _BYTES)
+            bytes4 = tile.load(tile.at(inputs, tile.times(input_stride, row), tile.times(four, 4)), INT, 1)
+            x = builder.bitcast(tile.spread(bytes4, tile.ints), _BYTES)
             for v in range(VECTORS):
                 new[row, v] = builder.add(short[row, v], builder.call(pairs_of_bytes, [x, w[v]]))
         following = builder.add(four, one)
+        four.add_incoming(first_four, outer)
         four.add_incoming(following, inner)
-        for row, v in tile:
+        for row, v in places:
             short[row, v].add_incoming(begin[v], outer)
             short[row, v].add_incoming(new[row, v], inner)
         builder.cbranch(builder.icmp_signed("<", following, last_four), inner, widen)
 
         builder.position_at_end(widen)
-        total = {place: builder.add(sums[place], builder.call(pairs_of_shorts, [new[place], ones])) for place in tile}
+        total = {place: builder.add(sums[place], builder.call(pairs_of_shorts, [new[place], ones])) for place in places}
         following_block = builder.add(block, one)
         block.add_incoming(zero, entry)
         block.add_incoming(following_block, widen)
-        for place in tile:
+        for place in places:
             sums[place].add_incoming(zeros, entry)
             sums[place].add_incoming(total[place], widen)
         builder.cbranch(builder.icmp_signed("<", following_block, blocks), outer, done)
 
         builder.position_at_end(done)
-        for row in range(ROWS):
-            scale = _spread(builder, load(at(input_scales, 4 * row), _FLOAT, 4), _FLOATS)
-            for v in range(VECTORS):
-                value = builder.fmul(builder.sitofp(total[row, v], _FLOATS), load(at(scales, 32 * v), _FLOATS, 4))
-                value = builder.fadd(builder.fmul(value, scale), load(at(bias, 32 * v), _FLOATS, 4))
-                address = at(out, times(out_stride, row), 32 * v)
-                builder.store(value, builder.inttoptr(address, _FLOATS.as_pointer()), align=4)
+        tile.store_scores(total, scales, bias, input_scales, out, out_stride)
         return target.get_dummy_value()
 
     return types.void(*[types.int64] * 11), generate
