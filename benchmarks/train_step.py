@@ -43,6 +43,9 @@ BETAS, EPS = (0.9, 0.999), 1e-8
 ADAMS = {"step": Adam(BETAS, EPS), "step, touched rows": Adam(BETAS, EPS, "touched"),
          "step, bf16 moments": Adam(BETAS, EPS, "exact", "bfloat16")}
 
+MARGINS = (16, 32)
+"""Of candidates: the first one is the default, the second what training widens it to."""
+
 DEAD = 0.1
 """Share of dead latents in the row of the auxiliary loss, whose cost grows with it; its k is the SAE's."""
 
@@ -128,6 +131,7 @@ def contestants(shape: Shape, rows: list[torch.Tensor]) -> dict[str, Callable[[]
     auxiliary = SettledAuxiliary(k=shape.k, dead_window=1)
     steps = {name: ours(lambda adam=adam: Step(fresh(), adam)) for name, adam in ADAMS.items()} | {
         "step, candidates": ours(lambda: Step(fresh(), ADAMS["step"], candidates=Candidates())),
+        "step, candidates 32": ours(lambda: Step(fresh(), ADAMS["step"], candidates=Candidates(margin=32))),
         "step, untied": ours(lambda: Step(fresh(tied=False), ADAMS["step"])),
         "step, auxiliary": ours(lambda: with_dead_latents(Step(fresh(), ADAMS["step"], auxiliary)))}
     return {"our product": our_product, "torch product": torch_product} | steps
@@ -166,6 +170,24 @@ def measure(shape: Shape, rounds: int, python: str | None,
     return seconds
 
 
+def held(shape: Shape) -> dict[str, float]:
+    """Print and return which share of the exact top k candidates hold, on a batch of the rows that are timed."""
+    device = torch.device(shape.device)
+    kernels = kernels_for(device)
+    x_BD = batches(shape.d_model, shape.batch, shape.device)[0]
+    sae = initialize(shape.d_model, shape.d_sae, shape.k, "none", x_BD.mean(dim=0), seed=0)
+    u_BD, _ = sae.center(x_BD)
+    _, wanted_BK = kernels.encode_topk(u_BD, sae.W_enc_FD, sae.b_latent_F, shape.k)
+    quantized = kernels.quantize(sae.W_enc_FD)
+    shares = {}
+    for margin in MARGINS:
+        _, found_BK = kernels.encode_candidates(u_BD, sae.W_enc_FD, sae.b_latent_F, quantized, shape.k, margin)
+        same = sum(int(torch.isin(*pair).sum()) for pair in zip(wanted_BK, found_BK, strict=True))
+        shares[str(margin)] = same / wanted_BK.numel()
+        print(f"  candidates, margin {margin}: {shares[str(margin)]:.4%} of the exact top {shape.k}")
+    return shares
+
+
 def floor(shape: Shape, product: float, step: float) -> dict[str, Any]:
     """Print and return what the product would take at the processors' measured float32 peak."""
     peak = float32_peak(torch.get_num_threads())
@@ -182,7 +204,7 @@ def table(shape: Shape, seconds: dict[str, list[float]]) -> dict[str, Any]:
     print(f"\n{shape.name}: d_model {shape.d_model}, {shape.d_sae} latents, k {shape.k}, batch {shape.batch}")
     result: dict[str, Any] = {"shape": vars(shape) | {"peers": list(shape.peers)}, "contestants": {}}
     if shape.device == "cpu":
-        result |= floor(shape, median["our product"], step)
+        result |= floor(shape, median["our product"], step) | {"held": held(shape)}
     for name, value in median.items():
         ratio = step / value
         bar, verdict = shape.bars.get(name), ""
