@@ -71,5 +71,6 @@ def _say_how_long(recipe: Recipe) -> None:
     rates = measure(recipe, batches=1, steps=2)
     tokens = recipe.tokens.count + recipe.tokens.held_out
     steps = -(-recipe.tokens.count // batch_of(recipe)) * len(recipe.saes)
-    seconds = tokens / rates.tokens_per_second + steps * rates.step_seconds
-    console.print(f"This will take about {format_seconds(FIXED_SECONDS + seconds * (1 + OTHER_STAGES))} on this machine.")
+    main_stages = tokens / rates.tokens_per_second + steps * rates.step_seconds
+    seconds = FIXED_SECONDS + main_stages * (1 + OTHER_STAGES)
+    console.print(f"This will take about {format_seconds(seconds)} on this machine.")

@@ -118,7 +118,7 @@ def _time_training(recipe: Recipe, sae: SAE, rows_RD: Tensor, device: torch.devi
                 Adam.of(train), train.auxiliary, candidates=train.candidates, activation=sae.activation,
                 matryoshka=sae.matryoshka)
     seconds, timed = 0.0, 0
-    prepare_kernels(device)
+    prepare_kernels(device, candidates=train.candidates is not None)
     with bar(f"measuring {sae.id}", most + 1, "steps") as advance:
         for number in range(most + 1):
             started = time.monotonic()

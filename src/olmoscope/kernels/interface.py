@@ -89,6 +89,9 @@ class Quantized:
 class Kernels(Protocol):
     """The hot operations of a TopK SAE, tied or untied."""
 
+    __name__: str
+    """Of the module."""
+
     def encode_topk(self, u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """ReLU(TopK_k(u Wᵀ + b)), without the zeros.
 

@@ -83,7 +83,7 @@ def _train(recipe: Recipe, saes: list[SAE], open_rounds: Callable[[list[int]], R
     yield from ((sae, False) for sae in saes if sae not in missing)
     if not missing:
         return
-    prepare_kernels(device)
+    prepare_kernels(device, candidates=recipe.train.candidates is not None)
     rounds = open_rounds(sorted({sae.layer for sae in missing}))
     while missing:
         group = missing[: how_many(recipe, missing, rounds.manifest.model.d_model, device)]
