@@ -2,8 +2,8 @@
 
 The model (7B, bfloat16) has random weights, made on the device: nothing is downloaded, and loading is not timed. It
 reads Python's standard library, in turns: *bare*, the passes alone, ended after the deepest layer; *four*, all of
-`collect` but for the packing of tokens, with layers 7, 15, 23 and 31 stored. Beside them, what the disk does alone with
-one file, written and synced.
+`collect` but for the packing of tokens, with layers 7, 15, 23 and 31 stored. Then the same with `model.compile`. Beside
+them, what the disk does alone with one file, written and synced.
 """
 
 import os
@@ -20,15 +20,15 @@ import torch
 from collect import SHORT, SUBJECTS, Subject, olmo3, time_bare, time_collect
 from gpu_part import Part
 from olmoscope.model.layers import find_layers
-from olmoscope.model.load import LoadedModel
+from olmoscope.model.load import LoadedModel, compile_layers
 from olmoscope.progress import console
 from olmoscope.recipe import Recipe
 from olmoscope.tokens.pack import pack
 from olmoscope.tokens.tokenizer import load_tokenizer
 
-FULL = replace(SUBJECTS["olmo3-7b"], tokens=200_000)
+FULL = replace(SUBJECTS["olmo3-7b"], tokens=300_000)
 SMALL = Subject(olmo3(64, 172, 4, 4, 128), "float32", [0, 1, 2, 3], 3000, SHORT)
-ROUNDS = 3
+ROUNDS = 2
 BAR = 0.90
 
 
@@ -47,10 +47,17 @@ def main() -> None:
         parameters = sum(parameter.numel() for parameter in model.module.parameters())
         part.keep(f"a model of {parameters / 1e9:.2f}B parameters, made in {time.monotonic() - start:.1f} s",
                   parameters=parameters, layers=subject.layers)
-        measure(part, recipe, model, folder, rows)
+        measure(part, recipe, model, folder, rows, "eager")
+        if not part.cuda:
+            return  # on a CPU, compiling takes longer than all the rest of a rehearsal
+        start = time.monotonic()
+        compile_layers(model.layers, model.device)
+        time_bare(model, recipe.activations.layers[-1], folder / "packed")
+        part.keep(f"compiled, and warmed up, in {time.monotonic() - start:.1f} s")
+        measure(part, recipe, model, folder, rows, "compiled")
 
 
-def measure(part: Part, recipe: Recipe, model: LoadedModel, folder: Path, rows: int) -> None:
+def measure(part: Part, recipe: Recipe, model: LoadedModel, folder: Path, rows: int, name: str) -> None:
     """Both ways in turns, round after round."""
     stored = rows * recipe.activations.row_bytes(model.d_model) * len(recipe.activations.layers)
     seconds: dict[str, list[float]] = {"bare": [], "four": []}
@@ -60,12 +67,13 @@ def measure(part: Part, recipe: Recipe, model: LoadedModel, folder: Path, rows: 
         share = statistics.median(bare / four for bare, four in zip(seconds["bare"], seconds["four"], strict=True))
         rate = {name: rows / statistics.median(values) for name, values in seconds.items()}
         written = stored / statistics.median(seconds["four"])
-        part.keep(f"round {number + 1}: bare {rows / seconds['bare'][-1]:,.0f} tokens/s, four layers to disk "
-                  f"{rows / seconds['four'][-1]:,.0f} tokens/s", seconds=seconds, tokens_per_s=rate,
-                  four_over_bare=share, written_bytes_per_s=written,
-                  peak_bytes=torch.cuda.max_memory_allocated() if part.cuda else None)
+        part.keep(f"{name}, round {number + 1}: bare {rows / seconds['bare'][-1]:,.0f} tokens/s, four layers to disk "
+                  f"{rows / seconds['four'][-1]:,.0f} tokens/s",
+                  **{name: {"seconds": seconds, "tokens_per_s": rate, "four_over_bare": share,
+                            "written_bytes_per_s": written,
+                            "peak_bytes": torch.cuda.max_memory_allocated() if part.cuda else None}})
     bar = "" if part.small else f" (bar {BAR:.2f} {'met' if share >= BAR else 'NOT MET'})"
-    part.keep(f"collection runs at {share:.2f} of the bare forward{bar} and writes {written / 1e9:.2f} GB/s")
+    part.keep(f"{name}: collection runs at {share:.2f} of the bare forward{bar} and writes {written / 1e9:.2f} GB/s")
 
 
 def recipe_of(part: Part, subject: Subject) -> Recipe:

@@ -31,15 +31,16 @@ UPDATE = PAIRS | {"W_FD": FLOAT, "first_FD": FLOAT, "second_FD": FLOAT, "offsets
                   "part_offsets": INT64, "bounds_S": INT32, "db_latent_F": FLOAT, "db_pull_SD": FLOAT, "numbers": FLOAT}
 RESIDUAL = {"x_BD": FLOAT, "values_BK": FLOAT, "indices_BK": INT64, "W_FD": FLOAT, "b_pre_D": FLOAT, "loss_B": "*fp64",
             "e_BD": FLOAT, "dz_BK": FLOAT, "tiny": FLOAT}
+SELECT = {"pre_BF": FLOAT, "chosen_BK": INT32, "values_BK": FLOAT, "indices_BK": INT64}
 UPDATE_CONSTANTS = {"DECODER": True, "ENCODER": True, "TOUCHED": False, "HALF": False, "MIX1": 0x85EBCA6B,
                     "MIX2": 0xC2B2AE35, "D": 4096}
 
 
 @pytest.mark.parametrize(("name", "pointers", "constants"), [
-    ("group_maxima", {"pre_BF": FLOAT, "maxima_BG": FLOAT}, {"GROUP": 32, "GROUPS_AT_ONCE": 128}),
+    ("group_maxima", {"pre_BF": FLOAT, "bias_F": FLOAT, "maxima_BG": FLOAT}, {"GROUP": 32, "GROUPS_AT_ONCE": 128}),
     ("select_groups", {"maxima_BG": FLOAT, "chosen_BK": INT32}, {"BITS": 32, "GROUPS": 8192}),
-    ("select_elements", {"pre_BF": FLOAT, "chosen_BK": INT32, "values_BK": FLOAT, "indices_BK": INT64},
-     {"BITS": 32, "GROUP": 32, "K": 64}),
+    ("select_elements", SELECT | {"bias_F": FLOAT}, {"BIAS": True, "BITS": 32, "GROUP": 32, "K": 64}),
+    ("select_elements", SELECT, {"bias_F": None, "BIAS": False, "BITS": 32, "GROUP": 32, "K": 64}),
     ("residual", RESIDUAL | {"mean_B": FLOAT, "std_B": FLOAT}, {"LAYER_NORM": True, "K": 64, "TILE": 128}),
     ("residual", RESIDUAL, {"mean_B": None, "std_B": None, "LAYER_NORM": False, "K": 128, "TILE": 64}),
     ("sum_parts", PAIRS | {"parts_PD": FLOAT, "latents_P": INT64, "starts_P": INT64, "stops_P": INT64},
@@ -50,6 +51,7 @@ UPDATE_CONSTANTS = {"DECODER": True, "ENCODER": True, "TOUCHED": False, "HALF": 
      UPDATE_CONSTANTS | {"updated_F": None, "HALF": True}),
     ("update_rows", UPDATE, UPDATE_CONSTANTS | {"updated_F": None, "DECODER": False, "e_BD": None}),
     ("update_rows", UPDATE, UPDATE_CONSTANTS | {"updated_F": None, "ENCODER": False, "u_BD": None}),
+    ("quantize_rows", {"rows_RD": FLOAT, "whole_RD": "*i8", "scales_R": FLOAT}, {"D": 4096, "SHIFT": 1.5 * 2**23}),
     ("scale_sums", {"sums_CF": INT32, "pre_CF": FLOAT, "maxima_CG": FLOAT, "scales_F": FLOAT, "input_scales_C": FLOAT,
                     "bias_F": FLOAT}, {"GROUP": 32, "GROUPS_AT_ONCE": 128}),
     ("exact_scores", {"u_CD": FLOAT, "W_FD": FLOAT, "b_F": FLOAT, "chosen_CM": INT64, "exact_CM": FLOAT},
@@ -58,7 +60,7 @@ UPDATE_CONSTANTS = {"DECODER": True, "ENCODER": True, "TOUCHED": False, "HALF": 
 def test_compiles_for_an_h100(name, pointers, constants, tmp_path, monkeypatch):
     """To machine code for compute capability 9.0, at the full size's block sizes; no GPU is needed for that."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    module = "cuda_candidates_kernels" if name in ("scale_sums", "exact_scores") else "cuda_kernels"
+    module = "cuda_candidates_kernels" if name in ("quantize_rows", "scale_sums", "exact_scores") else "cuda_kernels"
     kernel = getattr(importlib.import_module(f"olmoscope.kernels.{module}"), name)
     signature = {argument: "constexpr" if argument in constants else pointers.get(argument, "i32")
                  for argument in kernel.arg_names}

@@ -20,6 +20,7 @@ names begin with a dot (locks, half-written files) are not part of the store.
 """
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -39,6 +40,8 @@ from olmoscope.seeds import generator
 from olmoscope.tokens.segments import damaged, read_tensors, segment_name
 
 VERSION = 1
+WRITERS = 4
+"""Files of a segment that are written at a time."""
 
 
 class _Frozen(BaseModel):
@@ -136,21 +139,24 @@ def stored_order(seed: int, segment: int, rows: int) -> np.ndarray:
 
 def write_segment(store: Path, segment: int, tensors: dict[str, dict[str, Tensor]],
                   between: Callable[[], None] = lambda: None) -> None:
-    """Write a segment's files, rows in `stored_order`; its checksums last.
+    """Write a segment's files side by side (hashing one takes as long as a fast disk takes to write it), rows in
+    `stored_order`; its checksums last.
 
     Args:
         tensors: the contents of its file in each folder: `layer_07`, ..., `rows`, `statistics`; all on the CPU.
         between: as in `write_tensors`.
     """
+    def write(folder: str) -> tuple[str, str, dict[str, list[str]]]:
+        path, contents = segment_path(store, folder, segment), tensors[folder]
+        digest = write_tensors(path, contents, between)
+        return str(path.relative_to(store)), digest, (
+            {name: checksums(tensor) for name, tensor in contents.items()} if "activations" in contents else {})
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        written = list(pool.map(write, tensors))
     rows = len(tensors["rows"]["token_id"])
-    sums: dict[str, str] = {}
-    blocks: dict[str, dict[str, list[str]]] = {}
-    for folder, contents in tensors.items():
-        path = segment_path(store, folder, segment)
-        relative = str(path.relative_to(store))
-        sums[relative] = write_tensors(path, contents, between)
-        if "activations" in contents:
-            blocks[relative] = {name: checksums(tensor) for name, tensor in contents.items()}
+    sums = {path: digest for path, digest, _ in written}
+    blocks = {path: of_file for path, _, of_file in written if of_file}
     write_json(segment_checksum(store, segment),
                {"rows": rows, "sha256": sums, "block_rows": BLOCK_ROWS, "blocks": blocks})
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from olmoscope.kernels import reference
 from olmoscope.kernels.interface import AdamStep, Moments, Residual, SortedPairs
 from olmoscope.kernels.reference import decode as decode
-from olmoscope.kernels.reference import quantize as quantize
 from olmoscope.kernels.reference import sort_pairs as sort_pairs
 from olmoscope.kernels.rounding import MIX1, MIX2, step_seed
 
@@ -30,12 +29,12 @@ import triton
 from olmoscope.kernels import cuda_kernels as kernels
 from olmoscope.kernels.cuda_candidates import candidate_bytes
 from olmoscope.kernels.cuda_candidates import encode_candidates as encode_candidates
+from olmoscope.kernels.cuda_candidates import quantize as quantize
+from olmoscope.kernels.cuda_tiles import MOST_IN_TILE, row_tile
 from olmoscope.kernels.cuda_topk import topk, topk_bytes
 
 PRE_ACTIVATIONS_AT_ONCE = 2**28
 """Most elements of the encoder product held at a time (1 GiB in float32)."""
-MOST_IN_TILE = 1024
-"""Up to this k, 16 columns of a row's latents fit into registers; over it, plain torch decodes."""
 PART = 256
 """Pairs of a hot latent that one program sums."""
 ROW_COST = 4
@@ -59,15 +58,19 @@ def workspace_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: in
     if places > MOST_IN_TILE:
         most.append(reference.residual_bytes(rows, d_model, places))
     if margin is not None:
-        most += [candidate_bytes(rows, d_model, d_sae, places, margin), reference.quantize_bytes(d_sae, d_model)]
+        most.append(candidate_bytes(rows, d_model, d_sae, places, margin))
     return max(most)
 
 
 def product(u_CD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor) -> Tensor:
+    return _without_bias(u_CD, W_enc_FD).add_(b_latent_F)
+
+
+def _without_bias(u_CD: Tensor, W_enc_FD: Tensor) -> Tensor:
+    """u Wᵀ, `[C, F]`."""
     if u_CD.is_cuda and W_enc_FD.dtype in (torch.float32, torch.bfloat16):
-        pre_CF = torch.mm(u_CD.bfloat16(), W_enc_FD.bfloat16().T, out_dtype=torch.float32)
-        return pre_CF.add_(b_latent_F)
-    return torch.addmm(b_latent_F, u_CD, W_enc_FD.T)
+        return torch.mm(u_CD.bfloat16(), W_enc_FD.bfloat16().T, out_dtype=torch.float32)
+    return u_CD @ W_enc_FD.T
 
 
 def encode_topk(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -78,7 +81,7 @@ def encode_topk(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> t
     rows = rows_at_once(len(W_enc_FD))
     for start in range(0, len(u_BD), rows):
         chunk = slice(start, start + rows)
-        topk(product(u_BD[chunk], W_low_FD, b_latent_F), values_BK[chunk], indices_BK[chunk])
+        topk(_without_bias(u_BD[chunk], W_low_FD), b_latent_F, values_BK[chunk], indices_BK[chunk])
     values_BK, order_BK = values_BK.relu_().sort(dim=1, descending=True, stable=True)
     return values_BK, indices_BK.gather(1, order_BK)
 
@@ -89,13 +92,11 @@ def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tens
         return reference.residual(x_BD, values_BK, indices_BK, W_dec_FD, b_pre_D, mean_B1, std_B1)
     out = Residual(x_BD.new_empty(len(x_BD), dtype=torch.float64), torch.empty_like(x_BD), torch.empty_like(values_BK))
     K = triton.next_power_of_2(values_BK.shape[1])
-    # The tile of W, K rows of TILE columns, stands in registers.
-    tile = min(triton.next_power_of_2(x_BD.shape[1]), max(16, 8192 // K))
+    tile, warps = row_tile(K, x_BD.shape[1])
     tiny = x_BD.new_full((1,), torch.finfo(x_BD.dtype).tiny)
     kernels.residual[(len(x_BD),)](
         x_BD, values_BK, indices_BK, W_dec_FD, b_pre_D, mean_B1, std_B1, out.loss_B, out.e_BD, out.dz_BK, len(x_BD),
-        x_BD.shape[1], values_BK.shape[1], tiny, LAYER_NORM=std_B1 is not None, K=K, TILE=tile,
-        num_warps=4 if K * tile <= 4096 else 8)
+        x_BD.shape[1], values_BK.shape[1], tiny, LAYER_NORM=std_B1 is not None, K=K, TILE=tile, num_warps=warps)
     return out
 
 
@@ -134,6 +135,8 @@ def _update_rows(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tenso
         pairs.values, pairs.gradients, e_BD, u_BD, _share_bounds(pairs.offsets), db_latent_F, pull_SD, numbers,
         adam.count, seed, d_model, TOUCHED=moments.updated is not None,
         HALF=moments.first.dtype != W_FD.dtype, MIX1=MIX1, MIX2=MIX2, **options)
+    if moments.updated is not None:  # not by the kernel: warps of one program read it at different times
+        moments.updated.masked_fill_(pairs.offsets.diff() > 0, adam.count)
     return db_latent_F, pull_SD.sum(dim=0)
 
 

@@ -1,7 +1,9 @@
 """The top k on a GPU from a product in 8 bits: it proposes k + margin latents a row, their exact scores decide.
 
-The product is cuBLAS's int8 one, twice as fast as bfloat16 on an H100. Shapes: B rows, C rows of one chunk, D d_model,
-F latents, K active latents a row, M = K + margin candidates, G groups.
+The product is torch's int8 one. With torch 2.11 on an H200 it takes 4.8 ms where the bfloat16 one takes 5.7 (torch has
+no kernel of Hopper's own for it), so candidates do not pay there.
+
+Shapes: B rows, C rows of one chunk, D d_model, F latents, K active latents a row, M = K + margin candidates, G groups.
 """
 
 import torch
@@ -9,16 +11,23 @@ import triton
 from torch import Tensor
 
 from olmoscope.kernels import cuda_candidates_kernels as kernels
+from olmoscope.kernels.cuda_tiles import MOST_IN_TILE, row_tile
 from olmoscope.kernels.cuda_topk import GROUP, group_tiles, topk_of_groups
 from olmoscope.kernels.interface import Quantized
-from olmoscope.kernels.reference import quantize_rows, score_bytes, scores
+from olmoscope.kernels.reference import score_bytes, scores
 
 SUMS_AT_ONCE = 2**28
 """Most elements of the product held at a time (1 GiB)."""
-MOST_IN_TILE = 1024
-"""Up to so many candidates, 16 columns of their latents fit into registers; over it, plain torch computes."""
 LEAST_ROWS = 32
 """torch._int_mm wants more than 16 rows, and columns by eights; by sixteens is what torch itself tests."""
+
+
+def quantize(W_enc_FD: Tensor, into: Quantized | None = None) -> Quantized:
+    if into is None:
+        into = Quantized(torch.empty_like(W_enc_FD, dtype=torch.int8),
+                         torch.empty(len(W_enc_FD), dtype=torch.float32, device=W_enc_FD.device))
+    _quantize_rows(W_enc_FD, into.weights, into.scales_F)
+    return into
 
 
 def encode_candidates(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, quantized: Quantized, k: int,
@@ -37,36 +46,48 @@ def encode_candidates(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, quanti
 
 
 def candidate_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: int) -> int:
-    """Workspace and result of `encode_candidates`: padded copies of weights and inputs, and one chunk of the product
-    with the maxima of its groups; then the scores."""
+    """Workspace and result of `encode_candidates`: the inputs in 8 bits and one chunk of the product with the maxima of
+    its groups, and padded copies where the sizes need them; then the scores."""
     chunk, candidates = min(rows, max(1, SUMS_AT_ONCE // d_sae)), places + margin
     sums = 4 * chunk * (d_sae + -(-d_sae // GROUP))
-    whole_tiles = d_sae % 16 == 0 and chunk >= LEAST_ROWS
-    cut = 0 if whole_tiles else 4 * chunk * d_sae  # the sums without the padding
+    whole_tiles = d_sae % 16 == 0 and d_model % 16 == 0 and chunk >= LEAST_ROWS
+    # Padded weights, and the sums without the padding.
+    padded = 0 if whole_tiles else d_sae * d_model + 4 * chunk * d_sae
     codes = 20 * chunk * candidates + 12 * rows * places
-    product = d_sae * d_model + 6 * chunk * d_model + sums + cut
+    product = 6 * chunk * d_model + sums + padded
     return codes + max(product, score_bytes(chunk, d_model, candidates) if candidates > MOST_IN_TILE else 0)
 
 
 def _candidates(u_CD: Tensor, b_latent_F: Tensor, quantized: Quantized, count: int) -> Tensor:
     """Which latents have the largest products, `[C, M]`, in any order."""
-    inputs_CD, scales_C1 = quantize_rows(u_CD)
+    inputs_CD = torch.empty_like(u_CD, dtype=torch.int8)
+    scales_C = torch.empty(len(u_CD), dtype=torch.float32, device=u_CD.device)
+    _quantize_rows(u_CD, inputs_CD, scales_C)
     sums_CF = _product(inputs_CD, quantized.weights)
     pre_CF = sums_CF.view(torch.float32)  # each sum gives way to its score
     maxima_CG, programs, at_once = group_tiles(pre_CF)
-    kernels.scale_sums[programs](sums_CF, pre_CF, maxima_CG, quantized.scales_F, scales_C1, b_latent_F.float(),
+    kernels.scale_sums[programs](sums_CF, pre_CF, maxima_CG, quantized.scales_F, scales_C, b_latent_F.float(),
                                  pre_CF.shape[1], maxima_CG.shape[1], GROUP=GROUP, GROUPS_AT_ONCE=at_once)
     chosen_CM = torch.empty(len(u_CD), count, dtype=torch.int64, device=u_CD.device)
     topk_of_groups(pre_CF, maxima_CG, torch.empty_like(chosen_CM, dtype=pre_CF.dtype), chosen_CM)
     return chosen_CM
 
 
+def _quantize_rows(rows_RD: Tensor, whole_RD: Tensor, scales_R: Tensor) -> None:
+    """As `reference.quantize_rows`, to rounding, in one reading of the rows."""
+    D = triton.next_power_of_2(rows_RD.shape[1])
+    shift = 1.5 / torch.finfo(rows_RD.dtype).eps
+    kernels.quantize_rows[(len(rows_RD),)](rows_RD, whole_RD, scales_R, rows_RD.shape[1], D=D, SHIFT=shift,
+                                           num_warps=min(16, max(1, D // 512)))
+
+
 def _product(inputs_CD: Tensor, weights_FD: Tensor) -> Tensor:
     """int32 sums, `[C, F]`."""
     rows, (latents, d_model) = len(inputs_CD), weights_FD.shape
-    short, odd = max(0, LEAST_ROWS - rows), -d_model % 16
-    inputs_CD = torch.nn.functional.pad(inputs_CD, (0, odd, 0, short))
-    weights_FD = torch.nn.functional.pad(weights_FD, (0, odd, 0, -latents % 16))
+    short, odd, narrow = max(0, LEAST_ROWS - rows), -d_model % 16, -latents % 16
+    if short or odd or narrow:
+        inputs_CD = torch.nn.functional.pad(inputs_CD, (0, odd, 0, short))
+        weights_FD = torch.nn.functional.pad(weights_FD, (0, odd, 0, narrow))
     return torch._int_mm(inputs_CD, weights_FD.T)[:rows, :latents].contiguous()
 
 
@@ -76,7 +97,7 @@ def _scores(u_CD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, chosen_CM: Tenso
         return scores(u_CD, W_enc_FD, b_latent_F, chosen_CM)
     exact_CM = torch.empty_like(chosen_CM, dtype=u_CD.dtype)
     M = triton.next_power_of_2(chosen_CM.shape[1])
-    tile = min(triton.next_power_of_2(u_CD.shape[1]), max(16, 8192 // M))
+    tile, warps = row_tile(M, u_CD.shape[1])
     kernels.exact_scores[(len(u_CD),)](u_CD, W_enc_FD, b_latent_F, chosen_CM, exact_CM, u_CD.shape[1],
-                                       chosen_CM.shape[1], M=M, TILE=tile, num_warps=4 if M * tile <= 4096 else 8)
+                                       chosen_CM.shape[1], M=M, TILE=tile, num_warps=warps)
     return exact_CM

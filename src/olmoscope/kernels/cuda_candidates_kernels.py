@@ -1,7 +1,24 @@
-"""Triton kernels of the top k from a product in 8 bits (see cuda_candidates.py)."""
+"""Triton kernels of the top k from a product in 8 bits, and of the 8 bits themselves (see cuda_candidates.py)."""
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def quantize_rows(rows_RD, whole_RD, scales_R, d_model, D: tl.constexpr, SHIFT: tl.constexpr):
+    """Whole numbers from -127 to 127 and what 1 stands for, of one row.
+
+    Adding SHIFT and subtracting it again rounds to whole numbers, halves to even: near SHIFT, neighbouring floats are
+    1 apart.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    d = tl.arange(0, D)
+    inside = d < d_model
+    values = tl.load(rows_RD + row * d_model + d, mask=inside, other=0.0)
+    scale = tl.max(tl.abs(values)).to(tl.float32) / 127
+    tl.store(scales_R + row, scale)
+    inverse = tl.where(scale > 0, 1 / scale, 0.0).to(values.dtype)
+    tl.store(whole_RD + row * d_model + d, ((values * inverse + SHIFT) - SHIFT).to(tl.int8), mask=inside)
 
 
 @triton.jit
@@ -26,12 +43,13 @@ def exact_scores(u_CD, W_FD, b_F, chosen_CM, exact_CM, d_model, count, M: tl.con
     place = tl.arange(0, M)
     inside = place < count
     latent = tl.load(chosen_CM + row * count + place, mask=inside, other=0)
-    total = tl.load(b_F + latent, mask=inside, other=0.0)
+    b = tl.load(b_F + latent, mask=inside, other=0.0)
     column = tl.arange(0, TILE)
+    total = tl.zeros((M, TILE), dtype=b.dtype)  # summed over its columns once, at the end
     for start in range(0, d_model, TILE):
         d = start + column
         u = tl.load(u_CD + row * d_model + d, mask=d < d_model, other=0.0)
         w = tl.load(W_FD + latent[:, None] * d_model + d[None, :],
                     mask=inside[:, None] & (d < d_model)[None, :], other=0.0)
-        total += tl.sum(w * u[None, :], axis=1)
-    tl.store(exact_CM + row * count + place, total, mask=inside)
+        total += w * u[None, :]
+    tl.store(exact_CM + row * count + place, tl.sum(total, axis=1) + b, mask=inside)

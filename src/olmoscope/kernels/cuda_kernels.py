@@ -9,12 +9,17 @@ import triton.language as tl
 
 
 @triton.jit
-def group_maxima(pre_BF, maxima_BG, width, groups, GROUP: tl.constexpr, GROUPS_AT_ONCE: tl.constexpr):
-    """The largest of each GROUP neighbours of a row of pre; one program for GROUPS_AT_ONCE groups of one row."""
+def group_maxima(pre_BF, bias_F, maxima_BG, width, groups, GROUP: tl.constexpr, GROUPS_AT_ONCE: tl.constexpr):
+    """The largest of each GROUP neighbours of a row of pre + bias; one program for GROUPS_AT_ONCE groups of one row.
+
+    The sum is not stored: that would read and write all of pre once more. `select_elements` takes it again.
+    """
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS_AT_ONCE + tl.arange(0, GROUPS_AT_ONCE)
     column = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
-    pre = tl.load(pre_BF + row * width + column, mask=column < width, other=float("-inf"))
+    inside = column < width
+    pre = tl.load(pre_BF + row * width + column, mask=inside, other=float("-inf"))
+    pre += tl.load(bias_F + column, mask=inside, other=0.0)
     tl.store(maxima_BG + row * groups + group, tl.max(pre, axis=1), mask=group < groups)
 
 
@@ -57,9 +62,10 @@ def select_groups(maxima_BG, chosen_BK, groups, k, BITS: tl.constexpr, GROUPS: t
 
 
 @triton.jit
-def select_elements(pre_BF, chosen_BK, values_BK, indices_BK, width, k, BITS: tl.constexpr, GROUP: tl.constexpr,
-                    K: tl.constexpr):
-    """The k largest elements of the k chosen groups of a row, in the order in which they stand."""
+def select_elements(pre_BF, bias_F, chosen_BK, values_BK, indices_BK, width, k, BIAS: tl.constexpr,
+                    BITS: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr):
+    """The k largest elements of pre (with BIAS, of pre + bias) in the k chosen groups of a row, in the order in which
+    they stand."""
     row = tl.program_id(0).to(tl.int64)
     element = tl.arange(0, K * GROUP)
     place = element // GROUP
@@ -67,6 +73,8 @@ def select_elements(pre_BF, chosen_BK, values_BK, indices_BK, width, k, BITS: tl
     column = group * GROUP + element % GROUP
     inside = (place < k) & (column < width)
     pre = tl.load(pre_BF + row * width + column, mask=inside, other=float("-inf"))
+    if BIAS:
+        pre += tl.load(bias_F + column, mask=inside, other=0.0)
     top = _top(_ordered(pre, inside, BITS), inside, k, BITS)
     to = tl.cumsum(top.to(tl.int32)) - 1
     tl.store(values_BK + row * k + to, pre, mask=top)
@@ -102,7 +110,7 @@ def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B, std_B, loss_B, 
     else:
         scale = 2.0 / (rows * power)
     scale = tl.where(zero, 0.0, scale)
-    dz = tl.zeros((K,), dtype=z.dtype)
+    dz = tl.zeros((K, TILE), dtype=z.dtype)  # summed over its columns once, at the end
     errors = tl.zeros((TILE,), dtype=z.dtype)
     for start in range(0, d_model, TILE):
         d = start + column
@@ -115,9 +123,9 @@ def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B, std_B, loss_B, 
         errors += error * error
         e = error * scale
         tl.store(e_BD + row * d_model + d, e, mask=inside)
-        dz += tl.sum(w * e[None, :], axis=1)
+        dz += w * e[None, :]
     tl.store(loss_B + row, tl.where(zero, 0.0, tl.sum(errors) / power).to(tl.float64))
-    tl.store(dz_BK + row * k + place, dz, mask=place < k)
+    tl.store(dz_BK + row * k + place, tl.sum(dz, axis=1), mask=place < k)
 
 
 @triton.jit
@@ -207,7 +215,6 @@ def update_rows(W_FD, first_FD, second_FD, updated_F, offsets, parts_PD, part_of
                 g -= tl.sum(g * w) * w
             if TOUCHED:
                 steps = (count - tl.load(updated_F + latent)).to(rate.dtype)
-                tl.store(updated_F + latent, count)
                 m *= tl.exp(steps * tl.load(numbers + 5))
                 v *= tl.exp(steps * tl.load(numbers + 6))
             else:

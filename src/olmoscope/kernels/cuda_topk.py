@@ -25,15 +25,16 @@ def group_tiles(pre_CF: Tensor) -> tuple[Tensor, tuple[int, int], int]:
     return maxima_CG, (rows, triton.cdiv(groups, at_once)), at_once
 
 
-def topk(pre_CF: Tensor, values_CK: Tensor, indices_CK: Tensor) -> None:
-    """The top k of each row, in any order."""
+def topk(pre_CF: Tensor, b_latent_F: Tensor, values_CK: Tensor, indices_CK: Tensor) -> None:
+    """The top k of each row of pre + b, in any order. `pre_CF` may be overwritten."""
     width, k = pre_CF.shape[1], values_CK.shape[1]
     if not _fits(width, k):
-        torch.topk(pre_CF, k, sorted=False, out=(values_CK, indices_CK))
+        torch.topk(pre_CF.add_(b_latent_F), k, sorted=False, out=(values_CK, indices_CK))
         return
     maxima_CG, programs, at_once = group_tiles(pre_CF)
-    kernels.group_maxima[programs](pre_CF, maxima_CG, width, maxima_CG.shape[1], GROUP=GROUP, GROUPS_AT_ONCE=at_once)
-    topk_of_groups(pre_CF, maxima_CG, values_CK, indices_CK)
+    kernels.group_maxima[programs](pre_CF, b_latent_F, maxima_CG, width, maxima_CG.shape[1], GROUP=GROUP,
+                                   GROUPS_AT_ONCE=at_once)
+    _select(pre_CF, b_latent_F, maxima_CG, values_CK, indices_CK)
 
 
 def topk_bytes(rows: int, width: int, k: int) -> int:
@@ -42,18 +43,24 @@ def topk_bytes(rows: int, width: int, k: int) -> int:
 
 
 def topk_of_groups(pre_CF: Tensor, maxima_CG: Tensor, values_CK: Tensor, indices_CK: Tensor) -> None:
-    """The same where the maxima are known."""
+    """The top k of each row of pre, in any order, where the maxima of its groups are known."""
+    if _fits(pre_CF.shape[1], values_CK.shape[1]):
+        _select(pre_CF, None, maxima_CG, values_CK, indices_CK)
+    else:
+        torch.topk(pre_CF, values_CK.shape[1], sorted=False, out=(values_CK, indices_CK))
+
+
+def _select(pre_CF: Tensor, b_latent_F: Tensor | None, maxima_CG: Tensor, values_CK: Tensor,
+            indices_CK: Tensor) -> None:
+    """From the maxima of pre (+ b): first the groups, then their elements."""
     (rows, groups), width, k = maxima_CG.shape, pre_CF.shape[1], values_CK.shape[1]
-    if not _fits(width, k):
-        torch.topk(pre_CF, k, sorted=False, out=(values_CK, indices_CK))
-        return
     chosen_CK = torch.empty(rows, k, dtype=torch.int32, device=pre_CF.device)
     bits = torch.finfo(pre_CF.dtype).bits
     kernels.select_groups[(rows,)](
         maxima_CG, chosen_CK, groups, k, BITS=bits, GROUPS=triton.next_power_of_2(groups), num_warps=8)
     kernels.select_elements[(rows,)](
-        pre_CF, chosen_CK, values_CK, indices_CK, width, k, BITS=bits, GROUP=GROUP, K=triton.next_power_of_2(k),
-        num_warps=8)
+        pre_CF, b_latent_F, chosen_CK, values_CK, indices_CK, width, k, BIAS=b_latent_F is not None, BITS=bits,
+        GROUP=GROUP, K=triton.next_power_of_2(k), num_warps=8)
 
 
 def _fits(width: int, k: int) -> bool:

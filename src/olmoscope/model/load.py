@@ -70,7 +70,7 @@ def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
     path, layers = find_layers(module, deepest + 1)
     prefix = module.base_model_prefix
     if model.compile:
-        _compile(layers, device)
+        compile_layers(layers, device)
     return LoadedModel(module.to(device).eval().requires_grad_(False), layers, revision, architecture, d_model,
                        num_layers, f"{prefix}.{path}" if prefix else path)
 
@@ -83,7 +83,7 @@ def explain_weights(error: OSError | ValueError | ImportError, model: Model) -> 
     return explain(error, model)
 
 
-def _compile(layers: nn.ModuleList, device: torch.device) -> None:
+def compile_layers(layers: nn.ModuleList, device: torch.device) -> None:
     """Compile layer by layer: hooks stay outside, equal layers share their code, and so do batches of all shapes."""
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise UserError("model.compile: torch.compile needs a C++ compiler on a CPU, and there is none here; install "
