@@ -47,6 +47,7 @@ def main() -> None:
         parameters = sum(parameter.numel() for parameter in model.module.parameters())
         part.keep(f"a model of {parameters / 1e9:.2f}B parameters, made in {time.monotonic() - start:.1f} s",
                   parameters=parameters, layers=subject.layers)
+        time_bare(model, recipe.activations.layers[-1], folder / "packed")  # warms up
         measure(part, recipe, model, folder, rows, "eager")
         if not part.cuda:
             return  # on a CPU, compiling takes longer than all the rest of a rehearsal

@@ -40,7 +40,7 @@ from olmoscope.files import read_json, write_json
 from olmoscope.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = {"kernels": 120, "step": 160, "plan": 20, "profile": 30, "kill": 60, "collect": 140, "peers": 90}
+PARTS = {"kernels": 120, "step": 160, "plan": 20, "profile": 30, "kill": 60, "collect": 160, "peers": 90}
 """In order of worth, with the seconds that each may well take: the time that is left is shared out in proportion."""
 LEAST_SECONDS = 2
 """With less than this left, a part is not begun."""

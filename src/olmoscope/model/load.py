@@ -71,6 +71,9 @@ def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
     prefix = module.base_model_prefix
     if model.compile:
         compile_layers(layers, device)
+    if device.type == "cuda":
+        # cuDNN's attention plans anew for each shape, which takes a third of a second, and no two batches are alike.
+        torch.backends.cuda.enable_cudnn_sdp(False)
     return LoadedModel(module.to(device).eval().requires_grad_(False), layers, revision, architecture, d_model,
                        num_layers, f"{prefix}.{path}" if prefix else path)
 
