@@ -88,8 +88,13 @@ def small_model(architecture: str, seed: int = 0) -> transformers.PreTrainedMode
 def save_small_model(architecture: str, folder: Path) -> Path:
     """`small_model` in a folder, with the tiny model's tokenizer."""
     small_model(architecture).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def save_tokenizer(folder: Path) -> None:
+    """The tiny model's tokenizer."""
     from importlib import resources
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(resources.files("olmoscope") / "model" / "tiny"))
     tokenizer.save_pretrained(folder)
-    return folder

@@ -73,6 +73,18 @@ def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = N
 
 
 @app.command()
+def model(name: Annotated[str, typer.Argument(metavar="ID", help="A hub id, a folder, or tiny.")],
+          revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None) -> None:
+    """What a language model is like, and which commands work with it. Loads all of it."""
+    from olmoscope.model.describe import describe_model
+    from olmoscope.model.load import pick_device
+    from olmoscope.recipe import Model
+    from olmoscope.tables import show_model
+
+    show_model(name, describe_model(Model(name=name, revision=revision), pick_device("auto")))
+
+
+@app.command()
 def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
             worker: WorkerOption = None) -> None:
     """Run the model over the text and store its residual stream."""

@@ -11,6 +11,7 @@ from rich.table import Table
 from olmoscope.activations.collect import Collected
 from olmoscope.evaluate.results import EVALUATION, Evaluation, read_evaluation
 from olmoscope.files import read_json
+from olmoscope.model.describe import Described
 from olmoscope.pipeline import chosen
 from olmoscope.plan import Memory, Plan
 from olmoscope.recipe import Recipe
@@ -30,6 +31,18 @@ def new_table(title: str, *columns: str) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
     return table
+
+
+def show_model(name: str, described: Described) -> None:
+    """What `olmoscope model` prints."""
+    for title, rows in ((name, described.facts), ("What works", described.works)):
+        table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0,
+                      show_header=False)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
 
 
 def show_plan(plan: Plan) -> None:

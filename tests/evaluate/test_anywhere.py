@@ -10,11 +10,13 @@ import time
 from importlib import resources
 
 import pytest
+import torch
 from safetensors import safe_open
 
 from olmoscope.errors import UserError
 from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
+from olmoscope.model.dtype import fast_dtype
 from olmoscope.release.build import build_release
 from release_runs import LAYER_NORM, RAW, make_out
 
@@ -84,8 +86,9 @@ def test_several_kinds_side_by_side(out, gated, text, hub_endpoint, tmp_path):
     assert again.stdout.count("evaluated before, nothing to do") == 3
     assert [line for line in again.stdout.splitlines() if line.startswith((" layer_03", " gated", " someone"))] == rows
     # In another precision of the model it is another evaluation; a run and its release's folder are the same SAE.
+    other = "float32" if fast_dtype(torch.device("cpu")) == "bfloat16" else "bfloat16"
     fresh = evaluate_anywhere([str(gated), str(out / "runs" / RAW), str(out / "release" / RAW)], Options(
-        tmp_path / "out", str(text), 5000, dtype="float32"))
+        tmp_path / "out", str(text), 5000, dtype=other))
     assert all(one.fresh for one in fresh)
     run, release = (read_evaluation(one.folder / EVALUATION).model_dump(exclude={"sae", "run_hash", "identity"})
                     for one in fresh[1:])

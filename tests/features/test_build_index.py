@@ -18,6 +18,7 @@ from olmoscope.features.read import FeatureIndex, find_indexes
 from olmoscope.features.rows_of import index_sae
 from olmoscope.features.vocabulary import token_texts
 from olmoscope.files import sha256
+from olmoscope.model.dtype import fast_dtype
 from olmoscope.model.load import load_model
 from olmoscope.recipe import Filter, Model
 from olmoscope.sae.topk import initialize
@@ -139,7 +140,7 @@ def test_a_text_is_read_by_the_model(path, tmp_path):
     assert indexed.fresh and not (tmp_path / "new" / "work").exists()
     index = FeatureIndex(tmp_path / "new")
     assert index.info.documents == 3 and index.info.sources.keys() == {"dolma", "files"}
-    assert index.info.model_dtype == "bfloat16"
+    assert index.info.model_dtype == fast_dtype(torch.device("cpu"))
     shown = "".join(index.tokens.texts(index.corpus.tokens_T.tolist())).split("<|endoftext|>")
     assert sorted(shown) == sorted(["", *documents])
     model = load_model(Model(name="tiny"), 1, torch.device("cpu"))

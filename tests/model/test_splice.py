@@ -6,6 +6,7 @@ import transformers
 
 from helpers import ARCHITECTURES, save_small_model, small_model
 from olmoscope.errors import UserError
+from olmoscope.model.layers import find_layers
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.recipe import Model
 
@@ -46,6 +47,47 @@ def test_going_on_equals_a_hook_in_the_whole_model(loaded, tokens_BT):
         hidden_BTD = model.go_on(layer, noise_BTD, tokens_BT, None)
         found = torch.cat([model.logits(part) for part in hidden_BTD.flatten(0, 1).split(7)])
         torch.testing.assert_close(found, wanted.flatten(0, 1), rtol=1e-5, atol=1e-5)
+
+
+OTHERS = {
+    "OPT": transformers.OPTConfig(vocab_size=4096, hidden_size=32, num_hidden_layers=4, ffn_dim=48,
+                                  word_embed_proj_dim=32, num_attention_heads=4),
+    "GPT-J": transformers.GPTJConfig(vocab_size=4096, n_embd=32, n_layer=4, n_head=4, rotary_dim=8, n_positions=128),
+    "GPT-Neo": transformers.GPTNeoConfig(vocab_size=4096, hidden_size=32, num_layers=4, num_heads=4, window_size=16,
+                                         attention_types=[[["global", "local"], 2]], max_position_embeddings=128),
+    "Falcon": transformers.FalconConfig(vocab_size=4096, hidden_size=32, num_hidden_layers=4, num_attention_heads=4),
+    "BLOOM": transformers.BloomConfig(vocab_size=4096, hidden_size=32, n_layer=4, n_head=4),
+    "MPT": transformers.MptConfig(vocab_size=4096, d_model=32, n_layers=4, n_heads=4),
+    "CodeGen": transformers.CodeGenConfig(vocab_size=4096, n_embd=32, n_layer=4, n_head=4, rotary_dim=8),
+    "GPT": transformers.OpenAIGPTConfig(vocab_size=4096, n_embd=32, n_layer=4, n_head=4),
+    "Mamba": transformers.MambaConfig(vocab_size=4096, hidden_size=32, num_hidden_layers=4, state_size=8)}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_layers_that_give_tuples_or_lists_and_heads_that_bypass_the_base_model(name, tmp_path, tokens_BT):
+    """Against a hook in transformers' own forward."""
+    torch.manual_seed(0)
+    whole = transformers.AutoModelForCausalLM.from_config(OTHERS[name]).eval()
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(std=0.1)
+    whole.save_pretrained(tmp_path)
+    model = load_causal_lm(Model(name=str(tmp_path), dtype="float32"), torch.device("cpu"))
+    _, layers = find_layers(whole, LAYERS)
+    clean = whole(input_ids=tokens_BT, use_cache=False).logits
+    for layer in range(LAYERS):
+        noise_BTD = torch.randn(*tokens_BT.shape, 32, generator=torch.Generator().manual_seed(layer))
+        handle = layers[layer].register_forward_hook(
+            lambda module, inputs, output, new=noise_BTD: new if isinstance(output, torch.Tensor) else
+            type(output)([new, *output[1:]]))
+        wanted = whole(input_ids=tokens_BT, use_cache=False).logits
+        handle.remove()
+        hidden_BTD, _ = model.read(tokens_BT, None, [layer])
+        torch.testing.assert_close(model.logits(hidden_BTD.flatten(0, 1)), clean.flatten(0, 1), rtol=1e-4, atol=1e-4)
+        found = model.logits(model.go_on(layer, noise_BTD, tokens_BT, None).flatten(0, 1))
+        torch.testing.assert_close(found, wanted.flatten(0, 1), rtol=1e-4, atol=1e-4)
+        assert (wanted - clean).abs().max() > 1e-3
 
 
 def test_logits_are_capped_where_the_model_caps_them(tmp_path, tokens_BT):

@@ -48,7 +48,7 @@ from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.progress import bar, console
 from olmoscope.provenance import provenance
 from olmoscope.recipe import Model, Recipe
-from olmoscope.tokens.pack import pack
+from olmoscope.tokens.pack import is_packed, pack
 from olmoscope.tokens.segments import TokenSegment, read_token_segment
 from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
 
@@ -91,12 +91,14 @@ def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker()
     refuse_another_store(store, recipe)
     with share_locked(store, worker):
         tokenizer = load_tokenizer(recipe.model)
+        # Before anything is packed: a model that cannot be read is refused at once.
+        model = None if is_packed(store) else _load(recipe, worker, load)
         with tokens_locked(store):
             index = pack(recipe, tokenizer, split, store)
         share = [segment for segment in _missing(store, index) if worker.owns(segment)]
         made = 0
         if share or not (store / "manifest.json").exists():
-            model = load(recipe.model, recipe.activations.layers[-1], pick_device(recipe.device, worker.local_index))
+            model = model or _load(recipe, worker, load)
             begin_store(store, make_manifest(recipe, split, model, tokenizer, index))
             refuse_full_disk(store, recipe, model.d_model, sum(index["rows"][segment] for segment in share))
             made = _make_segments(recipe, split, store, model, index, share)
@@ -105,6 +107,12 @@ def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker()
         return Collected(store, manifest, made, len(_missing(store, index)), index["wanted"],
                          1 - sum(index["rows"]) / index["padded"],
                          read_statistics(store) if manifest.finished else None)
+
+
+def _load(recipe: Recipe, worker: Worker, load: Callable[[Model, int, torch.device], LoadedModel]) -> LoadedModel:
+    model = load(recipe.model, recipe.activations.layers[-1], pick_device(recipe.device, worker.local_index))
+    model.probe.refuse_leak(recipe.model.name, recipe.tokens.documents)
+    return model
 
 
 def _missing(store: Path, index: dict[str, Any]) -> list[int]:
@@ -213,5 +221,6 @@ def make_manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer: T
     return Manifest(model=identity, tokenizer_hash=tokenizer.hash(), special_token_ids=tokenizer.special_ids(),
                     recipe_hash=recipe.store_hash(), split=split,
                     layers=recipe.activations.layers, dtype=recipe.activations.dtype,
-                    model_dtype=recipe.model.dtype, segments=len(index["rows"]),
-                    rows=sum(index["rows"]), sources=sources, finished=False, provenance=provenance(dated=False))
+                    model_dtype=recipe.model.dtype, documents_apart=model.probe.documents_apart,
+                    segments=len(index["rows"]), rows=sum(index["rows"]), sources=sources, finished=False,
+                    provenance=provenance(dated=False))

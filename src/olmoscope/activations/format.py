@@ -84,6 +84,9 @@ class Manifest(_Frozen):
     dtype: StoreDtype
     model_dtype: Literal["bfloat16", "float32"] | None = None
     """In which the model computed; None in stores made before this was written down."""
+    documents_apart: bool | None = None
+    """Whether position ids that restart keep documents apart in this model (model/probe.py, which also refuses models
+    that are not causal); None in stores made before this was tried."""
     segments: int
     rows: int
     sources: dict[str, SourceCount]

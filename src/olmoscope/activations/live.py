@@ -42,7 +42,7 @@ Part = tuple[int, int]
 
 
 def open_live(recipe: Recipe, layers: list[int], split: Split, store: Path) -> "LiveRounds":
-    """Pack the tokens of a split (if they are not packed yet) and load the model up to the deepest layer.
+    """Load the model up to the deepest layer, and pack the tokens of a split (if they are not packed yet).
 
     Args:
         layers: those wanted, of the recipe's; ascending.
@@ -55,9 +55,10 @@ def open_live(recipe: Recipe, layers: list[int], split: Split, store: Path) -> "
     """
     refuse_another_store(store, recipe)
     tokenizer = load_tokenizer(recipe.model)
+    model = load_model(recipe.model, layers[-1], pick_device(recipe.device))
+    model.probe.refuse_leak(recipe.model.name, recipe.tokens.documents)
     with tokens_locked(store):
         index = pack(recipe, tokenizer, split, store)
-    model = load_model(recipe.model, layers[-1], pick_device(recipe.device))
     begin_store(store, make_manifest(recipe, split, model, tokenizer, index))
     return LiveRounds(recipe, layers, model, read_manifest(store), index["rows"], store)
 

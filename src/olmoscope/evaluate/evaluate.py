@@ -117,6 +117,7 @@ class _Work:
 
     def __init__(self, subjects: Sequence[Subject], surveys: dict[int, LayerSurvey], model: CausalLM,
                  setting: Setting) -> None:
+        model.probe.refuse_leak(model.name, "apart" if setting.sequences.apart else "share")
         self.subjects, self.surveys, self.model, self.setting = subjects, surveys, model, setting
         self.facts = TokenFacts(setting.sequences)
         self.saes = [subject.sae.to(model.device) for subject in subjects]

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from olmoscope.model.outputs import hidden_of, with_hidden
 from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.seeds import generator
 
@@ -59,9 +60,8 @@ def steer_rows(sae: SparseAutoencoder, x_BD: Tensor, edits: list[Edit]) -> Tenso
 def steering(layer: nn.Module, sae: SparseAutoencoder, edits: list[Edit]) -> Iterator[None]:
     """Steer what a decoder layer puts out, at every position, while the block runs; without edits touch nothing."""
     def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
-        x_BTD = output[0] if isinstance(output, tuple) else output
-        steered_BTD = steer_rows(sae, x_BTD.flatten(0, 1), edits).view_as(x_BTD)
-        return (steered_BTD, *output[1:]) if isinstance(output, tuple) else steered_BTD
+        x_BTD = hidden_of(output)
+        return with_hidden(output, steer_rows(sae, x_BTD.flatten(0, 1), edits).view_as(x_BTD))
 
     if not edits:
         yield

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from olmoscope.model.outputs import hidden_of
+
 
 class _Deepest(BaseException):
     """Ends a forward pass after the deepest layer wanted; not an error, so no handler of errors may catch it."""
@@ -27,7 +29,7 @@ def captured(layers: nn.ModuleList, wanted: list[int]) -> Iterator[dict[int, Ten
 
     def hook(layer: int) -> Any:
         def keep(module: nn.Module, arguments: Any, output: Any) -> None:
-            outputs[layer] = output[0] if isinstance(output, tuple) else output
+            outputs[layer] = hidden_of(output)
         return keep
 
     handles = [layers[layer].register_forward_hook(hook(layer)) for layer in wanted]
@@ -36,6 +38,11 @@ def captured(layers: nn.ModuleList, wanted: list[int]) -> Iterator[dict[int, Ten
     finally:
         for handle in handles:
             handle.remove()
+
+
+def given_positions(positions_BT: Tensor | None) -> dict[str, Tensor]:
+    """Position ids as an argument of a forward, where there are any: not every architecture takes them."""
+    return {} if positions_BT is None else {"position_ids": positions_BT}
 
 
 @torch.no_grad()
@@ -61,7 +68,7 @@ def read_residual_stream(module: nn.Module, layers: nn.ModuleList, wanted: list[
     with captured(layers, wanted) as outputs:
         handle = layers[wanted[-1]].register_forward_hook(stop)
         try:
-            module(input_ids=token_ids_BT, position_ids=positions_BT, use_cache=False)
+            module(input_ids=token_ids_BT, use_cache=False, **given_positions(positions_BT))
         except _Deepest:
             pass
         finally:

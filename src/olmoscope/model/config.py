@@ -1,4 +1,4 @@
-"""A model's config: read, checked against the recipe, cut off above the deepest layer wanted."""
+"""A model's config: read, and checked against the recipe."""
 
 import urllib.error
 import urllib.request
@@ -58,14 +58,6 @@ def check_config(config: Any, model: Model, deepest: int) -> None:
     if deepest >= num_layers:
         raise UserError(f"activations.layers: layer {deepest} is out of range, {model.name} has layers 0 to "
                         f"{num_layers - 1}")
-
-
-def cut_config(config: Any, deepest: int) -> None:
-    """Make a config, in place, one of a model that ends with layer `deepest`."""
-    text = config.get_text_config()
-    text.num_hidden_layers = deepest + 1
-    if getattr(text, "layer_types", None):
-        text.layer_types = text.layer_types[: deepest + 1]
 
 
 def _hub_answers() -> bool:

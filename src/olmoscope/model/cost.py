@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from olmoscope.model.config import cut_config
+from olmoscope.model.cut import cut_config
 from olmoscope.model.layers import find_layers
 
 
@@ -77,12 +77,11 @@ def model_cost(config: Any, deepest: int) -> ModelCost:
     """
     from transformers import AutoModel
 
-    config = copy.deepcopy(config)
-    cut_config(config, deepest)
+    config = copy.deepcopy(cut_config(config, deepest, AutoModel))
     text = config.get_text_config()
     with torch.device("meta"):
         module = AutoModel.from_config(config)
-    layers = find_layers(module, deepest + 1)[1]
+    layers = find_layers(module, text.num_hidden_layers)[1][: deepest + 1]
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     share = _expert_share(text)
     matrices = [(name, parameter) for name, parameter in layers.named_parameters() if parameter.dim() >= 2]
@@ -115,7 +114,7 @@ def mean_keys(chunk_lengths: list[tuple[int, int]], window: int | None) -> float
 def _windows(text: Any, layers: nn.ModuleList) -> list[int | None]:
     window = getattr(text, "sliding_window", None)
     types = getattr(text, "layer_types", None) or ["full_attention"] * len(layers)
-    return [window if kind == "sliding_attention" else None for kind in types]
+    return [window if kind == "sliding_attention" else None for kind in types[: len(layers)]]
 
 
 def _expert_share(text: Any) -> float:

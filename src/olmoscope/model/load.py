@@ -8,19 +8,23 @@ import torch
 from torch import nn
 
 from olmoscope.errors import UserError
-from olmoscope.model.config import check_config, cut_config, read_config
+from olmoscope.model.config import check_config, read_config
+from olmoscope.model.cut import cut_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.layers import find_layers
-from olmoscope.model_source import explain, locate, revision_of
+from olmoscope.model.probe import Probe, probe
+from olmoscope.model.weights import read_weights
+from olmoscope.model_source import revision_of
 from olmoscope.recipe import Model
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A decoder cut off above a layer, and what it was cut from."""
+    """A decoder cut off above a layer (or whole, where it cannot be cut), and what it was cut from."""
 
     module: nn.Module
     layers: nn.ModuleList
+    """Up to the deepest layer needed."""
     revision: str
     architecture: str
     d_model: int
@@ -28,6 +32,7 @@ class LoadedModel:
     """Of the whole model."""
     layers_path: str
     """Path of the layers in the whole causal LM, e.g. `model.layers`."""
+    probe: Probe
 
     @property
     def device(self) -> torch.device:
@@ -35,55 +40,33 @@ class LoadedModel:
 
 
 def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
-    """Load layers 0 to `deepest` for inference.
+    """Load layers 0 to `deepest` for inference, and try what is assumed of them.
 
     Raises:
-        UserError: not to be found, weights missing, no such layer, or another width or depth than the recipe's.
+        UserError: not to be found, weights missing, no such layer, another width or depth than the recipe's, or a
+            model that is not causal or whose layers do not give rows.
     """
     from transformers import AutoModel
-    from transformers.utils import logging
 
     model = settle_model(model, device)
     config = read_config(model)
     check_config(config, model, deepest)
     revision = revision_of(model, getattr(config, "_commit_hash", None))
     architecture = (config.architectures or [type(config).__name__])[0]
-    text_config = config.get_text_config()
-    d_model, num_layers = text_config.hidden_size, text_config.num_hidden_layers
-    cut_config(config, deepest)
-
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # transformers would list every weight of the layers that we leave out
-    logging.disable_progress_bar()
-    try:
-        module, info = AutoModel.from_pretrained(**locate(model), config=config, dtype=getattr(torch, model.dtype),
-                                                 attn_implementation=model.attention, use_safetensors=True,
-                                                 output_loading_info=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise explain_weights(error, model) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(f"model {model.name!r} lacks weights: {missing[0]} and {len(missing) - 1} more; its files do "
-                        "not fit its config.json")
-    path, layers = find_layers(module, deepest + 1)
-    prefix = module.base_model_prefix
-    if model.compile:
-        compile_layers(layers, device)
+    d_model, num_layers = config.get_text_config().hidden_size, config.get_text_config().num_hidden_layers
+    cut = cut_config(config, deepest, AutoModel)
+    module = read_weights(AutoModel, model, cut).to(device)
+    path, layers = find_layers(module, cut.get_text_config().num_hidden_layers)
     if device.type == "cuda":
         # cuDNN's attention plans anew for each shape, which takes a third of a second, and no two batches are alike.
         torch.backends.cuda.enable_cudnn_sdp(False)
-    return LoadedModel(module.to(device).eval().requires_grad_(False), layers, revision, architecture, d_model,
-                       num_layers, f"{prefix}.{path}" if prefix else path)
-
-
-def explain_weights(error: OSError | ValueError | ImportError, model: Model) -> UserError:
-    """What to say when the weights could not be loaded, or not with the attention wanted."""
-    if isinstance(error, ImportError) or model.attention in str(error).lower().replace(" ", "_"):
-        first_line = str(error).strip().split("\n")[0]
-        return UserError(f"model.attention: {model.attention} does not work for {model.name!r} here: {first_line}")
-    return explain(error, model)
+    layers = layers[: deepest + 1]
+    found = probe(module, layers, model.name, d_model)
+    if model.compile:
+        compile_layers(layers, device)
+    prefix = module.base_model_prefix
+    return LoadedModel(module, layers, revision, architecture, d_model, num_layers,
+                       f"{prefix}.{path}" if prefix else path, found)
 
 
 def compile_layers(layers: nn.ModuleList, device: torch.device) -> None:

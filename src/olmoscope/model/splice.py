@@ -1,27 +1,33 @@
-"""The whole language model, and its run gone on with from any layer's output: to see what a reconstruction does to it.
+"""The whole language model, continued from any layer's output: to see what a reconstruction does to it.
 
-What a layer gives is all that the layers above see. So to put something else in its place, only those above run: the
-ones below pass on what they get, and the layer itself gives the replacement. The LM head runs on a few tokens at a
-time, since the logits of all would not fit. Shapes: B sequences, T positions, D d_model, C tokens of a chunk, V tokens
-of the vocabulary.
+What a layer gives is usually all that the layers above see. Then only those above run: the ones below pass on what they
+get, and the layer itself gives the replacement. Where that does not give the model's own result (layers that hand on
+something else besides), the whole model runs and the layer's output is replaced on its way. The LM head runs on a few
+tokens at a time, since the logits of all would not fit. Shapes: B sequences, T positions, D d_model, C tokens of a
+chunk, V tokens of the vocabulary.
 """
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from olmoscope.errors import UserError
-from olmoscope.model.capture import captured
+from olmoscope.model.capture import captured, given_positions
 from olmoscope.model.config import check_config, read_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.layers import find_layers
-from olmoscope.model.load import explain_weights
-from olmoscope.model_source import locate, revision_of
+from olmoscope.model.outputs import with_hidden, without_tensors
+from olmoscope.model.probe import OTHER_SHAPE, REFUSALS, Probe, difference, probe
+from olmoscope.model.weights import read_weights
+from olmoscope.model_source import revision_of
 from olmoscope.recipe import Model
+from olmoscope.seeds import generator
+
+TRIED_TOKENS = 12
 
 
 @dataclass(frozen=True)
@@ -29,24 +35,24 @@ class CausalLM:
     """A causal LM with all its layers and its head."""
 
     module: nn.Module
+    body: nn.Module
+    """The model without its head."""
     layers: nn.ModuleList
     name: str
     revision: str
     d_model: int
     vocabulary: int
     body_output: type[Any]
-    """What the model without its head returns: a type of transformers."""
+    """What the body returns: a type of transformers."""
+    forms: list[Any]
+    """What each layer gives, without its tensors."""
+    skips: bool
+    """Whether the layers below a replaced one need not run."""
+    probe: Probe
 
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
-
-    @property
-    def body(self) -> nn.Module:
-        """The model without its head."""
-        body = self.module.base_model
-        assert isinstance(body, nn.Module)
-        return body
 
     @torch.no_grad()
     def read(self, token_ids_BT: Tensor, positions_BT: Tensor | None, layers: list[int]) -> tuple[Tensor,
@@ -65,7 +71,9 @@ class CausalLM:
     @torch.no_grad()
     def go_on(self, layer: int, x_BTD: Tensor, token_ids_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
         """The last hidden state if `layer` gave `x_BTD`; with its own output, exactly `read`'s."""
-        with _replaced(self.layers, layer, x_BTD):
+        replacing = (_replaced_from_below(self.layers, layer, x_BTD, self.forms) if self.skips
+                     else _replaced_on_the_way(self.layers[layer], x_BTD))
+        with replacing:
             return self._run(token_ids_BT, positions_BT)
 
     @torch.no_grad()
@@ -80,56 +88,132 @@ class CausalLM:
         return logits
 
     def _run(self, token_ids_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
-        hidden: Tensor = self.body(input_ids=token_ids_BT, position_ids=positions_BT, use_cache=False)[0]
+        hidden: Tensor = self.body(input_ids=token_ids_BT, use_cache=False, **given_positions(positions_BT))[0]
         return hidden
 
 
 def load_causal_lm(model: Model, device: torch.device, deepest: int = 0) -> CausalLM:
-    """Load a whole causal LM for inference.
+    """Load a whole causal LM for inference, and try what is assumed of it.
 
     Args:
         deepest: a layer that it must have.
 
     Raises:
-        UserError: not to be found, weights missing, no such layer, or another width or depth than the recipe's.
+        UserError: not to be found, weights missing, no such layer, another width or depth than the recipe's, or a
+            model whose layers cannot be replaced or whose head cannot be run by itself.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
     model = settle_model(model, device)
     config = read_config(model)
     check_config(config, model, deepest)
     revision = revision_of(model, getattr(config, "_commit_hash", None))
     text = config.get_text_config()
-    logging.disable_progress_bar()
-    try:
-        module, info = AutoModelForCausalLM.from_pretrained(
-            **locate(model), config=config, dtype=getattr(torch, model.dtype), attn_implementation=model.attention,
-            use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise explain_weights(error, model) from error
-    finally:
-        logging.enable_progress_bar()
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(f"model {model.name!r} lacks weights: {missing[0]} and {len(missing) - 1} more; without all of "
-                        "them, its LM head too, there is no cross-entropy")
+    module = read_weights(AutoModelForCausalLM, model, config).to(device)
     _, layers = find_layers(module, text.num_hidden_layers)
-    module = module.to(device).eval().requires_grad_(False)
-    with torch.no_grad():
-        output = module.base_model(input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device), use_cache=False)
-    return CausalLM(module, layers, model.name, revision, text.hidden_size, text.vocab_size, type(output))
+    return try_causal_lm(module, layers, model.name, revision, text.hidden_size, text.vocab_size)
+
+
+@torch.no_grad()
+def try_causal_lm(module: Any, layers: nn.ModuleList, name: str, revision: str, d_model: int,
+                  vocabulary: int) -> CausalLM:
+    """Find out how the layers of a model are replaced and how its head runs by itself.
+
+    The body is the module whose output is turned into the very logits of the model when it is put in that module's
+    place: the one that transformers calls the base model, or the decoder in it.
+
+    Raises:
+        UserError: neither works.
+    """
+    most = module.get_input_embeddings().num_embeddings
+    device = next(module.parameters()).device
+    ids_1T = torch.from_numpy(generator(1, "tokens of a probe").integers(min(10, most // 2), max(2, most // 2),
+                                                                         (1, TRIED_TOKENS))).to(device)
+    wanted_TV = module(input_ids=ids_1T, use_cache=False).logits[0].float()
+    tolerance = OTHER_SHAPE[next(module.parameters()).dtype]
+    for body in (module.base_model, module.get_decoder()):
+        with _forms_of(layers) as forms:
+            output = body(input_ids=ids_1T, use_cache=False)
+        if len(forms) < len(layers):
+            raise UserError(f"{name}: only {len(forms)} of its {len(layers)} decoder layers run; olmoscope cannot read "
+                            "this architecture")
+        found = CausalLM(module, body, layers, name, revision, d_model, vocabulary, type(output),
+                         [forms[number] for number in range(len(layers))], True, probe(body, layers, name, d_model))
+        if _difference_of(found.logits, output[0][0], wanted_TV) <= tolerance:
+            return _with_splice(found, ids_1T, tolerance)
+    raise UserError(f"{name}: its LM head cannot be run by itself ({type(module).__name__}), so what an SAE does to "
+                    "its predictions cannot be measured")
+
+
+def _difference_of(logits: Callable[[Tensor], Tensor], hidden_TD: Tensor, wanted_TV: Tensor) -> float:
+    """How far the head's logits are from the model's own; infinite where it does not take what it is given."""
+    try:
+        found_TV = logits(hidden_TD).float()
+    except REFUSALS:
+        return float("inf")
+    return float(difference(found_TV, wanted_TV).max()) if found_TV.shape == wanted_TV.shape else float("inf")
+
+
+def _with_splice(model: CausalLM, ids_1T: Tensor, tolerance: float) -> CausalLM:
+    """The same model, with the quicker of the ways of replacing a layer that work."""
+    last = len(model.layers) - 1
+    tried = sorted({0, last // 2, last})
+    hidden_1TD, outputs = model.read(ids_1T, None, tried)
+
+    def works(one: CausalLM) -> bool:
+        try:
+            same = [one.go_on(layer, outputs[layer], ids_1T, None) for layer in tried]
+            zero = one.go_on(last, torch.zeros_like(outputs[last]), ids_1T, None)
+        except REFUSALS:
+            return False
+        return (all(difference(found[0].float(), hidden_1TD[0].float()).max() <= tolerance for found in same)
+                and bool((zero != hidden_1TD).any()))
+
+    for skips in (True, False):
+        if works(one := replace(model, skips=skips)):
+            return one
+    raise UserError(f"{model.name}: what a decoder layer gives cannot be replaced ({type(model.module).__name__}), so "
+                    "what an SAE does to its predictions cannot be measured")
 
 
 @contextlib.contextmanager
-def _replaced(layers: nn.ModuleList, layer: int, x_BTD: Tensor) -> Iterator[None]:
-    """While the block runs, layers up to `layer` compute nothing and the last of them gives `x_BTD`."""
-    def give(*arguments: Any, **settings: Any) -> Tensor:
-        return x_BTD
+def _forms_of(layers: nn.ModuleList) -> Iterator[dict[int, Any]]:
+    """Record the form in which each layer gives its output while the block runs."""
+    forms: dict[int, Any] = {}
 
+    def hook(number: int) -> Any:
+        def keep(module: nn.Module, arguments: Any, output: Any) -> None:
+            forms[number] = without_tensors(output)
+        return keep
+
+    handles = [layer.register_forward_hook(hook(number)) for number, layer in enumerate(layers)]
+    try:
+        yield forms
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _replaced_from_below(layers: nn.ModuleList, layer: int, x_BTD: Tensor, forms: list[Any]) -> Iterator[None]:
+    """While the block runs, layers up to `layer` compute nothing and the last of them gives `x_BTD`."""
     with contextlib.ExitStack() as stack:
         for index in range(layer + 1):
+            def give(*arguments: Any, form: Any = forms[index], **settings: Any) -> Any:
+                return with_hidden(form, x_BTD)
+
             stack.enter_context(_forward_of(layers[index], give))
         yield
+
+
+@contextlib.contextmanager
+def _replaced_on_the_way(layer: nn.Module, x_BTD: Tensor) -> Iterator[None]:
+    """While the block runs, a layer gives `x_BTD` after it has computed its own output."""
+    handle = layer.register_forward_hook(lambda module, arguments, output: with_hidden(output, x_BTD))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextlib.contextmanager

@@ -1,17 +1,30 @@
 """The way from the residual stream to logits: a model's final norm and unembedding, without its layers.
 
-Shapes: D d_model, V vocabulary, C directions.
+The norm is found by what it does: it is the module whose output the head is given, and what it does to some rows says
+of which sort it is. Shapes: D d_model, V vocabulary, C directions, N modules that ran, T positions.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from olmoscope.errors import UserError
-from olmoscope.model.config import cut_config, read_config
-from olmoscope.model_source import explain, locate, revision_of
+from olmoscope.model.config import read_config
+from olmoscope.model.cut import cut_config
+from olmoscope.model.layers import find_layers
+from olmoscope.model.weights import read_weights
+from olmoscope.model_source import revision_of
 from olmoscope.recipe import Model
+
+Norm = Literal["RMS", "layer", "no"]
+AGREES = 1e-3
+"""Largest relative difference between a norm and what it is taken for."""
+
+
+class NoUnembedding(UserError):
+    """A model whose features have no promoted tokens, and why: everything else of an index can be made."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +32,15 @@ class Unembedding:
     """What a small change of the last residual stream does to the logits, up to a factor.
 
     The final norm divides a row by its size (RMS norm) or by its standard deviation after centring it (layer norm),
-    then multiplies each channel with a weight. That divisor is the row's own: for a direction without a row it is not
-    known, and left out; it is positive and the same for all tokens. So is what the direction changes of the divisor.
+    then multiplies each channel with a weight (1 where it has none). That divisor is the row's own: for a direction
+    without a row it is not known, and left out; it is positive and the same for all tokens. So is what the direction
+    changes of the divisor.
     """
 
     weight_D: Tensor
     """The norm's, float32."""
-    centres: bool
-    """Whether the norm takes off the row's mean (a layer norm)."""
+    norm: Norm
+    """`layer`: the norm takes off the row's mean. `no`: the head is given the residual stream itself."""
     U_VD: Tensor
     """A token's unembedding vector a row, float32."""
     tied: bool
@@ -37,76 +51,132 @@ class Unembedding:
         """weight ⊙ direction, `[C, D]` float32, whose product with U is what a direction does to the logits; it is
         centred first where the norm centres."""
         directions_CD = directions_CD.float()
-        if self.centres:
+        if self.norm == "layer":
             directions_CD = directions_CD - directions_CD.mean(dim=1, keepdim=True)
         return directions_CD * self.weight_D
+
+    def to(self, device: torch.device) -> "Unembedding":
+        return replace(self, weight_D=self.weight_D.to(device), U_VD=self.U_VD.to(device))
 
     def of_first(self, tokens: int) -> "Unembedding":
         """Only the first tokens: some models pad the matrix with rows that no token has."""
         return replace(self, U_VD=self.U_VD[:tokens])
 
     def __str__(self) -> str:
-        return (f"{'tied' if self.tied else 'untied'} unembedding, final {'layer' if self.centres else 'RMS'} norm's "
-                "weight folded in; without the norm's divisor of each row, and without later layers")
+        matrix = f"{'tied' if self.tied else 'untied'} unembedding"
+        if self.norm == "no":
+            return f"{matrix}, no final norm; without later layers"
+        return (f"{matrix}, final {self.norm} norm's weight folded in; without the norm's divisor of each row, and "
+                "without later layers")
 
 
 def load_unembedding(model: Model, device: torch.device) -> Unembedding:
-    """Load the final norm and the unembedding of a causal LM; of its layers only the first is read on the way.
+    """Load the final norm and the unembedding of a causal LM; where it can be cut, only its first layer is read.
 
     Raises:
-        UserError: not to be found, or not built as usual (one final norm, then a matrix).
+        UserError: not to be found, or weights missing.
+        NoUnembedding: its logits are not a matrix times a norm of the last layer's output.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
     config = read_config(model)
     revision = revision_of(model, getattr(config, "_commit_hash", None))
-    cut_config(config, 0)
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # transformers would list every weight of the layers that we leave out
-    logging.disable_progress_bar()
-    try:
-        causal, info = AutoModelForCausalLM.from_pretrained(
-            **locate(model), config=config, dtype=getattr(torch, model.dtype), use_safetensors=True,
-            output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise explain(error, model) from error
-    finally:
-        logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
-    if missing := sorted(info["missing_keys"]):
-        raise UserError(f"model {model.name!r} lacks weights: {missing[0]}; its files do not fit its config.json")
-    head = causal.get_output_embeddings()
-    if not isinstance(head, nn.Linear):
-        raise UserError(f"{model.name!r} has no unembedding matrix ({type(causal).__name__}): promoted tokens "
-                        "cannot be computed")
-    norm = final_norm(causal, config.get_text_config().hidden_size)
-    weight_D, centres = _weight(norm, head.in_features)
-    embedding = causal.get_input_embeddings()
-    tied = embedding is not None and embedding.weight.data_ptr() == head.weight.data_ptr()
-    return Unembedding(weight_D.to(device), centres, head.weight.detach().float().to(device), tied, revision)
+    cut = cut_config(config, 0, AutoModelForCausalLM)
+    causal = read_weights(AutoModelForCausalLM, model, cut)
+    _, layers = find_layers(causal, cut.get_text_config().num_hidden_layers)
+    return unembedding_of(causal, layers, config.get_text_config().hidden_size, revision).to(device)
 
 
-def final_norm(causal: nn.Module, d_model: int) -> nn.Module:
-    """The norm between the last layer and the unembedding: the only one beside the list of layers.
+def unembedding_of(causal: Any, layers: nn.ModuleList, d_model: int, revision: str) -> Unembedding:
+    """The way to the logits of a loaded causal LM; its norm may become float32 by this.
 
     Raises:
-        UserError: there is none, or several.
+        NoUnembedding: its logits are not a matrix times a norm of the last layer's output.
     """
-    found: list[tuple[str, nn.Module]] = [(name, module) for name, module in causal.named_modules()
-             if "norm" in type(module).__name__.lower() and not any(part.isdigit() for part in name.split("."))
-             and isinstance(getattr(module, "weight", None), Tensor) and module.weight.shape == (d_model,)]
-    if len(found) != 1:
-        raise UserError(f"cannot tell which module of {type(causal).__name__} is its final norm (candidates: "
-                        f"{', '.join(name for name, _ in found) or 'none'})")
-    return found[0][1]
+    head, name = causal.get_output_embeddings(), type(causal).__name__
+    if not isinstance(head, nn.Linear):
+        raise NoUnembedding(f"{name} has no unembedding matrix")
+    if head.in_features != d_model:
+        raise NoUnembedding(f"the head of {name} does not read the residual stream: it reads {head.in_features} values "
+                            f"of {d_model}")
+    weight_D, norm = final_norm(causal, head, layers)
+    embedding = causal.get_input_embeddings()
+    tied = embedding is not None and embedding.weight.data_ptr() == head.weight.data_ptr()
+    return Unembedding(weight_D, norm, head.weight.detach().float(), tied, revision)
 
 
 @torch.no_grad()
-def _weight(norm: nn.Module, d_model: int) -> tuple[Tensor, bool]:
-    """A norm's weight, and whether it centres. An RMS norm's is what it makes of a row of ones, whose RMS is 1:
-    some architectures store it less 1."""
-    if isinstance(norm, nn.LayerNorm):
-        return norm.weight.detach().float(), True
-    weight_D: Tensor = norm.float()(torch.ones(1, d_model))[0]
-    return weight_D.float(), False
+def final_norm(causal: Any, head: nn.Module, layers: nn.ModuleList) -> tuple[Tensor, Norm]:
+    """Weight `[D]` and sort of the norm between the last layer and the head.
+
+    Raises:
+        NoUnembedding: what the head is given is neither the last layer's output nor, to a factor, that of a norm.
+    """
+    ran = _outputs(causal, head)
+    name = type(causal).__name__
+    if head not in ran:
+        raise NoUnembedding(f"the unembedding matrix of {name} is not what makes its logits")
+    given_TD = ran.pop(head)
+    inside = set(layers.modules())
+    for module, output_TD in ran.items():
+        if output_TD.shape == given_TD.shape and not any(part is layers for part in module.modules()):
+            scale = float((given_TD * output_TD).sum() / output_TD.square().sum().clamp_min(1e-30))
+            if scale > 0 and _near(scale * output_TD, given_TD):
+                break
+    else:
+        raise NoUnembedding(f"what the head of {name} is given is no module's output")
+    if module in inside:
+        return torch.full((given_TD.shape[1],), scale), "no"
+    weight_D, norm = _measured(module, given_TD.shape[1], name)
+    return scale * weight_D, norm
+
+
+def _outputs(causal: Any, head: nn.Module) -> dict[nn.Module, Tensor]:
+    """What modules gave for a few tokens, in the order in which they ended, `[T, D]` each; for the head, what it was
+    given."""
+    ran: dict[nn.Module, Tensor] = {}
+
+    def keep(module: nn.Module, arguments: Any, output: Any) -> None:
+        hidden = output[0] if isinstance(output, tuple | list) and output else output
+        value = arguments[0] if module is head else hidden
+        if isinstance(value, Tensor) and value.is_floating_point() and value.dim() >= 2:
+            ran.pop(module, None)
+            ran[module] = value.detach().float().reshape(-1, value.shape[-1])
+
+    handles = [module.register_forward_hook(keep) for module in causal.modules() if module is not causal]
+    try:
+        vocabulary = causal.get_input_embeddings().num_embeddings
+        ids = torch.arange(8) * max(1, vocabulary // 16) % vocabulary
+        causal(input_ids=ids[None].to(next(causal.parameters()).device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ran
+
+
+def _measured(module: nn.Module, d_model: int, name: str) -> tuple[Tensor, Norm]:
+    """A norm's weight and sort, from what it makes of rows so large that its ε does not count.
+
+    The difference of what it makes of x and of −x is free of a bias.
+
+    Raises:
+        NoUnembedding: it is no norm that is known.
+    """
+    generator = torch.Generator().manual_seed(0)
+    signs_D = 1 - 2 * (torch.arange(d_model) % 2)
+    x_2D = torch.stack([1000 * signs_D * (1 + 0.2 * torch.rand(d_model, generator=generator)),  # none near the mean
+                        1000 * torch.randn(d_model, generator=generator) + 500]).double()  # a mean that tells
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    module = module.float()
+    odd_2D = (module(x_2D.float().to(device)) - module(-x_2D.float().to(device))).cpu().double() / 2
+    for norm in ("RMS", "layer"):
+        row_2D = x_2D - x_2D.mean(dim=1, keepdim=True) if norm == "layer" else x_2D
+        row_2D = row_2D / row_2D.square().mean(dim=1, keepdim=True).sqrt()
+        weight_D = odd_2D[0] / row_2D[0]
+        if _near(weight_D * row_2D[1], odd_2D[1]):
+            return weight_D.float(), norm
+    raise NoUnembedding(f"{type(module).__name__}, which the head of {name} is given, is no norm that olmoscope knows")
+
+
+def _near(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).norm() <= AGREES * b.norm())

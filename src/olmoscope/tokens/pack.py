@@ -22,6 +22,11 @@ DOCUMENTS_AT_ONCE = 64
 """Tokenised together, so that the tokenizer can use all cores."""
 
 
+def is_packed(store: Path) -> bool:
+    """Whether all tokens of a store are there."""
+    return (store / "tokens" / "index.json").exists()
+
+
 def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out"], store: Path) -> dict[str, Any]:
     """Write `tokens/` of a store; what is there already is kept.
 
@@ -36,7 +41,7 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
     if has_token_segment(store, 0) and not (store / "tokens" / "recipe.json").exists():  # lost since
         write_json(store / "tokens" / "recipe.json", _identity(recipe))
     index_path = store / "tokens" / "index.json"
-    if index_path.exists():
+    if is_packed(store):
         return dict(read_json(index_path))
     count = recipe.tokens.count if split == "train" else recipe.tokens.held_out
     mixture = Mixture(recipe.text, recipe.seed, split)

@@ -1,0 +1,77 @@
+"""A config of the beginning of a model, up to the deepest layer wanted: nothing above it is loaded or run.
+
+A config that is cut need not describe the beginning of the whole model: layers may share keys and values with later
+ones, one matrix may hold the embeddings of all layers, a schedule may count from the end. So the whole and the cut
+model are both built without memory (on the meta device) and compared; where they differ, nothing is cut.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from olmoscope.errors import UserError
+from olmoscope.model.layers import find_layers
+
+BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, NotImplementedError, RuntimeError,
+                TypeError, ValueError)
+"""What a config that does not fit itself makes transformers raise, when it is cut or when its model is built."""
+
+
+def cut_config(config: Any, deepest: int, auto: Any) -> Any:
+    """A config of the model's layers 0 to `deepest`; the config itself where the model cannot be cut.
+
+    Args:
+        auto: `AutoModel` or `AutoModelForCausalLM`, with which it will be loaded.
+    """
+    total = config.get_text_config().num_hidden_layers
+    if deepest + 1 == total:
+        return config
+    try:
+        whole = _build(auto, config)
+        path, layers = find_layers(whole, total)
+    except (UserError, *BUILD_ERRORS):
+        return config
+    wanted = _description(whole, path, layers, deepest + 1)
+    for lists_too in (True, False):
+        cut = copy.deepcopy(config)
+        try:
+            _shorten(cut.get_text_config(), deepest + 1, lists_too)
+            shorter = _build(auto, cut)
+            if _description(shorter, *find_layers(shorter, deepest + 1), deepest + 1) == wanted:
+                return cut
+        except (UserError, *BUILD_ERRORS):
+            continue
+    return config
+
+
+def _build(auto: Any, config: Any) -> nn.Module:
+    """A model without memory."""
+    with torch.device("meta"):
+        module: nn.Module = auto.from_config(copy.deepcopy(config))
+    return module
+
+
+def _shorten(text: Any, count: int, lists_too: bool) -> None:
+    """Cut a text config in place: its depth, and whatever has an entry for each layer."""
+    total = text.num_hidden_layers
+    if lists_too:
+        for name, value in list(vars(text).items()):
+            if isinstance(value, list | tuple) and len(value) == total:
+                setattr(text, name, value[:count])
+    if text.num_hidden_layers != count:  # some configs count the entries of such a list
+        text.num_hidden_layers = count
+
+
+def _description(module: nn.Module, path: str, layers: nn.ModuleList, count: int) -> dict[str, Any]:
+    """Shapes of the parameters outside the layers and in the first `count` of them, and these layers' own settings."""
+    prefixes = tuple(f"{path}.{number}." for number in range(count, len(layers)))
+    shapes: dict[str, Any] = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()
+                              if not name.startswith(prefixes)}
+    for number in range(count):
+        for name, part in layers[number].named_modules():
+            for key, value in vars(part).items():
+                if not key.startswith("_") and isinstance(value, str | int | float | tuple | type(None)):
+                    shapes[f"{number}.{name}.{key}"] = value
+    return shapes

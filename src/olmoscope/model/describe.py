@@ -1,0 +1,94 @@
+"""What olmoscope sees of a model, and what works with it: the screen of `olmoscope model ID`."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from olmoscope.errors import UserError
+from olmoscope.model.config import read_config
+from olmoscope.model.cut import cut_config
+from olmoscope.model.dtype import settle_model
+from olmoscope.model.load import load_model
+from olmoscope.model.splice import load_causal_lm
+from olmoscope.model.unembed import NoUnembedding, unembedding_of
+from olmoscope.model_source import explain, locate
+from olmoscope.recipe import Model
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model: what it is, and which of our commands serve it."""
+
+    facts: list[tuple[str, str]]
+    """What, and how it is with this model."""
+    works: list[tuple[str, str]]
+    """A command or an option, and `yes`, or why not."""
+
+
+def describe_model(model: Model, device: torch.device) -> Described:
+    """Load a whole model and try what our commands need of it.
+
+    Raises:
+        UserError: it cannot be loaded or its rows cannot be read.
+    """
+    from transformers import AutoModel
+
+    model = settle_model(model, device)
+    config = read_config(model)
+    text = config.get_text_config()
+    loaded = load_model(model, text.num_hidden_layers - 1, device)
+    whole = text.num_hidden_layers == 1 or cut_config(config, 0, AutoModel) is config
+    facts = [
+        ("architecture", loaded.architecture),
+        ("revision", loaded.revision),
+        ("decoder layers", f"{loaded.num_layers}, {loaded.layers_path}"),
+        ("d_model", f"{loaded.d_model}"),
+        ("attention heads", _heads(text)),
+        ("parameters without the head", f"{sum(one.numel() for one in loaded.module.parameters()):,}"),
+        ("layers above those wanted", "are loaded: this model cannot be cut" if whole else "are not loaded"),
+        ("weights stored in", str(getattr(config, "dtype", None) or "unknown").removeprefix("torch.")),
+        ("computes in", model.dtype),
+        ("positions", _positions(text)),
+        *_tokenizer(model, text)]
+    works = [("collect, train", "yes"),
+             ("tokens.documents: apart", "yes" if loaded.probe.documents_apart else "no: documents see each other")]
+    del loaded
+    try:
+        causal = load_causal_lm(model, device)
+    except UserError as error:
+        return Described(facts, [*works, ("evaluate, browse", f"no: {error}"), ("promoted tokens of index", "unknown")])
+    works.append(("evaluate, browse", "yes" if causal.skips else "yes; the whole model runs for each replaced layer"))
+    try:
+        unembedding = unembedding_of(causal.module, causal.layers, causal.d_model, causal.revision)
+    except NoUnembedding as error:
+        return Described(facts, [*works, ("promoted tokens of index", f"no: {error}")])
+    return Described([*facts, ("head", str(unembedding))], [*works, ("promoted tokens of index", "yes")])
+
+
+def _heads(text: Any) -> str:
+    heads, kv_heads = (getattr(text, name, None) for name in ("num_attention_heads", "num_key_value_heads"))
+    if heads is None:
+        return "unknown"
+    return f"{heads}" if kv_heads in (None, heads) else f"{heads}, {kv_heads} for keys and values"
+
+
+def _positions(text: Any) -> str:
+    most = getattr(text, "max_position_embeddings", None)
+    window = getattr(text, "sliding_window", None)
+    return ("no limit stated" if most is None else f"{most:,}") + (f", sliding window {window:,}" if window else "")
+
+
+def _tokenizer(model: Model, text: Any) -> list[tuple[str, str]]:
+    """What its tokenizer is like."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(**locate(model))
+    except (OSError, ValueError) as error:
+        raise explain(error, model) from error
+    special = [f"{name} {token!r}" for name in ("bos", "eos", "pad")
+               if (token := getattr(tokenizer, f"{name}_token")) is not None]
+    return [("vocabulary", f"{text.vocab_size:,}, the tokenizer has {len(tokenizer):,}"),
+            ("special tokens", ", ".join(special) or "none"),
+            ("chat template", "yes" if tokenizer.chat_template else "no")]

@@ -1,0 +1,36 @@
+"""What a decoder layer gives: the residual stream alone, or as the first entry of a tuple or a list."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from olmoscope.errors import UserError
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The residual stream in a layer's output, `[batch, positions, d_model]`.
+
+    Raises:
+        UserError: the output holds no such tensor.
+    """
+    hidden = output[0] if isinstance(output, tuple | list) and output else output
+    if not isinstance(hidden, Tensor) or hidden.dim() != 3:
+        what = f"a tensor {list(hidden.shape)}" if isinstance(hidden, Tensor) else type(hidden).__name__
+        raise UserError(f"a decoder layer of this model gives {what}, not its rows as [batch, positions, d_model]; "
+                        "such a model cannot be read yet")
+    return hidden
+
+
+def with_hidden(output: Any, x_BTD: Tensor) -> Any:
+    """A layer's output with another residual stream, in the same form."""
+    if isinstance(output, tuple | list):
+        return type(output)([x_BTD, *output[1:]])
+    return x_BTD
+
+
+def without_tensors(output: Any) -> Any:
+    """The form of a layer's output, to be filled by `with_hidden`: nothing stays in memory."""
+    if isinstance(output, tuple | list):
+        return type(output)([None if isinstance(entry, Tensor) else entry for entry in output])
+    return torch.empty(0)

@@ -1,0 +1,99 @@
+"""What collection and evaluation assume of a model, tried on this very model before it reads any text.
+
+Two or three passes over some random tokens. Compared are rows of passes that have the same shape and differ only in
+tokens that a row must not depend on, so that rounding cannot hide or feign a difference.
+
+Shapes: T positions, D d_model.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from olmoscope.errors import UserError
+from olmoscope.model.capture import read_residual_stream
+from olmoscope.seeds import generator
+
+FIRST, SECOND = 11, 13
+"""Lengths of the documents tried."""
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+"""Largest ‖difference‖ / ‖row‖ that counts as none. Experts sum in an order that depends on all rows of a batch."""
+OTHER_SHAPE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+"""The same for the median over rows of passes of different shapes, whose products are rounded differently."""
+REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError)
+"""What an architecture raises that does not take position ids."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What a model was seen to do."""
+
+    documents_apart: bool
+    """Whether position ids that restart make a document's rows those of the document alone."""
+
+    def refuse_leak(self, name: str, documents: str) -> None:
+        """Refuse documents apart where they are not.
+
+        Args:
+            name: of the model.
+            documents: the recipe's `tokens.documents`.
+
+        Raises:
+            UserError: they see each other.
+        """
+        if documents == "apart" and not self.documents_apart:
+            raise UserError(f"tokens.documents: apart does not work with {name}: position ids that restart do not keep "
+                            "its documents from seeing those before them; set tokens.documents=share")
+
+
+@torch.no_grad()
+def probe(module: nn.Module, layers: nn.ModuleList, name: str, d_model: int) -> Probe:
+    """Try a decoder, whole or cut off above a layer.
+
+    Args:
+        module: without its head.
+        name: of the model, for messages.
+        d_model: width of its rows.
+
+    Raises:
+        UserError: its layers give something else than rows, or a row depends on later tokens.
+    """
+    device = next(module.parameters()).device
+    vocabulary = int(module.get_input_embeddings().num_embeddings)  # type: ignore[operator]
+    ids = generator(0, "tokens of a probe").integers(min(10, vocabulary // 2), max(2, vocabulary // 2),
+                                                      (3, FIRST + SECOND))
+    ids_3T = torch.from_numpy(ids).to(device)
+    ids_3T[1, :FIRST] = ids_3T[0, :FIRST]  # differs from row 0 after the first document
+    ids_3T[2, FIRST:] = ids_3T[0, FIRST:]  # differs from row 0 before the second
+    deepest = len(layers) - 1
+
+    def rows(token_ids: Tensor, positions: Tensor | None = None) -> Tensor:
+        found = read_residual_stream(module, layers, [deepest], token_ids, positions)
+        if deepest not in found:
+            raise UserError(f"{name}: decoder layer {deepest} did not run; olmoscope cannot read this architecture")
+        if found[deepest].shape != (*token_ids.shape, d_model):
+            raise UserError(f"{name}: decoder layer {deepest} gives {list(found[deepest].shape)}, not rows of width "
+                            f"{d_model}; olmoscope cannot read this architecture")
+        return found[deepest].float()
+
+    dtype = next(module.parameters()).dtype
+    here, later = rows(ids_3T[:2])[:, :FIRST]
+    if difference(here, later).max() > TOLERANCE[dtype]:
+        raise UserError(f"{name} is not causal: a row depends on the tokens after it; olmoscope reads causal language "
+                        "models only")
+    positions_2T = torch.cat([torch.arange(FIRST), torch.arange(SECOND)]).expand(2, -1).to(device)
+    try:
+        one, other = rows(ids_3T[[0, 2]], positions_2T)[:, FIRST:]
+        alone = rows(ids_3T[:1, FIRST:])[0]
+    except REFUSALS:
+        return Probe(documents_apart=False)
+    return Probe(documents_apart=bool(difference(one, other).max() <= TOLERANCE[dtype]
+                                      and difference(one, alone).median() <= OTHER_SHAPE[dtype]))
+
+
+def difference(a_TD: Tensor, b_TD: Tensor) -> Tensor:
+    """‖a − b‖ / ‖b‖ of each row."""
+    size_T: Tensor = b_TD.norm(dim=1).clamp_min(torch.finfo(torch.float32).tiny)
+    difference_T: Tensor = (a_TD - b_TD).norm(dim=1)
+    return difference_T / size_T

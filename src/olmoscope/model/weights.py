@@ -1,0 +1,53 @@
+"""A model's weights, loaded the same way for every stage."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from olmoscope.errors import UserError
+from olmoscope.model_source import explain, locate
+from olmoscope.recipe import Model
+
+
+def read_weights(auto: Any, model: Model, config: Any) -> nn.Module:
+    """Load a model for inference, on the CPU.
+
+    `model.attention: sdpa` leaves the choice to transformers, which takes sdpa where the architecture has it, else its
+    plain attention.
+
+    Args:
+        auto: `AutoModel` or `AutoModelForCausalLM`.
+        config: as `AutoConfig` gives it, or cut off.
+
+    Raises:
+        UserError: not to be found, not to be read, or weights missing.
+    """
+    from transformers.utils import logging
+
+    attention = None if model.attention == "sdpa" else model.attention
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # transformers would list every weight of the layers that we leave out
+    logging.disable_progress_bar()
+    try:
+        module, info = auto.from_pretrained(**locate(model), config=config, dtype=getattr(torch, model.dtype),
+                                            attn_implementation=attention, use_safetensors=True,
+                                            output_loading_info=True)
+    except (OSError, ValueError, ImportError) as error:
+        raise explain_weights(error, model) from error
+    finally:
+        logging.set_verbosity(verbosity)
+        logging.enable_progress_bar()
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"model {model.name!r} lacks weights: {missing[0]} and {len(missing) - 1} more; its files do "
+                        "not fit its config.json, or are those of a model without its LM head")
+    loaded: nn.Module = module.eval().requires_grad_(False)
+    return loaded
+
+
+def explain_weights(error: OSError | ValueError | ImportError, model: Model) -> UserError:
+    """What to say when the weights could not be loaded, or not with the attention wanted."""
+    if isinstance(error, ImportError) or model.attention in str(error).lower().replace(" ", "_"):
+        first_line = str(error).strip().split("\n")[0]
+        return UserError(f"model.attention: {model.attention} does not work for {model.name!r} here: {first_line}")
+    return explain(error, model)
