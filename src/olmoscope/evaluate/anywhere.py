@@ -24,7 +24,7 @@ from olmoscope.model.config import read_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model.splice import load_causal_lm
-from olmoscope.model_source import explain, locate, revision_of
+from olmoscope.model_source import explain, locate, pinned, revision_of
 from olmoscope.recipe import Model, Recipe
 from olmoscope.recipe_file import load_recipe
 from olmoscope.text.given import given_sources
@@ -85,8 +85,8 @@ def evaluate_anywhere(names: Sequence[str], options: Options) -> list[Evaluated]
     done: dict[str, Evaluated] = {}
     with locked(options.out, "evaluating"):
         for model, group in groupby(sorted(subjects, key=lambda subject: str(_model_of(subject))), key=_model_of):
-            language_model = settle_model(Model(name=model[0], revision=model[1], dtype=options.dtype),
-                                          pick_device("auto"))
+            language_model = pinned(settle_model(Model(name=model[0], revision=model[1], dtype=options.dtype),
+                                                 pick_device("auto")))
             done |= {one.name: one for one in _evaluate_group(list(group), language_model, text, options)}
     return [done[subject.name] for subject in subjects]
 
@@ -119,7 +119,7 @@ def _model_of(subject: Subject) -> tuple[str, str | None]:
 def _evaluate_group(subjects: list[Subject], model: Model, text: str, options: Options) -> Iterator[Evaluated]:
     """Evaluate all SAEs of one language model."""
     config = read_config(model)
-    revision = revision_of(model, getattr(config, "_commit_hash", None))
+    revision = revision_of(model)
     for subject in subjects:
         if subject.sae.d_model != config.get_text_config().hidden_size:
             raise UserError(f"{subject.name} reads rows of {subject.sae.d_model} values, those of {model.name} have "

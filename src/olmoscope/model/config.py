@@ -2,11 +2,10 @@
 
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 from olmoscope.errors import UserError
-from olmoscope.model_source import explain, locate
+from olmoscope.model_source import explain, is_local, locate
 from olmoscope.recipe import Model
 
 REACH_SECONDS = 5
@@ -39,7 +38,7 @@ def config_at_hand(model: Model) -> Any | None:
     try:
         return read_config(model, cached=True)
     except UserError:
-        if model.name == "tiny" or Path(model.name).is_dir():
+        if is_local(model):
             raise
     return read_config(model) if _hub_answers() else None
 

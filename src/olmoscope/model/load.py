@@ -11,7 +11,7 @@ from olmoscope.errors import UserError
 from olmoscope.model.config import check_config, cut_config, read_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.layers import find_layers
-from olmoscope.model_source import explain, locate, revision_of
+from olmoscope.model_source import explain, locate, pinned, revision_of
 from olmoscope.recipe import Model
 
 
@@ -43,10 +43,10 @@ def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
     from transformers import AutoModel
     from transformers.utils import logging
 
-    model = settle_model(model, device)
+    model = pinned(settle_model(model, device))
     config = read_config(model)
     check_config(config, model, deepest)
-    revision = revision_of(model, getattr(config, "_commit_hash", None))
+    revision = revision_of(model)
     architecture = (config.architectures or [type(config).__name__])[0]
     text_config = config.get_text_config()
     d_model, num_layers = text_config.hidden_size, text_config.num_hidden_layers

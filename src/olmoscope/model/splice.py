@@ -20,7 +20,7 @@ from olmoscope.model.config import check_config, read_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.layers import find_layers
 from olmoscope.model.load import explain_weights
-from olmoscope.model_source import locate, revision_of
+from olmoscope.model_source import locate, pinned, revision_of
 from olmoscope.recipe import Model
 
 
@@ -96,10 +96,10 @@ def load_causal_lm(model: Model, device: torch.device, deepest: int = 0) -> Caus
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
-    model = settle_model(model, device)
+    model = pinned(settle_model(model, device))
     config = read_config(model)
     check_config(config, model, deepest)
-    revision = revision_of(model, getattr(config, "_commit_hash", None))
+    revision = revision_of(model)
     text = config.get_text_config()
     logging.disable_progress_bar()
     try:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from olmoscope.errors import UserError
 from olmoscope.model.config import cut_config, read_config
-from olmoscope.model_source import explain, locate, revision_of
+from olmoscope.model_source import explain, locate, pinned, revision_of
 from olmoscope.recipe import Model
 
 
@@ -59,8 +59,9 @@ def load_unembedding(model: Model, device: torch.device) -> Unembedding:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    model = pinned(model)
     config = read_config(model)
-    revision = revision_of(model, getattr(config, "_commit_hash", None))
+    revision = revision_of(model)
     cut_config(config, 0)
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()  # transformers would list every weight of the layers that we leave out
