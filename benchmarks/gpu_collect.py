@@ -21,6 +21,7 @@ from collect import SHORT, SUBJECTS, Subject, olmo3, time_bare, time_collect
 from gpu_part import Part
 from olmoscope.model.layers import find_layers
 from olmoscope.model.load import LoadedModel, compile_layers
+from olmoscope.model.probe import probe
 from olmoscope.progress import console
 from olmoscope.recipe import Recipe
 from olmoscope.tokens.pack import pack
@@ -100,7 +101,8 @@ def random_model(part: Part, subject: Subject) -> LoadedModel:
         module = AutoModel.from_config(config, dtype=getattr(torch, subject.dtype)).eval().requires_grad_(False)
     path, layers = find_layers(module, config.num_hidden_layers)
     return LoadedModel(module, layers, "random weights", "Olmo3ForCausalLM", config.hidden_size,
-                       config.num_hidden_layers, f"{module.base_model_prefix}.{path}")
+                       config.num_hidden_layers, f"{module.base_model_prefix}.{path}", config.vocab_size,
+                       probe(module, layers, "random", config.hidden_size, config.vocab_size))
 
 
 def disk_rate(folder: Path, size: int) -> float:

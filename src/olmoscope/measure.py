@@ -6,7 +6,6 @@ which no dense model's speed depends on. Training steps read the rows that came 
 
 import time
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -89,9 +88,7 @@ def _time_collection(recipe: Recipe, device: torch.device, layer: int, most: int
 def _forward(recipe: Recipe, model: LoadedModel, lengths: np.ndarray, layer: int) -> Tensor:
     """A batch through the model and into memory, as collection does it; the rows of a layer."""
     real_BT = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).to(model.device)
-    module: Any = model.module
-    vocabulary = module.get_input_embeddings().num_embeddings
-    token_ids_BT = torch.randint(vocabulary, real_BT.shape).to(model.device)
+    token_ids_BT = torch.randint(model.vocabulary, real_BT.shape).to(model.device)
     outputs = read_residual_stream(model.module, model.layers, recipe.activations.layers, token_ids_BT)
     dtype = getattr(torch, recipe.activations.dtype)
     rows = {number: output_BTD[real_BT].to("cpu", dtype) for number, output_BTD in outputs.items()}

@@ -47,9 +47,8 @@ def test_documents_that_see_each_other_are_noticed(name, tmp_path):
 def test_a_model_that_is_not_causal_is_refused(tmp_path):
     config = transformers.BertConfig(vocab_size=128, hidden_size=32, num_hidden_layers=3, intermediate_size=48,
                                      num_attention_heads=4)
-    transformers.AutoModel.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="is not causal: a row depends on the tokens after it"):
-        load_model(Model(name=str(tmp_path), dtype="float32"), 1, CPU)
+        load_model(save(config, tmp_path), 1, CPU)
 
 
 class Decoder(torch.nn.Module):
@@ -75,7 +74,7 @@ def test_layers_of_another_width_or_form_are_refused():
                        (streams, r"gives a tensor \[2, 24, 2, 4\]")):
         decoder = Decoder(last)
         with pytest.raises(UserError, match=line):
-            probe(decoder, decoder.layers, "x", 8)
+            probe(decoder, decoder.layers, "x", 8, 64)
 
 
 @pytest.mark.parametrize("make", [lambda x: x, lambda x: (x,), lambda x: (x, None, torch.ones(1)),

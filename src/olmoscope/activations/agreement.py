@@ -1,6 +1,5 @@
 """Whether stores are what their output folder takes them for: of its recipe, and all of one model and revision."""
 
-import re
 from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
@@ -9,7 +8,7 @@ from olmoscope.activations.format import Manifest, read_manifest
 from olmoscope.activations.inspect import output_folder
 from olmoscope.errors import UserError
 from olmoscope.files import read_json
-from olmoscope.model_source import revision_of
+from olmoscope.model_source import COMMIT, is_local, revision_of
 from olmoscope.recipe import Model
 from olmoscope.recipe_file import load_recipe
 
@@ -57,9 +56,7 @@ def _against_recipe(path: Path, store: Path, manifest: Manifest | None) -> Itera
 
 def _revision_here(model: Model) -> str | None:
     """The revision that collection would find, as far as it can be told without the network."""
-    if model.name == "tiny" or Path(model.name).is_dir():
-        return revision_of(model, None)
-    return model.revision if re.fullmatch(r"[0-9a-f]{40}", model.revision or "") else None
+    return revision_of(model) if is_local(model) or COMMIT.fullmatch(model.revision or "") else None
 
 
 def _readable(store: Path) -> Manifest | None:

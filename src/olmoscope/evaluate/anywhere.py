@@ -24,11 +24,11 @@ from olmoscope.model.config import read_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model.splice import load_causal_lm
-from olmoscope.model_source import explain, locate, revision_of
+from olmoscope.model_source import explain, locate, pinned, revision_of
 from olmoscope.recipe import Model, Recipe
 from olmoscope.recipe_file import load_recipe
 from olmoscope.text.given import given_sources
-from olmoscope.tokens.pack import pack
+from olmoscope.tokens.pack import is_packed, pack
 from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
 
 CONTEXT = 1024
@@ -85,8 +85,8 @@ def evaluate_anywhere(names: Sequence[str], options: Options) -> list[Evaluated]
     done: dict[str, Evaluated] = {}
     with locked(options.out, "evaluating"):
         for model, group in groupby(sorted(subjects, key=lambda subject: str(_model_of(subject))), key=_model_of):
-            language_model = settle_model(Model(name=model[0], revision=model[1], dtype=options.dtype),
-                                          pick_device("auto"))
+            language_model = pinned(settle_model(Model(name=model[0], revision=model[1], dtype=options.dtype),
+                                                 pick_device("auto")))
             done |= {one.name: one for one in _evaluate_group(list(group), language_model, text, options)}
     return [done[subject.name] for subject in subjects]
 
@@ -119,11 +119,15 @@ def _model_of(subject: Subject) -> tuple[str, str | None]:
 def _evaluate_group(subjects: list[Subject], model: Model, text: str, options: Options) -> Iterator[Evaluated]:
     """Evaluate all SAEs of one language model."""
     config = read_config(model)
-    revision = revision_of(model, getattr(config, "_commit_hash", None))
+    revision = revision_of(model)
     for subject in subjects:
         if subject.sae.d_model != config.get_text_config().hidden_size:
             raise UserError(f"{subject.name} reads rows of {subject.sae.d_model} values, those of {model.name} have "
                             f"{config.get_text_config().hidden_size}: it is an SAE of another model")
+    deepest = max(subject.layer for subject in subjects)
+    # Before anything is packed: a model that cannot be read is refused at once.
+    packed = (Path(text) / "recipe.yaml").is_file() or is_packed(_text_folder(model, options))
+    whole = None if packed else load_causal_lm(model, pick_device("auto"), deepest)
     sequences = _sequences(subjects, model, text, options).first(options.tokens)
     setting = Setting(sequences, sequences.rows, options.batch_tokens, Path(text).name if Path(text).exists() else text,
                       model.dtype, options.out)
@@ -131,7 +135,7 @@ def _evaluate_group(subjects: list[Subject], model: Model, text: str, options: O
     pending = [number for number, subject in enumerate(subjects)
                if not is_evaluated(paths[number], identity(subject, revision, setting))]
     if pending:
-        whole = load_causal_lm(model, pick_device("auto"), max(subject.layer for subject in subjects))
+        whole = whole or load_causal_lm(model, pick_device("auto"), deepest)
         for number, evaluation in zip(pending, evaluate_on_text([subjects[number] for number in pending], whole,
                                                                 setting), strict=True):
             write_evaluation(paths[number], evaluation)
@@ -154,9 +158,14 @@ def _sequences(subjects: Sequence[Subject], model: Model, text: str, options: Op
                    "segment_rows": max(65536, length), "batch_tokens": max(16384, length)},
         "model": model, "activations": {"layers": [0]}, "saes": [{"layer": 0, "d_sae": 1, "k": 1}], "train": {},
         "release": {"name": "text", "repo_id": "none/none"}})
-    folder = options.out / "text" / _slug(model.name)
+    folder = _text_folder(model, options)
     pack(recipe, tokenizer, "train", folder)
     return read_sequences(folder, tokenizer, apart=False, bos=bos)
+
+
+def _text_folder(model: Model, options: Options) -> Path:
+    """Where the text's tokens are kept."""
+    return options.out / "text" / _slug(model.name)
 
 
 def _held_out(out: Path, tokenizer: Tokenizer, model: Model, bos: int | None) -> Sequences:

@@ -2,11 +2,10 @@
 
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 from olmoscope.errors import UserError
-from olmoscope.model_source import explain, locate
+from olmoscope.model_source import explain, is_local, locate
 from olmoscope.recipe import Model
 
 REACH_SECONDS = 5
@@ -39,7 +38,7 @@ def config_at_hand(model: Model) -> Any | None:
     try:
         return read_config(model, cached=True)
     except UserError:
-        if model.name == "tiny" or Path(model.name).is_dir():
+        if is_local(model):
             raise
     return read_config(model) if _hub_answers() else None
 
@@ -51,7 +50,10 @@ def check_config(config: Any, model: Model, deepest: int) -> None:
         UserError: another width or depth, or no such layer.
     """
     text = config.get_text_config()
-    d_model, num_layers = text.hidden_size, text.num_hidden_layers
+    d_model, num_layers = (getattr(text, name, None) for name in ("hidden_size", "num_hidden_layers"))
+    if d_model is None or num_layers is None:
+        raise UserError(f"the config of {model.name} ({type(text).__name__}) does not say its width and depth "
+                        "(hidden_size, num_hidden_layers): olmoscope reads models with one list of decoder layers")
     for key, stated, real in (("d_model", model.d_model, d_model), ("num_layers", model.num_layers, num_layers)):
         if stated is not None and stated != real:
             raise UserError(f"model.{key}: the recipe says {stated}, {model.name} has {real}")

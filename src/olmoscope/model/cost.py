@@ -77,7 +77,7 @@ def model_cost(config: Any, deepest: int) -> ModelCost:
     """
     from transformers import AutoModel
 
-    config = copy.deepcopy(cut_config(config, deepest, AutoModel))
+    config = copy.deepcopy(cut_config(config, deepest))
     text = config.get_text_config()
     with torch.device("meta"):
         module = AutoModel.from_config(config)

@@ -19,17 +19,17 @@ BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, No
 """What a config that does not fit itself makes transformers raise, when it is cut or when its model is built."""
 
 
-def cut_config(config: Any, deepest: int, auto: Any) -> Any:
+def cut_config(config: Any, deepest: int) -> Any:
     """A config of the model's layers 0 to `deepest`; the config itself where the model cannot be cut.
 
     Args:
-        auto: `AutoModel` or `AutoModelForCausalLM`, with which it will be loaded.
+        config: of transformers; it is not changed.
     """
     total = config.get_text_config().num_hidden_layers
     if deepest + 1 == total:
         return config
     try:
-        whole = _build(auto, config)
+        whole = _build(config)
         path, layers = find_layers(whole, total)
     except (UserError, *BUILD_ERRORS):
         return config
@@ -38,7 +38,7 @@ def cut_config(config: Any, deepest: int, auto: Any) -> Any:
         cut = copy.deepcopy(config)
         try:
             _shorten(cut.get_text_config(), deepest + 1, lists_too)
-            shorter = _build(auto, cut)
+            shorter = _build(cut)
             if _description(shorter, *find_layers(shorter, deepest + 1), deepest + 1) == wanted:
                 return cut
         except (UserError, *BUILD_ERRORS):
@@ -46,10 +46,12 @@ def cut_config(config: Any, deepest: int, auto: Any) -> Any:
     return config
 
 
-def _build(auto: Any, config: Any) -> nn.Module:
-    """A model without memory."""
+def _build(config: Any) -> nn.Module:
+    """A causal LM without memory."""
+    from transformers import AutoModelForCausalLM
+
     with torch.device("meta"):
-        module: nn.Module = auto.from_config(copy.deepcopy(config))
+        module: nn.Module = AutoModelForCausalLM.from_config(copy.deepcopy(config))
     return module
 
 

@@ -32,13 +32,11 @@ def describe_model(model: Model, device: torch.device) -> Described:
     Raises:
         UserError: it cannot be loaded or its rows cannot be read.
     """
-    from transformers import AutoModel
-
     model = settle_model(model, device)
     config = read_config(model)
     text = config.get_text_config()
     loaded = load_model(model, text.num_hidden_layers - 1, device)
-    whole = text.num_hidden_layers == 1 or cut_config(config, 0, AutoModel) is config
+    whole = text.num_hidden_layers == 1 or cut_config(config, 0) is config
     facts = [
         ("architecture", loaded.architecture),
         ("revision", loaded.revision),

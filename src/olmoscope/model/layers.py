@@ -8,7 +8,8 @@ from olmoscope.errors import UserError
 def find_layers(model: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
     """Find the decoder layers: the only list of `count` modules that is not itself inside a layer.
 
-    The text decoder is searched first, then the whole model: a vision tower may have as many blocks.
+    The text decoder is searched first, then the whole model: a vision tower may have as many blocks. Of several lists
+    the one that is nested least is taken, if there is one; whether it is the decoder, its passes show (probe.py).
 
     Args:
         model: a model, with or without its LM head.
@@ -28,7 +29,8 @@ def find_layers(model: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
         if isinstance(root, nn.Module):
             inside = {id(module) for module in root.modules()}
             found = [(name, module) for name, module in _lists(model, count) if id(module) in inside]
-            if len(found) == 1:
+            found.sort(key=lambda one: one[0].count("."))
+            if len(found) == 1 or (found and found[0][0].count(".") < found[1][0].count(".")):
                 return found[0]
     names = ", ".join(name for name, _ in found) or "none"
     raise UserError(f"cannot tell which modules of {type(model).__name__} are its {count} decoder layers (lists of "

@@ -1,4 +1,4 @@
-"""Load a causal LM up to the deepest layer needed: nothing above it, and no LM head, is loaded or run."""
+"""Load a causal LM up to the deepest layer needed: nothing above it is loaded, and no LM head is kept."""
 
 import os
 import shutil
@@ -14,7 +14,7 @@ from olmoscope.model.dtype import settle_model
 from olmoscope.model.layers import find_layers
 from olmoscope.model.probe import Probe, probe
 from olmoscope.model.weights import read_weights
-from olmoscope.model_source import revision_of
+from olmoscope.model_source import pinned, revision_of
 from olmoscope.recipe import Model
 
 
@@ -32,6 +32,8 @@ class LoadedModel:
     """Of the whole model."""
     layers_path: str
     """Path of the layers in the whole causal LM, e.g. `model.layers`."""
+    vocabulary: int
+    """Rows of the embedding."""
     probe: Probe
 
     @property
@@ -46,27 +48,24 @@ def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
         UserError: not to be found, weights missing, no such layer, another width or depth than the recipe's, or a
             model that is not causal or whose layers do not give rows.
     """
-    from transformers import AutoModel
-
-    model = settle_model(model, device)
+    model = pinned(settle_model(model, device))
     config = read_config(model)
     check_config(config, model, deepest)
-    revision = revision_of(model, getattr(config, "_commit_hash", None))
     architecture = (config.architectures or [type(config).__name__])[0]
     d_model, num_layers = config.get_text_config().hidden_size, config.get_text_config().num_hidden_layers
-    cut = cut_config(config, deepest, AutoModel)
-    module = read_weights(AutoModel, model, cut).to(device)
-    path, layers = find_layers(module, cut.get_text_config().num_hidden_layers)
+    cut = cut_config(config, deepest)
+    causal = read_weights(model, cut)
+    path, layers = find_layers(causal, cut.get_text_config().num_hidden_layers)
+    vocabulary = causal.get_input_embeddings().num_embeddings
+    module = causal.base_model.to(device)
     if device.type == "cuda":
         # cuDNN's attention plans anew for each shape, which takes a third of a second, and no two batches are alike.
         torch.backends.cuda.enable_cudnn_sdp(False)
     layers = layers[: deepest + 1]
-    found = probe(module, layers, model.name, d_model)
+    found = probe(module, layers, model.name, d_model, vocabulary)
     if model.compile:
         compile_layers(layers, device)
-    prefix = module.base_model_prefix
-    return LoadedModel(module, layers, revision, architecture, d_model, num_layers,
-                       f"{prefix}.{path}" if prefix else path, found)
+    return LoadedModel(module, layers, revision_of(model), architecture, d_model, num_layers, path, vocabulary, found)
 
 
 def compile_layers(layers: nn.ModuleList, device: torch.device) -> None:

@@ -21,8 +21,8 @@ TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest ‖difference‖ / ‖row‖ that counts as none. Experts sum in an order that depends on all rows of a batch."""
 OTHER_SHAPE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """The same for the median over rows of passes of different shapes, whose products are rounded differently."""
-REFUSALS = (TypeError, ValueError, RuntimeError, IndexError, AttributeError)
-"""What an architecture raises that does not take position ids."""
+REFUSALS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError)
+"""What an architecture raises that does not take position ids, or cannot do without the layers below one."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +48,19 @@ class Probe:
 
 
 @torch.no_grad()
-def probe(module: nn.Module, layers: nn.ModuleList, name: str, d_model: int) -> Probe:
+def probe(module: nn.Module, layers: nn.ModuleList, name: str, d_model: int, vocabulary: int) -> Probe:
     """Try a decoder, whole or cut off above a layer.
 
     Args:
         module: without its head.
         name: of the model, for messages.
         d_model: width of its rows.
+        vocabulary: rows of its embedding.
 
     Raises:
         UserError: its layers give something else than rows, or a row depends on later tokens.
     """
     device = next(module.parameters()).device
-    vocabulary = int(module.get_input_embeddings().num_embeddings)  # type: ignore[operator]
     ids = generator(0, "tokens of a probe").integers(min(10, vocabulary // 2), max(2, vocabulary // 2),
                                                       (3, FIRST + SECOND))
     ids_3T = torch.from_numpy(ids).to(device)

@@ -23,7 +23,7 @@ from olmoscope.model.layers import find_layers
 from olmoscope.model.outputs import with_hidden, without_tensors
 from olmoscope.model.probe import OTHER_SHAPE, REFUSALS, Probe, difference, probe
 from olmoscope.model.weights import read_weights
-from olmoscope.model_source import revision_of
+from olmoscope.model_source import pinned, revision_of
 from olmoscope.recipe import Model
 from olmoscope.seeds import generator
 
@@ -102,25 +102,25 @@ def load_causal_lm(model: Model, device: torch.device, deepest: int = 0) -> Caus
         UserError: not to be found, weights missing, no such layer, another width or depth than the recipe's, or a
             model whose layers cannot be replaced or whose head cannot be run by itself.
     """
-    from transformers import AutoModelForCausalLM
-
-    model = settle_model(model, device)
+    model = pinned(settle_model(model, device))
     config = read_config(model)
     check_config(config, model, deepest)
-    revision = revision_of(model, getattr(config, "_commit_hash", None))
     text = config.get_text_config()
-    module = read_weights(AutoModelForCausalLM, model, config).to(device)
-    _, layers = find_layers(module, text.num_hidden_layers)
-    return try_causal_lm(module, layers, model.name, revision, text.hidden_size, text.vocab_size)
+    module = read_weights(model, config).to(device)
+    path, layers = find_layers(module, text.num_hidden_layers)
+    return try_causal_lm(module, path, layers, model.name, revision_of(model), text.hidden_size, text.vocab_size)
 
 
 @torch.no_grad()
-def try_causal_lm(module: Any, layers: nn.ModuleList, name: str, revision: str, d_model: int,
+def try_causal_lm(module: Any, path: str, layers: nn.ModuleList, name: str, revision: str, d_model: int,
                   vocabulary: int) -> CausalLM:
     """Find out how the layers of a model are replaced and how its head runs by itself.
 
     The body is the module whose output is turned into the very logits of the model when it is put in that module's
-    place: the one that transformers calls the base model, or the decoder in it.
+    place: the one that transformers calls the base model, or the decoder in it, or the one that holds the layers.
+
+    Args:
+        path: of the layers in the model.
 
     Raises:
         UserError: neither works.
@@ -131,14 +131,16 @@ def try_causal_lm(module: Any, layers: nn.ModuleList, name: str, revision: str, 
                                                                          (1, TRIED_TOKENS))).to(device)
     wanted_TV = module(input_ids=ids_1T, use_cache=False).logits[0].float()
     tolerance = OTHER_SHAPE[next(module.parameters()).dtype]
-    for body in (module.base_model, module.get_decoder()):
+    bodies = (module.base_model, module.get_decoder(), module.get_submodule(path.rpartition(".")[0]))
+    for body in (body for body in dict.fromkeys(bodies) if body is not module):
         with _forms_of(layers) as forms:
             output = body(input_ids=ids_1T, use_cache=False)
         if len(forms) < len(layers):
             raise UserError(f"{name}: only {len(forms)} of its {len(layers)} decoder layers run; olmoscope cannot read "
                             "this architecture")
         found = CausalLM(module, body, layers, name, revision, d_model, vocabulary, type(output),
-                         [forms[number] for number in range(len(layers))], True, probe(body, layers, name, d_model))
+                         [forms[number] for number in range(len(layers))], True,
+                         probe(body, layers, name, d_model, most))
         if _difference_of(found.logits, output[0][0], wanted_TV) <= tolerance:
             return _with_splice(found, ids_1T, tolerance)
     raise UserError(f"{name}: its LM head cannot be run by itself ({type(module).__name__}), so what an SAE does to "

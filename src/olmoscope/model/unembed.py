@@ -15,7 +15,7 @@ from olmoscope.model.config import read_config
 from olmoscope.model.cut import cut_config
 from olmoscope.model.layers import find_layers
 from olmoscope.model.weights import read_weights
-from olmoscope.model_source import revision_of
+from olmoscope.model_source import pinned, revision_of
 from olmoscope.recipe import Model
 
 Norm = Literal["RMS", "layer", "no"]
@@ -77,14 +77,12 @@ def load_unembedding(model: Model, device: torch.device) -> Unembedding:
         UserError: not to be found, or weights missing.
         NoUnembedding: its logits are not a matrix times a norm of the last layer's output.
     """
-    from transformers import AutoModelForCausalLM
-
+    model = pinned(model)
     config = read_config(model)
-    revision = revision_of(model, getattr(config, "_commit_hash", None))
-    cut = cut_config(config, 0, AutoModelForCausalLM)
-    causal = read_weights(AutoModelForCausalLM, model, cut)
+    cut = cut_config(config, 0)
+    causal = read_weights(model, cut)
     _, layers = find_layers(causal, cut.get_text_config().num_hidden_layers)
-    return unembedding_of(causal, layers, config.get_text_config().hidden_size, revision).to(device)
+    return unembedding_of(causal, layers, config.get_text_config().hidden_size, revision_of(model)).to(device)
 
 
 def unembedding_of(causal: Any, layers: nn.ModuleList, d_model: int, revision: str) -> Unembedding:

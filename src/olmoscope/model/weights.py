@@ -3,26 +3,28 @@
 from typing import Any
 
 import torch
-from torch import nn
 
 from olmoscope.errors import UserError
 from olmoscope.model_source import explain, locate
 from olmoscope.recipe import Model
 
 
-def read_weights(auto: Any, model: Model, config: Any) -> nn.Module:
-    """Load a model for inference, on the CPU.
+def read_weights(model: Model, config: Any) -> Any:
+    """Load a causal LM of transformers for inference, on the CPU.
+
+    Always the whole class, with its head: the bare model of some architectures has parts (a pooler, an encoder) that a
+    causal LM's checkpoint has not.
 
     `model.attention: sdpa` leaves the choice to transformers, which takes sdpa where the architecture has it, else its
     plain attention.
 
     Args:
-        auto: `AutoModel` or `AutoModelForCausalLM`.
         config: as `AutoConfig` gives it, or cut off.
 
     Raises:
         UserError: not to be found, not to be read, or weights missing.
     """
+    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     attention = None if model.attention == "sdpa" else model.attention
@@ -30,9 +32,9 @@ def read_weights(auto: Any, model: Model, config: Any) -> nn.Module:
     logging.set_verbosity_error()  # transformers would list every weight of the layers that we leave out
     logging.disable_progress_bar()
     try:
-        module, info = auto.from_pretrained(**locate(model), config=config, dtype=getattr(torch, model.dtype),
-                                            attn_implementation=attention, use_safetensors=True,
-                                            output_loading_info=True)
+        module, info = AutoModelForCausalLM.from_pretrained(
+            **locate(model), config=config, dtype=getattr(torch, model.dtype), attn_implementation=attention,
+            use_safetensors=True, output_loading_info=True)
     except (OSError, ValueError, ImportError) as error:
         raise explain_weights(error, model) from error
     finally:
@@ -41,8 +43,7 @@ def read_weights(auto: Any, model: Model, config: Any) -> nn.Module:
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"model {model.name!r} lacks weights: {missing[0]} and {len(missing) - 1} more; its files do "
                         "not fit its config.json, or are those of a model without its LM head")
-    loaded: nn.Module = module.eval().requires_grad_(False)
-    return loaded
+    return module.eval().requires_grad_(False)
 
 
 def explain_weights(error: OSError | ValueError | ImportError, model: Model) -> UserError:
