@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from olmoscope.activations.begun import model_of_store
 from olmoscope.activations.format import (
     Manifest,
     ModelIdentity,
@@ -90,13 +91,14 @@ def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker()
     """
     refuse_another_store(store, recipe)
     with share_locked(store, worker):
-        tokenizer = load_tokenizer(recipe.model)
+        wanted = model_of_store(recipe, store)
+        tokenizer = load_tokenizer(wanted)
         with tokens_locked(store):
             index = pack(recipe, tokenizer, split, store)
         share = [segment for segment in _missing(store, index) if worker.owns(segment)]
         made = 0
         if share or not (store / "manifest.json").exists():
-            model = load(recipe.model, recipe.activations.layers[-1], pick_device(recipe.device, worker.local_index))
+            model = load(wanted, recipe.activations.layers[-1], pick_device(recipe.device, worker.local_index))
             begin_store(store, make_manifest(recipe, split, model, tokenizer, index))
             refuse_full_disk(store, recipe, model.d_model, sum(index["rows"][segment] for segment in share))
             made = _make_segments(recipe, split, store, model, index, share)

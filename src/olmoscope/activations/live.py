@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from olmoscope.activations.begun import model_of_store
 from olmoscope.activations.collect import Split, begin_store, make_manifest
 from olmoscope.activations.filters import Kept, RowFacts, keep
 from olmoscope.activations.format import Manifest, read_manifest, stored_order
@@ -54,10 +55,11 @@ def open_live(recipe: Recipe, layers: list[int], split: Split, store: Path) -> "
             after the filter.
     """
     refuse_another_store(store, recipe)
-    tokenizer = load_tokenizer(recipe.model)
+    wanted = model_of_store(recipe, store)
+    tokenizer = load_tokenizer(wanted)
     with tokens_locked(store):
         index = pack(recipe, tokenizer, split, store)
-    model = load_model(recipe.model, layers[-1], pick_device(recipe.device))
+    model = load_model(wanted, layers[-1], pick_device(recipe.device))
     begin_store(store, make_manifest(recipe, split, model, tokenizer, index))
     return LiveRounds(recipe, layers, model, read_manifest(store), index["rows"], store)
 

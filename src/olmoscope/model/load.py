@@ -11,7 +11,7 @@ from olmoscope.errors import UserError
 from olmoscope.model.config import check_config, cut_config, read_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.layers import find_layers
-from olmoscope.model_source import explain, locate, pinned, revision_of
+from olmoscope.model_source import loading, locate, pinned, revision_of
 from olmoscope.recipe import Model
 
 
@@ -56,11 +56,10 @@ def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
     logging.set_verbosity_error()  # transformers would list every weight of the layers that we leave out
     logging.disable_progress_bar()
     try:
-        module, info = AutoModel.from_pretrained(**locate(model), config=config, dtype=getattr(torch, model.dtype),
-                                                 attn_implementation=model.attention, use_safetensors=True,
-                                                 output_loading_info=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise explain_weights(error, model) from error
+        with loading(model):
+            module, info = AutoModel.from_pretrained(**locate(model), config=config, dtype=getattr(torch, model.dtype),
+                                                     attn_implementation=model.attention, use_safetensors=True,
+                                                     output_loading_info=True)
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
@@ -76,14 +75,6 @@ def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
         torch.backends.cuda.enable_cudnn_sdp(False)
     return LoadedModel(module.to(device).eval().requires_grad_(False), layers, revision, architecture, d_model,
                        num_layers, f"{prefix}.{path}" if prefix else path)
-
-
-def explain_weights(error: OSError | ValueError | ImportError, model: Model) -> UserError:
-    """What to say when the weights could not be loaded, or not with the attention wanted."""
-    if isinstance(error, ImportError) or model.attention in str(error).lower().replace(" ", "_"):
-        first_line = str(error).strip().split("\n")[0]
-        return UserError(f"model.attention: {model.attention} does not work for {model.name!r} here: {first_line}")
-    return explain(error, model)
 
 
 def compile_layers(layers: nn.ModuleList, device: torch.device) -> None:

@@ -19,8 +19,7 @@ from olmoscope.model.capture import captured
 from olmoscope.model.config import check_config, read_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.layers import find_layers
-from olmoscope.model.load import explain_weights
-from olmoscope.model_source import locate, pinned, revision_of
+from olmoscope.model_source import loading, locate, pinned, revision_of
 from olmoscope.recipe import Model
 
 
@@ -103,11 +102,10 @@ def load_causal_lm(model: Model, device: torch.device, deepest: int = 0) -> Caus
     text = config.get_text_config()
     logging.disable_progress_bar()
     try:
-        module, info = AutoModelForCausalLM.from_pretrained(
-            **locate(model), config=config, dtype=getattr(torch, model.dtype), attn_implementation=model.attention,
-            use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise explain_weights(error, model) from error
+        with loading(model):
+            module, info = AutoModelForCausalLM.from_pretrained(
+                **locate(model), config=config, dtype=getattr(torch, model.dtype), attn_implementation=model.attention,
+                use_safetensors=True, output_loading_info=True)
     finally:
         logging.enable_progress_bar()
     if missing := sorted(info["missing_keys"]):

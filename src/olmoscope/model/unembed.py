@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from olmoscope.errors import UserError
 from olmoscope.model.config import cut_config, read_config
-from olmoscope.model_source import explain, locate, pinned, revision_of
+from olmoscope.model_source import loading, locate, pinned, revision_of
 from olmoscope.recipe import Model
 
 
@@ -67,11 +67,10 @@ def load_unembedding(model: Model, device: torch.device) -> Unembedding:
     logging.set_verbosity_error()  # transformers would list every weight of the layers that we leave out
     logging.disable_progress_bar()
     try:
-        causal, info = AutoModelForCausalLM.from_pretrained(
-            **locate(model), config=config, dtype=getattr(torch, model.dtype), use_safetensors=True,
-            output_loading_info=True)
-    except (OSError, ValueError) as error:
-        raise explain(error, model) from error
+        with loading(model):
+            causal, info = AutoModelForCausalLM.from_pretrained(
+                **locate(model), config=config, dtype=getattr(torch, model.dtype), use_safetensors=True,
+                output_loading_info=True)
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
