@@ -9,23 +9,64 @@ or, with the fixture of conftest.py, `def test_x(hub_endpoint, tmp_path): hub_en
 The libraries read `HF_ENDPOINT` when they are imported, so what talks to the endpoint runs in a process of its own,
 started with `environment(cache)`: the endpoint's address, a cache folder of its own, no token, no telemetry.
 
-Served: repository information, file trees, `paths-info`, and files (HEAD and GET with `Range`) at
+Served, as the real hub does: repository information, file trees, `paths-info`, and files (HEAD and GET with `Range`) at
 `/[datasets/]OWNER/NAME/resolve/REVISION/FILE`, with the headers that the libraries rely on (`ETag`, `X-Repo-Commit`,
-and `X-Error-Code` on a 404). The one revision is `main`, whose commit is `COMMIT`. Files may be added to a folder
-while it is served. `hub.requests` lists what was asked for, as `METHOD /path`.
+`X-Linked-Size` and `X-Linked-ETag`, `X-Error-Code` and `X-Error-Message`). Large kinds of files (`LFS`) are a redirect
+to another path. Files may be added to a folder while it is served. `hub.requests` lists what was asked for, as
+`METHOD /path`. On top of that:
+
+    hub.add("model", name, other, commit=NEXT)      the branch `main` moves to another commit; the old one stays
+    hub.add("model", name, folder, revision="v1")   a tag or another branch
+    hub.close("model", name, "gated")               401 without a token, 403 with one; also "private" and "disabled"
+    hub.troubles.append(Trouble("model.safetensors", after=100))    see `Trouble`
 """
 
 import hashlib
 import json
 import os
+import re
 import threading
+import time
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qs, quote, unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
+NEXT = "89abcdef0123456789abcdef0123456789abcdef"
 Kind = Literal["model", "dataset"]
+Closed = Literal["gated", "private", "disabled"]
+LFS = (".safetensors", ".parquet", ".bin")
+"""Files that the hub keeps elsewhere."""
+
+
+@dataclass
+class Trouble:
+    """What goes wrong with files whose path matches.
+
+    Attributes:
+        path: a regular expression, searched for in the path that was asked for.
+        after: bytes of an answer after which the connection is cut. None: it is not cut.
+        seconds: to wait before each answer.
+        status: to answer with, in place of the file.
+        times: how often, before all is well again.
+    """
+
+    path: str
+    after: int | None = None
+    seconds: float = 0.0
+    status: int | None = None
+    times: int = 1_000_000
+
+
+@dataclass
+class Repository:
+    """A repository: what each commit holds, and where branches and tags point."""
+
+    folders: dict[str, Path] = field(default_factory=dict)
+    references: dict[str, str] = field(default_factory=dict)
+    closed: Closed | None = None
 
 
 class HubEndpoint:
@@ -33,7 +74,8 @@ class HubEndpoint:
 
     def __init__(self) -> None:
         self.requests: list[str] = []
-        self.repositories: dict[tuple[str, str], Path] = {}
+        self.repositories: dict[tuple[str, str], Repository] = {}
+        self.troubles: list[Trouble] = []
         endpoint = self
 
         class Handler(_Handler):
@@ -51,9 +93,15 @@ class HubEndpoint:
         self._server.shutdown()
         self._server.server_close()
 
-    def add(self, kind: Kind, name: str, folder: Path) -> None:
-        """Serve `folder` as the repository `name` (`OWNER/NAME`)."""
-        self.repositories[f"{kind}s", name] = folder
+    def add(self, kind: Kind, name: str, folder: Path, *, revision: str = "main", commit: str = COMMIT) -> None:
+        """Serve `folder` as a commit of the repository `name` (`OWNER/NAME`), and let `revision` point to it."""
+        repository = self.repositories.setdefault((f"{kind}s", name), Repository())
+        repository.folders[commit] = folder
+        repository.references[revision] = commit
+
+    def close(self, kind: Kind, name: str, how: Closed | None) -> None:
+        """Let nobody read a repository that was added, or (None) let everybody read it again."""
+        self.repositories[f"{kind}s", name].closed = how
 
     def environment(self, cache: Path) -> dict[str, str]:
         """The environment of a process that takes this server for the hub and `cache` for its Hugging Face home."""
@@ -66,6 +114,8 @@ class HubEndpoint:
 class _Handler(BaseHTTPRequestHandler):
     hub: HubEndpoint
     protocol_version = "HTTP/1.1"
+    commit: str | None = None
+    cut_after: int | None = None
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: `hub.requests` is the log."""
@@ -81,38 +131,72 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bytes = b"") -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
-        parts = unquote(urlsplit(self.path).path).strip("/").split("/")
-        is_api = parts[0] == "api"
-        parts = parts[1:] if is_api else parts
+        self.commit = self.cut_after = None
+        path = unquote(urlsplit(self.path).path)
+        if self._trouble(path):
+            return
+        parts = path.strip("/").split("/")
+        is_api, is_elsewhere = parts[0] == "api", parts[0] == "elsewhere"
+        parts = parts[1:] if is_api or is_elsewhere else parts
         kind = parts.pop(0) if parts[0] in ("datasets", "models") else "models"
         name, rest = "/".join(parts[:2]), parts[2:]
-        folder = self.hub.repositories.get((kind, name))
-        if folder is None:
-            return self._missing("RepoNotFound")
+        repository = self.hub.repositories.get((kind, name))
+        if repository is None or repository.closed == "private":
+            # What the hub says to everybody who may not see it, so that nobody learns whether it is there.
+            return self._refuse(401, "RepoNotFound", "Invalid username or password.")
         action, revision = (rest[0], rest[1]) if len(rest) > 1 else ("revision", "main")
-        path = "/".join(rest[2:])
-        if revision not in ("main", COMMIT):
-            return self._missing("RevisionNotFound")
+        if repository.closed == "disabled":
+            return self._refuse(403, None, "Access to this resource is disabled.")
+        if repository.closed == "gated" and not is_api:
+            return self._gated(name)
+        commit = repository.references.get(revision, revision)
+        if commit not in repository.folders:
+            return self._refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        self.commit, folder, path = commit, repository.folders[commit], "/".join(rest[2:])
+        if is_elsewhere:
+            return self._file(folder, path)
         if not is_api:
-            return self._file(folder, path) if action in ("resolve", "raw") else self._missing("EntryNotFound")
+            return self._resolve(folder, path, f"/elsewhere/{kind}/{name}/{action}/{commit}/{quote(path)}")
         if action == "revision":
-            return self._json(_info(folder, name))
+            return self._json(_info(folder, name, commit))
         if action == "tree":
             recursive = "recursive=true" in urlsplit(self.path).query.lower()
             if path and not (folder / path).is_dir():
-                return self._missing("EntryNotFound")
+                return self._no_entry()
             found = (folder / path).rglob("*") if recursive else (folder / path).iterdir()
             return self._json([_entry(folder, entry) for entry in sorted(found)])
         if action == "paths-info":
             wanted = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
             return self._json([_entry(folder, folder / each) for each in wanted if each and (folder / each).exists()])
-        self._missing("EntryNotFound")
+        self._no_entry()
 
-    def _file(self, folder: Path, path: str) -> None:
+    def _trouble(self, path: str) -> bool:
+        """Wait, or note that this answer is to be cut; True if it was answered already."""
+        for trouble in self.hub.troubles:
+            if trouble.times > 0 and re.search(trouble.path, path):
+                trouble.times -= 1
+                time.sleep(trouble.seconds)
+                self.cut_after = trouble.after
+                if trouble.status is not None:
+                    self._refuse(trouble.status, None, "trouble")
+                    return True
+        return False
+
+    def _resolve(self, folder: Path, path: str, elsewhere: str) -> None:
         file = (folder / path).resolve()
         if not file.is_relative_to(folder.resolve()) or not file.is_file():
-            return self._missing("EntryNotFound")
-        content = file.read_bytes()
+            return self._no_entry()
+        if not path.endswith(LFS):
+            return self._file(folder, path)
+        self.send_response(302)
+        self.send_header("Location", self.hub.url + elsewhere)
+        self.send_header("X-Repo-Commit", str(self.commit))
+        self.send_header("X-Linked-Size", str(file.stat().st_size))
+        self.send_header("X-Linked-ETag", f'"{hashlib.sha256(file.read_bytes()).hexdigest()}"')
+        self._finish(b"Found. Redirecting", "text/plain")
+
+    def _file(self, folder: Path, path: str) -> None:
+        content = (folder / path).read_bytes()
         start, stop, status = 0, len(content), 200
         asked = self.headers.get("Range", "")
         if asked.startswith("bytes="):
@@ -124,35 +208,49 @@ class _Handler(BaseHTTPRequestHandler):
         if status == 206:
             self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
         self.send_header("ETag", f'"{hashlib.sha256(content).hexdigest()}"')
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", str(self.commit))
         self.send_header("Accept-Ranges", "bytes")
         self._finish(content[start:stop], "application/octet-stream")
 
     def _json(self, value: Any) -> None:
         self.send_response(200)
-        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("X-Repo-Commit", str(self.commit))
         self._finish(json.dumps(value).encode(), "application/json")
 
-    def _missing(self, code: str) -> None:
-        self.send_response(404)
-        self.send_header("X-Error-Code", code)
-        if code == "EntryNotFound":
-            self.send_header("X-Repo-Commit", COMMIT)
-        self._finish(json.dumps({"error": code}).encode(), "application/json")
+    def _gated(self, name: str) -> None:
+        where = f"Access to model {name} is restricted"
+        if "Authorization" in self.headers:
+            self._refuse(403, "GatedRepo", f"{where} and you are not in the authorized list.")
+        else:
+            self._refuse(401, "GatedRepo", f"{where}. You must have access to it and be authenticated to access it.")
+
+    def _no_entry(self) -> None:
+        self._refuse(404, "EntryNotFound", "Entry not found")
+
+    def _refuse(self, status: int, code: str | None, message: str) -> None:
+        self.send_response(status)
+        if code is not None:
+            self.send_header("X-Error-Code", code)
+        self.send_header("X-Error-Message", message)
+        if self.commit is not None:
+            self.send_header("X-Repo-Commit", self.commit)
+        self._finish(json.dumps({"error": message}).encode(), "application/json")
 
     def _finish(self, body: bytes, content_type: str) -> None:
         self.send_header("Content-Type", content_type)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(body)
+            self.wfile.write(body[:self.cut_after])
+            if self.cut_after is not None and self.cut_after < len(body):
+                self.close_connection = True
 
 
-def _info(folder: Path, name: str) -> dict[str, Any]:
+def _info(folder: Path, name: str, commit: str) -> dict[str, Any]:
     siblings = [{"rfilename": entry["path"], "size": entry["size"], "blobId": entry["oid"]}
                 for entry in (_entry(folder, path) for path in sorted(folder.rglob("*")))
                 if entry["type"] == "file"]
-    return {"_id": "0" * 24, "id": name, "modelId": name, "author": name.split("/")[0], "sha": COMMIT,
+    return {"_id": "0" * 24, "id": name, "modelId": name, "author": name.split("/")[0], "sha": commit,
             "createdAt": "2026-01-01T00:00:00.000Z", "lastModified": "2026-01-01T00:00:00.000Z", "private": False,
             "gated": False, "disabled": False, "downloads": 0, "likes": 0, "tags": [], "siblings": siblings}
 
@@ -162,4 +260,7 @@ def _entry(folder: Path, path: Path) -> dict[str, Any]:
     if path.is_dir():
         return {"type": "directory", "path": name, "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0}
     content = path.read_bytes()
-    return {"type": "file", "path": name, "oid": hashlib.sha1(content).hexdigest(), "size": len(content)}
+    entry = {"type": "file", "path": name, "oid": hashlib.sha1(content).hexdigest(), "size": len(content)}
+    if name.endswith(LFS):
+        entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+    return entry

@@ -29,6 +29,7 @@ from olmoscope.files import read_json, write_text
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model.splice import load_causal_lm
+from olmoscope.model_source import at_revision
 from olmoscope.recipe import SAE, Recipe
 from olmoscope.release.validate import Validation, validate
 from olmoscope.tokens.tokenizer import load_tokenizer
@@ -117,7 +118,8 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
     wanted = chosen(recipe, only)
     for sae in wanted:
         finished(run_folder(out, sae), sae)
-    sequences = read_sequences(store.path, load_tokenizer(recipe.model), apart=recipe.tokens.documents == "apart")
+    wanted_model = at_revision(recipe.model, store.manifest.model.revision)
+    sequences = read_sequences(store.path, load_tokenizer(wanted_model), apart=recipe.tokens.documents == "apart")
     setting = Setting(sequences, recipe.evaluate.tokens, recipe.tokens.batch_tokens, f"{recipe.name}, held out",
                       recipe.model.dtype, out, store.manifest.recipe_hash)
     subjects = [open_sae(run_folder(out, sae)) for sae in wanted]
@@ -125,7 +127,7 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
     pending = [number for number, sae in enumerate(wanted)
                if not is_evaluated(run_folder(out, sae) / EVALUATION, identities[number])]
     if pending:
-        model = load_causal_lm(recipe.model, pick_device(recipe.device), max(sae.layer for sae in wanted))
+        model = load_causal_lm(wanted_model, pick_device(recipe.device), max(sae.layer for sae in wanted))
         found = evaluate_on_store([subjects[number] for number in pending], store, model, setting)
         for number, evaluation in zip(pending, found, strict=True):
             write_evaluation(run_folder(out, wanted[number]) / EVALUATION, evaluation)

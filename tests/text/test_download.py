@@ -293,32 +293,34 @@ print(json.dumps([
     trouble(hub_files.matching, "some one/chats", None, "*"),
 ]))
 """
-    environment = hub_endpoint.environment(tmp_path / "hf")
+    environment = hub_endpoint.environment(tmp_path / "hf") | {"OLMOSCOPE_CACHE": str(tmp_path / "cache")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     listed, contents, no_file, no_revision, no_repository, no_listing, no_kind, no_name = json.loads(done.stdout)
     assert listed == [f"hf://datasets/someone/chats/data/train-{i}.parquet" for i in (0, 1)]
     assert contents == ["content of urls/list.txt"] * 2
-    assert "absent.txt: the repository has no such file or revision" in no_file
-    assert "no such file or revision" in no_revision
-    assert "the hub has no such repository" in no_repository
-    assert "the hub has no such repository" in no_listing
+    assert "absent.txt: someone/chats has no file absent.txt" in no_file
+    assert "someone/chats has no revision 'v9'" in no_revision
+    assert "the hub has no such dataset" in no_repository
+    assert "the hub has no such dataset" in no_listing
     assert "is not of the form hf://datasets/OWNER/NAME/FILE" in no_kind
     assert "some one/chats" in no_name
 
     offline = environment | {"HF_HUB_OFFLINE": "1"}
     code = """
 from olmoscope.text.download import fetch
+from olmoscope.text.hub_files import matching
 print(fetch("hf://datasets/someone/chats/urls/list.txt").read_text())
+print(len(matching("someone/chats", None, "data/*.parquet")))  # as the hub said when it was asked
 fetch("hf://datasets/someone/chats/README.md")
 """
     done = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True, check=False)
-    assert done.stdout == "content of urls/list.txt\n"
-    assert "UserError: no network: hf://datasets/someone/chats/README.md is not in the cache" in done.stderr
+    assert done.stdout == "content of urls/list.txt\n2\n"
+    assert "UserError: hf://datasets/someone/chats/README.md: it is not in the hub's cache" in done.stderr
 
 
 def test_hub_that_does_not_answer() -> None:
     from huggingface_hub import errors
 
     no_answer = errors.HfHubHTTPError.__bases__[0]
-    with pytest.raises(UserError, match="no network: the address"), hub_files.explained("the address"):
+    with pytest.raises(UserError, match="the address: no network: "), hub_files.explained("the address", "a/b", None):
         raise no_answer("[Errno 111] Connection refused")

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from olmoscope.activations.begun import model_of_store
 from olmoscope.activations.format import (
     Manifest,
     ModelIdentity,
@@ -90,15 +91,16 @@ def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker()
     """
     refuse_another_store(store, recipe)
     with share_locked(store, worker):
-        tokenizer = load_tokenizer(recipe.model)
+        wanted = model_of_store(recipe, store)
+        tokenizer = load_tokenizer(wanted)
         # Before anything is packed: a model that cannot be read is refused at once.
-        model = None if is_packed(store) else _load(recipe, worker, load)
+        model = None if is_packed(store) else _load(recipe, wanted, worker, load)
         with tokens_locked(store):
             index = pack(recipe, tokenizer, split, store)
         share = [segment for segment in _missing(store, index) if worker.owns(segment)]
         made = 0
         if share or not (store / "manifest.json").exists():
-            model = model or _load(recipe, worker, load)
+            model = model or _load(recipe, wanted, worker, load)
             begin_store(store, make_manifest(recipe, split, model, tokenizer, index))
             refuse_full_disk(store, recipe, model.d_model, sum(index["rows"][segment] for segment in share))
             made = _make_segments(recipe, split, store, model, index, share)
@@ -109,8 +111,9 @@ def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker()
                          read_statistics(store) if manifest.finished else None)
 
 
-def _load(recipe: Recipe, worker: Worker, load: Callable[[Model, int, torch.device], LoadedModel]) -> LoadedModel:
-    model = load(recipe.model, recipe.activations.layers[-1], pick_device(recipe.device, worker.local_index))
+def _load(recipe: Recipe, wanted: Model, worker: Worker,
+          load: Callable[[Model, int, torch.device], LoadedModel]) -> LoadedModel:
+    model = load(wanted, recipe.activations.layers[-1], pick_device(recipe.device, worker.local_index))
     model.probe.refuse_leak(recipe.model.name, recipe.tokens.documents)
     return model
 

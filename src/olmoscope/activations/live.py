@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from olmoscope.activations.begun import model_of_store
 from olmoscope.activations.collect import Split, begin_store, make_manifest
 from olmoscope.activations.filters import Kept, RowFacts, keep
 from olmoscope.activations.format import Manifest, read_manifest, stored_order
@@ -54,9 +55,10 @@ def open_live(recipe: Recipe, layers: list[int], split: Split, store: Path) -> "
             after the filter.
     """
     refuse_another_store(store, recipe)
-    tokenizer = load_tokenizer(recipe.model)
-    model = load_model(recipe.model, layers[-1], pick_device(recipe.device))
-    model.probe.refuse_leak(recipe.model.name, recipe.tokens.documents)
+    wanted = model_of_store(recipe, store)
+    tokenizer = load_tokenizer(wanted)
+    model = load_model(wanted, layers[-1], pick_device(recipe.device))
+    model.probe.refuse_leak(wanted.name, recipe.tokens.documents)
     with tokens_locked(store):
         index = pack(recipe, tokenizer, split, store)
     begin_store(store, make_manifest(recipe, split, model, tokenizer, index))

@@ -14,6 +14,7 @@ from olmoscope.features.steer import Continuation, Edit
 from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.load import pick_device
 from olmoscope.model.splice import CausalLM, load_causal_lm
+from olmoscope.model_source import pinned
 from olmoscope.recipe import Model
 from olmoscope.sae.codes import SparseCodes
 from olmoscope.sae.interface import SparseAutoencoder
@@ -56,10 +57,11 @@ class LiveModel:
         if self._loaded is None:
             if not self._may_download:
                 _refuse_download(self._model)
-            model = load_causal_lm(self._model, pick_device("auto"))
+            wanted = pinned(self._model)
+            model = load_causal_lm(wanted, pick_device("auto"))
             config = model.module.config
             most = getattr(config.get_text_config(), "max_position_embeddings", LONGEST_PROMPT)  # type: ignore[union-attr, operator]
-            self._loaded = _Loaded(model, load_tokenizer(self._model), min(LONGEST_PROMPT, most))
+            self._loaded = _Loaded(model, load_tokenizer(wanted), min(LONGEST_PROMPT, most))
         return self._loaded
 
     def tokens(self, text: str, room: int = 0) -> list[int]:

@@ -1,7 +1,7 @@
 """`olmoscope evaluate SAE...`: SAEs from anywhere, on a text that their language models read now.
 
     OUT/NAME/evaluation.json        of each SAE, NAME being its name with what no file name holds replaced
-    OUT/text/MODEL/tokens/          the text, as MODEL's tokenizer sees it
+    OUT/text/MODEL/tokens/          the text, as MODEL's tokenizer sees it; MODEL_COMMIT for a model of the hub
 
 All SAEs of one language model are measured in one pass, on the same tokens.
 """
@@ -24,7 +24,7 @@ from olmoscope.model.config import read_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model.splice import load_causal_lm
-from olmoscope.model_source import explain, locate, pinned, revision_of
+from olmoscope.model_source import COMMIT, loading, locate, pinned, revision_of
 from olmoscope.recipe import Model, Recipe
 from olmoscope.recipe_file import load_recipe
 from olmoscope.text.given import given_sources
@@ -112,7 +112,7 @@ def _subjects(names: Sequence[str], options: Options) -> list[Subject]:
 
 def _model_of(subject: Subject) -> tuple[str, str | None]:
     """Name and, where it is one of the hub, the commit that the SAE was trained on."""
-    commit = re.fullmatch(r"[0-9a-f]{40}", subject.model_revision or "")
+    commit = COMMIT.fullmatch(subject.model_revision or "")
     return str(subject.model_name), None if commit is None else commit[0]
 
 
@@ -164,8 +164,8 @@ def _sequences(subjects: Sequence[Subject], model: Model, text: str, options: Op
 
 
 def _text_folder(model: Model, options: Options) -> Path:
-    """Where the text's tokens are kept."""
-    return options.out / "text" / _slug(model.name)
+    """Where the text's tokens are kept. A commit's tokenizer is another one than that of the commit after it."""
+    return options.out / "text" / _slug(model.name if model.revision is None else f"{model.name}_{model.revision}")
 
 
 def _held_out(out: Path, tokenizer: Tokenizer, model: Model, bos: int | None) -> Sequences:
@@ -192,10 +192,8 @@ def _bos(subjects: Sequence[Subject], model: Model, options: Options) -> int | N
         wanted = with_bos.pop()
     if not wanted:
         return None
-    try:
+    with loading(model, "tokenizer"):
         bos: int | None = AutoTokenizer.from_pretrained(**locate(model)).bos_token_id
-    except (OSError, ValueError) as error:
-        raise explain(error, model) from error
     if bos is None:
         raise UserError(f"these SAEs were trained on sequences that begin with BOS, and the tokenizer of {model.name} "
                         "has none; say --no-bos to evaluate them without")

@@ -10,11 +10,13 @@ What names an SAE:
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, sha256
+from olmoscope.hub_errors import hub_exceptions, hub_reason
+from olmoscope.model_errors import first_line
 from olmoscope.recipe_file import load_recipe
 from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.sae.saelens_folder import CONFIG, WEIGHTS, read_saelens_folder
@@ -134,13 +136,13 @@ def _layer(metadata: dict[str, Any], layer: int | None, folder: Path) -> int:
 def _fetch(repo: str, path: str, revision: str | None) -> Path:
     """Download an SAE folder into the hub's cache; what is there already is not fetched again."""
     from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     prefix = path.strip("/") + "/" if path.strip("/") else ""
     try:
-        config = hf_hub_download(repo, prefix + CONFIG, revision=revision)
-        hf_hub_download(repo, prefix + WEIGHTS, revision=revision)
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        first_line = str(error).strip().split("\n")[0]
-        raise UserError(f"cannot have {prefix or 'the SAE'} of hub repository {repo}: {first_line}") from error
-    return Path(config).parent
+        folder = Path(hf_hub_download(repo, prefix + CONFIG, revision=revision)).parent
+        commit = folder.parents[len(PurePosixPath(prefix).parts) - 1].name if prefix else folder.name
+        hf_hub_download(repo, prefix + WEIGHTS, revision=commit)
+    except hub_exceptions() as error:
+        reason = hub_reason(error, repo, revision=revision) or first_line(error)
+        raise UserError(f"cannot have {prefix or 'the SAE'} of hub repository {repo}: {reason}") from error
+    return folder

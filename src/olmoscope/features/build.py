@@ -28,6 +28,7 @@ from olmoscope.features.runs import Rows, Runs, make_runs
 from olmoscope.features.vocabulary import token_texts
 from olmoscope.files import clean_temporary, locked, read_json, sha256, write_json
 from olmoscope.model.unembed import Unembedding, load_unembedding
+from olmoscope.model_source import at_revision
 from olmoscope.provenance import provenance
 from olmoscope.recipe import Filter, Model
 from olmoscope.tokens.tokenizer import load_tokenizer
@@ -126,7 +127,7 @@ def _make(subject: Subject, where: str, store: Store, model: Model, out: Path, f
           device: torch.device, text: Text, identity: str) -> Info:
     work, manifest, sae = out / "work", store.manifest, subject.sae.to(device)
     unembedding = _load_unembedding(store, model, device)
-    texts = token_texts(load_tokenizer(model).backend)
+    texts = token_texts(load_tokenizer(at_revision(model, manifest.model.revision)).backend)
     kept = keep_of_store(filter_, store)
     corpus, rows_at = corpus_of(store, kept.masks)
     texts += [""] * (int(corpus.tokens_T.max()) + 1 - len(texts))
@@ -162,8 +163,7 @@ def _make(subject: Subject, where: str, store: Store, model: Model, out: Path, f
 def _load_unembedding(store: Store, model: Model, device: torch.device) -> Unembedding:
     """The final norm and unembedding of the very model that the store is of."""
     revision = store.manifest.model.revision
-    wanted = model if revision.startswith("sha256:") else model.model_copy(update={"revision": revision})
-    unembedding = load_unembedding(wanted.model_copy(update={"dtype": "float32"}), device)
+    unembedding = load_unembedding(at_revision(model, revision).model_copy(update={"dtype": "float32"}), device)
     if unembedding.revision != revision:
         raise UserError(f"the weights of {model.name} have changed since {store.path} was collected (revision "
                         f"{unembedding.revision}, not {revision})")

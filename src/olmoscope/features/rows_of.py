@@ -14,6 +14,7 @@ from olmoscope.features.format import Options
 from olmoscope.files import sha256
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
+from olmoscope.model_source import at_revision, pinned
 from olmoscope.progress import console
 from olmoscope.recipe import Filter, Model, Recipe
 from olmoscope.recipe_file import load_recipe
@@ -49,12 +50,13 @@ def index_sae(where: str, *, store: Path | None = None, text: str | None = None,
     if text is not None:
         if model is None:
             raise UserError(f"{where} does not say which language model it is of; give --model")
-        model = settle_model(model.model_copy(update={"dtype": "auto"}), pick_device(device))
+        model = pinned(settle_model(model.model_copy(update={"dtype": "auto"}), pick_device(device)))
         rows = _of_text(subject, model, text, tokens, device)
     else:
         store = store or _default_store(subject)
         rows = _of_store(store)
-        model = model or Model(name=read_manifest(store).model.name)
+        manifest = read_manifest(store)
+        model = at_revision(model or Model(name=manifest.model.name), manifest.model.revision)
     return build_index(subject, where, rows, model, out, filter_, options, pick_device(device))
 
 
@@ -67,11 +69,14 @@ def _default_out(subject: Subject) -> Path:
 def _language_model(subject: Subject, name: str | None) -> Model | None:
     """The SAE's model, as a recipe has it."""
     if subject.kind == "run":
-        model = load_recipe(str(subject.folder / "recipe.yaml")).model
-        return model.model_copy(update={"name": name or model.name, "compile": False})
-    if name or subject.model_name:
-        return Model(name=name or str(subject.model_name))
-    return None
+        model = load_recipe(str(subject.folder / "recipe.yaml")).model.model_copy(update={"compile": False})
+    elif name or subject.model_name:
+        model = Model(name=str(subject.model_name or name))
+    else:
+        return None
+    if name in (None, model.name):
+        return at_revision(model, subject.model_revision)
+    return model.model_copy(update={"name": name, "revision": None})
 
 
 def _default_store(subject: Subject) -> Path:

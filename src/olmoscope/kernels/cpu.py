@@ -55,7 +55,7 @@ def workspace_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: in
 def product(u_CD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor) -> Tensor:
     # oneDNN uses the widest vectors of every maker's processors; the library behind torch.mm does so on Intel's only,
     # and is 2 to 2.5 times slower on AMD's.
-    if u_CD.dtype == torch.float32 and torch._C._has_mkldnn:
+    if u_CD.dtype == torch.float32 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         pre_CF: Tensor = torch.ops.mkldnn._linear_pointwise(u_CD, W_enc_FD, b_latent_F, "none", [], "")
         return pre_CF
     return torch.addmm(b_latent_F, u_CD, W_enc_FD.T)

@@ -1,11 +1,12 @@
 """A model's config: read, and checked against the recipe."""
 
+import contextlib
 import urllib.error
 import urllib.request
 from typing import Any
 
 from olmoscope.errors import UserError
-from olmoscope.model_source import explain, is_local, locate
+from olmoscope.model_source import is_local, loading, locate, refuse_path
 from olmoscope.recipe import Model
 
 REACH_SECONDS = 5
@@ -23,10 +24,8 @@ def read_config(model: Model, *, cached: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
-    try:
+    with loading(model):
         return AutoConfig.from_pretrained(**locate(model), local_files_only=cached)
-    except (OSError, ValueError) as error:
-        raise explain(error, model) from error
 
 
 def config_at_hand(model: Model) -> Any | None:
@@ -35,11 +34,11 @@ def config_at_hand(model: Model) -> Any | None:
     Raises:
         UserError: the hub answers, and the config is not there or is not for us; a local one is damaged.
     """
-    try:
+    if is_local(model):
+        return read_config(model)
+    refuse_path(model)
+    with contextlib.suppress(UserError):
         return read_config(model, cached=True)
-    except UserError:
-        if is_local(model):
-            raise
     return read_config(model) if _hub_answers() else None
 
 

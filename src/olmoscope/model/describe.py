@@ -12,7 +12,7 @@ from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import load_model
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.model.unembed import NoUnembedding, unembedding_of
-from olmoscope.model_source import explain, locate
+from olmoscope.model_source import loading, locate, pinned
 from olmoscope.recipe import Model
 
 
@@ -32,7 +32,7 @@ def describe_model(model: Model, device: torch.device) -> Described:
     Raises:
         UserError: it cannot be loaded or its rows cannot be read.
     """
-    model = settle_model(model, device)
+    model = pinned(settle_model(model, device))
     config = read_config(model)
     text = config.get_text_config()
     loaded = load_model(model, text.num_hidden_layers - 1, device)
@@ -81,10 +81,8 @@ def _tokenizer(model: Model, text: Any) -> list[tuple[str, str]]:
     """What its tokenizer is like."""
     from transformers import AutoTokenizer
 
-    try:
+    with loading(model, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(**locate(model))
-    except (OSError, ValueError) as error:
-        raise explain(error, model) from error
     special = [f"{name} {token!r}" for name in ("bos", "eos", "pad")
                if (token := getattr(tokenizer, f"{name}_token")) is not None]
     return [("vocabulary", f"{text.vocab_size:,}, the tokenizer has {len(tokenizer):,}"),

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 
 from olmoscope.errors import UserError
-from olmoscope.model_source import explain, locate
+from olmoscope.model_source import loading, locate
 from olmoscope.recipe import Model
 
 
@@ -32,11 +32,10 @@ def read_weights(model: Model, config: Any) -> Any:
     logging.set_verbosity_error()  # transformers would list every weight of the layers that we leave out
     logging.disable_progress_bar()
     try:
-        module, info = AutoModelForCausalLM.from_pretrained(
-            **locate(model), config=config, dtype=getattr(torch, model.dtype), attn_implementation=attention,
-            use_safetensors=True, output_loading_info=True)
-    except (OSError, ValueError, ImportError) as error:
-        raise explain_weights(error, model) from error
+        with loading(model):
+            module, info = AutoModelForCausalLM.from_pretrained(
+                **locate(model), config=config, dtype=getattr(torch, model.dtype), attn_implementation=attention,
+                use_safetensors=True, output_loading_info=True)
     finally:
         logging.set_verbosity(verbosity)
         logging.enable_progress_bar()
@@ -44,11 +43,3 @@ def read_weights(model: Model, config: Any) -> Any:
         raise UserError(f"model {model.name!r} lacks weights: {missing[0]} and {len(missing) - 1} more; its files do "
                         "not fit its config.json, or are those of a model without its LM head")
     return module.eval().requires_grad_(False)
-
-
-def explain_weights(error: OSError | ValueError | ImportError, model: Model) -> UserError:
-    """What to say when the weights could not be loaded, or not with the attention wanted."""
-    if isinstance(error, ImportError) or model.attention in str(error).lower().replace(" ", "_"):
-        first_line = str(error).strip().split("\n")[0]
-        return UserError(f"model.attention: {model.attention} does not work for {model.name!r} here: {first_line}")
-    return explain(error, model)

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from olmoscope.errors import UserError
+from olmoscope.model_errors import damage
 from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.sae.rows import Normalize
 from olmoscope.sae.threshold import Gated, JumpReLU
@@ -99,7 +100,7 @@ def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: {path.parent} is not an SAE in SAELens' format") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is damaged (not JSON: {error})") from error
+        raise UserError(damage(path) or f"{path} is damaged (not JSON: {error})") from error
     if not isinstance(config, dict):
         raise UserError(f"{path} is damaged: it holds no mapping")
     metadata = config.get("metadata") or {}
@@ -149,7 +150,7 @@ def _read_weights(path: Path, architecture: str, config: dict[str, Any]) -> dict
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
     except SafetensorError as error:
-        raise UserError(f"{path} is damaged ({error})") from error
+        raise UserError(damage(path) or f"{path} is damaged ({error})") from error
     if "log_threshold" in tensors:  # how SAELens kept it once
         tensors["threshold"] = tensors.pop("log_threshold").exp()
     if "scaling_factor" in tensors and bool((tensors["scaling_factor"] == 1).all()):

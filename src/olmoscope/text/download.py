@@ -29,6 +29,7 @@ from olmoscope import progress
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, sync_folder, write_json
 from olmoscope.text import hub_files
+from olmoscope.text.cache import cache_folder
 
 USER_AGENT = f"olmoscope/{olmoscope.__version__}"
 """Python's default one is refused by the host that serves Dolma."""
@@ -67,13 +68,6 @@ def fetch(address: str) -> Path:
             if not path.exists():  # another process may have finished it while this one waited
                 _download(address, path)
     return path
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept."""
-    if named := os.environ.get("OLMOSCOPE_CACHE"):
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "olmoscope"
 
 
 def _cached(url: str) -> Path:

@@ -5,6 +5,7 @@ A position is a shard and a row in it, as for files. Going on inside a shard pas
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from olmoscope.errors import UserError
@@ -23,18 +24,17 @@ class HubDataset:
 
     def __init__(self, source: HubSource) -> None:
         from datasets import load_dataset
+        from huggingface_hub import constants
 
         self._source = source
         self._address = f"source {source.name}: dataset {source.repo}"
-        with explained(self._address):
+        if constants.HF_HUB_OFFLINE and not Path(source.repo).is_dir():
+            raise UserError(f"{self._address} is read from the hub as it goes, which HF_HUB_OFFLINE forbids: unset it, "
+                            "or download the data set and give its folder")
+        with explained(self._address, source.repo, source.revision):
             try:
                 self._dataset: Any = load_dataset(source.repo, source.config, split=source.split,
                                                   revision=source.revision, streaming=True)
-            except ConnectionError as error:
-                raise UserError(f"no network: {self._address} cannot be reached ({error}); check the connection, "
-                                "then run the same command again") from error
-            except FileNotFoundError as error:
-                raise UserError(f"{self._address}: {_first_line(error)}") from error
             except ValueError as error:  # what `datasets` raises for an unknown configuration or split
                 raise UserError(f"{self._address}: {_first_line(error)}") from error
         columns = self._dataset.column_names
@@ -56,7 +56,7 @@ class HubDataset:
         number = start
         while True:
             try:
-                with explained(self._address):
+                with explained(self._address, self._source.repo, self._source.revision):
                     values = next(rows, None)
             except UserError:
                 raise

@@ -4,12 +4,17 @@
 """
 
 import contextlib
+import errno
 import fnmatch
+import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
 from olmoscope.errors import UserError
+from olmoscope.files import read_json, write_json
+from olmoscope.hub_errors import hub_exceptions, hub_reason, is_unreachable
+from olmoscope.model_errors import first_line
+from olmoscope.text.cache import cache_folder
 
 SCHEME = "hf://"
 
@@ -28,50 +33,45 @@ def fetch(address: str) -> Path:
         raise UserError(f"{address} is not of the form hf://datasets/OWNER/NAME/FILE")
     owner, name, file = parts
     name, _, revision = name.partition("@")
-    with explained(address):
+    with explained(address, f"{owner}/{name}", revision or None):
         return Path(hf_hub_download(f"{owner}/{name}", file, repo_type="dataset", revision=revision or None))
 
 
 def matching(repo: str, revision: str | None, pattern: str) -> list[str]:
     """Addresses of a dataset repository's files that match a pattern such as `data/*.parquet`, sorted.
 
-    Raises:
-        UserError: no network, or no such repository.
-    """
-    from huggingface_hub import HfApi
+    Where the hub cannot be asked, of the files that it had when it was asked last.
 
+    Raises:
+        UserError: no such repository, or the hub can neither be asked now nor was before.
+    """
     base = f"{SCHEME}datasets/{repo}" + (f"@{revision}" if revision else "")
-    with explained(base):
-        files = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
+    with explained(base, repo, revision):
+        files = _files(repo, revision)
     return [f"{base}/{file}" for file in sorted(files) if fnmatch.fnmatchcase(file, pattern)]
 
 
-@contextlib.contextmanager
-def explained(address: str) -> Iterator[None]:
-    """Turn what `huggingface_hub` raises in the block into a `UserError` that names the address."""
-    from huggingface_hub import errors
+def _files(repo: str, revision: str | None) -> list[str]:
+    from huggingface_hub import HfApi
 
-    # The base of errors for which no answer came; of httpx or of httpx2, depending on the version of huggingface_hub.
-    no_answer = cast(type[Exception], errors.HfHubHTTPError.__bases__[0])
+    name = hashlib.sha256(f"{repo}@{revision or 'main'}".encode()).hexdigest()[:16]
+    listing = cache_folder() / "listings" / f"{name}.json"
+    try:
+        files = HfApi().list_repo_files(repo, repo_type="dataset", revision=revision)
+    except hub_exceptions() as error:
+        if not is_unreachable(error) or not listing.exists():
+            raise
+        return list(read_json(listing)["files"])
+    write_json(listing, {"repo": repo, "revision": revision, "files": files})
+    return files
+
+
+@contextlib.contextmanager
+def explained(address: str, repo: str, revision: str | None) -> Iterator[None]:
+    """Turn what `huggingface_hub` raises in the block into a `UserError` that names the address."""
     try:
         yield
-    except (errors.OfflineModeIsEnabled, errors.LocalEntryNotFoundError) as error:
-        raise _no_network(address) from error
-    except errors.RepositoryNotFoundError as error:
-        raise UserError(f"{address}: the hub has no such repository, or it is private or gated; check the name, or log "
-                        "in with `hf auth login`") from error
-    except (errors.EntryNotFoundError, errors.RevisionNotFoundError) as error:
-        raise UserError(f"{address}: the repository has no such file or revision") from error
-    except errors.HfHubHTTPError as error:
-        raise UserError(f"{address}: the hub answers {error.response.status_code}; try again later") from error
-    except no_answer as error:
-        raise _no_network(address) from error
-    except errors.HFValidationError as error:
-        raise UserError(f"{address}: {str(error).splitlines()[0]}") from error
-    except OSError as error:
-        raise UserError(f"{address}: {str(error).splitlines()[0]}") from error
-
-
-def _no_network(address: str) -> UserError:
-    return UserError(f"no network: {address} is not in the cache and the hub does not answer; check the connection "
-                     "(and HF_HUB_OFFLINE, HF_ENDPOINT), then run the same command again")
+    except hub_exceptions() as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # the command line has its own words for a full disk
+        raise UserError(f"{address}: {hub_reason(error, repo, 'dataset', revision) or first_line(error)}") from error

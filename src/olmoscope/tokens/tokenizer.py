@@ -7,7 +7,7 @@ import numpy as np
 import tokenizers
 
 from olmoscope.errors import UserError
-from olmoscope.model_source import explain, locate
+from olmoscope.model_source import loading, locate, pinned
 from olmoscope.recipe import Model
 
 
@@ -41,10 +41,9 @@ def load_tokenizer(model: Model) -> Tokenizer:
     """
     from transformers import AutoTokenizer
 
-    try:
+    model = pinned(model)
+    with loading(model, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(**locate(model))
-    except (OSError, ValueError) as error:
-        raise explain(error, model) from error
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer of {model.name!r} has no fast version (tokenizer.json)")
     if tokenizer.eos_token_id is None:

@@ -1,0 +1,118 @@
+"""What goes wrong with the Hugging Face hub, in one line: the true cause, and what to do about it.
+
+Only where no answer came is the network to blame; that the hub says no, or must not be asked, is another matter.
+"""
+
+from collections.abc import Iterator
+from typing import Literal, cast
+
+Kind = Literal["model", "dataset"]
+_PAGE = {"model": "https://huggingface.co/", "dataset": "https://huggingface.co/datasets/"}
+
+
+def hub_exceptions() -> tuple[type[Exception], ...]:
+    """All that huggingface_hub raises where something cannot be had."""
+    from huggingface_hub import errors
+
+    return (OSError, errors.EntryNotFoundError, errors.HFValidationError, _no_answer())
+
+
+def is_unreachable(error: Exception) -> bool:
+    """Whether the hub could not be asked: no answer came, or it must not be asked (`HF_HUB_OFFLINE`)."""
+    from huggingface_hub import errors
+
+    return isinstance(error, (errors.OfflineModeIsEnabled, _no_answer())) and not isinstance(error,
+                                                                                             errors.HfHubHTTPError)
+
+
+def hub_reason(error: BaseException, repo: str, kind: Kind = "model", revision: str | None = None) -> str | None:
+    """Why the hub, or its cache, does not give something of a repository; None if that is not what the error is about.
+
+    Args:
+        error: what was raised; what caused it is looked at too.
+        repo: `OWNER/NAME`.
+    """
+    from huggingface_hub import constants, errors
+
+    chain = list(_chain(error))
+    for one in chain:
+        if isinstance(one, errors.GatedRepoError):
+            return _gated(repo, kind)
+        if isinstance(one, errors.RepositoryNotFoundError):
+            return f"the hub has no such {kind}, or it is private: check the name, or log in with `hf auth login`"
+        if isinstance(one, errors.RevisionNotFoundError):
+            return f"{repo} has no revision {revision!r}: see {_PAGE[kind]}{repo}/tree/main for its branches and tags"
+        if isinstance(one, errors.DisabledRepoError):
+            return f"the hub has closed {repo}: see {_PAGE[kind]}{repo}"
+        if isinstance(one, errors.HfHubHTTPError) and isinstance(one, errors.EntryNotFoundError):
+            return f"{repo} has no file {str(one.response.url).partition('/resolve/')[2].partition('/')[2]}"
+        if isinstance(one, errors.HfHubHTTPError):
+            return _answer(one.response.status_code)
+        if isinstance(one, errors.HFValidationError):
+            return f"{repo!r} is no name of a hub repository (OWNER/NAME)"
+        if isinstance(one, errors.OfflineModeIsEnabled):
+            return _offline()
+        if isinstance(one, errors.FileMetadataError):
+            return f"{_endpoint()} does not answer as a hub does: check HF_ENDPOINT and proxies"
+        if isinstance(one, ConnectionError) and constants.HF_HUB_OFFLINE:
+            return _offline()
+        if isinstance(one, (ConnectionError, _no_answer())) or "Consistency check failed" in str(one):
+            return _network(one)
+    if any(isinstance(one, errors.LocalEntryNotFoundError) for one in chain):
+        return _offline()
+    return None
+
+
+def _gated(repo: str, kind: Kind) -> str:
+    from huggingface_hub import get_token
+
+    reason = f"it is gated: accept its licence at {_PAGE[kind]}{repo}"
+    if get_token() is None:
+        return f"{reason} and log in with `hf auth login`"
+    return f"{reason}; the account that is logged in here has no access (`hf auth login` changes the account)"
+
+
+def _answer(status: int) -> str:
+    """What to do about an answer that is no file."""
+    if status in (401, 403):
+        return (f"the hub refuses access (status {status}): the token that is logged in here is not valid or may not "
+                "read this; log in anew with `hf auth login`")
+    if status == 429:
+        return "the hub has had too many requests from here (status 429): wait some minutes, or log in"
+    return f"the hub answers with an error (status {status}): try again later"
+
+
+def _offline() -> str:
+    from huggingface_hub import constants
+
+    cache = f"it is not in the hub's cache ({constants.HF_HUB_CACHE})"
+    if constants.HF_HUB_OFFLINE:
+        return f"{cache}, and HF_HUB_OFFLINE forbids to ask the hub: unset it, or fill the cache first"
+    return f"{cache}, and the hub was not asked"
+
+
+def _network(error: BaseException) -> str:
+    what = str(error).strip().split("\n")[0] or type(error).__name__
+    return (f"no network: {_endpoint()} does not answer, or not to the end ({what}); check the connection and run the "
+            "same command again")
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return str(constants.ENDPOINT)
+
+
+def _no_answer() -> type[Exception]:
+    """The base of errors for which no answer came; of httpx or of httpx2, depending on huggingface_hub's version."""
+    from huggingface_hub import errors
+
+    return cast(type[Exception], errors.HfHubHTTPError.__bases__[0])
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, what caused it, what caused that, and so on."""
+    one: BaseException | None = error
+    while one is not None:
+        yield one
+        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
