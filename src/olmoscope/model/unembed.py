@@ -14,6 +14,10 @@ from olmoscope.model_source import explain, locate, revision_of
 from olmoscope.recipe import Model
 
 
+class NoUnembedding(UserError):
+    """The model's way to logits is not one that promoted tokens can be computed by; the text says why."""
+
+
 @dataclass(frozen=True)
 class Unembedding:
     """What a small change of the last residual stream does to the logits, up to a factor.
@@ -54,7 +58,8 @@ def load_unembedding(model: Model, device: torch.device) -> Unembedding:
     """Load the final norm and the unembedding of a causal LM; of its layers only the first is read on the way.
 
     Raises:
-        UserError: not to be found, or not built as usual (one final norm, then a matrix).
+        NoUnembedding: not built as usual (one final norm, then a matrix).
+        UserError: not to be found.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -78,8 +83,8 @@ def load_unembedding(model: Model, device: torch.device) -> Unembedding:
         raise UserError(f"model {model.name!r} lacks weights: {missing[0]}; its files do not fit its config.json")
     head = causal.get_output_embeddings()
     if not isinstance(head, nn.Linear):
-        raise UserError(f"{model.name!r} has no unembedding matrix ({type(causal).__name__}): promoted tokens "
-                        "cannot be computed")
+        raise NoUnembedding(f"{model.name!r} has no unembedding matrix ({type(causal).__name__}): promoted "
+                            "tokens cannot be computed")
     norm = final_norm(causal, config.get_text_config().hidden_size)
     weight_D, centres = _weight(norm, head.in_features)
     embedding = causal.get_input_embeddings()
@@ -91,14 +96,14 @@ def final_norm(causal: nn.Module, d_model: int) -> nn.Module:
     """The norm between the last layer and the unembedding: the only one beside the list of layers.
 
     Raises:
-        UserError: there is none, or several.
+        NoUnembedding: there is none, or several.
     """
     found: list[tuple[str, nn.Module]] = [(name, module) for name, module in causal.named_modules()
              if "norm" in type(module).__name__.lower() and not any(part.isdigit() for part in name.split("."))
              and isinstance(getattr(module, "weight", None), Tensor) and module.weight.shape == (d_model,)]
     if len(found) != 1:
-        raise UserError(f"cannot tell which module of {type(causal).__name__} is its final norm (candidates: "
-                        f"{', '.join(name for name, _ in found) or 'none'})")
+        raise NoUnembedding(f"cannot tell which module of {type(causal).__name__} is its final norm (candidates: "
+                            f"{', '.join(name for name, _ in found) or 'none'})")
     return found[0][1]
 
 
