@@ -137,6 +137,12 @@ def evaluate(
     first = Path(saes[0])
     one_output_folder = len(saes) == 1 and (first / "recipe.yaml").is_file() and not (first / "done.json").is_file()
     if one_output_folder and not (text or model or out):
+        idle = [name for name, given, default in (
+            ("--layer", layer, None), ("--tokens", tokens, 100_000), ("--dtype", dtype, "auto"),
+            ("--batch-tokens", batch_tokens, 16384), ("--bos/--no-bos", bos, None)) if given != default]
+        if idle:
+            raise UserError(f"{idle[0]} does nothing here: the SAEs of {saes[0]} are evaluated as its recipe says; "
+                            "give --text (a text, or the output folder again) to evaluate them otherwise")
         recipe, folder = _load(saes[0], None, None, None)
         for sae, fresh in evaluate_saes(recipe, folder, only or []):
             say(f"{sae.id}: evaluated" if fresh else f"{sae.id}: evaluated before, nothing to do")
@@ -180,6 +186,8 @@ def index(
     from olmoscope.features.rows_of import index_sae
     from olmoscope.recipe import Filter
 
+    if text is None and tokens != 1_000_000:
+        raise UserError("--tokens is for --text: a store is indexed whole")
     if max_norm is not None and max_norm <= 1:
         raise UserError(f"--max-norm {max_norm:g}: it must be over 1 times the median")
     named = find_saes(sae)

@@ -107,6 +107,20 @@ def test_a_layer_stands_in_and_never_overrules(out, tmp_path):
         open_sae(changed(out, tmp_path, hf_hook_name="model.layers.2"))
 
 
+@pytest.mark.parametrize(("metadata", "words"), [
+    ({}, None), ({"exclude_special_tokens": False, "seqpos_slice": [None]}, None),
+    ({"seqpos_slice": [0, None, 1]}, None),
+    ({"exclude_special_tokens": True}, "special tokens"), ({"exclude_special_tokens": [0, 2]}, "special tokens"),
+    ({"seqpos_slice": [5, None]}, "positions outside [5, None]"), ({"seqpos_slice": [64]}, "positions outside [64]"),
+    ({"exclude_special_tokens": True, "seqpos_slice": [0, None, 2]},
+     "special tokens and positions outside [0, None, 2]"),
+])
+def test_rows_that_training_left_out_are_named(out, tmp_path, metadata, words):
+    subject = open_sae(changed(out, tmp_path, **metadata))
+    assert subject.unread == words and (subject.unread_note() is None) == (words is None)
+    assert words is None or f"was trained without {words}" in subject.unread_note()
+
+
 def test_what_is_no_sae_is_said_so(out, tmp_path):
     with pytest.raises(UserError, match="neither a finished run"):
         open_sae(tmp_path)

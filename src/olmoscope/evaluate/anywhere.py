@@ -103,6 +103,8 @@ def _subjects(names: Sequence[str], options: Options) -> list[Subject]:
         model = options.model or subject.model_name
         if model is None:
             raise UserError(f"{place} does not say which language model it is of; give --model")
+        if note := subject.unread_note():
+            console.print(note, soft_wrap=True, highlight=False, markup=False)
         said = said_by(subject)
         if given is not None and said is not None and (note := take_for_same(subject.name, said, given)):
             console.print(note, soft_wrap=True, highlight=False, markup=False)

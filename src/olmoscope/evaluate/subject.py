@@ -47,6 +47,7 @@ class Subject:
         model_architecture: of the language model, e.g. `Olmo3ForCausalLM`, where its folder says it.
         model_layers: of the whole model, likewise.
         says_bos: whether `prepend_bos` is what its folder says; else it is only supposed.
+        unread: which tokens it was trained without, in words; None where all were read, or its folder does not say.
     """
 
     sae: SparseAutoencoder
@@ -63,6 +64,11 @@ class Subject:
     model_architecture: str | None = None
     model_layers: int | None = None
     says_bos: bool = True
+    unread: str | None = None
+
+    def unread_note(self) -> str | None:
+        """What to tell who measures it on all tokens."""
+        return self.unread and f"note: {self.name} was trained without {self.unread}; here they are read too"
 
 
 def open_sae(where: str | Path, layer: int | None = None) -> Subject:
@@ -127,7 +133,17 @@ def _open_folder(folder: Path, name: str, layer: int | None, kind: Literal["fold
                    f"sha256:{sha256(folder / WEIGHTS)[:32]}-{sha256(folder / CONFIG)[:8]}",
                    prepend_bos=bool(metadata.get("prepend_bos", False)),
                    context_size=context if isinstance(context, int) else None,
-                   says_bos=metadata.get("prepend_bos") is not None)
+                   says_bos=metadata.get("prepend_bos") is not None, unread=_unread(metadata))
+
+
+def _unread(metadata: dict[str, Any]) -> str | None:
+    """What SAELens' training left out: special tokens, and positions outside a Python slice."""
+    left_out = ["special tokens"] if metadata.get("exclude_special_tokens") else []
+    positions = metadata.get("seqpos_slice")
+    if isinstance(positions, list) and any(value not in (None, usual) for value, usual in zip(
+            [None, *positions] if len(positions) == 1 else positions, (0, None, 1), strict=False)):
+        left_out.append(f"positions outside {positions}")
+    return " and ".join(left_out) or None
 
 
 def _layer(metadata: dict[str, Any], layer: int | None, folder: Path) -> int:

@@ -45,6 +45,9 @@ def index_sae(where: str, *, store: Path | None = None, text: str | None = None,
     if store is not None and text is not None:
         raise UserError("--store and --text exclude each other: a store has its text already")
     subject = open_sae(where, layer)
+    if subject.unread and filter_ == Filter():
+        console.print(f"{subject.unread_note()} (--skip-first N and --skip-special leave rows out)", soft_wrap=True,
+                      highlight=False, markup=False)
     out = out or _default_out(subject)
     model = _language_model(subject, model_name)
     if model is not None:
