@@ -138,6 +138,10 @@ def test_stages_out_of_order_and_damage(run, fails, job, tmp_path):
     assert "manifest.json is missing" in fails("train", path, "-o", out)
     assert run("collect", path, "-o", out)[0] == 0
     assert "is not trained yet" in fails("evaluate", out)
+    for option in (("--layer", 3), ("--tokens", 5000), ("--dtype", "float32"), ("--batch-tokens", 5), ("--no-bos",)):
+        message = fails("evaluate", out, *option)
+        assert option[0] in message and "does nothing here" in message
+    assert "--tokens is for --text" in fails("index", out, "--tokens", 5)
     assert "not" in fails("release", out)
     assert "the recipe has no SAE 'layer_9'" in fails("train", out, "--only", "layer_9")
     assert "holds the store of another recipe" in fails("collect", path, "-o", out, "--set", "seed=5")

@@ -11,6 +11,7 @@ import typer
 
 from olmoscope import __version__
 from olmoscope.errors import UserError
+from olmoscope.terminal import end_quietly_if_nobody_reads, prepare_streams, say
 
 if TYPE_CHECKING:
     from olmoscope.recipe import Recipe
@@ -37,7 +38,7 @@ OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The output fol
 
 def _show_version(asked: bool) -> None:
     if asked:
-        typer.echo(f"olmoscope {__version__}")
+        say(f"olmoscope {__version__}")
         raise typer.Exit
 
 
@@ -95,7 +96,7 @@ def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption 
     resolved, folder = _load(recipe, form, changes, out)
     who = parse_worker(worker) if worker else worker_from_environment(os.environ)
     if who.told_by:
-        typer.echo(f"worker {who.index}/{who.count}, as {who.told_by} says", err=True)
+        say(f"worker {who.index}/{who.count}, as {who.told_by} says", err=True)
     collected = collect_stores(resolved, folder, who)
     tables.show_stores(collected)
     tables.show_statistics(collected)
@@ -115,7 +116,7 @@ def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = 
     if live and resolved.train.live is None:
         resolved = made_live(resolved)
     for sae, fresh in train_saes(resolved, folder, only or [], log):
-        typer.echo(f"{sae.id}: trained" if fresh else f"{sae.id}: finished before, nothing to do")
+        say(f"{sae.id}: trained" if fresh else f"{sae.id}: finished before, nothing to do")
 
 
 @app.command()
@@ -127,14 +128,15 @@ def evaluate(
     text: Annotated[str | None, typer.Option(help=(
         "A file, a folder, a hub dataset (OWNER/NAME), or an output folder: its held-out text, and the default where "
         "an SAE lies in one."))] = None,
-    model: Annotated[str | None, typer.Option(help="The language model, if the SAEs do not say which.")] = None,
-    layer: Annotated[int | None, typer.Option(help="The layer they read, if the SAEs do not say which.")] = None,
+    model: Annotated[str | None, typer.Option(help=(
+        "The language model, if the SAEs do not say which, or where a copy of it is."))] = None,
+    layer: Annotated[int | None, typer.Option(min=0, help="The layer they read, if the SAEs do not say which.")] = None,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text, at most.")] = 100_000,
     dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(
         help="Of the language model; auto: bfloat16 where the hardware has it, else float32.")] = "auto",
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one pass of the model.")] = 16384,
     bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help=(
-        "Whether sequences begin with BOS; by default as the SAEs were trained."))] = None,
+        "Whether sequences begin with BOS, if the SAEs do not say; by default without."))] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the results of SAEs from anywhere go.")] = None,
 ) -> None:
     """Measure SAEs: how well they reconstruct, and what the language model makes of it."""
@@ -147,20 +149,26 @@ def evaluate(
     first = Path(saes[0])
     one_output_folder = len(saes) == 1 and (first / "recipe.yaml").is_file() and not (first / "done.json").is_file()
     if one_output_folder and not (text or model or out):
+        idle = [name for name, given, default in (
+            ("--layer", layer, None), ("--tokens", tokens, 100_000), ("--dtype", dtype, "auto"),
+            ("--batch-tokens", batch_tokens, 16384), ("--bos/--no-bos", bos, None)) if given != default]
+        if idle:
+            raise UserError(f"{idle[0]} does nothing here: the SAEs of {saes[0]} are evaluated as its recipe says; "
+                            "give --text (a text, or the output folder again) to evaluate them otherwise")
         recipe, folder = _load(saes[0], None, None, None)
         for sae, fresh in evaluate_saes(recipe, folder, only or []):
-            typer.echo(f"{sae.id}: evaluated" if fresh else f"{sae.id}: evaluated before, nothing to do")
+            say(f"{sae.id}: evaluated" if fresh else f"{sae.id}: evaluated before, nothing to do")
         tables.show_results(recipe, folder, only or [])
-        typer.echo(f"Report: {report_saes(recipe, folder)[-1]}")
+        say(f"Report: {report_saes(recipe, folder)[-1]}")
         return
     if only:
         raise UserError("--only is for the SAEs of one output folder; name the SAEs themselves instead")
     out = out or Path("evaluation")
     evaluated = evaluate_anywhere(saes, Options(out, text, tokens, model, dtype, layer, batch_tokens, bos))
     for one in evaluated:
-        typer.echo(f"{one.name}: " + (f"evaluated, {one.folder}" if one.fresh else "evaluated before, nothing to do"))
+        say(f"{one.name}: " + (f"evaluated, {one.folder}" if one.fresh else "evaluated before, nothing to do"))
     tables.show_evaluations([read_evaluation(one.folder / EVALUATION) for one in evaluated])
-    typer.echo(f"Report: {write_reports([one.folder for one in evaluated], out)[-1]}")
+    say(f"Report: {write_reports([one.folder for one in evaluated], out)[-1]}")
 
 
 @app.command()
@@ -174,8 +182,9 @@ def index(
              "place of a store.")] = None,
     out: Annotated[Path | None, typer.Option(
         "--out", "-o", help="The index's folder; by default `index` in the run's.")] = None,
-    model: Annotated[str | None, typer.Option(help="The language model, if the SAE does not say which.")] = None,
-    layer: Annotated[int | None, typer.Option(help="The layer it reads, if the SAE does not say which.")] = None,
+    model: Annotated[str | None, typer.Option(help=(
+        "The language model, if the SAE does not say which, or where a copy of it is."))] = None,
+    layer: Annotated[int | None, typer.Option(min=0, help="The layer it reads, if the SAE does not say which.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of a text, at most.")] = 1_000_000,
     skip_first: Annotated[int, typer.Option(
         min=0, metavar="N", help="Leave out the first N positions of each sequence.")] = 0,
@@ -189,6 +198,8 @@ def index(
     from olmoscope.features.rows_of import index_sae
     from olmoscope.recipe import Filter
 
+    if text is None and tokens != 1_000_000:
+        raise UserError("--tokens is for --text: a store is indexed whole")
     if max_norm is not None and max_norm <= 1:
         raise UserError(f"--max-norm {max_norm:g}: it must be over 1 times the median")
     named = find_saes(sae)
@@ -200,16 +211,16 @@ def index(
         indexed = index_sae(one, store=store, text=text, out=out, model_name=model, layer=layer, tokens=tokens,
                             filter_=filter_)
         info = indexed.info
-        typer.echo(f"{indexed.folder}: {info.sae.d_sae} features ({info.dead} never fire), {info.rows} rows, "
+        say(f"{indexed.folder}: {info.sae.d_sae} features ({info.dead} never fire), {info.rows} rows, "
                    f"{info.firings} firings {_written(indexed.fresh)}")
-    typer.echo(f"Look at it with `olmoscope browse {out or sae}`.")
+    say(f"Look at it with `olmoscope browse {out or sae}`.")
 
 
 @app.command()
 def browse(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="A feature index, or a folder with several below it.")],
-    model: Annotated[str | None, typer.Option("--model", help="A language model for prompts and steering, in place of "
-                                              "the one that the index names: a hub id, a folder, or tiny.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="Where the language model of the index is now, for "
+                                              "prompts and steering: a hub id, a folder, or tiny.")] = None,
     port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="By default 8100 or a free one.")] = None,
     no_open: Annotated[bool, typer.Option("--no-open", help="Only say the address; open no browser.")] = False,
     export: Annotated[Path | None, typer.Option("--export", metavar="SITE", help="Write the page as plain files for a "
@@ -228,7 +239,7 @@ def browse(
     if model is not None or port is not None:
         raise UserError("--export writes plain files: --model and --port have no meaning there")
     site = export_site(open_collection(folder, None), export)
-    typer.echo(f"{site.folder}: {site.features} features, {site.bytes / 1e6:.1f} MB, {site.bytes / site.features:.0f} "
+    say(f"{site.folder}: {site.features} features, {site.bytes / 1e6:.1f} MB, {site.bytes / site.features:.0f} "
                f"bytes a feature. See it with `python -m http.server -d {site.folder}`.")
 
 
@@ -242,7 +253,7 @@ def export(out: OutArgument, only: OnlyOption = None) -> None:
     recipe, _ = _load(str(out), None, None, None)
     for sae in chosen(recipe, only or []):
         exported = export_run(run_folder(out, sae))
-        typer.echo(f"{sae.id}: {exported.folder} {_written(exported.written)}")
+        say(f"{sae.id}: {exported.folder} {_written(exported.written)}")
 
 
 @app.command()
@@ -251,8 +262,8 @@ def release(out: OutArgument) -> None:
     from olmoscope.release.build import build_release
 
     built = build_release(out)
-    typer.echo(f"{built.folder}: {len(built.saes)} SAEs {_written(built.written)}")
-    typer.echo(f"Check it with `olmoscope validate {out}`; upload it with `hf upload REPO_ID {built.folder}`.")
+    say(f"{built.folder}: {len(built.saes)} SAEs {_written(built.written)}")
+    say(f"Check it with `olmoscope validate {out}`; upload it with `hf upload REPO_ID {built.folder}`.")
 
 
 @app.command()
@@ -281,8 +292,8 @@ def import_checkpoint(
 
     imported = import_file(checkpoint, folder, model_name=model, layer=layer, layers_path=layers_path)
     for note in imported.notes:
-        typer.echo(f"note: {note}")
-    typer.echo(f"{imported.folder}: layer {imported.layer}, {imported.d_sae} latents, d_model {imported.d_model}, "
+        say(f"note: {note}")
+    say(f"{imported.folder}: layer {imported.layer}, {imported.d_sae} latents, d_model {imported.d_model}, "
                f"k {imported.k}, normalisation {imported.normalize}; {_written(imported.written)}")
 
 
@@ -340,6 +351,7 @@ def _load(name: str, form: str | None, changes: list[str] | None, out: Path | No
 
 def main() -> None:
     """Entry point of `olmoscope`: a user's mistake is one line and exit status 1."""
+    prepare_streams()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         app(prog_name="olmoscope")  # also where Python was told -m olmoscope
@@ -349,11 +361,15 @@ def main() -> None:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         _fail("no space left on the disk; make room and run the same command again: what is finished is kept")
+    finally:
+        end_quietly_if_nobody_reads()
 
 
 def _fail(message: str) -> None:
-    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(message, err=True)
+    from olmoscope.progress import console
+
+    console.print("error: ", style="bold red", end="")
+    console.print(message, soft_wrap=True, highlight=False, markup=False, emoji=False)
     sys.exit(1)
 
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -24,7 +25,9 @@ from olmoscope.errors import UserError
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on leaving, sync it and rename it to `path`.
 
-    For libraries that want to open the file themselves. Nothing appears at `path` if the block raises.
+    For libraries that want to open the file themselves. Nothing appears at `path` if the block raises. The file gets
+    the mode that a new file has here (umask, default ACL), whatever the library gave it: safetensors makes its own
+    0600, which nobody else could read.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
@@ -32,7 +35,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.unlink(missing_ok=True)
+        temporary.touch()
+        mode = temporary.stat().st_mode
         yield temporary
+        if temporary.stat().st_mode != mode:
+            temporary.chmod(stat.S_IMODE(mode))
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -74,7 +82,7 @@ def read_json(path: Path) -> Any:
         UserError: it is missing or is not JSON.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -8,13 +8,13 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from time import monotonic
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from olmoscope.terminal import Terminal
 from olmoscope.units import format_count, format_seconds
 
-console = Console(stderr=True)
+console = Terminal(stderr=True)
 """Progress and messages for people go to standard error; results go to standard output."""
 
 LINE_SECONDS = 10
@@ -66,7 +66,7 @@ def step_line(doing: str) -> Iterator[None]:
     """
     started = monotonic()
     if _moves():
-        with console.status(doing):
+        with console.status(doing, spinner=console.spinner):
             yield
     else:
         _print(f"{doing} ...")

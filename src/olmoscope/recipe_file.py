@@ -53,10 +53,13 @@ def load_recipe(name_or_path: str, form: str | None = None, overrides: tuple[str
 def _read(name_or_path: str) -> tuple[str, str]:
     path = Path(name_or_path)
     if path.is_file():
-        return str(path), path.read_text()
+        try:
+            return str(path), path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
     packaged = resources.files("olmoscope") / "recipes" / f"{name_or_path}.yaml"
     if packaged.is_file():
-        return f"recipe {name_or_path}", packaged.read_text()
+        return f"recipe {name_or_path}", packaged.read_text(encoding="utf-8")
     names = sorted(entry.name.removesuffix(".yaml") for entry in (resources.files("olmoscope") / "recipes").iterdir())
     raise UserError(f"no recipe {name_or_path!r}: neither a file nor one of the package's ({', '.join(names)})")
 

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
@@ -16,10 +15,11 @@ from olmoscope.pipeline import chosen
 from olmoscope.plan import Memory, Plan
 from olmoscope.recipe import Recipe
 from olmoscope.release.validate import Validation
+from olmoscope.terminal import Terminal
 from olmoscope.train.run import run_folder
 from olmoscope.units import format_bytes
 
-console = Console()
+console = Terminal()
 
 NAME_WIDTH = 36
 """Of an SAE's id in a table of figures; a longer one takes two lines, broken before its last part."""
@@ -196,5 +196,7 @@ def _time(hours: float | None) -> str:
     if hours < 2 / 60:
         return f"{hours * 3600:.0f} s"
     return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:,.1f} h"
+
+
 def _number(value: float | None) -> str:
     return "unknown" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"

@@ -30,7 +30,7 @@ def usable_processors(quota: Path = QUOTA) -> int:
     else:
         count = os.cpu_count() or 1
     try:
-        allowed, period = quota.read_text().split()
+        allowed, period = quota.read_text(encoding="utf-8").split()
     except (OSError, ValueError):  # no control group, or one of another version
         return count
     return count if allowed == "max" else max(1, min(count, math.ceil(int(allowed) / int(period))))

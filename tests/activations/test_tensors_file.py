@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from olmoscope.activations import tensors_file
 from olmoscope.activations.tensors_file import write_tensors
+from olmoscope.features.format import map_tensors
 
 TENSORS = {
     "b": torch.randn(7, 5, generator=torch.Generator().manual_seed(0)).bfloat16(),
@@ -37,6 +38,19 @@ def test_the_bytes_are_those_of_safetensors(tmp_path, monkeypatch, names):
 def test_part_of_a_longer_tensor(tmp_path):
     write_tensors(tmp_path / "part", {"b": TENSORS["b"][:3]})
     assert torch.equal(load_file(tmp_path / "part")["b"], TENSORS["b"][:3])
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 4), (3, 0), (1,), (1, 1), ()])
+def test_one_element_or_none_whatever_its_strides(tmp_path, shape):
+    """Such tensors are contiguous with any strides, also those under which torch does not view them as bytes."""
+    tensor = torch.ones(shape)
+    for number, given in enumerate((tensor, tensor.as_strided(shape, [7] * len(shape)))):
+        assert given.is_contiguous()
+        path = tmp_path / str(number)
+        digest = write_tensors(path, {"a": given, "z": TENSORS["z"]})
+        assert digest == hashlib.sha256(path.read_bytes()).hexdigest()
+        assert torch.equal(load_file(path)["a"], tensor) and torch.equal(load_file(path)["z"], TENSORS["z"])
+        assert map_tensors(path)["a"].tolist() == tensor.tolist()
 
 
 def test_nothing_appears_if_it_is_stopped(tmp_path, monkeypatch):

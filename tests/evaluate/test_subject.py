@@ -80,12 +80,45 @@ def changed(out, tmp_path, **metadata):
 
 def test_the_hook_names_the_layer(out, tmp_path):
     assert open_sae(changed(out, tmp_path, hook_name="blocks.4.hook_resid_pre")).layer == 3
-    assert open_sae(changed(out, tmp_path, hook_name=None), layer=5).layer == 5
+    assert open_sae(changed(out, tmp_path, hook_name="model.language_model.layers.3")).layer == 3
+    assert open_sae(changed(out, tmp_path, hook_name=None)).layer == 3  # hf_hook_name says it
+    unsaid = changed(out, tmp_path, hook_name=None, hf_hook_name=None)
+    assert open_sae(unsaid, layer=5).layer == 5
     with pytest.raises(UserError, match="give --layer"):
-        open_sae(changed(out, tmp_path, hook_name=None))
+        open_sae(unsaid)
     for hook in ("blocks.4.hook_mlp_out", "blocks.0.hook_resid_pre"):
         with pytest.raises(UserError, match="is not the output of a decoder layer"):
             open_sae(changed(out, tmp_path, hook_name=hook))
+
+
+def test_a_layer_stands_in_and_never_overrules(out, tmp_path):
+    """Neither a run nor a folder that says another layer, or another place, is read at the layer given."""
+    run, folder = out / "runs" / RAW, changed(out, tmp_path)
+    for where in (run, folder):
+        assert open_sae(where, layer=3).layer == 3
+        with pytest.raises(UserError, match=r"--layer 1: .* says that this SAE reads layer 3; leave --layer out"):
+            open_sae(where, layer=1)
+    for hook in ("blocks.3.hook_mlp_out", "blocks.3.attn.hook_z", "blocks.3.hook_resid_mid", "model.layers.3.mlp"):
+        where = changed(out, tmp_path, hook_name=hook, hf_hook_name=None)
+        for layer in (None, 3):
+            with pytest.raises(UserError, match=f"hook_name '{hook}' is not the output of a decoder layer"):
+                open_sae(where, layer)
+    with pytest.raises(UserError, match="are different places: which one is right"):
+        open_sae(changed(out, tmp_path, hf_hook_name="model.layers.2"))
+
+
+@pytest.mark.parametrize(("metadata", "words"), [
+    ({}, None), ({"exclude_special_tokens": False, "seqpos_slice": [None]}, None),
+    ({"seqpos_slice": [0, None, 1]}, None),
+    ({"exclude_special_tokens": True}, "special tokens"), ({"exclude_special_tokens": [0, 2]}, "special tokens"),
+    ({"seqpos_slice": [5, None]}, "positions outside [5, None]"), ({"seqpos_slice": [64]}, "positions outside [64]"),
+    ({"exclude_special_tokens": True, "seqpos_slice": [0, None, 2]},
+     "special tokens and positions outside [0, None, 2]"),
+])
+def test_rows_that_training_left_out_are_named(out, tmp_path, metadata, words):
+    subject = open_sae(changed(out, tmp_path, **metadata))
+    assert subject.unread == words and (subject.unread_note() is None) == (words is None)
+    assert words is None or f"was trained without {words}" in subject.unread_note()
 
 
 def test_what_is_no_sae_is_said_so(out, tmp_path):

@@ -10,6 +10,9 @@ from safetensors.torch import load_file, save_file
 from olmoscope.errors import UserError
 from olmoscope.release.build import build_release
 from olmoscope.release.export import export_run
+from olmoscope.release.saelens_format import hook_names, write_saelens
+from olmoscope.sae.saelens_folder import read_saelens_folder
+from olmoscope.sae.topk import initialize
 from olmoscope.train.checkpoint import load_sae
 from release_runs import LAYER_NORM, RAW, edit_json
 
@@ -35,6 +38,23 @@ def test_folder_is_what_saelens_reads(out):
             ("W_enc", "b_enc", "W_dec", "b_dec"), (torch.float32, True))
         assert torch.equal(tensors["W_dec"], sae.W_dec_FD) and torch.equal(tensors["W_enc"], sae.W_enc_FD.T)
         assert torch.equal(tensors["b_enc"], sae.b_latent_F) and torch.equal(tensors["b_dec"], sae.b_pre_D)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize(("d_sae", "d_model"), [(1, 8), (8, 1), (1, 1)])
+def test_one_latent_and_width_one(tmp_path, tied, d_sae, d_model):
+    """Such a matrix is its own transpose in memory: a tied SAE's would be two names for one piece of it."""
+    from sae_lens import SAE
+
+    sae = initialize(d_model, d_sae, 1, "none", torch.zeros(d_model), seed=0, tied=tied)
+    metadata = {"model_name": "tiny", **hook_names("model.layers", 3), "prepend_bos": False}
+    assert write_saelens(sae, tmp_path / "sae", metadata) and not write_saelens(sae, tmp_path / "sae", metadata)
+    tensors = load_file(tmp_path / "sae" / "sae_weights.safetensors")
+    assert torch.equal(tensors["W_enc"], sae.W_enc_FD.T) and torch.equal(tensors["W_dec"], sae.W_dec_FD)
+    read, theirs = read_saelens_folder(tmp_path / "sae").sae, SAE.load_from_disk(tmp_path / "sae")
+    x_BD = torch.randn(20, d_model)
+    torch.testing.assert_close(read.reconstruct(x_BD)[0], sae.reconstruct(x_BD)[0])
+    torch.testing.assert_close(theirs(x_BD), sae.reconstruct(x_BD)[0])
 
 
 def test_dead_latents_that_nobody_could_count_are_null(out):

@@ -123,6 +123,94 @@ def test_layout_before_version_6(tmp_path):
     assert read.metadata["prepend_bos"] is True
 
 
+@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu", "gated"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "torch.float16"])
+def test_weights_are_rounded_to_the_dtype_that_is_said(tmp_path, architecture, dtype):
+    """SAELens loads the weights in it, in whatever precision the file holds them."""
+    from sae_lens import SAE
+
+    theirs_in(tmp_path, architecture, **({"k": 7} if architecture == "topk" else {}))
+    change(tmp_path, dtype=dtype)
+    theirs, ours = SAE.load_from_disk(tmp_path).to(torch.float32), read_saelens_folder(tmp_path).sae
+    assert torch.equal(ours.W_dec_FD, theirs.W_dec) and torch.equal(ours.W_enc_FD.T, theirs.W_enc)
+    exact = load_file(tmp_path / "sae_weights.safetensors")["W_dec"]
+    assert not torch.equal(ours.W_dec_FD, exact)
+    with torch.no_grad():
+        z_BF = theirs.encode(rows())
+        xhat_BD = theirs.decode(z_BF)
+    assert float(code_difference(ours.encode(rows()).to_dense(), z_BF, F).max()) < 1e-5 * float(z_BF.max())
+    torch.testing.assert_close(ours.reconstruct(rows())[0], xhat_BD, rtol=1e-4, atol=1e-4)
+
+
+def centring(folder, **kwargs):
+    config = json.loads((folder / "cfg.json").read_text())
+    config["metadata"]["model_from_pretrained_kwargs"] = kwargs
+    (folder / "cfg.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.mark.parametrize("normalize", ["none", "layer_norm"])
+@pytest.mark.parametrize("centred", [True, False])
+@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu", "gated"])
+def test_centred_writing_weights(tmp_path, architecture, centred, normalize):
+    """Codes are those that SAELens has of rows without their mean; the reconstruction has the mean again."""
+    from sae_lens import SAE
+
+    settings = {"k": 7} if architecture == "topk" else {}
+    folder = centring(theirs_in(tmp_path, architecture, apply_b_dec_to_input=centred, normalize_activations=normalize,
+                                **settings), center_writing_weights=True, fold_ln=True)
+    theirs, ours, x_BD = SAE.load_from_disk(folder), read_saelens_folder(folder).sae, rows()
+    mean_B1 = x_BD.mean(dim=1, keepdim=True)
+    assert float(mean_B1.abs().min()) > 0.1
+    with torch.no_grad():
+        z_BF = theirs.encode(x_BD - mean_B1)
+        xhat_BD = theirs.decode(z_BF) + mean_B1
+    assert float(code_difference(ours.encode(x_BD).to_dense(), z_BF, F).max()) < 1e-5 * float(z_BF.max())
+    torch.testing.assert_close(ours.reconstruct(x_BD)[0], xhat_BD, rtol=1e-4, atol=1e-4)
+
+
+def test_centring_is_what_transformer_lens_does_to_the_stream():
+    """The rows of a model with centred writing weights are those of the model without their mean."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    torch.manual_seed(0)
+    model = HookedTransformer(HookedTransformerConfig(
+        n_layers=2, d_model=D, n_ctx=16, d_head=6, n_heads=4, d_mlp=48, d_vocab=50, act_fn="gelu",
+        normalization_type="LN", device="cpu", seed=0))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter) + 0.05)
+    tokens = torch.randint(0, 50, (3, 10))
+    before = model.run_with_cache(tokens)[1]
+    model.process_weights_(fold_ln=True, center_writing_weights=True, center_unembed=True)
+    after = model.run_with_cache(tokens)[1]
+    for layer in (0, 1):
+        x_BTD = before[f"blocks.{layer}.hook_resid_post"]
+        wanted = x_BTD - x_BTD.mean(dim=-1, keepdim=True)
+        assert float((wanted - x_BTD).abs().max()) > 0.05
+        torch.testing.assert_close(after[f"blocks.{layer}.hook_resid_post"], wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_what_changes_nothing_is_passed_over(tmp_path):
+    """Settings of training, of how the model was loaded, and a scaling factor of 1."""
+    folder = centring(theirs_in(tmp_path, "standard"), center_writing_weights=False, fold_ln=True, n_devices=2,
+                      center_unembed=True, device_map="auto", revision="step1000")
+    change(folder, l1_coefficient=5, lr=1e-3, finetuning_scaling_factor=False, some_new_switch=None, another=False)
+    tensors = load_file(folder / "sae_weights.safetensors")
+    save_file(tensors | {"scaling_factor": torch.ones(F)}, folder / "sae_weights.safetensors")
+    assert_agrees(folder, rows())
+    read = read_saelens_folder(folder)
+    assert read.sae.normalize == "none" and read.metadata["model_revision"] == "step1000"
+
+
+def meaning(**metadata):
+    return {"metadata": METADATA | {"sae_lens_version": "6.0.0"} | metadata}
+
+
+def kwargs(**values):
+    return meaning(model_from_pretrained_kwargs=values)
+
+
 def change(folder, **values):
     config = json.loads((folder / "cfg.json").read_text()) | values
     (folder / "cfg.json").write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
@@ -137,12 +225,30 @@ def change(folder, **values):
     ({"reshape_activations": "hook_z"}, "attention heads"),
     ({"d_sae": 95}, "says 24, 95"),
     ({"metadata": {}, "activation_fn": "tanh-relu"}, "'tanh-relu' is not read"),
+    ({"metadata": {}, "activation_fn": "topk", "activation_fn_kwargs": {"k": 7, "postact_fn": "identity"}},
+     "activation_fn_kwargs.postact_fn"),
+    ({"metadata": "none"}, "it holds no mapping"),
+    ({"dtype": "int4"}, "dtype 'int4' is unknown"),
+    ({"input_scale": 0.5}, r"input_scale \(0.5\) is no setting that is known"),
+    ({"d_out": 24}, "d_out"),
+    ({"architecture": "skip_transcoder"}, "'skip_transcoder' is not one that is read"),
+    ({"architecture": "abstopk"}, "'abstopk' is not one that is read"),
+    (meaning(hook_head_index=3), "hook_head_index 3: this SAE reads one attention head"),
+    ({"hook_head_index": 3}, "hook_head_index 3"),
+    (meaning(hook_name_out="blocks.3.hook_mlp_out"), "hook_name_out .* this is a transcoder"),
+    (meaning(model_class_name="HookedMamba"), "model_class_name 'HookedMamba'"),
+    (kwargs(checkpoint_value=1000), r"model_from_pretrained_kwargs.checkpoint_value \(1000\)"),
+    (kwargs(load_in_8bit=True), "load_in_8bit"),
+    (kwargs(revision="a") | {"metadata": kwargs(revision="a")["metadata"] | {"model_revision": "b"}}, "which one is"),
+    ({"normalize_activations": "constant_norm_rescale"} | kwargs(center_writing_weights=True), "together with center"),
 ])
 def test_what_cannot_be_read_is_refused(tmp_path, values, message):
     theirs_in(tmp_path, "topk", k=7)
     change(tmp_path, **values)
-    with pytest.raises(UserError, match=message):
+    with pytest.raises(UserError, match=message) as refusal:
         read_saelens_folder(tmp_path)
+    assert str(tmp_path) in str(refusal.value) and "cfg.json" in str(refusal.value)
+    assert "\n" not in str(refusal.value)
 
 
 def test_damaged_folders_are_refused(tmp_path):
@@ -153,7 +259,9 @@ def test_damaged_folders_are_refused(tmp_path):
         save_file({name: tensor for name, tensor in (tensors | changes).items() if tensor is not None},
                   tmp_path / "sae_weights.safetensors")
 
-    for changes, message in (({"b_enc": None}, "a topk SAE has"), ({"more": torch.zeros(2)}, "holds W_dec"),
+    for changes, message in (({"b_enc": None}, "a topk SAE has"),
+                             ({"scaling_factor": torch.full((F,), 2.0)}, "scaling_factor: activations are scaled"),
+                             ({"more": torch.zeros(2)}, "holds W_dec"),
                              ({"b_enc": torch.zeros(3)}, "b_enc has shape"),
                              ({"b_enc": torch.full((F,), torch.nan)}, "b_enc holds NaN")):
         saved(**changes)

@@ -54,7 +54,14 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], between: Callable[[], 
 
         put(len(text).to_bytes(8, "little") + text)
         for name in ordered:
-            content = memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy().data)
+            content = _bytes_of(tensors[name])
             for start in range(0, len(content), PIECE):
                 put(content[start : start + PIECE])
     return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    flat = tensor.reshape(-1)
+    if flat.stride(0) != 1:  # any stride will do where there is one element or none, but only 1 to view it as bytes
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return memoryview(flat.view(torch.uint8).numpy().data)

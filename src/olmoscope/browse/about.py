@@ -12,7 +12,7 @@ def summary_payload(shown: Shown) -> dict[str, Any]:
     info = shown.index.info
     return {"slug": shown.slug, "name": info.sae.name, "layer": info.sae.layer, "d_sae": info.sae.d_sae,
             "d_model": info.sae.d_model, "model": info.model.name, "rows": info.rows, "dead": info.dead,
-            "sources": list(info.sources)}
+            "sources": list(info.sources), "no_promoted": info.no_unembedding}
 
 
 def about_payload(shown: Shown) -> dict[str, Any]:

@@ -12,12 +12,14 @@ import pyarrow.parquet as pq
 
 from olmoscope.browse.live import LiveModel
 from olmoscope.errors import UserError
+from olmoscope.evaluate.same_model import GivenModel, SaidModel, take_for_same
 from olmoscope.features.format import sae_place
 from olmoscope.features.labels import Entry, Labels
 from olmoscope.features.read import FeatureIndex, find_indexes
 from olmoscope.features.records import Page
 from olmoscope.features.table import Filters, Sort
 from olmoscope.model.load import pick_device
+from olmoscope.progress import console
 from olmoscope.recipe import Model
 from olmoscope.sae.interface import SparseAutoencoder
 
@@ -107,15 +109,19 @@ def open_collection(folder: Path, model: str | None) -> dict[str, Shown]:
     """Open every index in or below a folder; the order is that of their paths.
 
     Args:
-        model: a model in place of those that the indexes name: a hub repository, a folder, or `tiny`.
+        model: where the model that the indexes name stands: a hub repository, a folder, or `tiny`.
 
     Raises:
-        UserError: there is none, one is damaged, or the model cannot be loaded.
+        UserError: there is none, one is damaged, or the model cannot be loaded or is another one.
     """
     collection: dict[str, Shown] = {}
     models: dict[str, LiveModel] = {}
+    given = None if model is None else GivenModel(model)
     for path in find_indexes(folder):
         index = FeatureIndex(path)
+        said = SaidModel(**index.info.model.model_dump(exclude={"layers_path"}))
+        if given is not None and (note := take_for_same(index.info.sae.name, said, given)):
+            console.print(note, soft_wrap=True, highlight=False, markup=False)
         slug = _slug(index.info.sae.name, collection)
         wanted = _model(index, model)
         live = models.setdefault(repr(wanted), LiveModel(wanted, may_download=model is not None))

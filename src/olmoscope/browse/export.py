@@ -55,10 +55,11 @@ def export_site(collection: dict[str, Shown], out: Path) -> Exported:
     static = resources.files("olmoscope") / "browse" / "static"
     for file in static.iterdir():
         if file.name != "index.html":
-            write_text(out / file.name, file.read_text())
+            write_text(out / file.name, file.read_text(encoding="utf-8"))
     marks = (f'<meta name="olmoscope-site" content="{VERSION}">\n'
              f'<meta http-equiv="content-security-policy" content="{CONTENT_POLICY}">\n')
-    write_text(out / "index.html", (static / "index.html").read_text().replace("<title>", marks + "<title>", 1))
+    page = (static / "index.html").read_text(encoding="utf-8")
+    write_text(out / "index.html", page.replace("<title>", marks + "<title>", 1))
     for shown in collection.values():
         _write_sae(shown, out / "data" / shown.slug)
     write_json(out / "data" / "saes.json", {"saes": [summary_payload(one) for one in collection.values()]})

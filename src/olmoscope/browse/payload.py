@@ -79,8 +79,8 @@ def _preferences(feature: Feature, texts: _Texts) -> dict[str, Any]:
             "positions": [asdict(one) for one in feature.positions]}
 
 
-def _logits(logits: list[TokenLogit], texts: _Texts) -> list[dict[str, Any]]:
-    return [{"token": texts([one.token])[0], "logit": one.logit} for one in logits]
+def _logits(logits: list[TokenLogit] | None, texts: _Texts) -> list[dict[str, Any]] | None:
+    return None if logits is None else [{"token": texts([one.token])[0], "logit": one.logit} for one in logits]
 
 
 def _window(window: Window, example: Example, texts: _Texts) -> dict[str, Any]:

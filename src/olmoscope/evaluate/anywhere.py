@@ -17,6 +17,7 @@ from olmoscope.activations.format import read_manifest
 from olmoscope.errors import UserError
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_text, forget_unfinished, identity
 from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
+from olmoscope.evaluate.same_model import GivenModel, refuse_uncentred, said_by, take_for_same
 from olmoscope.evaluate.sequences import Sequences, read_sequences
 from olmoscope.evaluate.subject import Subject, find_saes, open_sae
 from olmoscope.files import locked
@@ -24,7 +25,8 @@ from olmoscope.model.config import read_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model.splice import load_causal_lm
-from olmoscope.model_source import COMMIT, loading, locate, pinned, revision_of
+from olmoscope.model_source import is_local, loading, locate, pinned, revision_of
+from olmoscope.progress import console
 from olmoscope.recipe import Model, Recipe
 from olmoscope.recipe_file import load_recipe
 from olmoscope.text.given import given_sources
@@ -44,11 +46,11 @@ class Options:
         text: a file, a folder, a hub dataset, or an output folder of ours (its held-out text). None: the held-out text
             of the output folder that one of the SAEs is in.
         tokens: of the text, at most.
-        model: the language model of all SAEs, where they do not say it or it stands elsewhere.
+        model: the language model of all SAEs, where they do not say it or a copy of it stands elsewhere.
         dtype: in which it computes.
         layer: for SAEs that do not say which.
         batch_tokens: in one pass of the model.
-        bos: whether sequences begin with BOS. None: as the SAEs were trained.
+        bos: whether sequences begin with BOS, for SAEs that do not say. None: as the SAEs were trained.
     """
 
     out: Path
@@ -95,11 +97,17 @@ def _subjects(names: Sequence[str], options: Options) -> list[Subject]:
     places = [place for name in names for place in find_saes(name)]
     subjects = [open_sae(place, options.layer) for place in places]
     called = [subject.name for subject in subjects]
+    given = None if options.model is None else GivenModel(options.model)
     found = []
     for place, subject in zip(places, subjects, strict=True):
         model = options.model or subject.model_name
         if model is None:
             raise UserError(f"{place} does not say which language model it is of; give --model")
+        if note := subject.unread_note():
+            console.print(note, soft_wrap=True, highlight=False, markup=False)
+        said = said_by(subject)
+        if given is not None and said is not None and (note := take_for_same(subject.name, said, given)):
+            console.print(note, soft_wrap=True, highlight=False, markup=False)
         name = subject.name if called.count(subject.name) == 1 else place.strip("/")
         found.append(replace(subject, name=name, model_name=model,
                              model_revision=subject.model_revision if model == subject.model_name else None))
@@ -111,9 +119,9 @@ def _subjects(names: Sequence[str], options: Options) -> list[Subject]:
 
 
 def _model_of(subject: Subject) -> tuple[str, str | None]:
-    """Name and, where it is one of the hub, the commit that the SAE was trained on."""
-    commit = COMMIT.fullmatch(subject.model_revision or "")
-    return str(subject.model_name), None if commit is None else commit[0]
+    """Name and, where it is one of the hub, the commit, branch or tag that the SAE was trained on."""
+    name, revision = str(subject.model_name), subject.model_revision
+    return name, None if is_local(Model(name=name)) or str(revision).startswith("sha256:") else revision
 
 
 def _evaluate_group(subjects: list[Subject], model: Model, text: str, options: Options) -> Iterator[Evaluated]:
@@ -121,6 +129,7 @@ def _evaluate_group(subjects: list[Subject], model: Model, text: str, options: O
     config = read_config(model)
     revision = revision_of(model)
     for subject in subjects:
+        refuse_uncentred(subject, model)
         if subject.sae.d_model != config.get_text_config().hidden_size:
             raise UserError(f"{subject.name} reads rows of {subject.sae.d_model} values, those of {model.name} have "
                             f"{config.get_text_config().hidden_size}: it is an SAE of another model")
@@ -188,15 +197,19 @@ def _bos(subjects: Sequence[Subject], model: Model, options: Options) -> int | N
         with_bos = {subject.prepend_bos for subject in subjects}
         if len(with_bos) > 1:
             raise UserError("some of these SAEs were trained on sequences that begin with BOS, some were not; evaluate "
-                            "them apart, or say --bos or --no-bos for all")
+                            "them apart")
         wanted = with_bos.pop()
+    for subject in subjects:
+        if subject.says_bos and subject.prepend_bos != wanted:
+            raise UserError(f"--{'bos' if wanted else 'no-bos'}: {subject.name} says that it was trained on sequences "
+                            f"that begin with{'out' if wanted else ''} BOS; leave the option out")
     if not wanted:
         return None
     with loading(model, "tokenizer"):
         bos: int | None = AutoTokenizer.from_pretrained(**locate(model)).bos_token_id
     if bos is None:
-        raise UserError(f"these SAEs were trained on sequences that begin with BOS, and the tokenizer of {model.name} "
-                        "has none; say --no-bos to evaluate them without")
+        raise UserError("sequences are to begin with BOS, as these SAEs were trained or --bos says, and the tokenizer "
+                        f"of {model.name} has none; give the model that they were trained on with --model")
     return bos
 
 

@@ -64,10 +64,10 @@ def write_reports(folders: Sequence[Path], together: Path) -> list[Path]:
 def report_page(shown: Sequence[Shown]) -> str:
     """The page of one SAE, or of several side by side."""
     page = resources.files("olmoscope.evaluate") / "page"
-    style, script = (page / "report.css").read_text(), (page / "report.js").read_text()
+    style, script = (page / "report.css").read_text(encoding="utf-8"), (page / "report.js").read_text(encoding="utf-8")
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True, finalize=_refuse_none)
-    return environment.from_string((page / "report.html").read_text()).render(
+    return environment.from_string((page / "report.html").read_text(encoding="utf-8")).render(
         style=Markup(style), script=Markup(script), policy=_policy(style, script), shown=shown,
         title=shown[0].name if len(shown) == 1 else f"{len(shown)} SAEs compared", say=say,
         tiles=_tiles(shown[0]) if len(shown) == 1 else [], overview=OVERVIEW, groups=GROUPS,
@@ -177,7 +177,7 @@ def _training(path: Path) -> list[TrainingLine]:
     if not path.is_file():
         return []
     try:
-        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except json.JSONDecodeError as error:
         raise UserError(f"{path} is damaged (not JSON: {error}); train the SAE again in an empty folder") from error
     return [TrainingLine(line["tokens"], line["loss"], line["lr"], line["dead_share"]) for line in lines]

@@ -24,7 +24,10 @@ from olmoscope.sae.threshold import JumpReLU
 from olmoscope.train.checkpoint import load_sae
 
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?P<path>.*))?")
-_HOOKS = (re.compile(r"blocks\.(\d+)\.hook_(?:resid_post|out)"), re.compile(r"blocks\.(\d+)\.hook_resid_pre"))
+_BLOCK = re.compile(r"blocks\.(\d+)\.hook_(resid_post|out|resid_pre)")
+"""How TransformerLens calls the residual stream after or before a layer."""
+_MODULE = re.compile(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)")
+"""How transformers' models call their layers; a hook there is one on what the layer puts out."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,10 @@ class Subject:
         identity: the run's hash, or `sha256:` and a hash of weights and settings.
         prepend_bos: whether it was trained on sequences that begin with BOS.
         context_size: the length of those sequences, where known.
+        model_architecture: of the language model, e.g. `Olmo3ForCausalLM`, where its folder says it.
+        model_layers: of the whole model, likewise.
+        says_bos: whether `prepend_bos` is what its folder says; else it is only supposed.
+        unread: which tokens it was trained without, in words; None where all were read, or its folder does not say.
     """
 
     sae: SparseAutoencoder
@@ -56,6 +63,14 @@ class Subject:
     identity: str
     prepend_bos: bool
     context_size: int | None
+    model_architecture: str | None = None
+    model_layers: int | None = None
+    says_bos: bool = True
+    unread: str | None = None
+
+    def unread_note(self) -> str | None:
+        """What to tell who measures it on all tokens."""
+        return self.unread and f"note: {self.name} was trained without {self.unread}; here they are read too"
 
 
 def open_sae(where: str | Path, layer: int | None = None) -> Subject:
@@ -66,12 +81,13 @@ def open_sae(where: str | Path, layer: int | None = None) -> Subject:
         layer: the decoder layer, for a SAELens folder that does not say which.
 
     Raises:
-        UserError: nothing there, unfinished, damaged, of a kind that is not read, or not of the residual stream.
+        UserError: nothing there, unfinished, damaged, of a kind that is not read, not of the residual stream, or of
+            another layer than `layer`.
     """
     folder = Path(where)
     if folder.is_dir():
         if (folder / "done.json").is_file():
-            return _open_run(folder)
+            return _open_run(folder, layer)
         if (folder / CONFIG).is_file():
             return _open_folder(folder, folder.resolve().name, layer, "folder")
         raise UserError(f"{folder} is neither a finished run (done.json) nor an SAE in SAELens' format ({CONFIG})")
@@ -95,17 +111,19 @@ def find_saes(where: str) -> list[str]:
     raise UserError(f"{folder} holds no finished run (runs/SAE_ID/done.json) and no SAE in SAELens' format ({CONFIG})")
 
 
-def _open_run(folder: Path) -> Subject:
+def _open_run(folder: Path, layer: int | None) -> Subject:
     done = read_json(folder / "done.json")
     recipe = load_recipe(str(folder / "recipe.yaml"))
     config = next((sae for sae in recipe.saes if sae.id == done["sae"]), None)
     if config is None:
         raise UserError(f"{folder}: done.json is of {done['sae']}, which recipe.yaml does not hold")
+    _refuse_other_layer(folder, layer, config.layer)
     model = done["store"]["model"]
     sae: SparseAutoencoder = load_sae(folder / done["checkpoint"])
     return Subject(sae, config.id, config.layer, model["name"], model["revision"],
                    "jumprelu" if isinstance(sae, JumpReLU) else config.activation, folder, "run", done["run_hash"],
-                   prepend_bos=False, context_size=max(high for _, high in recipe.tokens.chunk_lengths))
+                   prepend_bos=False, context_size=max(high for _, high in recipe.tokens.chunk_lengths),
+                   model_architecture=model["architecture"], model_layers=model["num_layers"])
 
 
 def _open_folder(folder: Path, name: str, layer: int | None, kind: Literal["folder", "hub"]) -> Subject:
@@ -116,21 +134,53 @@ def _open_folder(folder: Path, name: str, layer: int | None, kind: Literal["fold
                    metadata.get("model_revision"), read.architecture, folder, kind,
                    f"sha256:{sha256(folder / WEIGHTS)[:32]}-{sha256(folder / CONFIG)[:8]}",
                    prepend_bos=bool(metadata.get("prepend_bos", False)),
-                   context_size=context if isinstance(context, int) else None)
+                   context_size=context if isinstance(context, int) else None,
+                   says_bos=metadata.get("prepend_bos") is not None, unread=_unread(metadata))
+
+
+def _unread(metadata: dict[str, Any]) -> str | None:
+    """What SAELens' training left out: special tokens, and positions outside a Python slice."""
+    left_out = ["special tokens"] if metadata.get("exclude_special_tokens") else []
+    positions = metadata.get("seqpos_slice")
+    if isinstance(positions, list) and any(value not in (None, usual) for value, usual in zip(
+            [None, *positions] if len(positions) == 1 else positions, (0, None, 1), strict=False)):
+        left_out.append(f"positions outside {positions}")
+    return " and ".join(left_out) or None
 
 
 def _layer(metadata: dict[str, Any], layer: int | None, folder: Path) -> int:
-    """The layer whose output an SAE reads. TransformerLens' `resid_pre` of a layer is the output of the one before."""
-    if layer is not None:
+    """The layer whose output an SAE reads."""
+    names = [str(metadata[key]) for key in ("hook_name", "hf_hook_name") if metadata.get(key) is not None]
+    if not names:
+        if layer is None:
+            raise UserError(f"{folder / CONFIG} does not say which layer the SAE reads (metadata.hook_name); give "
+                            "--layer")
         return layer
-    hook = metadata.get("hook_name")
-    if hook is None:
-        raise UserError(f"{folder / CONFIG} does not say which layer the SAE reads (metadata.hook_name); give --layer")
-    for pattern, before in zip(_HOOKS, (0, 1), strict=True):
-        if (match := pattern.fullmatch(str(hook))) and int(match[1]) >= before:
-            return int(match[1]) - before
-    raise UserError(f"{folder / CONFIG}: hook_name {hook!r} is not the output of a decoder layer "
-                    "(blocks.L.hook_resid_post)")
+    said = _layer_of_hook(names[0], folder)
+    other = _MODULE.fullmatch(names[-1])
+    if other is not None and int(other[1]) != said:
+        raise UserError(f"{folder / CONFIG}: hook_name {names[0]!r} and hf_hook_name {names[-1]!r} are different "
+                        "places: which one is right?")
+    _refuse_other_layer(folder / CONFIG, layer, said)
+    return said
+
+
+def _layer_of_hook(hook: str, folder: Path) -> int:
+    """TransformerLens' `resid_pre` of a layer is the output of the one before."""
+    if module := _MODULE.fullmatch(hook):
+        return int(module[1])
+    block = _BLOCK.fullmatch(hook)
+    before = int(block is not None and block[2] == "resid_pre")
+    if block is None or int(block[1]) < before:
+        raise UserError(f"{folder / CONFIG}: hook_name {hook!r} is not the output of a decoder layer "
+                        "(blocks.L.hook_resid_post)")
+    return int(block[1]) - before
+
+
+def _refuse_other_layer(where: Path, layer: int | None, said: int) -> None:
+    """`--layer` stands in for what an SAE does not say, and does not overrule what it says."""
+    if layer not in (None, said):
+        raise UserError(f"--layer {layer}: {where} says that this SAE reads layer {said}; leave --layer out")
 
 
 def _fetch(repo: str, path: str, revision: str | None) -> Path:

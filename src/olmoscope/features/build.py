@@ -27,8 +27,9 @@ from olmoscope.features.read import FeatureIndex
 from olmoscope.features.runs import Rows, Runs, make_runs
 from olmoscope.features.vocabulary import token_texts
 from olmoscope.files import clean_temporary, locked, read_json, sha256, write_json
-from olmoscope.model.unembed import Unembedding, load_unembedding
+from olmoscope.model.unembed import NoUnembedding, Unembedding, load_unembedding
 from olmoscope.model_source import at_revision
+from olmoscope.progress import console
 from olmoscope.provenance import provenance
 from olmoscope.recipe import Filter, Model
 from olmoscope.tokens.tokenizer import load_tokenizer
@@ -126,12 +127,12 @@ def _refuse_other_rows(subject: Subject, store: Store, model: Model) -> None:
 def _make(subject: Subject, where: str, store: Store, model: Model, out: Path, filter_: Filter, options: Options,
           device: torch.device, text: Text, identity: str) -> Info:
     work, manifest, sae = out / "work", store.manifest, subject.sae.to(device)
-    unembedding = _load_unembedding(store, model, device)
+    unembedding, why_none = _load_unembedding(store, model, device)
     texts = token_texts(load_tokenizer(at_revision(model, manifest.model.revision)).backend)
     kept = keep_of_store(filter_, store)
     corpus, rows_at = corpus_of(store, kept.masks)
     texts += [""] * (int(corpus.tokens_T.max()) + 1 - len(texts))
-    unembedding = unembedding.of_first(len(texts))
+    unembedding = None if unembedding is None else unembedding.of_first(len(texts))
     write_corpus(out / "corpus", corpus, texts)
     make_runs(sae, Rows(store, subject.layer, kept.masks, rows_at), work)
 
@@ -155,19 +156,25 @@ def _make(subject: Subject, where: str, store: Store, model: Model, out: Path, f
         sequences=len(corpus.sequences_S1) - 1, documents=len(set(corpus.document_ids_N.tolist())),
         firings=int(runs.counts().sum()), dead=int((runs.counts() == 0).sum()),
         sample_rows=len(facts.starts_R1) - 1, sources=source_rows,
-        position_rows=facts.position_rows_L.tolist(), unembedding=str(unembedding), parts=parts,
+        position_rows=facts.position_rows_L.tolist(), unembedding=None if unembedding is None else str(unembedding),
+        no_unembedding=why_none, parts=parts,
         evaluation=read_json(evaluation) if evaluation.exists() else None,
         files=_files(out, work, len(parts) - 1), provenance=provenance(dated=False))
 
 
-def _load_unembedding(store: Store, model: Model, device: torch.device) -> Unembedding:
-    """The final norm and unembedding of the very model that the store is of."""
+def _load_unembedding(store: Store, model: Model, device: torch.device) -> tuple[Unembedding | None, str | None]:
+    """The final norm and unembedding of the very model that the store is of; or None, and why there is none."""
     revision = store.manifest.model.revision
-    unembedding = load_unembedding(at_revision(model, revision).model_copy(update={"dtype": "float32"}), device)
+    wanted = at_revision(model, revision).model_copy(update={"dtype": "float32"})
+    try:
+        unembedding = load_unembedding(wanted, device)
+    except NoUnembedding as error:
+        console.print(f"note: the index has no promoted tokens: {error}", soft_wrap=True, highlight=False, markup=False)
+        return None, str(error)
     if unembedding.revision != revision:
         raise UserError(f"the weights of {model.name} have changed since {store.path} was collected (revision "
                         f"{unembedding.revision}, not {revision})")
-    return unembedding
+    return unembedding, None
 
 
 def _files(out: Path, work: Path, parts: int) -> dict[str, IndexedFile]:

@@ -41,9 +41,11 @@ def nearest(unit_FD: Tensor, first: int, stop: int, count: int) -> Ranked:
     found = _best(unit_FD[first:stop], unit_FD, min(count + 1, len(unit_FD)))
     own_C1 = torch.arange(first, stop, dtype=torch.int32)[:, None]
     others_CA = (found.ids_CA != own_C1).int()
-    # Itself is among them but for many equal directions; then the last one goes.
+    # Itself is among them but for many equal directions; then the last one goes. Where there are not more latents than
+    # are asked for, nothing goes, and it stands last.
     places_CA = torch.argsort(others_CA, dim=1, descending=True, stable=True)[:, :count]
-    return Ranked(found.ids_CA.gather(1, places_CA), found.values_CA.gather(1, places_CA))
+    ids_CA = found.ids_CA.gather(1, places_CA)
+    return Ranked(ids_CA.masked_fill(ids_CA == own_C1, -1), found.values_CA.gather(1, places_CA))
 
 
 def logit_extremes(W_dec_FD: Tensor, unembedding: Unembedding, first: int, stop: int, count: int

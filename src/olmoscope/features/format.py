@@ -102,8 +102,10 @@ class Info(_Frozen):
     """Rows of each text source, in the order of their numbers."""
     position_rows: list[int]
     """Rows at position 0, at 1, at 2 to 3, at 4 to 7 and so on."""
-    unembedding: str
-    """How promoted and suppressed tokens were computed."""
+    unembedding: str | None
+    """How promoted and suppressed tokens were computed. None: there are none."""
+    no_unembedding: str | None = None
+    """Why there are none."""
     parts: list[int]
     """The first feature of each part, and their number."""
     evaluation: dict[str, Any] | None

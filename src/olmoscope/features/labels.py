@@ -83,8 +83,9 @@ class Labels:
         """This thread's connection."""
         if not hasattr(self._local, "connection"):
             try:
+                self.path.touch()  # with the mode that a new file has here; SQLite would make it 0644 at most
                 connection = sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None)
-            except sqlite3.OperationalError as error:
+            except (OSError, sqlite3.OperationalError) as error:
                 raise UserError(f"cannot open {self.path}: {error}") from error
             connection.execute("PRAGMA synchronous = FULL")
             self._local.connection = connection

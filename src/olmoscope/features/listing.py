@@ -37,7 +37,9 @@ def _columns(part: dict[str, np.ndarray], first: int, texts: list[str], source_r
     rows = np.diff(part["firings.offsets"])
     total = sum(source_rows.values())
 
-    def shown(name: str) -> list[list[str]]:
+    def shown(name: str) -> list[list[str]] | list[None]:
+        if f"{name}.offsets" not in part:  # an index without promoted tokens
+            return [None] * len(rows)
         offsets, ids = part[f"{name}.offsets"].tolist(), part[f"{name}.id"].tolist()
         return [[texts[token] for token in ids[start : min(start + TOKENS_SHOWN, end)]]
                 for start, end in itertools.pairwise(offsets)]

@@ -64,12 +64,13 @@ class Facts:
     rows_P: np.ndarray
     W_dec_FD: Tensor
     unit_FD: Tensor
-    unembedding: Unembedding
+    unembedding: Unembedding | None
+    """None: no promoted tokens."""
     options: Options
 
 
-def gather_facts(corpus: Corpus, sources: int, runs: Runs, W_dec_FD: Tensor, unit_FD: Tensor, unembedding: Unembedding,
-                 vocabulary: int, options: Options) -> Facts:
+def gather_facts(corpus: Corpus, sources: int, runs: Runs, W_dec_FD: Tensor, unit_FD: Tensor,
+                 unembedding: Unembedding | None, vocabulary: int, options: Options) -> Facts:
     """Bring together what all parts need.
 
     Args:
@@ -134,9 +135,11 @@ def part_tensors(first: int, stop: int, runs: Runs, facts: Facts) -> dict[str, n
     tensors = {"firings.offsets": offsets_C1, "firings.places": places_P, "firings.values": values_P}
     tensors |= _counted(first, offsets_C1, places_P, values_P, facts)
     tensors |= _companions(first, stop, facts)
-    neighbours = nearest(facts.unit_FD, first, stop, facts.options.nearest)
-    promoted, suppressed = logit_extremes(facts.W_dec_FD, facts.unembedding, first, stop, facts.options.nearest)
-    for name, ranked in (("neighbours", neighbours), ("promoted", promoted), ("suppressed", suppressed)):
+    lists = {"neighbours": nearest(facts.unit_FD, first, stop, facts.options.nearest)}
+    if facts.unembedding is not None:
+        lists["promoted"], lists["suppressed"] = logit_extremes(facts.W_dec_FD, facts.unembedding, first, stop,
+                                                                facts.options.nearest)
+    for name, ranked in lists.items():
         ids_CA = ranked.ids_CA.numpy()
         tensors |= _ragged(name, ids_CA >= 0, id=ids_CA, value=ranked.values_CA.numpy())
     return tensors

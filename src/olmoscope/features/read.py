@@ -230,7 +230,9 @@ class FeatureIndex:
         counts[bins - first] = rows
         return Histogram(self._edges[first : last + 2], counts.tolist())
 
-    def _logits(self, part: dict[str, np.ndarray], name: str, row: int) -> list[TokenLogit]:
+    def _logits(self, part: dict[str, np.ndarray], name: str, row: int) -> list[TokenLogit] | None:
+        if self.info.unembedding is None:
+            return None
         return [TokenLogit(self.tokens.token(token), logit)
                 for token, logit in _columns(part, name, row, "id", "value")]
 

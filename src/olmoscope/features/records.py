@@ -123,8 +123,9 @@ class Feature:
     """Weakest first."""
     random: list[Example]
     """Drawn from all its rows alike, in the order of the text."""
-    promoted: list[TokenLogit]
-    suppressed: list[TokenLogit]
+    promoted: list[TokenLogit] | None
+    """None: the index has none of any feature."""
+    suppressed: list[TokenLogit] | None
     neighbours: list[Neighbour]
     companions: list[Companion]
     tokens: list[PreferredToken]
@@ -171,8 +172,9 @@ class Line:
     mean: float
     tokens: list[str]
     """Preferred ones, best first."""
-    promoted: list[str]
-    suppressed: list[str]
+    promoted: list[str] | None
+    """None: the index has none of any feature."""
+    suppressed: list[str] | None
     source: str | None
     """The one it prefers most."""
 

@@ -8,6 +8,7 @@ from olmoscope.activations.collect import collect
 from olmoscope.activations.format import read_manifest
 from olmoscope.activations.store import open_store
 from olmoscope.errors import UserError
+from olmoscope.evaluate.same_model import GivenModel, refuse_uncentred, said_by, take_for_same
 from olmoscope.evaluate.subject import Subject, open_sae
 from olmoscope.features.build import Indexed, Text, build_index
 from olmoscope.features.format import Options
@@ -45,8 +46,13 @@ def index_sae(where: str, *, store: Path | None = None, text: str | None = None,
     if store is not None and text is not None:
         raise UserError("--store and --text exclude each other: a store has its text already")
     subject = open_sae(where, layer)
+    if subject.unread and filter_ == Filter():
+        console.print(f"{subject.unread_note()} (--skip-first N and --skip-special leave rows out)", soft_wrap=True,
+                      highlight=False, markup=False)
     out = out or _default_out(subject)
     model = _language_model(subject, model_name)
+    if model is not None:
+        refuse_uncentred(subject, model)
     if text is not None:
         if model is None:
             raise UserError(f"{where} does not say which language model it is of; give --model")
@@ -67,11 +73,14 @@ def _default_out(subject: Subject) -> Path:
 
 
 def _language_model(subject: Subject, name: str | None) -> Model | None:
-    """The SAE's model, as a recipe has it."""
+    """The SAE's model, as a recipe has it; with another name, which must be one of the same model."""
+    said = said_by(subject)
+    if name is not None and said is not None and (note := take_for_same(subject.name, said, GivenModel(name))):
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     if subject.kind == "run":
         model = load_recipe(str(subject.folder / "recipe.yaml")).model.model_copy(update={"compile": False})
     elif name or subject.model_name:
-        model = Model(name=str(subject.model_name or name))
+        model = Model(name=name or str(subject.model_name))
     else:
         return None
     if name in (None, model.name):

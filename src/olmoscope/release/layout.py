@@ -43,7 +43,7 @@ def check_root(folder: Path, manifest: ManifestRead) -> Iterator[tuple[str, bool
 def _registry_mistake(path: Path, manifest: ManifestRead) -> str:
     """What is wrong with the entry for SAELens' list, by the keys that its reader needs; empty if nothing is."""
     try:
-        entries = yaml.safe_load(path.read_text())
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
         entry = entries[manifest.name]
         paths = {sae["id"]: sae["path"] for sae in entry["saes"]}
         found = (entry["repo_id"], entry["model"], entry["conversion_func"], paths)

@@ -114,6 +114,9 @@ def write_saelens(sae: TopK | JumpReLU, folder: Path, metadata: Mapping[str, Any
     # Without its cfg.json nothing takes the folder for an SAE while new weights replace old ones.
     (folder / CONFIG).unlink(missing_ok=True)
     with atomic_path(folder / WEIGHTS) as temporary:
+        # A matrix of one row, transposed, is contiguous already: without a copy a tied one would be two names for one
+        # piece of memory, which safetensors refuses.
+        tensors["W_enc"] = tensors["W_enc"].clone(memory_format=torch.contiguous_format)
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, {"format": "pt"})
     write_json(folder / CONFIG, config)
     return True
@@ -134,7 +137,7 @@ def already_there(sae: TopK | JumpReLU, folder: Path, metadata: Mapping[str, Any
     config, tensors = saelens_config(sae, metadata), saelens_tensors(sae)
     try:
         # Through JSON, so that a tuple equals the list that it becomes.
-        if json.loads((folder / CONFIG).read_text()) != json.loads(json.dumps(config)):
+        if json.loads((folder / CONFIG).read_text(encoding="utf-8")) != json.loads(json.dumps(config)):
             return False
         there = read_tensors(folder)
     except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError):

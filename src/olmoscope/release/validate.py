@@ -106,7 +106,7 @@ class _SAECheck:
         self._say("layout", not absent, f"absent: {', '.join(absent)}" if absent else f"{len(self.files)} files")
         saelens = _saelens()
         try:
-            config = json.loads((self.folder / CONFIG).read_text())
+            config = json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
             tensors = read_tensors(self.folder)
             theirs = saelens.load_from_disk(self.folder, device="cpu")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:

@@ -1,4 +1,5 @@
-"""Normalisation of input rows, which the reconstruction undoes: none, layer norm without weights, or a fixed length."""
+"""Normalisation of input rows, which the reconstruction undoes: none, layer norm without weights, a fixed length, or
+the mean taken off."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,8 +7,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-Normalize = Literal["none", "layer_norm", "constant_norm_rescale"]
-"""As SAELens calls them. Ours are trained with the first two; the third is for reading other trainers' SAEs."""
+Normalize = Literal["none", "layer_norm", "constant_norm_rescale", "centred"]
+"""As SAELens calls them. Ours are trained with the first two; the third is for reading other trainers' SAEs, and so is
+the last, which is how TransformerLens' `center_writing_weights` changes rows."""
 
 EPS = 1e-5
 """Added to the standard deviation before dividing, as SAELens and the reference trainer do."""
@@ -22,7 +24,7 @@ class RowStatistics:
 
 
 def normalize_rows(x_BD: Tensor, normalize: Normalize) -> tuple[Tensor, RowStatistics | None]:
-    """Rows as the encoder sees them: unchanged, centred and divided by (unbiased std + 1e-5), or of length √D.
+    """Rows as the encoder sees them: unchanged, centred, centred and divided by (unbiased std + 1e-5), or of length √D.
 
     Source: SAELens' `layer_norm`, which the reference release uses (standard deviation with n - 1), and its
     `constant_norm_rescale` (a row of zeros stays one; there it becomes NaN).
@@ -35,6 +37,8 @@ def normalize_rows(x_BD: Tensor, normalize: Normalize) -> tuple[Tensor, RowStati
                 RowStatistics(torch.zeros_like(scale_B1), scale_B1))
     mean_B1 = x_BD.mean(dim=1, keepdim=True)
     centred_BD = x_BD - mean_B1
+    if normalize == "centred":
+        return centred_BD, RowStatistics(mean_B1, torch.ones_like(mean_B1))
     std_B1 = centred_BD.std(dim=1, keepdim=True)
     return centred_BD / (std_B1 + EPS), RowStatistics(mean_B1, std_B1)
 

@@ -4,15 +4,14 @@ Source: sae-lens 6.54.12, `sae_lens/saes/*_sae.py` and `sae_lens/loading/pretrai
 `topk`, `standard` (ReLU), `jumprelu`, `gated`, and the `batchtopk` and `matryoshka_batchtopk` that its trainer keeps as
 checkpoints, in the layouts before and since version 6. What ours cannot express directly is folded into the weights
 (`apply_b_dec_to_input: false`, `rescale_acts_by_decoder_norm`); what a folder does not say is refused, not guessed.
+The settings are in saelens_settings.py.
 
 Shapes: D d_model, F latents.
 """
 
-import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,6 +21,7 @@ from olmoscope.errors import UserError
 from olmoscope.model_errors import damage
 from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.sae.rows import Normalize
+from olmoscope.sae.saelens_settings import read_settings, row_normalisation, weights_dtype
 from olmoscope.sae.threshold import Gated, JumpReLU
 from olmoscope.sae.topk import TopK
 
@@ -57,12 +57,12 @@ def read_saelens_folder(folder: Path) -> SAELensFolder:
     Raises:
         UserError: missing or damaged files, or an SAE of a kind that is not read.
     """
-    config, metadata = _read_config(folder / CONFIG)
+    config, metadata = read_settings(folder / CONFIG)
     architecture = config["architecture"]
     if architecture not in _TENSORS:
         raise UserError(f"{folder / CONFIG}: architecture {architecture!r} is not one that is read; those are "
                         f"{', '.join(_TENSORS)}")
-    normalize = _normalize(config, folder)
+    normalize = row_normalisation(config, metadata, folder / CONFIG)
     tensors = _read_weights(folder / WEIGHTS, architecture, config)
     if config.get("rescale_acts_by_decoder_norm", architecture in _BATCH_TOPK) and architecture in ("topk",
                                                                                                    *_BATCH_TOPK):
@@ -93,67 +93,22 @@ def _build(architecture: str, config: dict[str, Any], tensors: dict[str, Tensor]
     return JumpReLU(W_enc_FD, W_dec_FD, b_dec_D, normalize, b_latent_F, threshold_F)
 
 
-def _read_config(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings in version 6's terms, and the metadata."""
-    try:
-        config = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: {path.parent} is not an SAE in SAELens' format") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(damage(path) or f"{path} is damaged (not JSON: {error})") from error
-    if not isinstance(config, dict):
-        raise UserError(f"{path} is damaged: it holds no mapping")
-    metadata = config.get("metadata") or {}
-    version = config.get("sae_lens_version") or metadata.get("sae_lens_version")
-    if re.match(r"\d+", str(version or "")) and int(str(version).split(".")[0]) >= 6:
-        config.setdefault("architecture", None)
-        return config, metadata
-    return _modern(config, path)
-
-
-def _modern(config: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings of a version before 6, where the activation function was one of them and metadata stood beside it."""
-    names = {"hook_point": "hook_name", "activation_fn_str": "activation_fn"}
-    config = {names.get(key, key): value for key, value in config.items()}
-    metadata = config | (config.get("metadata") or {})
-    metadata.setdefault("prepend_bos", True)
-    function = config.get("activation_fn") or "relu"
-    config.setdefault("architecture", "standard")
-    if function == "topk":
-        config |= {"architecture": "topk", "k": (config.get("activation_fn_kwargs") or {}).get("k", config.get("k"))}
-    elif function != "relu":
-        raise UserError(f"{path}: activation_fn {function!r} is not read; SAELens itself dropped it in version 6")
-    normalize = config.get("normalize_activations")
-    if normalize is None or isinstance(normalize, bool):
-        config["normalize_activations"] = "expected_average_only_in" if normalize else "none"
-    return config, metadata
-
-
-def _normalize(config: dict[str, Any], folder: Path) -> Normalize:
-    """The normalisation of rows; SAELens takes what it cannot do from the folder alone for none, silently."""
-    wanted = config.get("normalize_activations", "none")
-    if config.get("reshape_activations", "none") != "none":
-        raise UserError(f"{folder / CONFIG}: reshape_activations {config['reshape_activations']!r}: this SAE reads "
-                        "attention heads; only SAEs of the residual stream are read")
-    if wanted in ("expected_average_only_in", "covariance_whitening"):
-        raise UserError(f"{folder / CONFIG}: normalize_activations {wanted!r} needs figures of the training data that "
-                        "are not in the folder; fold them into the weights with SAELens and save it again")
-    if wanted not in ("none", "layer_norm", "constant_norm_rescale"):
-        raise UserError(f"{folder / CONFIG}: normalize_activations {wanted!r} is unknown")
-    return cast(Normalize, wanted)
-
-
 def _read_weights(path: Path, architecture: str, config: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors, rounded to the dtype that the config names, in float32; each of the shape that it must have."""
+    dtype = weights_dtype(config, path.parent / CONFIG)
     try:
         with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name).to(dtype).float() for name in file.keys()}  # noqa: SIM118
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
     except SafetensorError as error:
         raise UserError(damage(path) or f"{path} is damaged ({error})") from error
     if "log_threshold" in tensors:  # how SAELens kept it once
         tensors["threshold"] = tensors.pop("log_threshold").exp()
-    if "scaling_factor" in tensors and bool((tensors["scaling_factor"] == 1).all()):
+    if "scaling_factor" in tensors:
+        if not torch.allclose(tensors["scaling_factor"], torch.ones(())):  # SAELens drops it where it is 1
+            raise UserError(f"{path}: scaling_factor: activations are scaled after encoding, which SAELens itself "
+                            "dropped in version 6; fold the factor into W_dec and save it again")
         del tensors["scaling_factor"]
     wanted = set(_TENSORS[architecture])
     if set(tensors) != wanted:

@@ -92,7 +92,7 @@ def _listed(source: str, url_list: str) -> list[str]:
     """The addresses in a list of shards; blank lines and `#` comments are passed over."""
     path = fetch(url_list)
     try:
-        lines = [line.strip() for line in path.read_text().splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
     except FileNotFoundError as error:
         raise UserError(f"source {source}: the list of shards {url_list} is missing") from error
     except (OSError, UnicodeDecodeError) as error:

@@ -164,7 +164,7 @@ class Run:
 
     def log(self, message: str) -> None:
         """Add a line to training.log."""
-        with (self.folder / "training.log").open("a") as log:
+        with (self.folder / "training.log").open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
     def _load(self, path: Path) -> None:
@@ -211,7 +211,7 @@ class Run:
         """Drop the lines after the checkpoint: they will be written again."""
         path = self.folder / "metrics.jsonl"
         if path.exists():
-            lines = path.read_text().splitlines(keepends=True)
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             write_text(path, "".join(line for line in lines if line.endswith("\n")
                                      and json.loads(line)["step"] <= self.step.count))
 
@@ -232,7 +232,7 @@ class Run:
             line["auxiliary_loss"] = sums.auxiliary / sums.auxiliary_rows if sums.auxiliary_rows else None
         if self.step.candidates:
             line |= {"candidates_found": self.step.candidates.take_found(), "margin": self.step.candidates.margin}
-        with (self.folder / "metrics.jsonl").open("a") as metrics:
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
             metrics.write(json.dumps(line) + "\n")
         if self._tracker:
             self._tracker.send(line)

@@ -40,7 +40,7 @@ class Tracker:
     def catch_up(self, metrics: Path) -> None:
         """Send what a metrics.jsonl has and the tracker lacks."""
         if metrics.exists():
-            for text in metrics.read_text().splitlines():
+            for text in metrics.read_text(encoding="utf-8").splitlines():
                 self.send(json.loads(text))
 
     def send(self, line: Line) -> None:

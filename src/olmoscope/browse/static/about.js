@@ -35,7 +35,7 @@ export async function drawAbout({sae, main, current}) {
       h("div", block("Text", table(Object.entries(info.sources).map(([name, rows]) =>
         [name, `${count(rows)} tokens`]))),
         block("Settings", table(flat({sae: info.sae, filter: info.filter, options: info.options, store: info.store,
-          unembedding: info.unembedding}))),
+          unembedding: info.unembedding ?? `none: ${info.no_unembedding}`}))),
         block("Model", table(flat(info.model))), block("Provenance", table(flat(info.provenance))))));
   return {};
 }

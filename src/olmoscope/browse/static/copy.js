@@ -31,7 +31,8 @@ export function markdown(sae, feature) {
     `${escaped(sae.name)}, layer ${sae.layer} of ${escaped(sae.model)}. Fires on ${percent(feature.density)} of tokens, typically at `
       + `${short(feature.mean)}, at most ${short(feature.max)}.`, "",
     ...(feature.entry?.note ? [escaped(feature.entry.note), ""] : []),
-    `Promotes ${logits(feature.promoted)}`, "", `Suppresses ${logits(feature.suppressed)}`, "",
+    ...(feature.promoted ? [`Promotes ${logits(feature.promoted)}`, "", `Suppresses ${logits(feature.suppressed)}`, ""]
+      : []),
     ...top.slice(0, 10).map((window) => `- ${short(window.value)} ${line({window})}`), "", `<${location.href}>`,
       ""].join("\n");
 }

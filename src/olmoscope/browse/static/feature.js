@@ -115,7 +115,7 @@ function groups(sae, feature, drawn, current) {
 function side(sae, feature, link) {
   const name = (other) => feature.labels[other] ? h("bdi.named", plain(feature.labels[other], 80)) : null;
   const text = (id) => feature.texts[id] ?? "";
-  const most = Math.max(...[...feature.promoted, ...feature.suppressed].map((one) => Math.abs(one.logit)), 0);
+  const most = Math.max(...[...feature.promoted ?? [], ...feature.suppressed ?? []].map((one) => Math.abs(one.logit)), 0);
   const logits = (items, kind) => h("ol.logits", {"data-testid": kind},
     items.map((one) => h("li", {"data-tip": `${plain(text(one.token), 60)}\n${one.logit}`},
     chip(text(one.token), {longest: 18}), beam(one.logit, most, kind), h("span.number", short(one.logit)))));
@@ -128,8 +128,10 @@ function side(sae, feature, link) {
       histogram(feature.histogram, {
       name: `Histogram of activations, from ${short(feature.histogram.edges[0])} to ${short(feature.max)}`,
         log: true})),
-    (feature.promoted.length > 0) && block("Output tokens", "What its direction adds to the logits of output tokens",
-      h("div.two", h("div", h("h3", "promotes"), logits(feature.promoted, "promoted")),
+    (feature.promoted === null || feature.promoted.length > 0) && block("Output tokens",
+      "What its direction adds to the logits of output tokens",
+      feature.promoted === null ? h("p.none", {"data-testid": "no-promoted"}, `Not computed: ${plain(sae.no_promoted, 300)}.`)
+        : h("div.two", h("div", h("h3", "promotes"), logits(feature.promoted, "promoted")),
         h("div", h("h3", "suppresses"), logits(feature.suppressed, "suppressed")))),
     feature.tokens.length > 0 && block("Prefers tokens", "Tokens on which it fires more often than on others",
       h("ul.preferred", {"data-testid": "preferred"}, feature.tokens.map((one) => h("li",

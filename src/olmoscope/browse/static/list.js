@@ -106,7 +106,8 @@ export async function drawList({sae, query, main, current}) {
     h("td.label", {"data-name": "Label"}, line.label ? h("bdi", plain(line.label, 120)) : h("span.none", "–")),
     h("td.chips", {"data-name": "Prefers"}, dead ? h("span.none", "never fired")
       : line.tokens.slice(0, 4).map((text) => chip(text, {longest: 16}))),
-    h("td.chips", {"data-name": "Promotes"}, line.promoted.slice(0, 4).map((text) => chip(text, {longest: 16}))),
+    h("td.chips", {"data-name": "Promotes"}, line.promoted === null
+      ? h("span.none", {title: sae.no_promoted}, "–") : line.promoted.slice(0, 4).map((text) => chip(text, {longest: 16}))),
     h("td.number.bar", {"data-name": "Density", vars: {"--width": `${width}%`},
       "data-tip": `${count(line.rows)} tokens, ${line.density}`}, percent(line.density)),
     h("td.number", {"data-name": "Typical", "data-tip": String(line.mean)}, dead ? "–" : short(line.mean)),
@@ -141,7 +142,7 @@ export async function drawList({sae, query, main, current}) {
     h("div.fields",
       bound("min_density", "Density from", "0 %", 100), bound("max_density", "to", "100 %", 100),
       bound("min_max", "Max from", "0", 1), bound("max_max", "to", "any", 1),
-      words("token", "Prefers"), words("promoted", "Promotes"),
+      words("token", "Prefers"), !sae.no_promoted && words("promoted", "Promotes"),
       select("dead", "Fires", [["", "any"], ["false", "yes"], ["true", "never (dead)"]]),
       select("labelled", "Label", [["", "any"], ["true", "has one"], ["false", "has none"]])));
 

@@ -29,7 +29,7 @@ export class StaticSource {
     for (let place = 0; place < list.feature.length; place++) {
       if (wanted && !list.searched[place].includes(wanted)) continue;
       if (token && !has(list.tokens[place], token)) continue;
-      if (promoted && !has(list.promoted[place], promoted)) continue;
+      if (promoted && !has(list.promoted[place] ?? [], promoted)) continue;
       if (dead !== undefined && (list.rows[place] === 0) !== (dead === "true")) continue;
       if (labelled !== undefined && (list.label[place] !== "") !== (labelled === "true")) continue;
       if (bounds.some(([key, low, high]) => list[key][place] < Number(low ?? -Infinity)
@@ -87,7 +87,7 @@ const has = (texts, wanted) => texts.some((text) => text.toLowerCase().includes(
 
 function prepared(list) {
   list.feature = list.rows.map((_, place) => place);
-  list.searched = list.rows.map((_, place) => [...list.tokens[place], ...list.promoted[place],
+  list.searched = list.rows.map((_, place) => [...list.tokens[place], ...list.promoted[place] ?? [],
     list.label[place]].join("\n").toLowerCase());
   return list;
 }

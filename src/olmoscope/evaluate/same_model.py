@@ -1,0 +1,126 @@
+"""`--model` beside an SAE that names its language model: the same model in another place is right, another is not.
+
+A copy has another name: a folder, a mirror on the hub, what TransformerLens calls it. So architecture, depth and width
+must agree as far as they are known, and the weights where both sides have what can be compared.
+"""
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from olmoscope.errors import UserError
+from olmoscope.evaluate.subject import Subject
+from olmoscope.model.config import read_config
+from olmoscope.model_source import COMMIT, pinned, revision_of
+from olmoscope.recipe import Model
+
+_HEADS = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration|Model|Config)$")
+
+
+@dataclass(frozen=True)
+class SaidModel:
+    """The language model that an SAE names; None where it does not say, or nobody knows here."""
+
+    name: str
+    revision: str | None
+    architecture: str | None
+    d_model: int
+    num_layers: int | None
+
+
+class GivenModel:
+    """The language model that `--model` names."""
+
+    def __init__(self, name: str) -> None:
+        """
+        Raises:
+            UserError: it cannot be had.
+        """
+        self.name = name
+        self._model = pinned(Model(name=name))
+        self._config = read_config(self._model)
+
+    def said(self) -> SaidModel:
+        """What its config says."""
+        return _described(self.name, None, self._config)
+
+    @cached_property
+    def revision(self) -> str:
+        """A hash of its weights if it is a local folder, else the hub's commit. The name of a folder in the hub's cache
+        is the commit."""
+        folder = Path(self.name)
+        if folder.is_dir() and COMMIT.fullmatch(folder.resolve().name):
+            return folder.resolve().name
+        return revision_of(self._model)
+
+
+def said_by(subject: Subject) -> SaidModel | None:
+    """The model of an SAE: what its run recorded, else what the config says that is on this machine."""
+    if subject.model_name is None:
+        return None
+    said = SaidModel(subject.model_name, subject.model_revision, subject.model_architecture, subject.sae.d_model,
+                     subject.model_layers)
+    if said.architecture is not None:
+        return said
+    try:
+        config = read_config(Model(name=said.name), cached=True)
+    except UserError:  # a name that only TransformerLens knows, or a model that was never loaded here
+        return said
+    return _described(said.name, said.revision, config)
+
+
+def take_for_same(whose: str, said: SaidModel, given: GivenModel) -> str | None:
+    """What to tell the user who gave another name than the SAE has; None if it is the same name.
+
+    Args:
+        whose: what the SAE is called.
+
+    Raises:
+        UserError: it is another model.
+    """
+    if given.name == said.name:
+        return None
+    found = given.said()
+    for what, one, other in (("of width", said.d_model, found.d_model),
+                             ("of architecture", _family(said.architecture), _family(found.architecture)),
+                             ("of layers", said.num_layers, found.num_layers)):
+        if one is not None and one != other:
+            raise UserError(f"--model {given.name}: {whose} is of {said.name}, {what} {one}, and this model is {what} "
+                            f"{other}: it is another model; leave --model out, or give a copy of that one")
+    compared = said.revision is not None and _comparable(said.revision, given.revision)
+    if compared and said.revision != given.revision:
+        raise UserError(f"--model {given.name}: {whose} is of {said.name} at revision {said.revision}, and the weights "
+                        f"here are of revision {given.revision}: it is another model")
+    return (f"note: {whose} says that it is of {said.name}; {given.name} is taken for the same model "
+            f"({'its weights are the same' if compared else 'its weights cannot be compared'})")
+
+
+def refuse_uncentred(subject: Subject, model: Model) -> None:
+    """TransformerLens centres what writes into the residual stream only where norms centre too.
+
+    Raises:
+        UserError: an SAE of centred rows, and a model with RMS norms.
+    """
+    if subject.sae.normalize == "centred" and hasattr(read_config(model).get_text_config(), "rms_norm_eps"):
+        raise UserError(f"{subject.name} says that it reads rows without their mean (center_writing_weights), which "
+                        f"TransformerLens leaves in place in models with RMS norms, and {model.name} is one; take that "
+                        "key out of cfg.json if the rows were not centred")
+
+
+def _described(name: str, revision: str | None, config: Any) -> SaidModel:
+    text = config.get_text_config()
+    architecture = (config.architectures or [type(config).__name__])[0]
+    return SaidModel(name, revision, architecture, text.hidden_size, text.num_hidden_layers)
+
+
+def _family(architecture: str | None) -> str | None:
+    """`Olmo3` of `Olmo3ForCausalLM` and `Olmo3Model`: copies are saved with and without the head."""
+    return None if architecture is None else _HEADS.sub("", architecture)
+
+
+def _comparable(one: str, other: str) -> bool:
+    """Both hashes of weights, or both commits."""
+    return all(revision.startswith("sha256:") for revision in (one, other)) or all(
+        COMMIT.fullmatch(revision) for revision in (one, other))

@@ -1,0 +1,178 @@
+"""cfg.json of an SAE in SAELens' format: what changes what the SAE computes or reads is known, and applied or refused.
+
+Source: sae-lens 6.54.12, `sae_lens/saes/sae.py` (the settings), `sae_lens/loading/pretrained_sae_loaders.py` (the
+layout before version 6), `sae_lens/load_model.py` and TransformerLens' `HookedTransformer.from_pretrained` (how the
+language model was loaded). SAELens itself drops what it does not know, silently.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from olmoscope.errors import UserError
+from olmoscope.model_errors import damage
+from olmoscope.sae.rows import Normalize
+
+DTYPES = {f"{prefix}{name}": getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")
+          for prefix in ("", "torch.")}
+"""What `dtype` may say."""
+
+_SETTINGS = {"architecture", "d_in", "d_sae", "dtype", "device", "apply_b_dec_to_input", "normalize_activations",
+             "reshape_activations", "metadata", "k", "rescale_acts_by_decoder_norm", "finetuning_scaling_factor",
+             "activation_fn", "activation_fn_kwargs", "sae_lens_version", "sae_lens_training_version"}
+"""Settings that are applied or refused here or in saelens_folder.py."""
+
+_HOOK = {"hook_name", "hook_head_index"}
+"""Which activations the SAE reads; such settings are metadata, and stood among the others now and then."""
+
+_TRAINING = {"decoder_init_norm", "use_sparse_activations", "aux_loss_coefficient", "topk_threshold_lr",
+             "matryoshka_widths", "use_matryoshka_aux_loss", "l1_coefficient", "lp_norm", "l1_warm_up_steps",
+             "jumprelu_init_threshold", "jumprelu_bandwidth", "jumprelu_sparsity_loss_mode", "l0_coefficient",
+             "l0_warm_up_steps", "pre_act_loss_coefficient", "jumprelu_tanh_scale", "jumprelu_ste_to_input",
+             "target_l0", "model_name", "model_class_name", "hook_eval", "dataset_path", "dataset_trust_remote_code",
+             "streaming", "is_dataset_tokenized", "use_chat_formatting", "context_size", "use_cached_activations",
+             "cached_activations_path", "from_pretrained_path", "n_batches_in_buffer", "training_tokens",
+             "store_batch_size_prompts", "seqpos_slice", "disable_concat_sequences", "sequence_separator_token",
+             "activations_mixing_fraction", "llm_device", "act_store_device", "prefetch_llm_batches", "seed",
+             "prepend_bos", "autocast", "autocast_lm", "compile_llm", "llm_compilation_mode", "compile_sae",
+             "sae_compilation_mode", "train_batch_size_tokens", "adam_beta1", "adam_beta2", "lr", "lr_scheduler_name",
+             "lr_warm_up_steps", "lr_end", "lr_decay_steps", "n_restart_cycles", "dead_feature_window",
+             "feature_sampling_window", "dead_feature_threshold", "n_eval_batches", "eval_batch_size_prompts",
+             "logger", "n_checkpoints", "checkpoint_path", "save_final_checkpoint", "output_path",
+             "resume_from_checkpoint", "verbose", "model_kwargs", "model_from_pretrained_kwargs",
+             "exclude_special_tokens", "n_batches_for_norm_estimate", "neuronpedia_id"}
+"""Settings of a training run, which do not change what the trained SAE computes."""
+
+_HARMLESS_LOADING = {"fold_ln", "fold_value_biases", "center_unembed", "refactor_factored_attn_matrices", "device",
+                     "device_map", "n_devices", "move_to_device", "dtype", "torch_dtype", "trust_remote_code",
+                     "cache_dir", "token", "local_files_only", "attn_implementation", "low_cpu_mem_usage",
+                     "use_safetensors", "default_prepend_bos", "default_padding_side", "first_n_layers"}
+"""Ways to load the language model that leave its residual stream as it is."""
+
+_MODEL_CLASSES = (None, "HookedTransformer", "AutoModelForCausalLM")
+
+
+def read_settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The settings in version 6's terms, and the metadata; what stands there and is not understood is refused.
+
+    Raises:
+        UserError: missing or damaged, or it changes the SAE's meaning in a way that is not known here.
+    """
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: {path.parent} is not an SAE in SAELens' format") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(damage(path) or f"{path} is damaged (not JSON: {error})") from error
+    metadata = config.get("metadata") or {} if isinstance(config, dict) else None
+    if not isinstance(metadata, dict):
+        raise UserError(f"{path} is damaged: it holds no mapping")
+    version = config.get("sae_lens_version") or metadata.get("sae_lens_version")
+    if re.match(r"\d+", str(version or "")) and int(str(version).split(".")[0]) >= 6:
+        config.setdefault("architecture", None)
+        _refuse_unknown(config, path)
+        metadata = {key: config[key] for key in _TRAINING | _HOOK if key in config} | metadata
+    else:
+        config, metadata = _modern(config, metadata, path)
+    _refuse_other_rows(metadata, path)
+    return config, metadata
+
+
+def row_normalisation(config: dict[str, Any], metadata: dict[str, Any], path: Path) -> Normalize:
+    """The normalisation of rows.
+
+    `center_writing_weights` of TransformerLens takes the mean off every row of the residual stream, exactly: each
+    matrix and bias that writes into it is centred. An SAE of such rows reads centred ones.
+
+    Raises:
+        UserError: one that needs what is not in the folder (SAELens takes it for none, silently), or that is unknown.
+    """
+    wanted = config.get("normalize_activations") or "none"
+    if (config.get("reshape_activations") or "none") != "none":
+        raise UserError(f"{path}: reshape_activations {config['reshape_activations']!r}: this SAE reads attention "
+                        "heads; only SAEs of the residual stream are read")
+    if wanted in ("expected_average_only_in", "covariance_whitening"):
+        raise UserError(f"{path}: normalize_activations {wanted!r} needs figures of the training data that are not in "
+                        "the folder; fold them into the weights with SAELens and save it again")
+    if wanted not in ("none", "layer_norm", "constant_norm_rescale"):
+        raise UserError(f"{path}: normalize_activations {wanted!r} is unknown")
+    if not _loading(metadata).get("center_writing_weights") or wanted == "layer_norm":  # which centres rows anyway
+        return cast(Normalize, wanted)
+    if wanted != "none":
+        raise UserError(f"{path}: normalize_activations {wanted!r} together with center_writing_weights is not read")
+    return "centred"
+
+
+def weights_dtype(config: dict[str, Any], path: Path) -> torch.dtype:
+    """In which SAELens keeps the weights, whatever the file holds.
+
+    Raises:
+        UserError: it is none that SAELens has.
+    """
+    name = config.get("dtype") or "float32"
+    if name not in DTYPES:
+        raise UserError(f"{path}: dtype {name!r} is unknown; those are {', '.join(DTYPES)}")
+    return cast(torch.dtype, DTYPES[name])
+
+
+def _refuse_unknown(config: dict[str, Any], path: Path) -> None:
+    unknown = [key for key, value in config.items()
+               if key not in _SETTINGS | _HOOK | _TRAINING and value not in (None, False, "none", "", [], {})]
+    if unknown:
+        raise UserError(f"{path}: {unknown[0]} ({config[unknown[0]]!r}) is no setting that is known here, and it may "
+                        "change what the SAE computes; if it does not, take it out or move it into metadata")
+
+
+def _modern(config: dict[str, Any], metadata: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Settings of a version before 6, where the activation function was one of them and metadata stood beside it."""
+    names = {"hook_point": "hook_name", "hook_point_layer": "hook_layer", "hook_point_head_index": "hook_head_index",
+             "activation_fn_str": "activation_fn"}
+    config = {names.get(key, key): value for key, value in config.items()}
+    metadata = config | metadata
+    metadata.setdefault("prepend_bos", True)
+    function, arguments = config.get("activation_fn") or "relu", config.get("activation_fn_kwargs") or {}
+    if function not in ("topk", "relu"):
+        raise UserError(f"{path}: activation_fn {function!r} is not read; SAELens itself dropped it in version 6")
+    if others := sorted(arguments.keys() - ({"k"} if function == "topk" else set())):
+        raise UserError(f"{path}: activation_fn_kwargs.{others[0]} ({arguments[others[0]]!r}) is not read; SAELens "
+                        "itself dropped it in version 6")
+    config.setdefault("architecture", "standard")
+    if function == "topk":
+        config |= {"architecture": "topk", "k": arguments.get("k", config.get("k"))}
+    normalize = config.get("normalize_activations")
+    if normalize is None or isinstance(normalize, bool):
+        config["normalize_activations"] = "expected_average_only_in" if normalize else "none"
+    return config, metadata
+
+
+def _loading(metadata: dict[str, Any]) -> dict[str, Any]:
+    """How the language model was loaded."""
+    return cast(dict[str, Any], metadata.get("model_from_pretrained_kwargs") or {})
+
+
+def _refuse_other_rows(metadata: dict[str, Any], path: Path) -> None:
+    """The rows must be those of a whole residual stream, of the model as it is published."""
+    for key in ("hook_head_index", "hook_head_index_out"):
+        if metadata.get(key) is not None:
+            raise UserError(f"{path}: {key} {metadata[key]!r}: this SAE reads one attention head; only SAEs of the "
+                            "residual stream are read")
+    for key in ("hook_name", "hf_hook_name"):
+        out = metadata.get(f"{key}_out")
+        if out not in (None, metadata.get(key)):
+            raise UserError(f"{path}: {key}_out {out!r}: this is a transcoder, which reads one place and writes "
+                            "another; only SAEs are read")
+    if metadata.get("model_class_name") not in _MODEL_CLASSES:
+        raise UserError(f"{path}: model_class_name {metadata['model_class_name']!r}: only decoder-only models of "
+                        "transformers are read")
+    loading = _loading(metadata)
+    for key, value in loading.items():
+        if key not in _HARMLESS_LOADING | {"center_writing_weights", "revision"} and value not in (None, False):
+            raise UserError(f"{path}: model_from_pretrained_kwargs.{key} ({value!r}): the SAE was trained on a model "
+                            "that was loaded otherwise than it is here, so its rows would be others")
+    revision = loading.get("revision")
+    if revision and metadata.setdefault("model_revision", revision) != revision:
+        raise UserError(f"{path}: model_revision says {metadata['model_revision']!r}, "
+                        f"model_from_pretrained_kwargs.revision {revision!r}: which one is right?")
