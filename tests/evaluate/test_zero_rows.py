@@ -11,9 +11,11 @@ from helpers import recipe, save_small_model, write_documents
 from olmoscope.errors import UserError
 from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
+from olmoscope.evaluate.subject import open_sae
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.rows_of import index_sae
 from olmoscope.pipeline import collect_stores, evaluate_saes, train_saes
+from olmoscope.release.saelens_format import write_saelens
 from olmoscope.tables import show_evaluations
 from olmoscope.train.run import run_folder
 
@@ -84,7 +86,11 @@ def test_features_are_indexed_over_such_rows(out):
 def test_rows_of_nan_are_refused_before_anything_is_measured(out, tmp_path):
     job, out = out
     broken = model_with(tmp_path / "broken", torch.nan)
+    metadata = dict.fromkeys(("model_name", "hf_hook_name", "context_size", "prepend_bos", "dataset_path", "l0",
+                              "num_dead_features"))
+    write_saelens(open_sae(run_folder(out, job.saes[0])).sae, tmp_path / "sae",
+                  metadata | {"hook_name": "blocks.3.hook_resid_post"})
     with pytest.raises(UserError, match=r"layer 3: [\d,]+ of [\d,]+ rows are NaN or infinite; try another") as caught:
-        evaluate_anywhere([str(run_folder(out, job.saes[0]))],
-                          Options(tmp_path / "out", tokens=500, dtype="float32", model=str(broken)))
+        evaluate_anywhere([str(tmp_path / "sae")], Options(
+            tmp_path / "out", text=str(out), tokens=500, dtype="float32", model=str(broken)))
     assert "\n" not in str(caught.value)
