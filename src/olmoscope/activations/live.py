@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from olmoscope.activations.collect import Split, begin_store, make_manifest
+from olmoscope.activations.collect import Split, begin_store, make_manifest, ready_to_pack
 from olmoscope.activations.filters import Kept, RowFacts, keep
 from olmoscope.activations.format import Manifest, read_manifest, stored_order
 from olmoscope.activations.forward import batches, residual_rows
@@ -35,7 +35,6 @@ from olmoscope.sae.rows import Normalize, normalize_rows
 from olmoscope.seeds import generator
 from olmoscope.tokens.pack import pack
 from olmoscope.tokens.segments import TokenSegment, read_token_segment
-from olmoscope.tokens.tokenizer import load_tokenizer
 
 Part = tuple[int, int]
 """A segment, and which of its parts."""
@@ -54,7 +53,7 @@ def open_live(recipe: Recipe, layers: list[int], split: Split, store: Path) -> "
             after the filter.
     """
     refuse_another_store(store, recipe)
-    tokenizer = load_tokenizer(recipe.model)
+    tokenizer = ready_to_pack(recipe, split)
     with tokens_locked(store):
         index = pack(recipe, tokenizer, split, store)
     model = load_model(recipe.model, layers[-1], pick_device(recipe.device))

@@ -1,7 +1,7 @@
 """`olmoscope evaluate SAE...`: SAEs from anywhere, on a text that their language models read now.
 
     OUT/NAME/evaluation.json        of each SAE, NAME being its name with what no file name holds replaced
-    OUT/text/MODEL/tokens/          the text, as MODEL's tokenizer sees it
+    OUT/text/MODEL/HASH/tokens/     the text, as MODEL's tokenizer sees it; HASH is of its content and how it is cut
 
 All SAEs of one language model are measured in one pass, on the same tokens.
 """
@@ -13,8 +13,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from olmoscope.activations.format import read_manifest
 from olmoscope.errors import UserError
+from olmoscope.evaluate.context import text_context, warn_of_context
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_text, forget_unfinished, identity
 from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
 from olmoscope.evaluate.sequences import Sequences, read_sequences
@@ -24,15 +27,12 @@ from olmoscope.model.config import read_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model.splice import load_causal_lm
-from olmoscope.model_source import explain, locate, revision_of
+from olmoscope.model_source import revision_of
 from olmoscope.recipe import Model, Recipe
 from olmoscope.recipe_file import load_recipe
-from olmoscope.text.given import given_sources
+from olmoscope.text.given import given_text
 from olmoscope.tokens.pack import pack
 from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
-
-CONTEXT = 1024
-"""Tokens of a sequence, for SAEs that do not say what they were trained on."""
 
 
 @dataclass(frozen=True)
@@ -142,55 +142,46 @@ def _evaluate_group(subjects: list[Subject], model: Model, text: str, options: O
 
 def _sequences(subjects: Sequence[Subject], model: Model, text: str, options: Options) -> Sequences:
     """The tokens of the text, as this model reads them."""
-    tokenizer = load_tokenizer(model)
-    bos = _bos(subjects, model, options)
+    tokenizer = _tokenizer(subjects, model, options)
     if (Path(text) / "recipe.yaml").is_file():
-        return _held_out(Path(text), tokenizer, model, bos)
-    length = min(subject.context_size or CONTEXT for subject in subjects) - (bos is not None)
+        return _held_out(Path(text), tokenizer, model)
+    length = text_context(subjects, model)
     recipe = Recipe.model_validate({
-        "name": "text", "text": {"sources": (sources := given_sources(text)), "held_out_share": 0.0, "mixture": {
-            source["name"]: 1.0 for source in sources}},
+        "name": "text", "text": given_text(text, model),
         "tokens": {"count": options.tokens, "held_out": 1, "chunk_lengths": [(length, length)],
+                   "bos": "yes" if tokenizer.begin else "no",
                    "segment_rows": max(65536, length), "batch_tokens": max(16384, length)},
         "model": model, "activations": {"layers": [0]}, "saes": [{"layer": 0, "d_sae": 1, "k": 1}], "train": {},
         "release": {"name": "text", "repo_id": "none/none"}})
-    folder = options.out / "text" / _slug(model.name)
+    folder = options.out / "text" / _slug(model.name) / recipe.tokens_hash()
     pack(recipe, tokenizer, "train", folder)
-    return read_sequences(folder, tokenizer, apart=False, bos=bos)
+    return read_sequences(folder, tokenizer, apart=False, stored=tokenizer.begin)
 
 
-def _held_out(out: Path, tokenizer: Tokenizer, model: Model, bos: int | None) -> Sequences:
+def _held_out(out: Path, tokenizer: Tokenizer, model: Model) -> Sequences:
     """The held-out tokens of an output folder."""
     store = out / "store" / "held_out"
     if not (store / "tokens" / "index.json").exists():
         raise UserError(f"{out} has no held-out tokens yet; run `olmoscope collect {out}` first, or give --text")
-    if read_manifest(store).tokenizer_hash != tokenizer.hash():
+    manifest = read_manifest(store)
+    if manifest.tokenizer_hash != tokenizer.hash():
         raise UserError(f"the held-out tokens of {out} are of another tokenizer than that of {model.name}; give --text")
     apart = load_recipe(str(out / "recipe.yaml")).tokens.documents == "apart"
-    return read_sequences(store, tokenizer, apart=apart, bos=bos)
+    sequences = read_sequences(store, tokenizer, apart=apart, stored=tuple(manifest.bos_token_ids))
+    warn_of_context(read_config(model), int(np.diff(sequences.starts).max()), model)
+    return sequences
 
 
-def _bos(subjects: Sequence[Subject], model: Model, options: Options) -> int | None:
-    """The token to put before each sequence."""
-    from transformers import AutoTokenizer
-
-    wanted = options.bos
-    if wanted is None:
-        with_bos = {subject.prepend_bos for subject in subjects}
-        if len(with_bos) > 1:
-            raise UserError("some of these SAEs were trained on sequences that begin with BOS, some were not; evaluate "
-                            "them apart, or say --bos or --no-bos for all")
-        wanted = with_bos.pop()
-    if not wanted:
-        return None
-    try:
-        bos: int | None = AutoTokenizer.from_pretrained(**locate(model)).bos_token_id
-    except (OSError, ValueError) as error:
-        raise explain(error, model) from error
-    if bos is None:
-        raise UserError(f"these SAEs were trained on sequences that begin with BOS, and the tokenizer of {model.name} "
-                        "has none; say --no-bos to evaluate them without")
-    return bos
+def _tokenizer(subjects: Sequence[Subject], model: Model, options: Options) -> Tokenizer:
+    """The model's tokenizer, which puts first what these SAEs were trained with."""
+    if options.bos is not None:
+        return load_tokenizer(model, "yes" if options.bos else "no")
+    said = {subject.bos for subject in subjects}
+    found = {} if {"yes", "no"} <= said else {bos: load_tokenizer(model, bos) for bos in said}
+    if len({tokenizer.begin for tokenizer in found.values()}) != 1:
+        raise UserError("some of these SAEs were trained on sequences that begin with BOS, some were not; evaluate "
+                        "them apart, or say --bos or --no-bos for all")
+    return next(iter(found.values()))
 
 
 def _nearby_text(subjects: Sequence[Subject]) -> str:

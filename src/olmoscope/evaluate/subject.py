@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, sha256
+from olmoscope.recipe import Bos
 from olmoscope.recipe_file import load_recipe
 from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.sae.saelens_folder import CONFIG, WEIGHTS, read_saelens_folder
@@ -39,7 +40,8 @@ class Subject:
         folder: where its files are (for the hub: in the cache).
         kind: what sort of place it came from.
         identity: the run's hash, or `sha256:` and a hash of weights and settings.
-        prepend_bos: whether it was trained on sequences that begin with BOS.
+        bos: whether it was trained on sequences that begin with BOS; `auto` where its folder does not say (then as the
+            tokenizer does by itself).
         context_size: the length of those sequences, where known.
     """
 
@@ -52,7 +54,7 @@ class Subject:
     folder: Path
     kind: Literal["run", "folder", "hub"]
     identity: str
-    prepend_bos: bool
+    bos: Bos
     context_size: int | None
 
 
@@ -103,7 +105,8 @@ def _open_run(folder: Path) -> Subject:
     sae: SparseAutoencoder = load_sae(folder / done["checkpoint"])
     return Subject(sae, config.id, config.layer, model["name"], model["revision"],
                    "jumprelu" if isinstance(sae, JumpReLU) else config.activation, folder, "run", done["run_hash"],
-                   prepend_bos=False, context_size=max(high for _, high in recipe.tokens.chunk_lengths))
+                   bos="yes" if recipe.tokens.bos == "yes" else "no",
+                   context_size=max(high for _, high in recipe.tokens.chunk_lengths))
 
 
 def _open_folder(folder: Path, name: str, layer: int | None, kind: Literal["folder", "hub"]) -> Subject:
@@ -113,8 +116,16 @@ def _open_folder(folder: Path, name: str, layer: int | None, kind: Literal["fold
     return Subject(read.sae, name, _layer(metadata, layer, folder), metadata.get("model_name"),
                    metadata.get("model_revision"), read.architecture, folder, kind,
                    f"sha256:{sha256(folder / WEIGHTS)[:32]}-{sha256(folder / CONFIG)[:8]}",
-                   prepend_bos=bool(metadata.get("prepend_bos", False)),
+                   bos=_bos(metadata, folder),
                    context_size=context if isinstance(context, int) else None)
+
+
+def _bos(metadata: dict[str, Any], folder: Path) -> Bos:
+    """What the metadata says of BOS."""
+    said = metadata.get("prepend_bos")
+    if said is not None and not isinstance(said, bool):
+        raise UserError(f"{folder / CONFIG}: prepend_bos must be true or false, not {said!r}")
+    return "auto" if said is None else "yes" if said else "no"
 
 
 def _layer(metadata: dict[str, Any], layer: int | None, folder: Path) -> int:
