@@ -84,3 +84,13 @@ def test_a_model_without_a_template_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="source web: the tokenizer of tiny has no chat template; use format: chatml"):
         template_for(job.text, job.model)
     assert template_for(recipe(tmp_path).text, job.model) is None
+
+
+def test_several_templates_and_no_default(folder: Path) -> None:
+    path = folder / "tokenizer_config.json"
+    said = json.loads(path.read_text())
+    several = [{"name": "rag", "template": PLAIN}, {"name": "tool_use", "template": PLAIN}]
+    path.write_text(json.dumps(said | {"chat_template": several}))
+    with pytest.raises(UserError, match="has multiple chat templates") as raised:
+        load_template(Model(name=str(folder)))
+    assert "\n" not in str(raised.value)

@@ -157,8 +157,8 @@ class Mixture:
 
     def _identify(self) -> str:
         """A hash of what decides the documents and their order. Files go by their names, not by where they are."""
-        value = [self._seed, self._split, self._text.mixture, self._text.held_out_share,
-                 [[source.name, source.names] for source in self._sources]]
+        sources = self._text.content or [[source.name, source.names] for source in self._sources]
+        value = [self._seed, self._split, self._text.mixture, self._text.held_out_share, sources]
         return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def _draw(self, queues: list[_Queue]) -> _Queue:

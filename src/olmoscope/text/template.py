@@ -46,7 +46,12 @@ def load_template(model: Model) -> ToText | None:
         tokenizer = AutoTokenizer.from_pretrained(**locate(model))
     except (OSError, ValueError) as error:
         raise explain(error, model) from error
-    return ChatTemplate(tokenizer) if tokenizer.chat_template else None
+    if not tokenizer.chat_template:
+        return None
+    try:
+        return ChatTemplate(tokenizer)
+    except ValueError as error:  # several, and none of them is the default
+        raise UserError(f"the tokenizer of {model.name}: {str(error).strip().splitlines()[0]}") from error
 
 
 class ChatTemplate:
@@ -67,6 +72,8 @@ class ChatTemplate:
         for form in (_with_text, _with_empty_text, _with_parts):
             try:
                 rendered = self._render(messages, form)
+            except ImportError as error:  # too old a jinja2
+                raise UserError(f"format: template: {str(error).strip().splitlines()[0]}") from error
             except _errors() as error:
                 refused = refused or error
                 continue
