@@ -98,3 +98,18 @@ def save_tokenizer(folder: Path) -> None:
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(resources.files("olmoscope") / "model" / "tiny"))
     tokenizer.save_pretrained(folder)
+
+
+def put_bos_first(folder: Path, token: str = "<|im_start|>") -> int:
+    """Make a saved tokenizer one that puts BOS before a text by itself, as Llama's and Gemma's do; returns its id."""
+    tree = json.loads((folder / "tokenizer.json").read_text())
+    number = next(int(added["id"]) for added in tree["added_tokens"] if added["content"] == token)
+    start, text = {"SpecialToken": {"id": token, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}
+    tree["post_processor"] = {
+        "type": "TemplateProcessing", "single": [start, text],
+        "pair": [start, text, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {token: {"id": token, "ids": [number], "tokens": [token]}}}
+    (folder / "tokenizer.json").write_text(json.dumps(tree))
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": token, "add_bos_token": True}))
+    return number

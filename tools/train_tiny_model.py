@@ -46,8 +46,9 @@ from transformers import (
 from olmoscope.files import write_text
 from olmoscope.recipe_file import load_recipe
 from olmoscope.recipe_sources import ChatSource
-from olmoscope.text.chat import render
+from olmoscope.text.chat import hand_rendered, row_of_chat
 from olmoscope.text.document import Document
+from olmoscope.text.row import Row
 from olmoscope.text.split import is_held_out
 from olmoscope.text.standard_library import LICENSE, modules, questions
 
@@ -296,13 +297,16 @@ def _documents(held_out: bool) -> Iterator[Document]:
     """One side of the recipe's split, in the recipe's rendering."""
     recipe = load_recipe("tiny")
     chat_format = next(source.format for source in recipe.text.sources if isinstance(source, ChatSource))
+    assert chat_format != "template"
     share = recipe.text.held_out_share
     for document in modules():
         if is_held_out(document.id, share) == held_out:
             yield document
     for chat in questions():
         if is_held_out(chat.id, share) == held_out:
-            yield Document(text=render(chat.messages, chat_format), source="questions", id=chat.id)
+            row = row_of_chat(chat.messages, chat.id, chat.id, hand_rendered(chat_format))
+            assert isinstance(row, Row)
+            yield Document(text=row.text, source="questions", id=chat.id)
 
 
 def _encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> Ids:

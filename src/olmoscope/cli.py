@@ -126,8 +126,8 @@ def evaluate(
         "in SAELens' format, a hub id (OWNER/NAME:PATH), a release, output folders."))],
     only: OnlyOption = None,
     text: Annotated[str | None, typer.Option(help=(
-        "A file, a folder, a hub dataset (OWNER/NAME), or an output folder: its held-out text, and the default where "
-        "an SAE lies in one."))] = None,
+        "A file, a folder (plain text; JSON lines or parquet of texts or chats), a hub dataset (OWNER/NAME), or an "
+        "output folder: its held-out text, and the default where an SAE lies in one."))] = None,
     model: Annotated[str | None, typer.Option(help=(
         "The language model, if the SAEs do not say which, or where a copy of it is."))] = None,
     layer: Annotated[int | None, typer.Option(min=0, help="The layer they read, if the SAEs do not say which.")] = None,
@@ -178,14 +178,16 @@ def index(
     store: Annotated[Path | None, typer.Option(
         help="The activation store to index; by default the training store of the SAE's output folder.")] = None,
     text: Annotated[str | None, typer.Option(
-        help="A file, a folder (plain, Dolma or chats) or a hub dataset (OWNER/NAME) that the model reads now, in "
-             "place of a store.")] = None,
+        help="A file, a folder (plain text; JSON lines or parquet of texts or chats) or a hub dataset (OWNER/NAME) "
+             "that the model reads now, in place of a store.")] = None,
     out: Annotated[Path | None, typer.Option(
         "--out", "-o", help="The index's folder; by default `index` in the run's.")] = None,
     model: Annotated[str | None, typer.Option(help=(
         "The language model, if the SAE does not say which, or where a copy of it is."))] = None,
     layer: Annotated[int | None, typer.Option(min=0, help="The layer it reads, if the SAE does not say which.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Tokens of a text, at most.")] = 1_000_000,
+    bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help=(
+        "Whether sequences of a text begin with BOS; by default as the SAE was trained."))] = None,
     skip_first: Annotated[int, typer.Option(
         min=0, metavar="N", help="Leave out the first N positions of each sequence.")] = 0,
     skip_special: Annotated[bool, typer.Option(
@@ -209,7 +211,7 @@ def index(
     filter_ = Filter(special_tokens=skip_special, first_positions=skip_first, max_norm=max_norm)
     for one in named:
         indexed = index_sae(one, store=store, text=text, out=out, model_name=model, layer=layer, tokens=tokens,
-                            filter_=filter_)
+                            bos=bos, filter_=filter_)
         info = indexed.info
         say(f"{indexed.folder}: {info.sae.d_sae} features ({info.dead} never fire), {info.rows} rows, "
                    f"{info.firings} firings {_written(indexed.fresh)}")

@@ -47,14 +47,19 @@ def store_folder(out: Path, split: str) -> Path:
 
 
 def settle_recipe(recipe: Recipe, out: Path) -> Recipe:
-    """The recipe with `model.dtype: auto` replaced: by that of the stores begun in `out`, else by what is fast here.
+    """The recipe with `model.dtype: auto` and `tokens.bos: auto` replaced: by those of the stores begun in `out`, else
+    by what is fast here, and by what the model's tokenizer does.
 
     Args:
         out: the output folder.
 
     Raises:
-        UserError: a manifest there is damaged, or the recipe's device is absent.
+        UserError: a manifest there is damaged, the recipe's device is absent, or the tokenizer cannot be had.
     """
+    return _with_bos(_with_dtype(recipe, out), out)
+
+
+def _with_dtype(recipe: Recipe, out: Path) -> Recipe:
     if recipe.model.dtype != "auto":
         return recipe
     for split in SPLITS:
@@ -62,6 +67,21 @@ def settle_recipe(recipe: Recipe, out: Path) -> Recipe:
         if (store / "manifest.json").exists() and (begun := read_manifest(store).model_dtype) is not None:
             return recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": begun})})
     return recipe.model_copy(update={"model": settle_model(recipe.model, pick_device(recipe.device))})
+
+
+def _with_bos(recipe: Recipe, out: Path) -> Recipe:
+    """Stores that were begun before there was such a setting have no BOS: they are gone on with as they are."""
+    if recipe.tokens.bos != "auto":
+        return recipe
+    both = [recipe.with_bos(bos) for bos in ("no", "yes")]
+    for split in SPLITS:
+        path = store_folder(out, split) / "tokens" / "recipe.json"
+        if path.exists():
+            begun = read_json(path)
+            for settled in both:
+                if begun == {"tokens_hash": settled.tokens_hash()}:
+                    return settled
+    return both[bool(load_tokenizer(recipe.model).begin)]
 
 
 def collect_stores(recipe: Recipe, out: Path, worker: Worker = Worker()) -> list[Collected]:  # noqa: B008 (frozen)
@@ -119,7 +139,8 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
     for sae in wanted:
         finished(run_folder(out, sae), sae)
     wanted_model = at_revision(recipe.model, store.manifest.model.revision)
-    sequences = read_sequences(store.path, load_tokenizer(wanted_model), apart=recipe.tokens.documents == "apart")
+    tokenizer = load_tokenizer(wanted_model, recipe.tokens.bos)
+    sequences = read_sequences(store.path, tokenizer, apart=recipe.tokens.documents == "apart", stored=tokenizer.begin)
     setting = Setting(sequences, recipe.evaluate.tokens, recipe.tokens.batch_tokens, f"{recipe.name}, held out",
                       recipe.model.dtype, out, store.manifest.recipe_hash)
     subjects = [open_sae(run_folder(out, sae)) for sae in wanted]

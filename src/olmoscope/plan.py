@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from olmoscope.activations.refusals import NORM_BYTES, ROW_BYTES, TOKEN_BYTES
 from olmoscope.activations.rounds import ROUND_ROWS
 from olmoscope.errors import UserError
 from olmoscope.kernels.dispatch import kernels_for
@@ -24,16 +25,13 @@ from olmoscope.measure import Rates
 from olmoscope.model.config import check_config, config_at_hand
 from olmoscope.model.cost import ModelCost, model_cost
 from olmoscope.model.dtype import ComputeDtype, fast_dtype
+from olmoscope.model.positions import check_context
 from olmoscope.recipe import SAE, Recipe
 from olmoscope.train.derived import settled
 from olmoscope.train.memory import training_memory
 from olmoscope.units import format_bytes
 
 PARAMETER_BYTES = {"bfloat16": 2, "float32": 4}
-TOKEN_BYTES = 26
-"""Of a token in tokens/ (id, document, source) and in rows/ (id, sequence, position, source)."""
-NORM_BYTES = 4
-"""Of a token's norm at each layer, in rows/."""
 PROCESS_BYTES = 0.5e9
 """Python with torch and transformers, measured."""
 SEGMENTS_HELD = 2
@@ -96,6 +94,8 @@ class Plan:
     free_bytes: int
     rates: Rates | None
     """None if nothing was measured."""
+    warnings: list[str]
+    """What is possible and hardly meant, a line each."""
 
     @property
     def tokens(self) -> int:
@@ -134,9 +134,11 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
         UserError: the recipe does not say `model.d_model`, and the model's config cannot be had; or it does not fit it.
     """
     config = config_at_hand(recipe.model)
+    warning = None
     deepest = recipe.activations.layers[-1]
     if config is not None:
         check_config(config, recipe.model, deepest)
+        warning = check_context(config, max(high for _, high in recipe.tokens.chunk_lengths), recipe.model.name)
     elif recipe.model.d_model is None:
         raise UserError(f"the config of {recipe.model.name} is not in the hub's cache and the hub cannot be reached; "
                         "give model.d_model and model.num_layers in the recipe, then a plan needs neither")
@@ -152,7 +154,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
     mean_length = sum(low + high for low, high in lengths) / 2 / len(lengths)
     row_bytes = recipe.activations.row_bytes(d_model)
     layers = len(recipe.activations.layers)
-    store_bytes = tokens * ((row_bytes + NORM_BYTES) * layers + TOKEN_BYTES)
+    store_bytes = tokens * ((row_bytes + NORM_BYTES) * layers + TOKEN_BYTES + ROW_BYTES)
     saes = [_plan_sae(recipe, sae, d_model, gpu) for sae in recipe.saes]
     exports = sum(4 * (2 * sae.sae.d_sae * d_model) for sae in saes)
     states = sum(sae.state_bytes for sae in saes) + max(sae.state_bytes for sae in saes)
@@ -164,7 +166,8 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
         cost=cost, collect_flops=None if cost is None else tokens * cost.flops_per_token(lengths),
         collect_memory=None if cost is None else _collect_memory(recipe, compute_dtype, cost, row_bytes, gpu),
         saes=saes, disk_bytes=store_bytes + states + exports, present_bytes=_present(out),
-        free_bytes=shutil.disk_usage(existing).free, rates=rates)
+        free_bytes=shutil.disk_usage(existing).free, rates=rates,
+        warnings=[] if warning is None else [warning])
 
 
 def refuse_full_disk(plan: Plan, out: Path) -> None:

@@ -7,11 +7,12 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from olmoscope.recipe_sources import Frozen, Source
+from olmoscope.recipe_sources import ADDED_KEYS, Frozen, Source
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Activation = Literal["topk", "batchtopk", "jumprelu", "groupmax"]
+Bos = Literal["auto", "yes", "no"]
 StoreDtype = Literal["bfloat16", "float32", "float16", "float8_e4m3"]
 
 
@@ -22,6 +23,9 @@ class Text(Frozen):
     mixture: dict[str, Annotated[float, Field(gt=0)]] | Literal["shards"]
     """A weight for every source: documents are drawn one by one in these proportions (of documents). Or `shards`, the
     reference recipe's way: all shards of all sources in one shuffled order, each read to its end."""
+    content: str | None = None
+    """A hash of what the sources hold, which stands for their paths where the text is identified; `evaluate` and
+    `index` set it for a text given by --text. null: sources are identified by what the recipe says of them."""
     held_out_share: Share = 0.01
     """Share of documents kept out of training, for evaluation."""
     max_bad_share: Share = 0.01
@@ -48,12 +52,21 @@ class Tokens(Frozen):
     """Buckets (shortest, longest): each sequence's length is uniform in a bucket chosen at random."""
     documents: Literal["share", "apart"] = "share"
     """Whether the documents in one sequence attend to each other, or each is seen as if alone."""
+    bos: Bos = "auto"
+    """Whether what the model reads begins with BOS: each sequence, and each document of it where they are `apart`.
+    `auto`: as the model's tokenizer does by itself. BOS counts as a token, of `count` and of `chunk_lengths`."""
     segment_rows: Count = 65536
     """Rows (tokens) of a store segment, the unit of work that a crash can lose."""
     batch_tokens: Count = 16384
     """Token budget of one forward pass."""
     max_padding: Share = 0.03
     """Largest share of padding in a batch."""
+
+    @field_validator("bos", mode="before")
+    @classmethod
+    def _yaml_yes_and_no(cls, value: object) -> object:
+        """YAML 1.1 reads `yes` and `no` as booleans."""
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
 
     @field_validator("chunk_lengths")
     @classmethod
@@ -327,15 +340,35 @@ class Recipe(Frozen):
                 raise ValueError(f"saes: {sae_id} stands there twice")
         return self
 
+    def with_bos(self, bos: Bos) -> "Recipe":
+        """The same recipe with another `tokens.bos`."""
+        return self.model_copy(update={"tokens": self.tokens.model_copy(update={"bos": bos})})
+
     def tokens_hash(self) -> str:
         """Identifies what decides the token stage's bytes."""
         model = self.model.model_dump(mode="json", include={"name", "revision"})
-        return _hash({"model": model} | self.model_dump(mode="json", include={"seed", "text", "tokens"}))
+        return _hash({"model": model} | self._tokens_identity())
 
     def store_hash(self) -> str:
         """Identifies what decides the bytes of the activation store; `model.dtype` must be settled."""
         assert self.model.dtype != "auto", "settle the recipe first (pipeline.py)"
-        return _hash(self.model_dump(mode="json", include={"seed", "text", "tokens", "model", "activations"}))
+        return _hash(self.model_dump(mode="json", include={"model", "activations"}) | self._tokens_identity())
+
+    def _tokens_identity(self) -> dict[str, Any]:
+        """What decides the tokens, but the model. A key that came later is left out where it says what was so before
+        it came: hashes of older stores stay. (`bos: auto` is a recipe's from before, or not settled yet: no BOS.)"""
+        tree = self.model_dump(mode="json", include={"seed", "text", "tokens"})
+        if self.tokens.bos != "yes":
+            del tree["tokens"]["bos"]
+        text = tree["text"]
+        if text.pop("content") is not None:
+            text["sources"] = self.text.content
+        else:
+            for source in text["sources"]:
+                for key, plain in ADDED_KEYS.get(source["kind"], {}).items():
+                    if source[key] == plain:
+                        del source[key]
+        return tree
 
     def run_hash(self, sae: SAE) -> str:
         """Identifies what decides the weights of one SAE."""

@@ -1,8 +1,12 @@
 """Where the text of a recipe comes from: a frozen model for each kind of source."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
+
+ChatFormat = Literal["plain", "chatml", "template"]
+"""How messages become text: `role: content` paragraphs, ChatML (`<|im_start|>role`, `<|im_end|>`), or the chat template
+of the recipe's model."""
 
 
 class Frozen(BaseModel):
@@ -22,10 +26,10 @@ class DolmaSource(Frozen):
     """A list of shard addresses, one a line: a local file, an http(s) address or `hf://datasets/OWNER/NAME/FILE`."""
 
 
-class ChatSource(Frozen):
-    """Chats in parquet shards: a column `messages`, a list of `{role, content}`."""
+class _Tables(Frozen):
+    """Files of rows: parquet, or JSON lines (`.jsonl` and what else Dolma's files end in)."""
 
-    kind: Literal["chat"]
+    kind: str
     name: str
     paths: list[str] = []
     """Local files or globs."""
@@ -34,8 +38,23 @@ class ChatSource(Frozen):
     revision: str | None = None
     """A branch, tag or commit of the repository."""
     files: str = "data/*.parquet"
-    format: Literal["plain", "chatml"] = "plain"
-    """How messages become text: `role: content` paragraphs, or ChatML (`<|im_start|>role`, `<|im_end|>`)."""
+    format: ChatFormat = "plain"
+    """How messages become text."""
+
+
+class ChatSource(_Tables):
+    """Chats: a column of lists of messages, `{role, content}` or ShareGPT's `{from, value}`, or of these as JSON."""
+
+    kind: Literal["chat"]
+    column: str | None = None
+    """null: `messages`, or `conversations` (`conversation`) where there is none of that name."""
+
+
+class TableSource(_Tables):
+    """A column of texts in rows (chats among them become text as `format` says)."""
+
+    kind: Literal["table"]
+    column: str = "text"
 
 
 class HubSource(Frozen):
@@ -47,7 +66,10 @@ class HubSource(Frozen):
     config: str | None = None
     split: str = "train"
     revision: str | None = None
-    column: str = "text"
+    column: str | None = "text"
+    """null: `text`, or a column of chats, whichever is there first."""
+    format: ChatFormat = "plain"
+    """How messages become text, where the column holds chats."""
 
 
 class FilesSource(Frozen):
@@ -58,4 +80,7 @@ class FilesSource(Frozen):
     paths: list[str]
 
 
-Source = Annotated[DolmaSource | ChatSource | HubSource | FilesSource, Field(discriminator="kind")]
+Source = Annotated[DolmaSource | ChatSource | TableSource | HubSource | FilesSource, Field(discriminator="kind")]
+
+ADDED_KEYS: dict[str, dict[str, Any]] = {"chat": {"column": None}, "hub": {"format": "plain"}}
+"""Keys that came after stores of their kind of source were made, and the values that say what was so before."""

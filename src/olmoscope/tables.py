@@ -82,6 +82,8 @@ def show_plan(plan: Plan) -> None:
         console.print(f"Measured on {rates.device}: {rates.tokens_per_second:,.0f} tokens/s through the model "
                       f"({rates.batches} batches), {rates.step_seconds:.3g} s a step of {rates.sae.id} ({rates.steps} "
                       f"steps); other SAEs in proportion to their width. In all {_time(plan.hours())}.")
+    for warning in plan.warnings:
+        console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True, highlight=False)
     enough = "[red]NOT ENOUGH[/]" if plan.missing_bytes else "enough"
     there = f", {format_bytes(plan.present_bytes)} of it there already" if plan.present_bytes else ""
     console.print(f"Disk: {format_bytes(plan.disk_bytes)} needed{there}; {format_bytes(plan.free_bytes)} free, "
@@ -98,6 +100,10 @@ def show_stores(collected: list[Collected]) -> None:
         for name, count in manifest.sources.items():
             console.print(f"  {escape(name)}: {count.tokens:,} tokens ({count.tokens / total:.0%}) of "
                           f"{count.documents:,} documents")
+            if lost := one.lost.get(name):
+                dropped = ", ".join(f"{what} ({messages:,})" for what, messages in lost.items())
+                console.print(f"[yellow]  dropped from messages of {escape(name)}, which have no place in its text: "
+                              f"{escape(dropped)}[/]", soft_wrap=True)
         if manifest.rows < one.wanted:
             console.print(f"[yellow]  The text ran out: {one.wanted:,} tokens were asked for.[/]")
         if one.segments_missing:

@@ -172,3 +172,17 @@ def test_a_store_that_cannot_fit_is_refused_before_anything_is_written(job, tmp_
     with pytest.raises(UserError, match=r"needs 3.1 MB more, the disk has 1.0 kB free"):
         collect(job, "train", tmp_path / "store")
     assert not (tmp_path / "store" / "layer_01").exists()
+
+
+def test_what_chats_lost_is_said(tmp_path, capsys):
+    from olmoscope import tables
+
+    part = [{"type": "image", "image": "x.png"}, {"type": "text", "text": "What is this? " * 40}]
+    line = json.dumps({"messages": [{"role": "user", "content": part}]}) + "\n"
+    (tmp_path / "chats.jsonl").write_text(line * 20)
+    source = {"kind": "chat", "name": "web", "paths": [str(tmp_path / "chats.jsonl")]}
+    collected = collect(recipe(tmp_path, text__sources=[source], text__held_out_share=0.0, tokens__count=500), "train",
+                        tmp_path / "store")
+    tables.show_stores([collected])
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"no place in its text: image ({collected.manifest.sources['web'].documents})" in said

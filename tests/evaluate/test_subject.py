@@ -1,6 +1,7 @@
 """An SAE is opened from a run, from a folder in SAELens' format and from the hub, and is the same one."""
 
 import json
+import shutil
 import subprocess
 import sys
 
@@ -27,8 +28,7 @@ def test_a_run_and_its_export_are_the_same_sae(out):
     assert torch.equal(run.sae.reconstruct(x_BD)[0], folder.sae.reconstruct(x_BD)[0])
     assert (run.name, run.layer, run.model_name, run.kind) == (LAYER_NORM, 7, "tiny", "run")
     assert (folder.layer, folder.model_name, folder.kind, folder.architecture) == (7, "tiny", "folder", "topk")
-    assert not run.prepend_bos
-    assert not folder.prepend_bos
+    assert run.bos == folder.bos == "no"
     assert run.context_size == folder.context_size == 512
     assert run.identity == json.loads((out / "runs" / LAYER_NORM / "done.json").read_text())["run_hash"]
     assert open_sae(str(export_run(out / "runs" / RAW).folder)).layer == 3
@@ -128,3 +128,18 @@ def test_what_is_no_sae_is_said_so(out, tmp_path):
         open_sae("no-such-folder")
     with pytest.raises(UserError, match="holds no finished run"):
         find_saes(str(tmp_path))
+
+
+@pytest.mark.parametrize(("said", "bos"), [(True, "yes"), (False, "no"), (None, "auto"), ("true", None)])
+def test_what_a_folder_says_of_bos(out, tmp_path, said, bos):
+    """Unknown is not no; what is neither true nor false is no answer."""
+    folder = shutil.copytree(out / "release" / RAW, tmp_path / "sae")
+    config = json.loads((folder / "cfg.json").read_text())
+    config["metadata"]["prepend_bos"] = said
+    (folder / "cfg.json").unlink()
+    (folder / "cfg.json").write_text(json.dumps(config))
+    if bos is None:
+        with pytest.raises(UserError, match="prepend_bos must be true or false, not 'true'"):
+            open_sae(folder)
+    else:
+        assert open_sae(folder).bos == bos

@@ -1,5 +1,6 @@
 """Chats: rendering, and parquet shards read from any row on."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 
 from olmoscope.errors import UserError
 from olmoscope.text import chat
+from olmoscope.text.messages import messages_of
 from olmoscope.text.row import Malformed, Row
+from olmoscope.text.table import read_chats
 
 TALK = [{"role": "user", "content": "What is a latent?"}, {"role": "assistant", "content": "A direction.\nIt fires."}]
 
@@ -24,16 +27,22 @@ def _write(path: Path, columns: dict[str, Any], row_group: int = 1000) -> Path:
 
 
 def _rows(path: Path, start: int = 0) -> list[Row | Malformed]:
-    return list(chat.read(path, path.name, start, "plain"))
+    return list(read_chats(path, path.name, start, None, chat.hand_rendered("plain")))
+
+
+def _render(messages: object, format: Any) -> tuple[str, tuple[str, ...]]:
+    row = chat.row_of_chat(messages, "id", "id", chat.hand_rendered(format))
+    assert isinstance(row, Row), row
+    return row.text, row.lost
 
 
 def test_plain() -> None:
-    assert chat.render(TALK, "plain") == "user: What is a latent?\n\nassistant: A direction.\nIt fires."
+    assert _render(TALK, "plain")[0] == "user: What is a latent?\n\nassistant: A direction.\nIt fires."
 
 
 def test_chatml() -> None:
-    assert chat.render(TALK, "chatml") == ("<|im_start|>user\nWhat is a latent?<|im_end|>\n"
-                                           "<|im_start|>assistant\nA direction.\nIt fires.<|im_end|>\n")
+    assert _render(TALK, "chatml")[0] == ("<|im_start|>user\nWhat is a latent?<|im_end|>\n"
+                                            "<|im_start|>assistant\nA direction.\nIt fires.<|im_end|>\n")
 
 
 @pytest.mark.parametrize("row_group", [1, 7, 130, 400])
@@ -80,7 +89,8 @@ def test_bytes_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_messages_of_another_shape(tmp_path: Path) -> None:
-    assert _rows(_write(tmp_path / "a.parquet", {"messages": ["a text"]})) == [Malformed("messages is not a list")]
+    assert _rows(_write(tmp_path / "a.parquet", {"messages": ["a text"]})) == [
+        Malformed("messages is a text, and not JSON")]
     assert _rows(_write(tmp_path / "b.parquet", {"messages": [["a"]]})) == [Malformed("message 0 is not a mapping")]
     keyless = [[{"role": "user", "text": "a"}]]
     assert _rows(_write(tmp_path / "c.parquet", {"messages": keyless})) == [
@@ -89,7 +99,7 @@ def test_messages_of_another_shape(tmp_path: Path) -> None:
 
 def test_other_columns_are_named(tmp_path: Path) -> None:
     path = _write(tmp_path / "texts.parquet", {"text": ["a"], "url": ["b"]})
-    with pytest.raises(UserError, match=r"texts\.parquet has no column `messages` \(it has text, url\)"):
+    with pytest.raises(UserError, match=r"texts\.parquet has no column messages or conversations or conversation \(it"):
         _rows(path)
 
 
@@ -100,3 +110,71 @@ def test_damaged_and_absent_files(tmp_path: Path) -> None:
         _rows(path)
     with pytest.raises(UserError, match=r"gone\.parquet is missing"):
         _rows(tmp_path / "gone.parquet")
+
+
+CALL = {"id": "c", "type": "function", "function": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}}
+CALLED = '<tool_call>\n{"name": "get_weather", "arguments": {"city": "Oslo"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize("message", [
+    {"content": None, "tool_calls": [CALL]},
+    {"content": None, "tool_calls": [{"name": "get_weather", "arguments": {"city": "Oslo", "unit": None}}]},
+    {"tool_calls": '[{"function": {"name": "get_weather", "arguments": {"city": "Oslo"}}}]', "content": ""},
+    {"content": None, "function_call": {"name": "get_weather", "arguments": '{"city": "Oslo"}'}},
+    {"content": [{"type": "tool_use", "id": "x", "name": "get_weather", "input": {"city": "Oslo"}}]},
+])
+def test_tool_calls_are_rendered(message: dict[str, Any]) -> None:
+    assert _render([{"role": "assistant", **message}], "plain") == (f"assistant: {CALLED}", ())
+    both = [{"role": "assistant", "content": "I look.", **{k: v for k, v in message.items() if k != "content"}}]
+    if "content" not in message or not isinstance(message["content"], list):
+        assert _render(both, "chatml") == (f"<|im_start|>assistant\nI look.\n{CALLED}<|im_end|>\n", ())
+
+
+def test_function_calls_that_are_no_json_stay_as_they_are() -> None:
+    said = _render([{"role": "assistant", "content": "", "function_calls": "get_weather(city=Oslo)"}], "plain")
+    assert said == ("assistant: <tool_call>\nget_weather(city=Oslo)\n</tool_call>", ())
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking"])
+def test_reasoning_stands_before_the_content(key: str) -> None:
+    talk = [{"role": "assistant", "content": "Yes.", key: "zebra thinks"}]
+    assert _render(talk, "chatml")[0] == ("<|im_start|>assistant\n<think>\nzebra thinks\n</think>\n\nYes.<|im_end|>\n")
+    parts = [{"role": "assistant", "content": [{"type": "thinking", "thinking": "zebra thinks"},
+                                               {"type": "text", "text": "Yes."}]}]
+    assert _render(parts, "chatml") == _render(talk, "chatml")
+    told = [{"role": "assistant", "content": "<think>zebra thinks</think>Yes.", key: "zebra thinks"}]
+    assert _render(told, "plain")[0] == "assistant: <think>zebra thinks</think>Yes."
+
+
+def test_content_as_parts_and_what_is_no_text_is_named() -> None:
+    talk = [{"role": "user", "content": [{"type": "text", "text": "What is"}, {"type": "image", "image": "x.png"},
+                                         {"type": "image_url", "image_url": {"url": "y"}}, "this?"]},
+            {"role": "tool", "content": [{"type": "tool_result", "content": [{"type": "text", "text": "A cat."}]}]},
+            {"role": "assistant", "content": {"type": "text", "text": "A cat."}, "refusal": "no", "id": "7"}]
+    assert _render(talk, "plain") == ("user: What is\nthis?\n\ntool: A cat.\n\nassistant: A cat.",
+                                      ("image", "image_url", "refusal"))
+    silent = [{"role": "user", "content": [{"type": "image", "image": "x.png"}]}]
+    assert _render(silent, "plain") == ("", ("image",))
+
+
+def test_share_gpt_and_json() -> None:
+    talk = [{"from": "system", "value": "Be kind."}, {"from": "human", "value": "Hello"},
+            {"from": "gpt", "value": "Hi"}]
+    wanted = "system: Be kind.\n\nuser: Hello\n\nassistant: Hi"
+    filled = [{"role": None, "content": None, **message} for message in talk]  # as parquet fills up what others have
+    for given in (talk, filled, json.dumps(talk), {"conversations": talk}, json.dumps({"messages": talk})):
+        assert _render(given, "plain") == (wanted, ())
+    call = [{"from": "function_call", "value": '{"name": "get_weather", "arguments": {"city": "Oslo"}}'},
+            {"from": "observation", "value": "rain"}]
+    assert _render(call, "plain")[0] == f"assistant: {CALLED}\n\ntool: rain"
+    assert messages_of("not JSON") == Malformed("messages is a text, and not JSON")
+
+
+def test_json_lines_of_chats(tmp_path: Path) -> None:
+    path = tmp_path / "chats.jsonl"
+    lines = [{"messages": _talk(0), "id": "a"}, {"conversations": [{"from": "human", "value": "Hello"}]}, {"x": 1}]
+    path.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    assert _rows(path) == [Row("a", "user: question 0\n\nassistant: answer 0"), Row("chats.jsonl:2", "user: Hello"),
+                           Malformed("no key messages or conversations or conversation (it has x)"),
+                           Row("chats.jsonl:4", "")]
+    assert _rows(path, 1) == _rows(path)[1:]

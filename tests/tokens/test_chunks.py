@@ -1,11 +1,14 @@
 """Sequences: nothing lost, lengths from the buckets, resumable at every cut; batches: the bound on padding."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from olmoscope.tokens.batches import plan_batches
+from olmoscope.tokens.begin import Begun, begun_with, is_begin
 from olmoscope.tokens.chunks import Chunker, positions, waiting_from_arrays, waiting_to_arrays
 
 BUCKETS = [(5, 9), (20, 30)]
@@ -72,6 +75,50 @@ def test_goes_on_from_every_cut():
             assert got.number == want.number
             assert np.array_equal(got.token_ids, want.token_ids)
             assert np.array_equal(got.document_ids, want.document_ids)
+
+
+@pytest.mark.parametrize("begin", [(7,), (7, 8)])
+@pytest.mark.parametrize("apart", [False, True])
+def test_each_context_begins_with_bos_and_no_token_is_lost(begin, apart):
+    texts = [text + 10 for text in documents()]  # 7 and 8 stand for BOS alone
+    sequences = cut_all(Chunker(BUCKETS, 10**9, 1, begin, apart=apart), texts)
+    for sequence in sequences:
+        starts = np.flatnonzero(np.diff(sequence.document_ids, prepend=-1)) if apart else [0]
+        for start, end in pairwise([*starts, len(sequence.token_ids)]):
+            assert tuple(sequence.token_ids[start:end][: len(begin)]) == begin[: end - start]
+        assert (sequence.token_ids < 10).sum() == sum(
+            min(len(begin), end - start) for start, end in pairwise([*starts, len(sequence.token_ids)]))
+    tokens = np.concatenate([sequence.token_ids for sequence in sequences])
+    ids = np.concatenate([sequence.document_ids for sequence in sequences])
+    assert np.array_equal(tokens[tokens >= 10], np.concatenate(texts))
+    assert np.array_equal(ids[tokens >= 10], np.repeat(np.arange(len(texts)), [len(text) for text in texts]))
+    plain = Chunker(BUCKETS, 10**9, 1)
+    plain.add(np.zeros(10**4, np.int32), 0)
+    for sequence in sequences[:-1]:
+        assert len(sequence.token_ids) == len(plain.cut().token_ids)  # BOS counts as a token
+    whole = cut_all(Chunker(BUCKETS, 333, 1, begin, apart=apart), texts)
+    assert sum(len(sequence.token_ids) for sequence in whole) == 333
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_another_beginning_for_the_same_sequences(apart):
+    """What was cut with BOS is, without it, the same text in the same sequences, and the way back is exact."""
+    texts = [text + 10 for text in documents()]
+    sequences = cut_all(Chunker(BUCKETS, 10**9, 1, (7,), apart=apart), texts)
+    with_bos = Begun(np.concatenate([s.token_ids for s in sequences]),
+                     np.concatenate([s.document_ids for s in sequences]),
+                     np.cumsum([0, *(len(s.token_ids) for s in sequences)]))
+    without = begun_with(with_bos, (7,), (), apart=apart)
+    assert np.array_equal(without.token_ids, np.concatenate(texts))
+    assert np.array_equal(is_begin(with_bos.document_ids, with_bos.starts, 1, apart=apart), with_bos.token_ids == 7)
+    lone = int((np.diff(np.flatnonzero(np.append(with_bos.token_ids, 7) == 7)) == 1).sum())  # BOS ends a sequence
+    back = begun_with(without, (), (7,), apart=apart)
+    assert len(back.token_ids) == len(with_bos.token_ids) - lone
+    if not lone:
+        for name in ("token_ids", "document_ids", "starts"):
+            assert np.array_equal(getattr(back, name), getattr(with_bos, name))
+    two = begun_with(without, (), (7, 8), apart=apart)
+    assert np.array_equal(begun_with(two, (7, 8), (7,), apart=apart).token_ids, back.token_ids)
 
 
 def test_positions_restart_at_documents_kept_apart():

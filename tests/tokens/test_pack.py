@@ -1,7 +1,9 @@
 """The token stage: what it writes does not depend on interruptions."""
 
+import json
 import shutil
 from importlib import resources
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,6 +42,84 @@ def test_an_interrupted_stage_writes_the_same_files(tmp_path, tokenizer):
             (store / "tokens" / f"segment-{segment:06d}.safetensors").unlink()
         pack(job, tokenizer, "train", store)
         assert hashes(store) == want
+
+
+@pytest.fixture(scope="module")
+def huge(tmp_path_factory):
+    """A recipe whose first document is thirty segments long."""
+    folder = tmp_path_factory.mktemp("huge")
+    words = " ".join(f"word{(place * place) % 997} is" for place in range(12000))
+    (folder / "a.txt").write_text(words)
+    (folder / "b.txt").write_text("A short one.")
+    source = {"kind": "files", "name": "web", "paths": [str(folder / "*.txt")]}
+    return recipe(folder, text__sources=[source], text__mixture="shards", text__held_out_share=0.0,
+                  tokens__count=30_000, tokens__segment_rows=1024)
+
+
+def test_a_huge_document_takes_disk_for_the_tokens_kept(huge, tokenizer, tmp_path):
+    index = pack(huge, tokenizer, "train", tmp_path / "store")
+    files = list((tmp_path / "store" / "tokens").glob("segment-*"))
+    assert len(files) > 25
+    per_token = sum(path.stat().st_size for path in files) / sum(index["rows"])
+    assert per_token < 40, "13 bytes, as much again that may wait, and a header of each file"
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_packing_goes_on_inside_a_huge_document(huge, tokenizer, tmp_path, changed):
+    """Its rest is read again: the files are the same. A document that has changed is refused."""
+    index = pack(huge, tokenizer, "train", tmp_path / "whole")
+    want = hashes(tmp_path / "whole")
+    if changed:
+        text = Path(huge.text.sources[0].paths[0]).with_name("a.txt")
+        old = text.read_text()
+    for kept in {0, 1, 7, len(index["rows"]) - 2, len(index["rows"])} if not changed else {7}:
+        store = tmp_path / f"kept-{kept}"
+        shutil.copytree(tmp_path / "whole", store)
+        (store / "tokens" / "index.json").unlink()
+        for segment in range(kept, len(index["rows"])):
+            (store / "tokens" / f"segment-{segment:06d}.safetensors").unlink()
+        if changed:
+            text.write_text(old.replace("word1 is", "word2 is"))
+            with pytest.raises(UserError, match=r"cannot go on: document \d of the text \(a.txt\) has changed"):
+                pack(huge, tokenizer, "train", store)
+            text.write_text(old)
+        else:
+            pack(huge, tokenizer, "train", store)
+            assert hashes(store) == want
+
+
+def test_what_chats_lose_is_counted_by_source(tokenizer, tmp_path, caplog):
+    """Also by a stage that was interrupted."""
+    image = [{"type": "image", "image": "x.png"}, {"type": "text", "text": "What is this? " * 40}]
+    talk = [{"role": "user", "content": image}, {"role": "assistant", "content": "It.", "refusal": "no"}]
+    (tmp_path / "chats.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 40)
+    source = {"kind": "chat", "name": "web", "paths": [str(tmp_path / "*.jsonl")]}
+    job = recipe(tmp_path, text__sources=[source])
+    index = pack(job, tokenizer, "train", tmp_path / "store")
+    documents = index["sources"]["web"]["documents"]
+    assert index["sources"]["web"]["lost"] == {"image": documents, "refusal": documents}
+    assert "the text of a message is without its image" in caplog.text
+    (tmp_path / "store" / "tokens" / "index.json").unlink()
+    (tmp_path / "store" / "tokens" / "segment-000002.safetensors").unlink()
+    assert pack(job, tokenizer, "train", tmp_path / "store") == index
+
+
+def test_a_changed_recipe_of_bos_is_another(tmp_path, tokenizer):
+    """`auto` and `no` are what was before there was such a setting; `yes` is another text of the model's."""
+    write_documents(tmp_path / "corpus")
+    old, no, yes = (recipe(tmp_path / "corpus", tokens__bos=bos) for bos in ("auto", "no", True))
+    assert old.tokens_hash() == no.tokens_hash() != yes.tokens_hash()
+    assert old.store_hash() == no.store_hash() != yes.store_hash()
+    pack(no, tokenizer, "train", tmp_path / "store")
+    with_bos = Tokenizer(tokenizer.backend, tokenizer.eos_id, (2,))
+    with pytest.raises(UserError, match="holds tokens of another recipe"):
+        pack(yes, with_bos, "train", tmp_path / "store")
+    pack(yes, with_bos, "train", tmp_path / "other")
+    first = read_token_segment(tmp_path / "other", 0)
+    assert (first.token_ids[first.sequence_starts[:-1]] == 2).all()
+    short = recipe(tmp_path / "corpus", tokens__bos="yes", tokens__chunk_lengths=[(1, 40)])
+    with pytest.raises(UserError, match="a sequence of 1 would hold nothing but BOS"):
+        pack(short, with_bos, "train", tmp_path / "short")
 
 
 def test_what_is_there_is_left_alone(tmp_path, tokenizer):
@@ -84,8 +164,6 @@ def test_text_that_runs_out_is_used_whole(tmp_path, tokenizer):
 
 
 def test_a_tokenizer_without_eos_is_refused(tmp_path):
-    import json
-
     tiny = resources.files("olmoscope") / "model" / "tiny"
     config = json.loads((tiny / "tokenizer_config.json").read_text())
     config["eos_token"] = None

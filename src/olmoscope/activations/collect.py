@@ -16,6 +16,7 @@ from typing import IO, Any, Literal
 
 import numpy as np
 import torch
+from rich.markup import escape
 from torch import Tensor
 
 from olmoscope.activations.begun import model_of_store
@@ -45,7 +46,9 @@ from olmoscope.activations.statistics import read_statistics, segment_sums, writ
 from olmoscope.activations.writer import Writer
 from olmoscope.errors import UserError
 from olmoscope.model.bound import residual_bound
+from olmoscope.model.config import read_config
 from olmoscope.model.load import LoadedModel, load_model, pick_device
+from olmoscope.model.positions import check_context
 from olmoscope.progress import bar, console
 from olmoscope.provenance import provenance
 from olmoscope.recipe import Model, Recipe
@@ -74,6 +77,9 @@ class Collected:
     """Share of computed tokens that were padding."""
     statistics: dict[str, Any] | None
     """statistics.json of a finished store."""
+    lost: dict[str, dict[str, int]]
+    """What the chats of a source say and their texts do not, and in how many messages; of sources that lost anything.
+    """
 
 
 def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker(),  # noqa: B008 (frozen)
@@ -92,7 +98,7 @@ def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker()
     refuse_another_store(store, recipe)
     with share_locked(store, worker):
         wanted = model_of_store(recipe, store)
-        tokenizer = load_tokenizer(wanted)
+        tokenizer = ready_to_pack(recipe, wanted, split)
         # Before anything is packed: a model that cannot be read is refused at once.
         model = None if is_packed(store) else _load(recipe, wanted, worker, load)
         with tokens_locked(store):
@@ -108,7 +114,23 @@ def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker()
         manifest = read_manifest(store)
         return Collected(store, manifest, made, len(_missing(store, index)), index["wanted"],
                          1 - sum(index["rows"]) / index["padded"],
-                         read_statistics(store) if manifest.finished else None)
+                         read_statistics(store) if manifest.finished else None,
+                         {name: counts["lost"] for name, counts in index["sources"].items() if "lost" in counts})
+
+
+def ready_to_pack(recipe: Recipe, model: Model, split: Split) -> Tokenizer:
+    """The model's tokenizer, once it is known that the model takes such sequences.
+
+    Args:
+        model: the recipe's, at the commit of the store.
+
+    Raises:
+        UserError: it does not, or the tokenizer cannot be had.
+    """
+    longest = max(high for _, high in recipe.tokens.chunk_lengths)
+    if (warning := check_context(read_config(model), longest, model.name)) and split == "train":
+        console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True, highlight=False)
+    return load_tokenizer(model, recipe.tokens.bos)
 
 
 def _load(recipe: Recipe, wanted: Model, worker: Worker,
@@ -222,7 +244,7 @@ def make_manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer: T
     sources = {name: SourceCount(documents=counts["documents"], tokens=counts["tokens"])
                for name, counts in index["sources"].items()}
     return Manifest(model=identity, tokenizer_hash=tokenizer.hash(), special_token_ids=tokenizer.special_ids(),
-                    recipe_hash=recipe.store_hash(), split=split,
+                    bos_token_ids=list(tokenizer.begin), recipe_hash=recipe.store_hash(), split=split,
                     layers=recipe.activations.layers, dtype=recipe.activations.dtype,
                     model_dtype=recipe.model.dtype, documents_apart=model.probe.documents_apart,
                     segments=len(index["rows"]), rows=sum(index["rows"]), sources=sources, finished=False,

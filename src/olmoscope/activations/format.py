@@ -77,7 +77,9 @@ class Manifest(_Frozen):
     model: ModelIdentity
     tokenizer_hash: str
     special_token_ids: list[int]
-    """What the tokenizer calls special, for filters."""
+    """What the tokenizer calls special, for filters; BOS where sequences begin with it."""
+    bos_token_ids: list[int] = []
+    """What each sequence begins with (each document of it where they are kept apart): BOS, or nothing."""
     recipe_hash: str
     split: Literal["train", "held_out"]
     layers: list[int]

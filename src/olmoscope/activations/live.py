@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from olmoscope.activations.begun import model_of_store
-from olmoscope.activations.collect import Split, begin_store, make_manifest
+from olmoscope.activations.collect import Split, begin_store, make_manifest, ready_to_pack
 from olmoscope.activations.filters import Kept, RowFacts, keep
 from olmoscope.activations.format import Manifest, read_manifest, stored_order
 from olmoscope.activations.forward import batches, residual_rows
@@ -36,7 +36,6 @@ from olmoscope.sae.rows import Normalize, normalize_rows
 from olmoscope.seeds import generator
 from olmoscope.tokens.pack import pack
 from olmoscope.tokens.segments import TokenSegment, read_token_segment
-from olmoscope.tokens.tokenizer import load_tokenizer
 
 Part = tuple[int, int]
 """A segment, and which of its parts."""
@@ -56,7 +55,7 @@ def open_live(recipe: Recipe, layers: list[int], split: Split, store: Path) -> "
     """
     refuse_another_store(store, recipe)
     wanted = model_of_store(recipe, store)
-    tokenizer = load_tokenizer(wanted)
+    tokenizer = ready_to_pack(recipe, wanted, split)
     model = load_model(wanted, layers[-1], pick_device(recipe.device))
     model.probe.refuse_leak(wanted.name, recipe.tokens.documents)
     with tokens_locked(store):

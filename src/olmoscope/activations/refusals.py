@@ -13,6 +13,12 @@ from olmoscope.recipe import Recipe
 from olmoscope.tokens.segments import TokenSegment
 from olmoscope.units import format_bytes
 
+TOKEN_BYTES = 13
+"""Of a token in tokens/: id, document, source. (What waits for later segments takes as much again at most.)"""
+ROW_BYTES = 13
+"""Of a token in rows/: id, sequence, position, source."""
+NORM_BYTES = 4
+"""Of a token's norm at each layer, in rows/."""
 FLOAT16_MAX = torch.finfo(torch.float16).max
 
 
@@ -26,8 +32,9 @@ def refuse_another_store(store: Path, recipe: Recipe) -> None:
 
 
 def refuse_full_disk(store: Path, recipe: Recipe, d_model: int, rows: int) -> None:
-    """What is still to be written must fit."""
-    needed = rows * recipe.activations.row_bytes(d_model) * len(recipe.activations.layers)
+    """What is still to be written must fit: activations, norms, and what each row is. (Its tokens are written.)"""
+    layers = len(recipe.activations.layers)
+    needed = rows * ((recipe.activations.row_bytes(d_model) + NORM_BYTES) * layers + ROW_BYTES)
     free = shutil.disk_usage(store).free
     if needed > free:
         raise UserError(f"{store} needs {format_bytes(needed)} more, the disk has {format_bytes(free)} free; make "

@@ -55,6 +55,11 @@ class Shown:
         """The labels alone, of features that have one."""
         return {number: entry.label for number, entry in self.newest_labels().items() if entry.label}
 
+    @property
+    def begin(self) -> list[int]:
+        """Token ids that a prompt begins with, as the sequences of the index do."""
+        return list(self.index.info.store.get("bos_token_ids", []))
+
     @cached_property
     def densities(self) -> np.ndarray:
         """Of each feature."""

@@ -4,6 +4,7 @@ T tokens of a prompt, K active latents of each.
 """
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from olmoscope.errors import UserError
 from olmoscope.features.steer import Continuation, Edit
 from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.load import pick_device
+from olmoscope.model.positions import most_positions
 from olmoscope.model.splice import CausalLM, load_causal_lm
 from olmoscope.model_source import pinned
 from olmoscope.recipe import Model
@@ -59,16 +61,16 @@ class LiveModel:
                 _refuse_download(self._model)
             wanted = pinned(self._model)
             model = load_causal_lm(wanted, pick_device("auto"))
-            config = model.module.config
-            most = getattr(config.get_text_config(), "max_position_embeddings", LONGEST_PROMPT)  # type: ignore[union-attr, operator]
-            self._loaded = _Loaded(model, load_tokenizer(wanted), min(LONGEST_PROMPT, most))
+            most = most_positions(model.module.config) or LONGEST_PROMPT
+            self._loaded = _Loaded(model, load_tokenizer(wanted, "no"), min(LONGEST_PROMPT, most))
         return self._loaded
 
-    def tokens(self, text: str, room: int = 0) -> list[int]:
+    def tokens(self, text: str, room: int = 0, begin: Sequence[int] = ()) -> list[int]:
         """The token ids of a text, without the EOS that ends a document.
 
         Args:
             room: tokens that the model is going to write after it.
+            begin: ids to put before it: BOS, as the sequences of an index have it.
 
         Raises:
             UserError: it is empty or too long, or the model cannot be loaded.
@@ -78,6 +80,7 @@ class LiveModel:
         ids: list[int] = loaded.tokenizer.encode([text])[0][:-1].tolist()
         if not ids:
             raise UserError("the prompt is empty: write some text")
+        ids = [*begin, *ids]
         if len(ids) + room > loaded.most_tokens:
             raise UserError(f"the prompt has {len(ids)} tokens{f' and {room} are to follow' if room else ''}; the page "
                             f"takes {loaded.most_tokens} at most: shorten it")

@@ -1,20 +1,25 @@
 """`olmoscope evaluate SAE...`: SAEs from anywhere, on a text that their language models read now.
 
     OUT/NAME/evaluation.json        of each SAE, NAME being its name with what no file name holds replaced
-    OUT/text/MODEL/tokens/          the text, as MODEL's tokenizer sees it; MODEL_COMMIT for a model of the hub
+    OUT/text/MODEL/HASH/tokens/     the text, as MODEL's tokenizer sees it (MODEL_COMMIT for a model of the hub); HASH is
+                                    of its content and how it is cut
 
 All SAEs of one language model are measured in one pass, on the same tokens.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from olmoscope.activations.format import read_manifest
 from olmoscope.errors import UserError
+from olmoscope.evaluate.context import text_context, warn_of_context
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_text, forget_unfinished, identity
 from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
 from olmoscope.evaluate.same_model import GivenModel, refuse_uncentred, said_by, take_for_same
@@ -24,17 +29,14 @@ from olmoscope.files import locked
 from olmoscope.model.config import read_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
-from olmoscope.model.splice import load_causal_lm
-from olmoscope.model_source import is_local, loading, locate, pinned, revision_of
+from olmoscope.model.splice import CausalLM, load_causal_lm
+from olmoscope.model_source import is_local, pinned, revision_of
 from olmoscope.progress import console
-from olmoscope.recipe import Model, Recipe
+from olmoscope.recipe import Bos, Model, Recipe
 from olmoscope.recipe_file import load_recipe
-from olmoscope.text.given import given_sources
+from olmoscope.text.given import given_text
 from olmoscope.tokens.pack import is_packed, pack
 from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
-
-CONTEXT = 1024
-"""Tokens of a sequence, for SAEs that do not say what they were trained on."""
 
 
 @dataclass(frozen=True)
@@ -134,18 +136,15 @@ def _evaluate_group(subjects: list[Subject], model: Model, text: str, options: O
             raise UserError(f"{subject.name} reads rows of {subject.sae.d_model} values, those of {model.name} have "
                             f"{config.get_text_config().hidden_size}: it is an SAE of another model")
     deepest = max(subject.layer for subject in subjects)
-    # Before anything is packed: a model that cannot be read is refused at once.
-    packed = (Path(text) / "recipe.yaml").is_file() or is_packed(_text_folder(model, options))
-    whole = None if packed else load_causal_lm(model, pick_device("auto"), deepest)
-    sequences = _sequences(subjects, model, text, options).first(options.tokens)
+    whole = cache(lambda: load_causal_lm(model, pick_device("auto"), deepest))
+    sequences = _sequences(subjects, model, text, options, whole).first(options.tokens)
     setting = Setting(sequences, sequences.rows, options.batch_tokens, Path(text).name if Path(text).exists() else text,
                       model.dtype, options.out)
     paths = [options.out / _slug(subject.name) / EVALUATION for subject in subjects]
     pending = [number for number, subject in enumerate(subjects)
                if not is_evaluated(paths[number], identity(subject, revision, setting))]
     if pending:
-        whole = whole or load_causal_lm(model, pick_device("auto"), deepest)
-        for number, evaluation in zip(pending, evaluate_on_text([subjects[number] for number in pending], whole,
+        for number, evaluation in zip(pending, evaluate_on_text([subjects[number] for number in pending], whole(),
                                                                 setting), strict=True):
             write_evaluation(paths[number], evaluation)
         forget_unfinished(options.out)
@@ -153,64 +152,62 @@ def _evaluate_group(subjects: list[Subject], model: Model, text: str, options: O
         yield Evaluated(subject.name, paths[number].parent, number in pending)
 
 
-def _sequences(subjects: Sequence[Subject], model: Model, text: str, options: Options) -> Sequences:
-    """The tokens of the text, as this model reads them."""
-    tokenizer = load_tokenizer(model)
-    bos = _bos(subjects, model, options)
+def _sequences(subjects: Sequence[Subject], model: Model, text: str, options: Options,
+               whole: Callable[[], CausalLM]) -> Sequences:
+    """The tokens of the text, as this model reads them.
+
+    Args:
+        whole: gives the model; asked before anything is packed, so that one that cannot be read is refused at once.
+    """
+    tokenizer = _tokenizer(subjects, model, options)
     if (Path(text) / "recipe.yaml").is_file():
-        return _held_out(Path(text), tokenizer, model, bos)
-    length = min(subject.context_size or CONTEXT for subject in subjects) - (bos is not None)
+        return _held_out(Path(text), tokenizer, model)
+    length = text_context(subjects, model)
     recipe = Recipe.model_validate({
-        "name": "text", "text": {"sources": (sources := given_sources(text)), "held_out_share": 0.0, "mixture": {
-            source["name"]: 1.0 for source in sources}},
+        "name": "text", "text": given_text(text, model),
         "tokens": {"count": options.tokens, "held_out": 1, "chunk_lengths": [(length, length)],
+                   "bos": "yes" if tokenizer.begin else "no",
                    "segment_rows": max(65536, length), "batch_tokens": max(16384, length)},
         "model": model, "activations": {"layers": [0]}, "saes": [{"layer": 0, "d_sae": 1, "k": 1}], "train": {},
         "release": {"name": "text", "repo_id": "none/none"}})
-    folder = _text_folder(model, options)
+    # A commit's tokenizer is another one than that of the commit after it.
+    called = _slug(model.name if model.revision is None else f"{model.name}_{model.revision}")
+    folder = options.out / "text" / called / recipe.tokens_hash()
+    if not is_packed(folder):
+        whole()
     pack(recipe, tokenizer, "train", folder)
-    return read_sequences(folder, tokenizer, apart=False, bos=bos)
+    return read_sequences(folder, tokenizer, apart=False, stored=tokenizer.begin)
 
 
-def _text_folder(model: Model, options: Options) -> Path:
-    """Where the text's tokens are kept. A commit's tokenizer is another one than that of the commit after it."""
-    return options.out / "text" / _slug(model.name if model.revision is None else f"{model.name}_{model.revision}")
-
-
-def _held_out(out: Path, tokenizer: Tokenizer, model: Model, bos: int | None) -> Sequences:
+def _held_out(out: Path, tokenizer: Tokenizer, model: Model) -> Sequences:
     """The held-out tokens of an output folder."""
     store = out / "store" / "held_out"
     if not (store / "tokens" / "index.json").exists():
         raise UserError(f"{out} has no held-out tokens yet; run `olmoscope collect {out}` first, or give --text")
-    if read_manifest(store).tokenizer_hash != tokenizer.hash():
+    manifest = read_manifest(store)
+    if manifest.tokenizer_hash != tokenizer.hash():
         raise UserError(f"the held-out tokens of {out} are of another tokenizer than that of {model.name}; give --text")
     apart = load_recipe(str(out / "recipe.yaml")).tokens.documents == "apart"
-    return read_sequences(store, tokenizer, apart=apart, bos=bos)
+    sequences = read_sequences(store, tokenizer, apart=apart, stored=tuple(manifest.bos_token_ids))
+    warn_of_context(read_config(model), int(np.diff(sequences.starts).max()), model)
+    return sequences
 
 
-def _bos(subjects: Sequence[Subject], model: Model, options: Options) -> int | None:
-    """The token to put before each sequence."""
-    from transformers import AutoTokenizer
-
-    wanted = options.bos
-    if wanted is None:
-        with_bos = {subject.prepend_bos for subject in subjects}
-        if len(with_bos) > 1:
-            raise UserError("some of these SAEs were trained on sequences that begin with BOS, some were not; evaluate "
-                            "them apart")
-        wanted = with_bos.pop()
-    for subject in subjects:
-        if subject.says_bos and subject.prepend_bos != wanted:
-            raise UserError(f"--{'bos' if wanted else 'no-bos'}: {subject.name} says that it was trained on sequences "
-                            f"that begin with{'out' if wanted else ''} BOS; leave the option out")
-    if not wanted:
-        return None
-    with loading(model, "tokenizer"):
-        bos: int | None = AutoTokenizer.from_pretrained(**locate(model)).bos_token_id
-    if bos is None:
-        raise UserError("sequences are to begin with BOS, as these SAEs were trained or --bos says, and the tokenizer "
-                        f"of {model.name} has none; give the model that they were trained on with --model")
-    return bos
+def _tokenizer(subjects: Sequence[Subject], model: Model, options: Options) -> Tokenizer:
+    """The model's tokenizer, which puts first what these SAEs were trained with."""
+    if options.bos is not None:
+        wanted: Bos = "yes" if options.bos else "no"
+        for subject in subjects:
+            if subject.bos not in ("auto", wanted):
+                raise UserError(f"--{'bos' if options.bos else 'no-bos'}: {subject.name} says that it was trained on "
+                                f"sequences that begin with{'out' if options.bos else ''} BOS; leave the option out")
+        return load_tokenizer(model, wanted)
+    said = {subject.bos for subject in subjects}
+    found = {} if {"yes", "no"} <= said else {bos: load_tokenizer(model, bos) for bos in said}
+    if len({tokenizer.begin for tokenizer in found.values()}) != 1:
+        raise UserError("some of these SAEs were trained on sequences that begin with BOS, some were not; evaluate "
+                        "them apart")
+    return next(iter(found.values()))
 
 
 def _nearby_text(subjects: Sequence[Subject]) -> str:

@@ -16,6 +16,7 @@ from torch import Tensor
 from olmoscope.evaluate.parts import parts_of_tokens
 from olmoscope.files import read_json
 from olmoscope.tokens.batches import plan_batches
+from olmoscope.tokens.begin import Begun, begun_with, is_begin
 from olmoscope.tokens.chunks import positions
 from olmoscope.tokens.segments import read_token_segment
 from olmoscope.tokens.tokenizer import Tokenizer
@@ -104,33 +105,30 @@ class Sequences:
                           torch.from_numpy(np.flatnonzero(real_BT)), torch.from_numpy(index))
 
 
-def read_sequences(folder: Path, tokenizer: Tokenizer, *, apart: bool, bos: int | None = None) -> Sequences:
+def read_sequences(folder: Path, tokenizer: Tokenizer, *, apart: bool, stored: tuple[int, ...]) -> Sequences:
     """All token segments of a folder, in the order of the text.
 
     Args:
         folder: a store, or a folder with a store's `tokens/`.
-        bos: a token to put before each sequence.
+        tokenizer: its `begin` is what the model's contexts shall begin with.
+        stored: what those of the folder begin with.
 
     Raises:
         UserError: missing or damaged.
     """
     segments = len(read_json(folder / "tokens" / "index.json")["rows"])
-    tokens, documents, numbers = [], [], []
-    for token_ids, document_ids, number in _sequences(folder, segments):
-        begin = [] if bos is None else [bos]
-        tokens.append(np.concatenate([np.array(begin, np.int32), token_ids]))
-        documents.append(np.concatenate([document_ids[: len(begin)], document_ids]))
-        numbers.append(number)
+    tokens, documents, numbers = zip(*_sequences(folder, segments), strict=True)
     order = np.argsort(numbers)
-    token_ids = np.concatenate([tokens[place] for place in order])
-    document_ids = np.concatenate([documents[place] for place in order])
-    special = tokenizer.special_ids() if bos is None else [*tokenizer.special_ids(), bos]
-    return Sequences(
-        token_ids, np.cumsum([0, *(len(tokens[place]) for place in order)]),
-        np.unique(document_ids, return_inverse=True)[1].astype(np.int64),
-        parts_of_tokens(token_ids, document_ids,
-                        lambda token: tokenizer.backend.decode([token], skip_special_tokens=False)),
-        np.isin(token_ids, special), apart)
+    text = begun_with(Begun(np.concatenate([tokens[place] for place in order]),
+                            np.concatenate([documents[place] for place in order]),
+                            np.cumsum([0, *(len(tokens[place]) for place in order)])),
+                      stored, tokenizer.begin, apart=apart)
+    parts = parts_of_tokens(text.token_ids, text.document_ids,
+                            lambda token: tokenizer.backend.decode([token], skip_special_tokens=False))
+    begins = is_begin(text.document_ids, text.starts, len(tokenizer.begin), apart=apart)
+    parts[begins] = 0
+    return Sequences(text.token_ids, text.starts, np.unique(text.document_ids, return_inverse=True)[1].astype(np.int64),
+                     parts, np.isin(text.token_ids, tokenizer.special_ids()) | begins, apart)
 
 
 def _sequences(folder: Path, segments: int) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:

@@ -17,6 +17,7 @@ from olmoscope.errors import UserError
 from olmoscope.files import read_json, sha256
 from olmoscope.hub_errors import hub_exceptions, hub_reason
 from olmoscope.model_errors import first_line
+from olmoscope.recipe import Bos
 from olmoscope.recipe_file import load_recipe
 from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.sae.saelens_folder import CONFIG, WEIGHTS, read_saelens_folder
@@ -44,11 +45,11 @@ class Subject:
         folder: where its files are (for the hub: in the cache).
         kind: what sort of place it came from.
         identity: the run's hash, or `sha256:` and a hash of weights and settings.
-        prepend_bos: whether it was trained on sequences that begin with BOS.
+        bos: whether it was trained on sequences that begin with BOS; `auto` where its folder does not say (then as the
+            tokenizer does by itself).
         context_size: the length of those sequences, where known.
         model_architecture: of the language model, e.g. `Olmo3ForCausalLM`, where its folder says it.
         model_layers: of the whole model, likewise.
-        says_bos: whether `prepend_bos` is what its folder says; else it is only supposed.
         unread: which tokens it was trained without, in words; None where all were read, or its folder does not say.
     """
 
@@ -61,11 +62,10 @@ class Subject:
     folder: Path
     kind: Literal["run", "folder", "hub"]
     identity: str
-    prepend_bos: bool
+    bos: Bos
     context_size: int | None
     model_architecture: str | None = None
     model_layers: int | None = None
-    says_bos: bool = True
     unread: str | None = None
 
     def unread_note(self) -> str | None:
@@ -122,7 +122,8 @@ def _open_run(folder: Path, layer: int | None) -> Subject:
     sae: SparseAutoencoder = load_sae(folder / done["checkpoint"])
     return Subject(sae, config.id, config.layer, model["name"], model["revision"],
                    "jumprelu" if isinstance(sae, JumpReLU) else config.activation, folder, "run", done["run_hash"],
-                   prepend_bos=False, context_size=max(high for _, high in recipe.tokens.chunk_lengths),
+                   bos="yes" if recipe.tokens.bos == "yes" else "no",
+                   context_size=max(high for _, high in recipe.tokens.chunk_lengths),
                    model_architecture=model["architecture"], model_layers=model["num_layers"])
 
 
@@ -133,9 +134,8 @@ def _open_folder(folder: Path, name: str, layer: int | None, kind: Literal["fold
     return Subject(read.sae, name, _layer(metadata, layer, folder), metadata.get("model_name"),
                    metadata.get("model_revision"), read.architecture, folder, kind,
                    f"sha256:{sha256(folder / WEIGHTS)[:32]}-{sha256(folder / CONFIG)[:8]}",
-                   prepend_bos=bool(metadata.get("prepend_bos", False)),
-                   context_size=context if isinstance(context, int) else None,
-                   says_bos=metadata.get("prepend_bos") is not None, unread=_unread(metadata))
+                   bos=_bos(metadata, folder), context_size=context if isinstance(context, int) else None,
+                   unread=_unread(metadata))
 
 
 def _unread(metadata: dict[str, Any]) -> str | None:
@@ -146,6 +146,14 @@ def _unread(metadata: dict[str, Any]) -> str | None:
             [None, *positions] if len(positions) == 1 else positions, (0, None, 1), strict=False)):
         left_out.append(f"positions outside {positions}")
     return " and ".join(left_out) or None
+
+
+def _bos(metadata: dict[str, Any], folder: Path) -> Bos:
+    """What the metadata says of BOS."""
+    said = metadata.get("prepend_bos")
+    if said is not None and not isinstance(said, bool):
+        raise UserError(f"{folder / CONFIG}: prepend_bos must be true or false, not {said!r}")
+    return "auto" if said is None else "yes" if said else "no"
 
 
 def _layer(metadata: dict[str, Any], layer: int | None, folder: Path) -> int:

@@ -128,7 +128,7 @@ def _make(subject: Subject, where: str, store: Store, model: Model, out: Path, f
           device: torch.device, text: Text, identity: str) -> Info:
     work, manifest, sae = out / "work", store.manifest, subject.sae.to(device)
     unembedding, why_none = _load_unembedding(store, model, device)
-    texts = token_texts(load_tokenizer(at_revision(model, manifest.model.revision)).backend)
+    texts = token_texts(load_tokenizer(at_revision(model, manifest.model.revision), "no").backend)
     kept = keep_of_store(filter_, store)
     corpus, rows_at = corpus_of(store, kept.masks)
     texts += [""] * (int(corpus.tokens_T.max()) + 1 - len(texts))
@@ -151,7 +151,8 @@ def _make(subject: Subject, where: str, store: Store, model: Model, out: Path, f
                        kind=subject.kind, architecture=subject.architecture, weights=subject.identity,
                        where=where if subject.kind == "hub" else os.path.relpath(Path(where).resolve(), out.resolve())),
         model=manifest.model, model_dtype=manifest.model_dtype,
-        store={**text.identity, "tokenizer_hash": manifest.tokenizer_hash},
+        store={**text.identity, "tokenizer_hash": manifest.tokenizer_hash}
+        | ({"bos_token_ids": manifest.bos_token_ids} if manifest.bos_token_ids else {}),
         filter=filter_, options=options, tokens=len(corpus.tokens_T), rows=facts.rows,
         sequences=len(corpus.sequences_S1) - 1, documents=len(set(corpus.document_ids_N.tolist())),
         firings=int(runs.counts().sum()), dead=int((runs.counts() == 0).sum()),

@@ -83,7 +83,8 @@ class Info(_Frozen):
     model_dtype: str | None
     """In which the model computed the rows; None where their store does not say."""
     store: dict[str, Any]
-    """The rows' store: `recipe_hash`, `split`, `tokenizer_hash`; of a text, its `text_hash`."""
+    """The rows' store: `recipe_hash`, `split`, `tokenizer_hash`; of a text, its `text_hash`; where its sequences begin
+    with BOS, `bos_token_ids`."""
     filter: Filter
     options: Options
     tokens: int

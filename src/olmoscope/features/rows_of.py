@@ -1,33 +1,31 @@
 """What `olmoscope index` works on: the SAE's model, the rows of a store or of a text, and where the index goes."""
 
-import hashlib
 from pathlib import Path
-from typing import Any
 
 from olmoscope.activations.collect import collect
 from olmoscope.activations.format import read_manifest
 from olmoscope.activations.store import open_store
 from olmoscope.errors import UserError
+from olmoscope.evaluate.context import text_context
 from olmoscope.evaluate.same_model import GivenModel, refuse_uncentred, said_by, take_for_same
 from olmoscope.evaluate.subject import Subject, open_sae
 from olmoscope.features.build import Indexed, Text, build_index
 from olmoscope.features.format import Options
-from olmoscope.files import sha256
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model_source import at_revision, pinned
 from olmoscope.progress import console
-from olmoscope.recipe import Filter, Model, Recipe
+from olmoscope.recipe import Bos, Filter, Model, Recipe
+from olmoscope.recipe import Text as RecipeText
 from olmoscope.recipe_file import load_recipe
-from olmoscope.text.given import given_sources
-
-CONTEXT = 1024
-"""Tokens of a sequence of a text, for an SAE that does not say what it was trained on."""
+from olmoscope.text.given import given_text
+from olmoscope.tokens.tokenizer import load_tokenizer
 
 
 def index_sae(where: str, *, store: Path | None = None, text: str | None = None, out: Path | None = None,
               model_name: str | None = None, layer: int | None = None, tokens: int = 1_000_000,
-              filter_: Filter = Filter(), options: Options = Options(), device: str = "auto") -> Indexed:  # noqa: B008
+              bos: bool | None = None, filter_: Filter = Filter(), options: Options = Options(),  # noqa: B008 (frozen)
+              device: str = "auto") -> Indexed:
     """Index an SAE over a store, or over text that the model reads now.
 
     Args:
@@ -39,12 +37,15 @@ def index_sae(where: str, *, store: Path | None = None, text: str | None = None,
         model_name: the language model, if the SAE does not say it, or calls it otherwise than the store or the hub.
         layer: for an SAE that does not say which.
         tokens: of the text, at most.
+        bos: whether its sequences begin with BOS. None: as the SAE was trained.
 
     Raises:
         UserError: see `open_sae`, `build_index`; no store or no text to be had; both given.
     """
     if store is not None and text is not None:
         raise UserError("--store and --text exclude each other: a store has its text already")
+    if bos is not None and text is None:
+        raise UserError("--bos and --no-bos are for --text: a store's sequences are what they are")
     subject = open_sae(where, layer)
     if subject.unread and filter_ == Filter():
         console.print(f"{subject.unread_note()} (--skip-first N and --skip-special leave rows out)", soft_wrap=True,
@@ -57,10 +58,11 @@ def index_sae(where: str, *, store: Path | None = None, text: str | None = None,
         if model is None:
             raise UserError(f"{where} does not say which language model it is of; give --model")
         model = pinned(settle_model(model.model_copy(update={"dtype": "auto"}), pick_device(device)))
-        rows = _of_text(subject, model, text, tokens, device)
+        wanted: Bos = subject.bos if bos is None else "yes" if bos else "no"
+        rows = _of_text(subject, model, text, tokens, wanted, device)
     else:
         store = store or _default_store(subject)
-        rows = _of_store(store)
+        rows = _of_store(store, subject)
         manifest = read_manifest(store)
         model = at_revision(model or Model(name=manifest.model.name), manifest.model.revision)
     return build_index(subject, where, rows, model, out, filter_, options, pick_device(device))
@@ -98,41 +100,41 @@ def _default_store(subject: Subject) -> Path:
                     "model read a text now")
 
 
-def _of_store(path: Path) -> Text:
+def _of_store(path: Path, subject: Subject) -> Text:
     manifest = read_manifest(path)
+    if subject.bos != "auto" and (subject.bos == "yes") != bool(manifest.bos_token_ids):
+        were, are = ("", "do not") if subject.bos == "yes" else ("not ", "do")
+        console.print(f"note: {subject.name} was {were}trained on sequences that begin with BOS; those of {path} {are}",
+                      soft_wrap=True, highlight=False)
     return Text({"recipe_hash": manifest.recipe_hash, "split": manifest.split}, lambda _: open_store(path))
 
 
-def _of_text(subject: Subject, model: Model, text: str, tokens: int, device: str) -> Text:
+def _of_text(subject: Subject, model: Model, text: str, tokens: int, bos: Bos, device: str) -> Text:
     """A text that the model reads into a store of its own, which is deleted when the index is finished."""
-    if subject.prepend_bos:
-        console.print(f"note: {subject.name} was trained on sequences that begin with BOS; the text is read without")
-    sources = given_sources(text)
-    recipe = _recipe(subject, model, sources, tokens, device)
-    files = [Path(path) for source in sources for path in source.get("paths", [])]
-    digest = hashlib.sha256("".join([*map(sha256, files)] or [text]).encode()).hexdigest()[:16]
+    given = given_text(text, model)
+    begin = load_tokenizer(model, bos).begin
+    recipe = _recipe(subject, model, given, tokens, "yes" if begin else "no", device)
 
     def collected(work: Path) -> Path:
         return collect(recipe, "train", work / "store").store
 
-    return Text({"recipe_hash": recipe.store_hash(), "split": "train", "text_hash": digest},
+    return Text({"recipe_hash": recipe.store_hash(), "split": "train", "text_hash": str(given.content)},
                 lambda work: open_store(collected(work)))
 
 
-def _recipe(subject: Subject, model: Model, sources: list[dict[str, Any]], tokens: int, device: str) -> Recipe:
-    """A recipe that reads these sources, in sequences as long as those that the SAE was trained on."""
+def _recipe(subject: Subject, model: Model, text: RecipeText, tokens: int, bos: Bos, device: str) -> Recipe:
+    """A recipe that reads this text, in sequences as long as those that the SAE was trained on."""
     if subject.kind == "run":
         trained = load_recipe(str(subject.folder / "recipe.yaml")).tokens
         sequences = {"chunk_lengths": trained.chunk_lengths, "documents": trained.documents,
                      "segment_rows": trained.segment_rows, "batch_tokens": trained.batch_tokens}
     else:
-        length = subject.context_size or CONTEXT
+        length = text_context([subject], model)
         sequences = {"chunk_lengths": [(length, length)], "segment_rows": max(65536, length),
                      "batch_tokens": max(16384, length)}
     return Recipe.model_validate({
         "name": "text", "device": device,
-        "text": {"sources": sources, "mixture": {source["name"]: 1.0 for source in sources}, "held_out_share": 0.0},
-        "tokens": {"count": tokens, "held_out": 1, **sequences},
+        "text": text, "tokens": {"count": tokens, "held_out": 1, "bos": bos, **sequences},
         "model": model, "activations": {"layers": [subject.layer], "dtype": "float32"},
         "saes": [{"layer": subject.layer, "d_sae": subject.sae.d_sae, "k": 1}],
         "train": {}, "release": {"name": "text", "repo_id": "none/none"}})

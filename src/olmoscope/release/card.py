@@ -168,7 +168,7 @@ def keep(module, inputs, output):
 
 layer = model.get_submodule(sae.cfg.metadata.hf_hook_name)  # {hook}
 hook = layer.register_forward_hook(keep)
-tokens = tokenizer("The cat sat on the mat.", return_tensors="pt", add_special_tokens=False)
+tokens = tokenizer({_example_text(recipe.tokens.bos)}, return_tensors="pt", add_special_tokens=False)
 with torch.no_grad():
     model(input_ids=tokens["input_ids"], use_cache=False)
 hook.remove()
@@ -185,6 +185,11 @@ from sae_lens import SAE
 
 sae = SAE.load_from_disk({f"PATH/{run.sae.id}"!r})
 ```"""
+
+
+def _example_text(bos: str) -> str:
+    """The text of the example, begun as those of the training were."""
+    return ("tokenizer.bos_token + " if bos == "yes" else "") + '"The cat sat on the mat."'
 
 
 def _active(run: FinishedRun) -> str:
@@ -219,6 +224,8 @@ def _how_made(runs: Sequence[FinishedRun]) -> str:
     rate = f"falling linearly to 0 over the last {train.decay:.0%} of the steps" if train.decay else "constant"
     documents = {"apart": "each document seen as if alone", "share": "documents of one sequence see each other"}
     order = {"shuffled": "shuffled over the whole store", "reading": "in the order in which the model read them"}
+    begin = {"share": "BOS at the start of each sequence", "apart": "BOS at the start of each document and sequence"}[
+        tokens.documents] if tokens.bos == "yes" else "no special tokens added"
     steps = _numbers({run.done.steps for run in runs})
     table = "\n".join(rows)
     return f"""\
@@ -226,7 +233,7 @@ def _how_made(runs: Sequence[FinishedRun]) -> str:
 
 {table}
 
-- Text: no special tokens added, an end-of-text token after each document, packed into sequences of {lengths}
+- Text: {begin}, an end-of-text token after each document, packed into sequences of {lengths}
   tokens; {documents[tokens.documents]}.
 - Activations: outputs of the decoder layers, computed in {recipe.model.dtype}, kept as
   {recipe.activations.dtype}.

@@ -6,7 +6,7 @@ from typing import Any
 
 from olmoscope.errors import UserError
 from olmoscope.recipe import SAE, Recipe
-from olmoscope.recipe_sources import ChatSource, DolmaSource, HubSource, Source
+from olmoscope.recipe_sources import ChatSource, DolmaSource, HubSource, Source, TableSource
 from olmoscope.release.finished_run import FinishedRun, read_run
 from olmoscope.release.saelens_format import hook_names, write_saelens
 
@@ -52,7 +52,7 @@ def saelens_metadata(run: FinishedRun) -> dict[str, Any]:
         "model_revision": model.revision,
         **hook_names(model.layers_path, run.sae.layer),
         "context_size": max(high for _, high in run.recipe.tokens.chunk_lengths),
-        "prepend_bos": False,
+        "prepend_bos": run.recipe.tokens.bos == "yes",
         "dataset_path": ", ".join(dataset_names(run.recipe)),
         "training_tokens": done.tokens,
         "l0": done.l0,
@@ -73,7 +73,7 @@ def dataset_names(recipe: Recipe) -> list[str]:
 
 def dataset_repo(source: Source) -> str | None:
     """The hub dataset that a source reads, or None."""
-    if isinstance(source, HubSource | ChatSource):
+    if isinstance(source, HubSource | ChatSource | TableSource):
         return source.repo
     if isinstance(source, DolmaSource) and source.url_list and source.url_list.startswith("hf://datasets/"):
         return "/".join(source.url_list.removeprefix("hf://datasets/").split("/")[:2])

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import zstandard
 
@@ -25,12 +25,23 @@ _CHUNK_BYTES = 1 << 16
 def read(path: Path, name: str, start: int) -> Iterator[Row | Malformed]:
     """The lines of a shard. A blank line is a row with an empty text.
 
+    Args:
+        name: what ids call it: a line without an `id` gets `name:line`, counted from 1.
+
+    Other arguments and errors: see `read_objects`.
+    """
+    for row, value in enumerate(read_objects(path, start), start=start + 1):
+        yield value if isinstance(value, Malformed) else _row(value, f"{name}:{row}")
+
+
+def read_objects(path: Path, start: int) -> Iterator[dict[str, Any] | Malformed]:
+    """The JSON object of each line, an empty one for a blank line.
+
     A file that breaks off or is damaged midway (a cut gzip, a wrong checksum) gives one malformed row at the line
     where reading stopped, and ends there.
 
     Args:
         path: the shard; its ending, one of `SUFFIXES`, says how it is compressed.
-        name: what ids call it: a line without an `id` gets `name:line`, counted from 1.
         start: lines to pass over; they are decompressed, not parsed.
 
     Raises:
@@ -41,7 +52,7 @@ def read(path: Path, name: str, start: int) -> Iterator[Row | Malformed]:
         with path.open("rb") as file:
             for line in islice(_lines(file, path.suffix), start, None):
                 row += 1
-                yield _parse(line, f"{name}:{row}")
+                yield _parse(line)
     except (EOFError, gzip.BadGzipFile, zlib.error, zstandard.ZstdError) as error:
         if row == 0:
             raise UserError(f"{path} is damaged from its start ({error}); delete it and fetch it again") from error
@@ -90,9 +101,9 @@ def _split(chunks: Iterable[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def _parse(line: bytes, fallback_id: str) -> Row | Malformed:
+def _parse(line: bytes) -> dict[str, Any] | Malformed:
     if not line.strip():
-        return Row(fallback_id, "")
+        return {}
     try:
         value = json.loads(line)
     except UnicodeDecodeError as error:
@@ -101,6 +112,12 @@ def _parse(line: bytes, fallback_id: str) -> Row | Malformed:
         return Malformed(f"not JSON: {error}")
     if not isinstance(value, dict):
         return Malformed("not a JSON object")
+    return value or Malformed("an empty JSON object")
+
+
+def _row(value: dict[str, Any], fallback_id: str) -> Row | Malformed:
+    if not value:
+        return Row(fallback_id, "")
     if "text" not in value:
         return Malformed(f"no key `text` (it has {', '.join(list(value)[:8])})")
     return checked(value["text"], value.get("id"), fallback_id)

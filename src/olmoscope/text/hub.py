@@ -10,9 +10,10 @@ from typing import Any
 
 from olmoscope.errors import UserError
 from olmoscope.recipe_sources import HubSource
-from olmoscope.text.chat import row_of_messages
+from olmoscope.text.chat import ToText, row_of_chat
 from olmoscope.text.hub_files import explained
 from olmoscope.text.row import Malformed, Row, checked
+from olmoscope.text.table import CHAT_COLUMNS, COLUMNS, column_of
 
 
 class HubDataset:
@@ -22,11 +23,11 @@ class HubDataset:
         UserError: no network, no such dataset, configuration, split or column.
     """
 
-    def __init__(self, source: HubSource) -> None:
+    def __init__(self, source: HubSource, to_text: ToText) -> None:
         from datasets import load_dataset
         from huggingface_hub import constants
 
-        self._source = source
+        self._source, self._to_text = source, to_text
         self._address = f"source {source.name}: dataset {source.repo}"
         if constants.HF_HUB_OFFLINE and not Path(source.repo).is_dir():
             raise UserError(f"{self._address} is read from the hub as it goes, which HF_HUB_OFFLINE forbids: unset it, "
@@ -37,23 +38,37 @@ class HubDataset:
                                                   revision=source.revision, streaming=True)
             except ValueError as error:  # what `datasets` raises for an unknown configuration or split
                 raise UserError(f"{self._address}: {_first_line(error)}") from error
-        columns = self._dataset.column_names
-        if columns is not None and source.column not in columns:
-            raise UserError(f"{self._address} has no column {source.column!r}; it has {', '.join(columns)}")
+        columns = self._columns()
+        self._column = source.column if source.column is not None else column_of(columns or [])
+        if self._column is None:
+            raise UserError(f"{self._address} has none of the columns {', '.join(COLUMNS)}; it has "
+                            f"{', '.join(columns or [])}: name one as `column` of a recipe's source of kind hub")
+        if columns is not None and self._column not in columns:
+            raise UserError(f"{self._address} has no column {self._column!r}; it has {', '.join(columns)}")
         if columns is not None:
-            self._dataset = self._dataset.select_columns([source.column] + ["id"] * ("id" in columns))
+            self._dataset = self._dataset.select_columns([self._column] + ["id"] * ("id" in columns))
         self.shards: int = self._dataset.num_shards
+
+    def _columns(self) -> list[str] | None:
+        """Those of the dataset; where its format does not say them (JSON lines), those of the first row if they matter
+        here."""
+        if (names := self._dataset.column_names) is not None or self._source.column is not None:
+            return None if names is None else list(names)
+        return list(next(self._rows(0, 0), {}))
 
     def read(self, shard: int, start: int) -> Iterator[Row | Malformed]:
         """The rows of a shard from row `start` on; a row without an `id` gets `repo/shard:row`, counted from 1.
 
-        The column may hold texts, or chats (a list of `{role, content}`), which become `role: content` paragraphs.
+        The column may hold texts or chats.
 
         Raises:
             UserError: the connection fails, or the data cannot be read.
         """
-        rows = iter(self._dataset.shard(num_shards=self.shards, index=shard).skip(start))
-        number = start
+        for number, values in enumerate(self._rows(shard, start), start=start + 1):
+            yield self._row(values, f"{self._source.repo}/{shard}:{number}")
+
+    def _rows(self, shard: int, start: int) -> Iterator[dict[str, Any]]:
+        rows = iter(self._dataset.shard(num_shards=self._dataset.num_shards, index=shard).skip(start))
         while True:
             try:
                 with explained(self._address, self._source.repo, self._source.revision):
@@ -64,13 +79,12 @@ class HubDataset:
                 raise UserError(f"{self._address}: {_first_line(error)}") from error
             if values is None:
                 return
-            number += 1
-            yield self._row(values, f"{self._source.repo}/{shard}:{number}")
+            yield values
 
     def _row(self, values: dict[str, Any], fallback_id: str) -> Row | Malformed:
-        value = values.get(self._source.column)
-        if isinstance(value, list):
-            return row_of_messages(value, values.get("id"), fallback_id, "plain")
+        value = values.get(str(self._column))
+        if isinstance(value, list | dict) or self._column in CHAT_COLUMNS:
+            return row_of_chat(value, values.get("id"), fallback_id, self._to_text)
         return checked(value, values.get("id"), fallback_id)
 
 

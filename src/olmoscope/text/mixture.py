@@ -15,6 +15,7 @@ from typing import Any, Literal
 from olmoscope.errors import UserError
 from olmoscope.recipe import Text
 from olmoscope.seeds import generator
+from olmoscope.text.chat import ToText
 from olmoscope.text.document import Document
 from olmoscope.text.row import Malformed, Row
 from olmoscope.text.sources import Source, resolve
@@ -63,24 +64,31 @@ class Mixture:
     Attributes:
         documents, empty, malformed: how many there were so far of each source, by its name.
         rows: how many rows were read of each source: these three and the documents of the other split.
+        lost: for each source, what its rows say and their texts do not (`Row.lost`), and in how many messages of the
+            split's documents.
 
     Raises:
         UserError: on construction, a source without files or that cannot be listed; on iteration, a shard that
             cannot be had or read, too many malformed rows, or no usable document in the whole text.
     """
 
-    def __init__(self, text: Text, seed: int, split: Split) -> None:
+    def __init__(self, text: Text, seed: int, split: Split, template: ToText | None = None) -> None:
+        """
+        Args:
+            template: the model's chat template, where a source asks for it (template.py).
+        """
         if split == "held_out" and text.held_out_share == 0:
             raise UserError("text.held_out_share is 0, so there are no held-out documents; set it above 0")
         self._text = text
         self._seed = seed
         self._split = split
-        self._sources = [resolve(source) for source in text.sources]
+        self._sources = [resolve(source, template) for source in text.sources]
         names = [source.name for source in self._sources]
         self.rows = dict.fromkeys(names, 0)
         self.documents = dict.fromkeys(names, 0)
         self.empty = dict.fromkeys(names, 0)
         self.malformed = dict.fromkeys(names, 0)
+        self.lost: dict[str, dict[str, int]] = {name: {} for name in names}
         self._last_malformed: dict[str, str] = {}
         self._drawn = 0
         self._queues = self._fill_queues()
@@ -108,13 +116,14 @@ class Mixture:
 
     def state_dict(self) -> dict[str, Any]:
         """Where the mixture stands, in a few JSON values."""
+        lost = {name: dict(counts) for name, counts in self.lost.items() if counts}
         return {
             "identity": self._identity,
             "drawn": self._drawn,
             "queues": [[queue.shard, queue.row] for queue in self._queues],
             "counts": {name: [self.rows[name], self.documents[name], self.empty[name], self.malformed[name]]
                        for name in self.rows},
-        }
+        } | ({"lost": lost} if lost else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where `state_dict` was taken, in a mixture with the same arguments.
@@ -130,6 +139,7 @@ class Mixture:
             queue.shard, queue.row, queue.rows = shard, row, None
         for name, counts in state["counts"].items():
             self.rows[name], self.documents[name], self.empty[name], self.malformed[name] = counts
+            self.lost[name] = dict(state.get("lost", {}).get(name, {}))
 
     def _fill_queues(self) -> list[_Queue]:
         by_source = [[(number, shard) for shard in range(len(source.names))]
@@ -147,8 +157,8 @@ class Mixture:
 
     def _identify(self) -> str:
         """A hash of what decides the documents and their order. Files go by their names, not by where they are."""
-        value = [self._seed, self._split, self._text.mixture, self._text.held_out_share,
-                 [[source.name, source.names] for source in self._sources]]
+        sources = self._text.content or [[source.name, source.names] for source in self._sources]
+        value = [self._seed, self._split, self._text.mixture, self._text.held_out_share, sources]
         return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     def _draw(self, queues: list[_Queue]) -> _Queue:
@@ -180,8 +190,10 @@ class Mixture:
                 continue
             if not row.text or row.text.isspace():
                 self.empty[name] += 1
+                self._count_lost(source, f"{source.addresses[shard]}:{queue.row}", row.lost)
             elif is_held_out(row.id, self._text.held_out_share) == (self._split == "held_out"):
                 self.documents[name] += 1
+                self._count_lost(source, f"{source.addresses[shard]}:{queue.row}", row.lost)
                 return Document(row.text, name, row.id)
         return None
 
@@ -201,6 +213,14 @@ class Mixture:
         if self.malformed[name] <= _REPORTED:
             more = "; further ones are only counted" if self.malformed[name] == _REPORTED else ""
             _log.warning("source %s: skipped %s%s", name, what, more)
+
+    def _count_lost(self, source: Source, where: str, lost: tuple[str, ...]) -> None:
+        counts = self.lost[source.name]
+        for what in lost:
+            if what not in counts:
+                _log.warning("source %s: %s: the text of a message is without its %s; such messages are counted",
+                             source.name, where, what)
+            counts[what] = counts.get(what, 0) + 1
 
     def _judge(self, name: str) -> None:
         malformed, rows = self.malformed[name], self.rows[name]

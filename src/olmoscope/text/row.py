@@ -9,6 +9,9 @@ class Row:
 
     id: str
     text: str
+    lost: tuple[str, ...] = ()
+    """What its source says and the text does not, such as `image` or `reasoning`; once for each message that lost it.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,13 +21,14 @@ class Malformed:
     reason: str
 
 
-def checked(text: object, row_id: object, fallback_id: str) -> Row | Malformed:
+def checked(text: object, row_id: object, fallback_id: str, lost: tuple[str, ...] = ()) -> Row | Malformed:
     """A row from values of unknown type.
 
     Args:
         text: what should be a text.
         row_id: what should be a text or a whole number; None and "" give way to the fallback.
         fallback_id: an id made of the file's name and the row's number.
+        lost: see `Row`.
     """
     if not isinstance(text, str):
         return Malformed("text is missing" if text is None else f"text is of type {type(text).__name__}")
@@ -32,7 +36,7 @@ def checked(text: object, row_id: object, fallback_id: str) -> Row | Malformed:
         row_id = fallback_id
     if isinstance(row_id, bool) or not isinstance(row_id, str | int):
         return Malformed(f"id is of type {type(row_id).__name__}, neither a text nor a whole number")
-    row = Row(str(row_id), text)
+    row = Row(str(row_id), text, lost)
     # JSON can spell half of a surrogate pair, which no encoding (and no tokenizer) takes.
     for value in (row.id, row.text):
         if not value.isascii():

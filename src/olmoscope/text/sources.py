@@ -7,7 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from olmoscope import recipe_sources
 from olmoscope.errors import UserError
-from olmoscope.text import chat, dolma, hub_files, plain
+from olmoscope.text import dolma, hub_files, plain, table
+from olmoscope.text.chat import ToText, hand_rendered
 from olmoscope.text.download import fetch, is_remote
 from olmoscope.text.row import Malformed, Row
 
@@ -25,8 +26,11 @@ class Source:
     """`read(shard, start)`: the rows of a shard from row `start` on; fetches the shard if it is not here yet."""
 
 
-def resolve(source: recipe_sources.Source) -> Source:
+def resolve(source: recipe_sources.Source, template: ToText | None = None) -> Source:
     """List a source's shards. Lists are fetched now, shards only when they are read.
+
+    Args:
+        template: the model's chat template, where the source's `format` is `template`.
 
     Raises:
         UserError: nothing matches a path, a list or a repository cannot be had or is empty, or a shard is of no
@@ -43,23 +47,38 @@ def resolve(source: recipe_sources.Source) -> Source:
                                     f"of {' '.join(dolma.SUFFIXES)}")
             return _of_files(source.name, addresses, "paths or url_list", dolma.read)
         case recipe_sources.ChatSource():
-            addresses = _local(source.name, source.paths)
-            if source.repo is not None:
-                found = hub_files.matching(source.repo, source.revision, source.files)
-                if not found:
-                    raise UserError(f"source {source.name}: dataset {source.repo} has no file that matches "
-                                    f"{source.files!r}")
-                addresses += found
-            return _of_files(source.name, addresses, "paths or repo",
-                             lambda path, name, start: chat.read(path, name, start, source.format))
+            to_text = _to_text(source.format, template)
+            return _of_files(source.name, _table_files(source), "paths or repo", lambda path, name, start:
+                             table.read_chats(path, name, start, source.column, to_text))
+        case recipe_sources.TableSource():
+            to_text = _to_text(source.format, template)
+            return _of_files(source.name, _table_files(source), "paths or repo", lambda path, name, start:
+                             table.read_texts(path, name, start, source.column, to_text))
         case recipe_sources.HubSource():
             from olmoscope.text.hub import HubDataset
 
-            dataset = HubDataset(source)
+            dataset = HubDataset(source, _to_text(source.format, template))
             names = [f"{source.repo} shard {shard}" for shard in range(dataset.shards)]
             return Source(source.name, names, names, dataset.read)
         case recipe_sources.FilesSource():
             return _of_files(source.name, _local(source.name, source.paths), "paths", plain.read)
+
+
+def _to_text(format: recipe_sources.ChatFormat, template: ToText | None) -> ToText:
+    if format != "template":
+        return hand_rendered(format)
+    assert template is not None, "give the template of the recipe's model (template.py)"
+    return template
+
+
+def _table_files(source: recipe_sources.ChatSource | recipe_sources.TableSource) -> list[str]:
+    addresses = _local(source.name, source.paths)
+    if source.repo is not None:
+        found = hub_files.matching(source.repo, source.revision, source.files)
+        if not found:
+            raise UserError(f"source {source.name}: dataset {source.repo} has no file that matches {source.files!r}")
+        addresses += found
+    return addresses
 
 
 def _of_files(name: str, addresses: list[str], keys: str,

@@ -60,13 +60,17 @@ def waiting_from_arrays(arrays: dict[str, np.ndarray]) -> Waiting:
 class Chunker:
     """Cuts the stream of documents into sequences; at any cut it can say where it is, and go on from there."""
 
-    def __init__(self, buckets: list[tuple[int, int]], count: int, seed: int) -> None:
+    def __init__(self, buckets: list[tuple[int, int]], count: int, seed: int, begin: tuple[int, ...] = (),
+                 *, apart: bool = False) -> None:
         """
         Args:
             buckets: (shortest, longest) chunk lengths; a bucket is chosen at random, then a length in it.
             count: tokens wanted in all; the last sequence is cut to meet it exactly.
+            begin: token ids that each sequence begins with (BOS); they count as tokens.
+            apart: whether each document of a sequence begins with them too.
         """
         self.buckets, self.count, self.seed = buckets, count, seed
+        self._begin, self._apart = np.array(begin, np.int32), apart
         self.sequences = 0
         self.tokens = 0
         self._documents = 0
@@ -86,19 +90,22 @@ class Chunker:
             last: no more documents will come: what is left becomes a sequence, however short.
         """
         length = min(self._length(self.sequences), self.count - self.tokens)
+        available = self._available + len(self._begin) * (len(self._waiting) if self._apart else bool(self._waiting))
         if last:
-            length = min(length, self._available)
-        if length == 0 or length > self._available:
+            length = min(length, available)
+        if length == 0 or length > available:
             return None
-        parts = []
+        parts: list[tuple[np.ndarray, int, int]] = []
         missing = length
         while missing:
             token_ids, document, source = self._waiting.popleft()
-            if len(token_ids) > missing:
-                self._waiting.appendleft((token_ids[missing:], document, source))
-                token_ids = token_ids[:missing]
-            parts.append((token_ids, document, source))
-            missing -= len(token_ids)
+            begin = self._begin[: missing if self._apart or not parts else 0]
+            taken = min(len(token_ids), missing - len(begin))
+            if taken < len(token_ids):
+                self._waiting.appendleft((token_ids[taken:], document, source))
+            parts.append((np.concatenate([begin, token_ids[:taken]]), document, source))
+            missing -= len(begin) + taken
+            self._available -= taken
         lengths = [len(part[0]) for part in parts]
         sequence = Sequence(
             self.sequences, np.concatenate([part[0] for part in parts]),
@@ -106,7 +113,6 @@ class Chunker:
             np.repeat(np.array([part[2] for part in parts], dtype=np.uint8), lengths))
         self.sequences += 1
         self.tokens += length
-        self._available -= length
         return sequence
 
     def state(self) -> tuple[dict[str, int], Waiting]:

@@ -1,7 +1,15 @@
-"""The token stage: text in, token segments out. Cheap next to the model, deterministic, resumable at any segment."""
+"""The token stage: text in, token segments out. Cheap next to the model, deterministic, resumable at any segment.
 
+A segment is written with the state from which the next one can be packed. Of the document that was read last, a rest
+may be waiting: up to a segment's tokens it is written as well; a longer rest (of a document of many megabytes) would be
+written again with every segment, so there the state says where the document is, and going on reads it again.
+"""
+
+import hashlib
 import itertools
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,13 +21,15 @@ from olmoscope.progress import bar
 from olmoscope.recipe import Recipe
 from olmoscope.text.document import Document
 from olmoscope.text.mixture import Mixture
+from olmoscope.text.template import template_for
 from olmoscope.tokens.batches import plan_batches
-from olmoscope.tokens.chunks import Chunker, Sequence, waiting_from_arrays, waiting_to_arrays
+from olmoscope.tokens.chunks import Chunker, Sequence, Waiting, waiting_from_arrays, waiting_to_arrays
 from olmoscope.tokens.segments import TokenSegment, has_token_segment, read_packing_state, write_token_segment
 from olmoscope.tokens.tokenizer import Tokenizer
 
 DOCUMENTS_AT_ONCE = 64
-"""Tokenised together, so that the tokenizer can use all cores."""
+"""Tokenised together, so that the tokenizer can use all cores; fewer where they are long."""
+CHARACTERS_AT_ONCE = 2**22
 
 
 def is_packed(store: Path) -> bool:
@@ -32,30 +42,35 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
 
     Returns:
         The index: `rows` of every segment, `padded` (tokens computed, padding included), `wanted` (tokens), and
-        for each source its `documents` and `tokens`, `malformed` and `empty` ones.
+        for each source its `documents` and `tokens`, `malformed` and `empty` ones, and what its chats `lost`
+        (`Mixture`), where they lost anything.
 
     Raises:
-        UserError: no usable text, or what the text stage raises.
+        UserError: no usable text, sequences that would hold nothing but BOS, or what the text stage raises.
     """
+    assert recipe.tokens.bos != "auto" or not tokenizer.begin, "settle the recipe first (pipeline.py)"
     _refuse_another(recipe, store)
+    _refuse_nothing_but_bos(recipe, tokenizer)
     if has_token_segment(store, 0) and not (store / "tokens" / "recipe.json").exists():  # lost since
         write_json(store / "tokens" / "recipe.json", _identity(recipe))
     index_path = store / "tokens" / "index.json"
     if is_packed(store):
         return dict(read_json(index_path))
     count = recipe.tokens.count if split == "train" else recipe.tokens.held_out
-    mixture = Mixture(recipe.text, recipe.seed, split)
-    chunker = Chunker(recipe.tokens.chunk_lengths, count, recipe.seed)
+    mixture = Mixture(recipe.text, recipe.seed, split, template_for(recipe.text, recipe.model))
+    chunker = Chunker(recipe.tokens.chunk_lengths, count, recipe.seed, tokenizer.begin,
+                      apart=recipe.tokens.documents == "apart")
+    sources = [source.name for source in recipe.text.sources]
     done = next(number for number in itertools.count() if not has_token_segment(store, number))
     totals: dict[str, Any] = {"rows": [], "padded": 0, "source_tokens": [0] * len(recipe.text.sources)}
-    mixture_state = mixture.state_dict()
+    at = _Place(mixture.state_dict())
     if done:
         arrays, state = read_packing_state(store, done - 1)
-        mixture.load_state_dict(mixture_state := state["mixture"])
+        mixture.load_state_dict(state["mixture"])
         chunker.restore(state["chunker"], waiting_from_arrays(arrays))
-        totals = state["totals"]
-
-    sources = [source.name for source in recipe.text.sources]
+        totals, at = state["totals"], _Place(state["mixture"])
+        if "reread" in state and chunker.tokens < count:
+            at = _read_again(mixture, chunker, tokenizer, sources, state)
     segment: list[Sequence] = []
 
     def close() -> None:
@@ -67,17 +82,21 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
         totals["padded"] += padded
         counts = np.bincount(tokens.sources, minlength=len(sources))
         totals["source_tokens"] = [old + int(new) for old, new in zip(totals["source_tokens"], counts, strict=True)]
-        write_token_segment(store, len(totals["rows"]) - 1, tokens, waiting_to_arrays(waiting),
-                            {"mixture": mixture_state, "chunker": counters, "totals": totals})
+        state = {"mixture": at.mixture, "chunker": counters, "totals": totals}
+        if (rest := sum(len(token_ids) for token_ids, _, _ in waiting)) > recipe.tokens.segment_rows:
+            assert at.document is not None and len(waiting) == 1
+            state["reread"] = at.document.where(rest)
+        write_token_segment(store, len(totals["rows"]) - 1, tokens,
+                            waiting_to_arrays(() if "reread" in state else waiting), state)
         segment.clear()
 
     counters, waiting = chunker.state()
     with bar(f"tokens ({split})", count, "tokens", done=chunker.tokens) as advance:
-        for sequence, document_state in _sequences(mixture, chunker, tokenizer, sources):
+        for sequence, place in _sequences(mixture, chunker, tokenizer, sources, at):
             if sum(len(part.token_ids) for part in segment) + len(sequence.token_ids) > recipe.tokens.segment_rows:
                 close()
             segment.append(sequence)
-            mixture_state = document_state
+            at = place
             counters, waiting = chunker.state()
             advance(len(sequence.token_ids))
     if segment:
@@ -85,10 +104,10 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
     if not totals["rows"]:
         raise UserError(f"text: the sources have no document for the {split} split; add text or change "
                         "text.held_out_share")
-    mixture.load_state_dict(mixture_state)  # it may have read on: count what went into sequences
+    mixture.load_state_dict(at.mixture)  # it may have read on: count what went into sequences
     index = {"rows": totals["rows"], "padded": totals["padded"], "wanted": count, "sources": {
         name: {"documents": mixture.documents[name], "tokens": tokens, "malformed": mixture.malformed[name],
-               "empty": mixture.empty[name]}
+               "empty": mixture.empty[name]} | ({"lost": lost} if (lost := mixture.lost[name]) else {})
         for name, tokens in zip(sources, totals["source_tokens"], strict=True)}}
     write_json(index_path, index)
     return index
@@ -106,22 +125,89 @@ def _identity(recipe: Recipe) -> dict[str, str]:
     return {"tokens_hash": recipe.tokens_hash()}
 
 
-def _sequences(mixture: Mixture, chunker: Chunker, tokenizer: Tokenizer,
-               sources: list[str]) -> Iterator[tuple[Sequence, dict[str, Any]]]:
-    """Every sequence, with the mixture's state after the last document that the chunker took in."""
+def _refuse_nothing_but_bos(recipe: Recipe, tokenizer: Tokenizer) -> None:
+    shortest = min(low for low, _ in recipe.tokens.chunk_lengths)
+    if shortest <= len(tokenizer.begin):
+        raise UserError(f"tokens.chunk_lengths: a sequence of {shortest} would hold nothing but BOS; the shortest must "
+                        f"be over {len(tokenizer.begin)}, or set tokens.bos=no")
+
+
+@dataclass(frozen=True)
+class _LastDocument:
+    """The document that the chunker took in last."""
+
+    before: dict[str, Any]
+    """The mixture's state from which it comes next."""
+    token_ids: np.ndarray
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(self.token_ids.tobytes()).hexdigest()
+
+    def where(self, rest: int) -> dict[str, Any]:
+        """How to have the last `rest` tokens of it again, as JSON values."""
+        return {"mixture": self.before, "taken": len(self.token_ids) - rest, "sha256": self.digest}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the text stands."""
+
+    mixture: dict[str, Any]
+    """The mixture's state after the last document that the chunker took in."""
+    document: _LastDocument | None = None
+    """That document; None where none was read since packing was gone on with."""
+
+
+def _read_again(mixture: Mixture, chunker: Chunker, tokenizer: Tokenizer, sources: list[str],
+                state: dict[str, Any]) -> _Place:
+    """Give the chunker the rest of a document whose tokens were not written.
+
+    Raises:
+        UserError: the document is no longer what it was.
+    """
+    reread, counters = state["reread"], state["chunker"]
+    mixture.load_state_dict(reread["mixture"])
+    document = next(mixture, None)
+    token_ids = np.empty(0, np.int32) if document is None else tokenizer.encode([document.text])[0]
+    last = _LastDocument(reread["mixture"], token_ids)
+    if document is None or last.digest != reread["sha256"]:
+        name = "which is gone" if document is None else document.id
+        raise UserError(f"cannot go on: document {counters['documents']} of the text ({name}) has changed since "
+                        "packing stopped in it; restore it, or start anew in another --out")
+    waiting: Waiting = ((token_ids[reread["taken"] :], counters["documents"] - 1, sources.index(document.source)),)
+    chunker.restore(counters, waiting)
+    return _Place(mixture.state_dict(), last)
+
+
+def _sequences(mixture: Mixture, chunker: Chunker, tokenizer: Tokenizer, sources: list[str],
+               place: _Place) -> Iterator[tuple[Sequence, _Place]]:
+    """Every sequence, with the place after the last document that the chunker took in.
+
+    Args:
+        place: where the text stands now.
+    """
     documents = _with_state(mixture)
-    state = mixture.state_dict()
     while sequence := chunker.cut():  # what waited when packing was stopped may be enough for some
-        yield sequence, state
-    while chunker.tokens < chunker.count and (group := list(itertools.islice(documents, DOCUMENTS_AT_ONCE))):
+        yield sequence, place
+    while chunker.tokens < chunker.count and (group := _group(documents)):
         encoded = tokenizer.encode([document.text for document, _ in group])
         for (document, document_state), token_ids in zip(group, encoded, strict=True):
             chunker.add(token_ids, sources.index(document.source))
-            state = document_state
+            place = _Place(document_state, _LastDocument(place.mixture, token_ids))
             while sequence := chunker.cut():
-                yield sequence, state
+                yield sequence, place
     while sequence := chunker.cut(last=True):
-        yield sequence, mixture.state_dict()
+        yield sequence, _Place(mixture.state_dict(), place.document)
+
+
+def _group(documents: Iterator[tuple[Document, dict[str, Any]]]) -> list[tuple[Document, dict[str, Any]]]:
+    group: list[tuple[Document, dict[str, Any]]] = []
+    characters = 0
+    while len(group) < DOCUMENTS_AT_ONCE and characters < CHARACTERS_AT_ONCE and (one := next(documents, None)):
+        group.append(one)
+        characters += len(one[0].text)
+    return group
 
 
 def _with_state(mixture: Mixture) -> Iterator[tuple[Document, dict[str, Any]]]:

@@ -1,22 +1,25 @@
-"""The model's tokenizer, as the token stage uses it: no special tokens added, EOS known."""
+"""The model's tokenizer, as the token stage uses it: EOS after each document, BOS where the model reads on from."""
 
 import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import tokenizers
 
 from olmoscope.errors import UserError
 from olmoscope.model_source import loading, locate, pinned
-from olmoscope.recipe import Model
+from olmoscope.recipe import Bos, Model
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A fast tokenizer and the id that ends a document."""
+    """A fast tokenizer, the id that ends a document, and the ids that the model's contexts begin with."""
 
     backend: tokenizers.Tokenizer
     eos_id: int
+    begin: tuple[int, ...] = ()
+    """BOS, in nearly every model that has any."""
 
     def encode(self, texts: list[str]) -> list[np.ndarray]:
         """Token ids (int32) of each text, with EOS appended; nothing else is added."""
@@ -24,20 +27,23 @@ class Tokenizer:
         return [np.array([*encoding.ids, self.eos_id], dtype=np.int32) for encoding in encodings]
 
     def special_ids(self) -> list[int]:
-        """Ids of the tokens that the tokenizer calls special (EOS, chat marks and the like), ascending."""
+        """Ids of the tokens that the tokenizer calls special (EOS, chat marks and the like), and `begin`; ascending."""
         added = self.backend.get_added_tokens_decoder()
-        return sorted({self.eos_id, *(number for number, token in added.items() if token.special)})
+        return sorted({self.eos_id, *self.begin, *(number for number, token in added.items() if token.special)})
 
     def hash(self) -> str:
         """Identifies the tokenizer by all that it consists of."""
         return hashlib.sha256(self.backend.to_str().encode()).hexdigest()[:16]
 
 
-def load_tokenizer(model: Model) -> Tokenizer:
+def load_tokenizer(model: Model, bos: Bos = "auto") -> Tokenizer:
     """Load the tokenizer of a recipe's model.
 
+    Args:
+        bos: `Tokens.bos`: whether `begin` is what the tokenizer puts first by itself, BOS in any case, or nothing.
+
     Raises:
-        UserError: it cannot be found, is not a fast one, or has no EOS token.
+        UserError: it cannot be found, is not a fast one, has no EOS token, or no BOS token where `bos` is `yes`.
     """
     from transformers import AutoTokenizer
 
@@ -49,7 +55,24 @@ def load_tokenizer(model: Model) -> Tokenizer:
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {model.name!r} has no EOS token, which must stand between documents: "
                         "set eos_token in its tokenizer_config.json")
+    begin = () if bos == "no" else _puts_first(tokenizer, model)
+    if bos == "yes" and not begin:
+        if tokenizer.bos_token_id is None:
+            raise UserError(f"the tokenizer of {model.name!r} has no BOS token, and sequences are to begin with one "
+                            "(tokens.bos: yes, or an SAE's prepend_bos); set tokens.bos=no, or say --no-bos")
+        begin = (tokenizer.bos_token_id,)
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
     backend.no_padding()
-    return Tokenizer(backend, tokenizer.eos_token_id)
+    return Tokenizer(backend, tokenizer.eos_token_id, begin)
+
+
+def _puts_first(tokenizer: Any, model: Model) -> tuple[int, ...]:
+    """What the tokenizer puts before a text by itself."""
+    alone = tokenizer("a", add_special_tokens=False)["input_ids"]
+    dressed = tokenizer("a", add_special_tokens=True)["input_ids"]
+    for first in range(len(dressed) - len(alone) + 1):
+        if dressed[first : first + len(alone)] == alone:
+            return tuple(dressed[:first])
+    raise UserError(f"the tokenizer of {model.name!r} changes a text when it adds special tokens, so what it puts "
+                    "first is not known: set tokens.bos=yes or tokens.bos=no")

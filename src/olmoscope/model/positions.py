@@ -1,0 +1,69 @@
+"""How long a sequence a model takes: checked before anything is packed, from the config alone.
+
+Most models turn positions into angles (rotary) or distances, and run on any length; beyond what they were made for,
+their outputs are not to be trusted. Others look positions up in a table, and end with an error where it ends.
+"""
+
+import copy
+from typing import Any
+
+import torch
+
+from olmoscope.errors import UserError
+
+_LIMITS = ("max_position_embeddings", "max_seq_len", "max_target_positions")
+"""What configs call the longest sequence (`n_positions` and the like are other names of the first)."""
+_OFFSET = 2
+"""Rows that some tables have beyond their positions."""
+
+
+def most_positions(config: Any) -> int | None:
+    """The longest sequence that a model was made for, in tokens; None where its config does not say.
+
+    Args:
+        config: of transformers, whole.
+    """
+    text = config.get_text_config()
+    return next((value for name in _LIMITS if isinstance(value := getattr(text, name, None), int) and value > 0), None)
+
+
+def check_context(config: Any, longest: int, name: str) -> str | None:
+    """Compare the longest sequence that a model is to read with what it takes.
+
+    Args:
+        config: of transformers, whole; it is not changed.
+        longest: tokens, BOS included.
+        name: of the model, for the message.
+
+    Returns:
+        A line of warning where the sequences are longer than the model was made for; None where they are not.
+
+    Raises:
+        UserError: the model cannot read them: its positions are a table that ends before.
+    """
+    limit = most_positions(config)
+    if limit is None or longest <= limit:
+        return None
+    what = f"sequences of up to {longest} tokens are longer than the {limit} positions of {name}"
+    if _has_table(config, limit):
+        raise UserError(f"tokens.chunk_lengths: {what}, which are a table that ends there; set lengths up to {limit}")
+    return f"tokens.chunk_lengths: {what} (max_position_embeddings): what it computes beyond is not to be trusted"
+
+
+def _has_table(config: Any, limit: int) -> bool:
+    """Whether a tensor of the model, its vocabulary apart, has a row for each position (or MPT's distances, which are
+    made for exactly so many)."""
+    from transformers import AutoModel
+
+    if getattr(config.get_text_config(), "model_type", None) == "mpt":
+        return True
+    with torch.device("meta"):
+        try:
+            module = AutoModel.from_config(copy.deepcopy(config))
+        except (ValueError, NotImplementedError):
+            return False  # no model that can be loaded: whoever loads it says why
+    vocabulary = module.get_input_embeddings().weight
+    tensors = [tensor for part in module.modules() if not hasattr(part, "make_weights")  # such a table grows
+               for tensor in [*part.parameters(recurse=False), *part.buffers(recurse=False)]]
+    return any(tensor is not vocabulary and tensor.dim() == 2 and limit <= len(tensor) <= limit + _OFFSET
+               for tensor in tensors)

@@ -1,0 +1,74 @@
+"""Rows of parquet files, from any row on."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from olmoscope.errors import UserError
+from olmoscope.text.row import Malformed
+
+_BATCH_ROWS = 128
+"""Rows decoded at once: chats run to many thousand characters, and a row group may hold thousands of chats."""
+
+
+def columns_of(path: Path) -> list[str]:
+    """The names of a file's columns.
+
+    Raises:
+        UserError: the file is absent, is not parquet, or is damaged.
+    """
+    import pyarrow.parquet as pq
+
+    with _Explained(path), pq.ParquetFile(path) as file:
+        return list(file.schema_arrow.names)
+
+
+def read_columns(path: Path, columns: Sequence[str], start: int) -> Iterator[dict[str, Any] | Malformed]:
+    """Some columns of each row, those of them that the file has.
+
+    Args:
+        start: rows to pass over; row groups before it are not read.
+
+    Raises:
+        UserError: the file is absent, is not parquet, or is damaged.
+    """
+    import pyarrow.parquet as pq
+
+    with _Explained(path), pq.ParquetFile(path) as file:
+        first, before = 0, 0
+        while first < file.num_row_groups and before + file.metadata.row_group(first).num_rows <= start:
+            before += file.metadata.row_group(first).num_rows
+            first += 1
+        wanted = [name for name in columns if name in file.schema_arrow.names]
+        row = before
+        for batch in file.iter_batches(_BATCH_ROWS, row_groups=list(range(first, file.num_row_groups)),
+                                       columns=wanted):
+            for index in range(max(0, start - row), batch.num_rows):
+                yield _values(batch, index)
+            row += batch.num_rows
+
+
+def _values(batch: Any, index: int) -> dict[str, Any] | Malformed:
+    try:
+        return {column: batch.column(column)[index].as_py() for column in batch.schema.names}
+    except UnicodeDecodeError as error:
+        return Malformed(f"not UTF-8: {error.reason}")
+
+
+class _Explained:
+    """Turns what pyarrow raises of a file into a `UserError`."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        import pyarrow as pa
+
+        if isinstance(error, FileNotFoundError):
+            raise UserError(f"{self._path} is missing") from error
+        if isinstance(error, pa.ArrowInvalid | OSError):
+            raise UserError(f"{self._path} cannot be read as parquet ({str(error).strip().splitlines()[0]}); if it is "
+                            "damaged, delete it and fetch it again") from error
