@@ -94,7 +94,7 @@ def test_no_weights(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "has its weights as pytorch_model.bin, not as safetensors" in reason(LOADERS["collect"], folder)
     (folder / "pytorch_model.bin").unlink()
-    assert "has no weights (model.safetensors)" in reason(LOADERS["collect"], folder)
+    assert "has no weights as safetensors (model.safetensors)" in reason(LOADERS["collect"], folder)
 
 
 CONFIGS = {

@@ -138,7 +138,7 @@ def _weights(folder: Path) -> str | None:
         return (f"{folder} has its weights as {others[0].name}, not as safetensors, and nothing else is read: convert "
                 "them (load the model with transformers, then save_pretrained)")
     if not files:
-        return f"{folder} has no weights (model.safetensors)"
+        return f"{folder} has no weights as safetensors (model.safetensors), and no others are read"
     return None
 
 
