@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from helpers import save_small_model
-from hub_endpoint import HubEndpoint, Trouble
+from hub_endpoint import COMMIT, HubEndpoint, Trouble
 from olmoscope.model_errors import POINTER
 from olmoscope.release.build import build_release
 from release_runs import RAW, make_out, recipe_for_tests
@@ -65,16 +65,21 @@ ANSWERS = {
     "gated": [("model", "some/gated", None), ("tokenizer", "some/gated", None),
               ("sae", f"some/gated-saes:{RAW}", None), ("file", "some/gated-texts/one.txt", None)],
     "closed": [("model", "some/disabled", None), ("model", "some/private", None)],
+    "bare": [("model", "some/bare", None), ("tokenizer", "some/bare", None)],
     "damaged": [("model", "some/pointer", None), ("tokenizer", "some/pointer", None), ("sae", "some/pointer", None)],
 }
 WAITS = {"status": [("model", "some/busy", None)], "cut": [("model", "some/cut", None)],
          "cut once": [("model", "some/cut-once", None)]}
-DEAD = {"no answer": ALL[:1], "no answer (SAE)": ALL[2:3], "no answer (file)": ALL[3:]}
+PARTIAL = {"no answer (weights)": [("model", "some/partial", None)],
+           "no answer (tokenizer)": [("tokenizer", "some/partial", None)]}
+DEAD = {**PARTIAL, "no answer": ALL[:1], "no answer (SAE)": ALL[2:3], "no answer (file)": ALL[3:]}
 
 PROCESSES = [
     ({}, ANSWERS, []), ({}, WAITS, ["side by side"]), ({"HF_ENDPOINT": "http://127.0.0.1:9"}, DEAD, ["side by side"]),
     ({"HF_TOKEN": "hf_abc"}, {"gated, logged in": [("model", "some/gated", None)]}, []),
-    ({"HF_HUB_OFFLINE": "1"}, {"offline": [*ALL, ("files", "some/texts", None)]}, []),
+    ({"HF_HUB_OFFLINE": "1"}, {
+        "offline": [*ALL, ("files", "some/texts", None)],
+        "offline, config there": [each for asked in PARTIAL.values() for each in asked]}, []),
     ({"HF_HUB_ETAG_TIMEOUT": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1"}, {"slow": [("model", "some/slow", None)]}, []),
 ]
 
@@ -96,7 +101,16 @@ def told(tmp_path_factory):
     (root / "pointer" / "cfg.json").write_bytes((out / "release" / RAW / "cfg.json").read_bytes())
     for name in ("model.safetensors", "tokenizer.json", "sae_weights.safetensors"):
         (root / "pointer" / name).write_bytes(LFS)
+    for number in range(len(PROCESSES)):  # caches that have its config, as after `olmoscope plan`
+        cache = root / f"hf-{number}" / "hub" / "models--some--partial"
+        for path, content in ((f"snapshots/{COMMIT}/config.json", (model / "config.json").read_text()),
+                              ("refs/main", COMMIT)):
+            (cache / path).parent.mkdir(parents=True)
+            (cache / path).write_text(content)
+    (root / "bare").mkdir()
+    (root / "bare" / "config.json").write_bytes((model / "config.json").read_bytes())
     with HubEndpoint() as hub:
+        hub.add("model", "some/bare", root / "bare")
         for name in ("model", "gated", "disabled", "private", "busy", "slow", "cut", "cut-once"):
             hub.add("model", f"some/{name}", model)
         for name in ("saes", "gated-saes"):
@@ -151,11 +165,14 @@ GATED = "it is gated: accept its licence at https://huggingface.co/{} and log in
                           "some/gated; the account that is logged in here has no access"]),
     ("closed", ["cannot load model 'some/disabled': the hub has closed some/disabled",
                 f"cannot load model 'some/private': {MISSING.format('model')}"]),
+    ("bare", ["cannot load model 'some/bare': ", "cannot load the tokenizer of model 'some/bare': "]),
     ("damaged", ["cannot load model 'some/pointer': ", "cannot load the tokenizer of model 'some/pointer': ", ""]),
     ("offline", ["cannot load model 'some/model': it is not in the hub's cache (",
                  "cannot load model 'some/model': it is not in the hub's cache (",
                  f"cannot have {RAW}/ of hub repository some/saes: it is not in the hub's cache (",
                  "hf://datasets/some/texts/one.txt: it is not in", "hf://datasets/some/texts: it is not in"]),
+    ("offline, config there", ["cannot load model 'some/partial': it is not in the hub's cache (",
+                               "cannot load the tokenizer of model 'some/partial': it is not in the hub's cache ("]),
     ("status", ["cannot load model 'some/busy': the hub answers with an error (status 503): try again later"]),
     ("cut once", ["loaded"]),
 ])
@@ -166,12 +183,15 @@ def test_what_is_not_the_network(told, case, messages):
         assert "network" not in text and "connection" not in text and "\n" not in text
         if case == "damaged":
             assert "is a git-LFS pointer" in text
-        if case == "offline":
+        if case == "bare":
+            assert "has no weights as safetensors" in text or "has no tokenizer (tokenizer.json)" in text
+        if "offline" in case:
             assert "HF_HUB_OFFLINE forbids to ask the hub" in text
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", ["no answer", "no answer (SAE)", "no answer (file)", "slow", "cut"])
+@pytest.mark.parametrize("case", ["no answer", "no answer (SAE)", "no answer (file)", "no answer (weights)",
+                                  "no answer (tokenizer)", "slow", "cut"])
 def test_what_is_the_network(told, case):
     (text,) = told[case]
     assert ": no network: http://127.0.0.1:" in text and "check the connection" in text and "\n" not in text, text

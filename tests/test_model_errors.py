@@ -94,7 +94,7 @@ def test_no_weights(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     assert "has its weights as pytorch_model.bin, not as safetensors" in reason(LOADERS["collect"], folder)
     (folder / "pytorch_model.bin").unlink()
-    assert "has no weights (model.safetensors)" in reason(LOADERS["collect"], folder)
+    assert "has no weights as safetensors (model.safetensors)" in reason(LOADERS["collect"], folder)
 
 
 CONFIGS = {
@@ -148,7 +148,8 @@ def test_folders_that_are_no_models(folder):
         (folder / "model.gguf").touch()
         assert "holds GGUF files, which are not read" in reason(load, folder)
         (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/base"}')
-        assert "it is an adapter of someone/base (adapter_config.json), not a whole model" in reason(load, folder)
+        found = reason(load, folder)
+        assert "it is an adapter of someone/base (adapter_config.json), not a whole model: merge it with" in found
 
 
 def test_paths_are_not_asked_of_the_hub(folder, monkeypatch, tmp_path):

@@ -84,13 +84,15 @@ def without_config(folder: Path) -> str:
 
 
 def adapter_reason(path: Path) -> str:
-    """What to do with an adapter where it cannot be merged."""
+    """What to do with an adapter."""
     found = damage(path)
     if found:
         return found
-    base = json.loads(path.read_bytes()).get("base_model_name_or_path")
-    return (f"it is an adapter of {base} (adapter_config.json), not a whole model: install peft (`pip install peft`) "
-            "and it is merged into its base, or merge it yourself (`merge_and_unload`) and give the merged model")
+    config = json.loads(path.read_bytes())
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    return (f"it is an adapter of {base or 'an unnamed model'} (adapter_config.json), not a whole model: merge it with "
+            "peft (AutoPeftModelForCausalLM.from_pretrained, merge_and_unload, save_pretrained; the tokenizer too), "
+            "and give the merged folder")
 
 
 def _unknown_architecture(folder: Path, config: dict[str, Any], error: BaseException) -> str | None:
@@ -138,7 +140,7 @@ def _weights(folder: Path) -> str | None:
         return (f"{folder} has its weights as {others[0].name}, not as safetensors, and nothing else is read: convert "
                 "them (load the model with transformers, then save_pretrained)")
     if not files:
-        return f"{folder} has no weights (model.safetensors)"
+        return f"{folder} has no weights as safetensors (model.safetensors), and no others are read"
     return None
 
 

@@ -145,12 +145,32 @@ def explain(error: Exception, model: Model, what: Literal["model", "tokenizer"] 
 
 
 def _reason(error: Exception, model: Model, what: Literal["model", "tokenizer"]) -> str | None:
-    if not is_local(model) and (reason := hub_reason(error, model.name, revision=model.revision)):
+    if not is_local(model) and (reason := hub_reason(error, model.name, revision=model.revision)
+                                or _not_fetched(model, what)):
         return reason + (f"; nor is there a folder {model.name} in {Path.cwd()}" if "no such model" in reason else "")
     folder = _folder(model)
     if folder is None:
         return None
     return tokenizer_reason(folder, error) if what == "tokenizer" else folder_reason(folder, error)
+
+
+def _not_fetched(model: Model, what: Literal["model", "tokenizer"]) -> str | None:
+    """Why a file that the hub may have is not in the cache; transformers takes such a one for missing. None: it is
+    there, or the hub does not have it."""
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    files = ("tokenizer.json",) if what == "tokenizer" else ("model.safetensors", "model.safetensors.index.json")
+    known = {file: try_to_load_from_cache(model.name, file, revision=model.revision) for file in files}
+    if any(isinstance(path, str) for path in known.values()):
+        return None
+    for file in (file for file, path in known.items() if path is None):
+        try:
+            get_hf_file_metadata(hf_hub_url(model.name, file, revision=model.revision))
+        except errors.EntryNotFoundError:
+            continue
+        except hub_exceptions() as error:
+            return hub_reason(error, model.name, revision=model.revision)
+    return None
 
 
 def _folder(model: Model) -> Path | None:
