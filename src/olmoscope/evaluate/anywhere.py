@@ -1,8 +1,8 @@
 """`olmoscope evaluate SAE...`: SAEs from anywhere, on a text that their language models read now.
 
     OUT/NAME/evaluation.json        of each SAE, NAME being its name with what no file name holds replaced
-    OUT/text/MODEL/HASH/tokens/     the text, as MODEL's tokenizer sees it (MODEL_COMMIT for a model of the hub); HASH is
-                                    of its content and how it is cut
+    OUT/text/MODEL/HASH/tokens/     the text, as MODEL's tokenizer sees it (MODEL_COMMIT for one of the hub); HASH is of
+                                    its content and how it is cut
 
 All SAEs of one language model are measured in one pass, on the same tokens.
 """
