@@ -66,7 +66,7 @@ def step_line(doing: str) -> Iterator[None]:
     """
     started = monotonic()
     if _moves():
-        with console.status(doing, spinner=console.spinner):
+        with console.status(doing, spinner="dots" if console.encoding.startswith("utf") else "line"):
             yield
     else:
         _print(f"{doing} ...")

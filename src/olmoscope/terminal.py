@@ -29,11 +29,6 @@ class Terminal(Console):
     def render_str(self, text: str, **settings: Any) -> Text:
         return super().render_str(writable(text, self.encoding), **settings)
 
-    @property
-    def spinner(self) -> str:
-        """The name of a spinner that can be shown."""
-        return "dots" if self.encoding.startswith("utf") else "line"
-
 
 def prepare_streams() -> None:
     """Give standard output and standard error stand-ins for what their encodings lack."""
