@@ -1,0 +1,73 @@
+"""The table of architectures.py, for a terminal and for docs/models.md."""
+
+from collections import Counter
+
+import transformers
+
+import olmoscope
+from architecture_checks import COMMANDS, Finding
+
+Findings = dict[str, dict[str, Finding]]
+"""Of each family, what each of COMMANDS did."""
+
+
+def overall(findings: dict[str, Finding]) -> str:
+    """`right`, `in part` (some commands refuse the family), `refused` or `wrong`."""
+    states = {finding.state for finding in findings.values()}
+    if "wrong" in states:
+        return "wrong"
+    return states.pop() if len(states) == 1 else "in part"
+
+
+def show(found: Findings) -> None:
+    """Print a line for each family, and under it why it is not right."""
+    width = max(map(len, found), default=0)
+    print("family".ljust(width), *(command.ljust(13) for command in COMMANDS))
+    for family, findings in found.items():
+        print(family.ljust(width), *(findings[command].state.ljust(13) for command in COMMANDS))
+        for reason, commands in _by_reason(findings).items():
+            print(" " * width, f"{', '.join(commands)}: {reason}")
+
+
+def markdown(found: Findings, left_out: dict[str, str]) -> str:
+    """docs/models.md."""
+    counts = Counter(overall(findings) for findings in found.values())
+    lines = [
+        "# Which models work",
+        "",
+        f"Every causal LM family of transformers {transformers.__version__}, tried with olmoscope "
+        f"{olmoscope.__version__}: a small random model of each goes through collection (documents",
+        "that share attention, and documents apart), evaluation and indexing, and its rows and figures are compared",
+        "with those of plain transformers. `benchmarks/architectures.py --markdown docs/models.md` writes this page.",
+        "",
+        f"Of {len(found)} families {counts['right']} work, {counts['in part']} work in part, {counts['refused']} are "
+        "refused: by one line, before anything starts.",
+        "",
+        "| family | collect | documents apart | evaluate | index |",
+        "|---|---|---|---|---|",
+        *(f"| `{family}` | " + " | ".join(_cell(findings[command]) for command in COMMANDS) + " |"
+          for family, findings in found.items()),
+        "",
+        "## What is refused, and why",
+        "",
+        *(f"- `{family}`, {', '.join(commands)}: {reason}" for family, findings in found.items()
+          for reason, commands in _by_reason(findings).items()),
+        "",
+        "## Not tried",
+        "",
+        *(f"- `{family}`: {reason}." for family, reason in left_out.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(finding: Finding) -> str:
+    return {"right": "yes", "refused": "refused", "wrong": "**wrong**"}[finding.state]
+
+
+def _by_reason(findings: dict[str, Finding]) -> dict[str, list[str]]:
+    """The commands of each reason; a model's folder, which differs from run to run, is left out of it."""
+    found: dict[str, list[str]] = {}
+    for command, finding in findings.items():
+        if finding.reason:
+            found.setdefault(finding.reason, []).append(command)
+    return found
