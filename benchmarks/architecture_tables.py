@@ -1,5 +1,6 @@
 """The table of architectures.py, for a terminal and for docs/models.md."""
 
+import textwrap
 from collections import Counter
 
 import transformers
@@ -35,10 +36,12 @@ def markdown(found: Findings, left_out: dict[str, str]) -> str:
     lines = [
         "# Which models work",
         "",
-        f"Every causal LM family of transformers {transformers.__version__}, tried with olmoscope "
-        f"{olmoscope.__version__}: a small random model of each goes through collection (documents",
-        "that share attention, and documents apart), evaluation and indexing, and its rows and figures are compared",
-        "with those of plain transformers. `benchmarks/architectures.py --markdown docs/models.md` writes this page.",
+        textwrap.fill(
+            f"Every causal LM family of transformers {transformers.__version__}, tried with olmoscope "
+            f"{olmoscope.__version__}: a small random model of each goes through collection (documents that share "
+            "attention, and documents apart), evaluation and indexing, and its rows and figures are compared with "
+            "those of plain transformers. `benchmarks/architectures.py --markdown docs/models.md` writes this page. In "
+            "what refuses, MODEL stands for the model's name.", 120, break_long_words=False, break_on_hyphens=False),
         "",
         f"Of {len(found)} families {counts['right']} work, {counts['in part']} work in part, {counts['refused']} are "
         "refused: by one line, before anything starts.",
@@ -50,8 +53,8 @@ def markdown(found: Findings, left_out: dict[str, str]) -> str:
         "",
         "## What is refused, and why",
         "",
-        *(f"- `{family}`, {', '.join(commands)}: {reason}" for family, findings in found.items()
-          for reason, commands in _by_reason(findings).items()),
+        *(f"- {', '.join(commands)}: {reason}\n  {', '.join(f'`{family}`' for family in same)}"
+          for (reason, commands), same in _same_reason(found).items()),
         "",
         "## Not tried",
         "",
@@ -64,8 +67,17 @@ def _cell(finding: Finding) -> str:
     return {"right": "yes", "refused": "refused", "wrong": "**wrong**"}[finding.state]
 
 
+def _same_reason(found: Findings) -> dict[tuple[str, tuple[str, ...]], list[str]]:
+    """The families of each reason and the commands that give it."""
+    same: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for family, findings in found.items():
+        for reason, commands in _by_reason(findings).items():
+            same.setdefault((reason, tuple(commands)), []).append(family)
+    return same
+
+
 def _by_reason(findings: dict[str, Finding]) -> dict[str, list[str]]:
-    """The commands of each reason; a model's folder, which differs from run to run, is left out of it."""
+    """The commands that give each reason."""
     found: dict[str, list[str]] = {}
     for command, finding in findings.items():
         if finding.reason:
