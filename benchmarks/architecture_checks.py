@@ -236,7 +236,7 @@ def _check_figures(plain: PlainModel | None, model: Path, text: Path, work: Path
                                   Options(out, str(text), TOKENS, dtype="float32", batch_tokens=256))
     if plain is None:
         return
-    packed = read_token_segment(next((out / "text").glob("*")), 0)
+    packed = read_token_segment(next((out / "text").rglob("tokens")).parent, 0)
     for layer, one in zip(layers, evaluated, strict=True):
         language = read_evaluation(one.folder / EVALUATION).language
         assert language is not None
