@@ -150,7 +150,7 @@ def test_what_does_not_fit_is_refused(out, gated, text, tmp_path):
     config["metadata"] |= {"prepend_bos": True}
     (odd / "cfg.json").write_text(json.dumps(config))
     refused("some of these SAEs", [gated, odd], options)
-    refused("the tokenizer of tiny has none", [odd], options)
+    refused("the tokenizer of 'tiny' has no BOS token", [odd], options)
     config["metadata"] |= {"model_name": None}
     (odd / "cfg.json").write_text(json.dumps(config))
     refused("give --model", [odd], options)

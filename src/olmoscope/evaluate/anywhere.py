@@ -26,7 +26,7 @@ from olmoscope.evaluate.same_model import GivenModel, refuse_uncentred, said_by,
 from olmoscope.evaluate.sequences import Sequences, read_sequences
 from olmoscope.evaluate.subject import Subject, find_saes, open_sae
 from olmoscope.files import locked
-from olmoscope.model.config import read_config
+from olmoscope.model.config import read_config, width_and_depth
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model.splice import CausalLM, load_causal_lm
@@ -130,11 +130,12 @@ def _evaluate_group(subjects: list[Subject], model: Model, text: str, options: O
     """Evaluate all SAEs of one language model."""
     config = read_config(model)
     revision = revision_of(model)
+    d_model, _ = width_and_depth(config, model)
     for subject in subjects:
         refuse_uncentred(subject, model)
-        if subject.sae.d_model != config.get_text_config().hidden_size:
+        if subject.sae.d_model != d_model:
             raise UserError(f"{subject.name} reads rows of {subject.sae.d_model} values, those of {model.name} have "
-                            f"{config.get_text_config().hidden_size}: it is an SAE of another model")
+                            f"{d_model}: it is an SAE of another model")
     deepest = max(subject.layer for subject in subjects)
     whole = cache(lambda: load_causal_lm(model, pick_device("auto"), deepest))
     sequences = _sequences(subjects, model, text, options, whole).first(options.tokens)

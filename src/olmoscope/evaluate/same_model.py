@@ -12,7 +12,7 @@ from typing import Any
 
 from olmoscope.errors import UserError
 from olmoscope.evaluate.subject import Subject
-from olmoscope.model.config import read_config
+from olmoscope.model.config import read_config, width_and_depth
 from olmoscope.model_source import COMMIT, pinned, revision_of
 from olmoscope.recipe import Model
 
@@ -112,7 +112,7 @@ def refuse_uncentred(subject: Subject, model: Model) -> None:
 def _described(name: str, revision: str | None, config: Any) -> SaidModel:
     text = config.get_text_config()
     architecture = (config.architectures or [type(config).__name__])[0]
-    return SaidModel(name, revision, architecture, text.hidden_size, text.num_hidden_layers)
+    return SaidModel(name, revision, architecture, *width_and_depth(config, Model(name=name)))
 
 
 def _family(architecture: str | None) -> str | None:

@@ -42,17 +42,27 @@ def config_at_hand(model: Model) -> Any | None:
     return read_config(model) if _hub_answers() else None
 
 
-def check_config(config: Any, model: Model, deepest: int) -> None:
-    """Compare a config with what the recipe says.
+def width_and_depth(config: Any, model: Model) -> tuple[int, int]:
+    """d_model and the number of decoder layers of the text model.
 
     Raises:
-        UserError: another width or depth, or no such layer.
+        UserError: the config does not say them.
     """
     text = config.get_text_config()
     d_model, num_layers = (getattr(text, name, None) for name in ("hidden_size", "num_hidden_layers"))
     if d_model is None or num_layers is None:
         raise UserError(f"the config of {model.name} ({type(text).__name__}) does not say its width and depth "
                         "(hidden_size, num_hidden_layers): olmoscope reads models with one list of decoder layers")
+    return d_model, num_layers
+
+
+def check_config(config: Any, model: Model, deepest: int) -> None:
+    """Compare a config with what the recipe says.
+
+    Raises:
+        UserError: another width or depth, or no such layer.
+    """
+    d_model, num_layers = width_and_depth(config, model)
     for key, stated, real in (("d_model", model.d_model, d_model), ("num_layers", model.num_layers, num_layers)):
         if stated is not None and stated != real:
             raise UserError(f"model.{key}: the recipe says {stated}, {model.name} has {real}")

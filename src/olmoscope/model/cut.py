@@ -20,26 +20,28 @@ BUILD_ERRORS = (ArithmeticError, AssertionError, AttributeError, LookupError, No
 
 
 def cut_config(config: Any, deepest: int) -> Any:
-    """A config of the model's layers 0 to `deepest`; the config itself where the model cannot be cut.
+    """A config of the model's layers 0 to `deepest`, of two at least (some architectures divide by their depth less 1);
+    the config itself where the model cannot be cut.
 
     Args:
         config: of transformers; it is not changed.
     """
     total = config.get_text_config().num_hidden_layers
-    if deepest + 1 == total:
+    count = max(2, deepest + 1)
+    if count >= total:
         return config
     try:
         whole = _build(config)
         path, layers = find_layers(whole, total)
     except (UserError, *BUILD_ERRORS):
         return config
-    wanted = _description(whole, path, layers, deepest + 1)
+    wanted = _description(whole, path, layers, count)
     for lists_too in (True, False):
         cut = copy.deepcopy(config)
         try:
-            _shorten(cut.get_text_config(), deepest + 1, lists_too)
+            _shorten(cut.get_text_config(), count, lists_too)
             shorter = _build(cut)
-            if _description(shorter, *find_layers(shorter, deepest + 1), deepest + 1) == wanted:
+            if _description(shorter, *find_layers(shorter, count), count) == wanted:
                 return cut
         except (UserError, *BUILD_ERRORS):
             continue

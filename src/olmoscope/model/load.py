@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from olmoscope.errors import UserError
-from olmoscope.model.config import check_config, read_config
+from olmoscope.model.config import check_config, read_config, width_and_depth
 from olmoscope.model.cut import cut_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.layers import find_layers
@@ -52,7 +52,7 @@ def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
     config = read_config(model)
     check_config(config, model, deepest)
     architecture = (config.architectures or [type(config).__name__])[0]
-    d_model, num_layers = config.get_text_config().hidden_size, config.get_text_config().num_hidden_layers
+    d_model, num_layers = width_and_depth(config, model)
     cut = cut_config(config, deepest)
     causal = read_weights(model, cut)
     path, layers = find_layers(causal, cut.get_text_config().num_hidden_layers)

@@ -1,4 +1,7 @@
-"""What a decoder layer gives: the residual stream alone, or as the first entry of a tuple or a list."""
+"""What a decoder layer gives: the residual stream alone, or as the first entry of a tuple or a list.
+
+A named tuple is neither: which of its entries is the stream, its names say, and they differ.
+"""
 
 from typing import Any
 
@@ -14,7 +17,7 @@ def hidden_of(output: Any) -> Tensor:
     Raises:
         UserError: the output holds no such tensor.
     """
-    hidden = output[0] if isinstance(output, tuple | list) and output else output
+    hidden = output[0] if _is_sequence(output) and output else output
     if not isinstance(hidden, Tensor) or hidden.dim() != 3:
         what = f"a tensor {list(hidden.shape)}" if isinstance(hidden, Tensor) else type(hidden).__name__
         raise UserError(f"a decoder layer of this model gives {what}, not its rows as [batch, positions, d_model]; "
@@ -24,13 +27,17 @@ def hidden_of(output: Any) -> Tensor:
 
 def with_hidden(output: Any, x_BTD: Tensor) -> Any:
     """A layer's output with another residual stream, in the same form."""
-    if isinstance(output, tuple | list):
+    if _is_sequence(output):
         return type(output)([x_BTD, *output[1:]])
     return x_BTD
 
 
 def without_tensors(output: Any) -> Any:
     """The form of a layer's output, to be filled by `with_hidden`: nothing stays in memory."""
-    if isinstance(output, tuple | list):
+    if _is_sequence(output):
         return type(output)([None if isinstance(entry, Tensor) else entry for entry in output])
     return torch.empty(0)
+
+
+def _is_sequence(output: Any) -> bool:
+    return type(output) in (tuple, list)

@@ -78,7 +78,12 @@ def probe(module: nn.Module, layers: nn.ModuleList, name: str, d_model: int, voc
         return found[deepest].float()
 
     dtype = next(module.parameters()).dtype
-    here, later = rows(ids_3T[:2])[:, :FIRST]
+    try:
+        here, later = rows(ids_3T[:2])[:, :FIRST]
+    except UserError:
+        raise
+    except REFUSALS as error:
+        raise does_not_run(name, dtype, error) from error
     if difference(here, later).max() > TOLERANCE[dtype]:
         raise UserError(f"{name} is not causal: a row depends on the tokens after it; olmoscope reads causal language "
                         "models only")
@@ -90,6 +95,13 @@ def probe(module: nn.Module, layers: nn.ModuleList, name: str, d_model: int, voc
         return Probe(documents_apart=False)
     return Probe(documents_apart=bool(difference(one, other).max() <= TOLERANCE[dtype]
                                       and difference(one, alone).median() <= OTHER_SHAPE[dtype]))
+
+
+def does_not_run(name: str, dtype: torch.dtype, error: Exception) -> UserError:
+    """What to say of a model whose passes fail."""
+    what = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    hint = "; try model.dtype=float32 (--dtype float32)" if dtype != torch.float32 else ""
+    return UserError(f"{name} does not run in {str(dtype).removeprefix('torch.')}: {what}{hint}")
 
 
 def difference(a_TD: Tensor, b_TD: Tensor) -> Tensor:

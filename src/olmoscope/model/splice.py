@@ -21,7 +21,7 @@ from olmoscope.model.config import check_config, read_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.layers import find_layers
 from olmoscope.model.outputs import with_hidden, without_tensors
-from olmoscope.model.probe import OTHER_SHAPE, REFUSALS, Probe, difference, probe
+from olmoscope.model.probe import OTHER_SHAPE, REFUSALS, Probe, difference, does_not_run, probe
 from olmoscope.model.weights import read_weights
 from olmoscope.model_source import pinned, revision_of
 from olmoscope.recipe import Model
@@ -129,8 +129,12 @@ def try_causal_lm(module: Any, path: str, layers: nn.ModuleList, name: str, revi
     device = next(module.parameters()).device
     ids_1T = torch.from_numpy(generator(1, "tokens of a probe").integers(min(10, most // 2), max(2, most // 2),
                                                                          (1, TRIED_TOKENS))).to(device)
-    wanted_TV = module(input_ids=ids_1T, use_cache=False).logits[0].float()
-    tolerance = OTHER_SHAPE[next(module.parameters()).dtype]
+    dtype = next(module.parameters()).dtype
+    try:
+        wanted_TV = module(input_ids=ids_1T, use_cache=False).logits[0].float()
+    except REFUSALS as error:
+        raise does_not_run(name, dtype, error) from error
+    tolerance = OTHER_SHAPE[dtype]
     bodies = (module.base_model, module.get_decoder(), module.get_submodule(path.rpartition(".")[0]))
     for body in (body for body in dict.fromkeys(bodies) if body is not module):
         with _forms_of(layers) as forms:

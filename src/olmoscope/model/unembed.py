@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from olmoscope.errors import UserError
-from olmoscope.model.config import read_config
+from olmoscope.model.config import read_config, width_and_depth
 from olmoscope.model.cut import cut_config
 from olmoscope.model.layers import find_layers
 from olmoscope.model.weights import read_weights
@@ -79,10 +79,11 @@ def load_unembedding(model: Model, device: torch.device) -> Unembedding:
     """
     model = pinned(model)
     config = read_config(model)
+    d_model, _ = width_and_depth(config, model)
     cut = cut_config(config, 0)
     causal = read_weights(model, cut)
     _, layers = find_layers(causal, cut.get_text_config().num_hidden_layers)
-    return unembedding_of(causal, layers, config.get_text_config().hidden_size, revision_of(model)).to(device)
+    return unembedding_of(causal, layers, d_model, revision_of(model)).to(device)
 
 
 def unembedding_of(causal: Any, layers: nn.ModuleList, d_model: int, revision: str) -> Unembedding:

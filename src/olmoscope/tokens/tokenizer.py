@@ -59,7 +59,8 @@ def load_tokenizer(model: Model, bos: Bos = "auto") -> Tokenizer:
     if bos == "yes" and not begin:
         if tokenizer.bos_token_id is None:
             raise UserError(f"the tokenizer of {model.name!r} has no BOS token, and sequences are to begin with one "
-                            "(tokens.bos: yes, or an SAE's prepend_bos); set tokens.bos=no, or say --no-bos")
+                            "(tokens.bos: yes, --bos, or an SAE's prepend_bos); set tokens.bos=no, or give the model "
+                            "that the SAE was trained on with --model")
         begin = (tokenizer.bos_token_id,)
     backend = tokenizer.backend_tokenizer
     backend.no_truncation()
