@@ -100,9 +100,9 @@ def random_model(part: Part, subject: Subject) -> LoadedModel:
     with part.device:
         module = AutoModel.from_config(config, dtype=getattr(torch, subject.dtype)).eval().requires_grad_(False)
     path, layers = find_layers(module, config.num_hidden_layers)
-    return LoadedModel(module, layers, "random weights", "Olmo3ForCausalLM", config.hidden_size,
+    return LoadedModel("random", module, layers, "random weights", "Olmo3ForCausalLM", config.hidden_size,
                        config.num_hidden_layers, f"{module.base_model_prefix}.{path}", config.vocab_size,
-                       probe(module, layers, "random", config.hidden_size, config.vocab_size))
+                       probe(module, layers, "random", config.hidden_size, config.vocab_size, None))
 
 
 def disk_rate(folder: Path, size: int) -> float:

@@ -15,6 +15,7 @@ from olmoscope.errors import UserError
 from olmoscope.files import locked, sha256
 from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.layers import find_layers
+from olmoscope.model.load import load_model
 from olmoscope.tokens.chunks import positions
 from olmoscope.tokens.segments import read_token_segment
 
@@ -186,3 +187,16 @@ def test_what_chats_lost_is_said(tmp_path, capsys):
     tables.show_stores([collected])
     said = " ".join(capsys.readouterr().out.split())
     assert f"no place in its text: image ({collected.manifest.sources['web'].documents})" in said
+
+
+def test_a_model_that_fails_on_some_batch_is_said_in_one_line(job, tmp_path):
+    def load(*arguments):
+        model = load_model(*arguments)
+        model.layers[0].register_forward_pre_hook(fail)
+        return model
+
+    def fail(module, inputs):
+        raise RuntimeError("expected m1 and m2 to have the same dtype\nand more")
+
+    with pytest.raises(UserError, match=r"^tiny does not run in \w+: expected m1 and m2 to have the same dtype(;.*)?$"):
+        collect(job, "train", tmp_path / "store", load=load)

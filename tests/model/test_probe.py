@@ -74,7 +74,7 @@ def test_layers_of_another_width_or_form_are_refused():
                        (streams, r"gives a tensor \[2, 24, 2, 4\]")):
         decoder = Decoder(last)
         with pytest.raises(UserError, match=line):
-            probe(decoder, decoder.layers, "x", 8, 64)
+            probe(decoder, decoder.layers, "x", 8, 64, 24)
 
 
 @pytest.mark.parametrize("make", [lambda x: x, lambda x: (x,), lambda x: (x, None, torch.ones(1)),

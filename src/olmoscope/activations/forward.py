@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from olmoscope.errors import UserError
 from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.load import LoadedModel
+from olmoscope.model.probe import does_not_run
 from olmoscope.tokens.chunks import positions
 from olmoscope.tokens.segments import TokenSegment
 
@@ -63,8 +65,17 @@ def residual_rows(model: LoadedModel, layers: list[int], batch: Batch) -> Iterat
 
     Yields:
         For each layer its rows `[R, D]`, without padding; one at a time, so that not all are in memory twice.
+
+    Raises:
+        UserError: the model fails; some do with some lengths and dtypes only.
     """
-    outputs = read_residual_stream(model.module, model.layers, layers, batch.token_ids_BT, batch.positions_BT)
+    try:
+        outputs = read_residual_stream(model.module, model.layers, layers, batch.token_ids_BT, batch.positions_BT)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"{model.name} does not fit into the GPU's memory with batches of "
+                        f"{batch.token_ids_BT.numel():,} tokens; lower tokens.batch_tokens") from error
+    except RuntimeError as error:
+        raise does_not_run(model.name, next(model.module.parameters()).dtype, error) from error
     for layer in layers:
         output_ND = outputs.pop(layer).flatten(0, 1)
         padded = len(batch.real_R) < len(output_ND)

@@ -110,7 +110,6 @@ def refuse_uncentred(subject: Subject, model: Model) -> None:
 
 
 def _described(name: str, revision: str | None, config: Any) -> SaidModel:
-    text = config.get_text_config()
     architecture = (config.architectures or [type(config).__name__])[0]
     return SaidModel(name, revision, architecture, *width_and_depth(config, Model(name=name)))
 

@@ -12,6 +12,7 @@ from olmoscope.model.config import check_config, read_config, width_and_depth
 from olmoscope.model.cut import cut_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.layers import find_layers
+from olmoscope.model.positions import most_positions
 from olmoscope.model.probe import Probe, probe
 from olmoscope.model.weights import read_weights
 from olmoscope.model_source import pinned, revision_of
@@ -22,6 +23,7 @@ from olmoscope.recipe import Model
 class LoadedModel:
     """A decoder cut off above a layer (or whole, where it cannot be cut), and what it was cut from."""
 
+    name: str
     module: nn.Module
     layers: nn.ModuleList
     """Up to the deepest layer needed."""
@@ -62,10 +64,11 @@ def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
         # cuDNN's attention plans anew for each shape, which takes a third of a second, and no two batches are alike.
         torch.backends.cuda.enable_cudnn_sdp(False)
     layers = layers[: deepest + 1]
-    found = probe(module, layers, model.name, d_model, vocabulary)
+    found = probe(module, layers, model.name, d_model, vocabulary, most_positions(config))
     if model.compile:
         compile_layers(layers, device)
-    return LoadedModel(module, layers, revision_of(model), architecture, d_model, num_layers, path, vocabulary, found)
+    return LoadedModel(model.name, module, layers, revision_of(model), architecture, d_model, num_layers, path,
+                       vocabulary, found)
 
 
 def compile_layers(layers: nn.ModuleList, device: torch.device) -> None:

@@ -15,8 +15,8 @@ from olmoscope.errors import UserError
 from olmoscope.model.capture import read_residual_stream
 from olmoscope.seeds import generator
 
-FIRST, SECOND = 11, 13
-"""Lengths of the documents tried."""
+TOKENS = 128
+"""Of a row that is tried, two documents; some architectures have other code for such lengths than for a few tokens."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest ‖difference‖ / ‖row‖ that counts as none. Experts sum in an order that depends on all rows of a batch."""
 OTHER_SHAPE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -48,7 +48,8 @@ class Probe:
 
 
 @torch.no_grad()
-def probe(module: nn.Module, layers: nn.ModuleList, name: str, d_model: int, vocabulary: int) -> Probe:
+def probe(module: nn.Module, layers: nn.ModuleList, name: str, d_model: int, vocabulary: int,
+          positions: int | None) -> Probe:
     """Try a decoder, whole or cut off above a layer.
 
     Args:
@@ -56,16 +57,18 @@ def probe(module: nn.Module, layers: nn.ModuleList, name: str, d_model: int, voc
         name: of the model, for messages.
         d_model: width of its rows.
         vocabulary: rows of its embedding.
+        positions: the most that it takes; None if there is no limit.
 
     Raises:
         UserError: its layers give something else than rows, or a row depends on later tokens.
     """
     device = next(module.parameters()).device
-    ids = generator(0, "tokens of a probe").integers(min(10, vocabulary // 2), max(2, vocabulary // 2),
-                                                      (3, FIRST + SECOND))
+    length = min(TOKENS, positions or TOKENS)
+    first = max(1, length // 2 - 3)
+    ids = generator(0, "tokens of a probe").integers(min(10, vocabulary // 2), max(2, vocabulary // 2), (3, length))
     ids_3T = torch.from_numpy(ids).to(device)
-    ids_3T[1, :FIRST] = ids_3T[0, :FIRST]  # differs from row 0 after the first document
-    ids_3T[2, FIRST:] = ids_3T[0, FIRST:]  # differs from row 0 before the second
+    ids_3T[1, :first] = ids_3T[0, :first]  # differs from row 0 after the first document
+    ids_3T[2, first:] = ids_3T[0, first:]  # differs from row 0 before the second
     deepest = len(layers) - 1
 
     def rows(token_ids: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -79,7 +82,7 @@ def probe(module: nn.Module, layers: nn.ModuleList, name: str, d_model: int, voc
 
     dtype = next(module.parameters()).dtype
     try:
-        here, later = rows(ids_3T[:2])[:, :FIRST]
+        here, later = rows(ids_3T[:2])[:, :first]
     except UserError:
         raise
     except REFUSALS as error:
@@ -87,10 +90,10 @@ def probe(module: nn.Module, layers: nn.ModuleList, name: str, d_model: int, voc
     if difference(here, later).max() > TOLERANCE[dtype]:
         raise UserError(f"{name} is not causal: a row depends on the tokens after it; olmoscope reads causal language "
                         "models only")
-    positions_2T = torch.cat([torch.arange(FIRST), torch.arange(SECOND)]).expand(2, -1).to(device)
+    positions_2T = torch.cat([torch.arange(first), torch.arange(length - first)]).expand(2, -1).to(device)
     try:
-        one, other = rows(ids_3T[[0, 2]], positions_2T)[:, FIRST:]
-        alone = rows(ids_3T[:1, FIRST:])[0]
+        one, other = rows(ids_3T[[0, 2]], positions_2T)[:, first:]
+        alone = rows(ids_3T[:1, first:])[0]
     except REFUSALS:
         return Probe(documents_apart=False)
     return Probe(documents_apart=bool(difference(one, other).max() <= TOLERANCE[dtype]

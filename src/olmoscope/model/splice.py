@@ -21,6 +21,7 @@ from olmoscope.model.config import check_config, read_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.layers import find_layers
 from olmoscope.model.outputs import with_hidden, without_tensors
+from olmoscope.model.positions import most_positions
 from olmoscope.model.probe import OTHER_SHAPE, REFUSALS, Probe, difference, does_not_run, probe
 from olmoscope.model.weights import read_weights
 from olmoscope.model_source import pinned, revision_of
@@ -144,7 +145,7 @@ def try_causal_lm(module: Any, path: str, layers: nn.ModuleList, name: str, revi
                             "this architecture")
         found = CausalLM(module, body, layers, name, revision, d_model, vocabulary, type(output),
                          [forms[number] for number in range(len(layers))], True,
-                         probe(body, layers, name, d_model, most))
+                         probe(body, layers, name, d_model, most, most_positions(module.config)))
         if _difference_of(found.logits, output[0][0], wanted_TV) <= tolerance:
             return _with_splice(found, ids_1T, tolerance)
     raise UserError(f"{name}: its LM head cannot be run by itself ({type(module).__name__}), so what an SAE does to "
