@@ -139,7 +139,12 @@ def test_evaluate_reads_a_held_out_text_with_and_without(made, model, tmp_path):
     [one] = evaluate_anywhere([str(run)], Options(tmp_path / "with"))
     evaluation = read_evaluation(one.folder / EVALUATION)
     assert evaluation.text.tokens_hash == read_evaluation(run / EVALUATION).text.tokens_hash
-    [one] = evaluate_anywhere([str(run)], Options(tmp_path / "without", bos=False))
+    folder = tmp_path / "sae"
+    shutil.copytree(export_run(run).folder, folder)
+    config = json.loads((folder / "cfg.json").read_text())
+    config["metadata"]["prepend_bos"] = None  # an SAE that says is not overruled
+    (folder / "cfg.json").write_text(json.dumps(config))
+    [one] = evaluate_anywhere([str(folder)], Options(tmp_path / "without", str(out), bos=False))
     assert read_evaluation(one.folder / EVALUATION).rows == evaluation.rows - len(list(firsts(store)))
 
 
