@@ -40,7 +40,7 @@ def test_without_promoted_tokens(browser, tmp_path, width) -> None:
         expect(page.get_by_test_id("filter-promoted")).to_have_count(0)
         assert overflow(page) == 0
         open_page(page, port, f"feature/{feature}")
-        expect(page.get_by_test_id("no-promoted")).to_contain_text("the head of OPTForCausalLM does not read the residual stream")
+        expect(page.get_by_test_id("no-promoted")).to_contain_text("the head of OPTForCausalLM does not read")
         page.keyboard.press("c")
         assert overflow(page) == 0
         open_page(page, port, "about")
