@@ -44,4 +44,4 @@ def test_without_promoted_tokens(browser, tmp_path, width) -> None:
         page.keyboard.press("c")
         assert overflow(page) == 0
         open_page(page, port, "about")
-        expect(page.get_by_text("none: cannot tell which module")).to_be_visible()
+        expect(page.get_by_text("none: the head of OPTForCausalLM")).to_be_visible()
