@@ -41,7 +41,7 @@ from small_models import LAYERS, layers_path
 MIDDLE, LAST = LAYERS // 2 - 1, LAYERS - 1
 TOKENS = 500
 CLOSE = 2e-4
-"""Of a row's norm, or of a figure: what float32 in batches of other shapes may differ."""
+"""Largest relative difference that float32 arithmetic in batches of other shapes may make, in a row or a figure."""
 COMMANDS = ("collect", "collect apart", "evaluate", "index")
 
 
@@ -95,7 +95,7 @@ class PlainModel:
 
     @torch.no_grad()
     def log_probabilities(self, token_ids: np.ndarray, layer: int, change: Callable[[Tensor], Tensor]) -> Tensor:
-        """Of the next token, `[T, V]` float64, where `change` is put in place of what a layer gives."""
+        """Log-probabilities of the next token, `[T, V]` float64, with `change` in place of a layer's output."""
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
             changed = change(_stream(output))
             return type(output)((changed, *output[1:])) if isinstance(output, (tuple, list)) else changed

@@ -9,7 +9,7 @@ import olmoscope
 from architecture_checks import COMMANDS, Finding
 
 Findings = dict[str, dict[str, Finding]]
-"""Of each family, what each of COMMANDS did."""
+"""What each of COMMANDS did, by family."""
 
 
 def overall(findings: dict[str, Finding]) -> str:

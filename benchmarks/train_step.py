@@ -44,7 +44,7 @@ ADAMS = {"step": Adam(BETAS, EPS), "step, touched rows": Adam(BETAS, EPS, "touch
          "step, bf16 moments": Adam(BETAS, EPS, "exact", "bfloat16")}
 
 MARGINS = (16, 32)
-"""Of candidates: the first one is the default, the second what training widens it to."""
+"""Margins of candidates that are tried: the default, and what training widens it to."""
 
 DEAD = 0.1
 """Share of dead latents in the row of the auxiliary loss, whose cost grows with it; its k is the SAE's."""

@@ -31,6 +31,8 @@ OutOption = Annotated[Path | None, typer.Option(
     "--out", "-o", help="Output folder; by default named after the recipe, or the one given as RECIPE.")]
 OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="SAE", help="Only this SAE, by its id.")]
 StoreArgument = Annotated[Path, typer.Argument(metavar="PATH", help="An output folder, or one activation store.")]
+EVALUATED_TOKENS, EVALUATED_AT_ONCE, INDEXED_TOKENS = 100_000, 16384, 1_000_000
+"""Defaults of --tokens and --batch-tokens of `evaluate`, and of --tokens of `index`."""
 WorkerOption = Annotated[str | None, typer.Option(
     "--worker", metavar="I/N", help="Make only share I of N (I from 0); by default what torchrun or srun says.")]
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a recipe.")]
@@ -131,12 +133,12 @@ def evaluate(
     model: Annotated[str | None, typer.Option(help=(
         "The language model, if the SAEs do not say which, or where a copy of it is."))] = None,
     layer: Annotated[int | None, typer.Option(min=0, help="The layer they read, if the SAEs do not say which.")] = None,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text, at most.")] = 100_000,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text, at most.")] = EVALUATED_TOKENS,
     dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(
         help="Of the language model; auto: bfloat16 where the hardware has it, else float32.")] = "auto",
-    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one pass of the model.")] = 16384,
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one pass of the model.")] = EVALUATED_AT_ONCE,
     bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help=(
-        "Whether sequences begin with BOS, if the SAEs do not say; by default without."))] = None,
+        "Whether sequences begin with BOS, if the SAEs do not say; by default as the tokenizer does."))] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the results of SAEs from anywhere go.")] = None,
 ) -> None:
     """Measure SAEs: how well they reconstruct, and what the language model makes of it."""
@@ -150,8 +152,8 @@ def evaluate(
     one_output_folder = len(saes) == 1 and (first / "recipe.yaml").is_file() and not (first / "done.json").is_file()
     if one_output_folder and not (text or model or out):
         idle = [name for name, given, default in (
-            ("--layer", layer, None), ("--tokens", tokens, 100_000), ("--dtype", dtype, "auto"),
-            ("--batch-tokens", batch_tokens, 16384), ("--bos/--no-bos", bos, None)) if given != default]
+            ("--layer", layer, None), ("--tokens", tokens, EVALUATED_TOKENS), ("--dtype", dtype, "auto"),
+            ("--batch-tokens", batch_tokens, EVALUATED_AT_ONCE), ("--bos/--no-bos", bos, None)) if given != default]
         if idle:
             raise UserError(f"{idle[0]} does nothing here: the SAEs of {saes[0]} are evaluated as its recipe says; "
                             "give --text (a text, or the output folder again) to evaluate them otherwise")
@@ -185,9 +187,10 @@ def index(
     model: Annotated[str | None, typer.Option(help=(
         "The language model, if the SAE does not say which, or where a copy of it is."))] = None,
     layer: Annotated[int | None, typer.Option(min=0, help="The layer it reads, if the SAE does not say which.")] = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a text, at most.")] = 1_000_000,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a text, at most.")] = INDEXED_TOKENS,
     bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help=(
-        "Whether sequences of a text begin with BOS; by default as the SAE was trained."))] = None,
+        "Whether sequences of a text begin with BOS, if the SAE does not say; by default as the tokenizer "
+        "does."))] = None,
     skip_first: Annotated[int, typer.Option(
         min=0, metavar="N", help="Leave out the first N positions of each sequence.")] = 0,
     skip_special: Annotated[bool, typer.Option(
@@ -200,7 +203,7 @@ def index(
     from olmoscope.features.rows_of import index_sae
     from olmoscope.recipe import Filter
 
-    if text is None and tokens != 1_000_000:
+    if text is None and tokens != INDEXED_TOKENS:
         raise UserError("--tokens is for --text: a store is indexed whole")
     if max_norm is not None and max_norm <= 1:
         raise UserError(f"--max-norm {max_norm:g}: it must be over 1 times the median")

@@ -163,5 +163,5 @@ def tokenizer_reason(folder: Path, error: BaseException) -> str | None:
 
 
 def first_line(error: BaseException) -> str:
-    """Of an error's text."""
+    """The first line of an error's text, or the name of its class."""
     return (str(error).strip().split("\n")[0] or type(error).__name__)[:300]

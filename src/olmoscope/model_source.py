@@ -117,7 +117,8 @@ def locate(model: Model) -> dict[str, Any]:
 def loading(model: Model, what: Literal["model", "tokenizer"] = "model") -> Iterator[None]:
     """Turn whatever the libraries raise in the block, where files of a model are had and read, into a `UserError`.
 
-    An error of another class than those that they raise for bad files stays what it is, unless the files say its cause.
+    An error of another class than those that they raise for bad files stays what it is, unless the files say its cause
+    (tokenizers raises a plain `Exception` for a damaged file, and a config with a wrong value anything at all).
     """
     from safetensors import SafetensorError
 

@@ -70,7 +70,7 @@ def _with_dtype(recipe: Recipe, out: Path) -> Recipe:
 
 
 def _with_bos(recipe: Recipe, out: Path) -> Recipe:
-    """Stores that were begun before there was such a setting have no BOS: they are gone on with as they are."""
+    """Stores begun before this setting existed have no BOS, and are continued without it."""
     if recipe.tokens.bos != "auto":
         return recipe
     both = [recipe.with_bos(bos) for bos in ("no", "yes")]

@@ -68,7 +68,7 @@ def _state(info: StoreInfo) -> str:
         return "being written by a process now"
     if info.manifest is not None and info.manifest.finished and not info.missing:
         return "finished"
-    return "not finished; `olmoscope collect` goes on with it"
+    return "not finished; `olmoscope collect` continues it"
 
 
 def _head(one: Verified) -> None:

@@ -20,7 +20,8 @@ HANDLER = "olmoscope.stand_in"
 STAND_INS = {"Δ": "d", "‖": "||", "²": "^2", "\u0302": "^", "…": "...", "·": "*", "×": "x", "−": "-", "–": "-",
              "—": "-", "≤": "<=", "≥": ">=", "√": "sqrt ", "Σ": "sum ", "•": "*", "→": "->", "←": "<-", "‘": "'",
              "’": "'", "“": '"', "”": '"', "\u00a0": " "}
-"""Of the signs that we print. All others (a path, a token) appear as Python writes them in ASCII: `\\u4e2d`."""
+"""Replacements for the characters that we print. All others (in a path, a token) appear as Python writes them in ASCII:
+`\\u4e2d`."""
 
 
 class Terminal(Console):

@@ -126,6 +126,8 @@ def test_bos_stands_in_and_never_overrules(models, text, tmp_path):
         option = "--bos" if bos else "--no-bos"
         with pytest.raises(UserError, match=f"{option}: sae {says} says that it was trained on sequences that begin"):
             evaluate_anywhere([where], Options(tmp_path / "out", text, 100, dtype="float32", bos=bos))
+        with pytest.raises(UserError, match=f"{option}: sae {says} says that it was trained on sequences that begin"):
+            index_sae(where, text=text, out=tmp_path / "index", bos=bos, device="cpu")
     silent = sae_of(tmp_path / "silent", model_name=model, prepend_bos=None)
     assert evaluate_anywhere([silent], Options(tmp_path / "out", text, 100, dtype="float32", bos=False))
 

@@ -3,7 +3,7 @@
     recipe -> tokens/ (packed once) -> for each segment of this worker's share: forward passes -> the segment's files
            -> when the last segment is there, whoever made it: statistics, manifest
 
-A segment that exists is never made again; a killed run goes on with the first one missing. While the model reads a
+A segment that exists is never made again; a killed run continues with the first one missing. While the model reads a
 segment, the one before it is being written.
 """
 
@@ -102,7 +102,7 @@ def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker()
         # Before anything is packed: a model that cannot be read is refused at once.
         model = None if is_packed(store) else _load(recipe, wanted, worker, load)
         with tokens_locked(store):
-            index = pack(recipe, tokenizer, split, store)
+            index = pack(recipe, tokenizer, split, store, wanted)
         share = [segment for segment in _missing(store, index) if worker.owns(segment)]
         made = 0
         if share or not (store / "manifest.json").exists():

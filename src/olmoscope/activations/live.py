@@ -59,7 +59,7 @@ def open_live(recipe: Recipe, layers: list[int], split: Split, store: Path) -> "
     model = load_model(wanted, layers[-1], pick_device(recipe.device))
     model.probe.refuse_leak(wanted.name, recipe.tokens.documents)
     with tokens_locked(store):
-        index = pack(recipe, tokenizer, split, store)
+        index = pack(recipe, tokenizer, split, store, wanted)
     begin_store(store, make_manifest(recipe, split, model, tokenizer, index))
     return LiveRounds(recipe, layers, model, read_manifest(store), index["rows"], store)
 

@@ -14,11 +14,11 @@ from olmoscope.tokens.segments import TokenSegment
 from olmoscope.units import format_bytes
 
 TOKEN_BYTES = 13
-"""Of a token in tokens/: id, document, source. (What waits for later segments takes as much again at most.)"""
+"""Bytes of a token in tokens/: id, document, source. (Tokens waiting for later segments take as much again at most.)"""
 ROW_BYTES = 13
-"""Of a token in rows/: id, sequence, position, source."""
+"""Bytes of a token in rows/: id, sequence, position, source."""
 NORM_BYTES = 4
-"""Of a token's norm at each layer, in rows/."""
+"""Bytes of a token's norm at each layer, in rows/."""
 FLOAT16_MAX = torch.finfo(torch.float16).max
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from olmoscope.activations.format import read_manifest
 from olmoscope.errors import UserError
-from olmoscope.evaluate.context import text_context, warn_of_context
+from olmoscope.evaluate.context import chosen_bos, text_context, warn_of_context
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_text, forget_unfinished, identity
 from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
 from olmoscope.evaluate.same_model import GivenModel, refuse_uncentred, said_by, take_for_same
@@ -32,7 +32,7 @@ from olmoscope.model.load import pick_device
 from olmoscope.model.splice import CausalLM, load_causal_lm
 from olmoscope.model_source import is_local, pinned, revision_of
 from olmoscope.progress import console
-from olmoscope.recipe import Bos, Model, Recipe
+from olmoscope.recipe import Model, Recipe
 from olmoscope.recipe_file import load_recipe
 from olmoscope.text.given import given_text
 from olmoscope.tokens.pack import is_packed, pack
@@ -196,14 +196,7 @@ def _held_out(out: Path, tokenizer: Tokenizer, model: Model) -> Sequences:
 
 def _tokenizer(subjects: Sequence[Subject], model: Model, options: Options) -> Tokenizer:
     """The model's tokenizer, which puts first what these SAEs were trained with."""
-    if options.bos is not None:
-        wanted: Bos = "yes" if options.bos else "no"
-        for subject in subjects:
-            if subject.bos not in ("auto", wanted):
-                raise UserError(f"--{'bos' if options.bos else 'no-bos'}: {subject.name} says that it was trained on "
-                                f"sequences that begin with{'out' if options.bos else ''} BOS; leave the option out")
-        return load_tokenizer(model, wanted)
-    said = {subject.bos for subject in subjects}
+    said = {chosen_bos(subject, options.bos) for subject in subjects}
     found = {} if {"yes", "no"} <= said else {bos: load_tokenizer(model, bos) for bos in said}
     if len({tokenizer.begin for tokenizer in found.values()}) != 1:
         raise UserError("some of these SAEs were trained on sequences that begin with BOS, some were not; evaluate "

@@ -1,12 +1,13 @@
-"""How long the sequences of a text are, on which an SAE is measured or indexed."""
+"""The sequences of a text on which an SAE is measured or indexed: their length, and whether they begin with BOS."""
 
 from collections.abc import Sequence
 
+from olmoscope.errors import UserError
 from olmoscope.evaluate.subject import Subject
 from olmoscope.model.config import read_config
 from olmoscope.model.positions import check_context, most_positions
 from olmoscope.progress import console
-from olmoscope.recipe import Model
+from olmoscope.recipe import Bos, Model
 
 CONTEXT = 1024
 """Tokens of a sequence, for SAEs that do not say what they were trained on, of a model that takes as many."""
@@ -23,6 +24,21 @@ def text_context(subjects: Sequence[Subject], model: Model) -> int:
     length = min(subject.context_size or min(CONTEXT, longest) for subject in subjects)
     warn_of_context(config, length, model)
     return length
+
+
+def chosen_bos(subject: Subject, option: bool | None) -> Bos:
+    """Whether sequences begin with BOS: as the SAE says, else as `--bos` or `--no-bos` does, else as the tokenizer.
+
+    Raises:
+        UserError: the option contradicts the SAE.
+    """
+    if option is None:
+        return subject.bos
+    wanted: Bos = "yes" if option else "no"
+    if subject.bos not in ("auto", wanted):
+        raise UserError(f"--{'bos' if option else 'no-bos'}: {subject.name} says that it was trained on sequences that "
+                        f"begin with{'out' if option else ''} BOS; leave the option out")
+    return wanted
 
 
 def warn_of_context(config: object, longest: int, model: Model) -> None:

@@ -6,7 +6,7 @@ from olmoscope.activations.collect import collect
 from olmoscope.activations.format import read_manifest
 from olmoscope.activations.store import open_store
 from olmoscope.errors import UserError
-from olmoscope.evaluate.context import text_context
+from olmoscope.evaluate.context import chosen_bos, text_context
 from olmoscope.evaluate.same_model import GivenModel, refuse_uncentred, said_by, take_for_same
 from olmoscope.evaluate.subject import Subject, open_sae
 from olmoscope.features.build import Indexed, Text, build_index
@@ -37,7 +37,7 @@ def index_sae(where: str, *, store: Path | None = None, text: str | None = None,
         model_name: the language model, if the SAE does not say it, or calls it otherwise than the store or the hub.
         layer: for an SAE that does not say which.
         tokens: of the text, at most.
-        bos: whether its sequences begin with BOS. None: as the SAE was trained.
+        bos: whether its sequences begin with BOS, for an SAE that does not say. None: as the tokenizer does.
 
     Raises:
         UserError: see `open_sae`, `build_index`; no store or no text to be had; both given.
@@ -58,8 +58,7 @@ def index_sae(where: str, *, store: Path | None = None, text: str | None = None,
         if model is None:
             raise UserError(f"{where} does not say which language model it is of; give --model")
         model = pinned(settle_model(model.model_copy(update={"dtype": "auto"}), pick_device(device)))
-        wanted: Bos = subject.bos if bos is None else "yes" if bos else "no"
-        rows = _of_text(subject, model, text, tokens, wanted, device)
+        rows = _of_text(subject, model, text, tokens, chosen_bos(subject, bos), device)
     else:
         store = store or _default_store(subject)
         rows = _of_store(store, subject)

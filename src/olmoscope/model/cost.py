@@ -12,14 +12,13 @@ nor that documents kept apart see less. In a mixture of experts the experts' mat
 that a token goes through.
 """
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
+from olmoscope.model.blueprint import blueprint
 from olmoscope.model.cut import cut_config
 from olmoscope.model.layers import find_layers
 
@@ -75,12 +74,9 @@ def model_cost(config: Any, deepest: int) -> ModelCost:
     Raises:
         UserError: its layers cannot be found.
     """
-    from transformers import AutoModel
-
-    config = copy.deepcopy(cut_config(config, deepest))
+    config = cut_config(config, deepest)
     text = config.get_text_config()
-    with torch.device("meta"):
-        module = AutoModel.from_config(config)
+    module = blueprint(config).base_model
     layers = find_layers(module, text.num_hidden_layers)[1][: deepest + 1]
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     share = _expert_share(text)

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 
 from olmoscope.errors import UserError
-from olmoscope.model.config import read_config
+from olmoscope.model.config import read_config, width_and_depth
 from olmoscope.model.cut import cut_config
 from olmoscope.model.dtype import settle_model
-from olmoscope.model.load import load_model
-from olmoscope.model.splice import load_causal_lm
+from olmoscope.model.load import LoadedModel, load_model
+from olmoscope.model.splice import CausalLM, load_causal_lm
 from olmoscope.model.unembed import NoUnembedding, unembedding_of
 from olmoscope.model_source import loading, locate, pinned
 from olmoscope.recipe import Model
@@ -34,34 +34,43 @@ def describe_model(model: Model, device: torch.device) -> Described:
     """
     model = pinned(settle_model(model, device))
     config = read_config(model)
+    _, num_layers = width_and_depth(config, model)
+    read: CausalLM | LoadedModel
+    refusal = None
+    try:
+        read = load_causal_lm(model, device)
+    except UserError as error:  # its rows may still be read
+        read, refusal = load_model(model, num_layers - 1, device), str(error)
+    facts = _facts(model, config, read)
+    works = [("collect, train", "yes"),
+             ("tokens.documents: apart", "yes" if read.probe.documents_apart else "no: documents see each other")]
+    if not isinstance(read, CausalLM):
+        return Described(facts, [*works, ("evaluate, browse", f"no: {refusal}"),
+                                 ("promoted tokens of index", "unknown")])
+    works.append(("evaluate, browse", "yes" if read.skips else "yes; the whole model runs for each replaced layer"))
+    try:
+        unembedding = unembedding_of(read.module, read.layers, read.d_model, read.revision)
+    except NoUnembedding as error:
+        return Described(facts, [*works, ("promoted tokens of index", f"no: {error}")])
+    return Described([*facts, ("head", str(unembedding))], [*works, ("promoted tokens of index", "yes")])
+
+
+def _facts(model: Model, config: Any, read: CausalLM | LoadedModel) -> list[tuple[str, str]]:
     text = config.get_text_config()
-    loaded = load_model(model, text.num_hidden_layers - 1, device)
-    whole = text.num_hidden_layers == 1 or cut_config(config, 0) is config
-    facts = [
-        ("architecture", loaded.architecture),
-        ("revision", loaded.revision),
-        ("decoder layers", f"{loaded.num_layers}, {loaded.layers_path}"),
-        ("d_model", f"{loaded.d_model}"),
+    body = read.body if isinstance(read, CausalLM) else read.module
+    whole = text.num_hidden_layers <= 2 or cut_config(config, 0) is config
+    return [
+        ("architecture", (config.architectures or [type(config).__name__])[0]),
+        ("revision", read.revision),
+        ("decoder layers", f"{text.num_hidden_layers}, {read.layers_path}"),
+        ("d_model", f"{read.d_model}"),
         ("attention heads", _heads(text)),
-        ("parameters without the head", f"{sum(one.numel() for one in loaded.module.parameters()):,}"),
+        ("parameters without the head", f"{sum(one.numel() for one in body.parameters()):,}"),
         ("layers above those wanted", "are loaded: this model cannot be cut" if whole else "are not loaded"),
         ("weights stored in", str(getattr(config, "dtype", None) or "unknown").removeprefix("torch.")),
         ("computes in", model.dtype),
         ("positions", _positions(text)),
         *_tokenizer(model, text)]
-    works = [("collect, train", "yes"),
-             ("tokens.documents: apart", "yes" if loaded.probe.documents_apart else "no: documents see each other")]
-    del loaded
-    try:
-        causal = load_causal_lm(model, device)
-    except UserError as error:
-        return Described(facts, [*works, ("evaluate, browse", f"no: {error}"), ("promoted tokens of index", "unknown")])
-    works.append(("evaluate, browse", "yes" if causal.skips else "yes; the whole model runs for each replaced layer"))
-    try:
-        unembedding = unembedding_of(causal.module, causal.layers, causal.d_model, causal.revision)
-    except NoUnembedding as error:
-        return Described(facts, [*works, ("promoted tokens of index", f"no: {error}")])
-    return Described([*facts, ("head", str(unembedding))], [*works, ("promoted tokens of index", "yes")])
 
 
 def _heads(text: Any) -> str:

@@ -2,7 +2,7 @@
 
 A processor without bfloat16 instructions emulates them: the same matrix product takes ten times as long as in float32.
 What `auto` became is written into every store and evaluation, and a store keeps the dtype it was begun with, whichever
-machine goes on with it.
+machine continues it.
 """
 
 from typing import Literal

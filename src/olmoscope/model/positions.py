@@ -4,12 +4,10 @@ Most models turn positions into angles (rotary) or distances, and run on any len
 their outputs are not to be trusted. Others look positions up in a table, and end with an error where it ends.
 """
 
-import copy
 from typing import Any
 
-import torch
-
 from olmoscope.errors import UserError
+from olmoscope.model.blueprint import blueprint
 
 _LIMITS = ("max_position_embeddings", "max_seq_len", "max_target_positions")
 """What configs call the longest sequence (`n_positions` and the like are other names of the first)."""
@@ -53,17 +51,15 @@ def check_context(config: Any, longest: int, name: str) -> str | None:
 def _has_table(config: Any, limit: int) -> bool:
     """Whether a tensor of the model, its vocabulary apart, has a row for each position (or MPT's distances, which are
     made for exactly so many)."""
-    from transformers import AutoModel
-
     if getattr(config.get_text_config(), "model_type", None) == "mpt":
         return True
-    with torch.device("meta"):
-        try:
-            module = AutoModel.from_config(copy.deepcopy(config))
-        except (ValueError, NotImplementedError):
-            return False  # no model that can be loaded: whoever loads it says why
-    vocabulary = module.get_input_embeddings().weight
+    try:
+        module = blueprint(config)
+    except ValueError:
+        return False  # no causal LM: whoever loads it says so
+    vocabulary = [getattr(part, "weight", None)
+                  for part in (module.get_input_embeddings(), module.get_output_embeddings())]
     tensors = [tensor for part in module.modules() if not hasattr(part, "make_weights")  # such a table grows
                for tensor in [*part.parameters(recurse=False), *part.buffers(recurse=False)]]
-    return any(tensor is not vocabulary and tensor.dim() == 2 and limit <= len(tensor) <= limit + _OFFSET
-               for tensor in tensors)
+    return any(tensor.dim() == 2 and limit <= len(tensor) <= limit + _OFFSET
+               for tensor in tensors if all(tensor is not one for one in vocabulary))

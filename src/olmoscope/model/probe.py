@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from olmoscope.errors import UserError
 from olmoscope.model.capture import read_residual_stream
+from olmoscope.model_errors import first_line
 from olmoscope.seeds import generator
 
 TOKENS = 128
-"""Of a row that is tried, two documents; some architectures have other code for such lengths than for a few tokens."""
+"""Length of each sequence tried, two documents; some architectures run other code on these than on a few tokens."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 """Largest ‖difference‖ / ‖row‖ that counts as none. Experts sum in an order that depends on all rows of a batch."""
 OTHER_SHAPE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -102,9 +103,8 @@ def probe(module: nn.Module, layers: nn.ModuleList, name: str, d_model: int, voc
 
 def does_not_run(name: str, dtype: torch.dtype, error: Exception) -> UserError:
     """What to say of a model whose passes fail."""
-    what = (str(error).strip().splitlines() or [type(error).__name__])[0]
     hint = "; try model.dtype=float32 (--dtype float32)" if dtype != torch.float32 else ""
-    return UserError(f"{name} does not run in {str(dtype).removeprefix('torch.')}: {what}{hint}")
+    return UserError(f"{name} does not run in {str(dtype).removeprefix('torch.')}: {first_line(error)}{hint}")
 
 
 def difference(a_TD: Tensor, b_TD: Tensor) -> Tensor:

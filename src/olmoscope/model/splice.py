@@ -10,6 +10,7 @@ chunk, V tokens of the vocabulary.
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,8 @@ class CausalLM:
     body: nn.Module
     """The model without its head."""
     layers: nn.ModuleList
+    layers_path: str
+    """Path of the layers in the module, e.g. `model.layers`."""
     name: str
     revision: str
     d_model: int
@@ -80,13 +83,7 @@ class CausalLM:
     @torch.no_grad()
     def logits(self, hidden_CD: Tensor) -> Tensor:
         """Logits `[C, V]` of last hidden states, by the model's own forward: it may cap or scale them."""
-        def give(*arguments: Any, **settings: Any) -> Any:
-            return self.body_output(last_hidden_state=hidden_CD[None])
-
-        with _forward_of(self.body, give):
-            nothing = torch.zeros(1, len(hidden_CD), dtype=torch.int64, device=hidden_CD.device)
-            logits: Tensor = self.module(input_ids=nothing, use_cache=False).logits[0]
-        return logits
+        return _logits(self.module, self.body, self.body_output, hidden_CD)
 
     def _run(self, token_ids_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
         hidden: Tensor = self.body(input_ids=token_ids_BT, use_cache=False, **given_positions(positions_BT))[0]
@@ -143,13 +140,24 @@ def try_causal_lm(module: Any, path: str, layers: nn.ModuleList, name: str, revi
         if len(forms) < len(layers):
             raise UserError(f"{name}: only {len(forms)} of its {len(layers)} decoder layers run; olmoscope cannot read "
                             "this architecture")
-        found = CausalLM(module, body, layers, name, revision, d_model, vocabulary, type(output),
-                         [forms[number] for number in range(len(layers))], True,
-                         probe(body, layers, name, d_model, most, most_positions(module.config)))
-        if _difference_of(found.logits, output[0][0], wanted_TV) <= tolerance:
-            return _with_splice(found, ids_1T, tolerance)
+        if _difference_of(partial(_logits, module, body, type(output)), output[0][0], wanted_TV) <= tolerance:
+            probed = probe(body, layers, name, d_model, most, most_positions(module.config))
+            return _with_splice(CausalLM(module, body, layers, path, name, revision, d_model, vocabulary, type(output),
+                                         [forms[number] for number in range(len(layers))], True, probed),
+                                ids_1T, tolerance)
     raise UserError(f"{name}: its LM head cannot be run by itself ({type(module).__name__}), so what an SAE does to "
                     "its predictions cannot be measured")
+
+
+def _logits(module: nn.Module, body: nn.Module, body_output: type[Any], hidden_CD: Tensor) -> Tensor:
+    """What the module makes of last hidden states that its body is made to give, `[C, V]`."""
+    def give(*arguments: Any, **settings: Any) -> Any:
+        return body_output(last_hidden_state=hidden_CD[None])
+
+    with _forward_of(body, give):
+        nothing = torch.zeros(1, len(hidden_CD), dtype=torch.int64, device=hidden_CD.device)
+        logits: Tensor = module(input_ids=nothing, use_cache=False).logits[0]
+    return logits
 
 
 def _difference_of(logits: Callable[[Tensor], Tensor], hidden_TD: Tensor, wanted_TV: Tensor) -> float:

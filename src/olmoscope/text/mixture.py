@@ -1,4 +1,4 @@
-"""Documents from several sources, mixed, in an order that the seed decides and that can be gone on with anywhere.
+"""Documents from several sources, mixed, in an order that the seed decides and that can be resumed anywhere.
 
 Shards wait in queues: one for each source when sources are mixed by weight, a single one for all in `shards` mode.
 Each queue is in a seeded order, and each shard is read from its first row to its last. Document number i comes from

@@ -1,10 +1,12 @@
 """Rows of parquet files, from any row on."""
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from olmoscope.errors import UserError
+from olmoscope.model_errors import first_line
 from olmoscope.text.row import Malformed
 
 _BATCH_ROWS = 128
@@ -19,7 +21,7 @@ def columns_of(path: Path) -> list[str]:
     """
     import pyarrow.parquet as pq
 
-    with _Explained(path), pq.ParquetFile(path) as file:
+    with _explained(path), pq.ParquetFile(path) as file:
         return list(file.schema_arrow.names)
 
 
@@ -34,7 +36,7 @@ def read_columns(path: Path, columns: Sequence[str], start: int) -> Iterator[dic
     """
     import pyarrow.parquet as pq
 
-    with _Explained(path), pq.ParquetFile(path) as file:
+    with _explained(path), pq.ParquetFile(path) as file:
         first, before = 0, 0
         while first < file.num_row_groups and before + file.metadata.row_group(first).num_rows <= start:
             before += file.metadata.row_group(first).num_rows
@@ -55,20 +57,15 @@ def _values(batch: Any, index: int) -> dict[str, Any] | Malformed:
         return Malformed(f"not UTF-8: {error.reason}")
 
 
-class _Explained:
-    """Turns what pyarrow raises of a file into a `UserError`."""
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what pyarrow raises of a file into a `UserError`."""
+    import pyarrow as pa
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        import pyarrow as pa
-
-        if isinstance(error, FileNotFoundError):
-            raise UserError(f"{self._path} is missing") from error
-        if isinstance(error, pa.ArrowInvalid | OSError):
-            raise UserError(f"{self._path} cannot be read as parquet ({str(error).strip().splitlines()[0]}); if it is "
-                            "damaged, delete it and fetch it again") from error
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{path} cannot be read as parquet ({first_line(error)}); if it is damaged, delete it and "
+                        "fetch it again") from error

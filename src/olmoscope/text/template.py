@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from olmoscope.errors import UserError
-from olmoscope.model_source import explain, locate
+from olmoscope.model_errors import first_line
+from olmoscope.model_source import loading, locate, pinned
 from olmoscope.recipe import Model, Text
 from olmoscope.text.chat import Rendered, ToText
 from olmoscope.text.messages import Message
@@ -42,16 +43,15 @@ def load_template(model: Model) -> ToText | None:
     """
     from transformers import AutoTokenizer
 
-    try:
+    model = pinned(model)
+    with loading(model, "tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(**locate(model))
-    except (OSError, ValueError) as error:
-        raise explain(error, model) from error
     if not tokenizer.chat_template:
         return None
     try:
         return ChatTemplate(tokenizer)
     except ValueError as error:  # several, and none of them is the default
-        raise UserError(f"the tokenizer of {model.name}: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"the tokenizer of {model.name}: {first_line(error)}") from error
 
 
 class ChatTemplate:
@@ -73,7 +73,7 @@ class ChatTemplate:
             try:
                 rendered = self._render(messages, form)
             except ImportError as error:  # too old a jinja2
-                raise UserError(f"format: template: {str(error).strip().splitlines()[0]}") from error
+                raise UserError(f"format: template: {first_line(error)}") from error
             except _errors() as error:
                 refused = refused or error
                 continue
@@ -82,7 +82,8 @@ class ChatTemplate:
             if not rendered[1]:
                 break
         if best is None:
-            return Malformed(f"the chat template refuses it: {str(refused).strip().splitlines()[0]}")
+            assert refused is not None
+            return Malformed(f"the chat template refuses it: {first_line(refused)}")
         return best
 
     def _render(self, messages: Sequence[Message], form: _Form) -> Rendered:

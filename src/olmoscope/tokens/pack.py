@@ -18,7 +18,7 @@ import numpy as np
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json
 from olmoscope.progress import bar
-from olmoscope.recipe import Recipe
+from olmoscope.recipe import Model, Recipe
 from olmoscope.text.document import Document
 from olmoscope.text.mixture import Mixture
 from olmoscope.text.template import template_for
@@ -37,8 +37,12 @@ def is_packed(store: Path) -> bool:
     return (store / "tokens" / "index.json").exists()
 
 
-def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out"], store: Path) -> dict[str, Any]:
+def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out"], store: Path,
+         model: Model | None = None) -> dict[str, Any]:
     """Write `tokens/` of a store; what is there already is kept.
+
+    Args:
+        model: whose chat template is used, at the commit of the store; by default the recipe's.
 
     Returns:
         The index: `rows` of every segment, `padded` (tokens computed, padding included), `wanted` (tokens), and
@@ -57,7 +61,7 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
     if is_packed(store):
         return dict(read_json(index_path))
     count = recipe.tokens.count if split == "train" else recipe.tokens.held_out
-    mixture = Mixture(recipe.text, recipe.seed, split, template_for(recipe.text, recipe.model))
+    mixture = Mixture(recipe.text, recipe.seed, split, template_for(recipe.text, model or recipe.model))
     chunker = Chunker(recipe.tokens.chunk_lengths, count, recipe.seed, tokenizer.begin,
                       apart=recipe.tokens.documents == "apart")
     sources = [source.name for source in recipe.text.sources]
@@ -114,7 +118,7 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
 
 
 def _refuse_another(recipe: Recipe, store: Path) -> None:
-    """Tokens are gone on with only for the recipe that began them."""
+    """Packing is resumed only for the recipe that began it."""
     path = store / "tokens" / "recipe.json"
     if path.exists() and read_json(path) != _identity(recipe):
         raise UserError(f"{store} holds tokens of another recipe (its text, tokens, model or seed differ); choose "
@@ -156,7 +160,7 @@ class _Place:
     mixture: dict[str, Any]
     """The mixture's state after the last document that the chunker took in."""
     document: _LastDocument | None = None
-    """That document; None where none was read since packing was gone on with."""
+    """That document; None if none was read since packing was resumed."""
 
 
 def _read_again(mixture: Mixture, chunker: Chunker, tokenizer: Tokenizer, sources: list[str],
