@@ -41,7 +41,7 @@ def markdown(found: Findings, left_out: dict[str, str]) -> str:
             f"{olmoscope.__version__}: a small random model of each goes through collection (documents that share "
             "attention, and documents apart), evaluation and indexing, and its rows and figures are compared with "
             "those of plain transformers. `benchmarks/architectures.py --markdown docs/models.md` writes this page. In "
-            "what refuses, MODEL stands for the model's name.", 120, break_long_words=False, break_on_hyphens=False),
+            "refusals, MODEL stands for the model's name.", 120, break_long_words=False, break_on_hyphens=False),
         "",
         f"Of {len(found)} families {counts['right']} work, {counts['in part']} work in part, {counts['refused']} are "
         "refused: by one line, before anything starts.",
