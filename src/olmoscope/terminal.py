@@ -1,5 +1,5 @@
-"""What the terminal, file or pipe can take: signs that its encoding lacks get stand-ins; a reader that leaves ends us
-quietly.
+"""Output for any terminal, file or pipe: characters that its encoding lacks are replaced, and where the reader of a
+pipe has gone (`| head`), the command ends quietly.
 
 Tables use mathematical signs (Δ, ‖, ²). A standard stream that is not UTF-8 (`LC_ALL=C`, a Latin-1 locale,
 `PYTHONIOENCODING=ascii`) cannot take them, and Python would end a command that has done all its work in an error.

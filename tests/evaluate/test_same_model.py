@@ -70,7 +70,7 @@ def test_a_copy_is_the_same_model(models):
 
 @pytest.mark.parametrize(("other", "message"), [
     ("weights", r"at revision sha256:\w+, and the weights here are of revision sha256:\w+: it is another model"),
-    ("depth", "of layers 4, and this model is of layers 5"), ("width", "of width 32, and this model is of width 64"),
+    ("depth", "of 4 layers, and this model is of 5 layers"), ("width", "of width 32, and this model is of width 64"),
     ("GPT2", "of architecture Llama, and this model is of architecture GPT2")])
 def test_another_model_is_refused(models, other, message):
     with pytest.raises(UserError, match=message):

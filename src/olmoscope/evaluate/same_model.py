@@ -83,12 +83,12 @@ def take_for_same(whose: str, said: SaidModel, given: GivenModel) -> str | None:
     if given.name == said.name:
         return None
     found = given.said()
-    for what, one, other in (("of width", said.d_model, found.d_model),
-                             ("of architecture", _family(said.architecture), _family(found.architecture)),
-                             ("of layers", said.num_layers, found.num_layers)):
+    for what, one, other in (("of width {}", said.d_model, found.d_model),
+                             ("of architecture {}", _family(said.architecture), _family(found.architecture)),
+                             ("of {} layers", said.num_layers, found.num_layers)):
         if one is not None and one != other:
-            raise UserError(f"--model {given.name}: {whose} is of {said.name}, {what} {one}, and this model is {what} "
-                            f"{other}: it is another model; leave --model out, or give a copy of that one")
+            raise UserError(f"--model {given.name}: {whose} is of {said.name}, {what.format(one)}, and this model is "
+                            f"{what.format(other)}: it is another model; leave --model out, or give a copy of that one")
     compared = said.revision is not None and _comparable(said.revision, given.revision)
     if compared and said.revision != given.revision:
         raise UserError(f"--model {given.name}: {whose} is of {said.name} at revision {said.revision}, and the weights "
