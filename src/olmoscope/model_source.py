@@ -13,7 +13,7 @@ from olmoscope.errors import UserError
 from olmoscope.files import sha256
 from olmoscope.hub_errors import hub_exceptions, hub_reason
 from olmoscope.model_errors import adapter_reason, first_line, folder_reason, tokenizer_reason, without_config
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CONFIG, ADAPTER = "config.json", "adapter_config.json"

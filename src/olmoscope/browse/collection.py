@@ -20,7 +20,7 @@ from olmoscope.features.records import Page
 from olmoscope.features.table import Filters, Sort
 from olmoscope.model.load import pick_device
 from olmoscope.progress import console
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 from olmoscope.sae.interface import SparseAutoencoder
 
 LABELS_FILE = "labels.sqlite"

@@ -6,7 +6,7 @@ import torch
 
 from olmoscope.errors import UserError
 from olmoscope.model_source import loading, locate
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 
 def read_weights(model: Model, config: Any) -> Any:
