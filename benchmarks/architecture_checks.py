@@ -34,6 +34,7 @@ from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.rows_of import index_sae
 from olmoscope.recipe.schema import Recipe
+from olmoscope.site import Site
 from olmoscope.tokens.segments import read_token_segment
 from small_model_sizes import MUST_REFUSE
 from small_models import LAYERS, layers_path
@@ -200,7 +201,8 @@ def _check_rows(plain: PlainModel | None, model: Path, text: Path, store: Path, 
         for layer, rows_TD in plain.rows(packed.token_ids[start:end], (MIDDLE, LAST)).items():
             wanted[layer].append(rows_TD)
     for layer, parts in wanted.items():
-        _compare(opened.read(layer, 0, slice(0, opened.rows)), torch.cat(parts)[place_R], f"rows of layer {layer}")
+        _compare(opened.read(Site(layer), 0, slice(0, opened.rows)), torch.cat(parts)[place_R],
+                 f"rows of layer {layer}")
 
 
 def _compare(found_RD: Tensor, wanted_RD: Tensor, what: str) -> None:

@@ -41,14 +41,15 @@ import torch
 
 from olmoscope.activations.collect.forward import batches
 from olmoscope.activations.collect.run import collect
-from olmoscope.activations.store.gather import LayerRows
+from olmoscope.activations.store.gather import SiteRows
 from olmoscope.activations.store.statistics import segment_sums
 from olmoscope.files import write_json
-from olmoscope.model.capture import read_residual_stream
+from olmoscope.model.capture import read_sites
 from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import Recipe
+from olmoscope.site import Site
 from olmoscope.text.standard_library import write_corpus
 from olmoscope.tokens.pack import pack
 from olmoscope.tokens.segments import read_token_segment
@@ -139,7 +140,7 @@ def measure(subject: Subject, device: str, tokens: int | None, rounds: int, with
     index = pack(four, load_tokenizer(four.model), "train", folder / "packed")
     rows = sum(index["rows"])
     ways: dict[str, Callable[[], Taken]] = {
-        "bare": lambda: time_bare(_load(four), four.activations.layers[-1], folder / "packed"),
+        "bare": lambda: time_bare(_load(four), four.activations.sites[-1], folder / "packed"),
         "four": lambda: time_collect(four, folder),
         "one": lambda: time_collect(one, folder)}
     if with_peer:
@@ -222,18 +223,18 @@ def _model(subject: Subject, device: str, folder: Path) -> str:
 
 
 def _load(recipe: Recipe) -> LoadedModel:
-    return load_model(recipe.model, recipe.activations.layers[-1], pick_device(recipe.device))
+    return load_model(recipe.model, recipe.activations.sites, pick_device(recipe.device))
 
 
-def time_bare(model: LoadedModel, deepest: int, packed: Path) -> Taken:
-    """The bare forward passes over all packed tokens, ended after the deepest layer."""
+def time_bare(model: LoadedModel, last: Site, packed: Path) -> Taken:
+    """The bare forward passes over all packed tokens, ended after the last site."""
     segments = len(list((packed / "tokens").glob("segment-*")))
     prepared = [batch.to(model.device) for segment in range(segments)
                 for batch in batches(read_token_segment(packed, segment), apart=False)]
-    read_residual_stream(model.module, model.layers, [deepest], prepared[0].token_ids_BT)
+    read_sites(model.module, [model.sites.places[last]], prepared[0].token_ids_BT)
     clock = Clock()
     for batch in prepared:
-        read_residual_stream(model.module, model.layers, [deepest], batch.token_ids_BT)
+        read_sites(model.module, [model.sites.places[last]], batch.token_ids_BT)
     return clock.taken()
 
 
@@ -304,7 +305,7 @@ def _time_statistics(recipe: Recipe, packed: Path, segments: int, width: int) ->
     seconds = 0.0
     for segment in range(segments):
         tokens = read_token_segment(packed, segment)
-        rows = LayerRows(tokens.rows, width, recipe.activations.dtype, device)
+        rows = SiteRows(tokens.rows, width, recipe.activations.dtype, device)
         rows.start()
         positions_R = torch.arange(tokens.rows) % max(high for _, high in recipe.tokens.chunk_lengths)
         for batch in batches(tokens, apart=False):
@@ -316,9 +317,9 @@ def _time_statistics(recipe: Recipe, packed: Path, segments: int, width: int) ->
             seconds += clock.taken().seconds
         if device.type == "cpu":  # on a GPU this runs in the background, on the CPU
             clock = Clock()
-            segment_sums(0, rows, positions_R, None)
+            segment_sums(Site(0), rows, positions_R, None)
             seconds += clock.taken().seconds
-    return seconds * len(recipe.activations.layers)
+    return seconds * len(recipe.activations.sites)
 
 
 def _resident_memory(recipe: Recipe, folder: Path, bare: bool) -> list[float]:
@@ -355,10 +356,10 @@ def _run_and_watch(recipe_yaml: str, folder: str, bare: bool, sender: Any) -> No
     thread = threading.Thread(target=watch)
     thread.start()
     if bare:
-        model = load_model(recipe.model, recipe.activations.layers[-1], pick_device(recipe.device))
+        model = load_model(recipe.model, recipe.activations.sites, pick_device(recipe.device))
         for run in range(total):
             for batch in batches(read_token_segment(store, run), apart=False):
-                read_residual_stream(model.module, model.layers, recipe.activations.layers[-1:],
+                read_sites(model.module, [model.sites.places[recipe.activations.sites[-1]]],
                                      batch.to(model.device).token_ids_BT)
     else:
         collect(recipe, "train", store)

@@ -48,23 +48,23 @@ def main() -> None:
         parameters = sum(parameter.numel() for parameter in model.module.parameters())
         part.keep(f"a model of {parameters / 1e9:.2f}B parameters, made in {time.monotonic() - start:.1f} s",
                   parameters=parameters, layers=subject.layers)
-        time_bare(model, recipe.activations.layers[-1], folder / "packed")  # warms up
+        time_bare(model, recipe.activations.sites[-1], folder / "packed")  # warms up
         measure(part, recipe, model, folder, rows, "eager")
         if not part.cuda:
             return  # on a CPU, compiling takes longer than all the rest of a rehearsal
         start = time.monotonic()
-        compile_layers(model.layers, model.device)
-        time_bare(model, recipe.activations.layers[-1], folder / "packed")
+        compile_layers(model.layers, model.device, model.sites)
+        time_bare(model, recipe.activations.sites[-1], folder / "packed")
         part.keep(f"compiled, and warmed up, in {time.monotonic() - start:.1f} s")
         measure(part, recipe, model, folder, rows, "compiled")
 
 
 def measure(part: Part, recipe: Recipe, model: LoadedModel, folder: Path, rows: int, name: str) -> None:
     """Both ways in turns, round after round."""
-    stored = rows * recipe.activations.row_bytes(model.d_model) * len(recipe.activations.layers)
+    stored = rows * recipe.activations.row_bytes(model.d_model) * len(recipe.activations.sites)
     seconds: dict[str, list[float]] = {"bare": [], "four": []}
     for number in range(1 if part.small else ROUNDS):
-        seconds["bare"].append(time_bare(model, recipe.activations.layers[-1], folder / "packed").seconds)
+        seconds["bare"].append(time_bare(model, recipe.activations.sites[-1], folder / "packed").seconds)
         seconds["four"].append(time_collect(recipe, folder, load=lambda *_: model).seconds)
         share = statistics.median(bare / four for bare, four in zip(seconds["bare"], seconds["four"], strict=True))
         rate = {name: rows / statistics.median(values) for name, values in seconds.items()}

@@ -45,6 +45,7 @@ from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import Filter, Model, Recipe
 from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.sae.topk import initialize
+from olmoscope.site import Site
 from olmoscope.text.standard_library import write_corpus
 
 LIST_LINES = 131072
@@ -74,7 +75,7 @@ def make_store(folder: Path, rows: int, d_model: int) -> tuple[Store, Model]:
 def encode_all(sae: SparseAutoencoder, store: Store) -> None:
     for segment, rows in enumerate(store.segment_rows):
         for start in range(0, rows, ROWS_AT_ONCE):
-            sae.encode(store.read(0, segment, slice(start, min(rows, start + ROWS_AT_ONCE))))
+            sae.encode(store.read(Site(0), segment, slice(start, min(rows, start + ROWS_AT_ONCE))))
 
 
 def timed(function: Callable[..., Any], *arguments: Any) -> float:
@@ -120,7 +121,7 @@ def size(folder: Path) -> int:
 
 def measure(folder: Path, rows: int, d_model: int, d_sae: int, k: int, rounds: int) -> dict[str, Any]:
     store, model = make_store(folder, rows, d_model)
-    sae = initialize(d_model, d_sae, k, "none", store.sample_mean(0, "none"), seed=0)
+    sae = initialize(d_model, d_sae, k, "none", store.sample_mean(Site(0), "none"), seed=0)
     subject = Subject(sae, "random", 0, model.name, None, "topk", folder, "folder", "random", False, None)
     text = Text({"recipe_hash": store.manifest.recipe_hash, "split": "train"}, lambda _: store)
     stages = Stages()

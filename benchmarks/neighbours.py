@@ -19,6 +19,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from olmoscope.site import Site
+
 SPINNING = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}
 """What libgomp and Intel's OpenMP do where nobody says otherwise."""
 WAYS: dict[str, dict[str, str]] = {"ours": {}, "spinning": SPINNING}
@@ -32,7 +34,7 @@ def measure(seconds: float) -> dict[str, float]:
     # isort: split
     import torch
 
-    from olmoscope.model.capture import read_residual_stream
+    from olmoscope.model.capture import read_sites
     from olmoscope.model.load import load_model
     from olmoscope.recipe.schema import Model
     from olmoscope.sae.topk import initialize
@@ -40,7 +42,7 @@ def measure(seconds: float) -> dict[str, float]:
     from olmoscope.train.step import Step
 
     torch.manual_seed(0)
-    model = load_model(Model(name="tiny", dtype="float32"), 7, torch.device("cpu"))
+    model = load_model(Model(name="tiny", dtype="float32"), [Site(3), Site(7)], torch.device("cpu"))
     token_ids_BT = torch.randint(4096, (16, 256))
     x_BD = torch.randn(2048, 256)
     step = Step(initialize(256, 4096, 32, "none", torch.zeros(256), seed=0, tied=False), Adam((0.9, 0.999), 1e-8))
@@ -54,7 +56,7 @@ def measure(seconds: float) -> dict[str, float]:
             done += units
         return done / (time.perf_counter() - started)
 
-    return {"collection": rate(lambda: read_residual_stream(model.module, model.layers, [3, 7], token_ids_BT),
+    return {"collection": rate(lambda: read_sites(model.module, list(model.sites.places.values()), token_ids_BT),
                                token_ids_BT.numel()),
             "training": rate(lambda: step(x_BD, 1e-4), len(x_BD))}
 

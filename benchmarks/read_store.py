@@ -36,7 +36,6 @@ from olmoscope.activations.store.format import (
     Manifest,
     ModelIdentity,
     SourceCount,
-    layer_folder,
     stored_order,
     write_manifest,
     write_segment,
@@ -48,8 +47,9 @@ from olmoscope.activations.stream.rounds import READERS, StoreRounds
 from olmoscope.files import write_json
 from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import Filter
+from olmoscope.site import Site
 
-LAYER, BATCH, CONTEXT = 7, 4096, 256
+SITE, BATCH, CONTEXT = Site(7), 4096, 256
 Ways = dict[str, Callable[[], Iterator[Tensor]]]
 """How to read, by name."""
 
@@ -66,14 +66,15 @@ def make_store(folder: Path, segments: int, segment_rows: int, d_model: int) -> 
                  "position": torch.arange(CONTEXT).repeat(contexts).int(),
                  "source": torch.zeros(segment_rows, dtype=torch.uint8)}
         order = torch.from_numpy(stored_order(0, segment, segment_rows))
-        write_segment(folder, segment, {layer_folder(LAYER): {"activations": rows_RD[order]},
+        write_segment(folder, segment, {SITE.folder: {"activations": rows_RD[order]},
                                         "rows": {name: tensor[order] for name, tensor in facts.items()}})
     rows = segments * segment_rows
     write_json(folder / "tokens" / "index.json", {"rows": [segment_rows] * segments})
     write_manifest(folder, Manifest(
         model=ModelIdentity(name="noise", revision="0", architecture="none", d_model=d_model, num_layers=8,
                             layers_path="layers"),
-        tokenizer_hash="", special_token_ids=[], recipe_hash="", split="train", layers=[LAYER], dtype="bfloat16",
+        tokenizer_hash="", special_token_ids=[], recipe_hash="", split="train", sites=[SITE], widths=[d_model],
+        dtype="bfloat16",
         segments=segments, rows=rows, sources={"noise": SourceCount(documents=1, tokens=rows)}, finished=True,
         provenance={}))
     return open_store(folder)
@@ -98,11 +99,11 @@ def front_to_back(paths: list[Path], d_model: int, fresh: bool) -> Iterator[Tens
 def shuffled(stream: Stream) -> Iterator[Tensor]:
     """The next epoch of a stream."""
     for _ in range(stream.batches):
-        yield stream.next_batch()[LAYER]
+        yield stream.next_batch()[SITE]
 
 
 def open_stream(store: Store, epochs: int, reader: tuple[int, int] = (0, 1)) -> Stream:
-    return Stream(StoreRounds(store, [LAYER], "shuffled", 0, keep_of_store(Filter(), store)), BATCH, epochs, reader)
+    return Stream(StoreRounds(store, [SITE], "shuffled", 0, keep_of_store(Filter(), store)), BATCH, epochs, reader)
 
 
 def seconds_per_row(batches: Iterator[Tensor]) -> float:
@@ -195,7 +196,7 @@ def measure_warm(store: Store, paths: list[Path], runs: int) -> dict[str, list[f
 def measure(folder: Path, segments: int, segment_rows: int, d_model: int, runs: int) -> dict[str, Any]:
     """All of it but SAELens."""
     store = make_store(folder, segments, segment_rows, d_model)
-    paths = sorted((folder / layer_folder(LAYER)).iterdir())
+    paths = sorted((folder / SITE.folder).iterdir())
     warm = measure_warm(store, paths, runs)
     cold = alternate({"front to back": lambda: front_to_back(paths, d_model, fresh=True),
                       "shuffled": lambda: shuffled(open_stream(store, 1))}, max(3, runs // 2), lambda: drop(paths))
@@ -203,7 +204,7 @@ def measure(folder: Path, segments: int, segment_rows: int, d_model: int, runs: 
     found = []
     stream = open_stream(store, 1)
     for _ in range(stream.batches):
-        found += contexts(iter([stream.next_batch()[LAYER]]))
+        found += contexts(iter([stream.next_batch()[SITE]]))
         most = max(most, own_memory())
     stream.close()
     round_bytes = max(stream.rounds.sizes) * 2 * d_model

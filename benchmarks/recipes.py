@@ -29,6 +29,7 @@ from olmoscope.activations.stream.filters import keep_of_store
 from olmoscope.activations.stream.rounds import StoreRounds
 from olmoscope.recipe.schema import Filter
 from olmoscope.sae.topk import TopK, initialize
+from olmoscope.site import Site
 from study import Job, measure, read_results, run_all, stores, table
 
 RESULTS = Path(__file__).parent / "results" / "recipes.jsonl"
@@ -168,9 +169,9 @@ def run(job: Job) -> dict[str, Any]:
     firings = job["d_sae"] / 4096 * 32 / job["k"]  # the window is for 4096 latents and k 32
     levers = replace(levers, aux_window=round(levers.aux_window * firings))
     training, held_out = stores(Path(job["out"]))
-    rounds = StoreRounds(training, [layer], levers.order, job["seed"],  # type: ignore[arg-type]
+    rounds = StoreRounds(training, [Site(layer)], levers.order, job["seed"],  # type: ignore[arg-type]
                          keep_of_store(Filter(), training))
-    mean_D = rounds.sample_mean(layer, levers.normalize)  # type: ignore[arg-type]
+    mean_D = rounds.sample_mean(Site(layer), levers.normalize)  # type: ignore[arg-type]
     sae = initialize(len(mean_D), job["d_sae"], job["k"], levers.normalize,  # type: ignore[arg-type]
                      mean_D, job["seed"], tied=levers.weights == "tied")
     if levers.init == "data":
@@ -182,7 +183,7 @@ def run(job: Job) -> dict[str, Any]:
         steps = -(-job["tokens"] // levers.batch)
         step = LeverStep(sae, levers, steps, job["seed"])
         for _ in range(steps):
-            step(stream.next_batch()[layer], step.rate())
+            step(stream.next_batch()[Site(layer)], step.rate())
     seconds = time.process_time() - started
     figures = measure(step.finished(), held_out, layer, HELD_OUT)
     window = min(DEAD_WINDOW, job["tokens"])
@@ -191,7 +192,7 @@ def run(job: Job) -> dict[str, Any]:
 
 
 def _start_from_data(sae: TopK, store: Store, layer: int, seed: int) -> None:
-    rows_ND = torch.cat([store.read(layer, segment, slice(0, min(rows, sae.d_sae)))
+    rows_ND = torch.cat([store.read(Site(layer), segment, slice(0, min(rows, sae.d_sae)))
                          for segment, rows in enumerate(store.segment_rows)])
     order = torch.randperm(len(rows_ND), generator=torch.Generator().manual_seed(seed))
     rows_FD = sae.center(rows_ND[order[:sae.d_sae]])[0]

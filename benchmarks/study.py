@@ -56,7 +56,7 @@ def recipe_of(job: Job, form: str, **sae: Any) -> Recipe:
 def rounds_of(recipe: Recipe, out: Path) -> StoreRounds:
     """The training rows of a recipe's SAE."""
     training = stores(out)[0]
-    return StoreRounds(training, [recipe.saes[0].layer], recipe.train.order, recipe.seed,
+    return StoreRounds(training, [recipe.saes[0].site], recipe.train.order, recipe.seed,
                        keep_of_store(recipe.train.filter, training))
 
 
@@ -68,7 +68,7 @@ def train(recipe: Recipe, out: Path) -> SparseAutoencoder:
         training = Run(recipe, spec, rounds, Path(folder), torch.device("cpu"))
         training.steps = -(-recipe.tokens.count // batch_of(recipe))
         for _ in range(training.steps):
-            training.train_on(stream.next_batch()[spec.layer], stream.state())
+            training.train_on(stream.next_batch()[spec.site], stream.state())
         return load_sae(checkpoints(Path(folder))[-1])
 
 

@@ -10,7 +10,10 @@ import torch
 import transformers
 from safetensors import safe_open
 
+from olmoscope.model.capture import read_sites
+from olmoscope.model.sites import Place
 from olmoscope.recipe.schema import Recipe
+from olmoscope.site import Site
 
 ARCHITECTURES = ("Olmo3", "GPT2", "Llama", "Qwen3", "Gemma3")
 
@@ -113,3 +116,15 @@ def put_bos_first(folder: Path, token: str = "<|im_start|>") -> int:
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"bos_token": token, "add_bos_token": True}))
     return number
+
+
+def streams(layers: torch.nn.ModuleList, numbers: list[int]) -> list[Place]:
+    """Where the residual streams after some layers are."""
+    return [Place(Site(number), "output", layers[number]) for number in numbers]
+
+
+def read_streams(module: torch.nn.Module, layers: torch.nn.ModuleList, numbers: list[int], token_ids_BT: torch.Tensor,
+                 positions_BT: torch.Tensor | None = None) -> dict[int, torch.Tensor]:
+    """The residual streams after some layers, by layer."""
+    found = read_sites(module, streams(layers, numbers), token_ids_BT, positions_BT)
+    return {site.layer: x_BTD for site, x_BTD in found.items()}

@@ -16,6 +16,7 @@ from helpers import recipe, write_documents
 from olmoscope.activations.store.format import read_activations, read_rows
 from olmoscope.pipeline import collect_stores, evaluate_saes, store_folder, train_saes
 from olmoscope.release.build import build_release
+from olmoscope.site import Site
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -78,7 +79,7 @@ def test_a_reader_written_from_the_page_gets_the_same_rows(job, out):
             for layer in reader.manifest["layers"]:
                 activations, rows = reader.read(layer, segment)
                 assert reader.blocks_are_sound(layer, segment)
-                ours = read_activations(folder, layer, segment, slice(0, count))
+                ours = read_activations(folder, Site(layer), segment, slice(0, count))
                 assert torch.equal(torch.from_numpy(activations), ours.float())
                 assert all(np.array_equal(rows[name], tensor.numpy()) for name, tensor in theirs.items())
                 assert set(rows) == set(theirs)

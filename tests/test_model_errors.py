@@ -16,10 +16,12 @@ from olmoscope.model.splice import load_causal_lm
 from olmoscope.model.unembed import load_unembedding
 from olmoscope.model_errors import POINTER
 from olmoscope.recipe.schema import Model
+from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")
-LOADERS = {"collect": lambda model: load_model(model, 1, CPU), "evaluate": lambda model: load_causal_lm(model, CPU),
+LOADERS = {"collect": lambda model: load_model(model, [Site(1)], CPU),
+           "evaluate": lambda model: load_causal_lm(model, CPU),
            "index": lambda model: load_unembedding(model, CPU)}
 LFS = POINTER + b"v1\noid sha256:" + b"4" * 64 + b"\nsize 14000000000\n"
 

@@ -11,6 +11,7 @@ TINY = Path(str(resources.files("olmoscope") / "model" / "tiny"))
 
 LOAD = """
 import sys, torch
+from olmoscope.site import Site
 from olmoscope.model.load import load_model
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.model.unembed import load_unembedding
@@ -18,7 +19,7 @@ from olmoscope.model_source import pinned
 from olmoscope.recipe.schema import Model
 
 model, cpu = Model(name=sys.argv[1], dtype="float32"), torch.device("cpu")
-print(pinned(model).revision, load_model(model, 1, cpu).revision, load_causal_lm(model, cpu).revision,
+print(pinned(model).revision, load_model(model, [Site(1)], cpu).revision, load_causal_lm(model, cpu).revision,
       load_unembedding(model, cpu).revision)
 """
 

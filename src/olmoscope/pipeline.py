@@ -32,6 +32,7 @@ from olmoscope.model.splice import load_causal_lm
 from olmoscope.model_source import at_revision
 from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.release.validate import Validation, validate
+from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.group import train_from_store, train_live
 from olmoscope.train.run import run_folder
@@ -148,7 +149,7 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
     pending = [number for number, sae in enumerate(wanted)
                if not is_evaluated(run_folder(out, sae) / EVALUATION, identities[number])]
     if pending:
-        model = load_causal_lm(wanted_model, pick_device(recipe.device), max(sae.layer for sae in wanted))
+        model = load_causal_lm(wanted_model, pick_device(recipe.device), [sae.site for sae in wanted])
         found = evaluate_on_store([subjects[number] for number in pending], store, model, setting)
         for number, evaluation in zip(pending, found, strict=True):
             write_evaluation(run_folder(out, wanted[number]) / EVALUATION, evaluation)
@@ -190,10 +191,10 @@ def validate_folder(folder: Path) -> Validation:
     return validate(folder, rows=_first_rows(open_store(store)) if (store / "manifest.json").exists() else None)
 
 
-def _first_rows(store: Store) -> dict[int, Tensor]:
-    """Up to 256 rows of each layer, `[rows, d_model]`; a segment's rows are permuted, so they are a random sample."""
+def _first_rows(store: Store) -> dict[Site, Tensor]:
+    """Up to 256 rows of each site, `[rows, D]`; a segment's rows are permuted, so they are a random sample."""
     part = slice(0, min(256, store.segment_rows[0]))
-    return {layer: store.read(layer, 0, part) for layer in store.manifest.layers}
+    return {site: store.read(site, 0, part) for site in store.manifest.sites}
 
 
 class Stopwatch:

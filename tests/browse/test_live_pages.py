@@ -8,13 +8,13 @@ from playwright.sync_api import Page, expect
 from test_page import SAE, open_page
 
 from browse_server import ask
-from helpers import save_small_model
+from helpers import read_streams, save_small_model
 from olmoscope.browse.live import LiveModel
 from olmoscope.errors import UserError
 from olmoscope.evaluate.subject import open_sae
-from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.load import load_model
 from olmoscope.recipe.schema import Model
+from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer
 
 TEXT = "word1 is\n<b>word2</b> is\u202e 👩‍💻"
@@ -23,9 +23,9 @@ TEXT = "word1 is\n<b>word2</b> is\u202e 👩‍💻"
 def dense(index_folder: Path, text: str) -> torch.Tensor:
     """Activations `[T, F]` in float64 of a text; only the model runs in its own dtype, as it does when collecting."""
     model = Model(name="tiny")
-    loaded = load_model(model, 1, torch.device("cpu"))
+    loaded = load_model(model, [Site(1)], torch.device("cpu"))
     ids = torch.from_numpy(load_tokenizer(model).encode([text])[0][:-1].astype("int64"))
-    x_TD = read_residual_stream(loaded.module, loaded.layers, [1], ids[None])[1][0].double()
+    x_TD = read_streams(loaded.module, loaded.layers, [1], ids[None])[1][0].double()
     sae = open_sae(index_folder.parent).sae
     pre_TF = (x_TD - sae.b_pre_D.double()) @ sae.W_enc_FD.double().T + sae.b_latent_F.double()
     values_TK, indices_TK = pre_TF.topk(8, dim=1)

@@ -18,6 +18,7 @@ from olmoscope.browse.serve import require_extra, serve
 from olmoscope.errors import UserError
 from olmoscope.evaluate.subject import open_sae
 from olmoscope.features.read import FeatureIndex
+from olmoscope.site import Site
 
 SAE = "layer_01-width_512-topk_8_raw"
 
@@ -30,7 +31,7 @@ def dense_NF(index_folder: Path) -> torch.Tensor:
     rows, keys = [], []
     for segment in range(store.manifest.segments):
         table = store.read_rows(segment)
-        rows.append(store.read(layer=1, segment=segment, part=slice(0, len(table["sequence"]))).double())
+        rows.append(store.read(site=Site(1), segment=segment, part=slice(0, len(table["sequence"]))).double())
         keys.append(torch.stack([table["sequence"].long(), table["position"].long()], dim=1))
     x_ND, keys_N2 = torch.cat(rows), torch.cat(keys)
     order_N = torch.argsort(keys_N2[:, 0] * 10**6 + keys_N2[:, 1])

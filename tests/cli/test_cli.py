@@ -82,7 +82,7 @@ def test_mistakes_in_recipes(fails, job):
     assert "trian: unknown key" in fails("plan", "tiny", "--set", "trian.lr=1")
     assert "train.lr: Input should be a valid number" in fails("collect", "tiny", "--set", "train.lr=fast")
     assert "saes.0: k (5000) is over d_sae (4096)" in fails("train", "tiny", "--set", "saes.0.k=5000")
-    assert "layer 40 is out of range" in fails("plan", "olmo3-7b-think", "--set", "activations.layers=[7, 40]")
+    assert "layers.40 is out of range" in fails("plan", "olmo3-7b-think", "--set", "activations.layers=[7, 40]")
     assert "layer 9 is out of range, tiny has layers 0 to 7" in fails("plan", job(activations__layers=[1, 7, 9]))
     assert "holds no finished run" in fails("evaluate", job().parent)
     assert "has no recipe.yaml" in fails("export", job().parent)

@@ -23,7 +23,7 @@ def run_plan(*arguments, environment=None):
 def test_the_real_job_by_hand(tmp_path, monkeypatch):
     monkeypatch.setattr("olmoscope.cost.plan.config_at_hand", lambda model: _olmo3_7b())
     planned = plan(load_recipe("olmo3-7b-think", overrides=["device=cuda"]), tmp_path)
-    assert planned.layer_bytes == 20_500_000 * 4096 * 2
+    assert set(planned.site_bytes.values()) == {20_500_000 * 4096 * 2}
     assert planned.store_bytes == 20_500_000 * ((4096 * 2 + 4) * 4 + 26)
     assert planned.shares == {"dolma": 0.8, "dolci": 0.2}
     assert planned.collect_flops / 20_500_000 == pytest.approx(14.3e9, rel=0.01)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from helpers import save_small_model, small_model
+from helpers import save_small_model, small_model, streams
 from olmoscope.evaluate import language
 from olmoscope.evaluate.language import Divergence, LanguageSums
 from olmoscope.evaluate.rows import SUBSETS, RowFacts
@@ -30,9 +30,10 @@ def next_of(tokens_BT):
 
 def measured(model, tokens_BT, replacement):
     """Language figures of a replacement of the layer's output, a function of it."""
-    hidden, outputs = model.read(tokens_BT, None, [LAYER])
-    x_BTD = outputs[LAYER]
-    runs = [hidden, *(model.go_on(LAYER, new, tokens_BT, None)
+    place, = streams(model.layers, [LAYER])
+    reading = model.read(tokens_BT, None, [place])
+    x_BTD = reading.at[place.site]
+    runs = [reading.hidden_BTD, *(model.go_on(place, new, reading)
                       for new in (replacement(x_BTD), torch.zeros_like(x_BTD), x_BTD.mean((0, 1)).expand_as(x_BTD)))]
     sums = LanguageSums(B)
     rows = torch.arange(B * T)

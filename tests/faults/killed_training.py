@@ -23,6 +23,7 @@ from olmoscope.files import write_json
 from olmoscope.model.load import load_model
 from olmoscope.recipe.load import load_recipe
 from olmoscope.sae.topk import initialize
+from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.adam import Adam
 from olmoscope.train.derived import settled
@@ -78,7 +79,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if MODE == "live":
         load_tokenizer(RECIPE.model)
-        load_model(RECIPE.model, 0, torch.device("cpu"))  # what transformers imports late
+        load_model(RECIPE.model, [Site(0)], torch.device("cpu"))  # what transformers imports late
     for spec in RECIPE.saes:  # loads the compiled kernels: every attempt would take most of its time for it
         mean_D = torch.zeros(256)
         sae = initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D, seed=0)

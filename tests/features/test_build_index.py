@@ -22,6 +22,7 @@ from olmoscope.model.dtype import fast_dtype
 from olmoscope.model.load import load_model
 from olmoscope.recipe.schema import Filter, Model
 from olmoscope.sae.topk import initialize
+from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer
 
 
@@ -143,7 +144,7 @@ def test_a_text_is_read_by_the_model(path, tmp_path):
     assert index.info.model_dtype == fast_dtype(torch.device("cpu"))
     shown = "".join(index.tokens.texts(index.corpus.tokens_T.tolist())).split("<|endoftext|>")
     assert sorted(shown) == sorted(["", *documents])
-    model = load_model(Model(name="tiny"), 1, torch.device("cpu"))
+    model = load_model(Model(name="tiny"), [Site(1)], torch.device("cpu"))
     outputs = []
     model.layers[1].register_forward_hook(lambda _, __, output: outputs.append(output))
     model.module(torch.from_numpy(np.array(index.corpus.tokens_T)).long()[None], use_cache=False)

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from helpers import ARCHITECTURES, small_model
+from helpers import ARCHITECTURES, read_streams, small_model
 from olmoscope.model.bound import residual_bound
-from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.layers import find_layers
 
 
@@ -24,7 +23,7 @@ def test_it_holds_and_is_not_far_off(dtype, seed):
     layers = find_layers(model, 4)[1]
     bounds = residual_bound(model.model, layers, "Olmo3ForCausalLM")
     tokens_BT = torch.randint(2, 4096, (8, 200), generator=random)
-    outputs = read_residual_stream(model, layers, [0, 1, 2, 3], tokens_BT)
+    outputs = read_streams(model, layers, [0, 1, 2, 3], tokens_BT)
     for layer, bound in enumerate(bounds):
         assert outputs[layer].abs().max() <= bound
     assert outputs[0].abs().max() > 0.2 * bounds[0]

@@ -4,12 +4,13 @@ import pytest
 import torch
 import transformers
 
+from helpers import read_streams
 from olmoscope.errors import UserError
-from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.cut import cut_config
 from olmoscope.model.layers import find_layers
 from olmoscope.model.load import load_model
 from olmoscope.recipe.schema import Model
+from olmoscope.site import Site
 
 SIZES = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
          "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -39,9 +40,9 @@ def test_rows_are_those_of_the_whole_model(name, tmp_path):
     _, layers = find_layers(whole, 4)
     ids_BT = torch.randint(2, 100, (2, 12), generator=torch.Generator().manual_seed(0))
     for deepest in range(4):
-        want = read_residual_stream(whole, layers, [deepest], ids_BT)[deepest]
-        loaded = load_model(Model(name=str(tmp_path), dtype="float32"), deepest, torch.device("cpu"))
-        got = read_residual_stream(loaded.module, loaded.layers, [deepest], ids_BT)[deepest]
+        want = read_streams(whole, layers, [deepest], ids_BT)[deepest]
+        loaded = load_model(Model(name=str(tmp_path), dtype="float32"), [Site(deepest)], torch.device("cpu"))
+        got = read_streams(loaded.module, loaded.layers, [deepest], ids_BT)[deepest]
         torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-5)
         assert len(loaded.layers) == deepest + 1
         if can_be_cut:
@@ -54,7 +55,7 @@ def test_layers_of_several_streams_are_refused(tmp_path):
         laurel_rank=4, activation_sparsity_pattern=[0.0] * 4, layer_types=["sliding_attention", "full_attention"] * 2)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     with pytest.raises(UserError, match=r"gives a tensor \[4, 2, 128, 32\], not its rows"):
-        load_model(Model(name=str(tmp_path), dtype="float32"), 1, torch.device("cpu"))
+        load_model(Model(name=str(tmp_path), dtype="float32"), [Site(1)], torch.device("cpu"))
 
 
 def test_a_config_is_left_as_it_is():

@@ -14,6 +14,7 @@ from olmoscope.model.dtype import fast_dtype, settle_model
 from olmoscope.model.load import load_model
 from olmoscope.pipeline import collect_stores, evaluate_saes, settle_recipe, train_saes
 from olmoscope.recipe.schema import Model
+from olmoscope.site import Site
 from olmoscope.train.run import run_folder
 
 CPU = torch.device("cpu")
@@ -52,7 +53,7 @@ def test_a_dtype_that_is_given_is_kept(monkeypatch, capsys):
 
 def test_auto_loads_a_model_in_the_fast_dtype(monkeypatch):
     processor(monkeypatch)
-    assert next(load_model(Model(name="tiny"), 0, CPU).module.parameters()).dtype == torch.float32
+    assert next(load_model(Model(name="tiny"), [Site(0)], CPU).module.parameters()).dtype == torch.float32
 
 
 def test_it_is_written_down_and_another_machine_keeps_it(tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from olmoscope.model.load import load_model
 from olmoscope.model.outputs import hidden_of, with_hidden, without_tensors
 from olmoscope.model.probe import probe
 from olmoscope.recipe.schema import Model
+from olmoscope.site import Site
 
 CPU = torch.device("cpu")
 LEAKING = {
@@ -32,12 +33,12 @@ def save(config, folder):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_architectures_that_keep_documents_apart(architecture, dtype, tmp_path):
     save_small_model(architecture, tmp_path)
-    assert load_model(Model(name=str(tmp_path), dtype=dtype), 2, CPU).probe.documents_apart
+    assert load_model(Model(name=str(tmp_path), dtype=dtype), [Site(2)], CPU).probe.documents_apart
 
 
 @pytest.mark.parametrize("name", LEAKING)
 def test_documents_that_see_each_other_are_noticed(name, tmp_path):
-    found = load_model(save(LEAKING[name], tmp_path), 1, CPU).probe
+    found = load_model(save(LEAKING[name], tmp_path), [Site(1)], CPU).probe
     assert not found.documents_apart
     found.refuse_leak(name, "share")
     with pytest.raises(UserError, match=rf"tokens\.documents: apart does not work with {name}: .* set tokens\.doc"):
@@ -48,7 +49,7 @@ def test_a_model_that_is_not_causal_is_refused(tmp_path):
     config = transformers.BertConfig(vocab_size=128, hidden_size=32, num_hidden_layers=3, intermediate_size=48,
                                      num_attention_heads=4)
     with pytest.raises(UserError, match="is not causal: a row depends on the tokens after it"):
-        load_model(save(config, tmp_path), 1, CPU)
+        load_model(save(config, tmp_path), [Site(1)], CPU)
 
 
 class Decoder(torch.nn.Module):

@@ -4,11 +4,12 @@ import pytest
 import torch
 import transformers
 
-from helpers import ARCHITECTURES, save_small_model, small_model
+from helpers import ARCHITECTURES, save_small_model, small_model, streams
 from olmoscope.errors import UserError
 from olmoscope.model.layers import find_layers
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.recipe.schema import Model
+from olmoscope.site import Site
 
 LAYERS = 4
 
@@ -21,15 +22,17 @@ def tokens_BT():
 @pytest.fixture(scope="module", params=ARCHITECTURES)
 def loaded(request, tmp_path_factory):
     folder = save_small_model(request.param, tmp_path_factory.mktemp(request.param))
-    return request.param, load_causal_lm(Model(name=str(folder), dtype="float32"), torch.device("cpu"), LAYERS - 1)
+    last = Site(LAYERS - 1)
+    return request.param, load_causal_lm(Model(name=str(folder), dtype="float32"), torch.device("cpu"), [last])
 
 
 def test_going_on_from_the_layers_own_output_changes_nothing(loaded, tokens_BT):
     _, model = loaded
-    hidden_BTD, outputs = model.read(tokens_BT, None, list(range(LAYERS)))
-    for layer in range(LAYERS):
-        assert torch.equal(model.go_on(layer, outputs[layer], tokens_BT, None), hidden_BTD), layer
-    assert torch.equal(model.read(tokens_BT, None, [])[0], hidden_BTD)  # nothing of it stays behind
+    places = streams(model.layers, range(LAYERS))
+    reading = model.read(tokens_BT, None, places)
+    for place in places:
+        assert torch.equal(model.go_on(place, reading.at[place.site], reading), reading.hidden_BTD), place.site
+    assert torch.equal(model.read(tokens_BT, None, []).hidden_BTD, reading.hidden_BTD)  # nothing of it stays behind
 
 
 def test_going_on_equals_a_hook_in_the_whole_model(loaded, tokens_BT):
@@ -44,7 +47,8 @@ def test_going_on_equals_a_hook_in_the_whole_model(loaded, tokens_BT):
         with torch.no_grad():
             wanted = whole(input_ids=tokens_BT, use_cache=False).logits
         handle.remove()
-        hidden_BTD = model.go_on(layer, noise_BTD, tokens_BT, None)
+        place, = streams(model.layers, [layer])
+        hidden_BTD = model.go_on(place, noise_BTD, model.read(tokens_BT, None, [place]))
         found = torch.cat([model.logits(part) for part in hidden_BTD.flatten(0, 1).split(7)])
         torch.testing.assert_close(found, wanted.flatten(0, 1), rtol=1e-5, atol=1e-5)
 
@@ -83,9 +87,11 @@ def test_layers_that_give_tuples_or_lists_and_heads_that_bypass_the_base_model(n
             type(output)([new, *output[1:]]))
         wanted = whole(input_ids=tokens_BT, use_cache=False).logits
         handle.remove()
-        hidden_BTD, _ = model.read(tokens_BT, None, [layer])
-        torch.testing.assert_close(model.logits(hidden_BTD.flatten(0, 1)), clean.flatten(0, 1), rtol=1e-4, atol=1e-4)
-        found = model.logits(model.go_on(layer, noise_BTD, tokens_BT, None).flatten(0, 1))
+        place, = streams(model.layers, [layer])
+        reading = model.read(tokens_BT, None, [place])
+        found = model.logits(reading.hidden_BTD.flatten(0, 1))
+        torch.testing.assert_close(found, clean.flatten(0, 1), rtol=1e-4, atol=1e-4)
+        found = model.logits(model.go_on(place, noise_BTD, reading).flatten(0, 1))
         torch.testing.assert_close(found, wanted.flatten(0, 1), rtol=1e-4, atol=1e-4)
         assert (wanted - clean).abs().max() > 1e-3
 
@@ -102,7 +108,7 @@ def test_logits_are_capped_where_the_model_caps_them(tmp_path, tokens_BT):
     model = load_causal_lm(Model(name=str(tmp_path), dtype="float32", attention="eager"), torch.device("cpu"))
     with torch.no_grad():
         wanted = whole(input_ids=tokens_BT, use_cache=False).logits
-    found = model.logits(model.read(tokens_BT, None, [])[0].flatten(0, 1))
+    found = model.logits(model.read(tokens_BT, None, []).hidden_BTD.flatten(0, 1))
     assert float(found.abs().max()) <= 0.5
     torch.testing.assert_close(found, wanted.flatten(0, 1), rtol=1e-5, atol=1e-5)
 
@@ -111,10 +117,11 @@ def test_documents_apart_stay_apart(loaded, tokens_BT):
     """Restarting positions: the second document's states are those of the document alone."""
     _, model = loaded
     positions_BT = torch.cat([torch.arange(10), torch.arange(14)]).expand(len(tokens_BT), -1)
-    hidden_BTD, outputs = model.read(tokens_BT, positions_BT, [1])
-    alone_BTD, _ = model.read(tokens_BT[:, 10:], torch.arange(14).expand(len(tokens_BT), -1), [1])
-    torch.testing.assert_close(hidden_BTD[:, 10:], alone_BTD, rtol=1e-4, atol=1e-4)
-    assert torch.equal(model.go_on(1, outputs[1], tokens_BT, positions_BT), hidden_BTD)
+    place, = streams(model.layers, [1])
+    reading = model.read(tokens_BT, positions_BT, [place])
+    alone = model.read(tokens_BT[:, 10:], torch.arange(14).expand(len(tokens_BT), -1), [place])
+    torch.testing.assert_close(reading.hidden_BTD[:, 10:], alone.hidden_BTD, rtol=1e-4, atol=1e-4)
+    assert torch.equal(model.go_on(place, reading.at[place.site], reading), reading.hidden_BTD)
 
 
 def test_a_model_without_its_head_is_refused(tmp_path):

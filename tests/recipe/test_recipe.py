@@ -22,7 +22,8 @@ RELEASE = [
 @pytest.mark.parametrize(("form", "weights"), [("default", "untied"), ("reference", "tied")])
 def test_the_seven_saes(form, weights):
     saes = load_recipe("olmo3-7b-think", form).saes
-    assert [(s.id.removesuffix("_untied"), s.layer, s.d_sae, s.k, s.normalize, s.canonical) for s in saes] == RELEASE
+    assert [(s.id.removesuffix("_untied"), s.site.layer, s.d_sae, s.k, s.normalize, s.canonical)
+            for s in saes] == RELEASE
     assert {sae.weights for sae in saes} == {weights}
 
 
@@ -69,11 +70,11 @@ def test_overrides():
     ("train.learning_rate=1", "train.learning_rate: unknown key"),
     ("saes.0.k=5000", r"saes.0: k \(5000\) is over d_sae \(4096\)"),
     ("saes.0.k=0", "saes.0.k: .*greater than or equal to 1"),
-    ("saes.0.layer=2", r"saes.0.layer: layer 2 is not collected \(activations.layers: \[3, 7\]\)"),
+    ("saes.0.layer=2", r"saes.0: layers.2 is not collected \(activations.sites: layers.3, layers.7\)"),
     ("saes.9.k=1", "there is no key saes.9.k"),
     ("train.dead_window.x=1", "there is no key train.dead_window.x"),
     ("train.batch", "is not of the form key.path=value"),
-    ("activations.layers=[3, 1]", "layers must ascend"),
+    ("activations.layers=[3, 1]", "sites must stand in the order of the model, without repeats: layers.1, layers.3"),
     ("model.num_layers=7", r"layer 7 is out of range, the model has layers 0 to 6"),
     ("text.mixture={modules: 1}", r"mixture has weights for \['modules'\]"),
     ("text.sources.0.kind=web", "text.sources.0: .*'web'.*does not match"),

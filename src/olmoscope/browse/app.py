@@ -118,7 +118,7 @@ class _Api:
         """For each token of a text its active features, strongest first."""
         shown = self._shown(request)
         ids = shown.live.tokens(parse_body(PromptBody, body).text, begin=shown.begin)
-        codes = shown.live.encode(shown.sae(), shown.index.info.sae.layer, ids)
+        codes = shown.live.encode(shown.sae(), shown.index.info.sae.site, ids)
         active = [[[latent, value] for latent, value in zip(latents, values, strict=True) if value > 0]
                   for latents, values in zip(codes.indices_BK.tolist(), codes.values_BK.tolist(), strict=True)]
         named = {latent for token in active for latent, _ in token}
@@ -152,8 +152,8 @@ def _continuations(shown: Shown, wanted: SteerBody) -> Iterator[str]:
                             "to measure a strength in; choose another")
         edits.append(Edit(edit.feature, edit.mode, edit.strength * unit))
     ids = shown.live.tokens(wanted.text, room=wanted.tokens, begin=shown.begin)
-    sae, layer = shown.sae(), shown.index.info.sae.layer
-    going = {side: shown.live.continuation(sae, layer, ids, chosen, temperature=wanted.temperature, seed=wanted.seed)
+    sae, site = shown.sae(), shown.index.info.sae.site
+    going = {side: shown.live.continuation(sae, site, ids, chosen, temperature=wanted.temperature, seed=wanted.seed)
              for side, chosen in (("plain", []), ("steered", edits))}
 
     def lines() -> Iterator[str]:

@@ -78,7 +78,7 @@ class Shown:
         with self._lock:
             if self._sae is None:
                 info = self.index.info
-                self._sae = open_sae(sae_place(self.index.path, info), info.sae.layer).sae.to(pick_device("auto"))
+                self._sae = open_sae(sae_place(self.index.path, info), info.sae.site).sae.to(pick_device("auto"))
             return self._sae
 
 

@@ -12,14 +12,16 @@ import torch
 
 from olmoscope.errors import UserError
 from olmoscope.features.steer import Continuation, Edit
-from olmoscope.model.capture import read_residual_stream
+from olmoscope.model.capture import read_sites
 from olmoscope.model.load import pick_device
 from olmoscope.model.positions import most_positions
+from olmoscope.model.sites import Place
 from olmoscope.model.splice import CausalLM, load_causal_lm
 from olmoscope.model_source import pinned
 from olmoscope.recipe.schema import Model
 from olmoscope.sae.codes import SparseCodes
 from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
 
 LONGEST_PROMPT = 2048
@@ -86,19 +88,19 @@ class LiveModel:
                             f"takes {loaded.most_tokens} at most: shorten it")
         return ids
 
-    def encode(self, sae: SparseAutoencoder, layer: int, ids: list[int]) -> SparseCodes:
+    def encode(self, sae: SparseAutoencoder, site: Site, ids: list[int]) -> SparseCodes:
         """What the features do on each token of a prompt.
 
         Raises:
             UserError: the SAE is of another model.
         """
         with self._lock, torch.no_grad():
-            model = self._model_for(sae, layer)
+            model, place = self._model_for(sae, site)
             ids_1T = torch.tensor([ids], device=model.device)
-            rows_TD = read_residual_stream(model.module, model.layers, [layer], ids_1T)[layer][0]
+            rows_TD = read_sites(model.body, [place], ids_1T)[site][0]
             return sae.encode(rows_TD)
 
-    def continuation(self, sae: SparseAutoencoder, layer: int, ids: list[int], edits: list[Edit], *,
+    def continuation(self, sae: SparseAutoencoder, site: Site, ids: list[int], edits: list[Edit], *,
                      temperature: float, seed: int) -> "Writer":
         """A text that goes on from a prompt.
 
@@ -106,18 +108,20 @@ class LiveModel:
             UserError: the SAE is of another model.
         """
         with self._lock:
-            model, tokenizer = self._model_for(sae, layer), self._get().tokenizer
-        made = Continuation(model.module, model.layers[layer], ids, temperature=temperature, seed=seed,
+            (model, place), tokenizer = self._model_for(sae, site), self._get().tokenizer
+        made = Continuation(model.module, place, ids, temperature=temperature, seed=seed,
                             sae=sae, edits=edits)
         return Writer(made, self._lock, tokenizer)
 
-    def _model_for(self, sae: SparseAutoencoder, layer: int) -> CausalLM:
+    def _model_for(self, sae: SparseAutoencoder, site: Site) -> tuple[CausalLM, Place]:
+        """The model, and where the site is in it."""
         model = self._get().model
-        if model.d_model != sae.d_model or layer >= len(model.layers):
-            raise UserError(f"model {self.name!r} ({len(model.layers)} layers of width {model.d_model}) is not what "
-                            f"this SAE was made for (layer {layer}, width {sae.d_model}); give the right one with "
-                            "--model")
-        return model
+        if site.layer < len(model.layers):
+            found = model.find([site])
+            if found.widths[site] == sae.d_model:
+                return model, found.places[site]
+        raise UserError(f"model {self.name!r} ({len(model.layers)} layers of width {model.d_model}) is not what this "
+                        f"SAE was made for ({site}, width {sae.d_model}); give the right one with --model")
 
 
 class Writer:

@@ -11,6 +11,7 @@ import typer
 
 from olmoscope import __version__
 from olmoscope.errors import UserError
+from olmoscope.site import Site
 from olmoscope.terminal import end_quietly_if_nobody_reads, prepare_streams, say
 
 if TYPE_CHECKING:
@@ -166,7 +167,8 @@ def evaluate(
     if only:
         raise UserError("--only is for the SAEs of one output folder; name the SAEs themselves instead")
     out = out or Path("evaluation")
-    evaluated = evaluate_anywhere(saes, Options(out, text, tokens, model, dtype, layer, batch_tokens, bos))
+    evaluated = evaluate_anywhere(saes, Options(out, text, tokens, model, dtype, _site(layer), batch_tokens,
+                                                 bos))
     for one in evaluated:
         say(f"{one.name}: " + (f"evaluated, {one.folder}" if one.fresh else "evaluated before, nothing to do"))
     tables.show_evaluations([read_evaluation(one.folder / EVALUATION) for one in evaluated])
@@ -213,7 +215,7 @@ def index(
                         "out --out")
     filter_ = Filter(special_tokens=skip_special, first_positions=skip_first, max_norm=max_norm)
     for one in named:
-        indexed = index_sae(one, store=store, text=text, out=out, model_name=model, layer=layer, tokens=tokens,
+        indexed = index_sae(one, store=store, text=text, out=out, model_name=model, site=_site(layer), tokens=tokens,
                             bos=bos, filter_=filter_)
         info = indexed.info
         say(f"{indexed.folder}: {info.sae.d_sae} features ({info.dead} never fire), {info.rows} rows, "
@@ -335,6 +337,10 @@ def store_repair(path: StoreArgument, dry_run: Annotated[bool, typer.Option(
     store_tables.show_repaired(repaired, dry_run)
     if any(not problem.mends for one in repaired for problem in one.problems):
         raise typer.Exit(1)
+
+
+def _site(layer: int | None) -> Site | None:
+    return None if layer is None else Site(layer)
 
 
 def _written(written: bool) -> str:

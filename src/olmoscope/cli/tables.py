@@ -58,9 +58,9 @@ def show_plan(plan: Plan) -> None:
         *_sources(plan),
         ("sequences, about", f"{plan.sequences:,}"),
         ("segments", f"{plan.segments:,}"),
-        ("layers", ", ".join(map(str, recipe.activations.layers))),
-        ("bytes a layer", format_bytes(plan.layer_bytes)),
-        ("bytes of all layers, tokens and rows", format_bytes(plan.store_bytes)),
+        ("sites", ", ".join(map(str, recipe.activations.sites))),
+        *((f"bytes of {site}", format_bytes(size)) for site, size in plan.site_bytes.items()),
+        ("bytes of all sites, tokens and rows", format_bytes(plan.store_bytes)),
         ("parameters that run", unknown if cost is None else f"{cost.parameters:,}"),
         ("FLOPs a token", unknown if cost is None else _flops(cost.flops_per_token(recipe.tokens.chunk_lengths))),
         ("FLOPs of collection", unknown if plan.collect_flops is None else _flops(plan.collect_flops)),
@@ -112,15 +112,15 @@ def show_stores(collected: list[Collected]) -> None:
 
 
 def show_statistics(collected: list[Collected]) -> None:
-    """What the residual stream of finished stores is like; `x` is a row."""
+    """What the activations of finished stores are like; `x` is a row."""
     for one in collected:
         if one.statistics is None:
             continue
-        table = new_table(f"Residual stream in {one.store}", "layer", "mean/std", "‖x‖ p50", "p99", "at start",
+        table = new_table(f"Activations in {one.store}", "site", "mean/std", "‖x‖ p50", "p99", "at start",
                        "max |x|", "bound", "fp16", "added FVU")
-        for layer, figures in one.statistics["layers"].items():
+        for site, figures in one.statistics["sites"].items():
             norm = figures["norm"]
-            table.add_row(layer, *map(_number, (
+            table.add_row(site, *map(_number, (
                 figures["mean_over_std"], norm["p50"], norm["p99"], figures["norm_by_position"][0]["p50"],
                 figures["largest"], figures["bound"])),
                 "safe" if figures["float16"] else "no", f"{figures['added_fvu']:.1e}")
@@ -156,8 +156,8 @@ def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
     for text, rows, read in dict.fromkeys((one.text.name, one.rows, one.language.rows) for one in evaluations):
         console.print(f"Measured on {escape(text)}: {rows:,} tokens (dead: fired on none of them), {read:,} of them "
                       "read by the model for ΔCE and KL.")
-    for layer, zeros in sorted({(one.layer, one.zero_rows) for one in evaluations if one.zero_rows}):
-        console.print(f"{zeros:,} of the rows of layer {layer} are zeros: they are left out of NMSE.")
+    for site, zeros in sorted({(one.site, one.zero_rows) for one in evaluations if one.zero_rows}):
+        console.print(f"{zeros:,} of the rows of {site} are zeros: they are left out of NMSE.")
 
 
 def show_validation(validation: Validation) -> None:

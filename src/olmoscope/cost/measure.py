@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from olmoscope.kernels.prepare import prepare_kernels
-from olmoscope.model.capture import read_residual_stream
+from olmoscope.model.capture import read_sites
 from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.progress import bar
 from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.sae.rows import normalize_rows
 from olmoscope.sae.topk import initialize
 from olmoscope.seeds import generator
+from olmoscope.site import Site
 from olmoscope.tokens.batches import plan_batches
 from olmoscope.tokens.chunks import Chunker
 from olmoscope.train.adam import Adam
@@ -56,14 +57,14 @@ def measure(recipe: Recipe, batches: int = BATCHES, steps: int = STEPS) -> Rates
     """
     device = pick_device(recipe.device)
     sae = max(recipe.saes, key=lambda sae: sae.d_sae)
-    tokens_per_second, timed, rows_RD = _time_collection(recipe, device, sae.layer, batches)
+    tokens_per_second, timed, rows_RD = _time_collection(recipe, device, sae.site, batches)
     step_seconds, stepped = _time_training(recipe, sae, rows_RD, device, steps)
     return Rates(str(device), tokens_per_second, timed, sae, step_seconds, stepped)
 
 
-def _time_collection(recipe: Recipe, device: torch.device, layer: int, most: int) -> tuple[float, int, Tensor]:
-    """Tokens a second, batches timed, and rows of a layer `[R, d_model]` on the CPU."""
-    model = load_model(recipe.model, recipe.activations.layers[-1], device)
+def _time_collection(recipe: Recipe, device: torch.device, site: Site, most: int) -> tuple[float, int, Tensor]:
+    """Tokens a second, batches timed, and rows of a site `[R, D]` on the CPU."""
+    model = load_model(recipe.model, recipe.activations.sites, device)
     lengths = _sequence_lengths(recipe)
     batches = plan_batches(lengths, recipe.tokens.batch_tokens, recipe.tokens.max_padding)
     # Long and short sequences differ in speed: a sample in random order is fair wherever it ends.
@@ -73,7 +74,7 @@ def _time_collection(recipe: Recipe, device: torch.device, layer: int, most: int
     with bar("measuring the model", len(order) + 1, "batches") as advance:
         for number, batch in enumerate([order[0], *order]):
             started = time.monotonic()
-            rows_RD = _forward(recipe, model, lengths[batches[batch]], layer)
+            rows_RD = _forward(recipe, model, lengths[batches[batch]], site)
             if number:  # the first one warms up
                 seconds += time.monotonic() - started
                 tokens += len(rows_RD)
@@ -85,14 +86,14 @@ def _time_collection(recipe: Recipe, device: torch.device, layer: int, most: int
     return tokens / seconds, timed, torch.cat(parts)[: batch_of(recipe)]
 
 
-def _forward(recipe: Recipe, model: LoadedModel, lengths: np.ndarray, layer: int) -> Tensor:
-    """A batch through the model and into memory, as collection does it; the rows of a layer."""
+def _forward(recipe: Recipe, model: LoadedModel, lengths: np.ndarray, site: Site) -> Tensor:
+    """A batch through the model and into memory, as collection does it; the rows of a site."""
     real_BT = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).to(model.device)
     token_ids_BT = torch.randint(model.vocabulary, real_BT.shape).to(model.device)
-    outputs = read_residual_stream(model.module, model.layers, recipe.activations.layers, token_ids_BT)
+    outputs = read_sites(model.module, list(model.sites.places.values()), token_ids_BT)
     dtype = getattr(torch, recipe.activations.dtype)
-    rows = {number: output_BTD[real_BT].to("cpu", dtype) for number, output_BTD in outputs.items()}
-    return rows[layer]
+    rows = {one: output_BTD[real_BT].to("cpu", dtype) for one, output_BTD in outputs.items()}
+    return rows[site]
 
 
 def _sequence_lengths(recipe: Recipe) -> np.ndarray:

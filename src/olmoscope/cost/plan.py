@@ -3,8 +3,8 @@
 FLOPs count a multiply and an add as two; those of the model are cost/model.py's. Memory is estimated from what is
 known to be alive at the fullest moment:
 
-    collection, model's device    weights + activations of a batch (cost/model.py) + on a GPU one segment of all layers
-    collection, RAM               process + segments in memory, `SEGMENTS_HELD` of all layers
+    collection, model's device    weights + activations of a batch (cost/model.py) + on a GPU one segment of all sites
+    collection, RAM               process + segments in memory, `SEGMENTS_HELD` of all sites
     training, SAE's device        train/memory.py
     training, RAM                 process + `ROUNDS_HELD` rounds of the stream; beside a GPU, a checkpoint's tensors
 
@@ -14,6 +14,7 @@ On a CPU both columns are RAM, and add up.
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,6 +28,7 @@ from olmoscope.model.config import check_config, config_at_hand
 from olmoscope.model.dtype import ComputeDtype, fast_dtype
 from olmoscope.model.positions import check_context
 from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.site import Site, deepest
 from olmoscope.train.derived import settled
 from olmoscope.train.memory import training_memory
 from olmoscope.units import format_bytes
@@ -78,10 +80,10 @@ class Plan:
     sequences: int
     """About: the mean chunk length is known, the draws are not made."""
     segments: int
-    layer_bytes: int
-    """Activations of one layer, both splits."""
+    site_bytes: dict[Site, int]
+    """Activations of each site, both splits."""
     store_bytes: int
-    """All layers, tokens and rows."""
+    """All sites, tokens and rows."""
     cost: ModelCost | None
     """None without the model's config."""
     collect_flops: float | None
@@ -135,14 +137,14 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
     """
     config = config_at_hand(recipe.model)
     warning = None
-    deepest = recipe.activations.layers[-1]
+    last = deepest(recipe.activations.sites)
     if config is not None:
-        check_config(config, recipe.model, deepest)
+        check_config(config, recipe.model, last)
         warning = check_context(config, max(high for _, high in recipe.tokens.chunk_lengths), recipe.model.name)
     elif recipe.model.d_model is None:
         raise UserError(f"the config of {recipe.model.name} is not in the hub's cache and the hub cannot be reached; "
                         "give model.d_model and model.num_layers in the recipe, then a plan needs neither")
-    cost = None if config is None else model_cost(config, deepest)
+    cost = None if config is None else model_cost(config, last)
     d_model = cost.d_model if cost is not None else recipe.model.d_model
     assert d_model is not None
     gpu = recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())
@@ -152,9 +154,9 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
     tokens = recipe.tokens.count + recipe.tokens.held_out
     lengths = recipe.tokens.chunk_lengths
     mean_length = sum(low + high for low, high in lengths) / 2 / len(lengths)
-    row_bytes = recipe.activations.row_bytes(d_model)
-    layers = len(recipe.activations.layers)
-    store_bytes = tokens * ((row_bytes + NORM_BYTES) * layers + TOKEN_BYTES + ROW_BYTES)
+    row_bytes = {site: recipe.activations.row_bytes(_width(site, d_model, config))
+                 for site in recipe.activations.sites}
+    store_bytes = tokens * (sum(row_bytes.values()) + NORM_BYTES * len(row_bytes) + TOKEN_BYTES + ROW_BYTES)
     saes = [_plan_sae(recipe, sae, d_model, gpu) for sae in recipe.saes]
     exports = sum(4 * (2 * sae.sae.d_sae * d_model) for sae in saes)
     states = sum(sae.state_bytes for sae in saes) + max(sae.state_bytes for sae in saes)
@@ -162,12 +164,23 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
     return Plan(
         recipe=recipe, d_model=d_model, compute_dtype=compute_dtype, gpu=gpu, shares=_shares(recipe),
         sequences=round(tokens / mean_length),
-        segments=-(-tokens // recipe.tokens.segment_rows), layer_bytes=tokens * row_bytes, store_bytes=store_bytes,
+        segments=-(-tokens // recipe.tokens.segment_rows), store_bytes=store_bytes,
+        site_bytes={site: tokens * each for site, each in row_bytes.items()},
         cost=cost, collect_flops=None if cost is None else tokens * cost.flops_per_token(lengths),
-        collect_memory=None if cost is None else _collect_memory(recipe, compute_dtype, cost, row_bytes, gpu),
+        collect_memory=(None if cost is None
+                        else _collect_memory(recipe, compute_dtype, cost, sum(row_bytes.values()), gpu)),
         saes=saes, disk_bytes=store_bytes + states + exports, present_bytes=_present(out),
         free_bytes=shutil.disk_usage(existing).free, rates=rates,
         warnings=[] if warning is None else [warning])
+
+
+def _width(site: Site, d_model: int, config: Any | None) -> int:
+    """D of a site: all heads of attention's `z`, else d_model."""
+    if site.part != "attn.z" or config is None:
+        return d_model
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    return int(heads * (getattr(text, "head_dim", None) or d_model // heads))
 
 
 def refuse_full_disk(plan: Plan, out: Path) -> None:
@@ -202,10 +215,10 @@ def _plan_sae(recipe: Recipe, sae: SAE, d_model: int, gpu: bool) -> SAEPlan:
 
 
 def _collect_memory(recipe: Recipe, compute_dtype: ComputeDtype, cost: ModelCost, row_bytes: int, gpu: bool) -> Memory:
-    layers = len(recipe.activations.layers)
+    sites = len(recipe.activations.sites)
     each = PARAMETER_BYTES[compute_dtype]
-    device = cost.parameters * each + cost.batch_bytes(recipe.tokens.batch_tokens, layers, each)
-    segment = min(recipe.tokens.segment_rows, recipe.tokens.count) * row_bytes * layers
+    device = cost.parameters * each + cost.batch_bytes(recipe.tokens.batch_tokens, sites, each)
+    segment = min(recipe.tokens.segment_rows, recipe.tokens.count) * row_bytes
     ram = PROCESS_BYTES + SEGMENTS_HELD * segment
     return Memory(ram, device + segment) if gpu else Memory(ram + device, 0)
 

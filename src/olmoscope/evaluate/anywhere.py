@@ -34,6 +34,7 @@ from olmoscope.model_source import is_local, pinned, revision_of
 from olmoscope.progress import console
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import Model, Recipe
+from olmoscope.site import Site
 from olmoscope.text.given import given_text
 from olmoscope.tokens.pack import is_packed, pack
 from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
@@ -50,7 +51,7 @@ class Options:
         tokens: of the text, at most.
         model: the language model of all SAEs, where they do not say it or a copy of it stands elsewhere.
         dtype: in which it computes.
-        layer: for SAEs that do not say which.
+        site: for SAEs that do not say which.
         batch_tokens: in one pass of the model.
         bos: whether sequences begin with BOS, for SAEs that do not say. None: as the SAEs were trained.
     """
@@ -60,7 +61,7 @@ class Options:
     tokens: int = 100_000
     model: str | None = None
     dtype: Literal["auto", "bfloat16", "float32"] = "auto"
-    layer: int | None = None
+    site: Site | None = None
     batch_tokens: int = 16384
     bos: bool | None = None
 
@@ -97,7 +98,7 @@ def evaluate_anywhere(names: Sequence[str], options: Options) -> list[Evaluated]
 
 def _subjects(names: Sequence[str], options: Options) -> list[Subject]:
     places = [place for name in names for place in find_saes(name)]
-    subjects = [open_sae(place, options.layer) for place in places]
+    subjects = [open_sae(place, options.site) for place in places]
     called = [subject.name for subject in subjects]
     given = None if options.model is None else GivenModel(options.model)
     found = []
@@ -136,8 +137,8 @@ def _evaluate_group(subjects: list[Subject], model: Model, text: str, options: O
         if subject.sae.d_model != d_model:
             raise UserError(f"{subject.name} reads rows of {subject.sae.d_model} values, those of {model.name} have "
                             f"{d_model}: it is an SAE of another model")
-    deepest = max(subject.layer for subject in subjects)
-    whole = cache(lambda: load_causal_lm(model, pick_device("auto"), deepest))
+    sites = sorted({subject.site for subject in subjects})
+    whole = cache(lambda: load_causal_lm(model, pick_device("auto"), sites))
     sequences = _sequences(subjects, model, text, options, whole).first(options.tokens)
     setting = Setting(sequences, sequences.rows, options.batch_tokens, Path(text).name if Path(text).exists() else text,
                       model.dtype, options.out)

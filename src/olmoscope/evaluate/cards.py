@@ -16,6 +16,7 @@ from olmoscope.evaluate.charts import Bar, Counts, Point, Series
 from olmoscope.evaluate.figures import DELTA_CE, KL, RECOVERED, Figure
 from olmoscope.evaluate.results import Evaluation, Interval, PositionBin
 from olmoscope.evaluate.scales import Axis, exact, fitting, linear, log_label, round_step, say
+from olmoscope.site import Site
 from olmoscope.units import format_count
 
 COLOURS = 8
@@ -159,17 +160,17 @@ def place_cards(shown: Sequence[Shown]) -> list[Card]:
 
 def frontier_cards(shown: Sequence[Shown]) -> list[Card]:
     """Error against L0: lower and further left is better."""
-    layers: dict[int, list[int]] = {}
+    sites: dict[Site, list[int]] = {}
     for place, sae in sorted(enumerate(shown), key=lambda pair: pair[1].evaluation.l0.mean):
-        layers.setdefault(sae.evaluation.layer, []).append(place)
-    links = [places for places in layers.values() if len(places) > 1]
+        sites.setdefault(sae.evaluation.site, []).append(place)
+    links = [places for places in sites.values() if len(places) > 1]
     x = linear("L0", [sae.evaluation.l0.mean for sae in shown], zero=False)
 
     def against_l0(label: str, value: Callable[[Evaluation], float]) -> Card:
         points = [Point(sae.letter, f"{sae.letter}  {sae.name}", sae.number, sae.evaluation.l0.mean,
                         value(sae.evaluation)) for sae in shown]
         title = f"{label} against L0"
-        return Card(title, "Down and left is better. A line joins the SAEs of a layer.", charts.scatter(
+        return Card(title, "Down and left is better. A line joins the SAEs of a site.", charts.scatter(
             title, points, x, linear(label, [point.y for point in points]), links))
 
     return [against_l0("FVU", lambda e: e.fvu), against_l0("NMSE", lambda e: e.nmse),

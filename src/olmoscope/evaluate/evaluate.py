@@ -2,12 +2,12 @@
 
 On a store, the figures of reconstruction are of all its rows as they are stored, and the language model reads the
 first of its tokens for cross-entropy and KL. On a text, the model reads everything twice: once for what must be known
-beforehand (the mean and the norms of each layer), and once to measure. Shapes: R rows, D d_model, S subsets.
+beforehand (the mean and the norms of each site), and once to measure. Shapes: R rows, D width of a site, S subsets.
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,10 +28,11 @@ from olmoscope.evaluate.results import Dictionary, Evaluation, Subset, Text
 from olmoscope.evaluate.rows import FIRST_POSITIONS, OUTLIER, SUBSETS, LayerSurvey, TokenFacts, refuse_not_finite
 from olmoscope.evaluate.sequences import Sequences
 from olmoscope.evaluate.subject import Subject
-from olmoscope.model.capture import read_residual_stream
+from olmoscope.model.capture import read_sites
 from olmoscope.model.splice import CausalLM
 from olmoscope.progress import bar
 from olmoscope.sae.topk import TopK
+from olmoscope.site import Site
 
 ROWS_AT_ONCE = 4096
 METHOD = 1
@@ -63,9 +64,14 @@ class Setting:
 
 def identity(subject: Subject, model_revision: str, setting: Setting) -> str:
     """What an evaluation's figures depend on, but for rounding."""
-    parts = [METHOD, setting.store, subject.identity, subject.layer, model_revision, setting.dtype,
+    parts = [METHOD, setting.store, subject.identity, _place(subject.site), model_revision, setting.dtype,
              setting.sequences.hash(), setting.language_tokens, FIRST_POSITIONS, OUTLIER, bootstrap.RESAMPLES]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+
+def _place(site: Site) -> int | str:
+    """A site in identities: a residual stream by the number of its layer, as before there were sites."""
+    return site.layer if site.is_layer_output else str(site)
 
 
 def evaluate_on_store(subjects: Sequence[Subject], store: Store, model: CausalLM, setting: Setting) -> list[Evaluation]:
@@ -74,11 +80,11 @@ def evaluate_on_store(subjects: Sequence[Subject], store: Store, model: CausalLM
     Args:
         setting: its sequences are all the store's.
     """
-    layers = sorted({subject.layer for subject in subjects})
+    sites = sorted({subject.site for subject in subjects})
     norms = [store.read_rows(segment) for segment in range(len(store.segment_rows))]
-    surveys = {layer: LayerSurvey.refusing(read_mean(store.path, layer), torch.cat(
-        [rows[norm_name(layer)] for rows in norms]).double().numpy(), f"{store.path}, layer {layer}")
-        for layer in layers}
+    surveys = {site: LayerSurvey.refusing(read_mean(store.path, site), torch.cat(
+        [rows[norm_name(site)] for rows in norms]).double().numpy(), f"{store.path}, {site}")
+        for site in sites}
     work = _Work(subjects, surveys, model, setting)
     starts_S = torch.from_numpy(setting.sequences.starts)
 
@@ -86,9 +92,9 @@ def evaluate_on_store(subjects: Sequence[Subject], store: Store, model: CausalLM
         segment, part = step
         rows = norms[segment]
         facts = work.facts.at(starts_S[rows["sequence"][part].long()] + rows["position"][part])
-        for layer in layers:
-            x_RD = store.read(layer, segment, part).to(model.device)
-            for place in work.of_layer(layer):
+        for site in sites:
+            x_RD = store.read(site, segment, part).to(model.device)
+            for place in work.of_site(site):
                 work.reconstruction[place].add(x_RD, facts)
 
     steps = [(segment, slice(start, min(count, start + ROWS_AT_ONCE)))
@@ -99,14 +105,14 @@ def evaluate_on_store(subjects: Sequence[Subject], store: Store, model: CausalLM
     work.run_model(reconstruct=False)
     return work.results(f"the {store.rows:,} rows of the store", [
         RandomDirections(subject.sae.d_model, _directions(subject, work.reconstruction[place]), seed=0).nmse(
-            _first_rows(store, subject.layer), surveys[subject.layer].mean_D)
+            _first_rows(store, subject.site), surveys[subject.site].mean_D)
         for place, subject in enumerate(subjects)])
 
 
 def evaluate_on_text(subjects: Sequence[Subject], model: CausalLM, setting: Setting) -> list[Evaluation]:
     """Evaluate SAEs on tokens that the model reads now."""
-    layers = sorted({subject.layer for subject in subjects})
-    surveys = _survey(layers, model, setting)
+    sites = sorted({subject.site for subject in subjects})
+    surveys = _survey(sites, model, setting)
     work = _Work(subjects, surveys, model, setting)
     work.run_model(reconstruct=True)
     return work.results(f"the {setting.sequences.rows:,} tokens of the text", [None] * len(subjects))
@@ -115,19 +121,20 @@ def evaluate_on_text(subjects: Sequence[Subject], model: CausalLM, setting: Sett
 class _Work:
     """The sums of all SAEs, and what goes through the model."""
 
-    def __init__(self, subjects: Sequence[Subject], surveys: dict[int, LayerSurvey], model: CausalLM,
+    def __init__(self, subjects: Sequence[Subject], surveys: dict[Site, LayerSurvey], model: CausalLM,
                  setting: Setting) -> None:
         model.probe.refuse_leak(model.name, "apart" if setting.sequences.apart else "share")
         self.subjects, self.surveys, self.model, self.setting = subjects, surveys, model, setting
         self.facts = TokenFacts(setting.sequences)
+        self.sites = model.find(surveys)
         self.saes = [subject.sae.to(model.device) for subject in subjects]
-        self.reconstruction = [Reconstruction(sae, surveys[subject.layer], self.facts.groups, subject.name)
+        self.reconstruction = [Reconstruction(sae, surveys[subject.site], self.facts.groups, subject.name)
                                for sae, subject in zip(self.saes, subjects, strict=True)]
         self.language = [LanguageSums(self.facts.groups) for _ in subjects]
 
-    def of_layer(self, layer: int) -> list[int]:
-        """Which SAEs are of a layer."""
-        return [place for place, subject in enumerate(self.subjects) if subject.layer == layer]
+    def of_site(self, site: Site) -> list[int]:
+        """Which SAEs are of a site."""
+        return [place for place, subject in enumerate(self.subjects) if subject.site == site]
 
     def kept(self, name: str, tensors: dict[str, Tensor]) -> KeptSums:
         """Where sums are kept meanwhile."""
@@ -136,7 +143,7 @@ class _Work:
                         ":".join([name, str(self.setting.batch_tokens), *subjects]), tensors)
 
     def run_model(self, *, reconstruct: bool) -> None:
-        """Let the model read the tokens: clean, and with every replacement of every layer.
+        """Let the model read the tokens: clean, and with every replacement of every site.
 
         Args:
             reconstruct: whether figures of reconstruction are taken of these rows too.
@@ -161,29 +168,29 @@ class _Work:
         positions_BT = None if batch.positions_BT is None else batch.positions_BT.to(model.device)
         real_R = batch.real_R.to(model.device)
         facts = self.facts.at(batch.index_R)
-        hidden_BTD, outputs = model.read(token_ids_BT, positions_BT, list(self.surveys))
+        reading = model.read(token_ids_BT, positions_BT, list(self.sites.places.values()))
 
-        def go_on(layer: int, rows_RD: Tensor) -> Tensor:
-            replaced_ND = outputs[layer].flatten(0, 1).clone()
+        def go_on(site: Site, rows_RD: Tensor) -> Tensor:
+            replaced_ND = reading.at[site].flatten(0, 1).clone()
             replaced_ND[real_R] = rows_RD.to(replaced_ND.dtype)
-            return model.go_on(layer, replaced_ND.view_as(outputs[layer]), token_ids_BT,
-                               positions_BT).flatten(0, 1)[real_R]
+            return model.go_on(self.sites.places[site], replaced_ND.view_as(reading.at[site]),
+                               reading).flatten(0, 1)[real_R]
 
-        hidden, runs = [hidden_BTD.flatten(0, 1)[real_R]], {}
-        for layer, survey in self.surveys.items():
-            x_RD = outputs[layer].flatten(0, 1)[real_R]
+        hidden, runs = [reading.hidden_BTD.flatten(0, 1)[real_R]], {}
+        for site, survey in self.surveys.items():
+            x_RD = reading.at[site].flatten(0, 1)[real_R]
             zero = len(hidden)
-            hidden += [go_on(layer, torch.zeros_like(x_RD)), go_on(layer, survey.mean_D.to(x_RD).expand_as(x_RD))]
-            for place in self.of_layer(layer):
+            hidden += [go_on(site, torch.zeros_like(x_RD)), go_on(site, survey.mean_D.to(x_RD).expand_as(x_RD))]
+            for place in self.of_site(site):
                 xhat_RD = (self.reconstruction[place].add(x_RD, facts) if reconstruct
                            else self.saes[place].reconstruct(x_RD)[0])
                 runs[place] = (len(hidden), zero, zero + 1)
-                hidden.append(go_on(layer, xhat_RD))
+                hidden.append(go_on(site, xhat_RD))
         measured = Divergence(model, hidden, next_N[batch.index_R])
-        for layer, survey in self.surveys.items():
-            norm_R = outputs[layer].flatten(0, 1)[real_R].double().norm(dim=1).cpu()
+        for site, survey in self.surveys.items():
+            norm_R = reading.at[site].flatten(0, 1)[real_R].double().norm(dim=1).cpu()
             masks_SR = facts.masks(norm_R, survey)
-            for place in self.of_layer(layer):
+            for place in self.of_site(site):
                 self.language[place].add(measured, runs[place], facts, masks_SR)
 
     def results(self, mean_of: str, random: Sequence[float | None]) -> list[Evaluation]:
@@ -204,58 +211,59 @@ class _Work:
             raise UserError(f"{self.setting.name}: no token has a next one, so there is nothing to predict; give a "
                             "longer text")
         if whole.fvu is None:
-            raise UserError(f"{self.setting.name}: all rows of layer {subject.layer} are alike, so there is no "
+            raise UserError(f"{self.setting.name}: all rows of {subject.site} are alike, so there is no "
                             "variance to explain; give another text")
         figures = whole.model_dump(exclude={"l0", "language"})
         return Evaluation(
             sae=subject.name, run_hash=subject.identity if subject.kind == "run" else None,
             identity=identity(subject, self.model.revision, self.setting), store=self.setting.store,
             model=self.model.name, model_revision=self.model.revision,
-            model_dtype=self.setting.dtype, layer=subject.layer,
+            model_dtype=self.setting.dtype, site=subject.site,
             architecture=subject.architecture, d_model=sae.d_model, d_sae=sae.d_sae,
             k=sae.k if isinstance(sae, TopK) else None, normalize=sae.normalize,
             text=Text(kind="store" if self.setting.store else "text", name=self.setting.name,
                       tokens_hash=self.setting.sequences.hash(),
                       documents=self.facts.documents, resampled=self.facts.groups, first_positions=FIRST_POSITIONS,
-                      outlier_norm=self.surveys[subject.layer].outlier_norm, mean_of=mean_of),
+                      outlier_norm=self.surveys[subject.site].outlier_norm, mean_of=mean_of),
             **figures, nmse_random_directions=random, language=whole.language,
             dictionary=dictionary, subsets=subsets, **sums.distributions())
 
 
 class _Survey:
-    """Sums and norms of each layer's rows."""
+    """Sums and norms of each site's rows."""
 
-    def __init__(self, layers: list[int], d_model: int, rows: int) -> None:
-        self.sum_D = {layer: torch.zeros(d_model, dtype=torch.float64) for layer in layers}
-        self.norm_N = {layer: torch.zeros(rows, dtype=torch.float64) for layer in layers}
+    def __init__(self, widths: Mapping[Site, int], rows: int) -> None:
+        self.sum_D = {site: torch.zeros(width, dtype=torch.float64) for site, width in widths.items()}
+        self.norm_N = {site: torch.zeros(rows, dtype=torch.float64) for site in widths}
 
     def tensors(self) -> dict[str, Tensor]:
-        return ({f"{layer}.sum": tensor for layer, tensor in self.sum_D.items()}
-                | {f"{layer}.norm": tensor for layer, tensor in self.norm_N.items()})
+        return ({f"{site}.sum": tensor for site, tensor in self.sum_D.items()}
+                | {f"{site}.norm": tensor for site, tensor in self.norm_N.items()})
 
 
-def _survey(layers: list[int], model: CausalLM, setting: Setting) -> dict[int, LayerSurvey]:
-    """Mean and norms of all rows of each layer; the model runs up to the deepest of them."""
-    sequences, survey = setting.sequences, _Survey(layers, model.d_model, setting.sequences.rows)
+def _survey(sites: list[Site], model: CausalLM, setting: Setting) -> dict[Site, LayerSurvey]:
+    """Mean and norms of all rows of each site; the model runs up to the deepest of them."""
+    sequences, found = setting.sequences, model.find(sites)
+    survey = _Survey(found.widths, sequences.rows)
 
     def look(numbers: np.ndarray) -> None:
         batch = sequences.batch(numbers)
         positions_BT = None if batch.positions_BT is None else batch.positions_BT.to(model.device)
-        outputs = read_residual_stream(model.body, model.layers, layers, batch.token_ids_BT.to(model.device),
-                                       positions_BT)
-        for layer, output_BTD in outputs.items():
+        outputs = read_sites(model.body, list(found.places.values()), batch.token_ids_BT.to(model.device), positions_BT)
+        for site, output_BTD in outputs.items():
             x_RD = output_BTD.flatten(0, 1)[batch.real_R.to(model.device)].double()
-            survey.sum_D[layer] += x_RD.sum(0).cpu()
+            survey.sum_D[site] += x_RD.sum(0).cpu()
             norm_R = x_RD.norm(dim=1).cpu()
-            refuse_not_finite(norm_R.numpy(), f"{model.name}, layer {layer}")
-            survey.norm_N[layer][batch.index_R] = norm_R
+            refuse_not_finite(norm_R.numpy(), f"{model.name}, {site}")
+            survey.norm_N[site][batch.index_R] = norm_R
 
-    parts = ["survey", *map(str, layers), model.revision, sequences.hash(), str(setting.batch_tokens)]
+    parts = ["survey", *(str(_place(site)) for site in sites), model.revision, sequences.hash(),
+             str(setting.batch_tokens)]
     kept = KeptSums(setting.folder / ".unfinished-survey.safetensors", ":".join(parts), survey.tensors())
     kept.go_through(sequences.plan(setting.batch_tokens), lambda numbers: int(np.diff(sequences.starts)[numbers].sum()),
                     look, "survey")
-    return {layer: LayerSurvey.refusing(survey.sum_D[layer] / sequences.rows, survey.norm_N[layer].numpy(),
-                                        f"{model.name}, layer {layer}") for layer in layers}
+    return {site: LayerSurvey.refusing(survey.sum_D[site] / sequences.rows, survey.norm_N[site].numpy(),
+                                        f"{model.name}, {site}") for site in sites}
 
 
 def forget_unfinished(folder: Path) -> None:
@@ -270,8 +278,8 @@ def _directions(subject: Subject, sums: Reconstruction) -> int:
     return min(max(1, active), subject.sae.d_model)
 
 
-def _first_rows(store: Store, layer: int) -> Tensor:
+def _first_rows(store: Store, site: Site) -> Tensor:
     """Up to ROWS_AT_ONCE rows, the same number of every segment."""
     share = ROWS_AT_ONCE // len(store.segment_rows) + 1
-    return torch.cat([store.read(layer, segment, slice(0, min(rows, share)))
+    return torch.cat([store.read(site, segment, slice(0, min(rows, share)))
                       for segment, rows in enumerate(store.segment_rows)])

@@ -120,8 +120,8 @@ def _sections(drawn: Sequence[Shown]) -> list[tuple[str, str, list[Card]]]:
     training = cards.training_cards(drawn)
     sections = [
         ("Error against sparsity", "", cards.frontier_cards(drawn) if len(drawn) > 1 else []),
-        ("What the reconstruction costs the model", "The layer's output is replaced by the SAE's reconstruction while "
-         "the model runs, and by the mean row and by zeros for comparison. Thin lines are 95% intervals.",
+        ("What the reconstruction costs the model", "What stands at the site is replaced by the SAE's reconstruction "
+         "while the model runs, and by the mean row and by zeros for comparison. Thin lines are 95% intervals.",
          cards.model_cards(drawn)),
         ("Sparsity and dictionary", "", cards.sparsity_cards(drawn)),
         ("Where the error is", "", cards.place_cards(drawn)),
@@ -152,7 +152,7 @@ def _facts(sae: Shown) -> list[tuple[str, str]]:
         ("Input", "as it is" if e.normalize == "none" else e.normalize.replace("_", " ")),
         ("Model", e.model),
         ("Revision", e.model_revision), ("Computed in", e.model_dtype or "not recorded"),
-        ("Layer", f"{e.layer}, its output (the residual stream)"),
+        ("Site", f"{e.site}, the residual stream" if e.site.is_layer_output else str(e.site)),
         ("Measured on", f"{text.name}: {e.rows:,} rows of {text.documents:,} documents"
          + (" (an activation store)" if text.kind == "store" else "")),
         *([("Rows of zeros", f"{e.zero_rows:,}, left out of NMSE, cosine and length ratio")] if e.zero_rows else []),

@@ -6,10 +6,12 @@ Every figure is defined in docs/metrics.md. An interval is [low, high], 95 %, by
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
 
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json
+from olmoscope.recipe.schema import SiteName
+from olmoscope.site import layer_as_site
 
 EVALUATION = "evaluation.json"
 
@@ -173,7 +175,8 @@ class Evaluation(_Frozen):
     model_revision: str
     model_dtype: str | None = None
     """In which the language model computed; None in files written before this was recorded."""
-    layer: int
+    site: SiteName
+    """What it reconstructs."""
     architecture: str
     d_model: int
     d_sae: int
@@ -196,6 +199,7 @@ class Evaluation(_Frozen):
     l1: FiniteFloat
     dead: Dead
     density: Density
+    _of_before = model_validator(mode="before")(layer_as_site)
     intervals: dict[str, Interval]
     """Of `fvu`, `nmse`, `cosine`, `l2_ratio`, `l0`, `l1`."""
     language: Language

@@ -22,11 +22,10 @@ from olmoscope.recipe.schema import Bos
 from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.sae.saelens_folder import CONFIG, WEIGHTS, read_saelens_folder
 from olmoscope.sae.threshold import JumpReLU
+from olmoscope.site import Site
 from olmoscope.train.checkpoint import load_sae
 
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?P<path>.*))?")
-_BLOCK = re.compile(r"blocks\.(\d+)\.hook_(resid_post|out|resid_pre)")
-"""How TransformerLens calls the residual stream after or before a layer."""
 _MODULE = re.compile(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)")
 """How transformers' models call their layers; a hook there is one on what the layer puts out."""
 
@@ -38,7 +37,7 @@ class Subject:
     Attributes:
         sae: float32, on the CPU.
         name: what tables call it: a run's SAE id, a folder's name, a hub id.
-        layer: the decoder layer whose output it reads, from 0.
+        site: what it reads.
         model_name: the language model, as its folder names it; None if that does not say.
         model_revision: of that model, where known.
         architecture: as SAELens calls it: `topk`, `jumprelu`, `standard`, `gated`, ...
@@ -55,7 +54,7 @@ class Subject:
 
     sae: SparseAutoencoder
     name: str
-    layer: int
+    site: Site
     model_name: str | None
     model_revision: str | None
     architecture: str
@@ -73,26 +72,26 @@ class Subject:
         return self.unread and f"note: {self.name} was trained without {self.unread}; here they are read too"
 
 
-def open_sae(where: str | Path, layer: int | None = None) -> Subject:
+def open_sae(where: str | Path, site: Site | None = None) -> Subject:
     """Open an SAE.
 
     Args:
         where: see the head of this file.
-        layer: the decoder layer, for a SAELens folder that does not say which.
+        site: what it reads, for a SAELens folder that does not say it.
 
     Raises:
         UserError: nothing there, unfinished, damaged, of a kind that is not read, not of the residual stream, or of
-            another layer than `layer`.
+            another site than `site`.
     """
     folder = Path(where)
     if folder.is_dir():
         if (folder / "done.json").is_file():
-            return _open_run(folder, layer)
+            return _open_run(folder, site)
         if (folder / CONFIG).is_file():
-            return _open_folder(folder, folder.resolve().name, layer, "folder")
+            return _open_folder(folder, folder.resolve().name, site, "folder")
         raise UserError(f"{folder} is neither a finished run (done.json) nor an SAE in SAELens' format ({CONFIG})")
     if (match := _HUB.fullmatch(str(where))) and not folder.exists():
-        return _open_folder(_fetch(match["repo"], match["path"] or "", match["revision"]), str(where), layer, "hub")
+        return _open_folder(_fetch(match["repo"], match["path"] or "", match["revision"]), str(where), site, "hub")
     raise UserError(f"{where} is no folder, and no hub id (OWNER/NAME:PATH/IN/REPO)")
 
 
@@ -111,27 +110,27 @@ def find_saes(where: str) -> list[str]:
     raise UserError(f"{folder} holds no finished run (runs/SAE_ID/done.json) and no SAE in SAELens' format ({CONFIG})")
 
 
-def _open_run(folder: Path, layer: int | None) -> Subject:
+def _open_run(folder: Path, site: Site | None) -> Subject:
     done = read_json(folder / "done.json")
     recipe = load_recipe(str(folder / "recipe.yaml"))
     config = next((sae for sae in recipe.saes if sae.id == done["sae"]), None)
     if config is None:
         raise UserError(f"{folder}: done.json is of {done['sae']}, which recipe.yaml does not hold")
-    _refuse_other_layer(folder, layer, config.layer)
+    _refuse_other_site(folder, site, config.site)
     model = done["store"]["model"]
     sae: SparseAutoencoder = load_sae(folder / done["checkpoint"])
-    return Subject(sae, config.id, config.layer, model["name"], model["revision"],
+    return Subject(sae, config.id, config.site, model["name"], model["revision"],
                    "jumprelu" if isinstance(sae, JumpReLU) else config.activation, folder, "run", done["run_hash"],
                    bos="yes" if recipe.tokens.bos == "yes" else "no",
                    context_size=max(high for _, high in recipe.tokens.chunk_lengths),
                    model_architecture=model["architecture"], model_layers=model["num_layers"])
 
 
-def _open_folder(folder: Path, name: str, layer: int | None, kind: Literal["folder", "hub"]) -> Subject:
+def _open_folder(folder: Path, name: str, site: Site | None, kind: Literal["folder", "hub"]) -> Subject:
     read = read_saelens_folder(folder)
     metadata = read.metadata
     context = metadata.get("context_size")
-    return Subject(read.sae, name, _layer(metadata, layer, folder), metadata.get("model_name"),
+    return Subject(read.sae, name, _site(metadata, site, folder), metadata.get("model_name"),
                    metadata.get("model_revision"), read.architecture, folder, kind,
                    f"sha256:{sha256(folder / WEIGHTS)[:32]}-{sha256(folder / CONFIG)[:8]}",
                    bos=_bos(metadata, folder), context_size=context if isinstance(context, int) else None,
@@ -156,39 +155,37 @@ def _bos(metadata: dict[str, Any], folder: Path) -> Bos:
     return "auto" if said is None else "yes" if said else "no"
 
 
-def _layer(metadata: dict[str, Any], layer: int | None, folder: Path) -> int:
-    """The layer whose output an SAE reads."""
+def _site(metadata: dict[str, Any], site: Site | None, folder: Path) -> Site:
+    """The site that an SAE reads."""
     names = [str(metadata[key]) for key in ("hook_name", "hf_hook_name") if metadata.get(key) is not None]
     if not names:
-        if layer is None:
-            raise UserError(f"{folder / CONFIG} does not say which layer the SAE reads (metadata.hook_name); give "
-                            "--layer")
-        return layer
-    said = _layer_of_hook(names[0], folder)
+        if site is None:
+            raise UserError(f"{folder / CONFIG} does not say which site the SAE reads (metadata.hook_name); give "
+                            "--site")
+        return site
+    said = _site_of_hook(names[0], folder)
     other = _MODULE.fullmatch(names[-1])
-    if other is not None and int(other[1]) != said:
+    if other is not None and Site(int(other[1])) != said:
         raise UserError(f"{folder / CONFIG}: hook_name {names[0]!r} and hf_hook_name {names[-1]!r} are different "
                         "places: which one is right?")
-    _refuse_other_layer(folder / CONFIG, layer, said)
+    _refuse_other_site(folder / CONFIG, site, said)
     return said
 
 
-def _layer_of_hook(hook: str, folder: Path) -> int:
-    """TransformerLens' `resid_pre` of a layer is the output of the one before."""
+def _site_of_hook(hook: str, folder: Path) -> Site:
     if module := _MODULE.fullmatch(hook):
-        return int(module[1])
-    block = _BLOCK.fullmatch(hook)
-    before = int(block is not None and block[2] == "resid_pre")
-    if block is None or int(block[1]) < before:
-        raise UserError(f"{folder / CONFIG}: hook_name {hook!r} is not the output of a decoder layer "
-                        "(blocks.L.hook_resid_post)")
-    return int(block[1]) - before
+        return Site(int(module[1]))
+    site = Site.of_transformer_lens(hook)
+    if site is None:
+        raise UserError(f"{folder / CONFIG}: hook_name {hook!r} is no site that is known here "
+                        "(blocks.L.hook_resid_post, blocks.L.hook_mlp_out, ...)")
+    return site
 
 
-def _refuse_other_layer(where: Path, layer: int | None, said: int) -> None:
-    """`--layer` stands in for what an SAE does not say, and does not overrule what it says."""
-    if layer not in (None, said):
-        raise UserError(f"--layer {layer}: {where} says that this SAE reads layer {said}; leave --layer out")
+def _refuse_other_site(where: Path, site: Site | None, said: Site) -> None:
+    """`--site` stands in for what an SAE does not say, and does not overrule what it says."""
+    if site not in (None, said):
+        raise UserError(f"--site {site}: {where} says that this SAE reads {said}; leave --site out")
 
 
 def _fetch(repo: str, path: str, revision: str | None) -> Path:

@@ -32,6 +32,7 @@ from olmoscope.model_source import at_revision
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import Filter, Model
+from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer
 
 
@@ -65,7 +66,7 @@ def build_index(subject: Subject, where: str, text: Text, model: Model, out: Pat
         out: the folder of the index; files that are not the index's (labels) are left alone.
 
     Raises:
-        UserError: the SAE is not of the store's model or layer, `out` holds another index, damaged files, no room.
+        UserError: the SAE is not of the store's model or sites, `out` holds another index, damaged files, no room.
     """
     identity = _identity(subject, text, model, filter_, options)
     with locked(out, "indexing"):
@@ -81,10 +82,15 @@ def build_index(subject: Subject, where: str, text: Text, model: Model, out: Pat
 
 
 def _identity(subject: Subject, text: Text, model: Model, filter_: Filter, options: Options) -> str:
-    value = {"version": VERSION, "sae": subject.identity, "layer": subject.layer, "text": text.identity,
+    value = {"version": VERSION, "sae": subject.identity, **_place(subject.site), "text": text.identity,
              "model": model.model_dump(mode="json", include={"name", "revision"}),
              "filter": filter_.model_dump(mode="json"), "options": options.model_dump(mode="json")}
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _place(site: Site) -> dict[str, Any]:
+    """A site in identities: a residual stream by its layer, as before there were sites."""
+    return {"layer": site.layer} if site.is_layer_output else {"site": str(site)}
 
 
 def _there_already(out: Path, identity: str) -> Indexed:
@@ -113,12 +119,12 @@ def _refuse_other_rows(subject: Subject, store: Store, model: Model) -> None:
     if model.name != manifest.model.name:
         raise UserError(f"{subject.name} is of model {model.name}, {store.path} has rows of {manifest.model.name}; "
                         "give another --store, or --model if these are two names of the same")
-    if subject.layer not in manifest.layers:
-        raise UserError(f"{store.path} has no rows of layer {subject.layer}, which {subject.name} reads; it has layers "
-                        f"{', '.join(map(str, manifest.layers))}")
-    if subject.sae.d_model != manifest.model.d_model:
+    if subject.site not in manifest.sites:
+        raise UserError(f"{store.path} has no rows of {subject.site}, which {subject.name} reads; it has "
+                        f"{', '.join(map(str, manifest.sites))}")
+    if subject.sae.d_model != manifest.width(subject.site):
         raise UserError(f"{subject.name} reads rows of width {subject.sae.d_model}, those of {store.path} have "
-                        f"{manifest.model.d_model}")
+                        f"{manifest.width(subject.site)}")
     if subject.kind == "run" and subject.model_revision != manifest.model.revision:
         raise UserError(f"{subject.name} was trained on revision {subject.model_revision} of {model.name}, "
                         f"{store.path} is of revision {manifest.model.revision}")
@@ -134,7 +140,7 @@ def _make(subject: Subject, where: str, store: Store, model: Model, out: Path, f
     texts += [""] * (int(corpus.tokens_T.max()) + 1 - len(texts))
     unembedding = None if unembedding is None else unembedding.of_first(len(texts))
     write_corpus(out / "corpus", corpus, texts)
-    make_runs(sae, Rows(store, subject.layer, kept.masks, rows_at), work)
+    make_runs(sae, Rows(store, subject.site, kept.masks, rows_at), work)
 
     runs = Runs(work, manifest.segments)
     parts = plan_parts(runs.counts())
@@ -147,7 +153,7 @@ def _make(subject: Subject, where: str, store: Store, model: Model, out: Path, f
     evaluation = subject.folder / "evaluation.json"
     return Info(
         identity=identity,
-        sae=IndexedSAE(name=subject.name, layer=subject.layer, d_model=sae.d_model, d_sae=sae.d_sae,
+        sae=IndexedSAE(name=subject.name, site=subject.site, d_model=sae.d_model, d_sae=sae.d_sae,
                        kind=subject.kind, architecture=subject.architecture, weights=subject.identity,
                        where=where if subject.kind == "hub" else os.path.relpath(Path(where).resolve(), out.resolve())),
         model=manifest.model, model_dtype=manifest.model_dtype,

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from olmoscope.activations.store.format import ModelIdentity
 from olmoscope.errors import UserError
 from olmoscope.files import read_json
-from olmoscope.recipe.schema import Filter
+from olmoscope.recipe.schema import Filter, SiteName
+from olmoscope.site import layer_as_site
 
 VERSION = 1
 FORMAT = "olmoscope feature index"
@@ -43,7 +44,7 @@ class IndexedSAE(_Frozen):
     """The SAE that an index is of."""
 
     name: str
-    layer: int
+    site: SiteName
     d_model: int
     d_sae: int
     architecture: str
@@ -52,6 +53,8 @@ class IndexedSAE(_Frozen):
     """What opens the SAE: a hub id, or a folder, relative to the index (`sae_place`)."""
     weights: str
     """What identifies its parameters."""
+
+    _of_before = model_validator(mode="before")(layer_as_site)
 
 
 class IndexedFile(_Frozen):

@@ -18,12 +18,13 @@ from olmoscope.progress import console
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import Bos, Filter, Model, Recipe
 from olmoscope.recipe.schema import Text as RecipeText
+from olmoscope.site import Site
 from olmoscope.text.given import given_text
 from olmoscope.tokens.tokenizer import load_tokenizer
 
 
 def index_sae(where: str, *, store: Path | None = None, text: str | None = None, out: Path | None = None,
-              model_name: str | None = None, layer: int | None = None, tokens: int = 1_000_000,
+              model_name: str | None = None, site: Site | None = None, tokens: int = 1_000_000,
               bos: bool | None = None, filter_: Filter = Filter(), options: Options = Options(),  # noqa: B008 (frozen)
               device: str = "auto") -> Indexed:
     """Index an SAE over a store, or over text that the model reads now.
@@ -35,7 +36,7 @@ def index_sae(where: str, *, store: Path | None = None, text: str | None = None,
         text: as `given_sources` takes it; read instead of a store.
         out: by default `index` in the run's folder.
         model_name: the language model, if the SAE does not say it, or calls it otherwise than the store or the hub.
-        layer: for an SAE that does not say which.
+        site: for an SAE that does not say which.
         tokens: of the text, at most.
         bos: whether its sequences begin with BOS, for an SAE that does not say. None: as the tokenizer does.
 
@@ -46,7 +47,7 @@ def index_sae(where: str, *, store: Path | None = None, text: str | None = None,
         raise UserError("--store and --text exclude each other: a store has its text already")
     if bos is not None and text is None:
         raise UserError("--bos and --no-bos are for --text: a store's sequences are what they are")
-    subject = open_sae(where, layer)
+    subject = open_sae(where, site)
     if subject.unread and filter_ == Filter():
         console.print(f"{subject.unread_note()} (--skip-first N and --skip-special leave rows out)", soft_wrap=True,
                       highlight=False, markup=False)
@@ -134,6 +135,6 @@ def _recipe(subject: Subject, model: Model, text: RecipeText, tokens: int, bos: 
     return Recipe.model_validate({
         "name": "text", "device": device,
         "text": text, "tokens": {"count": tokens, "held_out": 1, "bos": bos, **sequences},
-        "model": model, "activations": {"layers": [subject.layer], "dtype": "float32"},
-        "saes": [{"layer": subject.layer, "d_sae": subject.sae.d_sae, "k": 1}],
+        "model": model, "activations": {"sites": [subject.site], "dtype": "float32"},
+        "saes": [{"site": subject.site, "d_sae": subject.sae.d_sae, "k": 1}],
         "train": {}, "release": {"name": "text", "repo_id": "none/none"}})

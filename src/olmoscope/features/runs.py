@@ -18,6 +18,7 @@ from olmoscope.features.sorting import sort_firings
 from olmoscope.files import atomic_path
 from olmoscope.progress import bar
 from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.site import Site
 
 ROWS_AT_ONCE = 4096
 LEAST_SAMPLE, MOST_SAMPLE, SAMPLE_SHARE = 2**17, 2**20, 1 / 32
@@ -30,7 +31,7 @@ class Rows:
     """The rows that are indexed."""
 
     store: Store
-    layer: int
+    site: Site
     masks: list[np.ndarray] | None
     """For each segment, which of its rows the filter keeps; None: all."""
     rows_at: list[np.ndarray]
@@ -102,14 +103,14 @@ def encode_segment(sae: SparseAutoencoder, rows: Rows, segment: int) -> Firings:
     counts, latents, values = ([torch.empty(0, dtype=dtype)] for dtype in (torch.int64, torch.int32, torch.float32))
     for start in range(0, rows.store.segment_rows[segment], ROWS_AT_ONCE):
         part = slice(start, min(start + ROWS_AT_ONCE, rows.store.segment_rows[segment]))
-        x_BD = rows.store.read(rows.layer, segment, part)
+        x_BD = rows.store.read(rows.site, segment, part)
         if rows.masks is not None:
             x_BD = x_BD[torch.from_numpy(rows.masks[segment][part])]
             if not len(x_BD):
                 continue
         codes = sae.encode(x_BD.to(device))
         if not bool(torch.isfinite(codes.values_BK).all()):
-            raise UserError(f"the SAE's activations are not finite on layer {rows.layer} of segment {segment} of "
+            raise UserError(f"the SAE's activations are not finite at {rows.site} in segment {segment} of "
                             f"{rows.store.path}: its weights are damaged, or it is not meant for these rows")
         active_BK = codes.values_BK > 0
         counts.append(active_BK.sum(1).cpu())

@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from olmoscope.model.outputs import hidden_of, with_hidden
+from olmoscope.model.capture import replaced
+from olmoscope.model.sites import Place
 from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.seeds import generator
 
@@ -57,20 +58,13 @@ def steer_rows(sae: SparseAutoencoder, x_BD: Tensor, edits: list[Edit]) -> Tenso
 
 
 @contextlib.contextmanager
-def steering(layer: nn.Module, sae: SparseAutoencoder, edits: list[Edit]) -> Iterator[None]:
-    """Steer what a decoder layer puts out, at every position, while the block runs; without edits touch nothing."""
-    def hook(module: nn.Module, arguments: Any, output: Any) -> Any:
-        x_BTD = hidden_of(output)
-        return with_hidden(output, steer_rows(sae, x_BTD.flatten(0, 1), edits).view_as(x_BTD))
-
+def steering(place: Place, sae: SparseAutoencoder, edits: list[Edit]) -> Iterator[None]:
+    """Steer what stands at a site, at every position, while the block runs; without edits touch nothing."""
     if not edits:
         yield
         return
-    handle = layer.register_forward_hook(hook)
-    try:
+    with replaced(place, lambda x_BTD: steer_rows(sae, x_BTD.flatten(0, 1), edits).view_as(x_BTD)):
         yield
-    finally:
-        handle.remove()
 
 
 class Continuation:
@@ -80,16 +74,16 @@ class Continuation:
     summed up), so two continuations of one seed differ only where their probabilities do.
     """
 
-    def __init__(self, model: nn.Module, layer: nn.Module, token_ids: list[int], *, temperature: float, seed: int,
+    def __init__(self, model: nn.Module, place: Place, token_ids: list[int], *, temperature: float, seed: int,
                  sae: SparseAutoencoder, edits: list[Edit]) -> None:
         """Prepare; nothing runs yet.
 
         Args:
             model: a causal LM of transformers.
-            layer: its decoder layer whose output the SAE reads.
+            place: where the site of the SAE is in it.
             temperature: 0 takes the likeliest token.
         """
-        self.model, self.layer, self.sae, self.edits = model, layer, sae, edits
+        self.model, self.place, self.sae, self.edits = model, place, sae, edits
         self.temperature = temperature
         self.draws = generator(seed, "tokens of a continuation")
         self.waiting = token_ids
@@ -99,7 +93,7 @@ class Continuation:
     def step(self) -> int:
         """Write the next token."""
         device = next(self.model.parameters()).device
-        with steering(self.layer, self.sae, self.edits):
+        with steering(self.place, self.sae, self.edits):
             output = self.model(input_ids=torch.tensor([self.waiting], device=device), past_key_values=self.cache,
                                 use_cache=True)
         self.cache = output.past_key_values

@@ -15,8 +15,17 @@ import math
 import torch
 from torch import Tensor, nn
 
+from olmoscope.model.load import LoadedModel
+from olmoscope.site import Site
+
 PROVABLE = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
 """Architectures whose residual stream is fed by the embedding and by two norms a layer, and by nothing else."""
+
+
+def bounds_of(model: LoadedModel) -> dict[Site, float]:
+    """A proven bound on max|x| at each of the model's sites that has one."""
+    bounds = residual_bound(model.module, model.layers, model.architecture)
+    return {site: bounds[site.layer] for site in model.sites.widths if bounds and site.is_layer_output}
 
 
 @torch.no_grad()

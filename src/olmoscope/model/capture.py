@@ -1,43 +1,134 @@
-"""Read the residual stream after decoder layers, by forward hooks.
+"""Read the sites of a model, by forward hooks, and put other vectors there.
 
 Hooks and not `output_hidden_states`: transformers replaces the last hidden state by the one after the final norm, so
 `hidden_states[L + 1]` is the output of layer L for every layer but the last.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from olmoscope.model.outputs import hidden_of
+from olmoscope.model.outputs import hidden_of, with_hidden
+from olmoscope.model.sites import Place, first_tensor
+from olmoscope.site import Site
 
 
 class _Deepest(BaseException):
-    """Ends a forward pass after the deepest layer wanted; not an error, so no handler of errors may catch it."""
+    """Ends a forward pass after the last site wanted; not an error, so no handler of errors may catch it."""
 
 
 @contextlib.contextmanager
-def captured(layers: nn.ModuleList, wanted: list[int]) -> Iterator[dict[int, Tensor]]:
-    """Collect the outputs of some layers while the block runs.
+def captured(places: Sequence[Place], *, stop: bool = False) -> Iterator[dict[Site, Tensor]]:
+    """Collect what is at some sites while the block runs.
+
+    Args:
+        stop: end a forward pass once all sites were reached (`_Deepest`, which the caller catches).
 
     Yields:
-        A mapping from layer to its output `[batch, T, d_model]`, filled (and overwritten) by each forward pass.
+        A mapping from site to its vectors `[batch, T, D]`, filled (and overwritten) by each forward pass.
     """
-    outputs: dict[int, Tensor] = {}
+    found: dict[Site, Tensor] = {}
 
-    def hook(layer: int) -> Any:
-        def keep(module: nn.Module, arguments: Any, output: Any) -> None:
-            outputs[layer] = hidden_of(output)
-        return keep
+    def keep(place: Place, x_BTD: Tensor) -> None:
+        found[place.site] = x_BTD
+        if stop and len(found) == len(places):
+            raise _Deepest
 
-    handles = [layers[layer].register_forward_hook(hook(layer)) for layer in wanted]
+    with contextlib.ExitStack() as hooks:
+        for place in places:
+            hooks.enter_context(_watched(place, keep))
+        yield found
+
+
+@contextlib.contextmanager
+def _watched(place: Place, keep: Callable[[Place, Tensor], None]) -> Iterator[None]:
+    """Call `keep` with what is at a site whenever a forward pass reaches it."""
+    def output(module: nn.Module, arguments: Any, output: Any) -> None:
+        x_BTD = hidden_of(output)
+        keep(place, x_BTD if place.scale == 1 else place.scale * x_BTD)
+
+    def given(module: nn.Module, arguments: Any, settings: Any) -> None:
+        x_BTD = first_tensor(arguments, settings)
+        assert x_BTD is not None  # seen when the site was found
+        keep(place, x_BTD)
+
+    handle = (place.module.register_forward_hook(output) if place.kind == "output"
+              else place.module.register_forward_pre_hook(given, with_kwargs=True))
     try:
-        yield outputs
+        yield
     finally:
-        for handle in handles:
-            handle.remove()
+        handle.remove()
+
+
+@contextlib.contextmanager
+def replaced(place: Place, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
+    """While the block runs, the model goes on with something else at a site.
+
+    Replacing `mid` changes what attention adds to the residual stream, so that the stream itself is another one, and
+    gives the MLP's branch the very vectors.
+
+    Args:
+        change: is given what is there, `[batch, T, D]`, and returns what shall be there; the same tensor changes
+            nothing.
+    """
+    with contextlib.ExitStack() as hooks:
+        for handle in _hooks(place, change):
+            hooks.callback(handle.remove)
+        yield
+
+
+def _hooks(place: Place, change: Callable[[Tensor], Tensor]) -> list[Any]:
+    def output(module: nn.Module, arguments: Any, output: Any) -> Any:
+        x_BTD = hidden_of(output)
+        if place.scale == 1:
+            return with_hidden(output, change(x_BTD))
+        return with_hidden(output, change(place.scale * x_BTD) / place.scale)
+
+    def given(module: nn.Module, arguments: Any, settings: Any) -> Any:
+        x_BTD = first_tensor(arguments, settings)
+        assert x_BTD is not None  # seen when the site was found
+        return with_first_tensor(arguments, settings, change(x_BTD))
+
+    if place.kind == "output":
+        return [place.module.register_forward_hook(output)]
+    if place.kind == "input":
+        return [place.module.register_forward_pre_hook(given, with_kwargs=True)]
+    return _mid_hooks(place, change)
+
+
+def _mid_hooks(place: Place, change: Callable[[Tensor], Tensor]) -> list[Any]:
+    assert place.layer is not None and place.adds is not None
+    scale = place.adds.scale
+    seen: dict[str, Tensor] = {}
+
+    def enter(module: nn.Module, arguments: Any, settings: Any) -> None:
+        x_BTD = first_tensor(arguments, settings)
+        assert x_BTD is not None  # seen when the site was found
+        seen["x"] = x_BTD
+
+    def add(module: nn.Module, arguments: Any, output: Any) -> Any:
+        a_BTD = hidden_of(output)
+        mid_BTD = seen["x"] + (a_BTD if scale == 1 else scale * a_BTD)
+        seen["mid"] = change(mid_BTD)
+        return with_hidden(output, a_BTD + (seen["mid"] - mid_BTD) / scale)
+
+    def read(module: nn.Module, arguments: Any, settings: Any) -> Any:
+        return with_first_tensor(arguments, settings, seen["mid"])
+
+    return [place.layer.register_forward_pre_hook(enter, with_kwargs=True),
+            place.adds.module.register_forward_hook(add),
+            place.module.register_forward_pre_hook(read, with_kwargs=True)]
+
+
+def with_first_tensor(arguments: Any, settings: Any, x_BTD: Tensor) -> tuple[Any, Any]:
+    """The arguments of a module with other rows in them; see `first_tensor`."""
+    if arguments:
+        return (x_BTD, *arguments[1:]), settings
+    key = "hidden_states" if "hidden_states" in settings else "x"
+    return arguments, {**settings, key: x_BTD}
 
 
 def given_positions(positions_BT: Tensor | None) -> dict[str, Tensor]:
@@ -46,31 +137,21 @@ def given_positions(positions_BT: Tensor | None) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def read_residual_stream(module: nn.Module, layers: nn.ModuleList, wanted: list[int], token_ids_BT: Tensor,
-                         positions_BT: Tensor | None = None) -> dict[int, Tensor]:
-    """The residual stream after each wanted layer, in one pass that ends at the deepest.
+def read_sites(module: nn.Module, places: Sequence[Place], token_ids_BT: Tensor,
+               positions_BT: Tensor | None = None) -> dict[Site, Tensor]:
+    """What is at some sites, in one pass that ends at the last of them.
 
     Rows may be padded at their end, with any token: attention is causal, so nothing before sees the padding, and no
     mask is needed (one would cost the fast attention kernels).
 
     Args:
         module: a decoder, on the device of the tokens.
-        wanted: layers, ascending.
         positions_BT: position ids; where they restart, documents are kept apart. transformers does so only
             without a mask and without a cache, which is how it is called here. None: documents share attention.
 
     Returns:
-        For each layer `[batch, T, d_model]`, in the model's dtype.
+        For each site `[batch, T, D]`, in the model's dtype.
     """
-    def stop(module: nn.Module, arguments: Any, output: Any) -> None:
-        raise _Deepest
-
-    with captured(layers, wanted) as outputs:
-        handle = layers[wanted[-1]].register_forward_hook(stop)
-        try:
-            module(input_ids=token_ids_BT, use_cache=False, **given_positions(positions_BT))
-        except _Deepest:
-            pass
-        finally:
-            handle.remove()
-    return outputs
+    with captured(places, stop=True) as found, contextlib.suppress(_Deepest):
+        module(input_ids=token_ids_BT, use_cache=False, **given_positions(positions_BT))
+    return found

@@ -67,7 +67,7 @@ def check_config(config: Any, model: Model, deepest: int) -> None:
         if stated is not None and stated != real:
             raise UserError(f"model.{key}: the recipe says {stated}, {model.name} has {real}")
     if deepest >= num_layers:
-        raise UserError(f"activations.layers: layer {deepest} is out of range, {model.name} has layers 0 to "
+        raise UserError(f"activations.sites: layer {deepest} is out of range, {model.name} has layers 0 to "
                         f"{num_layers - 1}")
 
 

@@ -14,6 +14,7 @@ from olmoscope.model.splice import CausalLM, load_causal_lm
 from olmoscope.model.unembed import NoUnembedding, unembedding_of
 from olmoscope.model_source import loading, locate, pinned
 from olmoscope.recipe.schema import Model
+from olmoscope.site import Site
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ def describe_model(model: Model, device: torch.device) -> Described:
     try:
         read = load_causal_lm(model, device)
     except UserError as error:  # its rows may still be read
-        read, refusal = load_model(model, num_layers - 1, device), str(error)
+        read, refusal = load_model(model, [Site(num_layers - 1)], device), str(error)
     facts = _facts(model, config, read)
     works = [("collect, train", "yes"),
              ("tokens.documents: apart", "yes" if read.probe.documents_apart else "no: documents see each other")]

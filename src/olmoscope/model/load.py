@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +15,11 @@ from olmoscope.model.dtype import settle_model
 from olmoscope.model.layers import find_layers
 from olmoscope.model.positions import most_positions
 from olmoscope.model.probe import Probe, probe
+from olmoscope.model.sites import Sites, find_sites
 from olmoscope.model.weights import read_weights
 from olmoscope.model_source import pinned, revision_of
 from olmoscope.recipe.schema import Model
+from olmoscope.site import Site, deepest
 
 
 @dataclass(frozen=True)
@@ -37,25 +40,28 @@ class LoadedModel:
     vocabulary: int
     """Rows of the embedding."""
     probe: Probe
+    sites: Sites
+    """Those that were asked for."""
 
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
 
-def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
-    """Load layers 0 to `deepest` for inference, and try what is assumed of them.
+def load_model(model: Model, sites: Sequence[Site], device: torch.device) -> LoadedModel:
+    """Load the layers up to the last site for inference, and try what is assumed of them.
 
     Raises:
-        UserError: not to be found, weights missing, no such layer, another width or depth than the recipe's, or a
-            model that is not causal or whose layers do not give rows.
+        UserError: not to be found, weights missing, no such layer or site, another width or depth than the recipe's, or
+            a model that is not causal or whose layers do not give rows.
     """
     model = pinned(settle_model(model, device))
     config = read_config(model)
-    check_config(config, model, deepest)
+    last = deepest(sites)
+    check_config(config, model, last)
     architecture = (config.architectures or [type(config).__name__])[0]
     d_model, num_layers = width_and_depth(config, model)
-    cut = cut_config(config, deepest)
+    cut = cut_config(config, last)
     causal = read_weights(model, cut)
     path, layers = find_layers(causal, cut.get_text_config().num_hidden_layers)
     vocabulary = causal.get_input_embeddings().num_embeddings
@@ -63,16 +69,24 @@ def load_model(model: Model, deepest: int, device: torch.device) -> LoadedModel:
     if device.type == "cuda":
         # cuDNN's attention plans anew for each shape, which takes a third of a second, and no two batches are alike.
         torch.backends.cuda.enable_cudnn_sdp(False)
-    layers = layers[: deepest + 1]
+    layers = layers[: last + 1]
     found = probe(module, layers, model.name, d_model, vocabulary, most_positions(config))
+    places = find_sites(module, layers, sites, model.name, d_model, vocabulary, model.modules)
     if model.compile:
-        compile_layers(layers, device)
+        compile_layers(layers, device, places)
     return LoadedModel(model.name, module, layers, revision_of(model), architecture, d_model, num_layers, path,
-                       vocabulary, found)
+                       vocabulary, found, places)
 
 
-def compile_layers(layers: nn.ModuleList, device: torch.device) -> None:
-    """Compile layer by layer: hooks stay outside, equal layers share their code, and so do batches of all shapes."""
+def compile_layers(layers: nn.ModuleList, device: torch.device, sites: Sites) -> None:
+    """Compile layer by layer: hooks stay outside, equal layers share their code, and so do batches of all shapes.
+
+    Raises:
+        UserError: no compiler, or a site inside a layer is wanted: its hook would stand inside compiled code.
+    """
+    if inner := [site for site in sites.places if not site.is_layer_output]:
+        raise UserError(f"model.compile: whole layers are compiled, and {inner[0]} is inside one; set "
+                        "model.compile=false, or take residual streams only (layers.L)")
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise UserError("model.compile: torch.compile needs a C++ compiler on a CPU, and there is none here; install "
                         "one (g++) or set model.compile=false")

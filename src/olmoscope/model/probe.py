@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from olmoscope.errors import UserError
-from olmoscope.model.capture import read_residual_stream
+from olmoscope.model.capture import read_sites
+from olmoscope.model.sites import Place
 from olmoscope.model_errors import first_line
 from olmoscope.seeds import generator
+from olmoscope.site import Site
 
 TOKENS = 128
 """Length of each sequence tried, two documents; some architectures run other code on these than on a few tokens."""
@@ -70,16 +72,17 @@ def probe(module: nn.Module, layers: nn.ModuleList, name: str, d_model: int, voc
     ids_3T = torch.from_numpy(ids).to(device)
     ids_3T[1, :first] = ids_3T[0, :first]  # differs from row 0 after the first document
     ids_3T[2, first:] = ids_3T[0, first:]  # differs from row 0 before the second
-    deepest = len(layers) - 1
+    last = Site(len(layers) - 1)
+    place = Place(last, "output", layers[last.layer])
 
     def rows(token_ids: Tensor, positions: Tensor | None = None) -> Tensor:
-        found = read_residual_stream(module, layers, [deepest], token_ids, positions)
-        if deepest not in found:
-            raise UserError(f"{name}: decoder layer {deepest} did not run; olmoscope cannot read this architecture")
-        if found[deepest].shape != (*token_ids.shape, d_model):
-            raise UserError(f"{name}: decoder layer {deepest} gives {list(found[deepest].shape)}, not rows of width "
+        found = read_sites(module, [place], token_ids, positions)
+        if last not in found:
+            raise UserError(f"{name}: decoder layer {last.layer} did not run; olmoscope cannot read this architecture")
+        if found[last].shape != (*token_ids.shape, d_model):
+            raise UserError(f"{name}: decoder layer {last.layer} gives {list(found[last].shape)}, not rows of width "
                             f"{d_model}; olmoscope cannot read this architecture")
-        return found[deepest].float()
+        return found[last].float()
 
     dtype = next(module.parameters()).dtype
     try:

@@ -1,15 +1,16 @@
-"""The whole language model, continued from any layer's output: to see what a reconstruction does to it.
+"""The whole language model, continued from any site: to see what a reconstruction does to it.
 
 What a layer gives is usually all that the layers above see. Then only those above run: the ones below pass on what they
 get, and the layer itself gives the replacement. Where that does not give the model's own result (layers that hand on
-something else besides), the whole model runs and the layer's output is replaced on its way. The LM head runs on a few
+something else besides), the whole model runs and the layer's output is replaced on its way. A site inside a layer is
+always replaced on its way, with the layers below passed over where that works. The LM head runs on a few
 tokens at a time, since the logits of all would not fit. Shapes: B sequences, T positions, D d_model, C tokens of a
 chunk, V tokens of the vocabulary.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -17,19 +18,35 @@ import torch
 from torch import Tensor, nn
 
 from olmoscope.errors import UserError
-from olmoscope.model.capture import captured, given_positions
+from olmoscope.model.capture import captured, given_positions, replaced
 from olmoscope.model.config import check_config, read_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.layers import find_layers
 from olmoscope.model.outputs import with_hidden, without_tensors
 from olmoscope.model.positions import most_positions
 from olmoscope.model.probe import OTHER_SHAPE, REFUSALS, Probe, difference, does_not_run, probe
+from olmoscope.model.sites import Place, Role, Sites, find_sites
 from olmoscope.model.weights import read_weights
 from olmoscope.model_source import pinned, revision_of
 from olmoscope.recipe.schema import Model
 from olmoscope.seeds import generator
+from olmoscope.site import Site, deepest
 
 TRIED_TOKENS = 12
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One pass of a model over some tokens."""
+
+    token_ids_BT: Tensor
+    positions_BT: Tensor | None
+    hidden_BTD: Tensor
+    """The last hidden state, in the model's dtype; so are all others."""
+    at: dict[Site, Tensor]
+    """What was at the sites wanted, `[B, T, D]`."""
+    below: dict[Site, Tensor]
+    """The residual stream below those inside a layer."""
 
 
 @dataclass(frozen=True)
@@ -53,60 +70,89 @@ class CausalLM:
     skips: bool
     """Whether the layers below a replaced one need not run."""
     probe: Probe
+    modules: Mapping[Role, str] = field(default_factory=dict)
+    """What the recipe says of the names of modules in a layer (`model.modules`)."""
 
     @property
     def device(self) -> torch.device:
         return next(self.module.parameters()).device
 
     @torch.no_grad()
-    def read(self, token_ids_BT: Tensor, positions_BT: Tensor | None, layers: list[int]) -> tuple[Tensor,
-                                                                                                 dict[int, Tensor]]:
+    def read(self, token_ids_BT: Tensor, positions_BT: Tensor | None, places: Sequence[Place]) -> Reading:
         """Run the model up to its head.
 
-        Padding at the end of rows needs no mask: attention is causal. For `positions_BT` see `read_residual_stream`.
+        Padding at the end of rows needs no mask: attention is causal. For `positions_BT` see `read_sites`.
 
-        Returns:
-            The last hidden state and the outputs of `layers`, `[B, T, D]` each, in the model's dtype.
+        Args:
+            places: the sites wanted, from `find`.
         """
-        with captured(self.layers, layers) as outputs:
+        below = [self._below(place.site) for place in places]
+        with captured(places) as found, captured([one for one in below if one is not None]) as lower:
             hidden_BTD = self._run(token_ids_BT, positions_BT)
-        return hidden_BTD, dict(outputs)
+        return Reading(token_ids_BT, positions_BT, hidden_BTD, dict(found), dict(lower))
 
     @torch.no_grad()
-    def go_on(self, layer: int, x_BTD: Tensor, token_ids_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
-        """The last hidden state if `layer` gave `x_BTD`; with its own output, exactly `read`'s."""
-        replacing = (_replaced_from_below(self.layers, layer, x_BTD, self.forms) if self.skips
-                     else _replaced_on_the_way(self.layers[layer], x_BTD))
-        with replacing:
-            return self._run(token_ids_BT, positions_BT)
+    def go_on(self, place: Place, x_BTD: Tensor, reading: Reading) -> Tensor:
+        """The last hidden state if `x_BTD` stood at a site; with what stood there, exactly `reading`'s.
+
+        Args:
+            reading: of the same tokens, with this place among those read.
+        """
+        layer = place.site.layer
+        with contextlib.ExitStack() as stack:
+            if self.skips and place.site.is_layer_output:
+                stack.enter_context(_replaced_from_below(self.layers, layer, x_BTD, self.forms))
+            else:
+                if (below := self._below(place.site)) is not None:
+                    stack.enter_context(_replaced_from_below(self.layers, layer - 1, reading.below[below.site],
+                                                             self.forms))
+                stack.enter_context(replaced(place, lambda _: x_BTD))
+            return self._run(reading.token_ids_BT, reading.positions_BT)
 
     @torch.no_grad()
     def logits(self, hidden_CD: Tensor) -> Tensor:
         """Logits `[C, V]` of last hidden states, by the model's own forward: it may cap or scale them."""
         return _logits(self.module, self.body, self.body_output, hidden_CD)
 
+    def find(self, sites: Iterable[Site]) -> Sites:
+        """Where sites are in this model.
+
+        Raises:
+            UserError: it has no such site.
+        """
+        return find_sites(self.body, self.layers, sites, self.name, self.d_model, self.vocabulary, self.modules)
+
+    def _below(self, site: Site) -> Place | None:
+        """The output of the layer below a site inside a layer, where the model can be continued from there."""
+        if not self.skips or site.is_layer_output or site.layer < 1:
+            return None
+        return Place(Site(site.layer - 1), "output", self.layers[site.layer - 1])
+
     def _run(self, token_ids_BT: Tensor, positions_BT: Tensor | None) -> Tensor:
         hidden: Tensor = self.body(input_ids=token_ids_BT, use_cache=False, **given_positions(positions_BT))[0]
         return hidden
 
 
-def load_causal_lm(model: Model, device: torch.device, deepest: int = 0) -> CausalLM:
+def load_causal_lm(model: Model, device: torch.device, sites: Sequence[Site] = ()) -> CausalLM:
     """Load a whole causal LM for inference, and try what is assumed of it.
 
     Args:
-        deepest: a layer that it must have.
+        sites: those that it must have.
 
     Raises:
-        UserError: not to be found, weights missing, no such layer, another width or depth than the recipe's, or a
-            model whose layers cannot be replaced or whose head cannot be run by itself.
+        UserError: not to be found, weights missing, no such layer or site, another width or depth than the recipe's, or
+            a model whose layers cannot be replaced or whose head cannot be run by itself.
     """
     model = pinned(settle_model(model, device))
     config = read_config(model)
-    check_config(config, model, deepest)
+    check_config(config, model, deepest(sites))
     text = config.get_text_config()
     module = read_weights(model, config).to(device)
     path, layers = find_layers(module, text.num_hidden_layers)
-    return try_causal_lm(module, path, layers, model.name, revision_of(model), text.hidden_size, text.vocab_size)
+    tried = try_causal_lm(module, path, layers, model.name, revision_of(model), text.hidden_size, text.vocab_size)
+    loaded = replace(tried, modules=model.modules)
+    loaded.find(sites)
+    return loaded
 
 
 @torch.no_grad()
@@ -172,13 +218,14 @@ def _difference_of(logits: Callable[[Tensor], Tensor], hidden_TD: Tensor, wanted
 def _with_splice(model: CausalLM, ids_1T: Tensor, tolerance: float) -> CausalLM:
     """The same model, with the quicker of the ways of replacing a layer that work."""
     last = len(model.layers) - 1
-    tried = sorted({0, last // 2, last})
-    hidden_1TD, outputs = model.read(ids_1T, None, tried)
+    tried = [Place(Site(layer), "output", model.layers[layer]) for layer in sorted({0, last // 2, last})]
+    reading = model.read(ids_1T, None, tried)
+    hidden_1TD = reading.hidden_BTD
 
     def works(one: CausalLM) -> bool:
         try:
-            same = [one.go_on(layer, outputs[layer], ids_1T, None) for layer in tried]
-            zero = one.go_on(last, torch.zeros_like(outputs[last]), ids_1T, None)
+            same = [one.go_on(place, reading.at[place.site], reading) for place in tried]
+            zero = one.go_on(tried[-1], torch.zeros_like(reading.at[tried[-1].site]), reading)
         except REFUSALS:
             return False
         return (all(difference(found[0].float(), hidden_1TD[0].float()).max() <= tolerance for found in same)
@@ -219,16 +266,6 @@ def _replaced_from_below(layers: nn.ModuleList, layer: int, x_BTD: Tensor, forms
 
             stack.enter_context(_forward_of(layers[index], give))
         yield
-
-
-@contextlib.contextmanager
-def _replaced_on_the_way(layer: nn.Module, x_BTD: Tensor) -> Iterator[None]:
-    """While the block runs, a layer gives `x_BTD` after it has computed its own output."""
-    handle = layer.register_forward_hook(lambda module, arguments, output: with_hidden(output, x_BTD))
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @contextlib.contextmanager

@@ -74,9 +74,16 @@ _Loader.add_implicit_resolver(
     list("-+0123456789"))
 
 
+_SHORT = {"layers": ("sites",), "sites": ("layers",), "layer": ("site", "reads"), "site": ("layer", "reads"),
+          "reads": ("layer", "site")}
+"""Keys that say the same in other words: who sets one replaces the others."""
+
+
 def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in overlay.items():
+        for other in _SHORT.get(key, ()):
+            merged.pop(other, None)
         if isinstance(value, dict) and isinstance(merged.get(key), dict):
             merged[key] = _merge(merged[key], value)
         else:
@@ -93,6 +100,8 @@ def _override(tree: dict[str, Any], override: str) -> None:
     try:
         for key in parents:
             node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
+        for other in _SHORT.get(last, ()) if isinstance(node, dict) else ():
+            node.pop(other, None)
         node[int(last) if isinstance(node, list) else last] = yaml.load(value, Loader=_Loader)
     except (IndexError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"--set {override!r}: there is no key {path} to set") from error

@@ -5,15 +5,28 @@ import json
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
+from olmoscope.errors import UserError
 from olmoscope.recipe.sources import ADDED_KEYS, Frozen, Source
+from olmoscope.site import Site, wildcard
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Activation = Literal["topk", "batchtopk", "jumprelu", "groupmax"]
 Bos = Literal["auto", "yes", "no"]
 StoreDtype = Literal["bfloat16", "float32", "float16", "float8_e4m3"]
+
+
+def _site(value: object) -> Site:
+    try:
+        return Site.parse(value)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
+SiteName = Annotated[Site, BeforeValidator(_site), PlainSerializer(str, return_type=str)]
+"""A site, as its text in YAML and JSON."""
 
 
 class Text(Frozen):
@@ -102,33 +115,60 @@ class Model(Frozen):
     compile: bool = False
     """Compile each layer with torch.compile: faster once it runs (1.7 times on a CPU, 1.4 times for 7B
     parameters on an H200), half a minute to start; the results differ in their last bits."""
+    modules: dict[Literal["attention", "mlp"], str] = Field(default_factory=dict)
+    """What a decoder layer calls its attention and its MLP, where olmoscope does not know the names; needed by sites
+    inside a layer only (model/sites.py)."""
 
 
 class Activations(Frozen):
     """What the store keeps."""
 
-    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    sites: Annotated[list[SiteName], Field(min_length=1)]
+    """Where activations are taken (site.py lists the names): `layers.7`, `layers.7.mlp.out`. `layers: [7]` in a recipe
+    is short for `sites: [layers.7]`; `layers.*.mlp.out` names a place in every layer, where `model.num_layers` is
+    given."""
     dtype: StoreDtype = "bfloat16"
     """float16 is refused where values could overflow or do; float8_e4m3 (with a scale for each row) takes half the disk
     and adds an error that is measured."""
 
-    @field_validator("layers")
+    @model_validator(mode="before")
     @classmethod
-    def _sorted_and_distinct(cls, layers: list[int]) -> list[int]:
-        if sorted(set(layers)) != layers:
-            raise ValueError(f"layers must ascend without repeats, not {layers}")
-        return layers
+    def _layers_are_sites(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "layers" not in value:
+            return value
+        if "sites" in value:
+            raise ValueError("layers is short for sites: leave one of them out")
+        layers = value["layers"]
+        if not isinstance(layers, list) or not all(type(layer) is int and layer >= 0 for layer in layers):
+            raise ValueError(f"layers must be a list of layer numbers from 0, not {layers!r}")
+        return {key: part for key, part in value.items() if key != "layers"} | {"sites": layers}
 
-    def row_bytes(self, d_model: int) -> int:
-        """Bytes of a row of one layer on the disk."""
-        return {"bfloat16": 2 * d_model, "float16": 2 * d_model, "float32": 4 * d_model,
-                "float8_e4m3": d_model + 4}[self.dtype]
+    @field_validator("sites")
+    @classmethod
+    def _sorted_and_distinct(cls, sites: list[Site]) -> list[Site]:
+        if sorted(set(sites)) != sites:
+            raise ValueError(f"sites must stand in the order of the model, without repeats: "
+                             f"{', '.join(map(str, sorted(set(sites))))}")
+        return sites
+
+    def row_bytes(self, width: int) -> int:
+        """Bytes of a row of one site on the disk."""
+        return {"bfloat16": 2 * width, "float16": 2 * width, "float32": 4 * width,
+                "float8_e4m3": width + 4}[self.dtype]
 
 
 class SAE(Frozen):
-    """One sparse autoencoder to train."""
+    """One sparse coder to train: an SAE, a transcoder, or a crosscoder.
 
-    layer: Annotated[int, Field(ge=0)]
+    `site: layers.7` (or `layer: 7`) is short for an SAE that reads and writes that site.
+    """
+
+    reads: Annotated[list[SiteName], Field(min_length=1)]
+    """The sites whose activations it encodes; several make a crosscoder."""
+    writes: Annotated[list[SiteName], Field(min_length=1)] | None = None
+    """The sites that it reconstructs; null: those that it reads. One that reads another site is a transcoder."""
+    skip: bool = False
+    """Of a transcoder: an affine map from what it reads to what it writes stands beside the latents."""
     d_sae: Count
     k: Count
     activation: Activation = "topk"
@@ -143,6 +183,43 @@ class SAE(Frozen):
     """Whether encoder and decoder are one matrix, or two, which start equal."""
     canonical: bool = False
     """Whether the model card recommends this one for its layer."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_site(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        said = [key for key in ("layer", "site", "reads") if key in value]
+        if len(said) > 1:
+            raise ValueError(f"{said[0]} and {said[1]} both say what is read: leave one of them out")
+        if said and said[0] != "reads":
+            if "writes" in value:
+                raise ValueError(f"{said[0]} is for an SAE, which writes what it reads; a transcoder has reads and "
+                                 "writes")
+            value = {key: part for key, part in value.items() if key != said[0]} | {"reads": [value[said[0]]]}
+        for key in ("reads", "writes"):
+            if isinstance(value.get(key), str | int):
+                value = value | {key: [value[key]]}
+        return value
+
+    @model_validator(mode="after")
+    def _ends_make_sense(self) -> "SAE":
+        for key, sites in (("reads", self.reads), ("writes", self.writes or [])):
+            if len(set(sites)) < len(sites):
+                raise ValueError(f"{key} names a site twice: {', '.join(map(str, sites))}")
+        if self.writes == self.reads:
+            raise ValueError("writes: leave it out where it is what is read")
+        if self.writes is not None and len(self.reads) + len(self.writes) > 2:
+            raise ValueError("a transcoder reads one site and writes one; a crosscoder reads several and leaves "
+                             "writes out")
+        if self.writes is not None and max(self.reads) > max(self.writes):
+            raise ValueError(f"it writes {self.writes[0]}, which the model reaches before {self.reads[0]}, which it "
+                             "reads")
+        if self.skip and self.writes is None:
+            raise ValueError("skip is for a transcoder: name what it writes, or leave skip out")
+        if self.writes is not None and self.weights == "tied":
+            raise ValueError("a transcoder's encoder and decoder are two matrices: set weights: untied")
+        return self
 
     @model_validator(mode="after")
     def _k_fits(self) -> "SAE":
@@ -170,8 +247,22 @@ class SAE(Frozen):
         width = f"{self.d_sae // 1000}k" if self.d_sae >= 10_000 else str(self.d_sae)
         nested = "matryoshka-" if self.matryoshka else ""
         untied = "_untied" if self.weights == "untied" else ""
-        variant = f"{nested}{self.activation}_{self.k}_{_NORMALIZE_NAMES[self.normalize]}{untied}"
-        return f"layer_{self.layer:02d}/width_{width}/{variant}"
+        skip = "_skip" if self.skip else ""
+        variant = f"{nested}{self.activation}_{self.k}_{_NORMALIZE_NAMES[self.normalize]}{untied}{skip}"
+        place = "-".join(site.folder for site in self.reads)
+        if self.writes is not None:
+            place = f"{place}-to-{self.writes[0].folder}"
+        return f"{place}/width_{width}/{variant}"
+
+    @property
+    def site(self) -> Site:
+        """The site whose activations it reconstructs; of a crosscoder the first."""
+        return (self.writes or self.reads)[0]
+
+    @property
+    def sites(self) -> list[Site]:
+        """All sites that training needs, in the order of the model."""
+        return sorted({*self.reads, *(self.writes or [])})
 
     def parameters(self, d_model: int) -> int:
         """How many numbers training finds."""
@@ -196,15 +287,15 @@ class Filter(Frozen):
     first_positions: Annotated[int, Field(ge=0)] = 0
     """Leave out this many positions at the start of each sequence."""
     max_norm: Annotated[float, Field(gt=1)] | None = None
-    """Leave out rows whose norm is over this many times the median norm of the layer, at any layer of the recipe (so
-    all its SAEs see the same tokens). Needs a store."""
+    """Leave out rows whose norm is over this many times the median norm of the site, at any site of the store (so
+    all SAEs see the same tokens). Needs a store."""
 
 
 class Live(Frozen):
     """Training straight from the model, without a store of activations."""
 
     rows: Count = 2**18
-    """Rows of each layer held and mixed: twice as many rows' contexts are in each batch."""
+    """Rows of each site held and mixed: twice as many rows' contexts are in each batch."""
     buffer: Literal["ram", "device"] = "ram"
     """Where they are held: in memory, or on the device that trains."""
 
@@ -319,16 +410,38 @@ class Recipe(Frozen):
     evaluate: Evaluate = Evaluate()
     release: Release
 
+    @model_validator(mode="before")
+    @classmethod
+    def _wildcards(cls, value: Any) -> Any:
+        """Replace `layers.*.mlp.out` by the sites that it names."""
+        activations = value.get("activations") if isinstance(value, dict) else None
+        sites = activations.get("sites") if isinstance(activations, dict) else None
+        if not isinstance(activations, dict) or not isinstance(sites, list) or not any("*" in str(site)
+                                                                                      for site in sites):
+            return value
+        model = value.get("model")
+        layers = model.get("num_layers") if isinstance(model, dict) else None
+        if not isinstance(layers, int):
+            raise ValueError("activations.sites: * names all layers, and the recipe does not say how many there are: "
+                             "set model.num_layers")
+        try:
+            found = {site for one in sites for site in (wildcard(one, layers) if isinstance(one, str)
+                                                        else [Site.parse(one)])}
+        except UserError as error:
+            raise ValueError(f"activations.sites: {error}") from error
+        return value | {"activations": activations | {"sites": sorted(found)}}
+
     @model_validator(mode="after")
     def _parts_agree(self) -> "Recipe":
-        layers = self.activations.layers
-        if self.model.num_layers is not None and layers[-1] >= self.model.num_layers:
-            raise ValueError(f"activations.layers: layer {layers[-1]} is out of range, the model has layers 0 to "
+        sites = self.activations.sites
+        if self.model.num_layers is not None and sites[-1].layer >= self.model.num_layers:
+            raise ValueError(f"activations.sites: {sites[-1]} is out of range, the model has layers 0 to "
                              f"{self.model.num_layers - 1}")
         for number, sae in enumerate(self.saes):
-            if sae.layer not in layers:
-                raise ValueError(f"saes.{number}.layer: layer {sae.layer} is not collected (activations.layers: "
-                                 f"{layers})")
+            for site in sae.sites:
+                if site not in sites:
+                    raise ValueError(f"saes.{number}: {site} is not collected (activations.sites: "
+                                     f"{', '.join(map(str, sites))})")
             if sae.activation == "groupmax" and self.train.candidates:
                 raise ValueError(f"saes.{number}.activation: groupmax needs all pre-activations; leave out one of it "
                                  "and train.candidates")
@@ -352,7 +465,8 @@ class Recipe(Frozen):
     def store_hash(self) -> str:
         """Identifies what decides the bytes of the activation store; `model.dtype` must be settled."""
         assert self.model.dtype != "auto", "settle the recipe first (pipeline.py)"
-        return _hash(self.model_dump(mode="json", include={"model", "activations"}) | self._tokens_identity())
+        return _hash({"model": _model_identity(self.model), "activations": _activations_identity(self.activations)}
+                     | self._tokens_identity())
 
     def _tokens_identity(self) -> dict[str, Any]:
         """What decides the tokens, but the model. A key that came later is left out where it says what was so before
@@ -374,12 +488,40 @@ class Recipe(Frozen):
         """Identifies what decides the weights of one SAE."""
         train = self.train.model_dump(mode="json", exclude={"checkpoint_every": True, "log_every": True,
                                                             "together": True, "live": {"buffer"}})
-        return _hash({"store": self.store_hash(), "sae": sae.model_dump(mode="json", exclude={"canonical"}),
+        return _hash({"store": self.store_hash(), "sae": _sae_identity(sae),
                       "train": train})
 
     def to_yaml(self) -> str:
         """The resolved recipe; reading it back gives an equal one."""
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _model_identity(model: Model) -> dict[str, Any]:
+    """Of a model; a key that came later is left out where it says what was so before it came."""
+    tree = model.model_dump(mode="json")
+    if not tree["modules"]:
+        del tree["modules"]
+    return tree
+
+
+def _activations_identity(activations: Activations) -> dict[str, Any]:
+    """Of what a store keeps: residual streams alone by the numbers of their layers, as before there were sites."""
+    tree = activations.model_dump(mode="json")
+    if all(site.is_layer_output for site in activations.sites):
+        del tree["sites"]
+        tree["layers"] = [site.layer for site in activations.sites]
+    return tree
+
+
+def _sae_identity(sae: SAE) -> dict[str, Any]:
+    """Of what is trained: an SAE of the residual stream by its layer, as before there were sites."""
+    tree = sae.model_dump(mode="json", exclude={"canonical"})
+    if sae.writes is None:
+        del tree["writes"], tree["skip"]
+        if len(sae.reads) == 1 and sae.reads[0].is_layer_output:
+            del tree["reads"]
+            tree["layer"] = sae.reads[0].layer
+    return tree
 
 
 def _hash(value: Any) -> str:

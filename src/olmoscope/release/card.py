@@ -12,6 +12,7 @@ import yaml
 from olmoscope.release.export import dataset_repo
 from olmoscope.release.finished_run import FinishedRun
 from olmoscope.release.saelens_format import hook_names
+from olmoscope.site import Site
 from olmoscope.train.derived import Settled, settled
 
 CARD = "README.md"
@@ -91,13 +92,13 @@ def _forms(runs: Sequence[FinishedRun]) -> str:
 
 
 def _table(runs: Sequence[FinishedRun]) -> str:
-    rows = ["| SAE | layer | width | k | input | NMSE | explained variance | ΔCE | loss recovered | KL | L0 | dead | "
+    rows = ["| SAE | site | width | k | input | NMSE | explained variance | ΔCE | loss recovered | KL | L0 | dead | "
             "training NMSE | canonical |", "|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|--:|--:|---|"]
     for run in runs:
         sae, held_out = run.sae, run.evaluation()
         language = held_out.language
         recovered = language.loss_recovered_zero
-        cells = (code(sae.id), sae.layer, sae.d_sae, sae.k, sae.normalize.replace("_", " "), f"{held_out.nmse:.6f}",
+        cells = (code(sae.id), sae.site, sae.d_sae, sae.k, sae.normalize.replace("_", " "), f"{held_out.nmse:.6f}",
                  f"{held_out.explained_variance:.4f}", f"{language.delta_ce:.4f}",
                  "" if recovered is None else f"{recovered:.2%}", f"{language.kl:.4f}", f"{held_out.l0.mean:.2f}",
                  f"{held_out.dead.share:.2%}",
@@ -138,7 +139,7 @@ side, and so does the one in each folder of its SAE: download and open them."""
 def _usage(runs: Sequence[FinishedRun]) -> str:
     recipe, model = runs[0].recipe, runs[0].done.store.model
     run = next((run for run in runs if run.sae.canonical), runs[0])
-    hook = hook_names(model.layers_path, run.sae.layer)["hf_hook_name"]
+    hook = hook_names(model.layers_path, run.sae.site.layer)["hf_hook_name"]
     revision = f", revision={model.revision!r}" if model.on_hub else ""
     name = repr(model.name)
     if model.name == TINY:
@@ -200,7 +201,7 @@ def _last_layer(runs: Sequence[FinishedRun]) -> str:
     model = runs[0].done.store.model
     last = model.num_layers - 1
     path = hook_names(model.layers_path, last)["hf_hook_name"]
-    mine = [code(run.sae.id) for run in runs if run.sae.layer == last]
+    mine = [code(run.sae.id) for run in runs if run.sae.site == Site(last)]
     concerned = f" Here this concerns {', '.join(mine)}." if mine else ""
     return f"""\
 ## Take activations with a hook, not from `hidden_states`

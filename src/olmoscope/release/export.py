@@ -50,7 +50,7 @@ def saelens_metadata(run: FinishedRun) -> dict[str, Any]:
         "training_architecture": f"{tied}{nested}{run.sae.activation}",
         "model_name": model.name,
         "model_revision": model.revision,
-        **hook_names(model.layers_path, run.sae.layer),
+        **hook_names(model.layers_path, run.sae.site.layer),
         "context_size": max(high for _, high in run.recipe.tokens.chunk_lengths),
         "prepend_bos": run.recipe.tokens.bos == "yes",
         "dataset_path": ", ".join(dataset_names(run.recipe)),

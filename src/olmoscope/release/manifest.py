@@ -3,7 +3,7 @@
     format, version, name, repo_id
     model       name, revision, architecture, d_model, num_layers, layers_path
     sources     per text source: documents and tokens in training
-    saes        id, layer, d_sae, activation, matryoshka, k, normalize, canonical, hook names, metrics {held_out,
+    saes        id, site, d_sae, activation, matryoshka, k, normalize, canonical, hook names, metrics {held_out,
                 training}, run, provenance
     recipe      the resolved recipe
     files       path -> sha256, bytes; every file of the release but this one
@@ -126,14 +126,14 @@ def _entry(run: FinishedRun) -> dict[str, Any]:
     sae, done, held_out = run.sae, run.done, run.evaluation()
     return {
         "id": sae.id,
-        "layer": sae.layer,
+        "site": str(sae.site),
         "d_sae": sae.d_sae,
         "activation": sae.activation,
         "matryoshka": sae.matryoshka,
         "k": sae.k,
         "normalize": sae.normalize,
         "canonical": sae.canonical,
-        **hook_names(done.store.model.layers_path, sae.layer),
+        **hook_names(done.store.model.layers_path, sae.site.layer),
         "metrics": {
             "held_out": held_out.model_dump(mode="json", include=HELD_OUT),
             "training": {"nmse": done.nmse, "l0": done.l0, "steps": done.steps, "tokens": done.tokens,

@@ -32,6 +32,7 @@ from olmoscope.release.saelens_format import FIXED, KEYS, METADATA, read_tensors
 from olmoscope.sae.saelens_folder import CONFIG, WEIGHTS
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
+from olmoscope.site import Site
 
 
 @dataclass(frozen=True)
@@ -62,14 +63,14 @@ class Validation:
         return [check for check in self.checks if check.passed is False]
 
 
-def validate(folder: Path, *, runs: Path | None = None, rows: Mapping[int, Tensor] | None = None) -> Validation:
+def validate(folder: Path, *, runs: Path | None = None, rows: Mapping[Site, Tensor] | None = None) -> Validation:
     """Check a release, or a single SAE folder, with the real SAELens.
 
     Args:
         folder: a release (with manifest.json) or an SAE folder (with cfg.json).
         runs: the folder of the runs, by SAE id; without it, `runs/` beside the release, or the run that a
             single SAE folder stands in, where there is one.
-        rows: real activations `[B, D]` of each layer, any float dtype; random ones where absent.
+        rows: real activations `[B, D]` of each site, any float dtype; random ones where absent.
 
     Raises:
         UserError: neither a release nor an SAE folder, SAELens not installed, rows of another width.
@@ -83,7 +84,7 @@ def validate(folder: Path, *, runs: Path | None = None, rows: Mapping[int, Tenso
     raise UserError(f"{folder} is neither a release (no {MANIFEST}) nor an SAE folder (no {CONFIG}){hint}")
 
 
-def _validate_release(folder: Path, runs: Path, rows: Mapping[int, Tensor]) -> Validation:
+def _validate_release(folder: Path, runs: Path, rows: Mapping[Site, Tensor]) -> Validation:
     manifest = read_manifest(folder)
     checks = [Check("", name, passed, figure) for name, passed, figure in check_root(folder, manifest)]
     for entry in manifest.saes:
@@ -94,7 +95,7 @@ def _validate_release(folder: Path, runs: Path, rows: Mapping[int, Tensor]) -> V
 class _SAECheck:
     """The checks of one SAE folder."""
 
-    def __init__(self, folder: Path, sae_id: str, run: Path, rows: Mapping[int, Tensor], files: tuple[str, ...],
+    def __init__(self, folder: Path, sae_id: str, run: Path, rows: Mapping[Site, Tensor], files: tuple[str, ...],
                  entry: SAERead | None) -> None:
         self.folder, self.sae_id, self.files, self.entry, self.rows = folder, sae_id, files, entry, rows
         self.trained = read_run(run).load() if (run / "done.json").is_file() else None
@@ -186,13 +187,13 @@ class _SAECheck:
                   f"{bad} of {len(some_BD)} {kind} rows are not finite; NMSE {float(error.mean()):.4f}")
 
     def _real_rows(self, ours: TopK | JumpReLU, config: Mapping[str, Any]) -> tuple[str, Tensor]:
-        """Rows of the SAE's layer, float32, and what to call them."""
+        """Rows of the SAE's site, float32, and what to call them."""
         hook = str(config.get("metadata", {}).get("hook_name", ""))
-        x_BD = next((rows_BD for layer, rows_BD in self.rows.items() if hook.startswith(f"blocks.{layer}.")), None)
+        x_BD = next((rows_BD for site, rows_BD in self.rows.items() if hook == site.transformer_lens), None)
         if x_BD is None:
             return "random", random_rows(ours)
         if x_BD.dim() != 2 or x_BD.shape[1] != ours.d_model or not len(x_BD):
-            raise UserError(f"{self.sae_id} reads rows of width {ours.d_model}, the rows given for its layer are "
+            raise UserError(f"{self.sae_id} reads rows of width {ours.d_model}, the rows given for its site are "
                             f"{list(x_BD.shape)}: they are of another model")
         return "real", x_BD.float()
 

@@ -1,6 +1,6 @@
 """The training loop: several SAEs on one read of the activations, each as if it were trained alone.
 
-From a store, the SAEs of one layer share a read; from the live model, all SAEs share its forward passes. After a kill
+From a store, the SAEs of one site share a read; from the live model, all SAEs share its forward passes. After a kill
 its members may stand at different checkpoints: the stream goes on from the earliest, and those ahead let pass what they
 have had already.
 """
@@ -25,6 +25,7 @@ from olmoscope.kernels.prepare import prepare_kernels
 from olmoscope.model.load import pick_device
 from olmoscope.progress import bar, console
 from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.site import Site
 from olmoscope.train.derived import batch_of
 from olmoscope.train.interrupt import deferred_interrupts
 from olmoscope.train.memory import training_memory
@@ -37,7 +38,7 @@ FIT_SHARE = 0.9
 
 def train_from_store(recipe: Recipe, saes: list[SAE], store: Store, out: Path,
                      tracker: TrackerName | None = None) -> Iterator[tuple[SAE, bool]]:
-    """Train SAEs of a recipe from a store, those of a layer together.
+    """Train SAEs of a recipe from a store, those of a site together.
 
     Args:
         tracker: where metrics go besides the run folder.
@@ -53,11 +54,11 @@ def train_from_store(recipe: Recipe, saes: list[SAE], store: Store, out: Path,
     for sae in saes:
         refuse_other_store(recipe, sae, store.manifest, store.path)
 
-    def open_rounds(layers: list[int]) -> Rounds:
-        return StoreRounds(store, layers, recipe.train.order, recipe.seed, keep_of_store(recipe.train.filter, store))
+    def open_rounds(sites: list[Site]) -> Rounds:
+        return StoreRounds(store, sites, recipe.train.order, recipe.seed, keep_of_store(recipe.train.filter, store))
 
-    for layer in sorted({sae.layer for sae in saes}):
-        yield from _train(recipe, [sae for sae in saes if sae.layer == layer], open_rounds, out, tracker)
+    for site in sorted({sae.site for sae in saes}):
+        yield from _train(recipe, [sae for sae in saes if sae.site == site], open_rounds, out, tracker)
 
 
 def train_live(recipe: Recipe, saes: list[SAE], store: Path, out: Path,
@@ -70,11 +71,11 @@ def train_live(recipe: Recipe, saes: list[SAE], store: Path, out: Path,
 
     Yields, Raises: as `train_from_store`.
     """
-    yield from _train(recipe, saes, lambda layers: open_live(recipe, layers, "train", store), out,
+    yield from _train(recipe, saes, lambda sites: open_live(recipe, sites, "train", store), out,
                       tracker)
 
 
-def _train(recipe: Recipe, saes: list[SAE], open_rounds: Callable[[list[int]], Rounds], out: Path,
+def _train(recipe: Recipe, saes: list[SAE], open_rounds: Callable[[list[Site]], Rounds], out: Path,
            tracker: TrackerName | None) -> Iterator[tuple[SAE, bool]]:
     device = pick_device(recipe.device)
     for sae in saes:
@@ -84,7 +85,7 @@ def _train(recipe: Recipe, saes: list[SAE], open_rounds: Callable[[list[int]], R
     if not missing:
         return
     prepare_kernels(device, candidates=recipe.train.candidates is not None)
-    rounds = open_rounds(sorted({sae.layer for sae in missing}))
+    rounds = open_rounds(sorted({sae.site for sae in missing}))
     while missing:
         group = missing[: how_many(recipe, missing, rounds.manifest.model.d_model, device)]
         missing = missing[len(group) :]
@@ -119,7 +120,7 @@ def _train_group(runs: list[Run], recipe: Recipe, rounds: Rounds, device: torch.
                 raise
             for run in [run for run in runs if run.step.count == done]:
                 try:
-                    if line := run.train_on(batch[run.spec.layer], position):
+                    if line := run.train_on(batch[run.spec.site], position):
                         lines[run] = line
                 except UserError as error:
                     run.log(str(error))

@@ -83,7 +83,8 @@ class Run:
         found = checkpoints(folder)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         # A checkpoint brings its own bias: the mean costs a read, or a forward pass.
-        mean_D = torch.zeros(rounds.manifest.model.d_model) if found else rounds.sample_mean(spec.layer, spec.normalize)
+        mean_D = (torch.zeros(rounds.manifest.width(spec.site)) if found
+                  else rounds.sample_mean(spec.site, spec.normalize))
         sae = initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D.to(device), recipe.seed,
                          spec.id, tied=spec.weights == "tied")
         self.step = Step(sae, Adam.of(self.settings), self.settings.auxiliary, candidates=self.settings.candidates,
@@ -262,15 +263,16 @@ def refuse_other_store(recipe: Recipe, sae: SAE, found: Manifest, store: Path) -
     """A store serves one recipe.
 
     Raises:
-        UserError: it is of another model or recipe, or lacks the SAE's layer.
+        UserError: it is of another model or recipe, or lacks the SAE's site.
     """
     wanted = recipe.model
     if (wanted.name, wanted.d_model or found.model.d_model) != (found.model.name, found.model.d_model):
         raise UserError(f"{store} holds activations of {found.model.name} (d_model {found.model.d_model}), the "
                         f"recipe wants {wanted.name} (d_model {wanted.d_model}); collect again into another --out")
-    if sae.layer not in found.layers:
-        raise UserError(f"{store} has layers {found.layers}, not layer {sae.layer}; collect it into another --out")
+    if sae.site not in found.sites:
+        raise UserError(f"{store} has the sites {', '.join(map(str, found.sites))}, not {sae.site}; collect it into "
+                        "another --out")
     if found.recipe_hash != recipe.store_hash():
         raise UserError(f"{store} was collected with another recipe (hash {found.recipe_hash}, this one's is "
-                        f"{recipe.store_hash()}): its text, tokens, model revision, layers or seed differ; collect "
+                        f"{recipe.store_hash()}): its text, tokens, model revision, sites or seed differ; collect "
                         "again into another --out")

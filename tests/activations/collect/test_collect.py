@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import recipe, save_small_model, small_model, write_documents
+from helpers import read_streams, recipe, save_small_model, small_model, write_documents
 from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.format import read_activations, read_manifest, read_rows, verify_segment
 from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
 from olmoscope.files import locked, sha256
-from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.layers import find_layers
 from olmoscope.model.load import load_model
+from olmoscope.site import Site
 from olmoscope.tokens.chunks import positions
 from olmoscope.tokens.segments import read_token_segment
 
@@ -59,13 +59,13 @@ def test_rows_equal_a_plain_forward(architecture, documents, tmp_path):
                                        tokens.sequence_starts[1:], strict=True):
             ids = torch.from_numpy(tokens.token_ids[start:stop]).long()
             positions_T = torch.from_numpy(positions(tokens.document_ids[start:stop], documents))
-            want = read_residual_stream(model, layers, [0, 3], ids[None], positions_T[None])
+            want = read_streams(model, layers, [0, 3], ids[None], positions_T[None])
             mine = torch.nonzero(rows["sequence"] == number)[:, 0]
             mine = mine[torch.argsort(rows["position"][mine])]
             assert torch.equal(rows["token_id"][mine].long(), ids)
             assert torch.equal(rows["position"][mine], torch.arange(len(ids), dtype=torch.int32))
             for layer in (0, 3):
-                got = read_activations(tmp_path / "store", layer, segment, slice(0, tokens.rows))[mine]
+                got = read_activations(tmp_path / "store", Site(layer), segment, slice(0, tokens.rows))[mine]
                 torch.testing.assert_close(got, want[layer][0], rtol=1e-4, atol=1e-4)
 
 
@@ -116,7 +116,7 @@ def test_damage_is_named(whole, tmp_path):
     content = bytearray(path.read_bytes())
     path.write_bytes(content[: len(content) // 2])
     with pytest.raises(UserError, match=r"layer_01/segment-000000.safetensors is damaged"):
-        read_activations(store, 1, 0, slice(0, 10))
+        read_activations(store, Site(1), 0, slice(0, 10))
     content[-3] ^= 1
     path.write_bytes(content)
     with pytest.raises(UserError, match="its checksum differs"):
@@ -164,7 +164,7 @@ def test_not_finite_activations_are_refused(tmp_path):
     model.save_pretrained(tmp_path / "model")
     job = recipe(tmp_path / "corpus", model__name=str(tmp_path / "model"), activations__layers=[0, 1],
                  saes=[{"layer": 0, "d_sae": 64, "k": 4}])
-    with pytest.raises(UserError, match=r"layer 1 gave NaN or infinite activations"):
+    with pytest.raises(UserError, match=r"layers\.1 gave NaN or infinite activations"):
         collect(job, "train", tmp_path / "store")
 
 

@@ -12,6 +12,7 @@ from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.format import read_activations, read_rows, segment_path
 from olmoscope.activations.store.statistics import POSITIONS
 from olmoscope.errors import UserError
+from olmoscope.site import Site
 
 LAYERS = [1, 7]
 
@@ -26,11 +27,11 @@ def corpus(tmp_path_factory):
 def collected(corpus, store, **changes):
     """Collects, and reads everything back: statistics.json, rows and activations by layer in float64."""
     result = collect(recipe(corpus, **({"model__dtype": "bfloat16"} | changes)), "train", store)
-    rows, x = [], {layer: [] for layer in result.manifest.layers}
+    rows, x = [], {site.layer: [] for site in result.manifest.sites}
     for segment in range(result.manifest.segments):
         rows.append(read_rows(store, segment)["position"].numpy())
         for layer, parts in x.items():
-            parts.append(read_activations(store, layer, segment, slice(0, len(rows[-1]))).double().numpy())
+            parts.append(read_activations(store, Site(layer), segment, slice(0, len(rows[-1]))).double().numpy())
     return result.statistics, np.concatenate(rows), {layer: np.concatenate(parts) for layer, parts in x.items()}
 
 
@@ -46,7 +47,7 @@ def test_figures_equal_numpy_s(plain):
     tensors = load_file(store / "statistics.safetensors")
     assert statistics["rows"] == 3000
     for layer in LAYERS:
-        x_RD, figures = x[layer], statistics["layers"][str(layer)]
+        x_RD, figures = x[layer], statistics["sites"][f"layers.{layer}"]
         mean_D = x_RD.mean(axis=0)
         np.testing.assert_allclose(tensors[f"layer_{layer:02d}.mean"].numpy(), mean_D, rtol=1e-9, atol=1e-12)
         np.testing.assert_array_equal(tensors[f"layer_{layer:02d}.largest"].numpy(), np.abs(x_RD).max(axis=0))
@@ -79,16 +80,16 @@ def test_float8_reads_back_near_and_its_error_is_measured(corpus, plain, tmp_pat
     for layer in LAYERS:
         error = np.square(x8[layer] - x[layer]).sum()
         fvu = error / np.square(x[layer] - x[layer].mean(axis=0)).sum()
-        assert statistics["layers"][str(layer)]["added_fvu"] == pytest.approx(fvu, rel=1e-4)
+        assert statistics["sites"][f"layers.{layer}"]["added_fvu"] == pytest.approx(fvu, rel=1e-4)
         assert 1e-4 < fvu < 5e-3
         row_R = np.sqrt(np.square(x8[layer] - x[layer]).sum(axis=1) / np.square(x[layer]).sum(axis=1))
         assert row_R.max() < 0.05
     sizes = {dtype: sum(path.stat().st_size for path in folder.glob("layer_01/*"))
              for dtype, folder in (("bf16", plain[0]), ("fp8", tmp_path))}
     assert sizes["fp8"] < 0.55 * sizes["bf16"]
-    part = read_activations(tmp_path, 1, 0, slice(100, 110))
+    part = read_activations(tmp_path, Site(1), 0, slice(100, 110))
     assert part.dtype == torch.bfloat16
-    assert torch.equal(part, read_activations(tmp_path, 1, 0, slice(0, 200))[100:110])
+    assert torch.equal(part, read_activations(tmp_path, Site(1), 0, slice(0, 200))[100:110])
 
 
 def test_float16_and_float32_hold_bfloat16_values(corpus, plain, tmp_path):
@@ -96,7 +97,7 @@ def test_float16_and_float32_hold_bfloat16_values(corpus, plain, tmp_path):
         statistics, _, x = collected(corpus, tmp_path / dtype, activations__dtype=dtype)
         for layer in LAYERS:
             np.testing.assert_allclose(x[layer], plain[3][layer], rtol=1e-3, atol=1e-5)
-            assert statistics["layers"][str(layer)]["added_fvu"] < 1e-9
+            assert statistics["sites"][f"layers.{layer}"]["added_fvu"] < 1e-9
 
 
 def test_a_float32_model_in_bfloat16_loses_what_is_measured(corpus, tmp_path):
@@ -106,8 +107,8 @@ def test_a_float32_model_in_bfloat16_loses_what_is_measured(corpus, tmp_path):
     _, _, exact = collected(corpus, tmp_path / "exact", **changes, activations__dtype="float32")
     statistics, _, rounded = collected(corpus, tmp_path / "rounded", **changes)
     fvu = np.square(rounded[3] - exact[3]).sum() / np.square(exact[3] - exact[3].mean(axis=0)).sum()
-    assert statistics["layers"]["3"]["added_fvu"] == pytest.approx(fvu, rel=1e-4)
-    assert statistics["layers"]["3"]["bound"] is None
+    assert statistics["sites"]["layers.3"]["added_fvu"] == pytest.approx(fvu, rel=1e-4)
+    assert statistics["sites"]["layers.3"]["bound"] is None
     assert 1e-7 < fvu < 1e-4
 
 
@@ -118,7 +119,7 @@ def test_float16_is_refused_where_the_weights_cannot_rule_out_an_overflow(corpus
     model.save_pretrained(tmp_path / "model")
     job = recipe(corpus, model__name=str(tmp_path / "model"), activations__layers=[1, 3], activations__dtype="float16",
                  saes=[{"layer": 1, "d_sae": 64, "k": 4}])
-    with pytest.raises(UserError, match=r"float16 holds at most 65504, and the weights of .* allow 1\d+ after layer 3"):
+    with pytest.raises(UserError, match=r"float16 holds at most 65504, and the weights of .* allow 1\d+ at layers.3"):
         collect(job, "train", tmp_path / "store")
     collect(recipe(corpus, model__name=str(tmp_path / "model"), activations__layers=[1],
                    activations__dtype="float16", saes=[{"layer": 1, "d_sae": 64, "k": 4}]), "train", tmp_path / "below")

@@ -12,6 +12,7 @@ from olmoscope.activations.stream.batches import Stream
 from olmoscope.activations.stream.live import open_live, parts, rounds_of_parts
 from olmoscope.errors import UserError
 from olmoscope.recipe.schema import Filter, Live
+from olmoscope.site import Site
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +28,7 @@ def job(tmp_path_factory):
 def open_stream(job, folder, batch=70, filter_=None, layers=(1, 7)):
     if filter_:
         job = job.model_copy(update={"train": job.train.model_copy(update={"filter": filter_})})
-    return Stream(open_live(job, list(layers), "train", folder / "live"), batch, epochs=2)
+    return Stream(open_live(job, [Site(layer) for layer in layers], "train", folder / "live"), batch, epochs=2)
 
 
 def sorted_rows(rows_RD):
@@ -43,7 +44,7 @@ def test_an_epoch_has_every_row_of_a_store_once(job):
     for _ in range(2):
         batches = [stream.next_batch() for _ in range(stream.batches)]
         for layer in (1, 7):
-            want = torch.cat([store.read(layer, segment, slice(0, rows))
+            want = torch.cat([store.read(Site(layer), segment, slice(0, rows))
                               for segment, rows in enumerate(store.segment_rows)])
             assert torch.equal(sorted_rows(torch.cat([batch[layer] for batch in batches])), sorted_rows(want))
 
@@ -59,7 +60,7 @@ def test_goes_on_from_every_batch(job):
     for state, batch in list(zip(states, batches, strict=True))[::2]:
         stream = open_stream(job, folder, 150, layers=[7])  # fewer layers: the same rows
         stream.restore(state)
-        assert torch.equal(stream.next_batch()[7], batch[7])
+        assert torch.equal(stream.next_batch()[Site(7)], batch[Site(7)])
 
 
 def test_filters_and_the_mean(job):
@@ -69,11 +70,11 @@ def test_filters_and_the_mean(job):
     kept = filtered.rounds.kept
     assert set(kept.dropped) == {"special tokens", "first 2 positions"}
     assert 0 < kept.rows == filtered.rows < plain.rows == 3000
-    rows = [filtered.next_batch()[1] for _ in range(filtered.batches)]
+    rows = [filtered.next_batch()[Site(1)] for _ in range(filtered.batches)]
     assert [len(part) for part in rows[:-1]] == [70] * (len(rows) - 1)
     assert sum(map(len, rows)) == kept.rows
-    first = Stream(plain.rounds, plain.rounds.sizes[0]).next_batch()[7].double().mean(0)
-    torch.testing.assert_close(plain.rounds.sample_mean(7, "none").double(), first, rtol=1e-5, atol=1e-5)
+    first = Stream(plain.rounds, plain.rounds.sizes[0]).next_batch()[Site(7)].double().mean(0)
+    torch.testing.assert_close(plain.rounds.sample_mean(Site(7), "none").double(), first, rtol=1e-5, atol=1e-5)
 
 
 def test_collecting_goes_on_from_a_live_folder(job, tmp_path):
@@ -84,7 +85,7 @@ def test_collecting_goes_on_from_a_live_folder(job, tmp_path):
     assert not (folder / "live" / "layer_01").exists()
     other = job.model_copy(update={"seed": 1})
     with pytest.raises(UserError, match="holds the store of another recipe"):
-        open_live(other, [1], "train", folder / "live")
+        open_live(other, [Site(1)], "train", folder / "live")
     assert collect(job, "train", folder / "live").manifest.finished
 
 

@@ -18,6 +18,7 @@ from olmoscope.activations.stream.filters import keep_of_store
 from olmoscope.activations.stream.rounds import StoreRounds
 from olmoscope.errors import UserError
 from olmoscope.recipe.schema import Filter
+from olmoscope.site import Site
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def several_rounds(monkeypatch):
 
 def open_stream(store, batch, order="shuffled", seed=0, layers=(1,), filter_=None, **options):
     kept = keep_of_store(filter_ or Filter(), store)
-    return Stream(StoreRounds(store, list(layers), order, seed, kept), batch, epochs=2, **options)
+    return Stream(StoreRounds(store, [Site(layer) for layer in layers], order, seed, kept), batch, epochs=2, **options)
 
 
 def sorted_rows(rows_RD):
@@ -43,7 +44,8 @@ def sorted_rows(rows_RD):
 
 
 def all_rows(store, layer=1):
-    return torch.cat([store.read(layer, segment, slice(0, rows)) for segment, rows in enumerate(store.segment_rows)])
+    return torch.cat([store.read(Site(layer), segment, slice(0, rows))
+                      for segment, rows in enumerate(store.segment_rows)])
 
 
 @pytest.mark.parametrize("order", ["shuffled", "reading"])
@@ -52,20 +54,20 @@ def test_an_epoch_has_every_row_once(store, order, batch, several_rounds):
     stream = open_stream(store, batch, order, seed=0)
     for epoch in range(2):
         assert stream.state()["epoch"] == epoch
-        batches = [stream.next_batch()[1].clone() for _ in range(stream.batches)]
+        batches = [stream.next_batch()[Site(1)].clone() for _ in range(stream.batches)]
         assert all(len(part) == batch for part in batches[:-1])
         assert torch.equal(sorted_rows(torch.cat(batches)), sorted_rows(all_rows(store)))
 
 
 def test_reading_order_is_the_model_s(store):
     stream = open_stream(store, 100, "reading", seed=0)
-    got = torch.cat([stream.next_batch()[1].clone() for _ in range(stream.batches)])
+    got = torch.cat([stream.next_batch()[Site(1)].clone() for _ in range(stream.batches)])
     want = []
     for segment, count in enumerate(store.segment_rows):
         rows = read_rows(store.path, segment)
         places = list(zip(rows["sequence"].tolist(), rows["position"].tolist(), strict=True))
         order = sorted(range(count), key=places.__getitem__)
-        want.append(store.read(1, segment, slice(0, count))[order])
+        want.append(store.read(Site(1), segment, slice(0, count))[order])
     assert torch.equal(got, torch.cat(want))
 
 
@@ -75,35 +77,36 @@ def test_goes_on_from_every_batch(store, order, several_rounds):
     batches, states = [], []
     for _ in range(2 * whole.batches):
         states.append(whole.state())
-        batches.append(whole.next_batch()[1].clone())
+        batches.append(whole.next_batch()[Site(1)].clone())
     assert all(set(state) == {"epoch", "round", "offset"} for state in states)
     for number, state in enumerate(states):
         stream = open_stream(store, 70, order, seed=3)
         stream.restore(state)
-        assert torch.equal(stream.next_batch()[1], batches[number])
+        assert torch.equal(stream.next_batch()[Site(1)], batches[number])
 
 
 def test_batches_mix_the_whole_store(store, several_rounds):
     """A shuffled batch holds rows of all segments; epochs and seeds differ in order."""
     stream = open_stream(store, 200, "shuffled", seed=0)
     assert len(stream.rounds.sizes) > 1
-    first = stream.next_batch()[1].clone()
-    segments = [store.read(1, segment, slice(0, rows)) for segment, rows in enumerate(store.segment_rows)]
+    first = stream.next_batch()[Site(1)].clone()
+    segments = [store.read(Site(1), segment, slice(0, rows)) for segment, rows in enumerate(store.segment_rows)]
     for segment in segments:
         assert (first[:, None] == segment[None]).all(2).any(), "a segment is missing from the batch"
-    assert not torch.equal(first, open_stream(store, 200, "shuffled", seed=1).next_batch()[1])
+    assert not torch.equal(first, open_stream(store, 200, "shuffled", seed=1).next_batch()[Site(1)])
     for _ in range(stream.batches - 1):
-        stream.next_batch()[1]
-    assert not torch.equal(first, stream.next_batch()[1])
+        stream.next_batch()[Site(1)]
+    assert not torch.equal(first, stream.next_batch()[Site(1)])
 
 
 def test_the_sampled_mean_is_the_mean(store, monkeypatch):
     x_BD = all_rows(store).double()
-    torch.testing.assert_close(store.sample_mean(1, "none").double(), x_BD.mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(store.sample_mean(Site(1), "none").double(), x_BD.mean(0), rtol=1e-5, atol=1e-6)
     normal_BD = (x_BD - x_BD.mean(1, keepdim=True)) / (x_BD.std(1, keepdim=True) + 1e-5)
-    torch.testing.assert_close(store.sample_mean(1, "layer_norm").double(), normal_BD.mean(0), rtol=1e-4, atol=1e-5)
+    found_D = store.sample_mean(Site(1), "layer_norm").double()
+    torch.testing.assert_close(found_D, normal_BD.mean(0), rtol=1e-4, atol=1e-5)
     monkeypatch.setattr("olmoscope.activations.store.reader.SAMPLE_ROWS", 1500)
-    sampled = store.sample_mean(1, "none").double()
+    sampled = store.sample_mean(Site(1), "none").double()
     assert 0 < (sampled - x_BD.mean(0)).norm() < 0.2 * x_BD.std(0).norm()
 
 
@@ -112,8 +115,8 @@ def test_readers_deal_out_the_same_batches_together(store, readers, several_roun
     whole = open_stream(store, 70)
     streams = [open_stream(store, 70, reader=(number, readers)) for number in range(readers)]
     for _ in range(whole.batches + 2):
-        batch = whole.next_batch()[1]
-        shares = [stream.next_batch()[1].clone() for stream in streams]
+        batch = whole.next_batch()[Site(1)]
+        shares = [stream.next_batch()[Site(1)].clone() for stream in streams]
         assert torch.equal(torch.cat(shares), batch)
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
         assert all(stream.state() == whole.state() for stream in streams)
@@ -122,7 +125,7 @@ def test_readers_deal_out_the_same_batches_together(store, readers, several_roun
 def test_layers_share_a_read(store, several_rounds):
     both, one = open_stream(store, 70, layers=(1, 7)), open_stream(store, 70, layers=(7,))
     for _ in range(both.batches):
-        assert torch.equal(both.next_batch()[7], one.next_batch()[7])
+        assert torch.equal(both.next_batch()[Site(7)], one.next_batch()[Site(7)])
 
 
 @pytest.mark.parametrize("order", ["shuffled", "reading"])
@@ -146,14 +149,14 @@ def test_filters_leave_out_what_they_say(store, order, several_rounds):
         got, states = [], []
         for _ in range(stream.batches):
             states.append(stream.state())
-            got.append(stream.next_batch()[1].clone())
+            got.append(stream.next_batch()[Site(1)].clone())
         assert all(len(batch) == 64 for batch in got[:-1])
         assert torch.equal(sorted_rows(torch.cat(got)), sorted_rows(all_rows(store)[~dropped]))
         again = open_stream(store, 64, order, filter_=filter_)
         again.restore(states[-2])
-        assert torch.equal(again.next_batch()[1], got[-2])
+        assert torch.equal(again.next_batch()[Site(1)], got[-2])
         want = all_rows(store)[~dropped].double().mean(0)
-        torch.testing.assert_close(stream.rounds.sample_mean(1, "none").double(), want, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(stream.rounds.sample_mean(Site(1), "none").double(), want, rtol=1e-5, atol=1e-5)
 
 
 def test_a_filter_that_leaves_nothing_is_refused(store):
@@ -169,8 +172,8 @@ def test_reads_one_round_ahead_and_no_more(store, several_rounds):
     rounds = len(stream.rounds.sizes)
     memory = set()
     for _ in range(2 * stream.batches):
-        batch = stream.next_batch()[1]
-        memory.add(stream._current[1][1].data_ptr())
+        batch = stream.next_batch()[Site(1)]
+        memory.add(stream._current[1][Site(1)].data_ptr())
         at = stream._current[0]
         assert asked[: rounds * at[0] + at[1] + 1] == sorted(asked)[: rounds * at[0] + at[1] + 1]
         assert len(asked) <= rounds * at[0] + at[1] + 2
@@ -186,7 +189,7 @@ def test_errors_of_reading_ahead_reach_the_reader(store, several_rounds, tmp_pat
     stream = open_stream(open_store(tmp_path / "store"), 100)
     path = tmp_path / "store" / "layer_01" / "segment-000001.safetensors"
     kept = path.read_bytes()
-    first = stream.next_batch()[1].clone()
+    first = stream.next_batch()[Site(1)].clone()
     concurrent.futures.wait([stream._coming[1]])
     path.unlink()
     read, state = 1, stream.state()
@@ -201,8 +204,8 @@ def test_errors_of_reading_ahead_reach_the_reader(store, several_rounds, tmp_pat
     path.write_bytes(kept)
     stream.close()
     again = open_stream(open_store(tmp_path / "store"), 100)
-    assert torch.equal(again.next_batch()[1], first)
+    assert torch.equal(again.next_batch()[Site(1)], first)
     again.restore(state)
     whole = open_stream(store, 100)
     whole.restore(state)
-    assert torch.equal(again.next_batch()[1], whole.next_batch()[1])
+    assert torch.equal(again.next_batch()[Site(1)], whole.next_batch()[Site(1)])

@@ -1,9 +1,9 @@
-"""The batches of a token segment, and the residual stream of one: padding put in before the model, taken out after it.
+"""The batches of a token segment, and the activations of one: padding put in before the model, taken out after it.
 
-B sequences of a batch, T the longest of them, R real tokens, D d_model.
+B sequences of a batch, T the longest of them, R real tokens, D width of a site.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from olmoscope.errors import UserError
-from olmoscope.model.capture import read_residual_stream
+from olmoscope.model.capture import read_sites
 from olmoscope.model.load import LoadedModel
 from olmoscope.model.probe import does_not_run
+from olmoscope.site import Site
 from olmoscope.tokens.chunks import positions
 from olmoscope.tokens.segments import TokenSegment
 
@@ -60,23 +61,24 @@ def batches(tokens: TokenSegment, apart: bool) -> Iterator[Batch]:
                     torch.from_numpy(positions_BT) if apart else None, torch.from_numpy(np.flatnonzero(real_BT)))
 
 
-def residual_rows(model: LoadedModel, layers: list[int], batch: Batch) -> Iterator[tuple[int, Tensor]]:
+def site_rows(model: LoadedModel, sites: Sequence[Site], batch: Batch) -> Iterator[tuple[Site, Tensor]]:
     """Run a batch that is on the model's device.
 
     Yields:
-        For each layer its rows `[R, D]`, without padding; one at a time, so that not all are in memory twice.
+        For each site its rows `[R, D]`, without padding; one at a time, so that not all are in memory twice.
 
     Raises:
         UserError: the model fails; some do with some lengths and dtypes only.
     """
     try:
-        outputs = read_residual_stream(model.module, model.layers, layers, batch.token_ids_BT, batch.positions_BT)
+        outputs = read_sites(model.module, [model.sites.places[site] for site in sites], batch.token_ids_BT,
+                             batch.positions_BT)
     except torch.OutOfMemoryError as error:
         raise UserError(f"{model.name} does not fit into the GPU's memory with batches of "
                         f"{batch.token_ids_BT.numel():,} tokens; lower tokens.batch_tokens") from error
     except RuntimeError as error:
         raise does_not_run(model.name, next(model.module.parameters()).dtype, error) from error
-    for layer in layers:
-        output_ND = outputs.pop(layer).flatten(0, 1)
+    for site in sites:
+        output_ND = outputs.pop(site).flatten(0, 1)
         padded = len(batch.real_R) < len(output_ND)
-        yield layer, output_ND.index_select(0, batch.real_R) if padded else output_ND
+        yield site, output_ND.index_select(0, batch.real_R) if padded else output_ND

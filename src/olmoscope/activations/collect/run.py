@@ -1,4 +1,4 @@
-"""Collection: token segments through the model, residual stream to disk.
+"""Collection: token segments through the model, activations to disk.
 
     recipe -> tokens/ (packed once) -> for each segment of this worker's share: forward passes -> the segment's files
            -> when the last segment is there, whoever made it: statistics, manifest
@@ -8,7 +8,7 @@ segment, the one before it is being written.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from rich.markup import escape
 from torch import Tensor
 
 from olmoscope.activations.collect.begun import model_of_store
-from olmoscope.activations.collect.forward import batches, residual_rows
+from olmoscope.activations.collect.forward import batches, site_rows
 from olmoscope.activations.collect.refusals import (
     refuse_another_store,
     refuse_full_disk,
@@ -33,7 +33,6 @@ from olmoscope.activations.store.format import (
     ModelIdentity,
     SourceCount,
     has_segment,
-    layer_folder,
     norm_name,
     read_manifest,
     stored_order,
@@ -45,13 +44,14 @@ from olmoscope.activations.store.shares import Worker, claim_segment, manifest_l
 from olmoscope.activations.store.statistics import read_statistics, segment_sums, write_statistics
 from olmoscope.activations.store.writer import Writer
 from olmoscope.errors import UserError
-from olmoscope.model.bound import residual_bound
+from olmoscope.model.bound import bounds_of
 from olmoscope.model.config import read_config
 from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.model.positions import check_context
 from olmoscope.progress import bar, console
 from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import Model, Recipe
+from olmoscope.site import Site
 from olmoscope.tokens.pack import is_packed, pack
 from olmoscope.tokens.segments import TokenSegment, read_token_segment
 from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
@@ -83,11 +83,11 @@ class Collected:
 
 
 def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker(),  # noqa: B008 (frozen)
-            load: Callable[[Model, int, torch.device], LoadedModel] = load_model) -> Collected:
+            load: Callable[[Model, Sequence[Site], torch.device], LoadedModel] = load_model) -> Collected:
     """Fill an activation store, or a worker's share of it; what is there already is kept.
 
     Args:
-        load: gives the model, cut off above a layer; whoever has made one gives it here.
+        load: gives the model, cut off above the sites; whoever has made one gives it here.
 
     Raises:
         UserError: the folder holds another recipe's store, another process works on the same share, or the store does
@@ -108,7 +108,8 @@ def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker()
         if share or not (store / "manifest.json").exists():
             model = model or _load(recipe, wanted, worker, load)
             begin_store(store, make_manifest(recipe, split, model, tokenizer, index))
-            refuse_full_disk(store, recipe, model.d_model, sum(index["rows"][segment] for segment in share))
+            rows = sum(index["rows"][segment] for segment in share)
+            refuse_full_disk(store, recipe, model.sites.widths.values(), rows)
             made = _make_segments(recipe, split, store, model, index, share)
         _finish(store, index)
         manifest = read_manifest(store)
@@ -134,8 +135,8 @@ def ready_to_pack(recipe: Recipe, model: Model, split: Split) -> Tokenizer:
 
 
 def _load(recipe: Recipe, wanted: Model, worker: Worker,
-          load: Callable[[Model, int, torch.device], LoadedModel]) -> LoadedModel:
-    model = load(wanted, recipe.activations.layers[-1], pick_device(recipe.device, worker.local_index))
+          load: Callable[[Model, Sequence[Site], torch.device], LoadedModel]) -> LoadedModel:
+    model = load(wanted, recipe.activations.sites, pick_device(recipe.device, worker.local_index))
     model.probe.refuse_leak(recipe.model.name, recipe.tokens.documents)
     return model
 
@@ -147,11 +148,10 @@ def _missing(store: Path, index: dict[str, Any]) -> list[int]:
 def _make_segments(recipe: Recipe, split: Split, store: Path, model: LoadedModel, index: dict[str, Any],
                    share: list[int]) -> int:
     """Make segments, but those that another process is making; returns how many."""
-    bounds = residual_bound(model.module, model.layers, model.architecture)
+    bounds = bounds_of(model)
     refuse_unsafe_float16(recipe, bounds)
     total, to_do = sum(index["rows"]), sum(index["rows"][segment] for segment in share)
-    rows = SegmentRows(recipe.activations.layers, max(index["rows"]), model.d_model, recipe.activations.dtype,
-                       model.device)
+    rows = SegmentRows(model.sites.widths, max(index["rows"]), recipe.activations.dtype, model.device)
     made = 0
     try:
         with bar(f"activations ({split})", total, "tokens", done=total - to_do) as advance, \
@@ -168,8 +168,8 @@ def _make_segments(recipe: Recipe, split: Split, store: Path, model: LoadedModel
                 buffer = writer.buffer()
                 rows.start(buffer)
                 for batch in batches(tokens, apart=recipe.tokens.documents == "apart"):
-                    for layer, output_BD in residual_rows(model, recipe.activations.layers, batch.to(model.device)):
-                        rows.add(layer, places_R[batch.rows], output_BD)
+                    for site, output_BD in site_rows(model, recipe.activations.sites, batch.to(model.device)):
+                        rows.add(site, places_R[batch.rows], output_BD)
                     advance(batch.rows.stop - batch.rows.start)
                     writer.check()
                 rows.hand_over(tokens.rows)
@@ -183,20 +183,20 @@ def _make_segments(recipe: Recipe, split: Split, store: Path, model: LoadedModel
 
 
 def _write(store: Path, segment: int, claim: IO[bytes], buffer: Buffer, tokens: TokenSegment, order_R: np.ndarray,
-           bounds: list[float] | None, between: Callable[[], None]) -> None:
+           bounds: Mapping[Site, float], between: Callable[[], None]) -> None:
     """In the writer's thread: check a filled buffer, write the segment, let go of its claim."""
     with claim:
         buffer.wait()
         rows = {name: tensor[torch.from_numpy(order_R)] for name, tensor in _rows(tokens).items()}
-        norms = {norm_name(layer): layer_rows.square_norm_R[: tokens.rows].sqrt()
-                 for layer, layer_rows in buffer.layers.items()}
+        norms = {norm_name(site): filled.square_norm_R[: tokens.rows].sqrt()
+                 for site, filled in buffer.sites.items()}
         files: dict[str, dict[str, Tensor]] = {}
         sums: dict[str, Tensor] = {}
-        for layer, layer_rows in buffer.layers.items():
-            refuse_not_finite(layer, layer_rows, tokens, order_R)
-            refuse_overflow(layer, layer_rows)
-            files[layer_folder(layer)] = {name: tensor[: tokens.rows] for name, tensor in layer_rows.stored.items()}
-            sums |= segment_sums(layer, layer_rows, rows["position"], bounds[layer] if bounds else None)
+        for site, filled in buffer.sites.items():
+            refuse_not_finite(site, filled, tokens, order_R)
+            refuse_overflow(site, filled)
+            files[site.folder] = {name: tensor[: tokens.rows] for name, tensor in filled.stored.items()}
+            sums |= segment_sums(site, filled, rows["position"], bounds.get(site))
         write_segment(store, segment, files | {"rows": rows | norms, "statistics": sums}, between)
 
 
@@ -245,7 +245,8 @@ def make_manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer: T
                for name, counts in index["sources"].items()}
     return Manifest(model=identity, tokenizer_hash=tokenizer.hash(), special_token_ids=tokenizer.special_ids(),
                     bos_token_ids=list(tokenizer.begin), recipe_hash=recipe.store_hash(), split=split,
-                    layers=recipe.activations.layers, dtype=recipe.activations.dtype,
+                    sites=list(model.sites.widths), widths=list(model.sites.widths.values()),
+                    dtype=recipe.activations.dtype,
                     model_dtype=recipe.model.dtype, documents_apart=model.probe.documents_apart,
                     segments=len(index["rows"]), rows=sum(index["rows"]), sources=sources, finished=False,
                     provenance=provenance(dated=False))

@@ -20,7 +20,7 @@ def disagreements(stores: list[Path]) -> Iterator[tuple[Path, str]]:
     """
     manifests = {store: manifest for store in stores if (manifest := _readable(store)) is not None}
     for (first, one), (second, other) in combinations(manifests.items(), 2):
-        for key in ("model", "tokenizer_hash", "recipe_hash", "layers", "dtype"):
+        for key in ("model", "tokenizer_hash", "recipe_hash", "sites", "dtype"):
             if getattr(one, key) != getattr(other, key):
                 yield second / "manifest.json", (f"its {key} is {_short(other, key)}, that of {first.name} is "
                                                  f"{_short(one, key)}")

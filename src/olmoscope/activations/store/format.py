@@ -4,17 +4,18 @@
     tokens/recipe.json                        which recipe's tokens these are; written before the first of them
     tokens/segment-000042.safetensors         the sequences of a segment and how they are batched (TokenSegment)
     tokens/index.json                         rows of every segment, tokens per source; exists when all are packed
-    layer_07/segment-000042.safetensors       `activations [rows, d_model]`; with dtype float8_e4m3 also `scale [rows]`
+    layer_07/segment-000042.safetensors       of the site layers.7: `activations [rows, D]`; with dtype float8_e4m3 also
+                                              `scale [rows]`. Folders of other sites: layer_07_mlp_out, embed, ...
     rows/segment-000042.safetensors           `token_id`, `sequence`, `position`, `source`, each `[rows]`; and
-                                              `norm_07`, each row's Euclidean norm at layer 7, float32
+                                              `norm_07`, each row's Euclidean norm at layers.7, float32
     checksums/tokens-000042.json              SHA-256 of the segment's tokens, written after them
     statistics/segment-000042.safetensors     the segment's sums (statistics.py)
     checksums/segment-000042.json             SHA-256 of the segment's files, and a checksum of every block of rows of
                                               the activations (blocks.py); written last: the segment exists
     statistics.json, statistics.safetensors   of the whole store; written when all segments exist
 
-Row i of every layer's file and of the rows file is the same token. The rows of a segment are permuted, the same way
-for all layers, so that any slice of it is a random sample of it. All files appear by rename: what exists is complete.
+Row i of every site's file and of the rows file is the same token. The rows of a segment are permuted, the same way
+for all sites, so that any slice of it is a random sample of it. All files appear by rename: what exists is complete.
 No byte depends on how many processes made the store, or on what was interrupted; nothing in it has a date. Files whose
 names begin with a dot (locks, half-written files) are not part of the store.
 """
@@ -27,7 +28,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from olmoscope.activations.store import fp8
@@ -35,11 +36,13 @@ from olmoscope.activations.store.blocks import BLOCK_ROWS, checksums, read_block
 from olmoscope.activations.store.tensors_file import write_tensors
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, sha256, write_json
-from olmoscope.recipe.schema import StoreDtype
+from olmoscope.recipe.schema import SiteName, StoreDtype
 from olmoscope.seeds import generator
+from olmoscope.site import Site
 from olmoscope.tokens.segments import damaged, read_tensors, segment_name
 
-VERSION = 1
+VERSION = 2
+"""Of the format. Version 1, which knew only residual streams and named them by their layers, is read too."""
 WRITERS = 4
 """Files of a segment that are written at a time."""
 
@@ -82,7 +85,10 @@ class Manifest(_Frozen):
     """What each sequence begins with (each document of it where they are kept apart): BOS, or nothing."""
     recipe_hash: str
     split: Literal["train", "held_out"]
-    layers: list[int]
+    sites: list[SiteName]
+    """Where the activations were taken, in the order of the model."""
+    widths: list[int]
+    """D of each site."""
     dtype: StoreDtype
     model_dtype: Literal["bfloat16", "float32"] | None = None
     """In which the model computed; None in stores made before this was written down."""
@@ -96,10 +102,17 @@ class Manifest(_Frozen):
     provenance: dict[str, Any]
     """Of the process that began the store; without a date, so that the same work gives the same bytes."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_1(cls, value: Any) -> Any:
+        if not isinstance(value, dict) or "layers" not in value or "sites" in value:
+            return value
+        tree = {key: part for key, part in value.items() if key != "layers"}
+        return tree | {"sites": value["layers"], "widths": [value["model"]["d_model"]] * len(value["layers"])}
 
-def layer_folder(layer: int) -> str:
-    """`layer_07`."""
-    return f"layer_{layer:02d}"
+    def width(self, site: Site) -> int:
+        """D of a site that the store has."""
+        return self.widths[self.sites.index(site)]
 
 
 def segment_path(store: Path, folder: str, segment: int) -> Path:
@@ -203,30 +216,30 @@ def read_rows(store: Path, segment: int, sums: SegmentSums | None = None) -> dic
     return read_tensors(path, "pt")[0]
 
 
-def read_activations(store: Path, layer: int, segment: int, part: slice, sums: SegmentSums | None = None,
+def read_activations(store: Path, site: Site, segment: int, part: slice, sums: SegmentSums | None = None,
                      out: Tensor | None = None) -> Tensor:
-    """Some rows of a segment at a layer, `[part, d_model]`; only their blocks are read from the disk, and checked.
+    """Some rows of a segment at a site, `[part, D]`; only their blocks are read from the disk, and checked.
 
     In `read_dtype`: the store's dtype, but 8-bit rows are given back in bfloat16.
 
     Args:
         sums: the segment's checksums, where they were read before.
-        out: memory to fill, `[part, d_model]`.
+        out: memory to fill, `[part, D]`.
 
     Raises:
         UserError: missing or damaged.
     """
-    path = segment_path(store, layer_folder(layer), segment)
-    blocks = (sums or read_sums(store, segment)).blocks[f"{layer_folder(layer)}/{segment_name(segment)}"]
+    path = segment_path(store, site.folder, segment)
+    blocks = (sums or read_sums(store, segment)).blocks[f"{site.folder}/{segment_name(segment)}"]
     if "scale" not in blocks:
         return read_blocks(path, "activations", part, blocks["activations"], out)
     rows_RD = fp8.dequantize(*(read_blocks(path, name, part, blocks[name]) for name in ("activations", "scale")))
     return rows_RD if out is None else out.copy_(rows_RD)
 
 
-def norm_name(layer: int) -> str:
-    """The name of a layer's norms in rows/: `norm_07`."""
-    return f"norm_{layer:02d}"
+def norm_name(site: Site) -> str:
+    """The name of a site's norms in rows/: `norm_07`, `norm_07_mlp_out`, `norm_embed`."""
+    return f"norm_{site.folder.removeprefix('layer_')}"
 
 
 def read_dtype(dtype: StoreDtype) -> torch.dtype:

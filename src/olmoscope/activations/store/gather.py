@@ -1,11 +1,12 @@
-"""A segment's rows of one layer, as batch after batch comes from the model, already where the store wants them.
+"""A segment's rows of one site, as batch after batch comes from the model, already where the store wants them.
 
 On the CPU the rows go straight into the buffer that will be written. On a GPU they gather there, and the finished
 segment is copied to pinned memory on a second stream while the model computes the next one's first batch.
 
-Shapes: R rows of the segment, B of them in a batch, D d_model.
+Shapes: R rows of the segment, B of them in a batch, D width of the site.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -13,15 +14,16 @@ from torch import Tensor
 
 from olmoscope.activations.store import fp8
 from olmoscope.recipe.schema import StoreDtype
+from olmoscope.site import Site
 
 TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16,
                 "float8_e4m3": torch.float8_e4m3fn}
 
 
-class LayerRows:
-    """Room for the rows of one layer, and what statistics need of them."""
+class SiteRows:
+    """Room for the rows of one site, and what statistics need of them."""
 
-    def __init__(self, rows: int, d_model: int, dtype: StoreDtype, device: torch.device, pinned: bool = False) -> None:
+    def __init__(self, rows: int, width: int, dtype: StoreDtype, device: torch.device, pinned: bool = False) -> None:
         """
         Args:
             rows: of the longest segment.
@@ -30,13 +32,13 @@ class LayerRows:
         def empty(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=device, pin_memory=pinned)
 
-        self.stored = {"activations": empty(rows, d_model, dtype=TORCH_DTYPES[dtype])}
+        self.stored = {"activations": empty(rows, width, dtype=TORCH_DTYPES[dtype])}
         """What is written: `activations [R, D]`, and `scale [R]` where rows are in 8 bits."""
         if dtype == "float8_e4m3":
             self.stored["scale"] = empty(rows, dtype=torch.float32)
         self.square_norm_R = empty(rows, dtype=torch.float32)
-        self.sum_D = empty(d_model, dtype=torch.float64)
-        self.largest_D = empty(d_model, dtype=torch.float32)
+        self.sum_D = empty(width, dtype=torch.float64)
+        self.largest_D = empty(width, dtype=torch.float32)
         """max |x| of each channel; NaN or inf if a row has one."""
         self.error_1 = empty(1, dtype=torch.float64)
         """Σ‖stored − x‖²: what the store's dtype loses."""
@@ -77,7 +79,7 @@ class LayerRows:
         rows_RD = self.stored["activations"][part]
         return fp8.dequantize(rows_RD, self.stored["scale"][part]) if "scale" in self.stored else rows_RD.clone()
 
-    def copy_to(self, other: "LayerRows", rows: int) -> None:
+    def copy_to(self, other: "SiteRows", rows: int) -> None:
         """Start copying the first `rows` rows and the counts; the caller knows the stream."""
         for name, tensor in self.stored.items():
             other.stored[name][:rows].copy_(tensor[:rows], non_blocking=True)
@@ -88,9 +90,9 @@ class LayerRows:
 
 @dataclass
 class Buffer:
-    """A segment on the host: the rows of every layer, ready to be written once `wait` has returned."""
+    """A segment on the host: the rows of every site, ready to be written once `wait` has returned."""
 
-    layers: dict[int, LayerRows]
+    sites: dict[Site, SiteRows]
     copied: torch.cuda.Event | None = None
     """When the copy from the GPU is done; None if there is none."""
 
@@ -101,41 +103,43 @@ class Buffer:
 
 
 class SegmentRows:
-    """The rows of the segment in hand, of all layers."""
+    """The rows of the segment in hand, of all sites."""
 
-    def __init__(self, layers: list[int], rows: int, d_model: int, dtype: StoreDtype, device: torch.device) -> None:
+    def __init__(self, widths: Mapping[Site, int], rows: int, dtype: StoreDtype, device: torch.device) -> None:
         """
         Args:
+            widths: D of each site.
             rows: of the longest segment.
             device: the model's.
         """
-        self._layers, self._shape, self._dtype, self._device = layers, (rows, d_model), dtype, device
+        self._widths, self._rows, self._dtype, self._device = widths, rows, dtype, device
         self._cuda = device.type == "cuda"
         self._copies = torch.cuda.Stream(device) if self._cuda else None  # type: ignore[no-untyped-call]
         self._on_device = self._make(device) if self._cuda else {}
         self._copied: torch.cuda.Event | None = None
-        self._started: set[int] = set()
+        self._started: set[Site] = set()
 
     def buffer(self) -> Buffer:
         """A buffer for segments, in host memory."""
         return Buffer(self._make(torch.device("cpu"), pinned=self._cuda))
 
-    def _make(self, device: torch.device, pinned: bool = False) -> dict[int, LayerRows]:
-        return {layer: LayerRows(*self._shape, self._dtype, device, pinned) for layer in self._layers}
+    def _make(self, device: torch.device, pinned: bool = False) -> dict[Site, SiteRows]:
+        return {site: SiteRows(self._rows, width, self._dtype, device, pinned)
+                for site, width in self._widths.items()}
 
     def start(self, buffer: Buffer) -> None:
         """Begin a segment that will end in a buffer."""
         self._buffer = buffer
         self._started.clear()
 
-    def add(self, layer: int, places_B: Tensor, x_BD: Tensor) -> None:
-        """Put a batch of a layer's rows into their places `places_B`."""
-        rows = (self._on_device if self._cuda else self._buffer.layers)[layer]
-        if layer not in self._started:
+    def add(self, site: Site, places_B: Tensor, x_BD: Tensor) -> None:
+        """Put a batch of a site's rows into their places `places_B`."""
+        rows = (self._on_device if self._cuda else self._buffer.sites)[site]
+        if site not in self._started:
             if self._copied is not None:  # the segment before may still be on its way out
                 torch.cuda.current_stream(self._device).wait_event(self._copied)
             rows.start()
-            self._started.add(layer)
+            self._started.add(site)
         rows.add(places_B, x_BD)
 
     def hand_over(self, rows: int) -> None:
@@ -143,8 +147,8 @@ class SegmentRows:
         if self._copies is not None:
             self._copies.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._copies):
-                for layer, layer_rows in self._on_device.items():
-                    layer_rows.copy_to(self._buffer.layers[layer], rows)
+                for site, site_rows in self._on_device.items():
+                    site_rows.copy_to(self._buffer.sites[site], rows)
                 self._copied = self._buffer.copied = self._copies.record_event()
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from olmoscope.activations.store.format import Manifest, has_segment, layer_folder, read_manifest
+from olmoscope.activations.store.format import Manifest, has_segment, read_manifest
 from olmoscope.errors import UserError
 from olmoscope.files import is_locked, read_json
 from olmoscope.tokens.segments import has_token_segment, segment_name
@@ -65,7 +65,7 @@ def describe(store: Path) -> StoreInfo:
     packed = index.exists()
     token_segments = [number for number in segment_numbers(store / "tokens") if has_token_segment(store, number)]
     segments = len(read_json(index)["rows"]) if packed else manifest.segments if manifest else len(token_segments)
-    folders = ["tokens", "rows", *map(layer_folder, manifest.layers if manifest else [])]
+    folders = ["tokens", "rows", *(site.folder for site in (manifest.sites if manifest else []))]
     sizes = {folder: sum(path.stat().st_size for path in (store / folder).glob("segment-*.safetensors"))
              for folder in folders}
     return StoreInfo(store, manifest, is_locked(store), len(token_segments), packed, segments,

@@ -19,6 +19,7 @@ from olmoscope.activations.store.format import (
 from olmoscope.errors import UserError
 from olmoscope.files import read_json
 from olmoscope.sae.rows import Normalize, normalize_rows
+from olmoscope.site import Site
 
 SAMPLE_ROWS = 2**17
 
@@ -37,20 +38,20 @@ class Store:
     def rows(self) -> int:
         return self.manifest.rows
 
-    def read(self, layer: int, segment: int, part: slice, out: Tensor | None = None) -> Tensor:
-        """Rows of a segment, `[part, d_model]`, in the order in which they are stored; checked.
+    def read(self, site: Site, segment: int, part: slice, out: Tensor | None = None) -> Tensor:
+        """Rows of a segment, `[part, D]`, in the order in which they are stored; checked.
 
         Args:
             out: memory to fill, in the store's dtype.
         """
-        return read_activations(self.path, layer, segment, part, self._sums_of(segment), out)
+        return read_activations(self.path, site, segment, part, self._sums_of(segment), out)
 
     def read_rows(self, segment: int) -> dict[str, Tensor]:
         """What is known of each row of a segment; checked."""
         return read_rows(self.path, segment, self._sums_of(segment))
 
-    def sample_mean(self, layer: int, normalize: Normalize, masks: list[np.ndarray] | None = None) -> Tensor:
-        """Mean `[d_model]` (float32) of the rows, normalised as the SAE sees them.
+    def sample_mean(self, site: Site, normalize: Normalize, masks: list[np.ndarray] | None = None) -> Tensor:
+        """Mean `[D]` (float32) of the rows, normalised as the SAE sees them.
 
         Taken over up to 2**17 rows, the same share of every segment; a segment's rows are permuted, so its first
         ones are a random sample. The mean's own error is then under 0.3% of each channel's standard deviation.
@@ -59,10 +60,10 @@ class Store:
             masks: for each segment, which of its rows count; None: all.
         """
         share = min(1.0, SAMPLE_ROWS / self.rows)
-        sum_D = torch.zeros(self.manifest.model.d_model, dtype=torch.float64)
+        sum_D = torch.zeros(self.manifest.width(site), dtype=torch.float64)
         count = 0
         for segment, rows in enumerate(self.segment_rows):
-            x_BD = self.read(layer, segment, slice(0, int(np.ceil(rows * share)))).float()
+            x_BD = self.read(site, segment, slice(0, int(np.ceil(rows * share)))).float()
             if masks is not None:
                 x_BD = x_BD[torch.from_numpy(masks[segment][: len(x_BD)])]
             sum_D += normalize_rows(x_BD, normalize)[0].sum(dim=0, dtype=torch.float64)

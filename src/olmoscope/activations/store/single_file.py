@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from olmoscope.activations.store.blocks import BLOCK_ROWS, checksums
-from olmoscope.activations.store.format import Manifest, layer_folder
+from olmoscope.activations.store.format import Manifest
 from olmoscope.errors import UserError
 from olmoscope.files import read_json
 from olmoscope.tokens.segments import read_tensors, segment_name
@@ -34,12 +34,12 @@ def sums_or_none(path: Path) -> tuple[int, dict[str, str]] | None:
 
 def folders_of(manifest: Manifest) -> set[str]:
     """The folders that a store has."""
-    return {"tokens", "checksums", "rows", "statistics", *map(layer_folder, manifest.layers)}
+    return {"tokens", "checksums", "rows", "statistics", *(site.folder for site in manifest.sites)}
 
 
 def is_complete(listed: Iterable[str], segment: int, manifest: Manifest) -> bool:
     """Whether a checksum file vouches for all that readers use of a segment."""
-    folders = ("rows", "statistics", *map(layer_folder, manifest.layers))
+    folders = ("rows", "statistics", *(site.folder for site in manifest.sites))
     return {f"{folder}/{segment_name(segment)}" for folder in folders} <= set(listed)
 
 
@@ -63,10 +63,11 @@ def blocks_fit(checksum: Path, relative: str, path: Path) -> bool:
 
 
 def shape_mistake(path: Path, rows: int, manifest: Manifest | None) -> str:
-    """What is wrong with the shape of a layer's file, by its head; empty if nothing is."""
+    """What is wrong with the shape of a site's file, by its head; empty if nothing is."""
     with safe_open(path, "np") as file:
         found = list(file.get_slice("activations").get_shape())
-    wanted = [rows, manifest.model.d_model if manifest else found[-1]]
+    widths = {site.folder: manifest.width(site) for site in manifest.sites} if manifest else {}
+    wanted = [rows, widths.get(path.parent.name, found[-1])]
     return "" if found == wanted else f"holds activations {found}, not {wanted}"
 
 

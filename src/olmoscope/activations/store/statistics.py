@@ -1,14 +1,14 @@
-"""What the residual stream is like, gathered while it is collected.
+"""What activations are like, gathered while it is collected.
 
 Each segment leaves its sums in `statistics/segment-000042.safetensors`. When the last segment is there, they are added
 up in the order of the segments, in float64: so the result depends on neither workers nor interruptions, and a segment
 that is made anew changes nothing.
 
-    statistics.json             figures for each layer (`write_statistics` says which)
-    statistics.safetensors      layer_07.mean [d_model] float64; layer_07.largest [d_model] float32, max |x| of channels
+    statistics.json             figures for each site (`write_statistics` says which)
+    statistics.safetensors      layer_07.mean [D] float64; layer_07.largest [D] float32, max |x| of channels
 
 Quantiles of norms come from a histogram whose bins are the leading bits of a float32: 64 bins an octave, so a
-quantile is off by at most 0.8%. Counts of bins add up, whatever was counted where. D d_model, R rows, L layers.
+quantile is off by at most 0.8%. Counts of bins add up, whatever was counted where. D width of a site, R rows.
 """
 
 import math
@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from olmoscope.activations.store.format import Manifest, layer_folder, segment_path
-from olmoscope.activations.store.gather import LayerRows
+from olmoscope.activations.store.format import Manifest, segment_path
+from olmoscope.activations.store.gather import SiteRows
 from olmoscope.activations.store.tensors_file import write_tensors
 from olmoscope.files import read_json, write_json
+from olmoscope.site import Site
 from olmoscope.tokens.segments import read_tensors
 
 BIN_SHIFT = 17
@@ -34,11 +35,11 @@ POSITIONS = [0, 1, 2, 3, 4, *(2**power for power in range(3, 32))]
 QUANTILES = {"p1": 0.01, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 
 
-def segment_sums(layer: int, rows: LayerRows, positions_R: Tensor, bound: float | None) -> dict[str, Tensor]:
-    """What a segment leaves of one layer.
+def segment_sums(site: Site, rows: SiteRows, positions_R: Tensor, bound: float | None) -> dict[str, Tensor]:
+    """What a segment leaves of one site.
 
     Args:
-        rows: the layer's rows of the segment, on the CPU.
+        rows: the site's rows of the segment, on the CPU.
         positions_R: place of each row in its sequence.
         bound: on max |x|, proven from the weights; None if none is known.
     """
@@ -54,12 +55,12 @@ def segment_sums(layer: int, rows: LayerRows, positions_R: Tensor, bound: float 
         "norm_cells": torch.from_numpy(cells.astype(np.int64)),
         "norm_counts": torch.from_numpy(counts.astype(np.int64)),
     }
-    return {f"{layer_folder(layer)}.{name}": tensor for name, tensor in sums.items()}
+    return {f"{site.folder}.{name}": tensor for name, tensor in sums.items()}
 
 
 @dataclass
 class _Total:
-    """Sums of one layer over segments."""
+    """Sums of one site over segments."""
 
     sum_D: np.ndarray
     largest_D: np.ndarray
@@ -73,7 +74,7 @@ class _Total:
 def write_statistics(store: Path, manifest: Manifest) -> None:
     """Add up what the segments left, and write it.
 
-    statistics.json has `rows`, and for each layer:
+    statistics.json has `rows`, and for each site:
         mean_norm, std_norm, mean_over_std: ‖μ‖; ‖σ‖, the root of the summed variances of the channels; their ratio.
         norm: quantiles of ‖x‖. norm_by_position: rows and quantiles, for groups of positions in the sequence.
         largest, largest_channel: max |x|, and where. non_finite: rows with NaN or inf (0: they are refused).
@@ -95,44 +96,47 @@ def add_up(store: Path, manifest: Manifest) -> tuple[dict[str, Any], dict[str, T
     Raises:
         UserError: a segment's part is missing or damaged.
     """
-    totals: dict[int, _Total] = {}
+    totals: dict[Site, _Total] = {}
     for segment in range(manifest.segments):
         parts, _ = read_tensors(segment_path(store, "statistics", segment), "np")
-        for layer in manifest.layers:
-            _add(totals, layer, {name.split(".")[1]: part for name, part in parts.items()
-                                 if name.startswith(f"{layer_folder(layer)}.")})
+        for site in manifest.sites:
+            _add(totals, site, {name.split(".")[1]: part for name, part in parts.items()
+                                 if name.startswith(f"{site.folder}.")})
     tensors = {}
-    for layer, total in totals.items():
-        tensors[f"{layer_folder(layer)}.mean"] = torch.from_numpy(total.sum_D / manifest.rows)
-        tensors[f"{layer_folder(layer)}.largest"] = torch.from_numpy(total.largest_D)
-    layers = {str(layer): _figures(total, manifest.rows) for layer, total in totals.items()}
-    return {"rows": manifest.rows, "layers": layers}, tensors
+    for site, total in totals.items():
+        tensors[f"{site.folder}.mean"] = torch.from_numpy(total.sum_D / manifest.rows)
+        tensors[f"{site.folder}.largest"] = torch.from_numpy(total.largest_D)
+    sites = {str(site): _figures(total, manifest.rows) for site, total in totals.items()}
+    return {"rows": manifest.rows, "sites": sites}, tensors
 
 
 def read_statistics(store: Path) -> dict[str, Any]:
-    """statistics.json of a finished store.
+    """statistics.json of a finished store; one of format version 1 in the terms of now.
 
     Raises:
         UserError: missing or damaged.
     """
-    return dict(read_json(store / "statistics.json"))
+    figures = dict(read_json(store / "statistics.json"))
+    if "layers" in figures:
+        figures["sites"] = {str(Site(int(layer))): values for layer, values in figures.pop("layers").items()}
+    return figures
 
 
-def read_mean(store: Path, layer: int) -> Tensor:
-    """The mean of a layer's rows, `[d_model]` float64, of a finished store.
+def read_mean(store: Path, site: Site) -> Tensor:
+    """The mean of a site's rows, `[D]` float64, of a finished store.
 
     Raises:
         UserError: missing or damaged.
     """
-    mean: Tensor = read_tensors(store / "statistics.safetensors", "pt")[0][f"{layer_folder(layer)}.mean"]
+    mean: Tensor = read_tensors(store / "statistics.safetensors", "pt")[0][f"{site.folder}.mean"]
     return mean
 
 
-def _add(totals: dict[int, _Total], layer: int, part: dict[str, np.ndarray]) -> None:
-    if layer not in totals:
-        totals[layer] = _Total(np.zeros_like(part["sum"]), np.zeros_like(part["largest"]), 0.0, 0.0,
+def _add(totals: dict[Site, _Total], site: Site, part: dict[str, np.ndarray]) -> None:
+    if site not in totals:
+        totals[site] = _Total(np.zeros_like(part["sum"]), np.zeros_like(part["largest"]), 0.0, 0.0,
                                float(part["bound"][0]), np.zeros((len(POSITIONS), BINS), dtype=np.int64))
-    total = totals[layer]
+    total = totals[site]
     total.sum_D += part["sum"]
     np.maximum(total.largest_D, part["largest"], out=total.largest_D)
     total.sum_of_squares += float(part["sum_of_squares"][0])

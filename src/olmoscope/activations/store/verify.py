@@ -37,10 +37,11 @@ READERS = 4
 
 OWN = re.compile(r"manifest\.json|statistics\.(json|safetensors)|tokens/(index|recipe)\.json|(.*/)?\.[^/]*")
 """Files of a store that belong to no segment; hidden ones are locks, and whatever a file system keeps for itself."""
-SEGMENT_FILE = re.compile(r"(tokens|rows|statistics|layer_\d+)/segment-(\d{6,})\.safetensors"
+SEGMENT_FILE = re.compile(r"(tokens|rows|statistics|layer_\d+\w*|embed)/segment-(\d{6,})\.safetensors"
                           r"|checksums/(?:segment|tokens)-(\d{6,})\.json")
-SEGMENT_FOLDERS = ("rows", "statistics", "layer_*")
+SEGMENT_FOLDERS = ("rows", "statistics", "layer_*", "embed")
 """Where the files are that are made of a segment's tokens."""
+SITE_FOLDERS = ("layer_", "embed/")
 TEMPORARY = re.compile(r"(.*/)?\.[^/]*\.tmp")
 
 
@@ -226,7 +227,7 @@ class _Verification:
             if listed is None:
                 self._bad_segment(segment, checksum, "damaged")
             elif manifest is not None and not is_complete(listed[1], segment, manifest):
-                self._bad_segment(segment, checksum, f"does not list rows, statistics and layers {manifest.layers}")
+                self._bad_segment(segment, checksum, f"does not list rows, statistics and {_names(manifest)}")
             else:
                 for relative, digest in listed[1].items():
                     path = self.store / relative
@@ -283,9 +284,9 @@ class _Verification:
             if relative.startswith("rows/"):
                 if not same_rows(read_tensors(path, "np")[0], wanted):
                     self._bad_segment(segment, path, "its rows are not those of the segment's tokens")
-            elif relative.startswith("layer_") and (mistake := shape_mistake(path, count, manifest)):
+            elif relative.startswith(SITE_FOLDERS) and (mistake := shape_mistake(path, count, manifest)):
                 self._bad_segment(segment, path, mistake)
-            elif relative.startswith("layer_") and not blocks_fit(checksum, relative, path):
+            elif relative.startswith(SITE_FOLDERS) and not blocks_fit(checksum, relative, path):
                 self._bad_segment(segment, checksum, f"its checksums of blocks are not those of {relative}")
 
     def _check_counts(self, manifest: Manifest, index: dict[str, Any]) -> None:
@@ -323,7 +324,7 @@ class _Verification:
             elif match := SEGMENT_FILE.fullmatch(relative):
                 folder, number = match[1] or "checksums", int(match[2] or match[3])
                 if manifest is not None and folder not in folders_of(manifest):
-                    self._add(path, f"not of this store, which has layers {manifest.layers}", mends=False)
+                    self._add(path, f"not of this store, which has {_names(manifest)}", mends=False)
                 elif number >= count and not self.live:  # a process that packs may have added some since
                     self._add(path, f"not of this store, which has {count} segments", mends=False)
             elif not OWN.fullmatch(relative):
@@ -343,3 +344,7 @@ class _Verification:
             files += sorted(path for folder in SEGMENT_FOLDERS
                             for path in self.store.glob(f"{folder}/{segment_name(segment)}"))
         return [path for path in dict.fromkeys(files) if path.exists()]
+
+
+def _names(manifest: Manifest) -> str:
+    return ", ".join(map(str, manifest.sites))

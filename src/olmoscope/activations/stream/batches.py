@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from olmoscope.activations.stream.rounds import Round, Rounds
+from olmoscope.site import Site
 
 START = {"epoch": 0, "round": 0, "offset": 0}
 
@@ -54,8 +55,8 @@ class Stream:
         """Go on from a `state`."""
         self._epoch, self._number, self._offset = state["epoch"], state["round"], state["offset"]
 
-    def next_batch(self) -> dict[int, Tensor]:
-        """The next batch, for each layer `[batch, d_model]` in the store's dtype, where the rounds are.
+    def next_batch(self) -> dict[Site, Tensor]:
+        """The next batch, for each site `[batch, D]` in the store's dtype, where the rounds are.
 
         It is part of a round's memory, which the round after next overwrites: use it, or copy it, before asking for
         the next. If this raises, the stream is where it was.
@@ -67,17 +68,17 @@ class Stream:
         length = min(self.batch, self.rows - self._before[number] - offset)
         reader, readers = self.reader
         first, end = length * reader // readers, length * (reader + 1) // readers
-        parts: list[dict[int, Tensor]] = []
+        parts: list[dict[Site, Tensor]] = []
         dealt = 0
         while dealt < length:
             piece = min(length - dealt, self.rounds.sizes[number] - offset)
             start, stop = max(first, dealt), min(end, dealt + piece)
             if piece:
                 current = self._round(epoch, number)
-                part = {layer: rows_RD[offset + start - dealt : offset + max(start, stop) - dealt]
-                        for layer, rows_RD in current.items()}
+                part = {site: rows_RD[offset + start - dealt : offset + max(start, stop) - dealt]
+                        for site, rows_RD in current.items()}
                 whole = piece == length
-                parts.append(part if whole else {layer: rows_BD.clone() for layer, rows_BD in part.items()})
+                parts.append(part if whole else {site: rows_BD.clone() for site, rows_BD in part.items()})
             dealt += piece
             offset += piece
             while number < len(self.rounds.sizes) and offset == self.rounds.sizes[number]:  # a filter may empty some
@@ -87,7 +88,7 @@ class Stream:
         self._epoch, self._number, self._offset = epoch, number, offset
         if len(parts) == 1:
             return parts[0]
-        return {layer: torch.cat([part[layer] for part in parts]) for layer in self.rounds.layers}
+        return {site: torch.cat([part[site] for part in parts]) for site in self.rounds.sites}
 
     def close(self) -> None:
         """Stop reading ahead; waits for the round in hand."""
@@ -112,7 +113,7 @@ class Stream:
         return self._current[1]
 
 
-def deal(stream: Stream, device: torch.device, count: int) -> Iterator[tuple[dict[int, Tensor], dict[str, int]]]:
+def deal(stream: Stream, device: torch.device, count: int) -> Iterator[tuple[dict[Site, Tensor], dict[str, int]]]:
     """The next `count` batches on a device, each with the stream's state after it; use one before asking for the next.
 
     To a GPU they go through page-locked memory on a stream of their own, one batch ahead of the one in use.
@@ -123,12 +124,12 @@ def deal(stream: Stream, device: torch.device, count: int) -> Iterator[tuple[dic
         return
     copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def start() -> tuple[dict[int, Tensor], dict[str, int], torch.cuda.Event]:
+    def start() -> tuple[dict[Site, Tensor], dict[str, int], torch.cuda.Event]:
         batch = stream.next_batch()
         copies.wait_stream(torch.cuda.current_stream(device))  # a batch made on the device must be there first
         with torch.cuda.stream(copies):
-            moved = {layer: (rows_BD.clone() if rows_BD.is_cuda else rows_BD.pin_memory().to(device, non_blocking=True))
-                     for layer, rows_BD in batch.items()}
+            moved = {site: (rows_BD.clone() if rows_BD.is_cuda else rows_BD.pin_memory().to(device, non_blocking=True))
+                     for site, rows_BD in batch.items()}
         return moved, stream.state(), copies.record_event()
 
     coming = start() if count else None

@@ -11,6 +11,7 @@ from olmoscope.activations.store.format import norm_name
 from olmoscope.activations.store.reader import Store
 from olmoscope.errors import UserError
 from olmoscope.recipe.schema import Filter
+from olmoscope.site import Site
 
 MEDIAN_ROWS = 2**20
 """Rows that the median norm is taken over, at most: a random sample, whose median is within 0.1% of the quantile."""
@@ -23,8 +24,8 @@ class RowFacts:
     token_id: np.ndarray
     position: np.ndarray
     """In the sequence, from 0."""
-    norms: dict[int, np.ndarray]
-    """Of each layer; empty where nothing asks for them."""
+    norms: dict[Site, np.ndarray]
+    """Of each site; empty where nothing asks for them."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +48,12 @@ class Kept:
         return f"{self.rows:,} of {self.of:,} rows, {self.dropped_share:.2%} left out ({reasons or 'no filter'})"
 
 
-def keep(filter_: Filter, facts: Iterable[RowFacts], special_ids: list[int], largest_norms: dict[int, float],
+def keep(filter_: Filter, facts: Iterable[RowFacts], special_ids: list[int], largest_norms: dict[Site, float],
          rows: int) -> Kept:
     """Apply a filter to all segments.
 
     Args:
-        largest_norms: of each layer, where the filter looks at norms.
+        largest_norms: of each site, where the filter looks at norms.
         rows: of all segments.
 
     Raises:
@@ -69,7 +70,7 @@ def keep(filter_: Filter, facts: Iterable[RowFacts], special_ids: list[int], lar
         if filter_.first_positions:
             dropped[f"first {filter_.first_positions} positions"] = segment.position < filter_.first_positions
         if filter_.max_norm is not None:
-            over = [segment.norms[layer] > largest for layer, largest in largest_norms.items()]
+            over = [segment.norms[site] > largest for site, largest in largest_norms.items()]
             dropped[f"norm over {filter_.max_norm:g} x median"] = np.logical_or.reduce(over)
         for reason, drop_R in dropped.items():
             counts[reason] = counts.get(reason, 0) + int(drop_R.sum())
@@ -82,24 +83,24 @@ def keep(filter_: Filter, facts: Iterable[RowFacts], special_ids: list[int], lar
 
 
 def keep_of_store(filter_: Filter, store: Store) -> Kept:
-    """Apply a filter to a store; reads rows/ only, 16 bytes and 4 for each layer a row.
+    """Apply a filter to a store; reads rows/ only, 16 bytes and 4 for each site a row.
 
     Raises:
         UserError: damaged files, or nothing is left.
     """
-    layers = store.manifest.layers if filter_.max_norm is not None else []
+    sites = store.manifest.sites if filter_.max_norm is not None else []
     largest = {}
     if filter_.max_norm is not None:
         share = min(1.0, MEDIAN_ROWS / store.rows)
-        samples = [{layer: facts.norms[layer][: int(np.ceil(share * len(facts.token_id)))] for layer in layers}
-                   for facts in _facts(store, layers)]
-        largest = {layer: filter_.max_norm * float(np.median(np.concatenate([sample[layer] for sample in samples])))
-                   for layer in layers}
-    return keep(filter_, _facts(store, layers), store.manifest.special_token_ids, largest, store.rows)
+        samples = [{site: facts.norms[site][: int(np.ceil(share * len(facts.token_id)))] for site in sites}
+                   for facts in _facts(store, sites)]
+        largest = {site: filter_.max_norm * float(np.median(np.concatenate([sample[site] for sample in samples])))
+                   for site in sites}
+    return keep(filter_, _facts(store, sites), store.manifest.special_token_ids, largest, store.rows)
 
 
-def _facts(store: Store, layers: list[int]) -> Iterator[RowFacts]:
+def _facts(store: Store, sites: list[Site]) -> Iterator[RowFacts]:
     for segment in range(store.manifest.segments):
         rows = store.read_rows(segment)
         yield RowFacts(rows["token_id"].numpy(), rows["position"].numpy(),
-                       {layer: rows[norm_name(layer)].numpy() for layer in layers})
+                       {site: rows[norm_name(site)].numpy() for site in sites})

@@ -1,7 +1,7 @@
 """The live stream: rounds straight from the model, through a bounded buffer, without a store of activations.
 
 Only tokens/ is on disk, packed as for a store. A segment of tokens goes through the model once an epoch, for all
-layers at once; its rows are permuted and cut into P parts. Part p of segment s is dealt out in slot s + p, mixed with
+sites at once; its rows are permuted and cut into P parts. Part p of segment s is dealt out in slot s + p, mixed with
 the other parts of that slot:
 
     slot      0    1    2    3    4 ...         P = 3; slots before P / 2 are one round, and so are
@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from olmoscope.activations.collect.begun import model_of_store
-from olmoscope.activations.collect.forward import batches, residual_rows
+from olmoscope.activations.collect.forward import batches, site_rows
 from olmoscope.activations.collect.refusals import refuse_another_store, refuse_not_finite, refuse_overflow
 from olmoscope.activations.collect.run import Split, begin_store, make_manifest, ready_to_pack
 from olmoscope.activations.store.format import Manifest, read_manifest, stored_order
-from olmoscope.activations.store.gather import LayerRows
+from olmoscope.activations.store.gather import SiteRows
 from olmoscope.activations.store.shares import tokens_locked
 from olmoscope.activations.stream.filters import Kept, RowFacts, keep
 from olmoscope.activations.stream.rounds import Round
@@ -34,6 +34,7 @@ from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.recipe.schema import Live, Recipe
 from olmoscope.sae.rows import Normalize, normalize_rows
 from olmoscope.seeds import generator
+from olmoscope.site import Site
 from olmoscope.tokens.pack import pack
 from olmoscope.tokens.segments import TokenSegment, read_token_segment
 
@@ -41,11 +42,11 @@ Part = tuple[int, int]
 """A segment, and which of its parts."""
 
 
-def open_live(recipe: Recipe, layers: list[int], split: Split, store: Path) -> "LiveRounds":
-    """Load the model up to the deepest layer, and pack the tokens of a split (if they are not packed yet).
+def open_live(recipe: Recipe, sites: list[Site], split: Split, store: Path) -> "LiveRounds":
+    """Load the model up to the deepest site, and pack the tokens of a split (if they are not packed yet).
 
     Args:
-        layers: those wanted, of the recipe's; ascending.
+        sites: those wanted, of the recipe's; ascending.
         store: the folder of the split's store; it gets tokens/ and an unfinished manifest, which `olmoscope collect`
             can go on from.
 
@@ -56,33 +57,33 @@ def open_live(recipe: Recipe, layers: list[int], split: Split, store: Path) -> "
     refuse_another_store(store, recipe)
     wanted = model_of_store(recipe, store)
     tokenizer = ready_to_pack(recipe, wanted, split)
-    model = load_model(wanted, layers[-1], pick_device(recipe.device))
+    model = load_model(wanted, sites, pick_device(recipe.device))
     model.probe.refuse_leak(wanted.name, recipe.tokens.documents)
     with tokens_locked(store):
         index = pack(recipe, tokenizer, split, store, wanted)
     begin_store(store, make_manifest(recipe, split, model, tokenizer, index))
-    return LiveRounds(recipe, layers, model, read_manifest(store), index["rows"], store)
+    return LiveRounds(recipe, sites, model, read_manifest(store), index["rows"], store)
 
 
 class LiveRounds:
-    """Rounds of some layers, made by the model on demand. Memory: `train.live.rows` and up to three segments' rows."""
+    """Rounds of some sites, made by the model on demand. Memory: `train.live.rows` and up to three segments' rows."""
 
     ahead = False
     """The model and the SAEs share a device: a thread would only make them wait for each other."""
 
-    def __init__(self, recipe: Recipe, layers: list[int], model: LoadedModel, manifest: Manifest,
+    def __init__(self, recipe: Recipe, sites: list[Site], model: LoadedModel, manifest: Manifest,
                  segment_rows: list[int], store: Path) -> None:
         self.recipe = recipe.model_copy(update={"activations": recipe.activations.model_copy(
-            update={"layers": layers})})
-        self.layers, self.model, self.manifest, self.segment_rows, self.store = (
-            layers, model, manifest, segment_rows, store)
+            update={"sites": sites})})
+        self.sites, self.model, self.manifest, self.segment_rows, self.store = (
+            sites, model, manifest, segment_rows, store)
         live = recipe.train.live or Live()
         self.device = model.device if live.buffer == "device" else torch.device("cpu")
         self.parts = parts(live.rows, segment_rows)
         self.rounds = rounds_of_parts(len(segment_rows), self.parts)
         self.kept = self._keep()
         self.sizes = [sum(int(self._mask(part).sum()) for part in wanted) for wanted in self.rounds]
-        self._held: dict[Part, dict[int, Tensor]] = {}
+        self._held: dict[Part, dict[Site, Tensor]] = {}
         self._next = (0, 0)
         self._sampled: Round | None = None
         """The first round, from its use for the mean until it is dealt out."""
@@ -107,31 +108,30 @@ class LiveRounds:
         kept = np.flatnonzero(np.concatenate([self._mask(part) for part in wanted]))
         order = generator(self.recipe.seed, "rows of a live round", epoch, number).permutation(kept)
         chosen = torch.from_numpy(order).to(self.device)
-        return {layer: torch.cat([rows[layer] for rows in taken])[chosen] for layer in self.layers}
+        return {site: torch.cat([rows[site] for rows in taken])[chosen] for site in self.sites}
 
-    def sample_mean(self, layer: int, normalize: Normalize) -> Tensor:
+    def sample_mean(self, site: Site, normalize: Normalize) -> Tensor:
         """The mean over the first round, which is a random sample of the first segments; see `Rounds`."""
         self._sampled = self._sampled or self.read(0, 0, None)
-        x_BD = normalize_rows(self._sampled[layer].float(), normalize)[0]
+        x_BD = normalize_rows(self._sampled[site].float(), normalize)[0]
         return x_BD.mean(dim=0, dtype=torch.float64).float().cpu()
 
-    def _run(self, segment: int, first: int) -> dict[Part, dict[int, Tensor]]:
+    def _run(self, segment: int, first: int) -> dict[Part, dict[Site, Tensor]]:
         """A segment through the model; its parts from `first` on."""
         tokens = read_token_segment(self.store, segment)
         order_R = self._order(segment)
         places_R = torch.from_numpy(np.argsort(order_R)).to(self.device)
-        rows = {layer: LayerRows(tokens.rows, self.model.d_model, self.recipe.activations.dtype, self.device)
-                for layer in self.layers}
-        for layer_rows in rows.values():
-            layer_rows.start()
+        rows = {site: SiteRows(tokens.rows, self.model.sites.widths[site], self.recipe.activations.dtype, self.device)
+                for site in self.sites}
+        for made in rows.values():
+            made.start()
         for batch in batches(tokens, apart=self.recipe.tokens.documents == "apart"):
-            for layer, output_BD in residual_rows(self.model, self.layers, batch.to(self.model.device)):
-                rows[layer].add(places_R[batch.rows], output_BD.to(self.device))
-        for layer, layer_rows in rows.items():
-            refuse_not_finite(layer, layer_rows, tokens, order_R)
-            refuse_overflow(layer, layer_rows)
-        return {(segment, part): {layer: layer_rows.read(self._slice((segment, part)))
-                                  for layer, layer_rows in rows.items()}
+            for site, output_BD in site_rows(self.model, self.sites, batch.to(self.model.device)):
+                rows[site].add(places_R[batch.rows], output_BD.to(self.device))
+        for site, made in rows.items():
+            refuse_not_finite(site, made, tokens, order_R)
+            refuse_overflow(site, made)
+        return {(segment, part): {site: made.read(self._slice((segment, part))) for site, made in rows.items()}
                 for part in range(first, self.parts)}
 
     def _order(self, segment: int) -> np.ndarray:

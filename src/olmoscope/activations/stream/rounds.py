@@ -24,6 +24,7 @@ from olmoscope.activations.store.reader import Store
 from olmoscope.activations.stream.filters import Kept
 from olmoscope.sae.rows import Normalize
 from olmoscope.seeds import generator
+from olmoscope.site import Site
 
 ROUND_ROWS = 2**17
 """Rows mixed in memory at a time, about (1 GB at d_model 4096 in bf16)."""
@@ -33,15 +34,15 @@ ROWS_AT_ONCE = BLOCK_ROWS
 """Rows that a thread reads before it puts them in their places (2 MB at d_model 4096 in bf16)."""
 
 
-Round = dict[int, Tensor]
-"""For each layer `[rows, d_model]`, in the order in which they are dealt out; row i is the same token in each."""
+Round = dict[Site, Tensor]
+"""For each site `[rows, D]`, in the order in which they are dealt out; row i is the same token in each."""
 
 
 class Rounds(Protocol):
     """A source of rounds; the same every time it is asked."""
 
     manifest: Manifest
-    layers: list[int]
+    sites: list[Site]
     kept: Kept
     sizes: list[int]
     """Rows dealt out in each round of an epoch."""
@@ -58,18 +59,18 @@ class Rounds(Protocol):
             The round; memory behind its last row is no part of it.
         """
 
-    def sample_mean(self, layer: int, normalize: Normalize) -> Tensor:
-        """Mean `[d_model]` (float32, CPU) of the rows dealt out, or of a random sample, as the SAE sees them."""
+    def sample_mean(self, site: Site, normalize: Normalize) -> Tensor:
+        """Mean `[D]` (float32, CPU) of the rows dealt out, or of a random sample, as the SAE sees them."""
 
 
 class StoreRounds:
-    """Rounds of some layers of a store. Memory: the rows of a round, twice (one dealt out, one being read)."""
+    """Rounds of some sites of a store. Memory: the rows of a round, twice (one dealt out, one being read)."""
 
     ahead = True
 
-    def __init__(self, store: Store, layers: list[int], order: Literal["shuffled", "reading"], seed: int,
+    def __init__(self, store: Store, sites: list[Site], order: Literal["shuffled", "reading"], seed: int,
                  kept: Kept) -> None:
-        self.store, self.layers, self.order, self.seed, self.kept = store, layers, order, seed, kept
+        self.store, self.sites, self.order, self.seed, self.kept = store, sites, order, seed, kept
         self.manifest = store.manifest
         if order == "reading":
             self._slices = [[(segment, slice(0, rows))] for segment, rows in enumerate(store.segment_rows)]
@@ -78,7 +79,7 @@ class StoreRounds:
         self._scratch: SimpleQueue[Tensor] = SimpleQueue()
         """Memory for each reader, used again and again: fresh memory costs more than reading into it."""
         for _ in range(READERS):
-            self._scratch.put(torch.empty(ROWS_AT_ONCE, self.manifest.model.d_model,
+            self._scratch.put(torch.empty(ROWS_AT_ONCE * max(map(self.manifest.width, sites)),
                                           dtype=read_dtype(self.manifest.dtype)))
         self.sizes = [sum(self._kept(segment, part) for segment, part in slices) for slices in self._slices]
 
@@ -88,44 +89,46 @@ class StoreRounds:
         Raises:
             UserError: a file is missing or damaged.
         """
-        dtype, d_model = read_dtype(self.manifest.dtype), self.manifest.model.d_model
-        rows = spare or {layer: torch.empty(max(self.sizes), d_model, dtype=dtype) for layer in self.layers}
+        dtype = read_dtype(self.manifest.dtype)
+        rows = spare or {site: torch.empty(max(self.sizes), self.manifest.width(site), dtype=dtype)
+                         for site in self.sites}
         slices = self._slices[number]
         ends = np.cumsum([part.stop - part.start for _, part in slices]).tolist()
         places = np.full(ends[-1], -1)
         order = self._order(epoch, number)
         places[order] = np.arange(len(order))
 
-        def fill(job: tuple[int, int, slice, tuple[int, int]]) -> None:
-            layer, segment, part, (first, end) = job
-            self._place(layer, segment, part, places[first:end], rows[layer])
+        def fill(job: tuple[Site, int, slice, tuple[int, int]]) -> None:
+            site, segment, part, (first, end) = job
+            self._place(site, segment, part, places[first:end], rows[site])
 
-        jobs = [(layer, segment, part, place) for layer in self.layers
+        jobs = [(site, segment, part, place) for site in self.sites
                 for (segment, part), place in zip(slices, pairwise([0, *ends]), strict=True)]
         with ThreadPoolExecutor(min(READERS, len(jobs)), "read-store") as readers:
             for _ in readers.map(fill, jobs):
                 pass
         return rows
 
-    def _place(self, layer: int, segment: int, part: slice, places: np.ndarray, rows_RD: Tensor) -> None:
+    def _place(self, site: Site, segment: int, part: slice, places: np.ndarray, rows_RD: Tensor) -> None:
         """Read a slice of a segment and copy each of its rows to its place, or nowhere (−1)."""
-        scratch = self._scratch.get()
+        memory = self._scratch.get()
         try:
+            scratch = memory[: ROWS_AT_ONCE * rows_RD.shape[1]].view(ROWS_AT_ONCE, rows_RD.shape[1])
             target, source = _whole_rows(rows_RD), _whole_rows(scratch)
             for start in range(part.start, part.stop, ROWS_AT_ONCE):
                 count = min(ROWS_AT_ONCE, part.stop - start)
-                self.store.read(layer, segment, slice(start, start + count), out=scratch[:count])
+                self.store.read(site, segment, slice(start, start + count), out=scratch[:count])
                 to = places[start - part.start : start - part.start + count]
                 if self.kept.masks is None:
                     target[to] = source[:count]
                 else:
                     target[to[to >= 0]] = source[:count][to >= 0]
         finally:
-            self._scratch.put(scratch)
+            self._scratch.put(memory)
 
-    def sample_mean(self, layer: int, normalize: Normalize) -> Tensor:
+    def sample_mean(self, site: Site, normalize: Normalize) -> Tensor:
         """See `Rounds`."""
-        return self.store.sample_mean(layer, normalize, self.kept.masks)
+        return self.store.sample_mean(site, normalize, self.kept.masks)
 
     def _order(self, epoch: int, number: int) -> np.ndarray:
         """Which of the rows read is dealt out first, second and so on."""

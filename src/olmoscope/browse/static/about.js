@@ -19,7 +19,7 @@ export async function drawAbout({sae, main, current}) {
   const block = (title, ...content) => h("section.block", h("h2", title), content);
   main.replaceChildren(
     h("div.heading", h("h1", plain(about.name, 200)), h("p.found",
-      `Layer ${about.layer} of ${plain(about.model, 200)}`)),
+      `${about.site} of ${plain(about.model, 200)}`)),
     h("dl.facts",
       [["Features", count(about.d_sae)], ["Dead here", `${count(about.dead)} (${percent(about.dead / about.d_sae)})`],
         ["Width of the model", count(about.d_model)],

@@ -7,7 +7,7 @@ export function copyMenu(sae, feature) {
     on: {click: () => copy(make(), name)}}, name);
   return h("details.menu", h("summary", {"data-testid": "copy"}, "Copy"), h("div",
     button("Link", "copy-link", () => location.href),
-    button("JSON", "copy-json", () => JSON.stringify({sae: sae.name, model: sae.model, layer: sae.layer, ...feature},
+    button("JSON", "copy-json", () => JSON.stringify({sae: sae.name, model: sae.model, site: sae.site, ...feature},
       null, 1)),
     button("Markdown", "copy-markdown", () => markdown(sae, feature))));
 }
@@ -28,7 +28,7 @@ export function markdown(sae, feature) {
     place === one.at ? `**${escaped(text(id))}**` : escaped(text(id))).join("");
   const top = feature.groups.find((group) => group.kind === "top")?.examples ?? [];
   return [`## Feature ${feature.feature}${label}`, "",
-    `${escaped(sae.name)}, layer ${sae.layer} of ${escaped(sae.model)}. Fires on ${percent(feature.density)} of tokens, typically at `
+    `${escaped(sae.name)}, ${sae.site} of ${escaped(sae.model)}. Fires on ${percent(feature.density)} of tokens, typically at `
       + `${short(feature.mean)}, at most ${short(feature.max)}.`, "",
     ...(feature.entry?.note ? [escaped(feature.entry.note), ""] : []),
     ...(feature.promoted ? [`Promotes ${logits(feature.promoted)}`, "", `Suppresses ${logits(feature.suppressed)}`, ""]

@@ -52,7 +52,7 @@ export async function drawPrompt({sae, query, main, current}) {
 
   main.replaceChildren(
     h("div.heading", h("h1", "Try a prompt"), h("p.found",
-      `The model reads a text; the SAE of layer ${sae.layer} says which features fire on each token.`)),
+      `The model reads a text; the SAE of ${sae.site} says which features fire on each token.`)),
     h("div.prompts", {"class": comparing ? "both" : null}, boxes.slice(0, comparing ? 2 : 1)),
     h("div.actions", button, compare, h("small", "Ctrl + Enter reads"), state),
       h("div", {"class": comparing ? "comparing" : "columns"}, out, panel));

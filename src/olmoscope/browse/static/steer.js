@@ -36,7 +36,7 @@ export async function drawSteer({sae, query, main, current}) {
 
   main.replaceChildren(
     h("div.heading", h("h1", "Steer"),
-      h("p.found", `Features of layer ${sae.layer} are changed while the model writes. Strength counts in typical activations: a feature's mean where it fires.`)),
+      h("p.found", `Features of ${sae.site} are changed while the model writes. Strength counts in typical activations: a feature's mean where it fires.`)),
     prompt, rows,
     h("div.fields", h("label", h("span", "Another feature"),
       h("span.join", adding, h("button", {type: "button", "data-testid": "add", on: {click: add}}, "Add"))), tokens,

@@ -1,0 +1,138 @@
+"""Sites: the places in a decoder where vectors are read and written, named the same everywhere.
+
+    layers.7             the residual stream after layer 7
+    layers.7.mid         the residual stream between attention and MLP
+    layers.7.attn.out    what attention adds to the residual stream; after the post-norm of an architecture that has one
+    layers.7.mlp.out     what the MLP adds, likewise
+    layers.7.attn.in     what the attention module is given
+    layers.7.mlp.in      what the MLP module is given
+    layers.7.attn.z      what the attention's output projection is given: all heads, concatenated
+    embed                what layer 0 is given: the embedding, scaled and with positions where the model adds them
+
+model/sites.py finds them in a model.
+"""
+
+import functools
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from olmoscope.errors import UserError
+
+PARTS = ("attn.in", "attn.z", "attn.out", "mid", "mlp.in", "mlp.out", "")
+"""The places of a layer in the order in which a forward pass reaches them; the last is the layer's output."""
+
+_TRANSFORMER_LENS = {"": "hook_resid_post", "mid": "hook_resid_mid", "attn.out": "hook_attn_out",
+                     "mlp.out": "hook_mlp_out", "attn.in": "attn.hook_in", "mlp.in": "mlp.hook_in",
+                     "attn.z": "attn.hook_z"}
+"""Source: TransformerLens 3, `HookedTransformer` and `TransformerBridge`. Where an architecture has post-norms (OLMo 2
+and 3, Gemma 2 and 3) its `hook_attn_out` and `hook_mlp_out` may be taken before them; ours are taken after."""
+
+_PARSED = re.compile(r"layers\.(\d+)(?:\.(" + "|".join(re.escape(part) for part in PARTS if part) + r"))?")
+_HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
+
+
+@functools.total_ordering
+@dataclass(frozen=True)
+class Site:
+    """A place in a decoder. Sites sort in the order in which a forward pass reaches them.
+
+    Attributes:
+        layer: the decoder layer, from 0; -1 for `embed`.
+        part: of the layer, one of `PARTS`; empty for the layer's output.
+    """
+
+    layer: int
+    part: str = ""
+
+    @classmethod
+    def parse(cls, text: Any) -> "Site":
+        """A site from its text; a number is the residual stream after that layer.
+
+        Raises:
+            UserError: it names no site.
+        """
+        if isinstance(text, Site):
+            return text
+        if isinstance(text, int) and not isinstance(text, bool) and text >= 0:
+            return cls(text)
+        if text == "embed":
+            return EMBED
+        found = _PARSED.fullmatch(text) if isinstance(text, str) else None
+        if found is None:
+            raise UserError(f"{text!r} is no site; a site is embed, layers.L, or layers.L followed by one of "
+                            f"{', '.join('.' + part for part in PARTS if part)}")
+        return cls(int(found[1]), found[2] or "")
+
+    @property
+    def is_layer_output(self) -> bool:
+        """Whether it is the residual stream after a layer."""
+        return not self.part and self.layer >= 0
+
+    @property
+    def folder(self) -> str:
+        """A name for files and folders: `layer_07`, `layer_07_mlp_out`, `embed`."""
+        if self == EMBED:
+            return "embed"
+        return f"layer_{self.layer:02d}" + (f"_{self.part.replace('.', '_')}" if self.part else "")
+
+    @property
+    def transformer_lens(self) -> str:
+        """What TransformerLens and SAELens call it, e.g. `blocks.7.hook_resid_post`."""
+        if self == EMBED:
+            return "blocks.0.hook_resid_pre"
+        return f"blocks.{self.layer}.{_TRANSFORMER_LENS[self.part]}"
+
+    @classmethod
+    def of_transformer_lens(cls, hook: str) -> "Site | None":
+        """The site that TransformerLens and SAELens call `hook`; None for a place that has no name here.
+
+        `hook_resid_pre` of a layer is the output of the layer before it.
+        """
+        found = _HOOK.fullmatch(hook)
+        if found is None:
+            return None
+        layer, name = int(found[1]), found[2]
+        if name in ("hook_resid_pre", "hook_in"):
+            return cls(layer - 1)  # embed for layer 0
+        if name == "hook_out":
+            return cls(layer)
+        return next((cls(layer, part) for part, known in _TRANSFORMER_LENS.items() if known == name), None)
+
+    def __lt__(self, other: "Site") -> bool:
+        return (self.layer, PARTS.index(self.part)) < (other.layer, PARTS.index(other.part))
+
+    def __str__(self) -> str:
+        if self == EMBED:
+            return "embed"
+        return f"layers.{self.layer}" + (f".{self.part}" if self.part else "")
+
+
+EMBED = Site(-1)
+
+
+def layer_as_site(value: Any) -> Any:
+    """A file's mapping with `site` in place of `layer`, as files written before there were sites have it."""
+    if not isinstance(value, dict) or "layer" not in value:
+        return value
+    return {key: part for key, part in value.items() if key != "layer"} | {"site": value["layer"]}
+
+
+def deepest(sites: Iterable[Site]) -> int:
+    """The deepest layer that must run to reach all sites."""
+    return max(0, *(site.layer for site in sites))
+
+
+def wildcard(pattern: str, layers: int) -> list[Site]:
+    """The sites that a pattern such as `layers.*.mlp.out` names in a model.
+
+    Args:
+        layers: how many decoder layers the model has.
+
+    Raises:
+        UserError: it names no site.
+    """
+    if "*" not in pattern:
+        return [Site.parse(pattern)]
+    return [Site.parse(pattern.replace("*", str(layer), 1)) for layer in range(layers)]
