@@ -106,7 +106,8 @@ def load_causal_lm(model: Model, device: torch.device, deepest: int = 0) -> Caus
     text = config.get_text_config()
     module = read_weights(model, config).to(device)
     path, layers = find_layers(module, text.num_hidden_layers)
-    return try_causal_lm(module, path, layers, model.name, revision_of(model), text.hidden_size, text.vocab_size)
+    return try_causal_lm(module, path, layers, model.name, revision_of(model), text.hidden_size,
+                         module.config.get_text_config().vocab_size)
 
 
 @torch.no_grad()
