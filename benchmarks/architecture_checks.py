@@ -26,14 +26,14 @@ import transformers
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from olmoscope.activations.collect import collect
-from olmoscope.activations.store import open_store
+from olmoscope.activations.collect.run import collect
+from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
 from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.rows_of import index_sae
-from olmoscope.recipe import Recipe
+from olmoscope.recipe.schema import Recipe
 from olmoscope.tokens.segments import read_token_segment
 from small_model_sizes import MUST_REFUSE
 from small_models import LAYERS, layers_path

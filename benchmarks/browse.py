@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--times", type=int, default=21)
     arguments = parser.parse_args()
-    command = [sys.executable, "-m", "olmoscope.cli", "browse", str(arguments.out), "--no-open", "--port", "0"]
+    command = [sys.executable, "-m", "olmoscope", "browse", str(arguments.out), "--no-open", "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert server.stdout is not None
     base = next(word for word in server.stdout.readline().split() if word.startswith("http"))

@@ -39,16 +39,16 @@ from typing import Any
 
 import torch
 
-from olmoscope.activations.collect import collect
-from olmoscope.activations.forward import batches
-from olmoscope.activations.gather import LayerRows
-from olmoscope.activations.statistics import segment_sums
+from olmoscope.activations.collect.forward import batches
+from olmoscope.activations.collect.run import collect
+from olmoscope.activations.store.gather import LayerRows
+from olmoscope.activations.store.statistics import segment_sums
 from olmoscope.files import write_json
 from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
-from olmoscope.recipe import Recipe
+from olmoscope.recipe.schema import Recipe
 from olmoscope.text.standard_library import write_corpus
 from olmoscope.tokens.pack import pack
 from olmoscope.tokens.segments import read_token_segment

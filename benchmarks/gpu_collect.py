@@ -23,7 +23,7 @@ from olmoscope.model.layers import find_layers
 from olmoscope.model.load import LoadedModel, compile_layers
 from olmoscope.model.probe import probe
 from olmoscope.progress import console
-from olmoscope.recipe import Recipe
+from olmoscope.recipe.schema import Recipe
 from olmoscope.tokens.pack import pack
 from olmoscope.tokens.tokenizer import load_tokenizer
 

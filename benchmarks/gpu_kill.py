@@ -21,12 +21,12 @@ import torch
 from safetensors.torch import load_file
 
 from gpu_part import Part
-from olmoscope.activations.collect import collect
-from olmoscope.activations.store import open_store
+from olmoscope.activations.collect.run import collect
+from olmoscope.activations.store.reader import open_store
 from olmoscope.files import write_text
 from olmoscope.pipeline import store_folder
 from olmoscope.progress import console
-from olmoscope.recipe import Recipe
+from olmoscope.recipe.schema import Recipe
 from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import run_folder

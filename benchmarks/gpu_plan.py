@@ -10,9 +10,9 @@ from typing import Any
 
 from common import Shape
 from gpu_part import Part
-from olmoscope.activations.rounds import ROUND_ROWS
-from olmoscope.plan import PROCESS_BYTES, ROUNDS_HELD, plan
-from olmoscope.recipe import Recipe
+from olmoscope.activations.stream.rounds import ROUND_ROWS
+from olmoscope.cost.plan import PROCESS_BYTES, ROUNDS_HELD, plan
+from olmoscope.recipe.schema import Recipe
 
 CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "step": ({}, {}), "step, touched rows": ({}, {"adam": "touched"}),

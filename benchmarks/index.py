@@ -30,8 +30,8 @@ import pyarrow.parquet as pq
 import torch
 import transformers
 
-from olmoscope.activations.collect import collect
-from olmoscope.activations.store import Store, open_store
+from olmoscope.activations.collect.run import collect
+from olmoscope.activations.store.reader import Store, open_store
 from olmoscope.evaluate.subject import Subject
 from olmoscope.features import build
 from olmoscope.features.build import Text, build_index
@@ -42,7 +42,7 @@ from olmoscope.features.table import Filters, Table
 from olmoscope.files import write_json
 from olmoscope.model_source import locate
 from olmoscope.provenance import provenance
-from olmoscope.recipe import Filter, Model, Recipe
+from olmoscope.recipe.schema import Filter, Model, Recipe
 from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.sae.topk import initialize
 from olmoscope.text.standard_library import write_corpus

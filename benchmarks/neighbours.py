@@ -34,7 +34,7 @@ def measure(seconds: float) -> dict[str, float]:
 
     from olmoscope.model.capture import read_residual_stream
     from olmoscope.model.load import load_model
-    from olmoscope.recipe import Model
+    from olmoscope.recipe.schema import Model
     from olmoscope.sae.topk import initialize
     from olmoscope.train.adam import Adam
     from olmoscope.train.step import Step

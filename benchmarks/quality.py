@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from olmoscope.activations.stream import Stream
-from olmoscope.recipe import Recipe
+from olmoscope.activations.stream.batches import Stream
+from olmoscope.recipe.schema import Recipe
 from olmoscope.sae.topk import TopK
 from olmoscope.train.derived import batch_of
 from study import Job, measure, read_results, recipe_of, rounds_of, run_all, stores, table, train

@@ -32,8 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from olmoscope.activations.filters import keep_of_store
-from olmoscope.activations.format import (
+from olmoscope.activations.store.format import (
     Manifest,
     ModelIdentity,
     SourceCount,
@@ -42,12 +41,13 @@ from olmoscope.activations.format import (
     write_manifest,
     write_segment,
 )
-from olmoscope.activations.rounds import READERS, StoreRounds
-from olmoscope.activations.store import Store, open_store
-from olmoscope.activations.stream import Stream
+from olmoscope.activations.store.reader import Store, open_store
+from olmoscope.activations.stream.batches import Stream
+from olmoscope.activations.stream.filters import keep_of_store
+from olmoscope.activations.stream.rounds import READERS, StoreRounds
 from olmoscope.files import write_json
 from olmoscope.provenance import provenance
-from olmoscope.recipe import Filter
+from olmoscope.recipe.schema import Filter
 
 LAYER, BATCH, CONTEXT = 7, 4096, 256
 Ways = dict[str, Callable[[], Iterator[Tensor]]]

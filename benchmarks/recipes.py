@@ -23,11 +23,11 @@ from typing import Any
 import torch
 
 from levers import Levers, LeverStep
-from olmoscope.activations.filters import keep_of_store
-from olmoscope.activations.rounds import StoreRounds
-from olmoscope.activations.store import Store
-from olmoscope.activations.stream import Stream
-from olmoscope.recipe import Filter
+from olmoscope.activations.store.reader import Store
+from olmoscope.activations.stream.batches import Stream
+from olmoscope.activations.stream.filters import keep_of_store
+from olmoscope.activations.stream.rounds import StoreRounds
+from olmoscope.recipe.schema import Filter
 from olmoscope.sae.topk import TopK, initialize
 from study import Job, measure, read_results, run_all, stores, table
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from olmoscope.activations.filters import keep_of_store
-from olmoscope.activations.rounds import StoreRounds
-from olmoscope.activations.store import Store, open_store
-from olmoscope.activations.stream import Stream
-from olmoscope.recipe import Recipe
-from olmoscope.recipe_file import load_recipe
+from olmoscope.activations.store.reader import Store, open_store
+from olmoscope.activations.stream.batches import Stream
+from olmoscope.activations.stream.filters import keep_of_store
+from olmoscope.activations.stream.rounds import StoreRounds
+from olmoscope.recipe.load import load_recipe
+from olmoscope.recipe.schema import Recipe
 from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.train.checkpoint import checkpoints, load_sae
 from olmoscope.train.derived import batch_of

@@ -28,7 +28,7 @@ import torch
 
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.provenance import provenance
-from olmoscope.recipe import Candidates
+from olmoscope.recipe.schema import Candidates
 from olmoscope.sae.topk import TopK, initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.derived import SettledAuxiliary

@@ -6,7 +6,7 @@ from pathlib import Path
 from helpers import recipe, write_documents
 from olmoscope.features.rows_of import index_sae
 from olmoscope.pipeline import collect_stores, evaluate_saes, train_saes
-from olmoscope.recipe import Recipe
+from olmoscope.recipe.schema import Recipe
 
 _made: dict[int, Path] = {}
 

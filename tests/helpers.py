@@ -10,7 +10,7 @@ import torch
 import transformers
 from safetensors import safe_open
 
-from olmoscope.recipe import Recipe
+from olmoscope.recipe.schema import Recipe
 
 ARCHITECTURES = ("Olmo3", "GPT2", "Llama", "Qwen3", "Gemma3")
 

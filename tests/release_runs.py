@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from olmoscope.recipe import SAE, Recipe
-from olmoscope.recipe_file import load_recipe
+from olmoscope.recipe.load import load_recipe
+from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.sae.rows import normalize_rows
 from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam

@@ -8,7 +8,7 @@ from typing import Any
 
 CODE = """
 import json, sys
-from olmoscope import cli
+from olmoscope.cli import app as cli
 for command in json.loads(sys.argv[1]):
     sys.argv = ["olmoscope", *command]
     print("$", *command, flush=True)

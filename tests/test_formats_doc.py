@@ -13,7 +13,7 @@ from safetensors import safe_open
 
 import store_reader
 from helpers import recipe, write_documents
-from olmoscope.activations.format import read_activations, read_rows
+from olmoscope.activations.store.format import read_activations, read_rows
 from olmoscope.pipeline import collect_stores, evaluate_saes, store_folder, train_saes
 from olmoscope.release.build import build_release
 

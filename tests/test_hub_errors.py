@@ -23,7 +23,7 @@ import json, sys, torch
 from olmoscope.errors import UserError
 from olmoscope.evaluate.subject import open_sae
 from olmoscope.model.load import load_model
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 from olmoscope.text.hub_files import fetch, matching
 from olmoscope.tokens.tokenizer import load_tokenizer
 

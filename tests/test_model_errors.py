@@ -16,7 +16,7 @@ from olmoscope.model.load import load_model
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.model.unembed import load_unembedding
 from olmoscope.model_errors import POINTER
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 from olmoscope.tokens.tokenizer import load_tokenizer
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from olmoscope.model.load import load_model
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.model.unembed import load_unembedding
 from olmoscope.model_source import pinned
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 model, cpu = Model(name=sys.argv[1], dtype="float32"), torch.device("cpu")
 print(pinned(model).revision, load_model(model, 1, cpu).revision, load_causal_lm(model, cpu).revision,

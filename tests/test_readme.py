@@ -8,7 +8,7 @@ import pytest
 
 from helpers import write_documents
 from olmoscope.pipeline import collect_stores, evaluate_saes, settle_recipe, train_saes
-from olmoscope.recipe_file import load_recipe
+from olmoscope.recipe.load import load_recipe
 from olmoscope.release.build import build_release
 
 README = Path(__file__).parents[1] / "README.md"

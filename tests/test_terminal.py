@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from olmoscope import terminal
+from olmoscope.cli.tables import show_evaluations
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
-from olmoscope.tables import show_evaluations
 from olmoscope.terminal import HANDLER, Terminal, writable
 from release_runs import RAW, make_out
 
@@ -20,7 +20,7 @@ ENCODINGS = {"ascii": {"PYTHONIOENCODING": "ascii"}, "latin-1": {"PYTHONIOENCODI
 COMMANDS = """
 import sys
 from typer.main import get_command
-from olmoscope import cli
+from olmoscope.cli import app as cli
 for name in ("", *get_command(cli.app).commands, "store info", "store verify", "store repair"):
     sys.argv = ["olmoscope", *name.split(), "--help"]
     try:
@@ -36,7 +36,7 @@ def out(tmp_path_factory):
 
 
 def olmoscope(*arguments, **environment):
-    return subprocess.run([sys.executable, "-m", "olmoscope.cli", *map(str, arguments)], capture_output=True,
+    return subprocess.run([sys.executable, "-m", "olmoscope", *map(str, arguments)], capture_output=True,
                           env=os.environ | environment, timeout=240)
 
 
@@ -64,7 +64,7 @@ def test_tables_lines_and_errors(encoding, tmp_path):
 
 def test_figures_where_letters_are_missing(out, monkeypatch):
     """Other letters, and columns as straight as with the right ones."""
-    from olmoscope import tables
+    from olmoscope.cli import tables
 
     evaluation = read_evaluation(out / "runs" / RAW / EVALUATION)
     texts = {}
@@ -93,7 +93,7 @@ def test_a_folder_whose_name_is_no_text(tmp_path):
     """Its name is printed as the bytes that it has."""
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(folder)  # noqa: PTH102  (a Path of bytes there is not)
-    done = subprocess.run([sys.executable, "-m", "olmoscope.cli", "plan", folder], capture_output=True, timeout=240)
+    done = subprocess.run([sys.executable, "-m", "olmoscope", "plan", folder], capture_output=True, timeout=240)
     assert done.returncode == 1 and folder + b" has no recipe.yaml" in done.stderr
 
 
@@ -109,7 +109,7 @@ def test_a_reader_that_leaves(arguments):
         read, write = os.pipe()
         os.close(read)
         ends = {name: write for name in streams} | ({} if "stderr" in streams else {"stderr": subprocess.PIPE})
-        done = subprocess.run([sys.executable, "-m", "olmoscope.cli", *arguments], **ends, timeout=240)
+        done = subprocess.run([sys.executable, "-m", "olmoscope", *arguments], **ends, timeout=240)
         os.close(write)
         assert done.returncode == 1
         assert b"Traceback" not in (done.stderr or b"") and b"Broken" not in (done.stderr or b"")
@@ -117,10 +117,10 @@ def test_a_reader_that_leaves(arguments):
 
 def test_output_to_a_full_disk_and_to_nowhere():
     with open("/dev/full", "wb") as full:  # noqa: PTH123
-        done = subprocess.run([sys.executable, "-m", "olmoscope.cli", "plan", "tiny"], stdout=full,
+        done = subprocess.run([sys.executable, "-m", "olmoscope", "plan", "tiny"], stdout=full,
                               stderr=subprocess.PIPE, timeout=240)
     assert done.returncode == 1 and b"no space left" in done.stderr.lower() and b"Traceback" not in done.stderr
-    closed = subprocess.run(f"'{sys.executable}' -m olmoscope.cli plan tiny >&-", shell=True, capture_output=True,
+    closed = subprocess.run(f"'{sys.executable}' -m olmoscope plan tiny >&-", shell=True, capture_output=True,
                             timeout=240)
     assert closed.returncode == 0, closed.stderr
 

@@ -30,7 +30,7 @@ def report(page: Page, out: Path) -> None:
 
 def browse(page: Page, out: Path) -> None:
     """A feature in the page of `olmoscope browse`: of those that fire seldom, the one that does so most strongly."""
-    command = [sys.executable, "-m", "olmoscope.cli", "browse", str(out), "--no-open", "--port", "0"]
+    command = [sys.executable, "-m", "olmoscope", "browse", str(out), "--no-open", "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None

@@ -44,8 +44,8 @@ from transformers import (
 )
 
 from olmoscope.files import write_text
-from olmoscope.recipe_file import load_recipe
-from olmoscope.recipe_sources import ChatSource
+from olmoscope.recipe.load import load_recipe
+from olmoscope.recipe.sources import ChatSource
 from olmoscope.text.chat import hand_rendered, row_of_chat
 from olmoscope.text.document import Document
 from olmoscope.text.row import Row

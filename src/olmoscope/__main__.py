@@ -1,6 +1,6 @@
 """`python -m olmoscope`: the same as `olmoscope`, for an interpreter whose scripts are not on the path."""
 
-from olmoscope.cli import main
+from olmoscope.cli.app import main
 
 if __name__ == "__main__":
     main()

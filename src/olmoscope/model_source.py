@@ -23,7 +23,7 @@ from olmoscope.model_adapter import (
     without_peft,
 )
 from olmoscope.model_errors import TOKENIZER_FILES, first_line, folder_reason, tokenizer_reason, without_config
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CONFIG = "config.json"

@@ -15,10 +15,10 @@ from typing import Any
 
 from torch import Tensor
 
-from olmoscope.activations.collect import Collected, Split, collect
-from olmoscope.activations.format import read_manifest
-from olmoscope.activations.shares import Worker
-from olmoscope.activations.store import Store, open_store
+from olmoscope.activations.collect.run import Collected, Split, collect
+from olmoscope.activations.store.format import read_manifest
+from olmoscope.activations.store.reader import Store, open_store
+from olmoscope.activations.store.shares import Worker
 from olmoscope.errors import UserError
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_store, forget_unfinished, identity
 from olmoscope.evaluate.report import write_reports
@@ -30,7 +30,7 @@ from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.model_source import at_revision
-from olmoscope.recipe import SAE, Recipe
+from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.release.validate import Validation, validate
 from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.group import train_from_store, train_live

@@ -14,7 +14,7 @@ from olmoscope.errors import UserError
 from olmoscope.evaluate.subject import open_sae
 from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.load import load_model
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 from olmoscope.tokens.tokenizer import load_tokenizer
 
 TEXT = "word1 is\n<b>word2</b> is\u202e 👩‍💻"

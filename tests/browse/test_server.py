@@ -13,7 +13,7 @@ import torch
 from playwright.sync_api import Page, expect
 
 from browse_server import ask, browse_server
-from olmoscope.activations.store import open_store
+from olmoscope.activations.store.reader import open_store
 from olmoscope.browse.serve import require_extra, serve
 from olmoscope.errors import UserError
 from olmoscope.evaluate.subject import open_sae
@@ -155,7 +155,7 @@ def test_a_missing_or_damaged_index_gets_a_line(index_folder: Path, tmp_path: Pa
 
 
 def test_a_mistake_is_one_line_and_status_1(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "olmoscope.cli", "browse", str(tmp_path)]
+    command = [sys.executable, "-m", "olmoscope", "browse", str(tmp_path)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 

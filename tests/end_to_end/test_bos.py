@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from helpers import put_bos_first, recipe, save_small_model, write_documents
-from olmoscope.activations.format import read_manifest
-from olmoscope.activations.live import open_live
+from olmoscope.activations.store.format import read_manifest
+from olmoscope.activations.stream.live import open_live
 from olmoscope.browse.collection import open_collection
 from olmoscope.errors import UserError
 from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
@@ -19,7 +19,7 @@ from olmoscope.evaluate.subject import open_sae
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.rows_of import index_sae
 from olmoscope.pipeline import collect_stores, evaluate_saes, settle_recipe, train_saes
-from olmoscope.recipe_file import load_recipe
+from olmoscope.recipe.load import load_recipe
 from olmoscope.release.build import build_release
 from olmoscope.release.export import export_run
 from olmoscope.tokens.segments import read_token_segment

@@ -10,7 +10,7 @@ DEPTHS = (3, 7)
 
 
 def olmoscope(*arguments):
-    done = subprocess.run([sys.executable, "-m", "olmoscope.cli", *arguments], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "olmoscope", *arguments], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

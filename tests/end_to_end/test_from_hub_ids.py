@@ -14,7 +14,7 @@ import transformers
 
 from helpers import recipe, save_small_model, small_model, write_documents
 from hub_endpoint import COMMIT, NEXT, HubEndpoint
-from olmoscope.activations.format import read_manifest
+from olmoscope.activations.store.format import read_manifest
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.features.format import read_info
 from olmoscope.files import sha256

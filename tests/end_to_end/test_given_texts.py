@@ -13,7 +13,7 @@ from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.rows_of import index_sae
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 from olmoscope.release.saelens_format import hook_names, write_saelens
 from olmoscope.sae.topk import initialize
 from olmoscope.tokens.tokenizer import load_tokenizer
@@ -72,7 +72,7 @@ def test_a_hub_dataset(sae, hub_endpoint, tmp_path, column):
     hub_endpoint.add("dataset", f"someone/{column}", folder)
     ids = load_tokenizer(Model(name="tiny")).encode([WORDS if column == "text" else AS_TEXT])[0]
     for command, out in (("index", "index"), ("evaluate", "out")):
-        done = subprocess.run([sys.executable, "-m", "olmoscope.cli", command, str(sae), "--text", f"someone/{column}",
+        done = subprocess.run([sys.executable, "-m", "olmoscope", command, str(sae), "--text", f"someone/{column}",
                                "--out", str(tmp_path / out)], env=hub_endpoint.environment(tmp_path / "hf"),
                               timeout=240, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

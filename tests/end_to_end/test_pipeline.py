@@ -13,7 +13,7 @@ from olmoscope.files import sha256
 
 
 def olmoscope(*arguments):
-    done = subprocess.run([sys.executable, "-m", "olmoscope.cli", *map(str, arguments)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "olmoscope", *map(str, arguments)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 
 from helpers import recipe, save_small_model, write_documents
 from hub_endpoint import COMMIT
-from olmoscope.activations.format import read_manifest
+from olmoscope.activations.store.format import read_manifest
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.features.format import read_info
 from run_commands import run_commands

@@ -16,7 +16,7 @@ from olmoscope.evaluate.evaluate import Setting, evaluate_on_text
 from olmoscope.evaluate.sequences import Sequences
 from olmoscope.evaluate.subject import open_sae
 from olmoscope.model.splice import load_causal_lm
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 from olmoscope.release.saelens_format import hook_names, write_saelens
 from olmoscope.sae.rows import normalize_rows
 from olmoscope.sae.topk import initialize

@@ -56,7 +56,7 @@ def gated(tmp_path_factory):
 
 
 def command(*arguments, **settings):
-    return subprocess.run([sys.executable, "-m", "olmoscope.cli", "evaluate", *map(str, arguments)], timeout=240,
+    return subprocess.run([sys.executable, "-m", "olmoscope", "evaluate", *map(str, arguments)], timeout=240,
                           capture_output=True, text=True, **settings)
 
 

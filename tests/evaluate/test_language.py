@@ -8,7 +8,7 @@ from olmoscope.evaluate import language
 from olmoscope.evaluate.language import Divergence, LanguageSums
 from olmoscope.evaluate.rows import SUBSETS, RowFacts
 from olmoscope.model.splice import load_causal_lm
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 LAYER, B, T = 2, 3, 40
 

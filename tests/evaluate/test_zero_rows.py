@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from helpers import recipe, save_small_model, write_documents
+from olmoscope.cli.tables import show_evaluations
 from olmoscope.errors import UserError
 from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
@@ -16,7 +17,6 @@ from olmoscope.features.read import FeatureIndex
 from olmoscope.features.rows_of import index_sae
 from olmoscope.pipeline import collect_stores, evaluate_saes, train_saes
 from olmoscope.release.saelens_format import write_saelens
-from olmoscope.tables import show_evaluations
 from olmoscope.train.run import run_folder
 
 

@@ -20,9 +20,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     import transformers.models.olmo3.modeling_olmo3  # noqa: F401
 
-    import olmoscope.features.rows_of
-    import olmoscope.pipeline
-    import olmoscope.tables  # noqa: F401
 
     for line in sys.stdin:
         request = json.loads(line)
@@ -42,7 +39,7 @@ def start(request: dict) -> int:
     try:
         from numba.np.ufunc import parallel
 
-        from olmoscope.cli import main as command
+        from olmoscope.cli.app import main as command
 
         parallel._set_init_process_lock()  # a command that is killed while it holds the lock must not stop the next
 

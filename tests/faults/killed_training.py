@@ -18,10 +18,10 @@ import torch
 import transformers.models.olmo3.modeling_olmo3  # noqa: F401
 from numba.np.ufunc import parallel
 
-from olmoscope.activations.store import open_store
+from olmoscope.activations.store.reader import open_store
 from olmoscope.files import write_json
 from olmoscope.model.load import load_model
-from olmoscope.recipe_file import load_recipe
+from olmoscope.recipe.load import load_recipe
 from olmoscope.sae.topk import initialize
 from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.adam import Adam

@@ -10,7 +10,7 @@ import torch
 from commands import Commands
 
 from helpers import recipe, write_documents
-from olmoscope.activations.collect import collect
+from olmoscope.activations.collect.run import collect
 from olmoscope.files import sha256
 from olmoscope.release.saelens_format import write_saelens
 from olmoscope.sae.topk import initialize

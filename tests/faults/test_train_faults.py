@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from helpers import checkpoint_contents, recipe, write_documents
-from olmoscope.activations.collect import collect
-from olmoscope.activations.store import open_store
+from olmoscope.activations.collect.run import collect
+from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
-from olmoscope.recipe import Filter, Live
+from olmoscope.recipe.schema import Filter, Live
 from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import run_folder

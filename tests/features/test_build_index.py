@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from feature_index import small_index
-from olmoscope.activations.store import open_store
+from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
 from olmoscope.features.read import FeatureIndex, find_indexes
 from olmoscope.features.rows_of import index_sae
@@ -20,7 +20,7 @@ from olmoscope.features.vocabulary import token_texts
 from olmoscope.files import sha256
 from olmoscope.model.dtype import fast_dtype
 from olmoscope.model.load import load_model
-from olmoscope.recipe import Filter, Model
+from olmoscope.recipe.schema import Filter, Model
 from olmoscope.sae.topk import initialize
 from olmoscope.tokens.tokenizer import load_tokenizer
 
@@ -167,7 +167,7 @@ def test_a_text_of_the_hub(path, hub_endpoint, tmp_path):
     lines = [json.dumps({"text": f"A text of the hub, {number}."}) + "\n" for number in range(5)]
     (folder / "train.jsonl").write_text("".join(lines))
     hub_endpoint.add("dataset", "someone/texts", folder)
-    done = subprocess.run([sys.executable, "-m", "olmoscope.cli", "index", str(path.parent), "--text", "someone/texts",
+    done = subprocess.run([sys.executable, "-m", "olmoscope", "index", str(path.parent), "--text", "someone/texts",
                            "--out", str(tmp_path / "new")], env=hub_endpoint.environment(tmp_path / "hf"), timeout=240,
                           capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -178,7 +178,7 @@ def test_a_text_of_the_hub(path, hub_endpoint, tmp_path):
 def test_all_saes_of_an_output_folder(path, tmp_path):
     from typer.testing import CliRunner
 
-    from olmoscope.cli import app
+    from olmoscope.cli.app import app
 
     done = CliRunner().invoke(app, ["index", str(tmp_path / "out")])
     assert done.exit_code == 0, done.output

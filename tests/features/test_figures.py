@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from feature_index import small_index
-from olmoscope.activations.store import open_store
+from olmoscope.activations.store.reader import open_store
 from olmoscope.evaluate.subject import open_sae
 from olmoscope.features.corpus import PASSAGE
 from olmoscope.features.format import INTERVALS, sae_place
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.rows_of import index_sae
-from olmoscope.recipe import Filter, Model
+from olmoscope.recipe.schema import Filter, Model
 
 FILTER = Filter(special_tokens=True, first_positions=2)
 

@@ -125,5 +125,5 @@ def test_without_a_folder_for_the_cache_it_says_so_and_works():
 
 
 def test_the_command_line_does_not_import_the_compiler():
-    code = "import sys, olmoscope.cli, olmoscope.kernels.dispatch; assert 'numba' not in sys.modules"
+    code = "import sys, olmoscope.cli.app, olmoscope.kernels.dispatch; assert 'numba' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from olmoscope.kernels.dispatch import kernels_for
-from olmoscope.recipe import Candidates
+from olmoscope.recipe.schema import Candidates
 from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.step import Step

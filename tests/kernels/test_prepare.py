@@ -14,7 +14,7 @@ import hashlib
 import olmoscope
 import torch
 from olmoscope.kernels.prepare import prepare_kernels
-from olmoscope.recipe import Candidates
+from olmoscope.recipe.schema import Candidates
 from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.derived import SettledAuxiliary

@@ -10,7 +10,7 @@ from olmoscope.errors import UserError
 from olmoscope.model.capture import captured, read_residual_stream
 from olmoscope.model.layers import find_layers
 from olmoscope.model.load import load_model
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 TOKENS_BT = torch.randint(2, 4096, (3, 60), generator=torch.Generator().manual_seed(0))
 

@@ -9,7 +9,7 @@ from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.cut import cut_config
 from olmoscope.model.layers import find_layers
 from olmoscope.model.load import load_model
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 SIZES = {"vocab_size": 128, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4,
          "num_attention_heads": 4, "num_key_value_heads": 2}

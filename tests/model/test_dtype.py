@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 import torch
 
-import olmoscope.activations.collect
+import olmoscope.activations.collect.run
 from helpers import recipe, write_documents
-from olmoscope.activations.format import read_manifest
+from olmoscope.activations.store.format import read_manifest
 from olmoscope.errors import UserError
 from olmoscope.model.dtype import fast_dtype, settle_model
 from olmoscope.model.load import load_model
 from olmoscope.pipeline import collect_stores, evaluate_saes, settle_recipe, train_saes
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 from olmoscope.train.run import run_folder
 
 CPU = torch.device("cpu")
@@ -78,8 +78,8 @@ def test_two_machines_that_begin_one_store_at_once(tmp_path, monkeypatch):
     store = tmp_path / "out" / "store" / "train"
     collect_stores(recipe(tmp_path / "corpus"), tmp_path / "out")
     other = recipe(tmp_path / "corpus", model__dtype="bfloat16")
-    monkeypatch.setattr("olmoscope.activations.collect.refuse_another_store", lambda *arguments: None)
+    monkeypatch.setattr("olmoscope.activations.collect.run.refuse_another_store", lambda *arguments: None)
     (store / "layer_01" / "segment-000000.safetensors").unlink()
     (store / "checksums" / "segment-000000.json").unlink()
     with pytest.raises(UserError, match=r"was begun with model\.dtype=float32, now it is bfloat16: set model\.dtype="):
-        olmoscope.activations.collect.collect(other, "train", store)
+        olmoscope.activations.collect.run.collect(other, "train", store)

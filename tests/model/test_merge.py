@@ -13,9 +13,9 @@ import transformers
 
 from helpers import recipe, save_small_model, save_tokenizer, small_model, write_documents
 from hub_endpoint import COMMIT, NEXT
-from olmoscope.activations.collect import collect
-from olmoscope.activations.format import read_activations, read_manifest
-from olmoscope.activations.verify import verify_stores
+from olmoscope.activations.collect.run import collect
+from olmoscope.activations.store.format import read_activations, read_manifest
+from olmoscope.activations.store.verify import verify_stores
 from olmoscope.browse.collection import open_collection
 from olmoscope.errors import UserError
 from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
@@ -28,7 +28,7 @@ from olmoscope.model.splice import load_causal_lm
 from olmoscope.model.unembed import load_unembedding
 from olmoscope.model_source import at_revision, revision_here, revision_of
 from olmoscope.pipeline import collect_stores, evaluate_saes, train_saes
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 from olmoscope.release.build import build_release
 from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.run import run_folder
@@ -283,7 +283,7 @@ from olmoscope.errors import UserError
 from olmoscope.model.load import load_model
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.model_source import at_revision, pinned, revision_of
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 from olmoscope.tokens.tokenizer import load_tokenizer
 
 cpu = torch.device("cpu")

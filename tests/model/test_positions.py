@@ -5,10 +5,10 @@ import torch
 import transformers
 
 from helpers import recipe, save_small_model, write_documents
-from olmoscope.activations.collect import collect
+from olmoscope.activations.collect.run import collect
+from olmoscope.cost.plan import plan
 from olmoscope.errors import UserError
 from olmoscope.model.positions import check_context, most_positions
-from olmoscope.plan import plan
 
 SMALL = {"vocab_size": 100, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
          "intermediate_size": 32, "ffn_dim": 32}

@@ -6,13 +6,13 @@ import transformers
 from typer.testing import CliRunner
 
 from helpers import ARCHITECTURES, recipe, save_small_model, save_tokenizer, write_documents
-from olmoscope.activations.collect import collect
-from olmoscope.cli import app
+from olmoscope.activations.collect.run import collect
+from olmoscope.cli.app import app
 from olmoscope.errors import UserError
 from olmoscope.model.load import load_model
 from olmoscope.model.outputs import hidden_of, with_hidden, without_tensors
 from olmoscope.model.probe import probe
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 CPU = torch.device("cpu")
 LEAKING = {

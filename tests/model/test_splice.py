@@ -8,7 +8,7 @@ from helpers import ARCHITECTURES, save_small_model, small_model
 from olmoscope.errors import UserError
 from olmoscope.model.layers import find_layers
 from olmoscope.model.splice import load_causal_lm
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 LAYERS = 4
 

@@ -7,7 +7,7 @@ import transformers
 from helpers import ARCHITECTURES, save_small_model
 from olmoscope.errors import UserError
 from olmoscope.model.unembed import NoUnembedding, load_unembedding
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 FINAL_NORMS = {"GPT2": "transformer.ln_f", "Gemma3": "model.norm"}
 

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from olmoscope.errors import UserError
-from olmoscope.recipe import Recipe
+from olmoscope.recipe.schema import Recipe
 from olmoscope.release.build import build_release
 from olmoscope.release.card import code, escape
 from release_runs import LAYER_NORM, RAW, WIDTH, edit_json, make_out, make_run, recipe_for_tests, synthetic_rows

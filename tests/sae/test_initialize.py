@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from helpers import recipe, write_documents
-from olmoscope.activations.collect import collect
-from olmoscope.activations.store import open_store
+from olmoscope.activations.collect.run import collect
+from olmoscope.activations.store.reader import open_store
 from olmoscope.evaluate.subject import open_sae
 from olmoscope.sae.topk import initialize
 from olmoscope.train.group import train_from_store

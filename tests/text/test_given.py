@@ -9,7 +9,7 @@ import pytest
 
 from helpers import save_small_model, write_documents
 from olmoscope.errors import UserError
-from olmoscope.recipe import Model, Text
+from olmoscope.recipe.schema import Model, Text
 from olmoscope.text.given import given_sources, given_text
 from olmoscope.text.mixture import Mixture
 

@@ -15,7 +15,7 @@ from hub_endpoint import HubEndpoint
 CODE = """
 import json, sys
 from olmoscope.errors import UserError
-from olmoscope.recipe import Text
+from olmoscope.recipe.schema import Text
 from olmoscope.text.mixture import Mixture
 
 def text(*sources):
@@ -134,7 +134,7 @@ def test_the_real_recipes_kinds_of_sources(results: dict[str, Any]) -> None:
 
 def test_offline(tmp_path: Path, hub_endpoint: HubEndpoint) -> None:
     code = """
-from olmoscope.recipe import Text
+from olmoscope.recipe.schema import Text
 from olmoscope.text.mixture import Mixture
 Mixture(Text.model_validate({"sources": [{"kind": "hub", "name": "web", "repo": "someone/texts"}],
                              "mixture": {"web": 1}}), 0, "train")

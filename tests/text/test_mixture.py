@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from olmoscope.errors import UserError
-from olmoscope.recipe import Text
+from olmoscope.recipe.schema import Text
 from olmoscope.text.mixture import Mixture, Split
 
 Order = list[tuple[str, str, str]]

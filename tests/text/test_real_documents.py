@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from olmoscope.recipe import Text
+from olmoscope.recipe.schema import Text
 from olmoscope.text.document import Document
 from olmoscope.text.mixture import Mixture
 

@@ -8,7 +8,7 @@ import pytest
 
 from helpers import recipe, save_small_model
 from olmoscope.errors import UserError
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 from olmoscope.text.chat import row_of_chat
 from olmoscope.text.row import Malformed, Row
 from olmoscope.text.template import load_template, template_for

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer as Backend
 from helpers import recipe, write_documents
 from olmoscope.errors import UserError
 from olmoscope.files import sha256
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 from olmoscope.tokens.pack import pack
 from olmoscope.tokens.segments import read_token_segment
 from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer

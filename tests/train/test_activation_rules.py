@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kernel_backends import BACKENDS, DEVICE, FEW, SLOW, backend
-from olmoscope.recipe import Candidates
+from olmoscope.recipe.schema import Candidates
 from olmoscope.sae.codes import SparseCodes
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.rows import normalize_rows, restore_rows

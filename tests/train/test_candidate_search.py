@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from helpers import checkpoint_contents, recipe, write_documents
-from olmoscope.activations.collect import collect
-from olmoscope.activations.store import open_store
+from olmoscope.activations.collect.run import collect
+from olmoscope.activations.store.reader import open_store
 from olmoscope.files import read_json
-from olmoscope.recipe import Candidates
+from olmoscope.recipe.schema import Candidates
 from olmoscope.sae.topk import initialize
 from olmoscope.train import candidates as module
 from olmoscope.train.adam import Adam

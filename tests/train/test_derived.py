@@ -3,7 +3,7 @@
 import pytest
 
 from helpers import recipe
-from olmoscope.recipe_file import load_recipe
+from olmoscope.recipe.load import load_recipe
 from olmoscope.train.derived import batch_of, settled
 
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from helpers import checkpoint_contents, recipe, write_documents
-from olmoscope.activations.collect import collect
-from olmoscope.activations.store import open_store
+from olmoscope.activations.collect.run import collect
+from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
 from olmoscope.files import locked
-from olmoscope.recipe import Live
+from olmoscope.recipe.schema import Live
 from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.group import _note, train_from_store, train_live
 from olmoscope.train.run import run_folder

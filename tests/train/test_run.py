@@ -14,11 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from helpers import checkpoint_contents, recipe, write_documents
-from olmoscope.activations.collect import collect
-from olmoscope.activations.store import open_store
+from olmoscope.activations.collect.run import collect
+from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
 from olmoscope.files import locked, sha256
-from olmoscope.recipe import Auxiliary, Train
+from olmoscope.recipe.schema import Auxiliary, Train
 from olmoscope.train.checkpoint import checkpoints, load_sae
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import learning_rate, run_folder
@@ -86,8 +86,8 @@ SCRIPT = """
 import sys
 from pathlib import Path
 import torch
-from olmoscope.activations.store import open_store
-from olmoscope.recipe_file import load_recipe
+from olmoscope.activations.store.reader import open_store
+from olmoscope.recipe.load import load_recipe
 from olmoscope.train import run as module
 from olmoscope.train.group import train_from_store
 torch.set_num_threads(1)

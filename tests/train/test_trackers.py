@@ -10,8 +10,8 @@ import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from helpers import recipe, write_documents
-from olmoscope.activations.collect import collect
-from olmoscope.activations.store import open_store
+from olmoscope.activations.collect.run import collect
+from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import run_folder
@@ -20,8 +20,8 @@ SCRIPT = """
 import os, signal, sys
 from pathlib import Path
 import torch
-from olmoscope.activations.store import open_store
-from olmoscope.recipe_file import load_recipe
+from olmoscope.activations.store.reader import open_store
+from olmoscope.recipe.load import load_recipe
 from olmoscope.train import run as module
 from olmoscope.train.group import train_from_store
 torch.set_num_threads(1)

@@ -21,7 +21,7 @@ from olmoscope.features.table import Filters, Sort
 from olmoscope.model.load import pick_device
 from olmoscope.model_source import at_revision
 from olmoscope.progress import console
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 from olmoscope.sae.interface import SparseAutoencoder
 
 LABELS_FILE = "labels.sqlite"

@@ -17,7 +17,7 @@ from olmoscope.model.positions import most_positions
 from olmoscope.model.splice import CausalLM, load_causal_lm
 from olmoscope.model_adapter import ADAPTER_WEIGHTS
 from olmoscope.model_source import alone, base_of, is_local, pinned
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 from olmoscope.sae.codes import SparseCodes
 from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer

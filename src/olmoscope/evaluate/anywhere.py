@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from olmoscope.activations.format import read_manifest
+from olmoscope.activations.store.format import read_manifest
 from olmoscope.errors import UserError
 from olmoscope.evaluate.context import chosen_bos, text_context, warn_of_context
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_text, forget_unfinished, identity
@@ -33,8 +33,8 @@ from olmoscope.model.splice import CausalLM, load_causal_lm
 from olmoscope.model_adapter import PAIR
 from olmoscope.model_source import at_revision, is_local, pinned, revision_of
 from olmoscope.progress import console
-from olmoscope.recipe import Model, Recipe
-from olmoscope.recipe_file import load_recipe
+from olmoscope.recipe.load import load_recipe
+from olmoscope.recipe.schema import Model, Recipe
 from olmoscope.text.given import given_text
 from olmoscope.tokens.pack import is_packed, pack
 from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer

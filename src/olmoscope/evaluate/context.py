@@ -7,7 +7,7 @@ from olmoscope.evaluate.subject import Subject
 from olmoscope.model.config import read_config
 from olmoscope.model.positions import check_context, most_positions
 from olmoscope.progress import console
-from olmoscope.recipe import Bos, Model
+from olmoscope.recipe.schema import Bos, Model
 
 CONTEXT = 1024
 """Tokens of a sequence, for SAEs that do not say what they were trained on, of a model that takes as many."""

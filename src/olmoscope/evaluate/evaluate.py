@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from olmoscope.activations.format import norm_name
-from olmoscope.activations.statistics import read_mean
-from olmoscope.activations.store import Store
+from olmoscope.activations.store.format import norm_name
+from olmoscope.activations.store.reader import Store
+from olmoscope.activations.store.statistics import read_mean
 from olmoscope.errors import UserError
 from olmoscope.evaluate import bootstrap
 from olmoscope.evaluate.dictionary import latents_measured, measure_dictionary

@@ -14,7 +14,7 @@ from olmoscope.errors import UserError
 from olmoscope.evaluate.subject import Subject
 from olmoscope.model.config import read_config, width_and_depth
 from olmoscope.model_source import COMMIT, base_of, pinned, revision_of
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 _HEADS = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration|Model|Config)$")
 

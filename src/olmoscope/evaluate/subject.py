@@ -17,8 +17,8 @@ from olmoscope.errors import UserError
 from olmoscope.files import read_json, sha256
 from olmoscope.hub_errors import hub_exceptions, hub_reason
 from olmoscope.model_errors import first_line
-from olmoscope.recipe import Bos
-from olmoscope.recipe_file import load_recipe
+from olmoscope.recipe.load import load_recipe
+from olmoscope.recipe.schema import Bos
 from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.sae.saelens_folder import CONFIG, WEIGHTS, read_saelens_folder
 from olmoscope.sae.threshold import JumpReLU

@@ -14,8 +14,8 @@ from typing import Any
 
 import torch
 
-from olmoscope.activations.filters import keep_of_store
-from olmoscope.activations.store import Store
+from olmoscope.activations.store.reader import Store
+from olmoscope.activations.stream.filters import keep_of_store
 from olmoscope.errors import UserError
 from olmoscope.evaluate.subject import Subject
 from olmoscope.features.corpus import corpus_of, write_corpus
@@ -31,7 +31,7 @@ from olmoscope.model.unembed import NoUnembedding, Unembedding, load_unembedding
 from olmoscope.model_source import at_revision
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
-from olmoscope.recipe import Filter, Model
+from olmoscope.recipe.schema import Filter, Model
 from olmoscope.tokens.tokenizer import load_tokenizer
 
 

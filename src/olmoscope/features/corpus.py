@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from olmoscope.activations.store import Store
+from olmoscope.activations.store.reader import Store
 from olmoscope.errors import UserError
 from olmoscope.features.format import damaged
 from olmoscope.files import atomic_file, atomic_path

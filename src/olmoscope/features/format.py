@@ -19,10 +19,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from olmoscope.activations.format import ModelIdentity
+from olmoscope.activations.store.format import ModelIdentity
 from olmoscope.errors import UserError
 from olmoscope.files import read_json
-from olmoscope.recipe import Filter
+from olmoscope.recipe.schema import Filter
 
 VERSION = 1
 FORMAT = "olmoscope feature index"

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from olmoscope.activations.tensors_file import write_tensors
+from olmoscope.activations.store.tensors_file import write_tensors
 from olmoscope.features.corpus import Corpus
 from olmoscope.features.counting import count_companions, count_features
 from olmoscope.features.directions import logit_extremes, nearest

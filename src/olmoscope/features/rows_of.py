@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from olmoscope.activations.collect import collect
-from olmoscope.activations.format import read_manifest
-from olmoscope.activations.store import open_store
+from olmoscope.activations.collect.run import collect
+from olmoscope.activations.store.format import read_manifest
+from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
 from olmoscope.evaluate.context import chosen_bos, text_context
 from olmoscope.evaluate.same_model import GivenModel, refuse_uncentred, said_by, take_for_same
@@ -15,9 +15,9 @@ from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model_source import at_revision, pinned
 from olmoscope.progress import console
-from olmoscope.recipe import Bos, Filter, Model, Recipe
-from olmoscope.recipe import Text as RecipeText
-from olmoscope.recipe_file import load_recipe
+from olmoscope.recipe.load import load_recipe
+from olmoscope.recipe.schema import Bos, Filter, Model, Recipe
+from olmoscope.recipe.schema import Text as RecipeText
 from olmoscope.text.given import given_text
 from olmoscope.tokens.tokenizer import load_tokenizer
 

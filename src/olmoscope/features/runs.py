@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save_file
 
-from olmoscope.activations.store import Store
+from olmoscope.activations.store.reader import Store
 from olmoscope.errors import UserError
 from olmoscope.features.format import map_tensors
 from olmoscope.features.sorting import sort_firings

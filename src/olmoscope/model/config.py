@@ -7,7 +7,7 @@ from typing import Any
 
 from olmoscope.errors import UserError
 from olmoscope.model_source import base_of, is_local, loading, locate, naming_base, pinned, refuse_path, require_peft
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 REACH_SECONDS = 5
 """How long a plan waits for the hub; the hub's own library would try again for half a minute."""

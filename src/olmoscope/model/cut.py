@@ -13,7 +13,7 @@ from torch import nn
 from olmoscope.model.blueprint import blueprint
 from olmoscope.model.layers import find_layers
 from olmoscope.model_source import base_of
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 MISFITS = (NotImplementedError, ValueError)
 """What transformers raises of a config that does not fit itself any more (all families of 5.23 were tried), and

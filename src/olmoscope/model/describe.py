@@ -13,7 +13,7 @@ from olmoscope.model.load import LoadedModel, load_model
 from olmoscope.model.splice import CausalLM, load_causal_lm
 from olmoscope.model.unembed import NoUnembedding, unembedding_of
 from olmoscope.model_source import base_of, pinned, read_tokenizer
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 
 from olmoscope.processor import has
 from olmoscope.progress import console
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 ComputeDtype = Literal["bfloat16", "float32"]
 CPU_FEATURES = ("avx512bf16", "amx-bf16", "bf16")

@@ -16,7 +16,7 @@ from olmoscope.model.positions import most_positions
 from olmoscope.model.probe import Probe, probe
 from olmoscope.model.weights import read_weights
 from olmoscope.model_source import base_of, pinned, revision_of
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 
 @dataclass(frozen=True)

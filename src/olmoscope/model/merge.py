@@ -17,7 +17,7 @@ from olmoscope.model.probe import OTHER_SHAPE, REFUSALS, difference, does_not_ru
 from olmoscope.model_adapter import ADAPTER, ADAPTER_WEIGHTS, read_adapter
 from olmoscope.model_errors import damage, first_line
 from olmoscope.model_source import adapter_folder, has_own_tokenizer, read_tokenizer
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 TRIED_TOKENS = 12
 ROWS_FIRST, ROWS_SECOND = (".weight", ".base_layer.weight", ".modules_to_save.weight"), (".lora_embedding_A",)

@@ -26,7 +26,7 @@ from olmoscope.model.positions import most_positions
 from olmoscope.model.probe import OTHER_SHAPE, REFUSALS, Probe, difference, does_not_run, probe
 from olmoscope.model.weights import read_weights
 from olmoscope.model_source import pinned, revision_of
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 from olmoscope.seeds import generator
 
 TRIED_TOKENS = 12

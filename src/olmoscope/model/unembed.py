@@ -16,7 +16,7 @@ from olmoscope.model.cut import config_to_load
 from olmoscope.model.layers import find_layers
 from olmoscope.model.weights import read_weights
 from olmoscope.model_source import pinned, revision_of
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 Norm = Literal["RMS", "layer", "no"]
 AGREES = 1e-3

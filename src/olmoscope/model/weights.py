@@ -7,7 +7,7 @@ import torch
 from olmoscope.errors import UserError
 from olmoscope.model.merge import adapter_to_merge, merge_adapter
 from olmoscope.model_source import base_of, loading, locate, naming_base
-from olmoscope.recipe import Model
+from olmoscope.recipe.schema import Model
 
 
 def read_weights(model: Model, config: Any) -> Any:

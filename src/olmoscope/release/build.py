@@ -14,8 +14,8 @@ from pathlib import Path
 from olmoscope.errors import UserError
 from olmoscope.evaluate.report import REPORT, report_of_folders, write_report
 from olmoscope.files import locked, sha256, sync_folder, write_json, write_text
-from olmoscope.recipe import Recipe
-from olmoscope.recipe_file import load_recipe
+from olmoscope.recipe.load import load_recipe
+from olmoscope.recipe.schema import Recipe
 from olmoscope.release.card import CARD, model_card
 from olmoscope.release.export import export_run, refuse_unexportable
 from olmoscope.release.finished_run import FinishedRun, read_run

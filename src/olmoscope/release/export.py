@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from olmoscope.errors import UserError
-from olmoscope.recipe import SAE, Recipe
-from olmoscope.recipe_sources import ChatSource, DolmaSource, HubSource, Source, TableSource
+from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.recipe.sources import ChatSource, DolmaSource, HubSource, Source, TableSource
 from olmoscope.release.finished_run import FinishedRun, read_run
 from olmoscope.release.saelens_format import hook_names, write_saelens
 

@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError
 from olmoscope.errors import UserError
 from olmoscope.evaluate.results import EVALUATION, Evaluation, read_evaluation
 from olmoscope.files import read_json
-from olmoscope.recipe import SAE, Recipe
-from olmoscope.recipe_file import load_recipe
+from olmoscope.recipe.load import load_recipe
+from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK

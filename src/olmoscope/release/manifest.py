@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, sha256
-from olmoscope.recipe import Activation
+from olmoscope.recipe.schema import Activation
 from olmoscope.release.finished_run import FinishedRun
 from olmoscope.release.saelens_format import hook_names
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from olmoscope.errors import UserError
 from olmoscope.files import sha256
-from olmoscope.recipe import Model, Text
+from olmoscope.recipe.schema import Model, Text
 from olmoscope.text import table
 from olmoscope.text.dolma import SUFFIXES
 from olmoscope.text.template import load_template

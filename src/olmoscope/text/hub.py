@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from olmoscope.errors import UserError
-from olmoscope.recipe_sources import HubSource
+from olmoscope.recipe.sources import HubSource
 from olmoscope.text.chat import ToText, row_of_chat
 from olmoscope.text.hub_files import explained
 from olmoscope.text.row import Malformed, Row, checked

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from olmoscope.errors import UserError
-from olmoscope.recipe import Text
+from olmoscope.recipe.schema import Text
 from olmoscope.seeds import generator
 from olmoscope.text.chat import ToText
 from olmoscope.text.document import Document

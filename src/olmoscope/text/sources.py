@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from olmoscope import recipe_sources
 from olmoscope.errors import UserError
+from olmoscope.recipe import sources as recipe_sources
 from olmoscope.text import dolma, hub_files, plain, table
 from olmoscope.text.chat import ToText, hand_rendered
 from olmoscope.text.download import fetch, is_remote

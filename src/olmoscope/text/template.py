@@ -7,7 +7,7 @@ from typing import Any
 from olmoscope.errors import UserError
 from olmoscope.model_errors import first_line
 from olmoscope.model_source import pinned, read_tokenizer
-from olmoscope.recipe import Model, Text
+from olmoscope.recipe.schema import Model, Text
 from olmoscope.text.chat import Rendered, ToText
 from olmoscope.text.messages import Message
 from olmoscope.text.row import Malformed

@@ -18,7 +18,7 @@ import numpy as np
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json
 from olmoscope.progress import bar
-from olmoscope.recipe import Model, Recipe
+from olmoscope.recipe.schema import Model, Recipe
 from olmoscope.text.document import Document
 from olmoscope.text.mixture import Mixture
 from olmoscope.text.template import template_for

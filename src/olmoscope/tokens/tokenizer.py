@@ -9,7 +9,7 @@ import tokenizers
 
 from olmoscope.errors import UserError
 from olmoscope.model_source import pinned, read_tokenizer
-from olmoscope.recipe import Bos, Model
+from olmoscope.recipe.schema import Bos, Model
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from olmoscope.kernels import reference
 from olmoscope.kernels.interface import Kernels, Quantized
-from olmoscope.recipe import MOST_MARGIN, Candidates
+from olmoscope.recipe.schema import MOST_MARGIN, Candidates
 from olmoscope.sae.topk import TopK
 from olmoscope.train.candidate_trial import Trial, Verdict
 

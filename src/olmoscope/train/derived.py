@@ -16,7 +16,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from olmoscope.recipe import SAE, Auxiliary, Count, Recipe, Train
+from olmoscope.recipe.schema import SAE, Auxiliary, Count, Recipe, Train
 
 STEPS = 4000
 SMALLEST_BATCH, LARGEST_BATCH = 256, 4096

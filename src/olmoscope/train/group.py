@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
-from olmoscope.activations.filters import keep_of_store
-from olmoscope.activations.live import open_live
-from olmoscope.activations.rounds import Rounds, StoreRounds
-from olmoscope.activations.store import Store
-from olmoscope.activations.stream import Stream, deal
+from olmoscope.activations.store.reader import Store
+from olmoscope.activations.stream.batches import Stream, deal
+from olmoscope.activations.stream.filters import keep_of_store
+from olmoscope.activations.stream.live import open_live
+from olmoscope.activations.stream.rounds import Rounds, StoreRounds
 from olmoscope.errors import UserError
 from olmoscope.files import clean_temporary, locked
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.prepare import prepare_kernels
 from olmoscope.model.load import pick_device
 from olmoscope.progress import bar, console
-from olmoscope.recipe import SAE, Recipe
+from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.train.derived import batch_of
 from olmoscope.train.interrupt import deferred_interrupts
 from olmoscope.train.memory import training_memory

@@ -15,7 +15,7 @@ Several SAEs that train together hold all that they hold, and make their steps o
 from dataclasses import dataclass
 
 from olmoscope.kernels.interface import Kernels
-from olmoscope.recipe import SAE, Recipe
+from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.train.activation_rules import CAP
 from olmoscope.train.derived import settled
 

@@ -15,15 +15,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from olmoscope.activations.format import Manifest
-from olmoscope.activations.rounds import Rounds
-from olmoscope.activations.stream import START
+from olmoscope.activations.store.format import Manifest
+from olmoscope.activations.stream.batches import START
+from olmoscope.activations.stream.rounds import Rounds
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json, write_text
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
-from olmoscope.recipe import SAE, Recipe
-from olmoscope.recipe_file import load_recipe
+from olmoscope.recipe.load import load_recipe
+from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.candidate_trial import TRIAL_STEPS, Trial, Verdict

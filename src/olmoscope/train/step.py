@@ -24,7 +24,7 @@ from torch import Tensor
 
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.interface import AdamStep, Kernels, Residual, SortedPairs
-from olmoscope.recipe import Activation, Candidates
+from olmoscope.recipe.schema import Activation, Candidates
 from olmoscope.sae.rows import RowStatistics
 from olmoscope.sae.topk import TopK
 from olmoscope.train.activation_rules import RULES

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json
-from olmoscope.recipe import SAE, Recipe
+from olmoscope.recipe.schema import SAE, Recipe
 
 TrackerName = Literal["wandb", "tensorboard"]
 Line = dict[str, Any]

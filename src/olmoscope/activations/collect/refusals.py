@@ -1,0 +1,77 @@
+"""What stops a collection: each gets one line that says what is wrong, where, and what to do."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from olmoscope.activations.store.format import read_manifest
+from olmoscope.activations.store.gather import LayerRows
+from olmoscope.errors import UserError
+from olmoscope.recipe.schema import Recipe
+from olmoscope.tokens.segments import TokenSegment
+from olmoscope.units import format_bytes
+
+TOKEN_BYTES = 13
+"""Bytes of a token in tokens/: id, document, source. (Tokens waiting for later segments take as much again at most.)"""
+ROW_BYTES = 13
+"""Bytes of a token in rows/: id, sequence, position, source."""
+NORM_BYTES = 4
+"""Bytes of a token's norm at each layer, in rows/."""
+FLOAT16_MAX = torch.finfo(torch.float16).max
+
+
+def refuse_another_store(store: Path, recipe: Recipe) -> None:
+    """A folder serves one recipe; checked before anything heavy is loaded."""
+    if (store / "manifest.json").exists():
+        found = read_manifest(store)
+        if found.recipe_hash != recipe.store_hash():
+            raise UserError(f"{store} holds the store of another recipe (model {found.model.name}, layers "
+                            f"{found.layers}); choose another --out or delete the folder")
+
+
+def refuse_full_disk(store: Path, recipe: Recipe, d_model: int, rows: int) -> None:
+    """What is still to be written must fit: activations, norms, and what each row is. (Its tokens are written.)"""
+    layers = len(recipe.activations.layers)
+    needed = rows * ((recipe.activations.row_bytes(d_model) + NORM_BYTES) * layers + ROW_BYTES)
+    free = shutil.disk_usage(store).free
+    if needed > free:
+        raise UserError(f"{store} needs {format_bytes(needed)} more, the disk has {format_bytes(free)} free; make "
+                        "room, choose another --out, or lower tokens.count")
+
+
+def refuse_unsafe_float16(recipe: Recipe, bounds: list[float] | None) -> None:
+    """float16 is not begun where the weights cannot rule out an overflow; where nothing is provable, values decide."""
+    if recipe.activations.dtype == "float16" and bounds is not None:
+        for layer in recipe.activations.layers:
+            if bounds[layer] > FLOAT16_MAX:
+                raise UserError(f"activations.dtype: float16 holds at most {FLOAT16_MAX:.0f}, and the weights of "
+                                f"{recipe.model.name} allow {bounds[layer]:.0f} after layer {layer}; use bfloat16")
+
+
+def refuse_not_finite(layer: int, rows: LayerRows, tokens: TokenSegment, order_R: np.ndarray) -> None:
+    """No NaN or infinity is stored.
+
+    Args:
+        rows: a filled segment of the layer.
+        order_R: which row of the token segment each of them is.
+    """
+    if not rows.largest_D.isfinite().all():
+        bad_R = order_R[(~rows.square_norm_R[: tokens.rows].isfinite()).cpu().numpy()]
+        row = int(bad_R.min())
+        sequence = int(np.searchsorted(tokens.sequence_starts, row, side="right")) - 1
+        raise UserError(f"layer {layer} gave NaN or infinite activations ({len(bad_R)} of {tokens.rows} rows; first: "
+                        f"sequence {tokens.sequence_numbers[sequence]}, token "
+                        f"{row - tokens.sequence_starts[sequence]}); try model.dtype=float32")
+
+
+def refuse_overflow(layer: int, rows: LayerRows) -> None:
+    """No value becomes infinite by being stored."""
+    if "scale" not in rows.stored:
+        dtype = rows.stored["activations"].dtype
+        name = str(dtype).removeprefix("torch.")
+        largest = float(rows.largest_D.max())
+        if torch.tensor(largest).to(dtype).isinf():
+            raise UserError(f"layer {layer} has a value of {largest:.6g}, and {name} holds at most "
+                            f"{torch.finfo(dtype).max:.6g}: use activations.dtype=bfloat16")

@@ -1,0 +1,252 @@
+"""Collection: token segments through the model, residual stream to disk.
+
+    recipe -> tokens/ (packed once) -> for each segment of this worker's share: forward passes -> the segment's files
+           -> when the last segment is there, whoever made it: statistics, manifest
+
+A segment that exists is never made again; a killed run continues with the first one missing. While the model reads a
+segment, the one before it is being written.
+"""
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import torch
+from rich.markup import escape
+from torch import Tensor
+
+from olmoscope.activations.collect.begun import model_of_store
+from olmoscope.activations.collect.forward import batches, residual_rows
+from olmoscope.activations.collect.refusals import (
+    refuse_another_store,
+    refuse_full_disk,
+    refuse_not_finite,
+    refuse_overflow,
+    refuse_unsafe_float16,
+)
+from olmoscope.activations.store.format import (
+    Manifest,
+    ModelIdentity,
+    SourceCount,
+    has_segment,
+    layer_folder,
+    norm_name,
+    read_manifest,
+    stored_order,
+    write_manifest,
+    write_segment,
+)
+from olmoscope.activations.store.gather import Buffer, SegmentRows
+from olmoscope.activations.store.shares import Worker, claim_segment, manifest_locked, share_locked, tokens_locked
+from olmoscope.activations.store.statistics import read_statistics, segment_sums, write_statistics
+from olmoscope.activations.store.writer import Writer
+from olmoscope.errors import UserError
+from olmoscope.model.bound import residual_bound
+from olmoscope.model.config import read_config
+from olmoscope.model.load import LoadedModel, load_model, pick_device
+from olmoscope.model.positions import check_context
+from olmoscope.progress import bar, console
+from olmoscope.provenance import provenance
+from olmoscope.recipe.schema import Model, Recipe
+from olmoscope.tokens.pack import is_packed, pack
+from olmoscope.tokens.segments import TokenSegment, read_token_segment
+from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
+
+Split = Literal["train", "held_out"]
+BUFFERS = 2
+"""Segments in memory: one that is being filled, one that is being written."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What `collect` did."""
+
+    store: Path
+    manifest: Manifest
+    segments_made: int
+    """0 if everything was there already."""
+    segments_missing: int
+    """Not 0 if other workers have still to make theirs."""
+    wanted: int
+    """Tokens the recipe asks for; the text may have held fewer."""
+    padding: float
+    """Share of computed tokens that were padding."""
+    statistics: dict[str, Any] | None
+    """statistics.json of a finished store."""
+    lost: dict[str, dict[str, int]]
+    """What the chats of a source say and their texts do not, and in how many messages; of sources that lost anything.
+    """
+
+
+def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker(),  # noqa: B008 (frozen)
+            load: Callable[[Model, int, torch.device], LoadedModel] = load_model) -> Collected:
+    """Fill an activation store, or a worker's share of it; what is there already is kept.
+
+    Args:
+        load: gives the model, cut off above a layer; whoever has made one gives it here.
+
+    Raises:
+        UserError: the folder holds another recipe's store, another process works on the same share, or the store does
+            not fit on the disk; the model or text cannot be had; an activation is not finite, or too large for the
+            store's dtype.
+        KeyboardInterrupt: stopped by a signal; finished segments are kept.
+    """
+    refuse_another_store(store, recipe)
+    with share_locked(store, worker):
+        wanted = model_of_store(recipe, store)
+        tokenizer = ready_to_pack(recipe, wanted, split)
+        # Before anything is packed: a model that cannot be read is refused at once.
+        model = None if is_packed(store) else _load(recipe, wanted, worker, load)
+        with tokens_locked(store):
+            index = pack(recipe, tokenizer, split, store, wanted)
+        share = [segment for segment in _missing(store, index) if worker.owns(segment)]
+        made = 0
+        if share or not (store / "manifest.json").exists():
+            model = model or _load(recipe, wanted, worker, load)
+            begin_store(store, make_manifest(recipe, split, model, tokenizer, index))
+            refuse_full_disk(store, recipe, model.d_model, sum(index["rows"][segment] for segment in share))
+            made = _make_segments(recipe, split, store, model, index, share)
+        _finish(store, index)
+        manifest = read_manifest(store)
+        return Collected(store, manifest, made, len(_missing(store, index)), index["wanted"],
+                         1 - sum(index["rows"]) / index["padded"],
+                         read_statistics(store) if manifest.finished else None,
+                         {name: counts["lost"] for name, counts in index["sources"].items() if "lost" in counts})
+
+
+def ready_to_pack(recipe: Recipe, model: Model, split: Split) -> Tokenizer:
+    """The model's tokenizer, once it is known that the model takes such sequences.
+
+    Args:
+        model: the recipe's, at the commit of the store.
+
+    Raises:
+        UserError: it does not, or the tokenizer cannot be had.
+    """
+    longest = max(high for _, high in recipe.tokens.chunk_lengths)
+    if (warning := check_context(read_config(model), longest, model.name)) and split == "train":
+        console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True, highlight=False)
+    return load_tokenizer(model, recipe.tokens.bos)
+
+
+def _load(recipe: Recipe, wanted: Model, worker: Worker,
+          load: Callable[[Model, int, torch.device], LoadedModel]) -> LoadedModel:
+    model = load(wanted, recipe.activations.layers[-1], pick_device(recipe.device, worker.local_index))
+    model.probe.refuse_leak(recipe.model.name, recipe.tokens.documents)
+    return model
+
+
+def _missing(store: Path, index: dict[str, Any]) -> list[int]:
+    return [segment for segment in range(len(index["rows"])) if not has_segment(store, segment)]
+
+
+def _make_segments(recipe: Recipe, split: Split, store: Path, model: LoadedModel, index: dict[str, Any],
+                   share: list[int]) -> int:
+    """Make segments, but those that another process is making; returns how many."""
+    bounds = residual_bound(model.module, model.layers, model.architecture)
+    refuse_unsafe_float16(recipe, bounds)
+    total, to_do = sum(index["rows"]), sum(index["rows"][segment] for segment in share)
+    rows = SegmentRows(recipe.activations.layers, max(index["rows"]), model.d_model, recipe.activations.dtype,
+                       model.device)
+    made = 0
+    try:
+        with bar(f"activations ({split})", total, "tokens", done=total - to_do) as advance, \
+                contextlib.ExitStack() as claims, Writer([rows.buffer() for _ in range(BUFFERS)]) as writer:
+            for segment in share:
+                tokens = read_token_segment(store, segment)
+                claim = claim_segment(store, segment)
+                if claim is None:
+                    advance(tokens.rows)
+                    continue
+                claims.enter_context(claim)
+                order_R = stored_order(recipe.seed, segment, tokens.rows)
+                places_R = torch.from_numpy(np.argsort(order_R)).to(model.device)
+                buffer = writer.buffer()
+                rows.start(buffer)
+                for batch in batches(tokens, apart=recipe.tokens.documents == "apart"):
+                    for layer, output_BD in residual_rows(model, recipe.activations.layers, batch.to(model.device)):
+                        rows.add(layer, places_R[batch.rows], output_BD)
+                    advance(batch.rows.stop - batch.rows.start)
+                    writer.check()
+                rows.hand_over(tokens.rows)
+                writer.write(buffer, partial(_write, store, segment, claim, buffer, tokens, order_R, bounds))
+                made += 1
+    except KeyboardInterrupt:
+        console.print(f"stopped: {len(index['rows']) - len(_missing(store, index))} of {len(index['rows'])} segments "
+                      f"of {store} are saved; run the same command again to go on")
+        raise
+    return made
+
+
+def _write(store: Path, segment: int, claim: IO[bytes], buffer: Buffer, tokens: TokenSegment, order_R: np.ndarray,
+           bounds: list[float] | None, between: Callable[[], None]) -> None:
+    """In the writer's thread: check a filled buffer, write the segment, let go of its claim."""
+    with claim:
+        buffer.wait()
+        rows = {name: tensor[torch.from_numpy(order_R)] for name, tensor in _rows(tokens).items()}
+        norms = {norm_name(layer): layer_rows.square_norm_R[: tokens.rows].sqrt()
+                 for layer, layer_rows in buffer.layers.items()}
+        files: dict[str, dict[str, Tensor]] = {}
+        sums: dict[str, Tensor] = {}
+        for layer, layer_rows in buffer.layers.items():
+            refuse_not_finite(layer, layer_rows, tokens, order_R)
+            refuse_overflow(layer, layer_rows)
+            files[layer_folder(layer)] = {name: tensor[: tokens.rows] for name, tensor in layer_rows.stored.items()}
+            sums |= segment_sums(layer, layer_rows, rows["position"], bounds[layer] if bounds else None)
+        write_segment(store, segment, files | {"rows": rows | norms, "statistics": sums}, between)
+
+
+def _rows(tokens: TokenSegment) -> dict[str, Tensor]:
+    """What each row is: its token, its sequence, its place in the sequence, its source."""
+    lengths = np.diff(tokens.sequence_starts)
+    return {"token_id": torch.from_numpy(tokens.token_ids),
+            "sequence": torch.from_numpy(np.repeat(tokens.sequence_numbers, lengths).astype(np.int32)),
+            "position": torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]).astype(np.int32)),
+            "source": torch.from_numpy(tokens.sources)}
+
+
+def begin_store(store: Path, wanted: Manifest) -> None:
+    """Write the manifest, or check that the one there is of the same model: the first worker to come decides."""
+    with manifest_locked(store):
+        if not (store / "manifest.json").exists():
+            write_manifest(store, wanted)
+            return
+        found = read_manifest(store)
+        if (found.model, found.tokenizer_hash) != (wanted.model, wanted.tokenizer_hash):
+            raise UserError(f"{store} was begun with {found.model.name} at revision {found.model.revision}, now it "
+                            f"is {wanted.model.revision}: set model.revision, or choose another --out")
+        if found.model_dtype != wanted.model_dtype:
+            raise UserError(f"{store} was begun with model.dtype={found.model_dtype}, now it is {wanted.model_dtype}: "
+                            f"set model.dtype={found.model_dtype}, or choose another --out")
+
+
+def _finish(store: Path, index: dict[str, Any]) -> None:
+    """Write the statistics and mark the store as finished, if its last segment is there."""
+    if _missing(store, index):
+        return
+    with manifest_locked(store):
+        manifest = read_manifest(store)
+        if not manifest.finished or not (store / "statistics.json").exists():
+            write_statistics(store, manifest)
+            write_manifest(store, manifest.model_copy(update={"finished": True}))
+
+
+def make_manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer: Tokenizer,
+                  index: dict[str, Any]) -> Manifest:
+    """What a store of this recipe is, still unfinished."""
+    assert recipe.model.dtype != "auto", "settle the recipe first (pipeline.py)"
+    identity = ModelIdentity(name=recipe.model.name, revision=model.revision, architecture=model.architecture,
+                             d_model=model.d_model, num_layers=model.num_layers, layers_path=model.layers_path,
+                             base=model.base)
+    sources = {name: SourceCount(documents=counts["documents"], tokens=counts["tokens"])
+               for name, counts in index["sources"].items()}
+    return Manifest(model=identity, tokenizer_hash=tokenizer.hash(), special_token_ids=tokenizer.special_ids(),
+                    bos_token_ids=list(tokenizer.begin), recipe_hash=recipe.store_hash(), split=split,
+                    layers=recipe.activations.layers, dtype=recipe.activations.dtype,
+                    model_dtype=recipe.model.dtype, documents_apart=model.probe.documents_apart,
+                    segments=len(index["rows"]), rows=sum(index["rows"]), sources=sources, finished=False,
+                    provenance=provenance(dated=False))

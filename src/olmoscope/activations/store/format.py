@@ -1,0 +1,261 @@
+"""The activation store on disk, whole: what another reader needs to know stands here and in docs/formats.md.
+
+    manifest.json                             what the store is (Manifest); rewritten once, when it is finished
+    tokens/recipe.json                        which recipe's tokens these are; written before the first of them
+    tokens/segment-000042.safetensors         the sequences of a segment and how they are batched (TokenSegment)
+    tokens/index.json                         rows of every segment, tokens per source; exists when all are packed
+    layer_07/segment-000042.safetensors       `activations [rows, d_model]`; with dtype float8_e4m3 also `scale [rows]`
+    rows/segment-000042.safetensors           `token_id`, `sequence`, `position`, `source`, each `[rows]`; and
+                                              `norm_07`, each row's Euclidean norm at layer 7, float32
+    checksums/tokens-000042.json              SHA-256 of the segment's tokens, written after them
+    statistics/segment-000042.safetensors     the segment's sums (statistics.py)
+    checksums/segment-000042.json             SHA-256 of the segment's files, and a checksum of every block of rows of
+                                              the activations (blocks.py); written last: the segment exists
+    statistics.json, statistics.safetensors   of the whole store; written when all segments exist
+
+Row i of every layer's file and of the rows file is the same token. The rows of a segment are permuted, the same way
+for all layers, so that any slice of it is a random sample of it. All files appear by rename: what exists is complete.
+No byte depends on how many processes made the store, or on what was interrupted; nothing in it has a date. Files whose
+names begin with a dot (locks, half-written files) are not part of the store.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from torch import Tensor
+
+from olmoscope.activations.store import fp8
+from olmoscope.activations.store.blocks import BLOCK_ROWS, checksums, read_blocks
+from olmoscope.activations.store.tensors_file import write_tensors
+from olmoscope.errors import UserError
+from olmoscope.files import read_json, sha256, write_json
+from olmoscope.recipe.schema import StoreDtype
+from olmoscope.seeds import generator
+from olmoscope.tokens.segments import damaged, read_tensors, segment_name
+
+VERSION = 1
+WRITERS = 4
+"""Files of a segment that are written at a time."""
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelIdentity(_Frozen):
+    """The model that the activations are of."""
+
+    name: str
+    revision: str
+    """The hub's commit, or a hash of local weights."""
+    architecture: str
+    """e.g. `Olmo3ForCausalLM`."""
+    d_model: int
+    num_layers: int
+    layers_path: str
+    """Where the decoder layers stand in the causal LM, e.g. `model.layers`."""
+    base: str | None = None
+    """The model that it is an adapter of, merged into it; its revision stands in `revision` after a `+`."""
+
+
+class SourceCount(_Frozen):
+    """What one text source contributed."""
+
+    documents: int
+    tokens: int
+
+
+class Manifest(_Frozen):
+    """What a store is."""
+
+    format: Literal["olmoscope activation store"] = "olmoscope activation store"
+    version: Annotated[int, Field(ge=1)] = VERSION
+    model: ModelIdentity
+    tokenizer_hash: str
+    special_token_ids: list[int]
+    """What the tokenizer calls special, for filters; BOS where sequences begin with it."""
+    bos_token_ids: list[int] = []
+    """What each sequence begins with (each document of it where they are kept apart): BOS, or nothing."""
+    recipe_hash: str
+    split: Literal["train", "held_out"]
+    layers: list[int]
+    dtype: StoreDtype
+    model_dtype: Literal["bfloat16", "float32"] | None = None
+    """In which the model computed; None in stores made before this was written down."""
+    documents_apart: bool | None = None
+    """Whether position ids that restart keep documents apart in this model (model/probe.py, which also refuses models
+    that are not causal); None in stores made before this was tried."""
+    segments: int
+    rows: int
+    sources: dict[str, SourceCount]
+    finished: bool
+    provenance: dict[str, Any]
+    """Of the process that began the store; without a date, so that the same work gives the same bytes."""
+
+
+def layer_folder(layer: int) -> str:
+    """`layer_07`."""
+    return f"layer_{layer:02d}"
+
+
+def segment_path(store: Path, folder: str, segment: int) -> Path:
+    """Where a segment's file of a folder (`layer_07`, `rows`, `statistics`) is."""
+    return store / folder / segment_name(segment)
+
+
+def write_manifest(store: Path, manifest: Manifest) -> None:
+    """Write manifest.json, atomically."""
+    write_json(store / "manifest.json", manifest.model_dump(mode="json"))
+
+
+def read_manifest(store: Path) -> Manifest:
+    """Read manifest.json.
+
+    Raises:
+        UserError: missing, damaged, not a store's, or of a newer format.
+    """
+    path = store / "manifest.json"
+    value = read_json(path)
+    if not isinstance(value, dict) or value.get("format") != "olmoscope activation store":
+        raise UserError(f"{path} is not the manifest of an activation store")
+    if isinstance(value.get("version"), int) and value["version"] > VERSION:
+        raise UserError(f"{store} has store format {value['version']}, this version of olmoscope reads {VERSION}: "
+                        "upgrade olmoscope")
+    try:
+        return Manifest.model_validate(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise UserError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+
+
+def has_segment(store: Path, segment: int) -> bool:
+    """Whether a segment's activations are all written."""
+    return segment_checksum(store, segment).exists()
+
+
+def stored_order(seed: int, segment: int, rows: int) -> np.ndarray:
+    """Which row of the token segment stands at each place of the stored segment, `[rows]` int64."""
+    return generator(seed, "rows of a segment", segment).permutation(rows)
+
+
+def write_segment(store: Path, segment: int, tensors: dict[str, dict[str, Tensor]],
+                  between: Callable[[], None] = lambda: None) -> None:
+    """Write a segment's files side by side (hashing one takes as long as a fast disk takes to write it), rows in
+    `stored_order`; its checksums last.
+
+    Args:
+        tensors: the contents of its file in each folder: `layer_07`, ..., `rows`, `statistics`; all on the CPU.
+        between: as in `write_tensors`.
+    """
+    def write(folder: str) -> tuple[str, str, dict[str, list[str]]]:
+        path, contents = segment_path(store, folder, segment), tensors[folder]
+        digest = write_tensors(path, contents, between)
+        return str(path.relative_to(store)), digest, (
+            {name: checksums(tensor) for name, tensor in contents.items()} if "activations" in contents else {})
+
+    with ThreadPoolExecutor(WRITERS) as pool:
+        written = list(pool.map(write, tensors))
+    rows = len(tensors["rows"]["token_id"])
+    sums = {path: digest for path, digest, _ in written}
+    blocks = {path: of_file for path, _, of_file in written if of_file}
+    write_json(segment_checksum(store, segment),
+               {"rows": rows, "sha256": sums, "block_rows": BLOCK_ROWS, "blocks": blocks})
+
+
+@dataclass(frozen=True)
+class SegmentSums:
+    """What checksums/segment-N.json says; paths are relative to the store."""
+
+    sha256: dict[str, str]
+    blocks: dict[str, dict[str, list[str]]]
+    """For each file of activations, the checksums of the blocks of each of its tensors."""
+
+
+def read_sums(store: Path, segment: int) -> SegmentSums:
+    """Read a segment's checksums.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    path = segment_checksum(store, segment)
+    value = read_json(path)
+    if not isinstance(value, dict) or not {"sha256", "blocks"} <= set(value) or value["block_rows"] != BLOCK_ROWS:
+        raise UserError(f"{path} is damaged or of another format; delete it and run `olmoscope collect` again")
+    return SegmentSums(value["sha256"], value["blocks"])
+
+
+def read_rows(store: Path, segment: int, sums: SegmentSums | None = None) -> dict[str, Tensor]:
+    """`token_id`, `sequence`, `position`, `source` and the norms of a segment, each `[rows]`; the file is checked.
+
+    Args:
+        sums: the segment's checksums, where they were read before.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    sums = sums or read_sums(store, segment)
+    path = segment_path(store, "rows", segment)
+    _verify(store, str(path.relative_to(store)), sums)
+    return read_tensors(path, "pt")[0]
+
+
+def read_activations(store: Path, layer: int, segment: int, part: slice, sums: SegmentSums | None = None,
+                     out: Tensor | None = None) -> Tensor:
+    """Some rows of a segment at a layer, `[part, d_model]`; only their blocks are read from the disk, and checked.
+
+    In `read_dtype`: the store's dtype, but 8-bit rows are given back in bfloat16.
+
+    Args:
+        sums: the segment's checksums, where they were read before.
+        out: memory to fill, `[part, d_model]`.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    path = segment_path(store, layer_folder(layer), segment)
+    blocks = (sums or read_sums(store, segment)).blocks[f"{layer_folder(layer)}/{segment_name(segment)}"]
+    if "scale" not in blocks:
+        return read_blocks(path, "activations", part, blocks["activations"], out)
+    rows_RD = fp8.dequantize(*(read_blocks(path, name, part, blocks[name]) for name in ("activations", "scale")))
+    return rows_RD if out is None else out.copy_(rows_RD)
+
+
+def norm_name(layer: int) -> str:
+    """The name of a layer's norms in rows/: `norm_07`."""
+    return f"norm_{layer:02d}"
+
+
+def read_dtype(dtype: StoreDtype) -> torch.dtype:
+    """The dtype in which rows of a store are given to readers: the store's own, bfloat16 for 8-bit ones."""
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32,
+            "float8_e4m3": torch.bfloat16}[dtype]
+
+
+def verify_segment(store: Path, segment: int) -> None:
+    """Compare a segment's files with their checksums.
+
+    Raises:
+        UserError: one is missing or differs.
+    """
+    sums = read_sums(store, segment)
+    for relative in sums.sha256:
+        _verify(store, relative, sums)
+
+
+def _verify(store: Path, relative: str, sums: SegmentSums) -> None:
+    path = store / relative
+    if not path.exists():
+        raise damaged(path, "it is missing")
+    if sha256(path) != sums.sha256[relative]:
+        raise damaged(path, "its checksum differs")
+
+
+def segment_checksum(store: Path, segment: int) -> Path:
+    """Where the checksums of a segment stand."""
+    return store / "checksums" / f"segment-{segment:06d}.json"

@@ -1,0 +1,88 @@
+"""What a store on disk is and how far it has come, whatever state it is in: nothing here needs it to be finished."""
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from olmoscope.activations.store.format import Manifest, has_segment, layer_folder, read_manifest
+from olmoscope.errors import UserError
+from olmoscope.files import is_locked, read_json
+from olmoscope.tokens.segments import has_token_segment, segment_name
+
+SPLITS = ("train", "held_out")
+
+
+@dataclass(frozen=True)
+class StoreInfo:
+    """A store, as far as it has come."""
+
+    store: Path
+    manifest: Manifest | None
+    """None while its tokens are packed; collection writes it."""
+    live: bool
+    """Whether a process is writing it now."""
+    token_segments: int
+    packed: bool
+    """Whether all tokens are packed; only then is the number of segments known."""
+    segments: int
+    """All that the store will have; those packed so far while that is not known."""
+    missing: list[int]
+    """Segments without activations."""
+    bytes: dict[str, int]
+    """On disk now, by folder: `tokens`, `rows`, `layer_07`."""
+
+
+def find_stores(path: Path) -> list[Path]:
+    """The stores at a path: itself, or those of both splits of an output folder.
+
+    Raises:
+        UserError: there is none.
+    """
+    if not path.exists():
+        raise UserError(f"{path} does not exist")
+    for stores in ([path], [path / split for split in SPLITS], [path / "store" / split for split in SPLITS]):
+        if found := [store for store in stores if _looks_like_a_store(store)]:
+            return found
+    raise UserError(f"{path} holds no activation store: give an output folder of `olmoscope collect`, or one store in "
+                    "it (OUT/store/train)")
+
+
+def output_folder(store: Path) -> Path | None:
+    """The output folder that a store belongs to, or None if it stands alone."""
+    out = store.absolute().parent.parent
+    return out if store.absolute().parent.name == "store" and store.name in SPLITS else None
+
+
+def describe(store: Path) -> StoreInfo:
+    """What is in a store; reads names and sizes, not contents.
+
+    Raises:
+        UserError: its manifest or its token index is damaged or of a newer format.
+    """
+    manifest = read_manifest(store) if (store / "manifest.json").exists() else None
+    index = store / "tokens" / "index.json"
+    packed = index.exists()
+    token_segments = [number for number in segment_numbers(store / "tokens") if has_token_segment(store, number)]
+    segments = len(read_json(index)["rows"]) if packed else manifest.segments if manifest else len(token_segments)
+    folders = ["tokens", "rows", *map(layer_folder, manifest.layers if manifest else [])]
+    sizes = {folder: sum(path.stat().st_size for path in (store / folder).glob("segment-*.safetensors"))
+             for folder in folders}
+    return StoreInfo(store, manifest, is_locked(store), len(token_segments), packed, segments,
+                     [number for number in range(segments) if not has_segment(store, number)], sizes)
+
+
+def segment_numbers(folder: Path, pattern: str = segment_name(0).replace("000000", r"(\d{6,})")) -> Iterator[int]:
+    """The numbers in the names of a folder's files, ascending.
+
+    Args:
+        pattern: of the whole name, with one group for the number.
+    """
+    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    for name in names:
+        if match := re.fullmatch(pattern, name):
+            yield int(match[1])
+
+
+def _looks_like_a_store(path: Path) -> bool:
+    return (path / "tokens").is_dir() or ((path / "manifest.json").is_file() and (path / "checksums").is_dir())

@@ -1,0 +1,119 @@
+"""Who makes which segments: workers that share nothing but the store's folder.
+
+Worker I of N makes the segments s with s % N == I; a single worker makes all. Nothing that is written depends on who
+makes it. Locks only keep two processes from doing the same work; each is an flock, which the kernel frees
+when its process ends, however it ends:
+
+    .lock-tokens            packs the tokens: the first to come does it, the others wait
+    .lock-worker-1-of-4     works on this share
+    tokens/segment-000042.safetensors    makes this segment (the file is only locked): so workers of different N, or
+                            one that does what a lost one left, never make the same segment
+    .lock-manifest          begins or finishes the store
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from olmoscope.activations.store.format import has_segment
+from olmoscope.errors import UserError
+from olmoscope.files import clean_temporary, locked, try_lock, wait_for_lock
+from olmoscope.progress import console
+from olmoscope.tokens.segments import segment_name
+
+TOKENS_LOCK = ".lock-tokens"
+
+
+@dataclass(frozen=True)
+class Worker:
+    """One of `count` workers."""
+
+    index: int = 0
+    count: int = 1
+    local_index: int = 0
+    """Counted on this machine: which CUDA device is its own."""
+    told_by: str = ""
+    """Where this was read, if nobody said it on the command line."""
+
+    def owns(self, segment: int) -> bool:
+        """Whether a segment is in its share."""
+        return segment % self.count == self.index
+
+
+def parse_worker(text: str) -> Worker:
+    """Read `I/N`, counted from 0.
+
+    Raises:
+        UserError: not of that form, or I is not below N.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
+    if not match or int(match[1]) >= int(match[2]):
+        raise UserError(f"--worker {text}: it must be I/N with I from 0 to N-1, e.g. 0/4 for the first of four workers")
+    return Worker(int(match[1]), int(match[2]))
+
+
+def worker_from_environment(environment: Mapping[str, str]) -> Worker:
+    """The worker that torchrun or srun says this process is; the only one where neither started it.
+
+    srun is known by its step, not by `SLURM_NTASKS`: a batch script that runs one process by hand has that too.
+    """
+    for index, count, local, launcher in (("RANK", "WORLD_SIZE", "LOCAL_RANK", "torchrun"),
+                                          ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "srun")):
+        if index in environment and count in environment:
+            return Worker(int(environment[index]), int(environment[count]), int(environment.get(local, 0)),
+                          f"{launcher} ({index}, {count})")
+    return Worker()
+
+
+@contextlib.contextmanager
+def share_locked(store: Path, worker: Worker) -> Iterator[None]:
+    """Hold a worker's share.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    doing = "collecting" if worker.count == 1 else f"collecting share {worker.index}/{worker.count}"
+    with locked(store, doing, f".lock-worker-{worker.index}-of-{worker.count}"):
+        yield
+
+
+@contextlib.contextmanager
+def tokens_locked(store: Path) -> Iterator[None]:
+    """Hold the token stage of a store; waits, and says so, while another process is at it."""
+    lock = try_lock(store / TOKENS_LOCK)
+    if lock is None:
+        console.print(f"another process packs the tokens of {store}; waiting for it")
+        lock = wait_for_lock(store / TOKENS_LOCK)
+    with lock:
+        clean_temporary(store / "tokens")
+        clean_temporary(store / "checksums", "tokens-*")
+        yield
+
+
+@contextlib.contextmanager
+def manifest_locked(store: Path) -> Iterator[None]:
+    """Hold what belongs to the whole store: its manifest and its statistics."""
+    with wait_for_lock(store / ".lock-manifest"):
+        for name in ("manifest.json", "statistics.json", "statistics.safetensors"):
+            clean_temporary(store, f"{name}.*")
+        yield
+
+
+def claim_segment(store: Path, segment: int) -> IO[bytes] | None:
+    """Take a segment for this process, and clear away what a killed one left of it.
+
+    Returns:
+        What holds it until it is closed; None if another process makes it, or has made it by now.
+    """
+    claim = try_lock(store / "tokens" / segment_name(segment))
+    if claim is not None and has_segment(store, segment):
+        claim.close()
+        return None
+    if claim is not None:
+        for folder in store.iterdir():
+            if folder.is_dir() and folder.name != "tokens":
+                clean_temporary(folder, f"segment-{segment:06d}.*")
+    return claim

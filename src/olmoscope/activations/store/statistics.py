@@ -1,0 +1,175 @@
+"""What the residual stream is like, gathered while it is collected.
+
+Each segment leaves its sums in `statistics/segment-000042.safetensors`. When the last segment is there, they are added
+up in the order of the segments, in float64: so the result depends on neither workers nor interruptions, and a segment
+that is made anew changes nothing.
+
+    statistics.json             figures for each layer (`write_statistics` says which)
+    statistics.safetensors      layer_07.mean [d_model] float64; layer_07.largest [d_model] float32, max |x| of channels
+
+Quantiles of norms come from a histogram whose bins are the leading bits of a float32: 64 bins an octave, so a
+quantile is off by at most 0.8%. Counts of bins add up, whatever was counted where. D d_model, R rows, L layers.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from olmoscope.activations.store.format import Manifest, layer_folder, segment_path
+from olmoscope.activations.store.gather import LayerRows
+from olmoscope.activations.store.tensors_file import write_tensors
+from olmoscope.files import read_json, write_json
+from olmoscope.tokens.segments import read_tensors
+
+BIN_SHIFT = 17
+"""float32 bits dropped by a bin: sign 0, 8 bits of exponent and 6 of mantissa are left."""
+BINS = 1 << (31 - BIN_SHIFT)
+POSITIONS = [0, 1, 2, 3, 4, *(2**power for power in range(3, 32))]
+"""Where each group of positions starts: the first four alone, then octaves."""
+QUANTILES = {"p1": 0.01, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
+
+
+def segment_sums(layer: int, rows: LayerRows, positions_R: Tensor, bound: float | None) -> dict[str, Tensor]:
+    """What a segment leaves of one layer.
+
+    Args:
+        rows: the layer's rows of the segment, on the CPU.
+        positions_R: place of each row in its sequence.
+        bound: on max |x|, proven from the weights; None if none is known.
+    """
+    norm_R = rows.square_norm_R[: len(positions_R)].sqrt().numpy()
+    group_R = np.searchsorted(POSITIONS, positions_R.numpy(), side="right") - 1
+    cells, counts = np.unique(group_R * BINS + (norm_R.view(np.int32) >> BIN_SHIFT), return_counts=True)
+    sums = {
+        "sum": rows.sum_D.clone(),
+        "largest": rows.largest_D.clone(),
+        "sum_of_squares": torch.tensor([rows.square_norm_R[: len(positions_R)].double().sum()]),
+        "error": rows.error_1.clone(),
+        "bound": torch.tensor([math.nan if bound is None else bound], dtype=torch.float64),
+        "norm_cells": torch.from_numpy(cells.astype(np.int64)),
+        "norm_counts": torch.from_numpy(counts.astype(np.int64)),
+    }
+    return {f"{layer_folder(layer)}.{name}": tensor for name, tensor in sums.items()}
+
+
+@dataclass
+class _Total:
+    """Sums of one layer over segments."""
+
+    sum_D: np.ndarray
+    largest_D: np.ndarray
+    sum_of_squares: float
+    error: float
+    bound: float
+    norm_counts: np.ndarray
+    """`[groups of positions, BINS]`."""
+
+
+def write_statistics(store: Path, manifest: Manifest) -> None:
+    """Add up what the segments left, and write it.
+
+    statistics.json has `rows`, and for each layer:
+        mean_norm, std_norm, mean_over_std: ‖μ‖; ‖σ‖, the root of the summed variances of the channels; their ratio.
+        norm: quantiles of ‖x‖. norm_by_position: rows and quantiles, for groups of positions in the sequence.
+        largest, largest_channel: max |x|, and where. non_finite: rows with NaN or inf (0: they are refused).
+        bound: on max |x|, from the weights alone; null where none is known.
+        float16: whether that bound, or else the largest value seen, fits into float16.
+        added_fvu: Σ‖stored − x‖² / Σ‖x − μ‖²: what the store's dtype lost.
+
+    Raises:
+        UserError: a segment's part is missing or damaged.
+    """
+    figures, tensors = add_up(store, manifest)
+    write_tensors(store / "statistics.safetensors", tensors)
+    write_json(store / "statistics.json", figures)
+
+
+def add_up(store: Path, manifest: Manifest) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What the segments left, added up: the contents of statistics.json and of statistics.safetensors.
+
+    Raises:
+        UserError: a segment's part is missing or damaged.
+    """
+    totals: dict[int, _Total] = {}
+    for segment in range(manifest.segments):
+        parts, _ = read_tensors(segment_path(store, "statistics", segment), "np")
+        for layer in manifest.layers:
+            _add(totals, layer, {name.split(".")[1]: part for name, part in parts.items()
+                                 if name.startswith(f"{layer_folder(layer)}.")})
+    tensors = {}
+    for layer, total in totals.items():
+        tensors[f"{layer_folder(layer)}.mean"] = torch.from_numpy(total.sum_D / manifest.rows)
+        tensors[f"{layer_folder(layer)}.largest"] = torch.from_numpy(total.largest_D)
+    layers = {str(layer): _figures(total, manifest.rows) for layer, total in totals.items()}
+    return {"rows": manifest.rows, "layers": layers}, tensors
+
+
+def read_statistics(store: Path) -> dict[str, Any]:
+    """statistics.json of a finished store.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    return dict(read_json(store / "statistics.json"))
+
+
+def read_mean(store: Path, layer: int) -> Tensor:
+    """The mean of a layer's rows, `[d_model]` float64, of a finished store.
+
+    Raises:
+        UserError: missing or damaged.
+    """
+    mean: Tensor = read_tensors(store / "statistics.safetensors", "pt")[0][f"{layer_folder(layer)}.mean"]
+    return mean
+
+
+def _add(totals: dict[int, _Total], layer: int, part: dict[str, np.ndarray]) -> None:
+    if layer not in totals:
+        totals[layer] = _Total(np.zeros_like(part["sum"]), np.zeros_like(part["largest"]), 0.0, 0.0,
+                               float(part["bound"][0]), np.zeros((len(POSITIONS), BINS), dtype=np.int64))
+    total = totals[layer]
+    total.sum_D += part["sum"]
+    np.maximum(total.largest_D, part["largest"], out=total.largest_D)
+    total.sum_of_squares += float(part["sum_of_squares"][0])
+    total.error += float(part["error"][0])
+    total.norm_counts.reshape(-1)[part["norm_cells"]] += part["norm_counts"]
+
+
+def _figures(total: _Total, rows: int) -> dict[str, Any]:
+    mean2 = float(np.square(total.sum_D / rows).sum())
+    variance = max(total.sum_of_squares / rows - mean2, 0.0)
+    largest, bound = float(total.largest_D.max()), None if math.isnan(total.bound) else total.bound
+    by_position = [
+        {"from": start, "to": end - 1, "rows": int(counts.sum()), **_quantiles(counts)}
+        for start, end, counts in zip(POSITIONS, [*POSITIONS[1:], 2**32], total.norm_counts, strict=True)
+        if counts.any()]
+    return {
+        "mean_norm": math.sqrt(mean2),
+        "std_norm": math.sqrt(variance),
+        "mean_over_std": math.sqrt(mean2 / variance) if variance else None,
+        "norm": _quantiles(total.norm_counts.sum(axis=0)),
+        "norm_by_position": by_position,
+        "largest": largest,
+        "largest_channel": int(total.largest_D.argmax()),
+        "non_finite": 0,
+        "bound": bound,
+        "float16": (largest if bound is None else bound) <= torch.finfo(torch.float16).max,
+        "added_fvu": total.error / (rows * variance) if variance else 0.0,
+    }
+
+
+def _quantiles(counts: np.ndarray) -> dict[str, float]:
+    """Quantiles of what a histogram counts: the middle of the bin that holds the row of that rank."""
+    reached = np.cumsum(counts)
+    edges = np.arange(BINS + 1, dtype=np.int64) << BIN_SHIFT
+    figures = {}
+    for name, share in QUANTILES.items():
+        bin_ = int(np.searchsorted(reached, max(1, math.ceil(share * reached[-1]))))
+        low, high = edges[bin_ : bin_ + 2].astype(np.int32).view(np.float32)
+        figures[name] = float((low + high) / 2) if bin_ else 0.0
+    return figures

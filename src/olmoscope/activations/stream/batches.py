@@ -1,0 +1,142 @@
+"""What training reads: batches of activations, in an order that three integers can resume.
+
+    source of rounds (a store: rounds.py, or the model itself: live.py) -> Stream -> batches on the device
+
+The next round is read in a thread while one is dealt out; never more than one ahead. Several readers deal out the same
+batches: reader I of N takes the I-th part of each, whatever N is.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from olmoscope.activations.stream.rounds import Round, Rounds
+
+START = {"epoch": 0, "round": 0, "offset": 0}
+
+
+class Stream:
+    """Batches of rows; the last one of an epoch may be smaller. Close it, or use it with `contextlib.closing`."""
+
+    def __init__(self, rounds: Rounds, batch: int, epochs: int = 1, reader: tuple[int, int] = (0, 1)) -> None:
+        """
+        Args:
+            batch: rows of a batch, of all readers together.
+            epochs: how many will be asked for; nothing is read ahead beyond them.
+            reader: (I, N): this reader takes the I-th of N parts (from 0) of every batch.
+        """
+        self.rounds, self.batch, self.epochs, self.reader = rounds, batch, epochs, reader
+        self._epoch = self._number = self._offset = 0
+        self._before = [0, *accumulate(rounds.sizes)]
+        """Rows of an epoch dealt out before each round."""
+        self._current: tuple[tuple[int, int], Round] | None = None
+        self._coming: tuple[tuple[int, int], Future[Round]] | None = None
+        self._thread = ThreadPoolExecutor(1, "read-ahead")
+
+    @property
+    def rows(self) -> int:
+        """Rows of one epoch, of all readers."""
+        return self._before[-1]
+
+    @property
+    def batches(self) -> int:
+        """Batches of one epoch."""
+        return -(-self.rows // self.batch)
+
+    def state(self) -> dict[str, int]:
+        """Where it is: rows before `offset` of this round of this epoch are dealt out."""
+        return {"epoch": self._epoch, "round": self._number, "offset": self._offset}
+
+    def restore(self, state: dict[str, int]) -> None:
+        """Go on from a `state`."""
+        self._epoch, self._number, self._offset = state["epoch"], state["round"], state["offset"]
+
+    def next_batch(self) -> dict[int, Tensor]:
+        """The next batch, for each layer `[batch, d_model]` in the store's dtype, where the rounds are.
+
+        It is part of a round's memory, which the round after next overwrites: use it, or copy it, before asking for
+        the next. If this raises, the stream is where it was.
+
+        Raises:
+            UserError: what the rounds raise.
+        """
+        epoch, number, offset = self._epoch, self._number, self._offset
+        length = min(self.batch, self.rows - self._before[number] - offset)
+        reader, readers = self.reader
+        first, end = length * reader // readers, length * (reader + 1) // readers
+        parts: list[dict[int, Tensor]] = []
+        dealt = 0
+        while dealt < length:
+            piece = min(length - dealt, self.rounds.sizes[number] - offset)
+            start, stop = max(first, dealt), min(end, dealt + piece)
+            if piece:
+                current = self._round(epoch, number)
+                part = {layer: rows_RD[offset + start - dealt : offset + max(start, stop) - dealt]
+                        for layer, rows_RD in current.items()}
+                whole = piece == length
+                parts.append(part if whole else {layer: rows_BD.clone() for layer, rows_BD in part.items()})
+            dealt += piece
+            offset += piece
+            while number < len(self.rounds.sizes) and offset == self.rounds.sizes[number]:  # a filter may empty some
+                number, offset = number + 1, 0
+        if number == len(self.rounds.sizes):
+            epoch, number = epoch + 1, 0
+        self._epoch, self._number, self._offset = epoch, number, offset
+        if len(parts) == 1:
+            return parts[0]
+        return {layer: torch.cat([part[layer] for part in parts]) for layer in self.rounds.layers}
+
+    def close(self) -> None:
+        """Stop reading ahead; waits for the round in hand."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _round(self, epoch: int, number: int) -> Round:
+        """A round, from the thread if it was read ahead; starts reading the one after it."""
+        if self._current is None or self._current[0] != (epoch, number):
+            spare = self._current[1] if self._current else None
+            self._current = None
+            if self._coming:
+                coming, future = self._coming
+                self._coming = None
+                if coming == (epoch, number):
+                    self._current = (coming, future.result())
+                else:
+                    future.cancel()
+            self._current = self._current or ((epoch, number), self.rounds.read(epoch, number, None))
+            after = (epoch, number + 1) if number + 1 < len(self.rounds.sizes) else (epoch + 1, 0)
+            if self.rounds.ahead and after[0] < self.epochs:
+                self._coming = (after, self._thread.submit(self.rounds.read, *after, spare))
+        return self._current[1]
+
+
+def deal(stream: Stream, device: torch.device, count: int) -> Iterator[tuple[dict[int, Tensor], dict[str, int]]]:
+    """The next `count` batches on a device, each with the stream's state after it; use one before asking for the next.
+
+    To a GPU they go through page-locked memory on a stream of their own, one batch ahead of the one in use.
+    """
+    if device.type != "cuda":
+        for _ in range(count):
+            yield stream.next_batch(), stream.state()
+        return
+    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def start() -> tuple[dict[int, Tensor], dict[str, int], torch.cuda.Event]:
+        batch = stream.next_batch()
+        copies.wait_stream(torch.cuda.current_stream(device))  # a batch made on the device must be there first
+        with torch.cuda.stream(copies):
+            moved = {layer: (rows_BD.clone() if rows_BD.is_cuda else rows_BD.pin_memory().to(device, non_blocking=True))
+                     for layer, rows_BD in batch.items()}
+        return moved, stream.state(), copies.record_event()
+
+    coming = start() if count else None
+    for number in range(count):
+        assert coming is not None
+        batch, state, copied = coming
+        coming = start() if number + 1 < count else None
+        torch.cuda.current_stream(device).wait_event(copied)
+        for rows_BD in batch.values():
+            rows_BD.record_stream(torch.cuda.current_stream(device))
+        yield batch, state

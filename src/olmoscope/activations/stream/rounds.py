@@ -1,0 +1,170 @@
+"""Rounds: what is mixed in memory at a time. A stream deals them out (batches.py); here they come from a store.
+
+Shuffled: the rows of every segment were permuted when it was written. Round j reads slice j of every segment and
+deals out their rows in a random order. An epoch thus covers each row once, mixes rows of all segments in every batch,
+and reads the disk in long runs. Reading order: one segment a round, its rows as the model read them (the reference
+recipe).
+
+A few blocks are read at a time into memory that stays in the processor's cache, compared with their checksums there,
+and each row is copied to its place in the round: one pass over the round's memory, and batches are then parts of it.
+"""
+
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from queue import SimpleQueue
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from olmoscope.activations.store.blocks import BLOCK_ROWS
+from olmoscope.activations.store.format import Manifest, read_dtype
+from olmoscope.activations.store.reader import Store
+from olmoscope.activations.stream.filters import Kept
+from olmoscope.sae.rows import Normalize
+from olmoscope.seeds import generator
+
+ROUND_ROWS = 2**17
+"""Rows mixed in memory at a time, about (1 GB at d_model 4096 in bf16)."""
+READERS = 4
+"""Threads that read slices of a round."""
+ROWS_AT_ONCE = BLOCK_ROWS
+"""Rows that a thread reads before it puts them in their places (2 MB at d_model 4096 in bf16)."""
+
+
+Round = dict[int, Tensor]
+"""For each layer `[rows, d_model]`, in the order in which they are dealt out; row i is the same token in each."""
+
+
+class Rounds(Protocol):
+    """A source of rounds; the same every time it is asked."""
+
+    manifest: Manifest
+    layers: list[int]
+    kept: Kept
+    sizes: list[int]
+    """Rows dealt out in each round of an epoch."""
+    ahead: bool
+    """Whether a thread should read the next round while one is dealt out."""
+
+    def read(self, epoch: int, number: int, spare: Round | None) -> Round:
+        """Round `number` of an epoch.
+
+        Args:
+            spare: a round that nobody uses any more; its memory may be taken.
+
+        Returns:
+            The round; memory behind its last row is no part of it.
+        """
+
+    def sample_mean(self, layer: int, normalize: Normalize) -> Tensor:
+        """Mean `[d_model]` (float32, CPU) of the rows dealt out, or of a random sample, as the SAE sees them."""
+
+
+class StoreRounds:
+    """Rounds of some layers of a store. Memory: the rows of a round, twice (one dealt out, one being read)."""
+
+    ahead = True
+
+    def __init__(self, store: Store, layers: list[int], order: Literal["shuffled", "reading"], seed: int,
+                 kept: Kept) -> None:
+        self.store, self.layers, self.order, self.seed, self.kept = store, layers, order, seed, kept
+        self.manifest = store.manifest
+        if order == "reading":
+            self._slices = [[(segment, slice(0, rows))] for segment, rows in enumerate(store.segment_rows)]
+        else:
+            self._slices = _slices(store.segment_rows)
+        self._scratch: SimpleQueue[Tensor] = SimpleQueue()
+        """Memory for each reader, used again and again: fresh memory costs more than reading into it."""
+        for _ in range(READERS):
+            self._scratch.put(torch.empty(ROWS_AT_ONCE, self.manifest.model.d_model,
+                                          dtype=read_dtype(self.manifest.dtype)))
+        self.sizes = [sum(self._kept(segment, part) for segment, part in slices) for slices in self._slices]
+
+    def read(self, epoch: int, number: int, spare: Round | None) -> Round:
+        """Read, check and mix a round; see `Rounds`.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        dtype, d_model = read_dtype(self.manifest.dtype), self.manifest.model.d_model
+        rows = spare or {layer: torch.empty(max(self.sizes), d_model, dtype=dtype) for layer in self.layers}
+        slices = self._slices[number]
+        ends = np.cumsum([part.stop - part.start for _, part in slices]).tolist()
+        places = np.full(ends[-1], -1)
+        order = self._order(epoch, number)
+        places[order] = np.arange(len(order))
+
+        def fill(job: tuple[int, int, slice, tuple[int, int]]) -> None:
+            layer, segment, part, (first, end) = job
+            self._place(layer, segment, part, places[first:end], rows[layer])
+
+        jobs = [(layer, segment, part, place) for layer in self.layers
+                for (segment, part), place in zip(slices, pairwise([0, *ends]), strict=True)]
+        with ThreadPoolExecutor(min(READERS, len(jobs)), "read-store") as readers:
+            for _ in readers.map(fill, jobs):
+                pass
+        return rows
+
+    def _place(self, layer: int, segment: int, part: slice, places: np.ndarray, rows_RD: Tensor) -> None:
+        """Read a slice of a segment and copy each of its rows to its place, or nowhere (−1)."""
+        scratch = self._scratch.get()
+        try:
+            target, source = _whole_rows(rows_RD), _whole_rows(scratch)
+            for start in range(part.start, part.stop, ROWS_AT_ONCE):
+                count = min(ROWS_AT_ONCE, part.stop - start)
+                self.store.read(layer, segment, slice(start, start + count), out=scratch[:count])
+                to = places[start - part.start : start - part.start + count]
+                if self.kept.masks is None:
+                    target[to] = source[:count]
+                else:
+                    target[to[to >= 0]] = source[:count][to >= 0]
+        finally:
+            self._scratch.put(scratch)
+
+    def sample_mean(self, layer: int, normalize: Normalize) -> Tensor:
+        """See `Rounds`."""
+        return self.store.sample_mean(layer, normalize, self.kept.masks)
+
+    def _order(self, epoch: int, number: int) -> np.ndarray:
+        """Which of the rows read is dealt out first, second and so on."""
+        slices, masks = self._slices[number], self.kept.masks
+        if self.order == "reading":
+            rows = self.store.read_rows(number)
+            order = np.lexsort((rows["position"].numpy(), rows["sequence"].numpy()))
+            return order if masks is None else order[masks[number][order]]
+        if masks is None:
+            kept = np.arange(self.sizes[number])
+        else:
+            kept = np.flatnonzero(np.concatenate([masks[segment][part] for segment, part in slices]))
+        return generator(self.seed, "rows of a round", epoch, number).permutation(kept)
+
+    def _kept(self, segment: int, part: slice) -> int:
+        if self.kept.masks is None:
+            return int(part.stop - part.start)
+        return int(self.kept.masks[segment][part].sum())
+
+
+def _whole_rows(rows_RD: Tensor) -> np.ndarray:
+    """The same memory with one item a row, of no type: numpy then copies whole rows, at the speed of memory."""
+    row_bytes = rows_RD.shape[1] * rows_RD.itemsize
+    items: np.ndarray = rows_RD.view(torch.uint8).numpy().view(np.dtype((np.void, row_bytes)))[:, 0]
+    return items
+
+
+def _slices(segment_rows: list[int]) -> list[list[tuple[int, slice]]]:
+    """For each round, which rows of each segment it reads: whole blocks, as even as they come.
+
+    Where a segment's blocks do not divide by the rounds, the larger slices fall in other rounds for other segments.
+    """
+    blocks = [-(-rows // BLOCK_ROWS) for rows in segment_rows]
+    rounds = max(1, min(max(blocks), round(sum(segment_rows) / ROUND_ROWS)))
+    slices: list[list[tuple[int, slice]]] = [[] for _ in range(rounds)]
+    for segment, rows in enumerate(segment_rows):
+        bounds = [min(rows, (blocks[segment] * number + segment % rounds) // rounds * BLOCK_ROWS)
+                  for number in range(rounds + 1)]
+        for number, (start, stop) in enumerate(pairwise(bounds)):
+            if stop > start:
+                slices[number].append((segment, slice(start, stop)))
+    return [part for part in slices if part]

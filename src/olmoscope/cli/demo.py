@@ -1,0 +1,76 @@
+"""The demo: the recipe `tiny` from text to a validated release and features to read, in a few minutes on a laptop."""
+
+import resource
+import sys
+from pathlib import Path
+
+from olmoscope.cli import tables
+from olmoscope.cost.measure import measure
+from olmoscope.features.rows_of import index_sae
+from olmoscope.pipeline import (
+    Stopwatch,
+    collect_stores,
+    evaluate_saes,
+    report_saes,
+    settle_recipe,
+    store_folder,
+    train_saes,
+)
+from olmoscope.progress import console
+from olmoscope.recipe.load import load_recipe
+from olmoscope.recipe.schema import Recipe
+from olmoscope.release.build import build_release
+from olmoscope.text.standard_library import write_corpus
+from olmoscope.train.derived import batch_of
+from olmoscope.train.run import run_folder
+from olmoscope.units import format_seconds
+
+OTHER_STAGES = 0.35
+"""What evaluation, release and index take, as a share of collection and training; measured on two machines."""
+FIXED_SECONDS = 15
+"""Imports, and compiling what the index needs, where that was never done."""
+
+
+def run_demo(out: Path) -> None:
+    """Write the corpus, collect, train, evaluate, release, index the deepest SAE; what is there already is kept.
+
+    Raises:
+        UserError: see the stages.
+    """
+    watch = Stopwatch()
+    console.print("[bold]Olmoscope demo[/]: a tiny Olmo3 model reads the Python standard library of this machine.")
+    wrote = write_corpus(out / "corpus")
+    console.print(f"Corpus: {out / 'corpus'}" + ("" if wrote else " (there already)"))
+    recipe = load_recipe("tiny", overrides=[f"text.sources.0.paths=['{out}/corpus/dolma/*.json.gz']",
+                                            f"text.sources.1.paths=['{out}/corpus/chat/*.parquet']"])
+    recipe = settle_recipe(recipe, out)
+    if not (out / "recipe.yaml").exists():
+        _say_how_long(recipe)
+    collected = collect_stores(recipe, out)
+    fresh = [fresh for _, fresh in train_saes(recipe, out, [])] + [fresh for _, fresh in evaluate_saes(recipe, out, [])]
+    report = report_saes(recipe, out)[-1]
+    release = build_release(out).folder
+    index = index_sae(str(run_folder(out, recipe.saes[-1])))
+
+    tables.console.print()
+    tables.show_stores(collected)
+    tables.console.print()
+    tables.show_results(recipe, out, [])
+    tables.console.print(f"Store    {store_folder(out, 'train').parent}\nRuns     {out / 'runs'}\nReport   {report}\n"
+                         f"Release  {release}\nIndex    {index.folder}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    if any(fresh) or index.fresh:
+        tables.console.print(f"Took {watch}, at most {peak / 1e9:.1f} GB of memory. Next: olmoscope validate {out}")
+        tables.console.print(f"Read what the features of {index.info.sae.name} fire on: olmoscope browse {out}")
+    else:
+        tables.console.print("All of it was there already: nothing to do.")
+
+
+def _say_how_long(recipe: Recipe) -> None:
+    """Time a batch and a few steps, and say how long the whole will take here."""
+    rates = measure(recipe, batches=1, steps=2)
+    tokens = recipe.tokens.count + recipe.tokens.held_out
+    steps = -(-recipe.tokens.count // batch_of(recipe)) * len(recipe.saes)
+    main_stages = tokens / rates.tokens_per_second + steps * rates.step_seconds
+    seconds = FIXED_SECONDS + main_stages * (1 + OTHER_STAGES)
+    console.print(f"This will take about {format_seconds(seconds)} on this machine.")

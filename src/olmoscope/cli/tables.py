@@ -1,0 +1,209 @@
+"""Results as tables in the terminal."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from olmoscope.activations.collect.run import Collected
+from olmoscope.cost.plan import Memory, Plan
+from olmoscope.evaluate.results import EVALUATION, Evaluation, read_evaluation
+from olmoscope.files import read_json
+from olmoscope.model.describe import Described
+from olmoscope.pipeline import chosen
+from olmoscope.recipe.schema import Recipe
+from olmoscope.release.validate import Validation
+from olmoscope.terminal import Terminal
+from olmoscope.train.run import run_folder
+from olmoscope.units import format_bytes
+
+console = Terminal()
+
+NAME_WIDTH = 36
+"""Of an SAE's id in a table of figures; a longer one takes two lines, broken before its last part."""
+
+
+def new_table(title: str, *columns: str) -> Table:
+    """A table in the house style: the first column to the left, figures to the right; narrow enough for 80 columns."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
+    return table
+
+
+def show_model(name: str, described: Described) -> None:
+    """What `olmoscope model` prints."""
+    for title, rows in ((name, described.facts), ("What works", described.works)):
+        table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0,
+                      show_header=False)
+        table.add_column(no_wrap=True)
+        table.add_column(overflow="fold")
+        for row in rows:
+            table.add_row(*map(escape, row))
+        console.print(table)
+
+
+def show_plan(plan: Plan) -> None:
+    """What a recipe will cost."""
+    recipe, cost = plan.recipe, plan.cost
+    unknown = "unknown without the model's config"
+    console.print(f"[bold]{recipe.name}[/] ({recipe.form}): {recipe.model.name}, d_model {plan.d_model}, "
+                  f"computes in {plan.compute_dtype}")
+    table = new_table("Text and activations", "what", "how much")
+    for row in (
+        ("training tokens", f"{recipe.tokens.count:,}"),
+        ("held-out tokens", f"{recipe.tokens.held_out:,}"),
+        *_sources(plan),
+        ("sequences, about", f"{plan.sequences:,}"),
+        ("segments", f"{plan.segments:,}"),
+        ("layers", ", ".join(map(str, recipe.activations.layers))),
+        ("bytes a layer", format_bytes(plan.layer_bytes)),
+        ("bytes of all layers, tokens and rows", format_bytes(plan.store_bytes)),
+        ("parameters that run", unknown if cost is None else f"{cost.parameters:,}"),
+        ("FLOPs a token", unknown if cost is None else _flops(cost.flops_per_token(recipe.tokens.chunk_lengths))),
+        ("FLOPs of collection", unknown if plan.collect_flops is None else _flops(plan.collect_flops)),
+        ("peak memory of collection, about", unknown if plan.collect_memory is None else _memory(plan.collect_memory)),
+        ("time of collection", _time(plan.collect_hours())),
+    ):
+        table.add_row(*row)
+    console.print(table)
+    table = new_table("SAEs", "id", "steps", "FLOP",
+                      "GPU" if plan.gpu else "RAM", "time")
+    for sae in plan.saes:
+        table.add_row(sae.sae.id, f"{sae.steps:,}", _flops(sae.flops, short=True),
+                      format_bytes(sae.memory.gpu or sae.memory.ram), _time(plan.train_hours(sae)))
+    console.print(table)
+    if plan.rates is None:
+        console.print("Times: run with --measure, on the machine that will do the work.")
+    else:
+        rates = plan.rates
+        console.print(f"Measured on {rates.device}: {rates.tokens_per_second:,.0f} tokens/s through the model "
+                      f"({rates.batches} batches), {rates.step_seconds:.3g} s a step of {rates.sae.id} ({rates.steps} "
+                      f"steps); other SAEs in proportion to their width. In all {_time(plan.hours())}.")
+    console.print(plan.verdict, soft_wrap=True, highlight=False, markup=False)
+    for warning in plan.warnings:
+        console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True, highlight=False)
+    enough = "[red]NOT ENOUGH[/]" if plan.missing_bytes else "enough"
+    there = f", {format_bytes(plan.present_bytes)} of it there already" if plan.present_bytes else ""
+    console.print(f"Disk: {format_bytes(plan.disk_bytes)} needed{there}; {format_bytes(plan.free_bytes)} free, "
+                  f"{enough}")
+
+
+def show_stores(collected: list[Collected]) -> None:
+    """What was collected, and from where."""
+    for one in collected:
+        manifest = one.manifest
+        console.print(f"[bold]{escape(str(one.store))}[/]: {manifest.rows:,} tokens in {manifest.segments} segments "
+                      f"({one.segments_made} made now), padding {one.padding:.1%}", soft_wrap=True)
+        total = sum(count.tokens for count in manifest.sources.values())
+        for name, count in manifest.sources.items():
+            console.print(f"  {escape(name)}: {count.tokens:,} tokens ({count.tokens / total:.0%}) of "
+                          f"{count.documents:,} documents")
+            if lost := one.lost.get(name):
+                dropped = ", ".join(f"{what} ({messages:,})" for what, messages in lost.items())
+                console.print(f"[yellow]  dropped from messages of {escape(name)}, which have no place in its text: "
+                              f"{escape(dropped)}[/]", soft_wrap=True)
+        if manifest.rows < one.wanted:
+            console.print(f"[yellow]  The text ran out: {one.wanted:,} tokens were asked for.[/]")
+        if one.segments_missing:
+            console.print(f"[yellow]  Not finished: {one.segments_missing} of {manifest.segments} segments are other "
+                          "workers' to make; `olmoscope collect` without --worker makes what nobody does.[/]")
+
+
+def show_statistics(collected: list[Collected]) -> None:
+    """What the residual stream of finished stores is like; `x` is a row."""
+    for one in collected:
+        if one.statistics is None:
+            continue
+        table = new_table(f"Residual stream in {one.store}", "layer", "mean/std", "‖x‖ p50", "p99", "at start",
+                       "max |x|", "bound", "fp16", "added FVU")
+        for layer, figures in one.statistics["layers"].items():
+            norm = figures["norm"]
+            table.add_row(layer, *map(_number, (
+                figures["mean_over_std"], norm["p50"], norm["p99"], figures["norm_by_position"][0]["p50"],
+                figures["largest"], figures["bound"])),
+                "safe" if figures["float16"] else "no", f"{figures['added_fvu']:.1e}")
+        console.print(table)
+
+
+def show_results(recipe: Recipe, out: Path, only: list[str]) -> None:
+    """The figures of all SAEs, side by side; docs/metrics.md defines them."""
+    runs = [run_folder(out, sae) for sae in chosen(recipe, only)]
+    show_evaluations([read_evaluation(run / EVALUATION) for run in runs])
+    notes = {f"train.filter left out {share:.2%} of the rows: {reason}."
+             for run in runs for reason, share in read_json(run / "done.json")["rows"]["reasons"].items()}
+    for note in sorted(notes):
+        console.print(note)
+
+
+def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
+    """SAEs side by side; docs/metrics.md defines the figures."""
+    table = new_table("SAEs", "SAE", "NMSE", "FVU", "L0", "dead", "ΔCE", "rec.", "KL")
+    for column in table.columns:  # a hub id may be longer than the line: it is the one to fold
+        column.no_wrap = column is not table.columns[0]
+        column.overflow = "fold"
+    for one in evaluations:
+        language = one.language
+        recovered = language.loss_recovered_zero
+        name = one.sae if len(one.sae) <= NAME_WIDTH else "/\n".join(one.sae.rsplit("/", 1))
+        table.add_row(escape(name), f"{one.nmse:.4f}", f"{one.fvu:.3f}", f"{one.l0.mean:.1f}",
+                      f"{one.dead.share:.1%}", f"{language.delta_ce:.3f}",
+                      "" if recovered is None else f"{recovered:.3f}", f"{language.kl:.3f}")
+    console.print(table)
+    console.print("NMSE: mean of ‖x − x̂‖² / ‖x‖². ΔCE, KL: what x̂ in the place of x does to the model's "
+                  "prediction, in nats; rec.: loss recovered, against zeros in its place.")
+    for text, rows, read in dict.fromkeys((one.text.name, one.rows, one.language.rows) for one in evaluations):
+        console.print(f"Measured on {escape(text)}: {rows:,} tokens (dead: fired on none of them), {read:,} of them "
+                      "read by the model for ΔCE and KL.")
+    for layer, zeros in sorted({(one.layer, one.zero_rows) for one in evaluations if one.zero_rows}):
+        console.print(f"{zeros:,} of the rows of layer {layer} are zeros: they are left out of NMSE.")
+
+
+def show_validation(validation: Validation) -> None:
+    """Every check of a folder: what it is about, its verdict, its figure."""
+    verdicts = {True: "[green]passed[/]", False: "[red]FAILED[/]", None: "[yellow]not made[/]"}
+    console.print(f"Validation of {escape(str(validation.folder))}", soft_wrap=True)
+    for subject in dict.fromkeys(check.sae for check in validation.checks):
+        table = Table(title=f"[bold]{escape(subject) or 'release'}[/]", title_justify="left", box=None, pad_edge=False,
+                      show_header=False, padding=(0, 2, 0, 0))
+        for check in validation.checks:
+            if check.sae == subject:
+                table.add_row(f"  {check.name}", verdicts[check.passed], escape(check.figure))
+        table.columns[0].no_wrap = table.columns[1].no_wrap = True
+        console.print(table)
+    made = [check for check in validation.checks if check.passed is not None]
+    console.print(f"{len(made) - len(validation.failures)} of {len(made)} checks passed.")
+
+
+def _sources(plan: Plan) -> list[tuple[str, str]]:
+    if plan.shares is None:
+        return [("  of sources", "whole shards in shuffled order: their sizes decide")]
+    return [(f"  {name}, {share:.0%} by documents",
+             f"~{share * plan.recipe.tokens.count:,.0f} if these are equally long")
+            for name, share in plan.shares.items()]
+
+
+def _flops(number: float, short: bool = False) -> str:
+    """`14.3 GFLOP`, or `14.3 G`."""
+    for size, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if number >= size:
+            return f"{number / size:,.3g} {unit}" + ("" if short else "FLOP")
+    return f"{number:,.0f}"
+
+
+def _memory(memory: Memory) -> str:
+    return f"{format_bytes(memory.ram)} RAM" + (f", {format_bytes(memory.gpu)} GPU" if memory.gpu else "")
+
+
+def _time(hours: float | None) -> str:
+    if hours is None:
+        return "?"
+    if hours < 2 / 60:
+        return f"{hours * 3600:.0f} s"
+    return f"{hours * 60:.0f} min" if hours < 2 else f"{hours:,.1f} h"
+
+
+def _number(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"

@@ -1,0 +1,135 @@
+"""Rates of this machine: a few batches through the recipe's model, a few training steps of its widest SAE.
+
+Batches are what collection would make: lengths drawn as for the store, grouped as there; only their tokens are random,
+which no dense model's speed depends on. Training steps read the rows that came out.
+"""
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from olmoscope.kernels.prepare import prepare_kernels
+from olmoscope.model.capture import read_residual_stream
+from olmoscope.model.load import LoadedModel, load_model, pick_device
+from olmoscope.progress import bar
+from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.sae.rows import normalize_rows
+from olmoscope.sae.topk import initialize
+from olmoscope.seeds import generator
+from olmoscope.tokens.batches import plan_batches
+from olmoscope.tokens.chunks import Chunker
+from olmoscope.train.adam import Adam
+from olmoscope.train.derived import batch_of, settled
+from olmoscope.train.step import Step
+
+BATCHES = 8
+STEPS = 8
+SECONDS = 20
+"""After so long a stage is not measured further; two batches or steps are always done, the first one to warm up."""
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What was measured."""
+
+    device: str
+    tokens_per_second: float
+    """Of collection without its disk: forward, and rows brought into memory."""
+    batches: int
+    sae: SAE
+    """The widest."""
+    step_seconds: float
+    steps: int
+    documents_apart: bool | None = None
+    """What the model's probe found (model/probe.py); None if it was not tried."""
+
+
+def measure(recipe: Recipe, batches: int = BATCHES, steps: int = STEPS) -> Rates:
+    """Time a recipe's two stages on its device.
+
+    Args:
+        batches, steps: of each stage, at most; one more is done first to warm up.
+
+    Raises:
+        UserError: the model cannot be had or does not keep documents apart as the recipe wants, or the device is
+            absent.
+    """
+    device = pick_device(recipe.device)
+    sae = max(recipe.saes, key=lambda sae: sae.d_sae)
+    model = load_model(recipe.model, recipe.activations.layers[-1], device)
+    model.probe.refuse_leak(recipe.model.name, recipe.tokens.documents)
+    tokens_per_second, timed, rows_RD = _time_collection(recipe, model, sae.layer, batches)
+    step_seconds, stepped = _time_training(recipe, sae, rows_RD, device, steps)
+    return Rates(str(device), tokens_per_second, timed, sae, step_seconds, stepped,
+                 model.probe.documents_apart)
+
+
+def _time_collection(recipe: Recipe, model: LoadedModel, layer: int, most: int) -> tuple[float, int, Tensor]:
+    """Tokens a second, batches timed, and rows of a layer `[R, d_model]` on the CPU."""
+    lengths = _sequence_lengths(recipe)
+    batches = plan_batches(lengths, recipe.tokens.batch_tokens, recipe.tokens.max_padding)
+    # Long and short sequences differ in speed: a sample in random order is fair wherever it ends.
+    order = generator(recipe.seed, "batches to measure").permutation(len(batches))[:most]
+    parts: list[Tensor] = []
+    tokens, seconds, timed = 0, 0.0, 0
+    with bar("measuring the model", len(order) + 1, "batches") as advance:
+        for number, batch in enumerate([order[0], *order]):
+            started = time.monotonic()
+            rows_RD = _forward(recipe, model, lengths[batches[batch]], layer)
+            if number:  # the first one warms up
+                seconds += time.monotonic() - started
+                tokens += len(rows_RD)
+                timed += 1
+            advance(1)
+            parts.append(rows_RD)
+            if timed and seconds > SECONDS:
+                break
+    return tokens / seconds, timed, torch.cat(parts)[: batch_of(recipe)]
+
+
+def _forward(recipe: Recipe, model: LoadedModel, lengths: np.ndarray, layer: int) -> Tensor:
+    """A batch through the model and into memory, as collection does it; the rows of a layer."""
+    real_BT = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).to(model.device)
+    token_ids_BT = torch.randint(model.vocabulary, real_BT.shape).to(model.device)
+    outputs = read_residual_stream(model.module, model.layers, recipe.activations.layers, token_ids_BT)
+    dtype = getattr(torch, recipe.activations.dtype)
+    rows = {number: output_BTD[real_BT].to("cpu", dtype) for number, output_BTD in outputs.items()}
+    return rows[layer]
+
+
+def _sequence_lengths(recipe: Recipe) -> np.ndarray:
+    """Lengths of the sequences of one segment, drawn as packing draws them, `[S]`."""
+    chunker = Chunker(recipe.tokens.chunk_lengths, recipe.tokens.segment_rows, recipe.seed)
+    chunker.add(np.zeros(recipe.tokens.segment_rows, np.int32), 0)
+    lengths = []
+    while sequence := chunker.cut():
+        lengths.append(len(sequence.token_ids))
+    return np.array(lengths)
+
+
+def _time_training(recipe: Recipe, sae: SAE, rows_RD: Tensor, device: torch.device, most: int) -> tuple[float, int]:
+    """Seconds a step, and steps timed."""
+    train = settled(recipe, sae)
+    x_BD = rows_RD.repeat(-(-train.batch // len(rows_RD)), 1)[: train.batch].to(device)
+    mean_D = normalize_rows(x_BD.float(), sae.normalize)[0].mean(dim=0)
+    step = Step(initialize(x_BD.shape[1], sae.d_sae, sae.k, sae.normalize, mean_D, recipe.seed, sae.id,
+                           tied=sae.weights == "tied"),
+                Adam.of(train), train.auxiliary, candidates=train.candidates, activation=sae.activation,
+                matryoshka=sae.matryoshka)
+    seconds, timed = 0.0, 0
+    prepare_kernels(device, candidates=train.candidates is not None)
+    with bar(f"measuring {sae.id}", most + 1, "steps") as advance:
+        for number in range(most + 1):
+            started = time.monotonic()
+            step(x_BD, train.lr)
+            step.take_sums()  # waits for the device
+            if number:
+                seconds += time.monotonic() - started
+                timed += 1
+            advance(1)
+            if timed and seconds > SECONDS:
+                break
+    return seconds / timed, timed

@@ -1,0 +1,250 @@
+"""What a recipe will cost, worked out before anything starts: text, disk, memory, FLOPs; hours from a measured rate.
+
+FLOPs count a multiply and an add as two; those of the model are cost/model.py's. Memory is estimated from what is
+known to be alive at the fullest moment:
+
+    collection, model's device    weights + activations of a batch (cost/model.py) + on a GPU one segment of all layers
+    collection, RAM               process + segments in memory, `SEGMENTS_HELD` of all layers
+    training, SAE's device        train/memory.py
+    training, RAM                 process + `ROUNDS_HELD` rounds of the stream; beside a GPU, a checkpoint's tensors
+
+On a CPU both columns are RAM, and add up.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from olmoscope.activations.collect.refusals import NORM_BYTES, ROW_BYTES, TOKEN_BYTES
+from olmoscope.activations.store.format import read_manifest
+from olmoscope.activations.stream.rounds import ROUND_ROWS
+from olmoscope.cost.measure import Rates
+from olmoscope.cost.model import ModelCost, model_cost
+from olmoscope.errors import UserError
+from olmoscope.kernels.dispatch import kernels_for
+from olmoscope.model.config import check_config, config_at_hand
+from olmoscope.model.dtype import ComputeDtype, fast_dtype
+from olmoscope.model.positions import check_context
+from olmoscope.model_source import base_of
+from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.train.derived import settled
+from olmoscope.train.memory import training_memory
+from olmoscope.units import format_bytes
+
+PARAMETER_BYTES = {"bfloat16": 2, "float32": 4}
+PROCESS_BYTES = 0.5e9
+"""Python with torch and transformers, measured."""
+SEGMENTS_HELD = 2
+"""One that is being filled and one that is being written."""
+ROUNDS_HELD = 3
+"""As read, joined, permuted."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak bytes of a stage."""
+
+    ram: float
+    gpu: float
+    """0 on a CPU."""
+
+
+@dataclass(frozen=True)
+class SAEPlan:
+    """One SAE's cost."""
+
+    sae: SAE
+    parameters: int
+    state_bytes: int
+    """Parameters and Adam's two moments: what training holds, and a checkpoint on disk."""
+    steps: int
+    flops: float
+    """Of the one dense product of each step, 2 F d a row; all else is sparse and under 1% of it."""
+    memory: Memory
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recipe's cost."""
+
+    recipe: Recipe
+    d_model: int
+    compute_dtype: ComputeDtype
+    """In which the language model computes."""
+    gpu: bool
+    """Whether it would run on one."""
+    shares: dict[str, float] | None
+    """Of each source in the documents; None where shards decide."""
+    sequences: int
+    """About: the mean chunk length is known, the draws are not made."""
+    segments: int
+    layer_bytes: int
+    """Activations of one layer, both splits."""
+    store_bytes: int
+    """All layers, tokens and rows."""
+    cost: ModelCost | None
+    """None without the model's config."""
+    collect_flops: float | None
+    collect_memory: Memory | None
+    saes: list[SAEPlan]
+    disk_bytes: int
+    """Stores; a checkpoint and an export of each SAE, and a second checkpoint of one while it is written."""
+    present_bytes: int
+    """Of these, in the output folder already."""
+    free_bytes: int
+    rates: Rates | None
+    """None if nothing was measured."""
+    warnings: list[str]
+    """What is possible and hardly meant, a line each."""
+    verdict: str
+    """What is known of how the model behaves, in a line: tried now, tried when a store was begun, or not tried."""
+
+    @property
+    def tokens(self) -> int:
+        """Training and held-out."""
+        return self.recipe.tokens.count + self.recipe.tokens.held_out
+
+    @property
+    def missing_bytes(self) -> int:
+        """What the disk lacks; 0 if it has room."""
+        return max(0, self.disk_bytes - self.present_bytes - self.free_bytes)
+
+    def collect_hours(self) -> float | None:
+        """At the measured rate."""
+        return None if self.rates is None else self.tokens / self.rates.tokens_per_second / 3600
+
+    def train_hours(self, sae: SAEPlan) -> float | None:
+        """At the measured rate of the widest SAE, in proportion to the dense product."""
+        if self.rates is None:
+            return None
+        return self.rates.step_seconds * sae.sae.d_sae / self.rates.sae.d_sae * sae.steps / 3600
+
+    def hours(self) -> float | None:
+        """Of collection, and of all SAEs one after the other."""
+        every = [self.collect_hours(), *map(self.train_hours, self.saes)]
+        return None if self.rates is None else sum(hours for hours in every if hours is not None)
+
+
+def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
+    """Work out a recipe's cost.
+
+    Args:
+        out: where it would run; the free space of its disk is looked up.
+        rates: from `measure`, for hours.
+
+    Raises:
+        UserError: the recipe does not say `model.d_model`, and the model's config cannot be had; or it does not fit it.
+    """
+    config = config_at_hand(recipe.model)
+    warning = None
+    deepest = recipe.activations.layers[-1]
+    if config is not None:
+        check_config(config, recipe.model, deepest)
+        warning = check_context(config, max(high for _, high in recipe.tokens.chunk_lengths), recipe.model.name)
+    elif recipe.model.d_model is None:
+        raise UserError(f"the config of {recipe.model.name} is not in the hub's cache and the hub cannot be reached; "
+                        "give model.d_model and model.num_layers in the recipe, then a plan needs neither")
+    cost = None if config is None else model_cost(config, deepest, whole=base_of(recipe.model) is not None)
+    d_model = cost.d_model if cost is not None else recipe.model.d_model
+    assert d_model is not None
+    gpu = recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())
+    compute_dtype = recipe.model.dtype
+    if compute_dtype == "auto":  # every GPU of the last years has bfloat16
+        compute_dtype = "bfloat16" if gpu else fast_dtype(torch.device("cpu"))
+    tokens = recipe.tokens.count + recipe.tokens.held_out
+    lengths = recipe.tokens.chunk_lengths
+    mean_length = sum(low + high for low, high in lengths) / 2 / len(lengths)
+    row_bytes = recipe.activations.row_bytes(d_model)
+    layers = len(recipe.activations.layers)
+    store_bytes = tokens * ((row_bytes + NORM_BYTES) * layers + TOKEN_BYTES + ROW_BYTES)
+    saes = [_plan_sae(recipe, sae, d_model, gpu) for sae in recipe.saes]
+    exports = sum(4 * (2 * sae.sae.d_sae * d_model) for sae in saes)
+    states = sum(sae.state_bytes for sae in saes) + max(sae.state_bytes for sae in saes)
+    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    return Plan(
+        recipe=recipe, d_model=d_model, compute_dtype=compute_dtype, gpu=gpu, shares=_shares(recipe),
+        sequences=round(tokens / mean_length),
+        segments=-(-tokens // recipe.tokens.segment_rows), layer_bytes=tokens * row_bytes, store_bytes=store_bytes,
+        cost=cost, collect_flops=None if cost is None else tokens * cost.flops_per_token(lengths),
+        collect_memory=None if cost is None else _collect_memory(recipe, compute_dtype, cost, row_bytes, gpu),
+        saes=saes, disk_bytes=store_bytes + states + exports, present_bytes=_present(out),
+        free_bytes=shutil.disk_usage(existing).free, rates=rates,
+        warnings=[] if warning is None else [warning], verdict=_verdict(recipe, out, rates))
+
+
+def _verdict(recipe: Recipe, out: Path, rates: Rates | None) -> str:
+    """What the probe (model/probe.py) said of the model, as far as anybody asked it; no weights are loaded here.
+
+    Raises:
+        UserError: the manifest of a store in `out` is damaged.
+    """
+    when, apart = "now", None if rates is None else rates.documents_apart
+    for split in ("train", "held_out"):
+        store = out / "store" / split
+        if apart is None and (store / "manifest.json").exists():
+            found = read_manifest(store)
+            begun = recipe.model_copy(update={"model": recipe.model.model_copy(
+                update={"dtype": found.model_dtype or "float32"})}) if recipe.model.dtype == "auto" else recipe
+            settled_as = [begun] if begun.tokens.bos != "auto" else [begun.with_bos(bos) for bos in ("no", "yes")]
+            if found.recipe_hash in [each.store_hash() for each in settled_as]:
+                when, apart = f"when {store} was begun", found.documents_apart
+    name = recipe.model.name + (f" --revision {recipe.model.revision}" if recipe.model.revision else "")
+    if apart is None:
+        return (f"The model has not been tried yet: `olmoscope model {name}` tries it with every command, --measure "
+                "with collection.")
+    return f"The model was tried {when}: it is causal, its rows can be collected, and " + (
+        "it keeps documents apart where tokens.documents asks for that." if apart else
+        "tokens.documents: apart does not work with it.")
+
+
+def refuse_full_disk(plan: Plan, out: Path) -> None:
+    """Refuse what the disk cannot hold.
+
+    Raises:
+        UserError: it lacks room.
+    """
+    if plan.missing_bytes:
+        raise UserError(f"{out} needs {format_bytes(plan.disk_bytes - plan.present_bytes)} more, the disk has "
+                        f"{format_bytes(plan.free_bytes)} free; make room, choose another --out, or lower tokens.count")
+
+
+def _shares(recipe: Recipe) -> dict[str, float] | None:
+    mixture = recipe.text.mixture
+    if mixture == "shards":
+        return None
+    return {name: weight / sum(mixture.values()) for name, weight in mixture.items()}
+
+
+def _plan_sae(recipe: Recipe, sae: SAE, d_model: int, gpu: bool) -> SAEPlan:
+    train = settled(recipe, sae)
+    tokens, batch = recipe.tokens.count * train.epochs, train.batch
+    parameters = sae.parameters(d_model)
+    steps = -(-recipe.tokens.count // batch) * train.epochs
+    needed = training_memory(recipe, sae, d_model, kernels_for(torch.device("cuda" if gpu else "cpu")))
+    device = needed.held + needed.step
+    rounds = min(ROUND_ROWS, recipe.tokens.count) * recipe.activations.row_bytes(d_model) * ROUNDS_HELD
+    ram = PROCESS_BYTES + rounds
+    memory = Memory(ram + needed.state, device) if gpu else Memory(ram + device, 0)
+    return SAEPlan(sae, parameters, needed.state, steps, 2.0 * sae.d_sae * d_model * tokens, memory)
+
+
+def _collect_memory(recipe: Recipe, compute_dtype: ComputeDtype, cost: ModelCost, row_bytes: int, gpu: bool) -> Memory:
+    layers = len(recipe.activations.layers)
+    each = PARAMETER_BYTES[compute_dtype]
+    device = cost.parameters * each + cost.batch_bytes(recipe.tokens.batch_tokens, layers, each)
+    segment = min(recipe.tokens.segment_rows, recipe.tokens.count) * row_bytes * layers
+    ram = PROCESS_BYTES + SEGMENTS_HELD * segment
+    return Memory(ram, device + segment) if gpu else Memory(ram + device, 0)
+
+
+def _present(out: Path) -> int:
+    """Bytes of an output folder's stores, runs and release; a file with two names counts once."""
+    files = {}
+    for part in ("store", "runs", "release"):
+        for path in (out / part).rglob("*"):
+            if path.is_file():
+                status = path.stat()
+                files[status.st_dev, status.st_ino] = status.st_size
+    return sum(files.values())

@@ -1,0 +1,129 @@
+"""Recipes from YAML: forms, changes from the command line, and mistakes named by the path of their key.
+
+A recipe file may hold `forms`: named overlays on the recipe (`--form reference`). An overlay's mappings are
+merged key by key; anything else it says replaces what stood there. `--set train.lr=1e-3` comes last.
+"""
+
+import re
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from olmoscope.errors import UserError
+from olmoscope.recipe.schema import Recipe
+
+
+def load_recipe(name_or_path: str, form: str | None = None, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+    """Read a recipe.
+
+    Args:
+        name_or_path: a YAML file, or the name of a recipe in the package (`tiny`, `olmo3-7b-think`).
+        form: an overlay of the file's `forms`; `default` is the recipe without one. None: what the file itself says,
+            as a resolved recipe does, else `default`.
+        overrides: `key.path=value` texts; values are YAML.
+
+    Raises:
+        UserError: no such recipe or form, not YAML, an unknown key, a wrong type, or parts that disagree.
+    """
+    where, text = _read(name_or_path)
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{where} is not a recipe: its top level must be a mapping of keys")
+    forms = tree.pop("forms", None) or {}
+    own = tree.get("form", "default")
+    if form not in (None, own):
+        if form not in forms:
+            raise UserError(f"{where} has no form {form!r}; it has: {', '.join([own, *forms])}")
+        tree = _merge(tree, forms[form])
+        tree["form"] = form
+    for override in overrides:
+        _override(tree, override)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"{where}: {first_mistake(error)}") from error
+
+
+def _read(name_or_path: str) -> tuple[str, str]:
+    path = Path(name_or_path)
+    if path.is_file():
+        try:
+            return str(path), path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path} is not UTF-8 text ({error}); save it as UTF-8") from error
+    packaged = resources.files("olmoscope") / "recipes" / f"{name_or_path}.yaml"
+    if packaged.is_file():
+        return f"recipe {name_or_path}", packaged.read_text(encoding="utf-8")
+    names = sorted(entry.name.removesuffix(".yaml") for entry in (resources.files("olmoscope") / "recipes").iterdir())
+    raise UserError(f"no recipe {name_or_path!r}: neither a file nor one of the package's ({', '.join(names)})")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads `1e-3` as text; people who write a learning rate mean the number."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?[0-9]+(?:\.[0-9]*)?[eE][-+]?[0-9]+$"),
+    list("-+0123456789"))
+
+
+def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in overlay.items():
+        if isinstance(value, dict) and isinstance(merged.get(key), dict):
+            merged[key] = _merge(merged[key], value)
+        else:
+            merged[key] = value
+    return merged
+
+
+def _override(tree: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    if not equals or not path:
+        raise UserError(f"--set {override!r} is not of the form key.path=value")
+    node: Any = tree
+    *parents, last = path.split(".")
+    try:
+        for key in parents:
+            node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
+        node[int(last) if isinstance(node, list) else last] = yaml.load(value, Loader=_Loader)
+    except (IndexError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+        raise UserError(f"--set {override!r}: there is no key {path} to set") from error
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first thing wrong, by the path of its key, in one line."""
+    mistakes = error.errors()
+    first = mistakes[0]
+    key = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "extra_forbidden":
+        message = "unknown key; look for a slip of the pen"
+    elif first["type"] == "missing":
+        message = "missing"
+    else:
+        message = first["msg"].removeprefix("Value error, ")
+        if not isinstance(first["input"], dict | list | BaseModel):
+            message += f" (it says {first['input']!r})"
+    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
+    return f"{key}: {message}{more}" if key else f"{message}{more}"
+
+
+def made_live(recipe: Recipe) -> Recipe:
+    """The same recipe, trained straight from the model.
+
+    Raises:
+        UserError: it asks for what a live stream cannot do.
+    """
+    tree = recipe.model_dump(mode="json")
+    tree["train"]["live"] = {}
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UserError(f"--live: {first_mistake(error)}") from error

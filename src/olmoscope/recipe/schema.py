@@ -1,0 +1,386 @@
+"""What a run is: frozen models, with every rule that a recipe must keep (recipe/load.py reads one from YAML)."""
+
+import hashlib
+import json
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from olmoscope.recipe.sources import ADDED_KEYS, Frozen, Source
+
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
+Activation = Literal["topk", "batchtopk", "jumprelu", "groupmax"]
+Bos = Literal["auto", "yes", "no"]
+StoreDtype = Literal["bfloat16", "float32", "float16", "float8_e4m3"]
+
+
+class Text(Frozen):
+    """Where documents come from and how they are mixed."""
+
+    sources: Annotated[list[Source], Field(min_length=1)]
+    mixture: dict[str, Annotated[float, Field(gt=0)]] | Literal["shards"]
+    """A weight for every source: documents are drawn one by one in these proportions (of documents). Or `shards`, the
+    reference recipe's way: all shards of all sources in one shuffled order, each read to its end."""
+    content: str | None = None
+    """A hash of what the sources hold, which stands for their paths where the text is identified; `evaluate` and
+    `index` set it for a text given by --text. null: sources are identified by what the recipe says of them."""
+    held_out_share: Share = 0.01
+    """Share of documents kept out of training, for evaluation."""
+    max_bad_share: Share = 0.01
+    """Malformed lines or rows are skipped and counted; more than this share of them stops the run."""
+
+    @model_validator(mode="after")
+    def _weights_match_sources(self) -> "Text":
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two sources have the same name: {sorted(names)}")
+        if isinstance(self.mixture, dict) and set(self.mixture) != set(names):
+            raise ValueError(f"mixture has weights for {sorted(self.mixture)}, the sources are {sorted(names)}")
+        return self
+
+
+class Tokens(Frozen):
+    """How documents become sequences, and sequences segments of the store."""
+
+    count: Count
+    """Training tokens."""
+    held_out: Count
+    """Held-out tokens, for evaluation."""
+    chunk_lengths: list[tuple[Count, Count]] = Field([(512, 2048), (3500, 5000), (7000, 8192)], min_length=1)
+    """Buckets (shortest, longest): each sequence's length is uniform in a bucket chosen at random."""
+    documents: Literal["share", "apart"] = "share"
+    """Whether the documents in one sequence attend to each other, or each is seen as if alone."""
+    bos: Bos = "auto"
+    """Whether what the model reads begins with BOS: each sequence, and each document of it where they are `apart`.
+    `auto`: as the model's tokenizer does by itself. BOS counts as a token, of `count` and of `chunk_lengths`."""
+    segment_rows: Count = 65536
+    """Rows (tokens) of a store segment, the unit of work that a crash can lose."""
+    batch_tokens: Count = 16384
+    """Token budget of one forward pass."""
+    max_padding: Share = 0.03
+    """Largest share of padding in a batch."""
+
+    @field_validator("bos", mode="before")
+    @classmethod
+    def _yaml_yes_and_no(cls, value: object) -> object:
+        """YAML 1.1 reads `yes` and `no` as booleans."""
+        return {True: "yes", False: "no"}[value] if isinstance(value, bool) else value
+
+    @field_validator("chunk_lengths")
+    @classmethod
+    def _ascending(cls, buckets: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        for low, high in buckets:
+            if low > high:
+                raise ValueError(f"bucket ({low}, {high}) is empty: its shortest length is over its longest")
+        return buckets
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "Tokens":
+        longest = max(high for _, high in self.chunk_lengths)
+        if longest > min(self.segment_rows, self.batch_tokens):
+            raise ValueError(f"segment_rows ({self.segment_rows}) and batch_tokens ({self.batch_tokens}) must hold "
+                             f"the longest chunk, {longest} tokens")
+        return self
+
+
+class Model(Frozen):
+    """The language model whose residual stream is read."""
+
+    name: str
+    """A hub repository, a local folder, or `tiny`, the model inside the package."""
+    revision: str | None = None
+    d_model: Count | None = None
+    num_layers: Count | None = None
+    """Both are checked against the model when it is loaded; given here, a plan needs no network."""
+    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    """In which it computes; `auto`: bfloat16 where the hardware multiplies it natively, else float32
+    (model/dtype.py)."""
+    attention: Literal["sdpa", "flash_attention_2", "flex_attention", "eager"] = "sdpa"
+    """How transformers computes attention; the results differ in their last bits."""
+    compile: bool = False
+    """Compile each layer with torch.compile: faster once it runs (1.7 times on a CPU, 1.4 times for 7B
+    parameters on an H200), half a minute to start; the results differ in their last bits."""
+
+
+class Activations(Frozen):
+    """What the store keeps."""
+
+    layers: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    dtype: StoreDtype = "bfloat16"
+    """float16 is refused where values could overflow or do; float8_e4m3 (with a scale for each row) takes half the disk
+    and adds an error that is measured."""
+
+    @field_validator("layers")
+    @classmethod
+    def _sorted_and_distinct(cls, layers: list[int]) -> list[int]:
+        if sorted(set(layers)) != layers:
+            raise ValueError(f"layers must ascend without repeats, not {layers}")
+        return layers
+
+    def row_bytes(self, d_model: int) -> int:
+        """Bytes of a row of one layer on the disk."""
+        return {"bfloat16": 2 * d_model, "float16": 2 * d_model, "float32": 4 * d_model,
+                "float8_e4m3": d_model + 4}[self.dtype]
+
+
+class SAE(Frozen):
+    """One sparse autoencoder to train."""
+
+    layer: Annotated[int, Field(ge=0)]
+    d_sae: Count
+    k: Count
+    activation: Activation = "topk"
+    """Which latents are active: the k largest of each row (`topk`); the k largest a row on average over a batch
+    (`batchtopk`); those over a learned threshold of their own, k a row on average (`jumprelu`); the largest of each of
+    k groups (`groupmax`; SAELens has no such SAE, so it cannot be exported)."""
+    matryoshka: list[Annotated[float, Field(gt=0, lt=1)]] = Field([])
+    """Shares of the latents, ascending, such as [0.0625, 0.25]: the first latents up to each, and all of them, are
+    trained to be an SAE of their own."""
+    normalize: Literal["none", "layer_norm"] = "none"
+    weights: Literal["tied", "untied"] = "tied"
+    """Whether encoder and decoder are one matrix, or two, which start equal."""
+    canonical: bool = False
+    """Whether the model card recommends this one for its layer."""
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> "SAE":
+        if self.k > self.d_sae:
+            raise ValueError(f"k ({self.k}) is over d_sae ({self.d_sae})")
+        return self
+
+    @model_validator(mode="after")
+    def _variant_makes_sense(self) -> "SAE":
+        if self.activation == "groupmax" and self.d_sae % self.k:
+            raise ValueError(f"activation: groupmax needs k groups of equal size; d_sae ({self.d_sae}) is not a "
+                             f"multiple of k ({self.k})")
+        if self.activation == "groupmax" and self.matryoshka:
+            raise ValueError("matryoshka: the first latents of a groupmax SAE are whole groups, no SAE of their own; "
+                             "leave out one of activation: groupmax and matryoshka")
+        ends = [max(1, round(share * self.d_sae)) for share in self.matryoshka] + [self.d_sae]
+        if sorted(set(ends)) != ends:
+            raise ValueError(f"matryoshka: the shares {self.matryoshka} must ascend; of {self.d_sae} latents they are "
+                             f"{ends[:-1]}")
+        return self
+
+    @property
+    def id(self) -> str:
+        """The release's name for it, e.g. `layer_07/width_131k/topk_64_raw`."""
+        width = f"{self.d_sae // 1000}k" if self.d_sae >= 10_000 else str(self.d_sae)
+        nested = "matryoshka-" if self.matryoshka else ""
+        untied = "_untied" if self.weights == "untied" else ""
+        variant = f"{nested}{self.activation}_{self.k}_{_NORMALIZE_NAMES[self.normalize]}{untied}"
+        return f"layer_{self.layer:02d}/width_{width}/{variant}"
+
+    def parameters(self, d_model: int) -> int:
+        """How many numbers training finds."""
+        matrices = 2 if self.weights == "untied" else 1
+        thresholds = self.d_sae if self.activation == "jumprelu" else 0
+        return matrices * self.d_sae * d_model + self.d_sae + d_model + thresholds
+
+
+_NORMALIZE_NAMES = {"none": "raw", "layer_norm": "layernorm"}
+
+
+class Filter(Frozen):
+    """Which rows training leaves out. The store holds them all; the share left out is reported.
+
+    Nothing by default: on the tiny model no norm is over 1.6 times the median, and leaving out special tokens made
+    ordinary ones no better (held-out NMSE 0.146 against 0.143) and special ones worse (0.28 against 0.10). Models with
+    attention sinks of huge norm are what it is for.
+    """
+
+    special_tokens: bool = False
+    """Leave out tokens that the tokenizer calls special."""
+    first_positions: Annotated[int, Field(ge=0)] = 0
+    """Leave out this many positions at the start of each sequence."""
+    max_norm: Annotated[float, Field(gt=1)] | None = None
+    """Leave out rows whose norm is over this many times the median norm of the layer, at any layer of the recipe (so
+    all its SAEs see the same tokens). Needs a store."""
+
+
+class Live(Frozen):
+    """Training straight from the model, without a store of activations."""
+
+    rows: Count = 2**18
+    """Rows of each layer held and mixed: twice as many rows' contexts are in each batch."""
+    buffer: Literal["ram", "device"] = "ram"
+    """Where they are held: in memory, or on the device that trains."""
+
+
+class Auxiliary(Frozen):
+    """The auxiliary loss by which dead latents learn what the others leave (train/auxiliary.py)."""
+
+    weight: Annotated[float, Field(ge=0)] | None = None
+    """Of the loss, the NMSE left if the dead latents added their part, beside the main loss; 0: only `lift`. null:
+    1/8, and 0 where weights are tied, which the loss harms (docs/recipes.md)."""
+    k: Count | None = None
+    """Dead latents active in a row; null: the SAE's k. The loss costs as much as the step's sparse part would with
+    this k."""
+    dead_window: Count | None = None
+    """A latent takes part while it has not fired in this many tokens; null: found from width and k
+    (train/derived.py)."""
+    lift: Annotated[float, Field(ge=0)] = 0.1
+    """The bias of a dead latent rises by this times the mean activation in `dead_window` tokens, until it fires."""
+
+
+MOST_MARGIN = 448
+"""Of candidates: more of them cost more than the exact product."""
+
+
+class Candidates(Frozen):
+    """The encoder's product in int8, which proposes latents; their exact scores decide (train/candidates.py)."""
+
+    margin: Annotated[int, Field(ge=0, le=MOST_MARGIN)] = 16
+    """Candidates of a row beyond k, at first: where they miss more than 0.01 % of the top k, which is measured while
+    training, they become more."""
+
+
+class Train(Frozen):
+    """How every SAE of the recipe is trained. What is null is found from width, k and tokens (train/derived.py)."""
+
+    batch: Count | None = None
+    lr: Annotated[float, Field(gt=0)] | None = None
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Share of the steps, the last ones, over which the rate falls linearly to 0; 0 keeps it constant."""
+    decoder_rate: Annotated[float, Field(gt=0)] | None = None
+    """The rate of an untied decoder, times `lr`; tied weights have one rate."""
+    scale_biases: bool = True
+    """The rate of the biases is `lr` times the RMS of the activations (centred, over their channels): what is learned
+    does not depend on the unit of the activations. False: plain `lr`."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    adam: Literal["exact", "touched"] = "exact"
+    """Adam on every row of the dictionary at every step, or only on rows with an active latent in the batch: cheaper
+    where the batch is small, and rows without a gradient do not drift on with their momentum."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Of Adam, for the dictionary: bfloat16 (rounded stochastically) halves their memory and traffic."""
+    order: Literal["shuffled", "reading"] = "shuffled"
+    """Rows mixed over the whole store, or in the order in which the model read them."""
+    epochs: Count = 1
+    filter: Filter = Filter()
+    live: Live | None = None
+    """Read the model itself and not a store (`olmoscope train --live`)."""
+    together: Count | Literal["fit"] = "fit"
+    """SAEs trained at once on one read: a number, or as many as fit in the free memory of the device. Each becomes
+    what it would have become alone."""
+    candidates: Candidates | None = None
+    """Find the top k from a product in 8 bits, faster and nearly always the same; null: the exact product. The first
+    steps time both ways, and the faster one is used."""
+    auxiliary: Auxiliary | None = Auxiliary()
+    """Keeps latents from staying dead; null: no such loss."""
+    dead_window: Count = 500_000
+    """A latent is counted as dead if it did not fire in this many tokens."""
+    checkpoint_every: Count = 1000
+    """Steps between checkpoints."""
+    log_every: Count = 50
+    """Steps between lines of metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _live_can_do_it(self) -> "Train":
+        if self.live and self.filter.max_norm is not None:
+            raise ValueError("filter.max_norm needs the norms of a whole store, which a live stream does not have: "
+                             "leave out one of live and filter.max_norm")
+        if self.live and self.order == "reading":
+            raise ValueError("a live stream is always shuffled: leave out one of live and order: reading")
+        return self
+
+
+class Evaluate(Frozen):
+    """How finished SAEs are measured. No weights depend on it."""
+
+    tokens: Count = 100_000
+    """Held-out tokens that the language model reads for cross-entropy and KL: once as it is, and with each
+    reconstruction and ablation in turn. Figures of reconstruction are of all held-out rows."""
+
+
+class Release(Frozen):
+    """What the release is called."""
+
+    name: str
+    repo_id: str
+    """The hub repository that users will load from, `OWNER/NAME`."""
+
+
+class Recipe(Frozen):
+    """Everything that decides the result of a run, and the device it runs on."""
+
+    name: str
+    form: str = "default"
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    text: Text
+    tokens: Tokens
+    model: Model
+    activations: Activations
+    saes: Annotated[list[SAE], Field(min_length=1)]
+    train: Train
+    evaluate: Evaluate = Evaluate()
+    release: Release
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "Recipe":
+        layers = self.activations.layers
+        if self.model.num_layers is not None and layers[-1] >= self.model.num_layers:
+            raise ValueError(f"activations.layers: layer {layers[-1]} is out of range, the model has layers 0 to "
+                             f"{self.model.num_layers - 1}")
+        for number, sae in enumerate(self.saes):
+            if sae.layer not in layers:
+                raise ValueError(f"saes.{number}.layer: layer {sae.layer} is not collected (activations.layers: "
+                                 f"{layers})")
+            if sae.activation == "groupmax" and self.train.candidates:
+                raise ValueError(f"saes.{number}.activation: groupmax needs all pre-activations; leave out one of it "
+                                 "and train.candidates")
+        if self.train.decoder_rate is not None and all(sae.weights == "tied" for sae in self.saes):
+            raise ValueError("train.decoder_rate: all SAEs have tied weights, which have one rate; leave it out")
+        ids = [sae.id for sae in self.saes]
+        for sae_id in ids:
+            if ids.count(sae_id) > 1:
+                raise ValueError(f"saes: {sae_id} stands there twice")
+        return self
+
+    def with_bos(self, bos: Bos) -> "Recipe":
+        """The same recipe with another `tokens.bos`."""
+        return self.model_copy(update={"tokens": self.tokens.model_copy(update={"bos": bos})})
+
+    def tokens_hash(self) -> str:
+        """Identifies what decides the token stage's bytes."""
+        model = self.model.model_dump(mode="json", include={"name", "revision"})
+        return _hash({"model": model} | self._tokens_identity())
+
+    def store_hash(self) -> str:
+        """Identifies what decides the bytes of the activation store; `model.dtype` must be settled."""
+        assert self.model.dtype != "auto", "settle the recipe first (pipeline.py)"
+        return _hash(self.model_dump(mode="json", include={"model", "activations"}) | self._tokens_identity())
+
+    def _tokens_identity(self) -> dict[str, Any]:
+        """What decides the tokens, but the model. A key that came later is left out where it says what was so before
+        it came: hashes of older stores stay. (`bos: auto` is a recipe's from before, or not settled yet: no BOS.)"""
+        tree = self.model_dump(mode="json", include={"seed", "text", "tokens"})
+        if self.tokens.bos != "yes":
+            del tree["tokens"]["bos"]
+        text = tree["text"]
+        if text.pop("content") is not None:
+            text["sources"] = self.text.content
+        else:
+            for source in text["sources"]:
+                for key, plain in ADDED_KEYS.get(source["kind"], {}).items():
+                    if source[key] == plain:
+                        del source[key]
+        return tree
+
+    def run_hash(self, sae: SAE) -> str:
+        """Identifies what decides the weights of one SAE."""
+        train = self.train.model_dump(mode="json", exclude={"checkpoint_every": True, "log_every": True,
+                                                            "together": True, "live": {"buffer"}})
+        return _hash({"store": self.store_hash(), "sae": sae.model_dump(mode="json", exclude={"canonical"}),
+                      "train": train})
+
+    def to_yaml(self) -> str:
+        """The resolved recipe; reading it back gives an equal one."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def _hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

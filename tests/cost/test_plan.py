@@ -1,0 +1,179 @@
+"""The plan: what a recipe will cost, against figures worked out by hand; what the disk cannot hold is refused."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import transformers
+
+from helpers import recipe, save_small_model, write_documents
+from olmoscope.cost.measure import Rates, measure
+from olmoscope.cost.plan import plan, refuse_full_disk
+from olmoscope.errors import UserError
+from olmoscope.pipeline import collect_stores
+from olmoscope.recipe.load import load_recipe
+
+
+def run_plan(*arguments, environment=None):
+    return subprocess.run([sys.executable, "-m", "olmoscope", "plan", *map(str, arguments)], capture_output=True,
+                          text=True, env=os.environ | {"COLUMNS": "100"} | (environment or {}))
+
+
+def test_the_real_job_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr("olmoscope.cost.plan.config_at_hand", lambda model: _olmo3_7b())
+    planned = plan(load_recipe("olmo3-7b-think", overrides=["device=cuda"]), tmp_path)
+    assert planned.layer_bytes == 20_500_000 * 4096 * 2
+    assert planned.store_bytes == 20_500_000 * ((4096 * 2 + 4) * 4 + 26)
+    assert planned.shares == {"dolma": 0.8, "dolci": 0.2}
+    assert planned.collect_flops / 20_500_000 == pytest.approx(14.3e9, rel=0.01)
+    # 6.9 G parameters in bfloat16, 2.1 GB of activations, 2.1 GB of a segment of four layers.
+    assert planned.collect_memory.gpu / 1e9 == pytest.approx(6.887 * 2 + 2.16 + 2.147, abs=0.1)
+    assert planned.collect_memory.ram / 1e9 == pytest.approx(0.5 + 2 * 2.147, abs=0.1)
+    first = planned.saes[0]
+    assert first.parameters == 2 * 131072 * 4096 + 131072 + 4096
+    assert (first.state_bytes, first.steps) == (12 * first.parameters, 4883)
+    assert first.flops == 2 * 131072 * 4096 * 20_000_000
+    # The encoder's rows of dead latents, if all are; its bfloat16 copy; 1.07 GB of pre-activations.
+    known = first.state_bytes + (4 + 2) * 131072 * 4096 + 4 * 2**28
+    assert known < first.memory.gpu < known + 1e9
+    exports = sum(8 * sae.d_sae * 4096 for sae in planned.recipe.saes)
+    states = [sae.state_bytes for sae in planned.saes]
+    assert planned.disk_bytes == planned.store_bytes + exports + sum(states) + max(states)
+    assert planned.collect_hours() is None
+
+    rates = Rates("cuda", 10_000, 8, planned.recipe.saes[1], 0.05, 8)
+    planned = plan(planned.recipe, tmp_path, rates)
+    assert planned.collect_hours() == pytest.approx(20_500_000 / 10_000 / 3600)
+    assert planned.train_hours(planned.saes[1]) == pytest.approx(4883 * 0.05 / 3600)
+    assert planned.train_hours(planned.saes[0]) == pytest.approx(4883 * 0.05 / 3600 * 131072 / 163840)
+    total = planned.collect_hours() + sum(map(planned.train_hours, planned.saes))
+    assert planned.hours() == pytest.approx(total)
+
+
+def test_a_plan_for_a_gpu_without_triton_is_refused_in_one_line(tmp_path, monkeypatch):
+    for name in [name for name in sys.modules if name.startswith("olmoscope.kernels.cuda")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    with pytest.raises(UserError, match="the kernels for CUDA need triton, which is not installed"):
+        plan(load_recipe("tiny", overrides=["device=cuda"]), tmp_path)
+
+
+def _olmo3_7b():
+    return transformers.Olmo3Config(
+        vocab_size=100278, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
+        num_key_value_heads=32, sliding_window=4096)
+
+
+def test_shards_give_no_shares(tmp_path):
+    assert plan(load_recipe("tiny", overrides=["text.mixture=shards"]), tmp_path).shares is None
+
+
+def test_measured_rates_are_those_of_the_work(tmp_path):
+    job = recipe(tmp_path / "corpus")
+    rates = measure(job)
+    assert rates.device == "cpu" and rates.batches >= 1 and rates.steps >= 1
+    assert rates.tokens_per_second > 0
+    assert rates.sae.d_sae == 512 and 0 < rates.step_seconds < 5
+    assert plan(job, tmp_path, rates).hours() > 0
+
+
+def test_what_is_known_of_the_model(tmp_path):
+    """Nothing until somebody tried it; then what was tried when the store of this very recipe was begun."""
+    write_documents(tmp_path / "corpus", count=60)
+    job = recipe(tmp_path / "corpus", tokens__count=1200, model__dtype="auto")
+    out = tmp_path / "out"
+    assert plan(job, out).verdict.startswith("The model has not been tried yet: `olmoscope model tiny` tries it")
+    assert "`olmoscope model some/x --revision v1`" in plan(
+        recipe(tmp_path / "corpus", model__name="some/x", model__revision="v1", model__d_model=256), out).verdict
+    collect_stores(job, out)
+    store = out / "store" / "train"
+    assert plan(job, out).verdict == (f"The model was tried when {store} was begun: it is causal, its rows can be "
+                                      "collected, and it keeps documents apart where tokens.documents asks for that.")
+    for split in ("train", "held_out"):
+        path = out / "store" / split / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"documents_apart": False}))
+    assert plan(job, out).verdict.endswith("tokens.documents: apart does not work with it.")
+    other = recipe(tmp_path / "corpus", tokens__count=1300)
+    assert plan(other, out).verdict.startswith("The model has not been tried yet")
+    rates = Rates("cpu", 10_000, 8, job.saes[1], 0.05, 8, documents_apart=True)
+    assert plan(other, out, rates).verdict.startswith("The model was tried now: it is causal")
+
+
+def test_measuring_refuses_what_collection_would(tmp_path):
+    save_small_model("GPT2", tmp_path / "model")
+    config = transformers.MambaConfig(vocab_size=4096, hidden_size=32, num_hidden_layers=2, state_size=4)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    job = recipe(tmp_path / "corpus", model__name=str(tmp_path / "model"), activations__layers=[0],
+                 saes=[{"layer": 0, "d_sae": 64, "k": 4}])
+    rates = measure(job, batches=1, steps=1)
+    assert rates.documents_apart is False
+    with pytest.raises(UserError, match=r"tokens\.documents: apart does not work with"):
+        measure(job.model_copy(update={"tokens": job.tokens.model_copy(update={"documents": "apart"})}))
+
+
+def test_what_is_there_needs_no_more_room(tmp_path):
+    write_documents(tmp_path / "corpus", count=60)
+    job = recipe(tmp_path / "corpus", tokens__count=1200)
+    before = plan(job, tmp_path / "out")
+    collect_stores(job, tmp_path / "out")
+    after = plan(job, tmp_path / "out")
+    assert before.present_bytes == 0
+    assert after.present_bytes == pytest.approx(before.store_bytes, rel=0.05)
+
+
+def test_a_full_disk_is_refused(tmp_path):
+    planned = plan(load_recipe("tiny", overrides=["tokens.count=10000000000000"]), tmp_path)
+    assert planned.missing_bytes > 0
+    with pytest.raises(UserError, match=r"needs [\d,.]+ TB more, the disk has"):
+        refuse_full_disk(planned, tmp_path)
+
+
+def test_a_recipe_that_does_not_fit_its_model_is_refused(tmp_path):
+    job = recipe(tmp_path / "corpus", model__d_model=128)
+    with pytest.raises(UserError, match="the recipe says 128, tiny has 256"):
+        plan(job, tmp_path)
+    job = recipe(tmp_path / "corpus", activations__layers=[1, 7, 8])
+    with pytest.raises(UserError, match="layer 8 is out of range, tiny has layers 0 to 7"):
+        plan(job, tmp_path)
+
+
+def test_the_tiny_recipe_plans_offline_and_measures(tmp_path):
+    ran = run_plan("tiny", "--measure", "--out", tmp_path, environment={"HF_HUB_OFFLINE": "1"})
+    assert ran.returncode == 0, ran.stderr
+    for part in ("d_model 256", "modules, 10% by documents", "MFLOP", "RAM", "tokens/s through the model", "enough",
+                 "The model was tried now: it is causal, its rows can be collected, and it keeps documents apart"):
+        assert part in ran.stdout
+    assert "unknown" not in ran.stdout and "--measure" not in ran.stdout
+
+
+def test_without_the_hub_the_model_s_cost_is_unknown(tmp_path):
+    """No network, nothing in the cache: what the recipe says is planned, the rest is not guessed."""
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
+    ran = run_plan("olmo3-7b-think", "--out", tmp_path, "--set", "tokens.count=100000000000",
+                   environment=environment)
+    assert ran.returncode == 1
+    assert ran.stdout.count("unknown without the model's config") == 4
+    assert "NOT ENOUGH" in ran.stdout
+    assert ran.stderr.startswith("error: ") and "PB" not in ran.stderr and ran.stderr.count("\n") == 1
+    ran = run_plan("olmo3-7b-think", "--out", tmp_path, "--set", "model.d_model=null", environment=environment)
+    assert ran.returncode == 1 and ran.stdout == ""
+    assert "give model.d_model and model.num_layers" in ran.stderr and ran.stderr.count("\n") == 1
+
+
+def test_a_hub_config_is_used(hub_endpoint, tmp_path):
+    """From a hub that answers; and refused where it is not what the recipe says."""
+    hub_endpoint.add("model", "someone/small", save_small_model("Llama", tmp_path / "model"))
+    (tmp_path / "job.yaml").write_text(recipe(
+        tmp_path / "corpus", model__name="someone/small", activations__layers=[0, 3],
+        saes=[{"layer": 0, "d_sae": 64, "k": 4}]).to_yaml())
+    environment = hub_endpoint.environment(tmp_path / "hf")
+    ran = run_plan(tmp_path / "job.yaml", "--out", tmp_path / "out", environment=environment)
+    assert ran.returncode == 0, ran.stderr
+    assert "d_model 32" in ran.stdout and "168,224" in ran.stdout
+    assert json.loads((tmp_path / "model" / "config.json").read_text())["num_hidden_layers"] == 4
+    ran = run_plan(tmp_path / "job.yaml", "--out", tmp_path / "out", "--set", "model.name=someone/else",
+                   "--set", "model.d_model=32", environment=environment)
+    assert ran.returncode == 1 and ran.stderr.count("\n") == 1
+    assert "cannot load model 'someone/else'" in ran.stderr
