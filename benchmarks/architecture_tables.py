@@ -30,6 +30,14 @@ def show(found: Findings) -> None:
             print(" " * width, f"{', '.join(commands)}: {reason}")
 
 
+ADAPTERS = (
+    "An adapter of such a model in PEFT's format (LoRA and the like; a folder or a hub repository with "
+    "`adapter_config.json` and `adapter_model.safetensors`) is merged into its base as it is loaded, by every command, "
+    "where peft is installed (`pip install olmoscope[peft]`). What cannot be merged (prompt tuning and the like), does "
+    "not fit its base, or computes something else when it is merged is refused in one line. The whole base is loaded, "
+    "and the revisions of both are recorded.")
+
+
 def markdown(found: Findings, left_out: dict[str, str]) -> str:
     """docs/models.md."""
     counts = Counter(overall(findings) for findings in found.values())
@@ -42,6 +50,8 @@ def markdown(found: Findings, left_out: dict[str, str]) -> str:
             "attention, and documents apart), evaluation and indexing, and its rows and figures are compared with "
             "those of plain transformers. `benchmarks/architectures.py --markdown docs/models.md` writes this page. In "
             "refusals, MODEL stands for the model's name.", 120, break_long_words=False, break_on_hyphens=False),
+        "",
+        textwrap.fill(ADAPTERS, 120, break_long_words=False, break_on_hyphens=False),
         "",
         f"Of {len(found)} families {counts['right']} work, {counts['in part']} work in part, {counts['refused']} are "
         "refused: by one line, before anything starts.",

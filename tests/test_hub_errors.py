@@ -153,7 +153,7 @@ GATED = "it is gated: accept its licence at https://huggingface.co/{} and log in
                   f"cannot have {RAW}/ of hub repository some/saes: some/saes has no revision 'v9'",
                   "hf://datasets/some/texts@v9: some/texts has no revision 'v9': see https://huggingface.co/datasets/"]),
     ("entry", ["cannot load model 'some/no-config': some/no-config has no config.json",
-               "cannot load model 'some/adapter': it is an adapter of some/model (adapter_config.json)",
+               "cannot load model 'some/adapter': some/adapter has no file adapter_model.safetensors",
                "cannot have no/such/ of hub repository some/saes: some/saes has no file no/such/cfg.json",
                "hf://datasets/some/texts/two.txt: some/texts has no file two.txt"]),
     ("gated", [f"cannot load model 'some/gated': {GATED.format('some/gated')}"] * 2 + [

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -142,7 +143,8 @@ def test_damaged_config(folder, content, message):
         assert message in reason(load, folder)
 
 
-def test_folders_that_are_no_models(folder):
+def test_folders_that_are_no_models(folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
     for load in (load_tokenizer, *LOADERS.values()):
         shutil.rmtree(folder)
         folder.mkdir()
@@ -151,7 +153,7 @@ def test_folders_that_are_no_models(folder):
         assert "holds GGUF files, which are not read" in reason(load, folder)
         (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/base"}')
         found = reason(load, folder)
-        assert "it is an adapter of someone/base (adapter_config.json), not a whole model: merge it with" in found
+        assert "it is an adapter of someone/base (adapter_config.json), not a whole model: install peft (`pip" in found
 
 
 def test_paths_are_not_asked_of_the_hub(folder, monkeypatch, tmp_path):

@@ -75,24 +75,10 @@ def _config(folder: Path) -> str | None:
 
 def without_config(folder: Path) -> str:
     """What a folder without config.json is."""
-    if (folder / "adapter_config.json").is_file():
-        return adapter_reason(folder / "adapter_config.json")
     if any(folder.glob("*.gguf")):
         return f"{folder} holds GGUF files, which are not read: take the model's weights as safetensors"
     return (f"{folder} has no config.json: a model is a folder with config.json, model.safetensors and the tokenizer's "
             "files")
-
-
-def adapter_reason(path: Path) -> str:
-    """What to do with an adapter."""
-    found = damage(path)
-    if found:
-        return found
-    config = json.loads(path.read_bytes())
-    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    return (f"it is an adapter of {base or 'an unnamed model'} (adapter_config.json), not a whole model: merge it with "
-            "peft (AutoPeftModelForCausalLM.from_pretrained, merge_and_unload, save_pretrained; the tokenizer too), "
-            "and give the merged folder")
 
 
 def _unknown_architecture(folder: Path, config: dict[str, Any], error: BaseException) -> str | None:
@@ -153,7 +139,8 @@ def _tokenizer(folder: Path) -> str | None:
 
 def tokenizer_reason(folder: Path, error: BaseException) -> str | None:
     """Why the tokenizer in a folder cannot be loaded; None if its files do not say."""
-    if found := _config(folder) or _tokenizer(folder):
+    is_adapter = (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file()
+    if found := (None if is_adapter else _config(folder)) or _tokenizer(folder):
         return found
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return f"{folder} has no tokenizer (tokenizer.json): copy the tokenizer's files of its base model there"

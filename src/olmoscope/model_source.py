@@ -11,12 +11,22 @@ from typing import Any, Literal
 
 from olmoscope.errors import UserError
 from olmoscope.files import sha256
-from olmoscope.hub_errors import hub_exceptions, hub_reason
-from olmoscope.model_errors import adapter_reason, first_line, folder_reason, tokenizer_reason, without_config
+from olmoscope.hub_errors import hub_exceptions, hub_reason, is_unreachable
+from olmoscope.model_adapter import (
+    ADAPTER,
+    ADAPTER_WEIGHTS,
+    PAIR,
+    WHOLE_WEIGHTS,
+    has_peft,
+    read_base,
+    whole_too,
+    without_peft,
+)
+from olmoscope.model_errors import TOKENIZER_FILES, first_line, folder_reason, tokenizer_reason, without_config
 from olmoscope.recipe.schema import Model
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
-CONFIG, ADAPTER = "config.json", "adapter_config.json"
+CONFIG = "config.json"
 
 
 def is_local(model: Model) -> bool:
@@ -28,47 +38,207 @@ def pinned(model: Model) -> Model:
     """The model at the commit that its revision is now: what is loaded after that is all of one version.
 
     The hub is asked; where it cannot be reached, or must not be (`HF_HUB_OFFLINE`), its cache says what it was last.
-    A model that is not of the hub is given back as it is, and so is one at a commit.
+    A model that is not of the hub is given back as it is. An adapter is pinned together with its base (see `PAIR`).
 
     Raises:
-        UserError: neither the hub nor its cache has it, or it is no whole model.
+        UserError: neither the hub nor its cache has it, it is no model, or it is an adapter that cannot be merged here.
     """
+    return _pinned(model, is_base=False)
+
+
+def _pinned(model: Model, is_base: bool) -> Model:
     if model.name == "tiny":
         return model
     if is_local(model):
+        if (base := base_of(model)) is not None:
+            return _pinned_pair(model, "", base, is_base)
         if not (Path(model.name) / CONFIG).is_file():
             raise UserError(f"cannot load model {model.name!r}: {without_config(Path(model.name))}")
         return model
     refuse_path(model)
-    if COMMIT.fullmatch(model.revision or ""):
-        return model
-    # Of the cache's layout (snapshots/COMMIT/FILE) huggingface_hub's documentation says that it stays.
-    return model.model_copy(update={"revision": _downloaded(model, CONFIG).parent.name})
+    own = alone(model)
+    with loading(own):
+        config, adapter = _config_or_adapter(own)
+        file = config or adapter
+        if file is None:
+            raise UserError(f"cannot load model {model.name!r}: {model.name} has no config.json: it is no model that "
+                            "transformers can load")
+        # Of the cache's layout (snapshots/COMMIT/FILE) huggingface_hub's documentation says that it stays.
+        own = own.model_copy(update={"revision": file.parent.name})
+        if config is not None and not _has(own, ADAPTER):
+            return own
+        if config is not None and any(_has(own, weights) for weights in WHOLE_WEIGHTS):
+            raise UserError(f"cannot load model {model.name!r}: {whole_too(model.name)}")
+    pair = PAIR.fullmatch(model.revision or "")
+    model = model.model_copy(update={"revision": f"{own.revision}+{pair[2] if pair else ''}"})
+    base = base_of(model)
+    assert base is not None, "its adapter_config.json is in the cache"
+    return _pinned_pair(model, str(own.revision), base, is_base)
 
 
-def _downloaded(model: Model, file: str) -> Path:
-    """A file of a hub model, in the cache."""
-    from huggingface_hub import errors, hf_hub_download
+def _config_or_adapter(model: Model) -> tuple[Path | None, Path | None]:
+    """config.json of a hub model or, where it has none, adapter_config.json."""
+    from huggingface_hub import errors
 
-    with loading(model):
-        try:
-            return Path(hf_hub_download(model.name, file, revision=model.revision))
-        except errors.LocalEntryNotFoundError:
+    try:
+        config = _downloaded(model, CONFIG)
+    except errors.LocalEntryNotFoundError:
+        if (adapter := _adapter_config(model)) is None:
             raise
-        except errors.EntryNotFoundError as error:
-            if file == CONFIG:
-                raise UserError(f"cannot load model {model.name!r}: {_without_config(model)}") from error
-            raise
+        return None, adapter  # the hub cannot be asked, and the cache has an adapter
+    return config, None if config is not None else _downloaded(model, ADAPTER)
 
 
-def _without_config(model: Model) -> str:
-    """What a hub repository without config.json is."""
+def _pinned_pair(model: Model, commit: str, base: Model, is_base: bool) -> Model:
+    """An adapter at its commit (none if it is a folder) and the one that its base is at now."""
+    if is_base:
+        raise UserError(f"{model.name} is itself an adapter: merge it first, and give the merged folder as the base")
+    require_peft(model)
+    with naming_base(model, base):
+        of_base = _pinned(base, is_base=True).revision or ""
+    return model.model_copy(update={"revision": f"{commit}+{of_base}" if commit or of_base else None})
+
+
+def require_peft(model: Model) -> None:
+    """
+    Raises:
+        UserError: it is an adapter, and what merges it is not installed.
+    """
+    if (path := _adapter_config(model)) is not None and not has_peft():
+        raise UserError(f"cannot load model {model.name!r}: {without_peft(path)}")
+
+
+@contextlib.contextmanager
+def naming_base(model: Model, base: Model) -> Iterator[None]:
+    """Let a refusal of a base in the block say whose base it is."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{model.name} is an adapter of {base.name} (base_model_name_or_path in its {ADAPTER}): "
+                        f"{error}") from error
+
+
+def base_of(model: Model) -> Model | None:
+    """The model that this one is an adapter of, at the commit that it is pinned to; None if it is a whole model.
+
+    Nothing is downloaded: of an adapter on the hub that was not pinned here before, it is not known.
+
+    Raises:
+        UserError: its adapter_config.json is damaged or names no base, or it is a whole model too.
+    """
+    path = _adapter_config(model)
+    if path is None:
+        return None
+    if is_local(model):
+        if model.revision is not None and not PAIR.fullmatch(model.revision):
+            locate(model)
+        if (path.parent / CONFIG).is_file() and any((path.parent / file).is_file() for file in WHOLE_WEIGHTS):
+            raise UserError(f"cannot load model {model.name!r}: {whole_too(model.name)}")
+    try:
+        said = read_base(path, hub=not is_local(model))
+    except UserError as error:
+        raise UserError(f"cannot load model {model.name!r}: {error}") from error
+    pair = PAIR.fullmatch(model.revision or "")
+    base = model.model_copy(update={"name": said.name, "revision": said.revision})
+    if pair is None or is_local(base):
+        return base
+    return base.model_copy(update={"revision": pair[2] or said.revision})
+
+
+def alone(model: Model) -> Model:
+    """The model at its own revision: an adapter without that of its base."""
+    return model.model_copy(update={"revision": _own_revision(model)})
+
+
+def _own_revision(model: Model) -> str | None:
+    pair = PAIR.fullmatch(model.revision or "")
+    return model.revision if pair is None else pair[1] or None
+
+
+def _adapter_config(model: Model) -> Path | None:
+    """Where adapter_config.json of a local folder or in the hub's cache is."""
+    from huggingface_hub import try_to_load_from_cache
+
+    if is_local(model):
+        path = Path(model.name) / ADAPTER
+        return path if model.name != "tiny" and path.is_file() else None
+    refuse_path(model)
+    own = alone(model)
+    with loading(own):
+        found = try_to_load_from_cache(own.name, ADAPTER, revision=own.revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def adapter_folder(model: Model) -> Path:
+    """The folder of a pinned adapter, with its weights.
+
+    Raises:
+        UserError: it has none, or they cannot be had.
+    """
+    if is_local(model):
+        return Path(model.name)
+    own = alone(model)
+    with loading(own):
+        found = _downloaded(own, ADAPTER_WEIGHTS)
+    if found is None:
+        raise UserError(f"cannot load model {model.name!r}: {model.name} has no file {ADAPTER_WEIGHTS}, and an "
+                        "adapter's weights are read from no other")
+    return found.parent
+
+
+def _downloaded(model: Model, file: str) -> Path | None:
+    """A file of a hub model, in the cache; None if the hub does not have it."""
     from huggingface_hub import errors, hf_hub_download
 
     try:
-        return adapter_reason(Path(hf_hub_download(model.name, ADAPTER, revision=model.revision)))
+        return Path(hf_hub_download(model.name, file, revision=model.revision))
+    except errors.LocalEntryNotFoundError:
+        raise
     except errors.EntryNotFoundError:
-        return f"{model.name} has no config.json: it is no model that transformers can load"
+        return None
+
+
+def _has(model: Model, file: str) -> bool:
+    """Whether a hub model at a commit has a file. Where the hub cannot be asked, its cache says: a file that no load
+    has wanted is taken for missing."""
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+
+    known = try_to_load_from_cache(model.name, file, revision=model.revision)
+    if known is not None:
+        return isinstance(known, str)
+    try:
+        if file not in WHOLE_WEIGHTS:  # small, and the cache remembers what the hub does not have
+            return _downloaded(model, file) is not None
+        get_hf_file_metadata(hf_hub_url(model.name, file, revision=model.revision))
+    except errors.EntryNotFoundError:
+        return False
+    except hub_exceptions() as error:
+        if not is_unreachable(error):
+            raise
+        return False
+    return True
+
+
+def read_tokenizer(model: Model) -> Any:
+    """The tokenizer of a pinned model, as transformers has it; of an adapter that brings none, its base's.
+
+    Raises:
+        UserError: it cannot be had or read.
+    """
+    from transformers import AutoTokenizer
+
+    base = base_of(model)
+    source = alone(model) if base is None or has_own_tokenizer(model) else base
+    with loading(source, "tokenizer"):
+        return AutoTokenizer.from_pretrained(**locate(source))
+
+
+def has_own_tokenizer(model: Model) -> bool:
+    """Whether a tokenizer is beside an adapter's weights."""
+    if is_local(model):
+        return any((Path(model.name) / file).is_file() for file in TOKENIZER_FILES)
+    with loading(alone(model), "tokenizer"):
+        return any(_has(alone(model), file) for file in TOKENIZER_FILES)
 
 
 def refuse_path(model: Model) -> None:
@@ -89,8 +259,11 @@ def at_revision(model: Model, revision: str | None) -> Model:
     """The model at the commit that a store or SAE names; one that is not of the hub is given back as it is.
 
     Args:
-        revision: the hub's commit, else `sha256:...` or None.
+        revision: the hub's commit, else `sha256:...` or None; of an adapter, a `PAIR` of them.
     """
+    if pair := PAIR.fullmatch(revision or ""):
+        own, of_base = (one if COMMIT.fullmatch(one) else "" for one in pair.groups())
+        return model.model_copy(update={"revision": f"{own}+{of_base}"}) if own or of_base else model
     if is_local(model) or not COMMIT.fullmatch(revision or ""):
         return model
     return model.model_copy(update={"revision": revision})
@@ -180,19 +353,35 @@ def _folder(model: Model) -> Path | None:
         return Path(str(locate(model)["pretrained_model_name_or_path"]))
     from huggingface_hub import try_to_load_from_cache
 
-    config = try_to_load_from_cache(model.name, CONFIG, revision=model.revision)
-    return Path(config).parent if isinstance(config, str) else None
+    found = (try_to_load_from_cache(model.name, file, revision=model.revision) for file in (CONFIG, ADAPTER))
+    return next((Path(path).parent for path in found if isinstance(path, str)), None)
 
 
 def revision_of(model: Model) -> str:
-    """What identifies the weights: a hub model's commit, or a hash of a local folder's safetensors and config.
+    """What identifies the weights: a hub model's commit, or a hash of a local folder's safetensors and config; of an
+    adapter, its own and its base's (`PAIR`).
 
     Args:
         model: if of the hub, at a commit (see `pinned`).
     """
+    revision = revision_here(model)
+    assert revision is not None, "pin the model first"
+    return revision
+
+
+def revision_here(model: Model) -> str | None:
+    """`revision_of`, as far as it can be told without the hub; None if it cannot."""
+    base = base_of(model)
+    if base is not None:
+        parts = (_own_hash(alone(model), ADAPTER), revision_here(base))
+        return None if None in parts else "+".join(map(str, parts))
+    return _own_hash(model, CONFIG)
+
+
+def _own_hash(model: Model, config: str) -> str | None:
+    """A hub model's commit, or a hash of a folder's safetensors and config."""
     if not is_local(model):
-        assert COMMIT.fullmatch(model.revision or ""), "pin the model first"
-        return str(model.revision)
+        return model.revision if COMMIT.fullmatch(model.revision or "") else None
     folder = Path(locate(model)["pretrained_model_name_or_path"])
-    files = sorted([*folder.glob("*.safetensors"), folder / CONFIG])
+    files = sorted([*folder.glob("*.safetensors"), folder / config])
     return "sha256:" + hashlib.sha256("".join(map(sha256, files)).encode()).hexdigest()[:32]

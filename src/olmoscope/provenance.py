@@ -9,7 +9,7 @@ from typing import Any
 
 from olmoscope import __version__
 
-LIBRARIES = ("torch", "triton", "transformers", "tokenizers", "safetensors", "numpy", "numba")
+LIBRARIES = ("torch", "triton", "transformers", "peft", "tokenizers", "safetensors", "numpy", "numba")
 
 
 def provenance(dated: bool = True) -> dict[str, Any]:

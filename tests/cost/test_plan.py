@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+import transformers
 
 from helpers import recipe, save_small_model, write_documents
 from olmoscope.cost.measure import Rates, measure
@@ -60,8 +61,6 @@ def test_a_plan_for_a_gpu_without_triton_is_refused_in_one_line(tmp_path, monkey
 
 
 def _olmo3_7b():
-    import transformers
-
     return transformers.Olmo3Config(
         vocab_size=100278, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
         num_key_value_heads=32, sliding_window=4096)
@@ -78,6 +77,40 @@ def test_measured_rates_are_those_of_the_work(tmp_path):
     assert rates.tokens_per_second > 0
     assert rates.sae.d_sae == 512 and 0 < rates.step_seconds < 5
     assert plan(job, tmp_path, rates).hours() > 0
+
+
+def test_what_is_known_of_the_model(tmp_path):
+    """Nothing until somebody tried it; then what was tried when the store of this very recipe was begun."""
+    write_documents(tmp_path / "corpus", count=60)
+    job = recipe(tmp_path / "corpus", tokens__count=1200, model__dtype="auto")
+    out = tmp_path / "out"
+    assert plan(job, out).verdict.startswith("The model has not been tried yet: `olmoscope model tiny` tries it")
+    assert "`olmoscope model some/x --revision v1`" in plan(
+        recipe(tmp_path / "corpus", model__name="some/x", model__revision="v1", model__d_model=256), out).verdict
+    collect_stores(job, out)
+    store = out / "store" / "train"
+    assert plan(job, out).verdict == (f"The model was tried when {store} was begun: it is causal, its rows can be "
+                                      "collected, and it keeps documents apart where tokens.documents asks for that.")
+    for split in ("train", "held_out"):
+        path = out / "store" / split / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"documents_apart": False}))
+    assert plan(job, out).verdict.endswith("tokens.documents: apart does not work with it.")
+    other = recipe(tmp_path / "corpus", tokens__count=1300)
+    assert plan(other, out).verdict.startswith("The model has not been tried yet")
+    rates = Rates("cpu", 10_000, 8, job.saes[1], 0.05, 8, documents_apart=True)
+    assert plan(other, out, rates).verdict.startswith("The model was tried now: it is causal")
+
+
+def test_measuring_refuses_what_collection_would(tmp_path):
+    save_small_model("GPT2", tmp_path / "model")
+    config = transformers.MambaConfig(vocab_size=4096, hidden_size=32, num_hidden_layers=2, state_size=4)
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    job = recipe(tmp_path / "corpus", model__name=str(tmp_path / "model"), activations__layers=[0],
+                 saes=[{"layer": 0, "d_sae": 64, "k": 4}])
+    rates = measure(job, batches=1, steps=1)
+    assert rates.documents_apart is False
+    with pytest.raises(UserError, match=r"tokens\.documents: apart does not work with"):
+        measure(job.model_copy(update={"tokens": job.tokens.model_copy(update={"documents": "apart"})}))
 
 
 def test_what_is_there_needs_no_more_room(tmp_path):
@@ -109,7 +142,8 @@ def test_a_recipe_that_does_not_fit_its_model_is_refused(tmp_path):
 def test_the_tiny_recipe_plans_offline_and_measures(tmp_path):
     ran = run_plan("tiny", "--measure", "--out", tmp_path, environment={"HF_HUB_OFFLINE": "1"})
     assert ran.returncode == 0, ran.stderr
-    for part in ("d_model 256", "modules, 10% by documents", "MFLOP", "RAM", "tokens/s through the model", "enough"):
+    for part in ("d_model 256", "modules, 10% by documents", "MFLOP", "RAM", "tokens/s through the model", "enough",
+                 "The model was tried now: it is causal, its rows can be collected, and it keeps documents apart"):
         assert part in ran.stdout
     assert "unknown" not in ran.stdout and "--measure" not in ran.stdout
 

@@ -19,6 +19,7 @@ from olmoscope.features.read import FeatureIndex, find_indexes
 from olmoscope.features.records import Page
 from olmoscope.features.table import Filters, Sort
 from olmoscope.model.load import pick_device
+from olmoscope.model_source import at_revision
 from olmoscope.progress import console
 from olmoscope.recipe.schema import Model
 from olmoscope.sae.interface import SparseAutoencoder
@@ -124,7 +125,7 @@ def open_collection(folder: Path, model: str | None) -> dict[str, Shown]:
     given = None if model is None else GivenModel(model)
     for path in find_indexes(folder):
         index = FeatureIndex(path)
-        said = SaidModel(**index.info.model.model_dump(exclude={"layers_path"}))
+        said = SaidModel(**index.info.model.model_dump(exclude={"layers_path", "base"}))
         if given is not None and (note := take_for_same(index.info.sae.name, said, given)):
             console.print(note, soft_wrap=True, highlight=False, markup=False)
         slug = _slug(index.info.sae.name, collection)
@@ -140,9 +141,7 @@ def open_collection(folder: Path, model: str | None) -> dict[str, Shown]:
 def _model(index: FeatureIndex, wanted: str | None) -> Model:
     """The language model of an index, or the one wanted in its place."""
     identity = index.info.model
-    of_hub = identity.revision is not None and not identity.revision.startswith("sha256:")
-    return Model.model_validate({"name": wanted or identity.name,
-                                 "revision": identity.revision if of_hub and wanted is None else None})
+    return Model(name=wanted) if wanted else at_revision(Model(name=identity.name), identity.revision)
 
 
 def _slug(name: str, taken: dict[str, Shown]) -> str:

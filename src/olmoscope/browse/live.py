@@ -6,7 +6,6 @@ T tokens of a prompt, K active latents of each.
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -17,7 +16,8 @@ from olmoscope.model.load import pick_device
 from olmoscope.model.positions import most_positions
 from olmoscope.model.sites import Place
 from olmoscope.model.splice import CausalLM, load_causal_lm
-from olmoscope.model_source import pinned
+from olmoscope.model_adapter import ADAPTER_WEIGHTS
+from olmoscope.model_source import alone, base_of, is_local, pinned
 from olmoscope.recipe.schema import Model
 from olmoscope.sae.codes import SparseCodes
 from olmoscope.sae.interface import SparseAutoencoder
@@ -153,8 +153,11 @@ class Writer:
 def _refuse_download(model: Model) -> None:
     from huggingface_hub import try_to_load_from_cache
 
-    if model.name == "tiny" or Path(model.name).is_dir():
+    if (base := base_of(model)) is not None:
+        _refuse_download(base)
+    if is_local(model):
         return
-    if not any(isinstance(try_to_load_from_cache(model.name, name, revision=model.revision), str) for name in _WEIGHTS):
+    model, weights = alone(model), _WEIGHTS if base is None else (ADAPTER_WEIGHTS,)
+    if not any(isinstance(try_to_load_from_cache(model.name, name, revision=model.revision), str) for name in weights):
         raise UserError(f"model {model.name!r} is not on this machine, and no click shall download it: give "
                         f"`olmoscope browse DIR --model {model.name}` to fetch it, or --model FOLDER")

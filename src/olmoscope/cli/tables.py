@@ -82,6 +82,7 @@ def show_plan(plan: Plan) -> None:
         console.print(f"Measured on {rates.device}: {rates.tokens_per_second:,.0f} tokens/s through the model "
                       f"({rates.batches} batches), {rates.step_seconds:.3g} s a step of {rates.sae.id} ({rates.steps} "
                       f"steps); other SAEs in proportion to their width. In all {_time(plan.hours())}.")
+    console.print(plan.verdict, soft_wrap=True, highlight=False, markup=False)
     for warning in plan.warnings:
         console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True, highlight=False)
     enough = "[red]NOT ENOUGH[/]" if plan.missing_bytes else "enough"

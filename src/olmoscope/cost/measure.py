@@ -44,6 +44,8 @@ class Rates:
     """The widest."""
     step_seconds: float
     steps: int
+    documents_apart: bool | None = None
+    """What the model's probe found (model/probe.py); None if it was not tried."""
 
 
 def measure(recipe: Recipe, batches: int = BATCHES, steps: int = STEPS) -> Rates:
@@ -53,18 +55,21 @@ def measure(recipe: Recipe, batches: int = BATCHES, steps: int = STEPS) -> Rates
         batches, steps: of each stage, at most; one more is done first to warm up.
 
     Raises:
-        UserError: the model cannot be had, or the device is absent.
+        UserError: the model cannot be had or does not keep documents apart as the recipe wants, or the device is
+            absent.
     """
     device = pick_device(recipe.device)
     sae = max(recipe.saes, key=lambda sae: sae.d_sae)
-    tokens_per_second, timed, rows_RD = _time_collection(recipe, device, sae.site, batches)
-    step_seconds, stepped = _time_training(recipe, sae, rows_RD, device, steps)
-    return Rates(str(device), tokens_per_second, timed, sae, step_seconds, stepped)
-
-
-def _time_collection(recipe: Recipe, device: torch.device, site: Site, most: int) -> tuple[float, int, Tensor]:
-    """Tokens a second, batches timed, and rows of a site `[R, D]` on the CPU."""
     model = load_model(recipe.model, recipe.activations.sites, device)
+    model.probe.refuse_leak(recipe.model.name, recipe.tokens.documents)
+    tokens_per_second, timed, rows_RD = _time_collection(recipe, model, sae.site, batches)
+    step_seconds, stepped = _time_training(recipe, sae, rows_RD, device, steps)
+    return Rates(str(device), tokens_per_second, timed, sae, step_seconds, stepped,
+                 model.probe.documents_apart)
+
+
+def _time_collection(recipe: Recipe, model: LoadedModel, site: Site, most: int) -> tuple[float, int, Tensor]:
+    """Tokens a second, batches timed, and rows of a site `[R, D]` on the CPU."""
     lengths = _sequence_lengths(recipe)
     batches = plan_batches(lengths, recipe.tokens.batch_tokens, recipe.tokens.max_padding)
     # Long and short sequences differ in speed: a sample in random order is fair wherever it ends.

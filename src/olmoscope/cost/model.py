@@ -64,17 +64,18 @@ class ModelCost:
         return tokens * bytes_each * ((4 + kept) * self.d_model + 3 * self.widest)
 
 
-def model_cost(config: Any, deepest: int) -> ModelCost:
+def model_cost(config: Any, deepest: int, *, whole: bool = False) -> ModelCost:
     """Count a model.
 
     Args:
         config: of transformers, whole; it is not changed.
         deepest: the deepest layer that runs, counted from 0.
+        whole: whether all of it is loaded nevertheless.
 
     Raises:
         UserError: its layers cannot be found.
     """
-    config = cut_config(config, deepest)
+    config = config if whole else cut_config(config, deepest)
     text = config.get_text_config()
     module = blueprint(config).base_model
     layers = find_layers(module, text.num_hidden_layers)[1][: deepest + 1]

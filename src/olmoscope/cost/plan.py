@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from olmoscope.activations.collect.refusals import NORM_BYTES, ROW_BYTES, TOKEN_BYTES
+from olmoscope.activations.store.format import read_manifest
 from olmoscope.activations.stream.rounds import ROUND_ROWS
 from olmoscope.cost.measure import Rates
 from olmoscope.cost.model import ModelCost, model_cost
@@ -27,6 +28,7 @@ from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.model.config import check_config, config_at_hand
 from olmoscope.model.dtype import ComputeDtype, fast_dtype
 from olmoscope.model.positions import check_context
+from olmoscope.model_source import base_of
 from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.site import Site, deepest
 from olmoscope.train.derived import settled
@@ -98,6 +100,8 @@ class Plan:
     """None if nothing was measured."""
     warnings: list[str]
     """What is possible and hardly meant, a line each."""
+    verdict: str
+    """What is known of how the model behaves, in a line: tried now, tried when a store was begun, or not tried."""
 
     @property
     def tokens(self) -> int:
@@ -144,7 +148,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
     elif recipe.model.d_model is None:
         raise UserError(f"the config of {recipe.model.name} is not in the hub's cache and the hub cannot be reached; "
                         "give model.d_model and model.num_layers in the recipe, then a plan needs neither")
-    cost = None if config is None else model_cost(config, last)
+    cost = None if config is None else model_cost(config, last, whole=base_of(recipe.model) is not None)
     d_model = cost.d_model if cost is not None else recipe.model.d_model
     assert d_model is not None
     gpu = recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())
@@ -171,7 +175,32 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
                         else _collect_memory(recipe, compute_dtype, cost, sum(row_bytes.values()), gpu)),
         saes=saes, disk_bytes=store_bytes + states + exports, present_bytes=_present(out),
         free_bytes=shutil.disk_usage(existing).free, rates=rates,
-        warnings=[] if warning is None else [warning])
+        warnings=[] if warning is None else [warning], verdict=_verdict(recipe, out, rates))
+
+
+def _verdict(recipe: Recipe, out: Path, rates: Rates | None) -> str:
+    """What the probe (model/probe.py) said of the model, as far as anybody asked it; no weights are loaded here.
+
+    Raises:
+        UserError: the manifest of a store in `out` is damaged.
+    """
+    when, apart = "now", None if rates is None else rates.documents_apart
+    for split in ("train", "held_out"):
+        store = out / "store" / split
+        if apart is None and (store / "manifest.json").exists():
+            found = read_manifest(store)
+            begun = recipe.model_copy(update={"model": recipe.model.model_copy(
+                update={"dtype": found.model_dtype or "float32"})}) if recipe.model.dtype == "auto" else recipe
+            settled_as = [begun] if begun.tokens.bos != "auto" else [begun.with_bos(bos) for bos in ("no", "yes")]
+            if found.recipe_hash in [each.store_hash() for each in settled_as]:
+                when, apart = f"when {store} was begun", found.documents_apart
+    name = recipe.model.name + (f" --revision {recipe.model.revision}" if recipe.model.revision else "")
+    if apart is None:
+        return (f"The model has not been tried yet: `olmoscope model {name}` tries it with every command, --measure "
+                "with collection.")
+    return f"The model was tried {when}: it is causal, its rows can be collected, and " + (
+        "it keeps documents apart where tokens.documents asks for that." if apart else
+        "tokens.documents: apart does not work with it.")
 
 
 def _width(site: Site, d_model: int, config: Any | None) -> int:

@@ -30,7 +30,8 @@ from olmoscope.model.config import read_config, width_and_depth
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model.splice import CausalLM, load_causal_lm
-from olmoscope.model_source import is_local, pinned, revision_of
+from olmoscope.model_adapter import PAIR
+from olmoscope.model_source import at_revision, is_local, pinned, revision_of
 from olmoscope.progress import console
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import Model, Recipe
@@ -124,6 +125,8 @@ def _subjects(names: Sequence[str], options: Options) -> list[Subject]:
 def _model_of(subject: Subject) -> tuple[str, str | None]:
     """Name and, where it is one of the hub, the commit, branch or tag that the SAE was trained on."""
     name, revision = str(subject.model_name), subject.model_revision
+    if PAIR.fullmatch(revision or ""):
+        return name, at_revision(Model(name=name), revision).revision
     return name, None if is_local(Model(name=name)) or str(revision).startswith("sha256:") else revision
 
 

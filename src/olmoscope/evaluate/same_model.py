@@ -13,7 +13,7 @@ from typing import Any
 from olmoscope.errors import UserError
 from olmoscope.evaluate.subject import Subject
 from olmoscope.model.config import read_config, width_and_depth
-from olmoscope.model_source import COMMIT, pinned, revision_of
+from olmoscope.model_source import COMMIT, base_of, pinned, revision_of
 from olmoscope.recipe.schema import Model
 
 _HEADS = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration|Model|Config)$")
@@ -51,7 +51,7 @@ class GivenModel:
         """A hash of its weights if it is a local folder, else the hub's commit. The name of a folder in the hub's cache
         is the commit."""
         folder = Path(self.name)
-        if folder.is_dir() and COMMIT.fullmatch(folder.resolve().name):
+        if folder.is_dir() and base_of(self._model) is None and COMMIT.fullmatch(folder.resolve().name):
             return folder.resolve().name
         return revision_of(self._model)
 
@@ -120,6 +120,7 @@ def _family(architecture: str | None) -> str | None:
 
 
 def _comparable(one: str, other: str) -> bool:
-    """Both hashes of weights, or both commits."""
-    return all(revision.startswith("sha256:") for revision in (one, other)) or all(
-        COMMIT.fullmatch(revision) for revision in (one, other))
+    """Both hashes of weights, or both commits; of adapters, those of the bases too."""
+    pairs = list(zip(one.split("+"), other.split("+"), strict=False)) if one.count("+") == other.count("+") else []
+    return bool(pairs) and all(all(part.startswith("sha256:") for part in pair) or all(map(COMMIT.fullmatch, pair))
+                               for pair in pairs)

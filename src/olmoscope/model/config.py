@@ -6,7 +6,7 @@ import urllib.request
 from typing import Any
 
 from olmoscope.errors import UserError
-from olmoscope.model_source import is_local, loading, locate, refuse_path
+from olmoscope.model_source import base_of, is_local, loading, locate, naming_base, pinned, refuse_path, require_peft
 from olmoscope.recipe.schema import Model
 
 REACH_SECONDS = 5
@@ -14,7 +14,7 @@ REACH_SECONDS = 5
 
 
 def read_config(model: Model, *, cached: bool = False) -> Any:
-    """The config of a model, as transformers has it.
+    """The config of a model, as transformers has it; of an adapter, its base's.
 
     Args:
         cached: only look into the package, local folders and the hub's cache.
@@ -24,6 +24,10 @@ def read_config(model: Model, *, cached: bool = False) -> Any:
     """
     from transformers import AutoConfig
 
+    model = model if cached else pinned(model)
+    if (base := base_of(model)) is not None:
+        with naming_base(model, base):
+            return read_config(base, cached=cached)
     with loading(model):
         return AutoConfig.from_pretrained(**locate(model), local_files_only=cached)
 
@@ -34,9 +38,11 @@ def config_at_hand(model: Model) -> Any | None:
     Raises:
         UserError: the hub answers, and the config is not there or is not for us; a local one is damaged.
     """
-    if is_local(model):
+    require_peft(model)
+    base = base_of(model)
+    if is_local(base or model):
         return read_config(model)
-    refuse_path(model)
+    refuse_path(base or model)
     with contextlib.suppress(UserError):
         return read_config(model, cached=True)
     return read_config(model) if _hub_answers() else None

@@ -12,6 +12,8 @@ from torch import nn
 
 from olmoscope.model.blueprint import blueprint
 from olmoscope.model.layers import find_layers
+from olmoscope.model_source import base_of
+from olmoscope.recipe.schema import Model
 
 MISFITS = (NotImplementedError, ValueError)
 """What transformers raises of a config that does not fit itself any more (all families of 5.23 were tried), and
@@ -45,6 +47,12 @@ def cut_config(config: Any, deepest: int) -> Any:
         except MISFITS:
             continue
     return config
+
+
+def config_to_load(model: Model, config: Any, deepest: int) -> Any:
+    """What is loaded of a model: its beginning, where it can be cut; the whole base of an adapter, into which it is
+    merged, since an adapter may change any layer, the embedding and the head."""
+    return cut_config(config, deepest) if base_of(model) is None else config
 
 
 def _shorten(text: Any, count: int, lists_too: bool) -> None:

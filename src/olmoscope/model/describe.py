@@ -12,7 +12,7 @@ from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import LoadedModel, load_model
 from olmoscope.model.splice import CausalLM, load_causal_lm
 from olmoscope.model.unembed import NoUnembedding, unembedding_of
-from olmoscope.model_source import loading, locate, pinned
+from olmoscope.model_source import base_of, pinned, read_tokenizer
 from olmoscope.recipe.schema import Model
 from olmoscope.site import Site
 
@@ -59,19 +59,25 @@ def describe_model(model: Model, device: torch.device) -> Described:
 def _facts(model: Model, config: Any, read: CausalLM | LoadedModel) -> list[tuple[str, str]]:
     text = config.get_text_config()
     body = read.body if isinstance(read, CausalLM) else read.module
-    whole = text.num_hidden_layers <= 2 or cut_config(config, 0) is config
+    base = base_of(model)
+    above = "are not loaded"
+    if base is not None:
+        above = "are loaded: an adapter is merged into a whole model"
+    elif text.num_hidden_layers <= 2 or cut_config(config, 0) is config:
+        above = "are loaded: this model cannot be cut"
     return [
         ("architecture", (config.architectures or [type(config).__name__])[0]),
         ("revision", read.revision),
+        *([] if base is None else [("adapter of", base.name)]),
         ("decoder layers", f"{text.num_hidden_layers}, {read.layers_path}"),
         ("d_model", f"{read.d_model}"),
         ("attention heads", _heads(text)),
         ("parameters without the head", f"{sum(one.numel() for one in body.parameters()):,}"),
-        ("layers above those wanted", "are loaded: this model cannot be cut" if whole else "are not loaded"),
+        ("layers above those wanted", above),
         ("weights stored in", str(getattr(config, "dtype", None) or "unknown").removeprefix("torch.")),
         ("computes in", model.dtype),
         ("positions", _positions(text)),
-        *_tokenizer(model, text)]
+        *_tokenizer(model, read.vocabulary)]
 
 
 def _heads(text: Any) -> str:
@@ -87,14 +93,11 @@ def _positions(text: Any) -> str:
     return ("no limit stated" if most is None else f"{most:,}") + (f", sliding window {window:,}" if window else "")
 
 
-def _tokenizer(model: Model, text: Any) -> list[tuple[str, str]]:
+def _tokenizer(model: Model, vocabulary: int) -> list[tuple[str, str]]:
     """What its tokenizer is like."""
-    from transformers import AutoTokenizer
-
-    with loading(model, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(**locate(model))
+    tokenizer = read_tokenizer(model)
     special = [f"{name} {token!r}" for name in ("bos", "eos", "pad")
                if (token := getattr(tokenizer, f"{name}_token")) is not None]
-    return [("vocabulary", f"{text.vocab_size:,}, the tokenizer has {len(tokenizer):,}"),
+    return [("vocabulary", f"{vocabulary:,}, the tokenizer has {len(tokenizer):,}"),
             ("special tokens", ", ".join(special) or "none"),
             ("chat template", "yes" if tokenizer.chat_template else "no")]

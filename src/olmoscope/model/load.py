@@ -10,14 +10,14 @@ from torch import nn
 
 from olmoscope.errors import UserError
 from olmoscope.model.config import check_config, read_config, width_and_depth
-from olmoscope.model.cut import cut_config
+from olmoscope.model.cut import config_to_load
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.layers import find_layers
 from olmoscope.model.positions import most_positions
 from olmoscope.model.probe import Probe, probe
 from olmoscope.model.sites import Sites, find_sites
 from olmoscope.model.weights import read_weights
-from olmoscope.model_source import pinned, revision_of
+from olmoscope.model_source import base_of, pinned, revision_of
 from olmoscope.recipe.schema import Model
 from olmoscope.site import Site, deepest
 
@@ -42,6 +42,8 @@ class LoadedModel:
     probe: Probe
     sites: Sites
     """Those that were asked for."""
+    base: str | None = None
+    """The model that it is an adapter of; None if it is none."""
 
     @property
     def device(self) -> torch.device:
@@ -61,7 +63,7 @@ def load_model(model: Model, sites: Sequence[Site], device: torch.device) -> Loa
     check_config(config, model, last)
     architecture = (config.architectures or [type(config).__name__])[0]
     d_model, num_layers = width_and_depth(config, model)
-    cut = cut_config(config, last)
+    cut = config_to_load(model, config, last)
     causal = read_weights(model, cut)
     path, layers = find_layers(causal, cut.get_text_config().num_hidden_layers)
     vocabulary = causal.get_input_embeddings().num_embeddings
@@ -75,7 +77,7 @@ def load_model(model: Model, sites: Sequence[Site], device: torch.device) -> Loa
     if model.compile:
         compile_layers(layers, device, places)
     return LoadedModel(model.name, module, layers, revision_of(model), architecture, d_model, num_layers, path,
-                       vocabulary, found, places)
+                       vocabulary, found, places, None if (base := base_of(model)) is None else base.name)
 
 
 def compile_layers(layers: nn.ModuleList, device: torch.device, sites: Sites) -> None:

@@ -149,7 +149,8 @@ def load_causal_lm(model: Model, device: torch.device, sites: Sequence[Site] = (
     text = config.get_text_config()
     module = read_weights(model, config).to(device)
     path, layers = find_layers(module, text.num_hidden_layers)
-    tried = try_causal_lm(module, path, layers, model.name, revision_of(model), text.hidden_size, text.vocab_size)
+    tried = try_causal_lm(module, path, layers, model.name, revision_of(model), text.hidden_size,
+                          module.config.get_text_config().vocab_size)
     loaded = replace(tried, modules=model.modules)
     loaded.find(sites)
     return loaded

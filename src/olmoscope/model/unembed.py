@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from olmoscope.errors import UserError
 from olmoscope.model.config import read_config, width_and_depth
-from olmoscope.model.cut import cut_config
+from olmoscope.model.cut import config_to_load
 from olmoscope.model.layers import find_layers
 from olmoscope.model.weights import read_weights
 from olmoscope.model_source import pinned, revision_of
@@ -80,7 +80,7 @@ def load_unembedding(model: Model, device: torch.device) -> Unembedding:
     model = pinned(model)
     config = read_config(model)
     d_model, _ = width_and_depth(config, model)
-    cut = cut_config(config, 0)
+    cut = config_to_load(model, config, 0)
     causal = read_weights(model, cut)
     _, layers = find_layers(causal, cut.get_text_config().num_hidden_layers)
     return unembedding_of(causal, layers, d_model, revision_of(model)).to(device)

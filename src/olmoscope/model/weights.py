@@ -5,12 +5,13 @@ from typing import Any
 import torch
 
 from olmoscope.errors import UserError
-from olmoscope.model_source import loading, locate
+from olmoscope.model.merge import adapter_to_merge, merge_adapter
+from olmoscope.model_source import base_of, loading, locate, naming_base
 from olmoscope.recipe.schema import Model
 
 
 def read_weights(model: Model, config: Any) -> Any:
-    """Load a causal LM of transformers for inference, on the CPU.
+    """Load a causal LM of transformers for inference, on the CPU; an adapter merged into its base.
 
     Always the whole class, with its head: the bare model of some architectures has parts (a pooler, an encoder) that a
     causal LM's checkpoint has not.
@@ -19,11 +20,17 @@ def read_weights(model: Model, config: Any) -> Any:
     plain attention.
 
     Args:
-        config: as `AutoConfig` gives it, or cut off.
+        config: as `AutoConfig` gives it, or cut off; of an adapter, the whole one of its base.
 
     Raises:
         UserError: not to be found, not to be read, or weights missing.
     """
+    if (base := base_of(model)) is not None:
+        folder = adapter_to_merge(model)
+        with naming_base(model, base):
+            causal = read_weights(base, config)
+        return merge_adapter(causal, model, folder).eval().requires_grad_(False)
+
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from olmoscope.model_source import COMMIT
 from olmoscope.release.export import dataset_repo
 from olmoscope.release.finished_run import FinishedRun
 from olmoscope.release.saelens_format import hook_names
@@ -144,20 +145,31 @@ def _usage(runs: Sequence[FinishedRun]) -> str:
     name = repr(model.name)
     if model.name == TINY:
         name = 'str(importlib.resources.files("olmoscope") / "model" / "tiny")  # the model inside the package'
+    load = f"model = AutoModelForCausalLM.from_pretrained(name{revision}, dtype=torch.{recipe.model.dtype})"
+    tokenizer, packages, imports = f"name{revision}", "sae-lens transformers", ""
+    if model.base is not None:
+        own, of_base = (f", revision={part!r}" if COMMIT.fullmatch(part) else ""
+                        for part in str(model.revision).split("+"))
+        tokenizer, packages = f"{model.base!r}{of_base}", "sae-lens transformers peft"
+        imports = "from peft import PeftModel\n"
+        load = (f"# {model.name} is an adapter; if it brings a tokenizer of its own, take that one.\n"
+                f"base = AutoModelForCausalLM.from_pretrained({model.base!r}{of_base}, "
+                f"dtype=torch.{recipe.model.dtype})\n"
+                f"model = PeftModel.from_pretrained(base, name{own}).merge_and_unload()")
     standard_library = "import importlib.resources\n\n" if model.name == TINY else ""
     return f"""\
 ## Use
 
-With `pip install sae-lens transformers`:
+With `pip install {packages}`:
 
 ```python
 {standard_library}import torch
-from sae_lens import SAE
+{imports}from sae_lens import SAE
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 name = {name}
-tokenizer = AutoTokenizer.from_pretrained(name{revision})
-model = AutoModelForCausalLM.from_pretrained(name{revision}, dtype=torch.{recipe.model.dtype})
+tokenizer = AutoTokenizer.from_pretrained({tokenizer})
+{load}
 sae = SAE.from_pretrained({recipe.release.repo_id!r}, {run.sae.id!r})
 
 seen = {{}}

@@ -35,6 +35,8 @@ class ModelRead(_Read):
     d_model: int
     num_layers: int
     layers_path: str
+    base: str | None = None
+    """What it is an adapter of."""
 
     @property
     def on_hub(self) -> bool:

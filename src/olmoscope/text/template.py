@@ -6,7 +6,7 @@ from typing import Any
 
 from olmoscope.errors import UserError
 from olmoscope.model_errors import first_line
-from olmoscope.model_source import loading, locate, pinned
+from olmoscope.model_source import pinned, read_tokenizer
 from olmoscope.recipe.schema import Model, Text
 from olmoscope.text.chat import Rendered, ToText
 from olmoscope.text.messages import Message
@@ -41,11 +41,8 @@ def load_template(model: Model) -> ToText | None:
     Raises:
         UserError: the tokenizer cannot be had.
     """
-    from transformers import AutoTokenizer
-
     model = pinned(model)
-    with loading(model, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(**locate(model))
+    tokenizer = read_tokenizer(model)
     if not tokenizer.chat_template:
         return None
     try:

@@ -8,7 +8,7 @@ import numpy as np
 import tokenizers
 
 from olmoscope.errors import UserError
-from olmoscope.model_source import loading, locate, pinned
+from olmoscope.model_source import pinned, read_tokenizer
 from olmoscope.recipe.schema import Bos, Model
 
 
@@ -45,11 +45,8 @@ def load_tokenizer(model: Model, bos: Bos = "auto") -> Tokenizer:
     Raises:
         UserError: it cannot be found, is not a fast one, has no EOS token, or no BOS token where `bos` is `yes`.
     """
-    from transformers import AutoTokenizer
-
     model = pinned(model)
-    with loading(model, "tokenizer"):
-        tokenizer = AutoTokenizer.from_pretrained(**locate(model))
+    tokenizer = read_tokenizer(model)
     if not tokenizer.is_fast:
         raise UserError(f"the tokenizer of {model.name!r} has no fast version (tokenizer.json)")
     if tokenizer.eos_token_id is None:

@@ -240,7 +240,8 @@ def make_manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer: T
     """What a store of this recipe is, still unfinished."""
     assert recipe.model.dtype != "auto", "settle the recipe first (pipeline.py)"
     identity = ModelIdentity(name=recipe.model.name, revision=model.revision, architecture=model.architecture,
-                             d_model=model.d_model, num_layers=model.num_layers, layers_path=model.layers_path)
+                             d_model=model.d_model, num_layers=model.num_layers, layers_path=model.layers_path,
+                             base=model.base)
     sources = {name: SourceCount(documents=counts["documents"], tokens=counts["tokens"])
                for name, counts in index["sources"].items()}
     return Manifest(model=identity, tokenizer_hash=tokenizer.hash(), special_token_ids=tokenizer.special_ids(),

@@ -8,9 +8,9 @@ from olmoscope.activations.store.format import Manifest, read_manifest
 from olmoscope.activations.store.inspect import output_folder
 from olmoscope.errors import UserError
 from olmoscope.files import read_json
-from olmoscope.model_source import COMMIT, is_local, revision_of
+from olmoscope.model_adapter import PAIR
+from olmoscope.model_source import revision_here
 from olmoscope.recipe.load import load_recipe
-from olmoscope.recipe.schema import Model
 
 
 def disagreements(stores: list[Path]) -> Iterator[tuple[Path, str]]:
@@ -48,15 +48,12 @@ def _against_recipe(path: Path, store: Path, manifest: Manifest | None) -> Itera
     if recipe.store_hash() != manifest.recipe_hash:
         yield store / "manifest.json", (f"is of another recipe (hash {manifest.recipe_hash}) than {path} "
                                         f"({recipe.store_hash()})")
-    revision = _revision_here(recipe.model)
+    revision = revision_here(recipe.model)
+    if revision is not None and PAIR.fullmatch(manifest.model.revision) and not PAIR.fullmatch(revision):
+        return  # an adapter of the hub that is not in this cache: that of its base is not known
     if revision is not None and revision != manifest.model.revision:
         yield store / "manifest.json", (f"is of {manifest.model.name} at revision {manifest.model.revision}, the "
                                         f"recipe's model is {revision}")
-
-
-def _revision_here(model: Model) -> str | None:
-    """The revision that collection would find, as far as it can be told without the network."""
-    return revision_of(model) if is_local(model) or COMMIT.fullmatch(model.revision or "") else None
 
 
 def _readable(store: Path) -> Manifest | None:

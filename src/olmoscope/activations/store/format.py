@@ -63,6 +63,8 @@ class ModelIdentity(_Frozen):
     num_layers: int
     layers_path: str
     """Where the decoder layers stand in the causal LM, e.g. `model.layers`."""
+    base: str | None = None
+    """The model that it is an adapter of, merged into it; its revision stands in `revision` after a `+`."""
 
 
 class SourceCount(_Frozen):
