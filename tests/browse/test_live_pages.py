@@ -11,10 +11,10 @@ from browse_server import ask
 from helpers import save_small_model
 from olmoscope.browse.live import LiveModel
 from olmoscope.errors import UserError
-from olmoscope.evaluate.subject import open_sae
 from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.load import load_model
 from olmoscope.recipe.schema import Model
+from olmoscope.sae.io.open import open_sae
 from olmoscope.tokens.tokenizer import load_tokenizer
 
 TEXT = "word1 is\n<b>word2</b> is\u202e 👩‍💻"

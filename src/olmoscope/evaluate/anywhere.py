@@ -19,12 +19,9 @@ import numpy as np
 
 from olmoscope.activations.store.format import read_manifest
 from olmoscope.errors import UserError
-from olmoscope.evaluate.context import chosen_bos, text_context, warn_of_context
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_text, forget_unfinished, identity
 from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
-from olmoscope.evaluate.same_model import GivenModel, refuse_uncentred, said_by, take_for_same
 from olmoscope.evaluate.sequences import Sequences, read_sequences
-from olmoscope.evaluate.subject import Subject, find_saes, open_sae
 from olmoscope.files import locked
 from olmoscope.model.config import read_config, width_and_depth
 from olmoscope.model.dtype import settle_model
@@ -34,6 +31,10 @@ from olmoscope.model_source import is_local, pinned, revision_of
 from olmoscope.progress import console
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import Model, Recipe
+from olmoscope.sae.io.context import chosen_bos, text_context, warn_of_context
+from olmoscope.sae.io.open import find_saes, open_sae
+from olmoscope.sae.io.opened import Subject
+from olmoscope.sae.io.same_model import GivenModel, refuse_uncentred, said_by, take_for_same
 from olmoscope.text.given import given_text
 from olmoscope.tokens.pack import is_packed, pack
 from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer

@@ -27,10 +27,10 @@ from olmoscope.evaluate.reconstruction import RandomDirections, Reconstruction
 from olmoscope.evaluate.results import Dictionary, Evaluation, Subset, Text
 from olmoscope.evaluate.rows import FIRST_POSITIONS, OUTLIER, SUBSETS, LayerSurvey, TokenFacts, refuse_not_finite
 from olmoscope.evaluate.sequences import Sequences
-from olmoscope.evaluate.subject import Subject
 from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.splice import CausalLM
 from olmoscope.progress import bar
+from olmoscope.sae.io.opened import Subject
 from olmoscope.sae.topk import TopK
 
 ROWS_AT_ONCE = 4096

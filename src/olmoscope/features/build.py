@@ -17,7 +17,6 @@ import torch
 from olmoscope.activations.store.reader import Store
 from olmoscope.activations.stream.filters import keep_of_store
 from olmoscope.errors import UserError
-from olmoscope.evaluate.subject import Subject
 from olmoscope.features.corpus import corpus_of, write_corpus
 from olmoscope.features.directions import unit_directions
 from olmoscope.features.format import VERSION, IndexedFile, IndexedSAE, Info, Options, part_path, read_info
@@ -32,6 +31,7 @@ from olmoscope.model_source import at_revision
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import Filter, Model
+from olmoscope.sae.io.opened import Subject
 from olmoscope.tokens.tokenizer import load_tokenizer
 
 

@@ -6,9 +6,6 @@ from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.format import read_manifest
 from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
-from olmoscope.evaluate.context import chosen_bos, text_context
-from olmoscope.evaluate.same_model import GivenModel, refuse_uncentred, said_by, take_for_same
-from olmoscope.evaluate.subject import Subject, open_sae
 from olmoscope.features.build import Indexed, Text, build_index
 from olmoscope.features.format import Options
 from olmoscope.model.dtype import settle_model
@@ -18,6 +15,10 @@ from olmoscope.progress import console
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import Bos, Filter, Model, Recipe
 from olmoscope.recipe.schema import Text as RecipeText
+from olmoscope.sae.io.context import chosen_bos, text_context
+from olmoscope.sae.io.open import open_sae
+from olmoscope.sae.io.opened import Subject
+from olmoscope.sae.io.same_model import GivenModel, refuse_uncentred, said_by, take_for_same
 from olmoscope.text.given import given_text
 from olmoscope.tokens.tokenizer import load_tokenizer
 

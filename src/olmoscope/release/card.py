@@ -11,7 +11,7 @@ import yaml
 
 from olmoscope.release.export import dataset_repo
 from olmoscope.release.finished_run import FinishedRun
-from olmoscope.release.saelens_format import hook_names
+from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.train.derived import Settled, settled
 
 CARD = "README.md"

@@ -21,7 +21,7 @@ from olmoscope.errors import UserError
 from olmoscope.files import read_json, sha256
 from olmoscope.recipe.schema import Activation
 from olmoscope.release.finished_run import FinishedRun
-from olmoscope.release.saelens_format import hook_names
+from olmoscope.sae.io.saelens_places import hook_names
 
 MANIFEST = "manifest.json"
 FORMAT = "olmoscope release"

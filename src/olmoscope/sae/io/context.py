@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from olmoscope.errors import UserError
-from olmoscope.evaluate.subject import Subject
 from olmoscope.model.config import read_config
 from olmoscope.model.positions import check_context, most_positions
 from olmoscope.progress import console
 from olmoscope.recipe.schema import Bos, Model
+from olmoscope.sae.io.opened import Subject
 
 CONTEXT = 1024
 """Tokens of a sequence, for SAEs that do not say what they were trained on, of a model that takes as many."""

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from olmoscope.errors import UserError
-from olmoscope.evaluate.subject import Subject
 from olmoscope.model.config import read_config, width_and_depth
 from olmoscope.model_source import COMMIT, pinned, revision_of
 from olmoscope.recipe.schema import Model
+from olmoscope.sae.io.opened import Subject
 
 _HEADS = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration|Model|Config)$")
 
