@@ -30,7 +30,7 @@ from olmoscope.evaluate.sequences import Sequences
 from olmoscope.model.capture import read_residual_stream
 from olmoscope.model.splice import CausalLM
 from olmoscope.progress import bar
-from olmoscope.sae.io.opened import Subject
+from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.topk import TopK
 
 ROWS_AT_ONCE = 4096
@@ -61,14 +61,14 @@ class Setting:
     store: str | None = None
 
 
-def identity(subject: Subject, model_revision: str, setting: Setting) -> str:
+def identity(subject: Opened, model_revision: str, setting: Setting) -> str:
     """What an evaluation's figures depend on, but for rounding."""
     parts = [METHOD, setting.store, subject.identity, subject.layer, model_revision, setting.dtype,
              setting.sequences.hash(), setting.language_tokens, FIRST_POSITIONS, OUTLIER, bootstrap.RESAMPLES]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
-def evaluate_on_store(subjects: Sequence[Subject], store: Store, model: CausalLM, setting: Setting) -> list[Evaluation]:
+def evaluate_on_store(subjects: Sequence[Opened], store: Store, model: CausalLM, setting: Setting) -> list[Evaluation]:
     """Evaluate SAEs on all rows of a store, and with the model on the first tokens.
 
     Args:
@@ -103,7 +103,7 @@ def evaluate_on_store(subjects: Sequence[Subject], store: Store, model: CausalLM
         for place, subject in enumerate(subjects)])
 
 
-def evaluate_on_text(subjects: Sequence[Subject], model: CausalLM, setting: Setting) -> list[Evaluation]:
+def evaluate_on_text(subjects: Sequence[Opened], model: CausalLM, setting: Setting) -> list[Evaluation]:
     """Evaluate SAEs on tokens that the model reads now."""
     layers = sorted({subject.layer for subject in subjects})
     surveys = _survey(layers, model, setting)
@@ -115,7 +115,7 @@ def evaluate_on_text(subjects: Sequence[Subject], model: CausalLM, setting: Sett
 class _Work:
     """The sums of all SAEs, and what goes through the model."""
 
-    def __init__(self, subjects: Sequence[Subject], surveys: dict[int, LayerSurvey], model: CausalLM,
+    def __init__(self, subjects: Sequence[Opened], surveys: dict[int, LayerSurvey], model: CausalLM,
                  setting: Setting) -> None:
         model.probe.refuse_leak(model.name, "apart" if setting.sequences.apart else "share")
         self.subjects, self.surveys, self.model, self.setting = subjects, surveys, model, setting
@@ -264,7 +264,7 @@ def forget_unfinished(folder: Path) -> None:
         path.unlink()
 
 
-def _directions(subject: Subject, sums: Reconstruction) -> int:
+def _directions(subject: Opened, sums: Reconstruction) -> int:
     """As many random directions as the SAE has active latents in a row."""
     active = subject.sae.k if isinstance(subject.sae, TopK) else round(float(sums.fired_F.sum() / sums.l0_counts.sum()))
     return min(max(1, active), subject.sae.d_model)

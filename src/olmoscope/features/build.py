@@ -31,7 +31,7 @@ from olmoscope.model_source import at_revision
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import Filter, Model
-from olmoscope.sae.io.opened import Subject
+from olmoscope.sae.io.opened import Opened
 from olmoscope.tokens.tokenizer import load_tokenizer
 
 
@@ -55,7 +55,7 @@ class Indexed:
     """False: it was there already, and its checksums are right."""
 
 
-def build_index(subject: Subject, where: str, text: Text, model: Model, out: Path, filter_: Filter, options: Options,
+def build_index(subject: Opened, where: str, text: Text, model: Model, out: Path, filter_: Filter, options: Options,
                 device: torch.device) -> Indexed:
     """Index an SAE over the rows of a store.
 
@@ -80,7 +80,7 @@ def build_index(subject: Subject, where: str, text: Text, model: Model, out: Pat
     return Indexed(out, info, fresh=True)
 
 
-def _identity(subject: Subject, text: Text, model: Model, filter_: Filter, options: Options) -> str:
+def _identity(subject: Opened, text: Text, model: Model, filter_: Filter, options: Options) -> str:
     value = {"version": VERSION, "sae": subject.identity, "layer": subject.layer, "text": text.identity,
              "model": model.model_dump(mode="json", include={"name", "revision"}),
              "filter": filter_.model_dump(mode="json"), "options": options.model_dump(mode="json")}
@@ -108,7 +108,7 @@ def _begin(out: Path, identity: str) -> None:
     write_json(path, {"identity": identity})
 
 
-def _refuse_other_rows(subject: Subject, store: Store, model: Model) -> None:
+def _refuse_other_rows(subject: Opened, store: Store, model: Model) -> None:
     manifest = store.manifest
     if model.name != manifest.model.name:
         raise UserError(f"{subject.name} is of model {model.name}, {store.path} has rows of {manifest.model.name}; "
@@ -124,7 +124,7 @@ def _refuse_other_rows(subject: Subject, store: Store, model: Model) -> None:
                         f"{store.path} is of revision {manifest.model.revision}")
 
 
-def _make(subject: Subject, where: str, store: Store, model: Model, out: Path, filter_: Filter, options: Options,
+def _make(subject: Opened, where: str, store: Store, model: Model, out: Path, filter_: Filter, options: Options,
           device: torch.device, text: Text, identity: str) -> Info:
     work, manifest, sae = out / "work", store.manifest, subject.sae.to(device)
     unembedding, why_none = _load_unembedding(store, model, device)

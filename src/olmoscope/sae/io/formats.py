@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Protocol
 
 from olmoscope.sae.io import reference_trainer, run_folder, saelens
-from olmoscope.sae.io.opened import Subject
+from olmoscope.sae.io.opened import Opened
 
 
 class Format(Protocol):
@@ -30,7 +30,7 @@ class Format(Protocol):
     def detect(self, path: Path) -> bool:
         """Whether a folder or file is of this format, by what is in it; damaged ones are, so that `read` says why."""
 
-    def read(self, path: Path, layer: int | None = None) -> Subject:
+    def read(self, path: Path, layer: int | None = None) -> Opened:
         """Read an SAE.
 
         Args:

@@ -16,12 +16,12 @@ from pathlib import Path
 from olmoscope.errors import UserError
 from olmoscope.sae.io.formats import FORMATS, Format
 from olmoscope.sae.io.hub import fetch
-from olmoscope.sae.io.opened import Subject
+from olmoscope.sae.io.opened import Opened
 
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?P<path>.*))?")
 
 
-def open_sae(where: str | Path, layer: int | None = None) -> Subject:
+def open_sae(where: str | Path, layer: int | None = None) -> Opened:
     """Open an SAE.
 
     Args:

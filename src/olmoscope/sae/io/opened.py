@@ -14,7 +14,7 @@ Kind = Literal["run", "folder", "file", "hub"]
 
 
 @dataclass(frozen=True)
-class Subject:
+class Opened:
     """An SAE and where it belongs.
 
     Attributes:

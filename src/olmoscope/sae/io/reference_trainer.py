@@ -19,7 +19,7 @@ from torch import Tensor
 
 from olmoscope.errors import UserError
 from olmoscope.files import sha256
-from olmoscope.sae.io.opened import Subject
+from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.torch_file import is_torch_file, load_torch_file
 from olmoscope.sae.rows import Normalize
 from olmoscope.sae.topk import TopK
@@ -50,7 +50,7 @@ def detect(path: Path) -> bool:
     return is_torch_file(path)
 
 
-def read(path: Path, layer: int | None = None) -> Subject:
+def read(path: Path, layer: int | None = None) -> Opened:
     """Read the SAE of a checkpoint.
 
     Args:
@@ -65,7 +65,7 @@ def read(path: Path, layer: int | None = None) -> Subject:
         raise UserError(f"{path} holds a {type(tree).__name__}, not the mapping with `model` that the trainer saves")
     model = _mapping(tree, "model", path)
     sae = _read_sae(model, tree, path)
-    return Subject(
+    return Opened(
         sae, path.name, _layer(tree, layer, path), None, None, "topk", path, "file",
         f"sha256:{sha256(path)[:32]}", bos="auto", context_size=None, dtype=model["encoder.weight"].dtype,
         metadata={name: tree[name] for name in SETTINGS

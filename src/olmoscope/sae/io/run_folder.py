@@ -20,7 +20,7 @@ from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.checkpoint import read_checkpoint
-from olmoscope.sae.io.opened import Subject
+from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.saelens_places import refuse_other_layer
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
@@ -106,7 +106,7 @@ def detect(path: Path) -> bool:
     return (path / MARK).is_file()
 
 
-def read(path: Path, layer: int | None = None) -> Subject:
+def read(path: Path, layer: int | None = None) -> Opened:
     """Read the SAE of a run folder.
 
     Args:
@@ -118,7 +118,7 @@ def read(path: Path, layer: int | None = None) -> Subject:
     run = read_run_folder(path)
     refuse_other_layer(path, layer, run.sae.layer)
     sae, model, tokens = run.load(), run.done.store.model, run.recipe.tokens
-    return Subject(sae, run.sae.id, run.sae.layer, model.name, model.revision,
+    return Opened(sae, run.sae.id, run.sae.layer, model.name, model.revision,
                   "jumprelu" if isinstance(sae, JumpReLU) else run.sae.activation, path, "run", run.done.run_hash,
                   bos="yes" if tokens.bos == "yes" else "no",
                   context_size=max(high for _, high in tokens.chunk_lengths), dtype=sae.W_dec_FD.dtype, metadata={},

@@ -26,7 +26,7 @@ from olmoscope.errors import UserError
 from olmoscope.files import atomic_path, sha256, write_json
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.interface import SparseAutoencoder
-from olmoscope.sae.io.opened import Subject
+from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.saelens_places import begins_with_bos, layer_read, unread
 from olmoscope.sae.io.saelens_settings import CONFIG, raw_settings, read_settings, row_normalisation, weights_dtype
 from olmoscope.sae.io.saelens_tensors import KINDS, WEIGHTS, raw_tensors, read_coder, tensors_of
@@ -58,7 +58,7 @@ def detect(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def read(path: Path, layer: int | None = None) -> Subject:
+def read(path: Path, layer: int | None = None) -> Opened:
     """Read the SAE of a folder.
 
     Args:
@@ -75,7 +75,7 @@ def read(path: Path, layer: int | None = None) -> Subject:
                         f"{', '.join(KINDS)}")
     sae = read_coder(path, config, row_normalisation(config, metadata, path / CONFIG))
     context = metadata.get("context_size")
-    return Subject(
+    return Opened(
         sae, path.resolve().name, layer_read(metadata, layer, path / CONFIG), metadata.get("model_name"),
         metadata.get("model_revision"), architecture, path, "folder",
         f"sha256:{sha256(path / WEIGHTS)[:32]}-{sha256(path / CONFIG)[:8]}",
