@@ -23,7 +23,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import transformers
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from olmoscope.activations.collect.run import collect
@@ -34,6 +33,8 @@ from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.rows_of import index_sae
 from olmoscope.recipe.schema import Recipe
+from olmoscope.sae.io import saelens
+from olmoscope.sae.threshold import JumpReLU
 from olmoscope.site import Site
 from olmoscope.tokens.segments import read_token_segment
 from small_model_sizes import MUST_REFUSE
@@ -216,17 +217,11 @@ def _compare(found_RD: Tensor, wanted_RD: Tensor, what: str) -> None:
 
 def write_sae(folder: Path, model: Path, layer: int, d_model: int) -> Tensor:
     """A random tied SAE in SAELens' format with as many latents as channels; returns its decoder `[D, D]`."""
-    folder.mkdir(parents=True)
     W_FD = nn.functional.normalize(torch.randn(d_model, d_model, generator=torch.Generator().manual_seed(0)), dim=1)
     zeros_D = torch.zeros(d_model)
-    save_file({"W_enc": W_FD.T.contiguous(), "W_dec": W_FD.clone(), "b_enc": zeros_D, "b_dec": zeros_D.clone(),
-               "threshold": zeros_D.clone()}, folder / "sae_weights.safetensors")
-    metadata = {"sae_lens_version": "6.0.0", "model_name": str(model), "hook_name": f"blocks.{layer}.hook_resid_post",
+    metadata = {"model_name": str(model), "hook_name": f"blocks.{layer}.hook_resid_post", "hf_hook_name": None,
                 "prepend_bos": False, "context_size": 64}
-    (folder / "cfg.json").write_text(json.dumps({
-        "architecture": "jumprelu", "d_in": d_model, "d_sae": d_model, "dtype": "float32", "device": "cpu",
-        "apply_b_dec_to_input": True, "normalize_activations": "none", "reshape_activations": "none",
-        "metadata": metadata}))
+    saelens.write(JumpReLU(W_FD, W_FD, zeros_D, "none", zeros_D.clone(), zeros_D.clone()), folder, metadata)
     return W_FD
 
 

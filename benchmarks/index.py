@@ -32,7 +32,6 @@ import transformers
 
 from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.reader import Store, open_store
-from olmoscope.evaluate.subject import Subject
 from olmoscope.features import build
 from olmoscope.features.build import Text, build_index
 from olmoscope.features.format import Options
@@ -44,6 +43,7 @@ from olmoscope.model_source import locate
 from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import Filter, Model, Recipe
 from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.topk import initialize
 from olmoscope.site import Site
 from olmoscope.text.standard_library import write_corpus
@@ -122,7 +122,8 @@ def size(folder: Path) -> int:
 def measure(folder: Path, rows: int, d_model: int, d_sae: int, k: int, rounds: int) -> dict[str, Any]:
     store, model = make_store(folder, rows, d_model)
     sae = initialize(d_model, d_sae, k, "none", store.sample_mean(Site(0), "none"), seed=0)
-    subject = Subject(sae, "random", 0, model.name, None, "topk", folder, "folder", "random", False, None)
+    subject = Opened(sae, "random", Site(0), model.name, None, "topk", folder, "folder", "random", "no", None,
+                     sae.W_dec_FD.dtype, {})
     text = Text({"recipe_hash": store.manifest.recipe_hash, "split": "train"}, lambda _: store)
     stages = Stages()
     out = folder / "index"

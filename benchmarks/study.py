@@ -23,7 +23,8 @@ from olmoscope.activations.stream.rounds import StoreRounds
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import Recipe
 from olmoscope.sae.interface import SparseAutoencoder
-from olmoscope.train.checkpoint import checkpoints, load_sae
+from olmoscope.sae.io.checkpoint import read_checkpoint
+from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.derived import batch_of
 from olmoscope.train.run import Run
 
@@ -69,7 +70,7 @@ def train(recipe: Recipe, out: Path) -> SparseAutoencoder:
         training.steps = -(-recipe.tokens.count // batch_of(recipe))
         for _ in range(training.steps):
             training.train_on(stream.next_batch()[spec.site], stream.state())
-        return load_sae(checkpoints(Path(folder))[-1])
+        return read_checkpoint(checkpoints(Path(folder))[-1])
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from olmoscope.browse.payload import feature_payload
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.rows_of import index_sae
 from olmoscope.features.table import Filters
-from olmoscope.release.saelens_format import write_saelens
+from olmoscope.sae.io import saelens
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK, initialize
 
@@ -47,7 +47,7 @@ def made(sae: TopK | JumpReLU, model: Path, folder: Path, text: str = "A text of
     every feature read in all the ways that there are."""
     metadata = {"model_name": str(model), "hook_name": "blocks.1.hook_resid_post", "hf_hook_name": None,
                 "prepend_bos": False, "context_size": 40}
-    write_saelens(sae, folder / "sae", metadata)
+    saelens.write(sae, folder / "sae", metadata)
     (folder / "text.txt").write_text(text)
 
     def indexed() -> Any:

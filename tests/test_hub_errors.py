@@ -21,7 +21,7 @@ LFS = POINTER + b"v1\noid sha256:" + b"4" * 64 + b"\nsize 14000000000\n"
 CODE = """
 import json, sys, torch
 from olmoscope.errors import UserError
-from olmoscope.evaluate.subject import open_sae
+from olmoscope.sae.io.open import open_sae
 from olmoscope.model.load import load_model
 from olmoscope.recipe.schema import Model
 from olmoscope.text.hub_files import fetch, matching

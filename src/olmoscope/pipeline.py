@@ -24,7 +24,6 @@ from olmoscope.evaluate.evaluate import Setting, evaluate_on_store, forget_unfin
 from olmoscope.evaluate.report import write_reports
 from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
 from olmoscope.evaluate.sequences import read_sequences
-from olmoscope.evaluate.subject import open_sae
 from olmoscope.files import read_json, write_text
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
@@ -32,6 +31,7 @@ from olmoscope.model.splice import load_causal_lm
 from olmoscope.model_source import at_revision
 from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.release.validate import Validation, validate
+from olmoscope.sae.io.open import open_sae
 from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.group import train_from_store, train_live

@@ -11,9 +11,9 @@ from browse_server import ask
 from helpers import read_streams, save_small_model
 from olmoscope.browse.live import LiveModel
 from olmoscope.errors import UserError
-from olmoscope.evaluate.subject import open_sae
 from olmoscope.model.load import load_model
 from olmoscope.recipe.schema import Model
+from olmoscope.sae.io.open import open_sae
 from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer
 

@@ -16,8 +16,8 @@ from browse_server import ask, browse_server
 from olmoscope.activations.store.reader import open_store
 from olmoscope.browse.serve import require_extra, serve
 from olmoscope.errors import UserError
-from olmoscope.evaluate.subject import open_sae
 from olmoscope.features.read import FeatureIndex
+from olmoscope.sae.io.open import open_sae
 from olmoscope.site import Site
 
 SAE = "layer_01-width_512-topk_8_raw"

@@ -15,13 +15,13 @@ from olmoscope.errors import UserError
 from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.evaluate.sequences import read_sequences
-from olmoscope.evaluate.subject import open_sae
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.rows_of import index_sae
 from olmoscope.pipeline import collect_stores, evaluate_saes, settle_recipe, train_saes
 from olmoscope.recipe.load import load_recipe
 from olmoscope.release.build import build_release
 from olmoscope.release.export import export_run
+from olmoscope.sae.io.open import open_sae
 from olmoscope.tokens.segments import read_token_segment
 from olmoscope.tokens.tokenizer import load_tokenizer
 

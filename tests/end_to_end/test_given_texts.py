@@ -14,7 +14,8 @@ from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.rows_of import index_sae
 from olmoscope.recipe.schema import Model
-from olmoscope.release.saelens_format import hook_names, write_saelens
+from olmoscope.sae.io import saelens
+from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.sae.topk import initialize
 from olmoscope.tokens.tokenizer import load_tokenizer
 from release_runs import synthetic_rows
@@ -37,7 +38,7 @@ KINDS = {
 def sae(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sae") / "sae"
     rows = synthetic_rows(256)
-    write_saelens(initialize(256, 64, 4, "none", rows.mean(0), seed=0), folder, {
+    saelens.write(initialize(256, 64, 4, "none", rows.mean(0), seed=0), folder, {
         "model_name": "tiny", "prepend_bos": False, "context_size": 64, **hook_names("model.layers", 1)})
     return folder
 

@@ -14,10 +14,11 @@ import torch
 from helpers import save_small_model
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_text
 from olmoscope.evaluate.sequences import Sequences
-from olmoscope.evaluate.subject import open_sae
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.recipe.schema import Model
-from olmoscope.release.saelens_format import hook_names, write_saelens
+from olmoscope.sae.io import saelens
+from olmoscope.sae.io.open import open_sae
+from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.sae.rows import normalize_rows
 from olmoscope.sae.topk import initialize
 from olmoscope.tokens.tokenizer import load_tokenizer
@@ -44,7 +45,7 @@ def made_sae(kind, model, tokens_BT, layer, folder):
         step = Step(initialize(x_RD.shape[1], 256, 8, kind, mean_D, seed=0), Adam((0.9, 0.999), 1e-8))
         for _ in range(5):
             step(x_RD, lr=1e-3)
-        write_saelens(step.sae, folder, metadata)
+        saelens.write(step.sae, folder, metadata)
         return open_sae(folder)
     from sae_lens import JumpReLUSAE, JumpReLUSAEConfig
     from sae_lens.saes.sae import SAEMetadata

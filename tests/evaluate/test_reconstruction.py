@@ -207,12 +207,13 @@ def test_explained_variance_equals_saelens(tmp_path):
     """SAELens: 1 − E‖x − x̂‖² / (E‖x‖² − ‖E x‖²), on its own encode and decode."""
     from sae_lens import SAE
 
-    from olmoscope.release.saelens_format import hook_names, write_saelens
+    from olmoscope.sae.io import saelens
+    from olmoscope.sae.io.saelens_places import hook_names
 
     for normalize in ("none", "layer_norm"):
         sae, x_BD = subject(normalize)
         metadata = {"model_name": "m", "prepend_bos": False, **hook_names("model.layers", 0)}
-        write_saelens(sae, tmp_path / normalize, metadata)
+        saelens.write(sae, tmp_path / normalize, metadata)
         theirs = SAE.load_from_disk(tmp_path / normalize)
         with torch.no_grad():
             xhat_BD = theirs(x_BD).double()

@@ -12,11 +12,11 @@ from olmoscope.cli.tables import show_evaluations
 from olmoscope.errors import UserError
 from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
-from olmoscope.evaluate.subject import open_sae
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.rows_of import index_sae
 from olmoscope.pipeline import collect_stores, evaluate_saes, train_saes
-from olmoscope.release.saelens_format import write_saelens
+from olmoscope.sae.io import saelens
+from olmoscope.sae.io.open import open_sae
 from olmoscope.train.run import run_folder
 
 
@@ -88,7 +88,7 @@ def test_rows_of_nan_are_refused_before_anything_is_measured(out, tmp_path):
     broken = model_with(tmp_path / "broken", torch.nan)
     metadata = dict.fromkeys(("model_name", "hf_hook_name", "context_size", "prepend_bos", "dataset_path", "l0",
                               "num_dead_features"))
-    write_saelens(open_sae(run_folder(out, job.saes[0])).sae, tmp_path / "sae",
+    saelens.write(open_sae(run_folder(out, job.saes[0])).sae, tmp_path / "sae",
                   metadata | {"hook_name": "blocks.3.hook_resid_post"})
     with pytest.raises(UserError, match=r"layer 3: [\d,]+ of [\d,]+ rows are NaN or infinite; try another") as caught:
         evaluate_anywhere([str(tmp_path / "sae")], Options(

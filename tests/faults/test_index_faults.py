@@ -12,7 +12,7 @@ from commands import Commands
 from helpers import recipe, write_documents
 from olmoscope.activations.collect.run import collect
 from olmoscope.files import sha256
-from olmoscope.release.saelens_format import write_saelens
+from olmoscope.sae.io import saelens
 from olmoscope.sae.topk import initialize
 
 SMALL_PARTS = {"features__parts__FEATURES_OF_A_PART": 40}
@@ -26,7 +26,7 @@ def command(tmp_path_factory):
     job = recipe(folder / "corpus", tokens__count=12000)
     store = collect(job, "train", folder / "store").store
     sae = initialize(256, 512, 8, "none", torch.zeros(256), seed=0)
-    write_saelens(sae, folder / "sae", {"hook_name": "blocks.1.hook_resid_post", "model_name": "tiny"} | dict.fromkeys(
+    saelens.write(sae, folder / "sae", {"hook_name": "blocks.1.hook_resid_post", "model_name": "tiny"} | dict.fromkeys(
         ("hf_hook_name", "context_size", "prepend_bos", "dataset_path", "l0", "num_dead_features")))
     return ["index", folder / "sae", "--store", store, "--skip-first", 1, "-o"]
 

@@ -116,13 +116,13 @@ def test_the_held_out_store_serves_where_there_is_no_other(path, tmp_path):
 
 
 def test_weights_that_are_not_finite_are_refused(path, tmp_path):
-    from olmoscope.release.saelens_format import write_saelens
+    from olmoscope.sae.io import saelens
 
     sae = initialize(256, 64, 4, "none", torch.zeros(256), seed=0)
     metadata = dict.fromkeys(("hf_hook_name", "context_size", "prepend_bos", "dataset_path", "l0", "num_dead_features"))
     sae.b_latent_F[0] = 3e38
     sae.W_dec_FD[0] *= 1e38
-    write_saelens(sae, tmp_path / "sae", metadata | {"model_name": "tiny", "hook_name": "blocks.1.hook_resid_post"})
+    saelens.write(sae, tmp_path / "sae", metadata | {"model_name": "tiny", "hook_name": "blocks.1.hook_resid_post"})
     with pytest.raises(UserError, match="activations are not finite on layer 1 of segment 0"):
         index_sae(str(tmp_path / "sae"), store=tmp_path / "out" / "store" / "train", out=tmp_path / "new", device="cpu")
     with pytest.raises(UserError, match="say where its index goes with --out"):
@@ -148,7 +148,7 @@ def test_a_text_is_read_by_the_model(path, tmp_path):
     outputs = []
     model.layers[1].register_forward_hook(lambda _, __, output: outputs.append(output))
     model.module(torch.from_numpy(np.array(index.corpus.tokens_T)).long()[None], use_cache=False)
-    from olmoscope.evaluate.subject import open_sae
+    from olmoscope.sae.io.open import open_sae
 
     x_TD = (outputs[0][0] if isinstance(outputs[0], tuple) else outputs[0])[0]
     dense_TF = open_sae(path.parent).sae.encode(x_TD).to_dense().numpy()

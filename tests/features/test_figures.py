@@ -8,12 +8,12 @@ import torch
 
 from feature_index import small_index
 from olmoscope.activations.store.reader import open_store
-from olmoscope.evaluate.subject import open_sae
 from olmoscope.features.corpus import PASSAGE
 from olmoscope.features.format import INTERVALS, sae_place
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.rows_of import index_sae
 from olmoscope.recipe.schema import Filter, Model
+from olmoscope.sae.io.open import open_sae
 
 FILTER = Filter(special_tokens=True, first_positions=2)
 

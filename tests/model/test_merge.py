@@ -111,7 +111,7 @@ def test_rows_collected_are_those_of_the_merged_model(adapter, base, tmp_path):
                      tokens__held_out=100, tokens__bos="no", saes=[{"layer": 1, "d_sae": 64, "k": 4}])
         stores[name] = collect(job, "train", tmp_path / name / "store").store
     for layer in (1, 2):
-        one, other = (read_activations(store, layer, 0, slice(0, 600)) for store in stores.values())
+        one, other = (read_activations(store, Site(layer), 0, slice(0, 600)) for store in stores.values())
         assert len(one) and torch.equal(one, other)
     found = read_manifest(stores["adapter"]).model
     assert found.base == str(base) and found.revision == revision_of(model_of(adapter))
@@ -201,7 +201,8 @@ def test_an_adapter_of_one_end_of_a_tied_matrix_is_refused(tmp_path):
                                                                model_of(folder))
 
 
-LOADERS = {"collect": lambda model: load_model(model, [Site(1)], CPU), "evaluate": lambda model: load_causal_lm(model, CPU),
+LOADERS = {"collect": lambda model: load_model(model, [Site(1)], CPU),
+           "evaluate": lambda model: load_causal_lm(model, CPU),
            "index": lambda model: load_unembedding(model, CPU)}
 
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from olmoscope.release.saelens_format import hook_names, write_saelens
 from olmoscope.release.validate import validate
+from olmoscope.sae.io import saelens
+from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.sae.rows import normalize_rows
 from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
@@ -56,7 +57,7 @@ def exported(folder, layer, normalize, x_BD):
                 Adam((0.9, 0.999), 1e-8))
     for _ in range(5):
         step(x_BD, lr=1e-3)
-    write_saelens(step.sae, folder, {"model_name": "tiny", "prepend_bos": False, **hook_names("model.layers", layer)})
+    saelens.write(step.sae, folder, {"model_name": "tiny", "prepend_bos": False, **hook_names("model.layers", layer)})
     return folder
 
 

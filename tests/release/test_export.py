@@ -10,10 +10,10 @@ from safetensors.torch import load_file, save_file
 from olmoscope.errors import UserError
 from olmoscope.release.build import build_release
 from olmoscope.release.export import export_run
-from olmoscope.release.saelens_format import hook_names, write_saelens
-from olmoscope.sae.saelens_folder import read_saelens_folder
+from olmoscope.sae.io import saelens
+from olmoscope.sae.io.checkpoint import read_checkpoint
+from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.sae.topk import initialize
-from olmoscope.train.checkpoint import load_sae
 from release_runs import LAYER_NORM, RAW, edit_json
 
 
@@ -32,7 +32,7 @@ def test_folder_is_what_saelens_reads(out):
             "hf_hook_name": f"model.layers.{layer}", "context_size": 512, "prepend_bos": False,
             "dataset_path": "modules, questions", "training_tokens": 4096, "l0": 3.875, "num_dead_features": 6,
             "dead_window": 1000, "olmoscope_version": "0.1.0", "olmoscope_run": metadata["olmoscope_run"]}
-        sae = load_sae(out / "runs" / sae_id / "checkpoints" / "step-00000008.safetensors")
+        sae = read_checkpoint(out / "runs" / sae_id / "checkpoints" / "step-00000008.safetensors")
         tensors = load_file(exported.folder / "sae_weights.safetensors")
         assert {name: (tensor.dtype, tensor.is_contiguous()) for name, tensor in tensors.items()} == dict.fromkeys(
             ("W_enc", "b_enc", "W_dec", "b_dec"), (torch.float32, True))
@@ -48,10 +48,10 @@ def test_one_latent_and_width_one(tmp_path, tied, d_sae, d_model):
 
     sae = initialize(d_model, d_sae, 1, "none", torch.zeros(d_model), seed=0, tied=tied)
     metadata = {"model_name": "tiny", **hook_names("model.layers", 3), "prepend_bos": False}
-    assert write_saelens(sae, tmp_path / "sae", metadata) and not write_saelens(sae, tmp_path / "sae", metadata)
+    assert saelens.write(sae, tmp_path / "sae", metadata) and not saelens.write(sae, tmp_path / "sae", metadata)
     tensors = load_file(tmp_path / "sae" / "sae_weights.safetensors")
     assert torch.equal(tensors["W_enc"], sae.W_enc_FD.T) and torch.equal(tensors["W_dec"], sae.W_dec_FD)
-    read, theirs = read_saelens_folder(tmp_path / "sae").sae, SAE.load_from_disk(tmp_path / "sae")
+    read, theirs = saelens.read(tmp_path / "sae").sae, SAE.load_from_disk(tmp_path / "sae")
     x_BD = torch.randn(20, d_model)
     torch.testing.assert_close(read.reconstruct(x_BD)[0], sae.reconstruct(x_BD)[0])
     torch.testing.assert_close(theirs(x_BD), sae.reconstruct(x_BD)[0])
@@ -90,7 +90,7 @@ def test_an_export_that_was_killed_leaves_no_sae(out, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("olmoscope.release.saelens_format.save_file", interrupt)
+    monkeypatch.setattr("olmoscope.sae.io.saelens.save_file", interrupt)
     with pytest.raises(KeyboardInterrupt):
         export_run(out / "runs" / RAW)
     assert not (out / "runs" / RAW / "sae" / "cfg.json").exists()

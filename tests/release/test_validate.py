@@ -10,8 +10,9 @@ from safetensors.torch import load_file, save_file
 from olmoscope.errors import UserError
 from olmoscope.release.agreement import TOLERANCE, code_difference, compare, random_rows
 from olmoscope.release.export import export_run
-from olmoscope.release.saelens_format import hook_names, write_saelens
 from olmoscope.release.validate import validate
+from olmoscope.sae.io import saelens
+from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.sae.topk import TopK, initialize
 from release_runs import LAYER_NORM, RAW, WIDTH, edit_json, synthetic_rows
 
@@ -40,7 +41,7 @@ def test_a_single_folder_passes_with_and_without_its_run(out, tmp_path):
     validation = validate(export_run(out / "runs" / RAW).folder)
     assert validation.passed and all(check.passed for check in validation.checks)
     sae = initialize(WIDTH, 96, 4, "layer_norm", torch.zeros(WIDTH), seed=0)
-    write_saelens(sae, tmp_path / "alone", METADATA)
+    saelens.write(sae, tmp_path / "alone", METADATA)
     validation = validate(tmp_path / "alone")
     assert validation.passed
     assert [check.name for check in validation.checks if check.passed is None] == ["tensors equal the checkpoint's"]
@@ -51,7 +52,7 @@ def test_equal_pre_activations_are_no_difference(tmp_path, normalize):
     """Every latent four times, so that ties are cut at the k-th place; SAELens breaks them in its own way."""
     sae = initialize(WIDTH, 24, 6, normalize, synthetic_rows(WIDTH).mean(dim=0), seed=0)
     twins = TopK(W_FD := sae.W_dec_FD.repeat(4, 1), W_FD, sae.b_latent_F.repeat(4), sae.b_pre_D, 6, normalize)
-    write_saelens(twins, tmp_path / "twins", METADATA)
+    saelens.write(twins, tmp_path / "twins", METADATA)
     validation = validate(tmp_path / "twins", rows={3: synthetic_rows(WIDTH)})
     assert validation.passed, validation.failures
 
@@ -173,7 +174,7 @@ def test_agreement_at_a_real_width(tmp_path, normalize):
     generator = torch.Generator().manual_seed(0)
     sae = initialize(4096, 1024, 64, normalize, torch.randn(4096, generator=generator), seed=0)
     sae.b_latent_F += 0.1 * torch.randn(1024, generator=generator)
-    write_saelens(sae, tmp_path / "sae", METADATA)
+    saelens.write(sae, tmp_path / "sae", METADATA)
     theirs = SAELens.load_from_disk(tmp_path / "sae")
     x_BD = random_rows(sae)
     massive_BD = x_BD.clone()

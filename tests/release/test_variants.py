@@ -8,11 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from olmoscope.errors import UserError
-from olmoscope.evaluate.subject import open_sae
 from olmoscope.release.agreement import threshold_difference
 from olmoscope.release.build import build_release
 from olmoscope.release.export import export_run
 from olmoscope.release.validate import validate
+from olmoscope.sae.io.open import open_sae
 from release_runs import WIDTH, edit_json, make_out, recipe_for_tests, synthetic_rows
 
 SAES = """[{layer: 3, d_sae: 96, k: 4, activation: batchtopk},

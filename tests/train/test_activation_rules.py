@@ -10,12 +10,13 @@ from kernel_backends import BACKENDS, DEVICE, FEW, SLOW, backend
 from olmoscope.recipe.schema import Candidates
 from olmoscope.sae.codes import SparseCodes
 from olmoscope.sae.groupmax import GroupMax
+from olmoscope.sae.io.checkpoint import read_checkpoint
 from olmoscope.sae.rows import normalize_rows, restore_rows
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK, initialize
 from olmoscope.train.activation_rules import BANDWIDTH, CAP, DRIFT, RULES, SPARSITY
 from olmoscope.train.adam import Adam
-from olmoscope.train.checkpoint import load_checkpoint, load_sae, save_checkpoint
+from olmoscope.train.checkpoint import load_checkpoint, save_checkpoint
 from olmoscope.train.nested import prefix_ends
 from olmoscope.train.step import Step
 
@@ -148,7 +149,7 @@ def trained(activation, path, steps=150, matryoshka=()) -> tuple[Step, TopK | Ju
         if number == steps - 21:
             step.take_sums()
     save_checkpoint(path, step, {})
-    return step, load_sae(path).to(DEVICE)
+    return step, read_checkpoint(path).to(DEVICE)
 
 
 @pytest.mark.skipif(SLOW, reason="hundreds of steps")

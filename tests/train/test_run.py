@@ -19,7 +19,8 @@ from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
 from olmoscope.files import locked, sha256
 from olmoscope.recipe.schema import Auxiliary, Train
-from olmoscope.train.checkpoint import checkpoints, load_sae
+from olmoscope.sae.io.checkpoint import read_checkpoint
+from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import learning_rate, run_folder
 from olmoscope.train.step import Step
@@ -58,7 +59,7 @@ def test_a_run_learns_and_says_what_it_did(job, tmp_path, number):
                    zip(metrics, [0, *(line["tokens"] for line in metrics)], strict=False))
     assert done["nmse"] == pytest.approx(weighted / 6000)
     assert [path.name for path in checkpoints(run)] == ["step-00000047.safetensors"]
-    trained = load_sae(run / done["checkpoint"])
+    trained = read_checkpoint(run / done["checkpoint"])
     assert (trained.k, trained.d_sae, trained.normalize) == (sae.k, sae.d_sae, sae.normalize)
     torch.testing.assert_close(trained.W_dec_FD.norm(dim=1), torch.ones(sae.d_sae))
     assert "finished: mean training NMSE" in (run / "training.log").read_text()

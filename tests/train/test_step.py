@@ -9,10 +9,11 @@ from torch import Tensor
 from kernel_backends import BACKENDS, DEVICE, FEW, SLOW, backend
 from olmoscope.kernels import reference
 from olmoscope.kernels.interface import Kernels
+from olmoscope.sae.io.checkpoint import read_checkpoint
 from olmoscope.sae.rows import normalize_rows, restore_rows
 from olmoscope.sae.topk import TopK, initialize
 from olmoscope.train.adam import Adam
-from olmoscope.train.checkpoint import load_checkpoint, load_sae, save_checkpoint
+from olmoscope.train.checkpoint import load_checkpoint, save_checkpoint
 from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.step import Step
 
@@ -231,7 +232,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(adam, auxiliary, tied, tmp_path):
     assert second.tensors().keys() == whole.tensors().keys()
     for name, tensor in second.tensors().items():
         assert torch.equal(tensor, whole.tensors()[name]), name
-    loaded = load_sae(tmp_path / "checkpoint")
+    loaded = read_checkpoint(tmp_path / "checkpoint")
     assert loaded.tied == tied
     for name, tensor in loaded.parameters().items():
         assert torch.equal(tensor, first.sae.parameters()[name].cpu()), name

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from olmoscope.browse.live import LiveModel
 from olmoscope.errors import UserError
-from olmoscope.evaluate.same_model import GivenModel, SaidModel, take_for_same
 from olmoscope.features.format import sae_place
 from olmoscope.features.labels import Entry, Labels
 from olmoscope.features.read import FeatureIndex, find_indexes
@@ -23,6 +22,7 @@ from olmoscope.model_source import at_revision
 from olmoscope.progress import console
 from olmoscope.recipe.schema import Model
 from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.io.same_model import GivenModel, SaidModel, take_for_same
 
 LABELS_FILE = "labels.sqlite"
 
@@ -74,7 +74,7 @@ class Shown:
         Raises:
             UserError: it cannot be opened.
         """
-        from olmoscope.evaluate.subject import open_sae
+        from olmoscope.sae.io.open import open_sae
 
         with self._lock:
             if self._sae is None:

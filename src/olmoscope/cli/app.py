@@ -126,7 +126,8 @@ def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = 
 def evaluate(
     saes: Annotated[list[str], typer.Argument(metavar="SAE...", help=(
         "An output folder (its SAEs, on its held-out text); or any number of SAEs to compare: a run's folder, a folder "
-        "in SAELens' format, a hub id (OWNER/NAME:PATH), a release, output folders."))],
+        "in SAELens' format, a checkpoint of the reference trainer, a hub id (OWNER/NAME:PATH), a release, output "
+        "folders."))],
     only: OnlyOption = None,
     text: Annotated[str | None, typer.Option(help=(
         "A file, a folder (plain text; JSON lines or parquet of texts or chats), a hub dataset (OWNER/NAME), or an "
@@ -177,8 +178,9 @@ def evaluate(
 
 @app.command()
 def index(
-    sae: Annotated[str, typer.Argument(help="A run's folder, an SAE in SAELens' format, or a hub id, "
-                                            "OWNER/NAME:PATH; an output folder: all its SAEs.")],
+    sae: Annotated[str, typer.Argument(help=(
+        "A run's folder, an SAE in SAELens' format, a checkpoint of the reference trainer, or a hub id, "
+        "OWNER/NAME:PATH; an output folder: all its SAEs."))],
     store: Annotated[Path | None, typer.Option(
         help="The activation store to index; by default the training store of the SAE's output folder.")] = None,
     text: Annotated[str | None, typer.Option(
@@ -201,9 +203,9 @@ def index(
         metavar="X", help="Leave out rows whose norm is over X times the median, at any layer of the store.")] = None,
 ) -> None:
     """Index what each feature of an SAE fires on, for `olmoscope browse`."""
-    from olmoscope.evaluate.subject import find_saes
     from olmoscope.features.rows_of import index_sae
     from olmoscope.recipe.schema import Filter
+    from olmoscope.sae.io.open import find_saes
 
     if text is None and tokens != INDEXED_TOKENS:
         raise UserError("--tokens is for --text: a store is indexed whole")

@@ -19,12 +19,9 @@ import numpy as np
 
 from olmoscope.activations.store.format import read_manifest
 from olmoscope.errors import UserError
-from olmoscope.evaluate.context import chosen_bos, text_context, warn_of_context
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_text, forget_unfinished, identity
 from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
-from olmoscope.evaluate.same_model import GivenModel, refuse_uncentred, said_by, take_for_same
 from olmoscope.evaluate.sequences import Sequences, read_sequences
-from olmoscope.evaluate.subject import Subject, find_saes, open_sae
 from olmoscope.files import locked
 from olmoscope.model.config import read_config, width_and_depth
 from olmoscope.model.dtype import settle_model
@@ -35,6 +32,10 @@ from olmoscope.model_source import at_revision, is_local, pinned, revision_of
 from olmoscope.progress import console
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import Model, Recipe
+from olmoscope.sae.io.context import chosen_bos, text_context, warn_of_context
+from olmoscope.sae.io.open import find_saes, open_sae
+from olmoscope.sae.io.opened import Opened
+from olmoscope.sae.io.same_model import GivenModel, refuse_uncentred, said_by, take_for_same
 from olmoscope.site import Site
 from olmoscope.text.given import given_text
 from olmoscope.tokens.pack import is_packed, pack
@@ -97,7 +98,7 @@ def evaluate_anywhere(names: Sequence[str], options: Options) -> list[Evaluated]
     return [done[subject.name] for subject in subjects]
 
 
-def _subjects(names: Sequence[str], options: Options) -> list[Subject]:
+def _subjects(names: Sequence[str], options: Options) -> list[Opened]:
     places = [place for name in names for place in find_saes(name)]
     subjects = [open_sae(place, options.site) for place in places]
     called = [subject.name for subject in subjects]
@@ -122,7 +123,7 @@ def _subjects(names: Sequence[str], options: Options) -> list[Subject]:
     return found
 
 
-def _model_of(subject: Subject) -> tuple[str, str | None]:
+def _model_of(subject: Opened) -> tuple[str, str | None]:
     """Name and, where it is one of the hub, the commit, branch or tag that the SAE was trained on."""
     name, revision = str(subject.model_name), subject.model_revision
     if PAIR.fullmatch(revision or ""):
@@ -130,7 +131,7 @@ def _model_of(subject: Subject) -> tuple[str, str | None]:
     return name, None if is_local(Model(name=name)) or str(revision).startswith("sha256:") else revision
 
 
-def _evaluate_group(subjects: list[Subject], model: Model, text: str, options: Options) -> Iterator[Evaluated]:
+def _evaluate_group(subjects: list[Opened], model: Model, text: str, options: Options) -> Iterator[Evaluated]:
     """Evaluate all SAEs of one language model."""
     config = read_config(model)
     revision = revision_of(model)
@@ -157,7 +158,7 @@ def _evaluate_group(subjects: list[Subject], model: Model, text: str, options: O
         yield Evaluated(subject.name, paths[number].parent, number in pending)
 
 
-def _sequences(subjects: Sequence[Subject], model: Model, text: str, options: Options,
+def _sequences(subjects: Sequence[Opened], model: Model, text: str, options: Options,
                whole: Callable[[], CausalLM]) -> Sequences:
     """The tokens of the text, as this model reads them.
 
@@ -198,7 +199,7 @@ def _held_out(out: Path, tokenizer: Tokenizer, model: Model) -> Sequences:
     return sequences
 
 
-def _tokenizer(subjects: Sequence[Subject], model: Model, options: Options) -> Tokenizer:
+def _tokenizer(subjects: Sequence[Opened], model: Model, options: Options) -> Tokenizer:
     """The model's tokenizer, which puts first what these SAEs were trained with."""
     said = {chosen_bos(subject, options.bos) for subject in subjects}
     found = {} if {"yes", "no"} <= said else {bos: load_tokenizer(model, bos) for bos in said}
@@ -208,7 +209,7 @@ def _tokenizer(subjects: Sequence[Subject], model: Model, options: Options) -> T
     return next(iter(found.values()))
 
 
-def _nearby_text(subjects: Sequence[Subject]) -> str:
+def _nearby_text(subjects: Sequence[Opened]) -> str:
     for subject in subjects:
         for folder in subject.folder.resolve().parents:
             if subject.kind == "run" and (folder / "store" / "held_out").is_dir():

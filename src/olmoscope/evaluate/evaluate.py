@@ -27,10 +27,10 @@ from olmoscope.evaluate.reconstruction import RandomDirections, Reconstruction
 from olmoscope.evaluate.results import Dictionary, Evaluation, Subset, Text
 from olmoscope.evaluate.rows import FIRST_POSITIONS, OUTLIER, SUBSETS, LayerSurvey, TokenFacts, refuse_not_finite
 from olmoscope.evaluate.sequences import Sequences
-from olmoscope.evaluate.subject import Subject
 from olmoscope.model.capture import read_sites
 from olmoscope.model.splice import CausalLM
 from olmoscope.progress import bar
+from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
 
@@ -62,7 +62,7 @@ class Setting:
     store: str | None = None
 
 
-def identity(subject: Subject, model_revision: str, setting: Setting) -> str:
+def identity(subject: Opened, model_revision: str, setting: Setting) -> str:
     """What an evaluation's figures depend on, but for rounding."""
     parts = [METHOD, setting.store, subject.identity, _place(subject.site), model_revision, setting.dtype,
              setting.sequences.hash(), setting.language_tokens, FIRST_POSITIONS, OUTLIER, bootstrap.RESAMPLES]
@@ -74,7 +74,7 @@ def _place(site: Site) -> int | str:
     return site.layer if site.is_layer_output else str(site)
 
 
-def evaluate_on_store(subjects: Sequence[Subject], store: Store, model: CausalLM, setting: Setting) -> list[Evaluation]:
+def evaluate_on_store(subjects: Sequence[Opened], store: Store, model: CausalLM, setting: Setting) -> list[Evaluation]:
     """Evaluate SAEs on all rows of a store, and with the model on the first tokens.
 
     Args:
@@ -109,7 +109,7 @@ def evaluate_on_store(subjects: Sequence[Subject], store: Store, model: CausalLM
         for place, subject in enumerate(subjects)])
 
 
-def evaluate_on_text(subjects: Sequence[Subject], model: CausalLM, setting: Setting) -> list[Evaluation]:
+def evaluate_on_text(subjects: Sequence[Opened], model: CausalLM, setting: Setting) -> list[Evaluation]:
     """Evaluate SAEs on tokens that the model reads now."""
     sites = sorted({subject.site for subject in subjects})
     surveys = _survey(sites, model, setting)
@@ -121,7 +121,7 @@ def evaluate_on_text(subjects: Sequence[Subject], model: CausalLM, setting: Sett
 class _Work:
     """The sums of all SAEs, and what goes through the model."""
 
-    def __init__(self, subjects: Sequence[Subject], surveys: dict[Site, LayerSurvey], model: CausalLM,
+    def __init__(self, subjects: Sequence[Opened], surveys: dict[Site, LayerSurvey], model: CausalLM,
                  setting: Setting) -> None:
         model.probe.refuse_leak(model.name, "apart" if setting.sequences.apart else "share")
         self.subjects, self.surveys, self.model, self.setting = subjects, surveys, model, setting
@@ -272,7 +272,7 @@ def forget_unfinished(folder: Path) -> None:
         path.unlink()
 
 
-def _directions(subject: Subject, sums: Reconstruction) -> int:
+def _directions(subject: Opened, sums: Reconstruction) -> int:
     """As many random directions as the SAE has active latents in a row."""
     active = subject.sae.k if isinstance(subject.sae, TopK) else round(float(sums.fired_F.sum() / sums.l0_counts.sum()))
     return min(max(1, active), subject.sae.d_model)

@@ -17,7 +17,6 @@ import torch
 from olmoscope.activations.store.reader import Store
 from olmoscope.activations.stream.filters import keep_of_store
 from olmoscope.errors import UserError
-from olmoscope.evaluate.subject import Subject
 from olmoscope.features.corpus import corpus_of, write_corpus
 from olmoscope.features.directions import unit_directions
 from olmoscope.features.format import VERSION, IndexedFile, IndexedSAE, Info, Options, part_path, read_info
@@ -32,6 +31,7 @@ from olmoscope.model_source import at_revision
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import Filter, Model
+from olmoscope.sae.io.opened import Opened
 from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer
 
@@ -56,7 +56,7 @@ class Indexed:
     """False: it was there already, and its checksums are right."""
 
 
-def build_index(subject: Subject, where: str, text: Text, model: Model, out: Path, filter_: Filter, options: Options,
+def build_index(subject: Opened, where: str, text: Text, model: Model, out: Path, filter_: Filter, options: Options,
                 device: torch.device) -> Indexed:
     """Index an SAE over the rows of a store.
 
@@ -81,7 +81,7 @@ def build_index(subject: Subject, where: str, text: Text, model: Model, out: Pat
     return Indexed(out, info, fresh=True)
 
 
-def _identity(subject: Subject, text: Text, model: Model, filter_: Filter, options: Options) -> str:
+def _identity(subject: Opened, text: Text, model: Model, filter_: Filter, options: Options) -> str:
     value = {"version": VERSION, "sae": subject.identity, **_place(subject.site), "text": text.identity,
              "model": model.model_dump(mode="json", include={"name", "revision"}),
              "filter": filter_.model_dump(mode="json"), "options": options.model_dump(mode="json")}
@@ -114,7 +114,7 @@ def _begin(out: Path, identity: str) -> None:
     write_json(path, {"identity": identity})
 
 
-def _refuse_other_rows(subject: Subject, store: Store, model: Model) -> None:
+def _refuse_other_rows(subject: Opened, store: Store, model: Model) -> None:
     manifest = store.manifest
     if model.name != manifest.model.name:
         raise UserError(f"{subject.name} is of model {model.name}, {store.path} has rows of {manifest.model.name}; "
@@ -130,7 +130,7 @@ def _refuse_other_rows(subject: Subject, store: Store, model: Model) -> None:
                         f"{store.path} is of revision {manifest.model.revision}")
 
 
-def _make(subject: Subject, where: str, store: Store, model: Model, out: Path, filter_: Filter, options: Options,
+def _make(subject: Opened, where: str, store: Store, model: Model, out: Path, filter_: Filter, options: Options,
           device: torch.device, text: Text, identity: str) -> Info:
     work, manifest, sae = out / "work", store.manifest, subject.sae.to(device)
     unembedding, why_none = _load_unembedding(store, model, device)

@@ -23,6 +23,7 @@ from olmoscope.activations.store.format import ModelIdentity
 from olmoscope.errors import UserError
 from olmoscope.files import read_json
 from olmoscope.recipe.schema import Filter, SiteName
+from olmoscope.sae.io.opened import Kind
 from olmoscope.site import layer_as_site
 
 VERSION = 1
@@ -48,9 +49,9 @@ class IndexedSAE(_Frozen):
     d_model: int
     d_sae: int
     architecture: str
-    kind: Literal["run", "folder", "hub"]
+    kind: Kind
     where: str
-    """What opens the SAE: a hub id, or a folder, relative to the index (`sae_place`)."""
+    """What opens the SAE: a hub id, or a folder or file, relative to the index (`sae_place`)."""
     weights: str
     """What identifies its parameters."""
 

@@ -6,9 +6,6 @@ from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.format import read_manifest
 from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
-from olmoscope.evaluate.context import chosen_bos, text_context
-from olmoscope.evaluate.same_model import GivenModel, refuse_uncentred, said_by, take_for_same
-from olmoscope.evaluate.subject import Subject, open_sae
 from olmoscope.features.build import Indexed, Text, build_index
 from olmoscope.features.format import Options
 from olmoscope.model.dtype import settle_model
@@ -18,6 +15,10 @@ from olmoscope.progress import console
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import Bos, Filter, Model, Recipe
 from olmoscope.recipe.schema import Text as RecipeText
+from olmoscope.sae.io.context import chosen_bos, text_context
+from olmoscope.sae.io.open import open_sae
+from olmoscope.sae.io.opened import Opened
+from olmoscope.sae.io.same_model import GivenModel, refuse_uncentred, said_by, take_for_same
 from olmoscope.site import Site
 from olmoscope.text.given import given_text
 from olmoscope.tokens.tokenizer import load_tokenizer
@@ -68,13 +69,13 @@ def index_sae(where: str, *, store: Path | None = None, text: str | None = None,
     return build_index(subject, where, rows, model, out, filter_, options, pick_device(device))
 
 
-def _default_out(subject: Subject) -> Path:
+def _default_out(subject: Opened) -> Path:
     if subject.kind != "run":
         raise UserError(f"{subject.name} is not a run of ours: say where its index goes with --out")
     return subject.folder / "index"
 
 
-def _language_model(subject: Subject, name: str | None) -> Model | None:
+def _language_model(subject: Opened, name: str | None) -> Model | None:
     """The SAE's model, as a recipe has it; with another name, which must be one of the same model."""
     said = said_by(subject)
     if name is not None and said is not None and (note := take_for_same(subject.name, said, GivenModel(name))):
@@ -90,7 +91,7 @@ def _language_model(subject: Subject, name: str | None) -> Model | None:
     return model.model_copy(update={"name": name, "revision": None})
 
 
-def _default_store(subject: Subject) -> Path:
+def _default_store(subject: Opened) -> Path:
     for folder in subject.folder.resolve().parents:
         for store in (folder / "store" / "train", folder / "store" / "held_out"):
             if (store / "manifest.json").exists() and read_manifest(store).finished:
@@ -100,7 +101,7 @@ def _default_store(subject: Subject) -> Path:
                     "model read a text now")
 
 
-def _of_store(path: Path, subject: Subject) -> Text:
+def _of_store(path: Path, subject: Opened) -> Text:
     manifest = read_manifest(path)
     if subject.bos != "auto" and (subject.bos == "yes") != bool(manifest.bos_token_ids):
         were, are = ("", "do not") if subject.bos == "yes" else ("not ", "do")
@@ -109,7 +110,7 @@ def _of_store(path: Path, subject: Subject) -> Text:
     return Text({"recipe_hash": manifest.recipe_hash, "split": manifest.split}, lambda _: open_store(path))
 
 
-def _of_text(subject: Subject, model: Model, text: str, tokens: int, bos: Bos, device: str) -> Text:
+def _of_text(subject: Opened, model: Model, text: str, tokens: int, bos: Bos, device: str) -> Text:
     """A text that the model reads into a store of its own, which is deleted when the index is finished."""
     given = given_text(text, model)
     begin = load_tokenizer(model, bos).begin
@@ -122,7 +123,7 @@ def _of_text(subject: Subject, model: Model, text: str, tokens: int, bos: Bos, d
                 lambda work: open_store(collected(work)))
 
 
-def _recipe(subject: Subject, model: Model, text: RecipeText, tokens: int, bos: Bos, device: str) -> Recipe:
+def _recipe(subject: Opened, model: Model, text: RecipeText, tokens: int, bos: Bos, device: str) -> Recipe:
     """A recipe that reads this text, in sequences as long as those that the SAE was trained on."""
     if subject.kind == "run":
         trained = load_recipe(str(subject.folder / "recipe.yaml")).tokens

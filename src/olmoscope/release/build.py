@@ -22,7 +22,8 @@ from olmoscope.release.finished_run import FinishedRun, read_run
 from olmoscope.release.layout import SAE_FILES
 from olmoscope.release.manifest import MANIFEST, read_manifest, release_manifest
 from olmoscope.release.registry import REGISTRY, registry_yaml
-from olmoscope.sae.saelens_folder import CONFIG, WEIGHTS
+from olmoscope.sae.io.saelens_settings import CONFIG
+from olmoscope.sae.io.saelens_tensors import WEIGHTS
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import yaml
 from olmoscope.model_source import COMMIT
 from olmoscope.release.export import dataset_repo
 from olmoscope.release.finished_run import FinishedRun
-from olmoscope.release.saelens_format import hook_names
+from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.site import Site
 from olmoscope.train.derived import Settled, settled
 
@@ -140,7 +140,7 @@ side, and so does the one in each folder of its SAE: download and open them."""
 def _usage(runs: Sequence[FinishedRun]) -> str:
     recipe, model = runs[0].recipe, runs[0].done.store.model
     run = next((run for run in runs if run.sae.canonical), runs[0])
-    hook = hook_names(model.layers_path, run.sae.site.layer)["hf_hook_name"]
+    hook = hook_names(model.layers_path, run.sae.site)["hf_hook_name"]
     revision = f", revision={model.revision!r}" if model.on_hub else ""
     name = repr(model.name)
     if model.name == TINY:
@@ -212,7 +212,7 @@ def _active(run: FinishedRun) -> str:
 def _last_layer(runs: Sequence[FinishedRun]) -> str:
     model = runs[0].done.store.model
     last = model.num_layers - 1
-    path = hook_names(model.layers_path, last)["hf_hook_name"]
+    path = hook_names(model.layers_path, Site(last))["hf_hook_name"]
     mine = [code(run.sae.id) for run in runs if run.sae.site == Site(last)]
     concerned = f" Here this concerns {', '.join(mine)}." if mine else ""
     return f"""\

@@ -8,7 +8,8 @@ from olmoscope.errors import UserError
 from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.recipe.sources import ChatSource, DolmaSource, HubSource, Source, TableSource
 from olmoscope.release.finished_run import FinishedRun, read_run
-from olmoscope.release.saelens_format import hook_names, write_saelens
+from olmoscope.sae.io import saelens
+from olmoscope.sae.io.saelens_places import hook_names
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ def export_run(run: Path) -> Exported:
     """
     finished = read_run(run)
     refuse_unexportable(finished.sae)
-    return Exported(run / "sae", write_saelens(finished.load(), run / "sae", saelens_metadata(finished)))
+    return Exported(run / "sae", saelens.write(finished.load(), run / "sae", saelens_metadata(finished)))
 
 
 def refuse_unexportable(sae: SAE) -> None:
@@ -50,7 +51,7 @@ def saelens_metadata(run: FinishedRun) -> dict[str, Any]:
         "training_architecture": f"{tied}{nested}{run.sae.activation}",
         "model_name": model.name,
         "model_revision": model.revision,
-        **hook_names(model.layers_path, run.sae.site.layer),
+        **hook_names(model.layers_path, run.sae.site),
         "context_size": max(high for _, high in run.recipe.tokens.chunk_lengths),
         "prepend_bos": run.recipe.tokens.bos == "yes",
         "dataset_path": ", ".join(dataset_names(run.recipe)),

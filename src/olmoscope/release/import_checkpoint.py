@@ -1,53 +1,17 @@
-"""Import: a checkpoint of the reference trainer becomes a SAELens folder (inference weights only).
+"""Import: a checkpoint of the reference trainer becomes a SAELens folder (inference weights only)."""
 
-The trainer saves with `torch.save` a mapping with `model` (the state of an autoencoder in the form of OpenAI's
-sparse_autoencoder: `encoder.weight [F, D]`, `pre_bias [D]`, `latent_bias [F]`, `activation`, the name of a class,
-`activation_state_dict` {`k`, `postact_fn`, again a class name}, three statistics buffers) and beside it `optimizer`,
-`layer`, `n_inputs`, `n_latents`, `top_k`, `normalize` and the settings of the run. The decoder is tied, so its weight
-may be absent; where it is there, it must equal the encoder's. Nothing in the file is executed (`weights_only=True`).
-
-Shapes: D d_model, F latents.
-"""
-
-import math
-import pickle
-import struct
-import zipfile
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
 
 from olmoscope.errors import UserError
-from olmoscope.release.saelens_format import already_there, hook_names, write_saelens
+from olmoscope.sae.io import reference_trainer, saelens
+from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.sae.rows import Normalize
-from olmoscope.sae.saelens_folder import CONFIG
 from olmoscope.sae.topk import TopK
-
-STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
-"""Buffers that the trainer keeps for itself."""
-
-TIED = {"decoder.weight": True, "decoder.linear.weight": False}
-"""Names under which a tied decoder is saved, and whether it stands there transposed (`[D, F]`)."""
-
-PARAMETERS = ("encoder.weight", "pre_bias", "latent_bias", "activation", "activation_state_dict")
-
-NORMALIZE: dict[str, Normalize] = {"false": "none", "none": "none", "raw": "none", "true": "layer_norm",
-                                   "layer_norm": "layer_norm", "layernorm": "layer_norm"}
-"""What the trainer's `normalize` may say, a truth value or a text."""
+from olmoscope.site import Site
 
 UNIT = 1e-3
 """A row whose norm is further than this from 1 is reported: rounding to bfloat16 alone moves a norm by less."""
-
-DAMAGED = (OSError, EOFError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError,
-           struct.error)
-"""What torch.load raises on files with bytes missing or changed."""
-
-SETTINGS = ("batch_size", "lr", "mean_loss", "epoch", "step", "seed")
-"""Numbers beside the model that are kept in the metadata where they are there."""
 
 
 @dataclass(frozen=True)
@@ -76,123 +40,23 @@ def import_checkpoint(path: Path, folder: Path, *, model_name: str, layer: int |
         layers_path: where the model keeps its layers; the default is that of Llama-like models, Olmo 3 among them.
 
     Raises:
-        UserError: missing, damaged or executable file, another kind of SAE, parts that disagree, or a folder that
-            holds another SAE.
+        UserError: see `reference_trainer.read`; or a folder that holds another SAE.
     """
-    tree = _load(path)
-    model = _mapping(tree, "model", path)
-    sae = _read_sae(model, tree, path)
-    layer = _layer(tree, layer, path)
+    opened = reference_trainer.read(path, None if layer is None else Site(layer))
+    sae = opened.sae
+    assert isinstance(sae, TopK)
     metadata = {
         "model_name": model_name,
-        **hook_names(layers_path, layer),
+        **hook_names(layers_path, opened.site),
         "prepend_bos": False,
         "imported_from": path.name,
-        "training": {name: tree[name] for name in SETTINGS
-                     if isinstance(tree.get(name), int | float) and math.isfinite(tree[name])},
+        "training": opened.metadata,
     }
     # A weights file without its cfg.json is what an import that was killed leaves: not another SAE.
-    if (folder / CONFIG).exists() and not already_there(sae, folder, metadata):
+    if saelens.detect(folder) and not saelens.is_written(sae, folder, metadata):
         raise UserError(f"{folder} already holds another SAE than {path}; import into a new folder")
-    written = write_saelens(sae, folder, metadata)
-    return Imported(folder, written, layer, sae.d_sae, sae.d_model, sae.k, sae.normalize, _notes(sae))
-
-
-def _load(path: Path) -> dict[str, Any]:
-    try:
-        tree = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing") from error
-    except IsADirectoryError as error:
-        raise UserError(f"{path} is a folder; name the checkpoint file in it") from error
-    except pickle.UnpicklingError as error:
-        raise UserError(f"{path} was refused: {_executable(path)}; save its tensors, numbers and texts alone "
-                        "(state_dict), then import that") from error
-    except DAMAGED as error:
-        raise UserError(f"{path} is damaged or no torch checkpoint; copy it again") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{path} holds a {type(tree).__name__}, not the mapping with `model` that the trainer saves")
-    return tree
-
-
-def _executable(path: Path) -> str:
-    """What in the file would have to be executed."""
-    if zipfile.is_zipfile(path):
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        if names:
-            return f"loading it would execute code of its own ({', '.join(sorted(names))})"
-    return "it is a pickle that could execute code of its own"
-
-
-def _read_sae(model: Mapping[str, Any], tree: Mapping[str, Any], path: Path) -> TopK:
-    absent = [name for name in PARAMETERS if name not in model]
-    if absent:
-        raise UserError(f"{path}: model has no {absent[0]}; a checkpoint of the reference trainer holds "
-                        f"{', '.join(PARAMETERS)}")
-    unknown = [name for name in model if name not in (*PARAMETERS, *STATISTICS, *TIED)]
-    if unknown:
-        raise UserError(f"{path}: model has {unknown[0]!r}, which a tied TopK autoencoder does not: importing "
-                        "without it "
-                        "would change what the SAE computes")
-    W_FD = _tensor(model, "encoder.weight", 2, path)
-    latents, inputs = W_FD.shape
-    b_pre_D, b_latent_F = _tensor(model, "pre_bias", 1, path), _tensor(model, "latent_bias", 1, path)
-    for what, said, found in (("pre_bias", len(b_pre_D), inputs), ("latent_bias", len(b_latent_F), latents),
-                              ("n_inputs", tree.get("n_inputs", inputs), inputs),
-                              ("n_latents", tree.get("n_latents", latents), latents)):
-        if said != found:
-            raise UserError(f"{path}: {what} says {said}, encoder.weight is [{latents}, {inputs}]: the parts are of "
-                            "different checkpoints")
-    for name, transposed in TIED.items():
-        if name in model:
-            decoder = _tensor(model, name, 2, path)
-            if not torch.equal(decoder.T if transposed else decoder, W_FD):
-                raise UserError(f"{path}: {name} differs from encoder.weight: the SAE is not tied, which is not "
-                                "supported")
-    return TopK(W_FD, W_FD, b_latent_F, b_pre_D, _k(model, tree, latents, path), _normalize(tree, path))
-
-
-def _k(model: Mapping[str, Any], tree: Mapping[str, Any], latents: int, path: Path) -> int:
-    activation = _class_name(model["activation"])
-    if activation != "TopK":
-        raise UserError(f"{path}: activation is {activation!r}; only TopK can be imported")
-    state = _mapping(model, "activation_state_dict", path)
-    for name in ("k", "postact_fn"):
-        if name not in state:
-            raise UserError(f"{path}: activation_state_dict has no {name}")
-    if _class_name(state["postact_fn"]).lower() != "relu":
-        raise UserError(f"{path}: postact_fn is {state['postact_fn']!r}; SAELens' TopK applies ReLU after the "
-                        "top-k, so "
-                        "another one cannot be exported")
-    k = _whole(state["k"], "activation_state_dict.k", path)
-    if not 1 <= k <= latents:
-        raise UserError(f"{path}: activation_state_dict.k is {k}, which is not between 1 and {latents} latents")
-    if "top_k" in tree and _whole(tree["top_k"], "top_k", path) != k:
-        raise UserError(f"{path}: top_k is {tree['top_k']}, activation_state_dict.k is {k}: which one is right?")
-    return k
-
-
-def _normalize(tree: Mapping[str, Any], path: Path) -> Normalize:
-    if "normalize" not in tree:
-        raise UserError(f"{path} does not say `normalize`, and guessing the input normalisation would give a "
-                        "wrong SAE")
-    said = tree["normalize"]
-    if not isinstance(said, bool | str) or str(said).lower() not in NORMALIZE:
-        raise UserError(f"{path}: normalize is {said!r}; it must be one of {', '.join(NORMALIZE)}")
-    return NORMALIZE[str(said).lower()]
-
-
-def _layer(tree: Mapping[str, Any], layer: int | None, path: Path) -> int:
-    said = None if tree.get("layer") is None else _whole(tree["layer"], "layer", path)
-    if said is None and layer is None:
-        raise UserError(f"{path} does not say which layer it was trained on; name it (--layer)")
-    if said is not None and layer is not None and said != layer:
-        raise UserError(f"{path} was trained on layer {said}, not {layer}")
-    found = said if layer is None else layer
-    assert found is not None
-    if found < 0:
-        raise UserError(f"{path}: layer {found} does not exist")
-    return found
+    written = saelens.write(sae, folder, metadata)
+    return Imported(folder, written, opened.site.layer, sae.d_sae, sae.d_model, sae.k, sae.normalize, _notes(sae))
 
 
 def _notes(sae: TopK) -> list[str]:
@@ -201,33 +65,4 @@ def _notes(sae: TopK) -> list[str]:
     if not off:
         return []
     return [f"{off} of {sae.d_sae} rows are not of unit norm ({float(norms_F.min()):.4g} to "
-            f"{float(norms_F.max()):.4g}); "
-            "they were kept as they are"]
-
-
-def _tensor(model: Mapping[str, Any], name: str, dimensions: int, path: Path) -> Tensor:
-    value = model[name]
-    if not isinstance(value, Tensor) or not value.is_floating_point() or value.dim() != dimensions:
-        found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-        raise UserError(f"{path}: {name} must be a floating-point tensor of {dimensions} dimensions, not {found}")
-    return value.detach().float().contiguous()
-
-
-def _mapping(tree: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
-    value = tree.get(name)
-    if not isinstance(value, Mapping):
-        raise UserError(f"{path} has no mapping `{name}`: it is no checkpoint of the reference trainer")
-    return value
-
-
-def _class_name(value: Any) -> str:
-    """`ReLU` of `ReLU`, `ReLU()` or `torch.nn.ReLU`."""
-    return str(value).removesuffix("()").rpartition(".")[2]
-
-
-def _whole(value: Any, name: str, path: Path) -> int:
-    if isinstance(value, Tensor) and value.dim() == 0 and not value.is_floating_point():
-        value = value.item()
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise UserError(f"{path}: {name} must be a whole number, not {value!r}")
-    return value
+            f"{float(norms_F.max()):.4g}); they were kept as they are"]

@@ -18,7 +18,8 @@ from olmoscope.files import sha256
 from olmoscope.release.card import CARD
 from olmoscope.release.manifest import MANIFEST, ManifestRead, release_files
 from olmoscope.release.registry import REGISTRY
-from olmoscope.sae.saelens_folder import CONFIG, WEIGHTS
+from olmoscope.sae.io.saelens_settings import CONFIG
+from olmoscope.sae.io.saelens_tensors import WEIGHTS
 
 SAE_FILES = (CONFIG, WEIGHTS, "training.log", "evaluation.json")
 ROOT_FILES = (CARD, MANIFEST, REGISTRY)

@@ -21,7 +21,7 @@ from olmoscope.errors import UserError
 from olmoscope.files import read_json, sha256
 from olmoscope.recipe.schema import Activation
 from olmoscope.release.finished_run import FinishedRun
-from olmoscope.release.saelens_format import hook_names
+from olmoscope.sae.io.saelens_places import hook_names
 
 MANIFEST = "manifest.json"
 FORMAT = "olmoscope release"
@@ -133,7 +133,7 @@ def _entry(run: FinishedRun) -> dict[str, Any]:
         "k": sae.k,
         "normalize": sae.normalize,
         "canonical": sae.canonical,
-        **hook_names(done.store.model.layers_path, sae.site.layer),
+        **hook_names(done.store.model.layers_path, sae.site),
         "metrics": {
             "held_out": held_out.model_dump(mode="json", include=HELD_OUT),
             "training": {"nmse": done.nmse, "l0": done.l0, "steps": done.steps, "tokens": done.tokens,

@@ -4,7 +4,6 @@ Every check has a name, the SAE it is about, a verdict and a figure. A check tha
 the folder) has no verdict and says why; it never counts as passed.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +27,11 @@ from olmoscope.release.agreement import (
 from olmoscope.release.finished_run import read_run
 from olmoscope.release.layout import SAE_FILES, check_root
 from olmoscope.release.manifest import MANIFEST, SAERead, read_manifest
-from olmoscope.release.saelens_format import FIXED, KEYS, METADATA, read_tensors, sae_of, saelens_tensors
-from olmoscope.sae.saelens_folder import CONFIG, WEIGHTS
+from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.io import saelens
+from olmoscope.sae.io.saelens import FIXED, KEYS, METADATA
+from olmoscope.sae.io.saelens_settings import CONFIG, raw_settings
+from olmoscope.sae.io.saelens_tensors import WEIGHTS, is_tied, raw_tensors, tensors_of
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
@@ -105,11 +107,11 @@ class _SAECheck:
     def run(self) -> list[Check]:
         absent = [name for name in self.files if not (self.folder / name).is_file()]
         self._say("layout", not absent, f"absent: {', '.join(absent)}" if absent else f"{len(self.files)} files")
-        saelens = _saelens()
+        load_from_disk = _saelens().load_from_disk
         try:
-            config = json.loads((self.folder / CONFIG).read_text(encoding="utf-8"))
-            tensors = read_tensors(self.folder)
-            theirs = saelens.load_from_disk(self.folder, device="cpu")
+            config = raw_settings(self.folder)
+            tensors = raw_tensors(self.folder)
+            theirs = load_from_disk(self.folder, device="cpu")
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
             self._say("loads in SAELens", False, " ".join(str(error).split())[:200] or type(error).__name__)
             return self.checks
@@ -117,7 +119,12 @@ class _SAECheck:
         self._settings(config, theirs)
         self._metadata(config, theirs)
         self._tensors(tensors, config)
-        self._maths(self.trained or sae_of(config, tensors), theirs, config)
+        try:
+            ours = self.trained or saelens.read(self.folder).sae
+        except UserError as error:
+            self._say("same codes and reconstructions", False, str(error))
+            return self.checks
+        self._maths(ours, theirs, config)
         return self.checks
 
     def _settings(self, config: Mapping[str, Any], theirs: Any) -> None:
@@ -151,13 +158,13 @@ class _SAECheck:
 
     def _tensors(self, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
         if str(config.get("metadata", {}).get("training_architecture")).startswith("tied_"):
-            tied = torch.equal(tensors["W_enc"], tensors["W_dec"].T)
+            tied = is_tied(tensors)
             self._say("encoder is the decoder transposed", tied, "equal" if tied else "they differ")
         name = "tensors equal the checkpoint's"
         if self.trained is None:
             self._say(name, None, self.no_run)
             return
-        wanted = saelens_tensors(self.trained)
+        wanted = tensors_of(self.trained)
         shapes = [f"{key} is {list(tensors[key].shape) if key in tensors else 'absent'}, not {list(wanted[key].shape)}"
                   for key in wanted if key not in tensors or wanted[key].shape != tensors[key].shape]
         if shapes:
@@ -166,8 +173,8 @@ class _SAECheck:
         worst = max(_difference(tensors[key], wanted[key]) for key in wanted)
         self._say(name, worst == 0, f"max abs difference {worst}")
 
-    def _maths(self, ours: TopK | JumpReLU | None, theirs: Any, config: Mapping[str, Any]) -> None:
-        if ours is None or not _comparable(ours, theirs.cfg):
+    def _maths(self, ours: SparseAutoencoder, theirs: Any, config: Mapping[str, Any]) -> None:
+        if not isinstance(ours, TopK | JumpReLU) or not _comparable(ours, theirs.cfg):
             self._say("same codes and reconstructions", False, "what SAELens has is no SAE of the same form")
             return
         kind, real_BD = self._real_rows(ours, config)

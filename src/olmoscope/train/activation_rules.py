@@ -33,6 +33,7 @@ from torch import Tensor
 
 from olmoscope.kernels.interface import AdamStep, Kernels
 from olmoscope.sae.groupmax import encode_groups
+from olmoscope.sae.io.checkpoint import THRESHOLDS
 from olmoscope.sae.topk import TopK
 from olmoscope.train.adam import bias_moments, update_bias
 
@@ -121,7 +122,7 @@ class BatchTopKRule(CappedRule):
         return torch.where(values_BK < least, 0, values_BK), indices_BK  # NaN stays, and is seen in the loss
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"threshold": self.threshold, "batches": self.batches}
+        return {THRESHOLDS["batchtopk"]: self.threshold, "batches": self.batches}
 
 
 class JumpReLURule(CappedRule):
@@ -161,8 +162,8 @@ class JumpReLURule(CappedRule):
         return torch.where(active_BK, values_BK, 0), torch.where(active_BK, dz_BK, 0)
 
     def tensors(self) -> dict[str, Tensor]:
-        return {"log_threshold": self.log_threshold_F, "log_threshold.first": self.moments.first,
-                "log_threshold.second": self.moments.second}
+        name = THRESHOLDS["jumprelu"]
+        return {name: self.log_threshold_F, f"{name}.first": self.moments.first, f"{name}.second": self.moments.second}
 
 
 def smallest_of_largest(values_BK: Tensor, k: int) -> Tensor:

@@ -2,22 +2,13 @@
 
 Tensors: those of `Step.tensors`. The rest (step, position in the stream, sums up to the last line of metrics, and the
 seconds that it took: all that differs between runs which are otherwise the same) stands in the file's metadata as JSON.
+The file itself, and the SAE in it, are the business of sae/io/checkpoint.py.
 """
 
-import contextlib
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-
-from olmoscope.errors import UserError
-from olmoscope.files import atomic_path
-from olmoscope.sae.groupmax import GroupMax
-from olmoscope.sae.threshold import JumpReLU
-from olmoscope.sae.topk import TopK
+from olmoscope.sae.io.checkpoint import opened_checkpoint, write_checkpoint
 from olmoscope.train.step import Step
 
 
@@ -37,12 +28,8 @@ def save_checkpoint(path: Path, step: Step, state: dict[str, Any]) -> None:
     Args:
         state: JSON values of the loop's own, given back by `load_checkpoint`.
     """
-    sae = step.sae
-    metadata = {"activation": step.activation, "k": sae.k, "normalize": sae.normalize, "step": step.count,
-                "tokens": step.tokens, "loop": state}
-    with atomic_path(path) as temporary:
-        save_file({name: tensor.cpu() for name, tensor in step.tensors().items()}, temporary,
-                  {"olmoscope": json.dumps(metadata)})
+    write_checkpoint(path, step.sae, step.activation, step.tensors(),
+                     {"step": step.count, "tokens": step.tokens, "loop": state})
 
 
 def load_checkpoint(path: Path, step: Step) -> dict[str, Any]:
@@ -51,41 +38,6 @@ def load_checkpoint(path: Path, step: Step) -> dict[str, Any]:
     Raises:
         UserError: damaged file.
     """
-    with _opened(path) as (metadata, file):
+    with opened_checkpoint(path) as (metadata, file):
         step.restore(metadata["step"], metadata["tokens"], file.get_tensor)
         return dict(metadata["loop"])
-
-
-def load_sae(path: Path) -> TopK | JumpReLU:
-    """Only the SAE of a checkpoint, float32, on the CPU, as its training leaves it: one trained by BatchTopK is a
-    JumpReLU whose latents share a threshold.
-
-    Raises:
-        UserError: damaged file.
-    """
-    with _opened(path) as (metadata, file):
-        matrices = ("W",) if "W" in file.keys() else ("W_enc", "W_dec")  # noqa: SIM118  (the file is no mapping)
-        parameters = {name: file.get_tensor(name) for name in (*matrices, "b_latent", "b_pre")}
-        activation = metadata["activation"]
-        kind = GroupMax if activation == "groupmax" else TopK
-        sae = kind.of(parameters, metadata["k"], metadata["normalize"])
-        if activation == "jumprelu":
-            threshold_F = file.get_tensor("jumprelu.log_threshold").exp()
-        elif activation == "batchtopk":
-            threshold_F = file.get_tensor("batchtopk.threshold").float().repeat(sae.d_sae)
-        else:
-            return sae
-        return JumpReLU(sae.W_enc_FD, sae.W_dec_FD, sae.b_pre_D, sae.normalize, sae.b_latent_F, threshold_F)
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
-    """A checkpoint's metadata and its file; what turns out to be wrong with it while it is open is a UserError."""
-    try:
-        with safe_open(path, "pt") as file:
-            yield json.loads((file.metadata() or {})["olmoscope"]), file
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing") from error
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged or not a checkpoint of ours ({error}); delete it and train again: "
-                        "an earlier checkpoint is used if there is one") from error

@@ -25,6 +25,7 @@ from torch import Tensor
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.interface import AdamStep, Kernels, Residual, SortedPairs
 from olmoscope.recipe.schema import Activation, Candidates
+from olmoscope.sae.io.checkpoint import rule_tensor
 from olmoscope.sae.rows import RowStatistics
 from olmoscope.sae.topk import TopK
 from olmoscope.train.activation_rules import RULES
@@ -121,7 +122,7 @@ class Step:
         """All state, by name: the SAE's parameters, Adam's moments, counts."""
         found = self.sae.parameters() | {"last_fired": self.last_fired_F, "sums": self.sums,
                                          "unit": self.unit}
-        found |= {f"{self.activation}.{name}": tensor for name, tensor in self.rule.tensors().items()}
+        found |= {rule_tensor(self.activation, name): tensor for name, tensor in self.rule.tensors().items()}
         for name, moments in self.moments.items():
             found |= {f"adam.{name}.{part}": tensor for part, tensor in vars(moments).items() if tensor is not None}
         if self.auxiliary is not None:

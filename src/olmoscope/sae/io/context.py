@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 
 from olmoscope.errors import UserError
-from olmoscope.evaluate.subject import Subject
 from olmoscope.model.config import read_config
 from olmoscope.model.positions import check_context, most_positions
 from olmoscope.progress import console
 from olmoscope.recipe.schema import Bos, Model
+from olmoscope.sae.io.opened import Opened
 
 CONTEXT = 1024
 """Tokens of a sequence, for SAEs that do not say what they were trained on, of a model that takes as many."""
 
 
-def text_context(subjects: Sequence[Subject], model: Model) -> int:
+def text_context(subjects: Sequence[Opened], model: Model) -> int:
     """Tokens of a sequence, BOS included: the fewest that one of these SAEs was trained on.
 
     Raises:
@@ -26,7 +26,7 @@ def text_context(subjects: Sequence[Subject], model: Model) -> int:
     return length
 
 
-def chosen_bos(subject: Subject, option: bool | None) -> Bos:
+def chosen_bos(subject: Opened, option: bool | None) -> Bos:
     """Whether sequences begin with BOS: as the SAE says, else as `--bos` or `--no-bos` does, else as the tokenizer.
 
     Raises:

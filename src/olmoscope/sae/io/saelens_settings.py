@@ -7,6 +7,7 @@ language model was loaded). SAELens itself drops what it does not know, silently
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +17,8 @@ from olmoscope.errors import UserError
 from olmoscope.model_errors import damage
 from olmoscope.sae.rows import Normalize
 
+CONFIG = "cfg.json"
+
 DTYPES = {f"{prefix}{name}": getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")
           for prefix in ("", "torch.")}
 """What `dtype` may say."""
@@ -23,7 +26,7 @@ DTYPES = {f"{prefix}{name}": getattr(torch, name) for name in ("float32", "float
 _SETTINGS = {"architecture", "d_in", "d_sae", "dtype", "device", "apply_b_dec_to_input", "normalize_activations",
              "reshape_activations", "metadata", "k", "rescale_acts_by_decoder_norm", "finetuning_scaling_factor",
              "activation_fn", "activation_fn_kwargs", "sae_lens_version", "sae_lens_training_version"}
-"""Settings that are applied or refused here or in saelens_folder.py."""
+"""Settings that are applied or refused here or in saelens_tensors.py."""
 
 _HOOK = {"hook_name", "hook_head_index"}
 """Which activations the SAE reads; such settings are metadata, and stood among the others now and then."""
@@ -55,14 +58,24 @@ _HARMLESS_LOADING = {"fold_ln", "fold_value_biases", "center_unembed", "refactor
 _MODEL_CLASSES = (None, "HookedTransformer", "AutoModelForCausalLM")
 
 
-def read_settings(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def raw_settings(folder: Path) -> Any:
+    """What stands in a folder's cfg.json.
+
+    Raises:
+        OSError, ValueError: missing, or not JSON.
+    """
+    return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+
+
+def read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings in version 6's terms, and the metadata; what stands there and is not understood is refused.
 
     Raises:
         UserError: missing or damaged, or it changes the SAE's meaning in a way that is not known here.
     """
+    path = folder / CONFIG
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = raw_settings(folder)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: {path.parent} is not an SAE in SAELens' format") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -106,7 +119,7 @@ def row_normalisation(config: dict[str, Any], metadata: dict[str, Any], path: Pa
     return "centred"
 
 
-def weights_dtype(config: dict[str, Any], path: Path) -> torch.dtype:
+def weights_dtype(config: Mapping[str, Any], path: Path) -> torch.dtype:
     """In which SAELens keeps the weights, whatever the file holds.
 
     Raises:

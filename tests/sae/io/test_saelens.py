@@ -9,7 +9,9 @@ from safetensors.torch import load_file, save_file
 from olmoscope.errors import UserError
 from olmoscope.release.agreement import code_difference
 from olmoscope.sae import threshold
-from olmoscope.sae.saelens_folder import read_saelens_folder
+from olmoscope.sae.groupmax import GroupMax
+from olmoscope.sae.io import saelens
+from olmoscope.sae.topk import initialize
 
 D, F, ROWS = 24, 96, 200
 METADATA = {"model_name": "tiny", "hook_name": "blocks.3.hook_resid_post"}
@@ -45,7 +47,7 @@ def theirs_in(folder, architecture, **settings):
 def assert_agrees(folder, x_BD):
     from sae_lens import SAE
 
-    theirs, ours = SAE.load_from_disk(folder), read_saelens_folder(folder).sae
+    theirs, ours = SAE.load_from_disk(folder), saelens.read(folder).sae
     with torch.no_grad():
         z_BF = theirs.encode(x_BD)
         xhat_BD = theirs.decode(z_BF)
@@ -92,14 +94,14 @@ def test_batch_topk_as_trained_and_as_published(tmp_path, architecture, rescale)
     trained.save_model(tmp_path / "checkpoint")
     trained.save_inference_model(tmp_path / "published")
     assert_agrees(tmp_path / "published", rows())
-    published = read_saelens_folder(tmp_path / "published").sae
-    checkpoint = read_saelens_folder(tmp_path / "checkpoint").sae
+    published = saelens.read(tmp_path / "published").sae
+    checkpoint = saelens.read(tmp_path / "checkpoint").sae
     torch.testing.assert_close(checkpoint.reconstruct(rows())[0], published.reconstruct(rows())[0])
 
 
 def test_dense_codes_are_bounded(tmp_path, monkeypatch):
     """Chunks of a few rows give the same codes as all at once."""
-    sae = read_saelens_folder(theirs_in(tmp_path, "jumprelu")).sae
+    sae = saelens.read(theirs_in(tmp_path, "jumprelu")).sae
     whole = sae.encode(rows())
     monkeypatch.setattr(threshold, "DENSE_AT_ONCE", 5 * F)
     seen = []
@@ -118,7 +120,7 @@ def test_layout_before_version_6(tmp_path):
            "normalize_activations": False, "sae_lens_training_version": None}
     (tmp_path / "cfg.json").write_text(json.dumps(old))
     assert_agrees(tmp_path, rows())
-    read = read_saelens_folder(tmp_path)
+    read = saelens.read(tmp_path)
     assert (read.architecture, read.metadata["hook_name"]) == ("topk", "blocks.3.hook_resid_post")
     assert read.metadata["prepend_bos"] is True
 
@@ -131,7 +133,7 @@ def test_weights_are_rounded_to_the_dtype_that_is_said(tmp_path, architecture, d
 
     theirs_in(tmp_path, architecture, **({"k": 7} if architecture == "topk" else {}))
     change(tmp_path, dtype=dtype)
-    theirs, ours = SAE.load_from_disk(tmp_path).to(torch.float32), read_saelens_folder(tmp_path).sae
+    theirs, ours = SAE.load_from_disk(tmp_path).to(torch.float32), saelens.read(tmp_path).sae
     assert torch.equal(ours.W_dec_FD, theirs.W_dec) and torch.equal(ours.W_enc_FD.T, theirs.W_enc)
     exact = load_file(tmp_path / "sae_weights.safetensors")["W_dec"]
     assert not torch.equal(ours.W_dec_FD, exact)
@@ -159,7 +161,7 @@ def test_centred_writing_weights(tmp_path, architecture, centred, normalize):
     settings = {"k": 7} if architecture == "topk" else {}
     folder = centring(theirs_in(tmp_path, architecture, apply_b_dec_to_input=centred, normalize_activations=normalize,
                                 **settings), center_writing_weights=True, fold_ln=True)
-    theirs, ours, x_BD = SAE.load_from_disk(folder), read_saelens_folder(folder).sae, rows()
+    theirs, ours, x_BD = SAE.load_from_disk(folder), saelens.read(folder).sae, rows()
     mean_B1 = x_BD.mean(dim=1, keepdim=True)
     assert float(mean_B1.abs().min()) > 0.1
     with torch.no_grad():
@@ -199,7 +201,7 @@ def test_what_changes_nothing_is_passed_over(tmp_path):
     tensors = load_file(folder / "sae_weights.safetensors")
     save_file(tensors | {"scaling_factor": torch.ones(F)}, folder / "sae_weights.safetensors")
     assert_agrees(folder, rows())
-    read = read_saelens_folder(folder)
+    read = saelens.read(folder)
     assert read.sae.normalize == "none" and read.metadata["model_revision"] == "step1000"
 
 
@@ -246,7 +248,7 @@ def test_what_cannot_be_read_is_refused(tmp_path, values, message):
     theirs_in(tmp_path, "topk", k=7)
     change(tmp_path, **values)
     with pytest.raises(UserError, match=message) as refusal:
-        read_saelens_folder(tmp_path)
+        saelens.read(tmp_path)
     assert str(tmp_path) in str(refusal.value) and "cfg.json" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -266,16 +268,43 @@ def test_damaged_folders_are_refused(tmp_path):
                              ({"b_enc": torch.full((F,), torch.nan)}, "b_enc holds NaN")):
         saved(**changes)
         with pytest.raises(UserError, match=message):
-            read_saelens_folder(tmp_path)
+            saelens.read(tmp_path)
     (tmp_path / "sae_weights.safetensors").write_bytes(b"no tensors")
     with pytest.raises(UserError, match="is damaged"):
-        read_saelens_folder(tmp_path)
+        saelens.read(tmp_path)
     (tmp_path / "sae_weights.safetensors").unlink()
     with pytest.raises(UserError, match=r"sae_weights.safetensors is missing"):
-        read_saelens_folder(tmp_path)
+        saelens.read(tmp_path)
     (tmp_path / "cfg.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
-        read_saelens_folder(tmp_path)
+        saelens.read(tmp_path)
     (tmp_path / "cfg.json").unlink()
     with pytest.raises(UserError, match=r"cfg.json is missing"):
-        read_saelens_folder(tmp_path)
+        saelens.read(tmp_path)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("normalize", ["none", "layer_norm"])
+@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
+def test_what_is_written_is_read_bit_by_bit(tmp_path, kind, normalize, tied):
+    sae = initialize(D, F, 7, normalize, torch.randn(D), seed=0, tied=tied)
+    sae.b_latent_F += torch.randn(F)
+    if kind == "jumprelu":
+        sae = threshold.JumpReLU(sae.W_enc_FD, sae.W_dec_FD, sae.b_pre_D, normalize, sae.b_latent_F, torch.rand(F))
+    metadata = METADATA | {"hf_hook_name": "model.layers.3", "prepend_bos": True}
+    assert saelens.write(sae, tmp_path / "sae", metadata) and not saelens.write(sae, tmp_path / "sae", metadata)
+    opened = saelens.read(tmp_path / "sae")
+    assert type(opened.sae) is type(sae)
+    for name, value in vars(sae).items():
+        found = getattr(opened.sae, name)
+        assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value
+    assert (opened.name, opened.layer, opened.model_name, opened.bos) == ("sae", 3, "tiny", "yes")
+    assert (opened.architecture, opened.dtype) == (kind, torch.float32)
+
+
+def test_what_saelens_cannot_compute_is_not_written(tmp_path):
+    fresh = initialize(D, F, 6, "none", torch.zeros(D), seed=0)
+    for sae in (GroupMax(**vars(fresh)), saelens.read(theirs_in(tmp_path / "gated", "gated")).sae):
+        with pytest.raises(UserError, match="SAE is not written in SAELens' format"):
+            saelens.write(sae, tmp_path / "sae", METADATA | {"hf_hook_name": None, "prepend_bos": True})
+    assert not (tmp_path / "sae").exists()

@@ -13,9 +13,9 @@ from olmoscope.browse.collection import open_collection
 from olmoscope.errors import UserError
 from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
-from olmoscope.evaluate.same_model import GivenModel, SaidModel, take_for_same
 from olmoscope.features.rows_of import index_sae
-from olmoscope.release.saelens_format import write_saelens
+from olmoscope.sae.io import saelens
+from olmoscope.sae.io.same_model import GivenModel, SaidModel, take_for_same
 from olmoscope.sae.topk import initialize
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -40,7 +40,7 @@ def models(tmp_path_factory):
 def sae_of(folder, **metadata):
     said = {"model_name": None, "hook_name": "blocks.1.hook_resid_post", "hf_hook_name": None, "prepend_bos": False,
             "context_size": 40}
-    write_saelens(initialize(32, 24, 4, "none", torch.zeros(32), seed=0), folder, said | metadata)
+    saelens.write(initialize(32, 24, 4, "none", torch.zeros(32), seed=0), folder, said | metadata)
     return str(folder)
 
 

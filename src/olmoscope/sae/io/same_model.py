@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from olmoscope.errors import UserError
-from olmoscope.evaluate.subject import Subject
 from olmoscope.model.config import read_config, width_and_depth
 from olmoscope.model_source import COMMIT, base_of, pinned, revision_of
 from olmoscope.recipe.schema import Model
+from olmoscope.sae.io.opened import Opened
 
 _HEADS = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration|Model|Config)$")
 
@@ -56,7 +56,7 @@ class GivenModel:
         return revision_of(self._model)
 
 
-def said_by(subject: Subject) -> SaidModel | None:
+def said_by(subject: Opened) -> SaidModel | None:
     """The model of an SAE: what its run recorded, else what the config says that is on this machine."""
     if subject.model_name is None:
         return None
@@ -97,7 +97,7 @@ def take_for_same(whose: str, said: SaidModel, given: GivenModel) -> str | None:
             f"({'its weights are the same' if compared else 'its weights cannot be compared'})")
 
 
-def refuse_uncentred(subject: Subject, model: Model) -> None:
+def refuse_uncentred(subject: Opened, model: Model) -> None:
     """TransformerLens centres what writes into the residual stream only where norms centre too.
 
     Raises:

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from olmoscope.errors import UserError
-from olmoscope.evaluate.subject import find_saes, open_sae
 from olmoscope.release.build import build_release
 from olmoscope.release.export import export_run
+from olmoscope.sae.io.open import find_saes, open_sae
 from release_runs import LAYER_NORM, RAW, WIDTH, make_out, synthetic_rows
 
 
@@ -45,7 +45,7 @@ def test_an_argument_stands_for_all_that_is_in_it(out):
 HUB = """
 import json, sys
 from olmoscope.errors import UserError
-from olmoscope.evaluate.subject import open_sae
+from olmoscope.sae.io.open import open_sae
 subject = open_sae(sys.argv[1])
 print(json.dumps([subject.name, subject.layer, subject.kind, subject.identity, float(subject.sae.W_dec_FD.sum())]))
 for name in sys.argv[2:]:
@@ -124,7 +124,7 @@ def test_rows_that_training_left_out_are_named(out, tmp_path, metadata, words):
 def test_what_is_no_sae_is_said_so(out, tmp_path):
     with pytest.raises(UserError, match="neither a finished run"):
         open_sae(tmp_path)
-    with pytest.raises(UserError, match="is no folder, and no hub id"):
+    with pytest.raises(UserError, match="is no folder or file, and no hub id"):
         open_sae("no-such-folder")
     with pytest.raises(UserError, match="holds no finished run"):
         find_saes(str(tmp_path))

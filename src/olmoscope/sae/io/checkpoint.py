@@ -1,0 +1,83 @@
+"""The checkpoint files of our own runs: an SAE's tensors among the trainer's, and what the file says of the SAE.
+
+    W, or W_enc and W_dec, b_latent, b_pre     the parameters, as `TopK.parameters` names them
+    ACTIVATION.threshold or .log_threshold     the threshold of a rule that has one (`THRESHOLDS`)
+
+The rest is the trainer's own (train/checkpoint.py). What the file says stands in its metadata as JSON, under
+`olmoscope`: `activation`, `k`, `normalize`, and the trainer's own again. docs/formats.md lists everything.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from olmoscope.errors import UserError
+from olmoscope.files import atomic_path
+from olmoscope.sae.groupmax import GroupMax
+from olmoscope.sae.threshold import JumpReLU
+from olmoscope.sae.topk import TopK
+
+METADATA = "olmoscope"
+
+THRESHOLDS = {"batchtopk": "threshold", "jumprelu": "log_threshold"}
+"""What the threshold of a rule is called: one for all latents, or the logarithm of each latent's."""
+
+
+def rule_tensor(activation: str, name: str) -> str:
+    """The name in the file of a tensor that an activation rule calls `name`."""
+    return f"{activation}.{name}"
+
+
+def write_checkpoint(path: Path, sae: TopK, activation: str, tensors: Mapping[str, Tensor],
+                     said: Mapping[str, Any]) -> None:
+    """Write a checkpoint, atomically.
+
+    Args:
+        sae: the SAE in training.
+        activation: its rule.
+        tensors: everything, the SAE's parameters among it.
+        said: what else the metadata says, as JSON values.
+    """
+    metadata = {"activation": activation, "k": sae.k, "normalize": sae.normalize, **said}
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, temporary,
+                  {METADATA: json.dumps(metadata)})
+
+
+def read_checkpoint(path: Path) -> TopK | JumpReLU:
+    """Only the SAE of a checkpoint, float32, on the CPU, as its training leaves it: one trained by BatchTopK is a
+    JumpReLU whose latents share a threshold.
+
+    Raises:
+        UserError: damaged file.
+    """
+    with opened_checkpoint(path) as (metadata, file):
+        matrices = ("W",) if "W" in file.keys() else ("W_enc", "W_dec")  # noqa: SIM118  (the file is no mapping)
+        parameters = {name: file.get_tensor(name) for name in (*matrices, "b_latent", "b_pre")}
+        activation = metadata["activation"]
+        kind = GroupMax if activation == "groupmax" else TopK
+        sae = kind.of(parameters, metadata["k"], metadata["normalize"])
+        if activation not in THRESHOLDS:
+            return sae
+        threshold = file.get_tensor(rule_tensor(activation, THRESHOLDS[activation]))
+        threshold_F = threshold.exp() if activation == "jumprelu" else threshold.float().repeat(sae.d_sae)
+        return JumpReLU(sae.W_enc_FD, sae.W_dec_FD, sae.b_pre_D, sae.normalize, sae.b_latent_F, threshold_F)
+
+
+@contextlib.contextmanager
+def opened_checkpoint(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
+    """A checkpoint's metadata and its file; what turns out to be wrong with it while it is open is a UserError."""
+    try:
+        with safe_open(path, "pt") as file:
+            yield json.loads((file.metadata() or {})[METADATA]), file
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
+    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
+        raise UserError(f"{path} is damaged or not a checkpoint of ours ({error}); delete it and train again: "
+                        "an earlier checkpoint is used if there is one") from error

@@ -1,0 +1,60 @@
+"""What an opened SAE says of itself, whatever format it came in."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from olmoscope.recipe.schema import Bos
+from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.site import Site
+
+Kind = Literal["run", "folder", "file", "hub"]
+"""A run of ours, a folder of one SAE, a file of one SAE, or such a folder of the hub."""
+
+
+@dataclass(frozen=True)
+class Opened:
+    """An SAE and where it belongs.
+
+    Attributes:
+        sae: float32, on the CPU.
+        name: what tables call it: a run's SAE id, the name of a folder or file, a hub id.
+        site: what it reads.
+        model_name: the language model, as its files name it; None if they do not say.
+        model_revision: of that model, where known.
+        architecture: as SAELens calls it: `topk`, `jumprelu`, `standard`, `gated`, ...
+        folder: where its files are (for the hub: in the cache); of a `file` the file itself.
+        kind: what sort of place it came from.
+        identity: the run's hash, or `sha256:` and a hash of its files.
+        bos: whether it was trained on sequences that begin with BOS; `auto` where its files do not say (then as the
+            tokenizer does by itself).
+        context_size: the length of those sequences, where known.
+        dtype: in which the weights are kept; what a file holds in more bits is rounded to it before it becomes float32.
+        metadata: whatever else its files say, as they say it.
+        model_architecture: of the language model, e.g. `Olmo3ForCausalLM`, where its files say it.
+        model_layers: of the whole model, likewise.
+        unread: which tokens it was trained without, in words; None where all were read, or its files do not say.
+    """
+
+    sae: SparseAutoencoder
+    name: str
+    site: Site
+    model_name: str | None
+    model_revision: str | None
+    architecture: str
+    folder: Path
+    kind: Kind
+    identity: str
+    bos: Bos
+    context_size: int | None
+    dtype: torch.dtype
+    metadata: dict[str, Any]
+    model_architecture: str | None = None
+    model_layers: int | None = None
+    unread: str | None = None
+
+    def unread_note(self) -> str | None:
+        """What to tell who measures it on all tokens."""
+        return self.unread and f"note: {self.name} was trained without {self.unread}; here they are read too"

@@ -1,0 +1,166 @@
+"""A finished run of ours: its recipe, what done.json says of the SAE, and its final checkpoint.
+
+    recipe.yaml                     the recipe, resolved
+    done.json                       which SAE of it this is, and where its activations came from
+    checkpoints/step-N.safetensors  the weights (checkpoint.py); the trainer writes all of these
+
+Only the keys that are used are named, and each of them must be there.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from olmoscope.errors import UserError
+from olmoscope.files import read_json
+from olmoscope.recipe.load import load_recipe
+from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.sae.groupmax import GroupMax
+from olmoscope.sae.io.checkpoint import read_checkpoint
+from olmoscope.sae.io.opened import Opened
+from olmoscope.sae.io.saelens_places import refuse_other_site
+from olmoscope.sae.threshold import JumpReLU
+from olmoscope.sae.topk import TopK
+from olmoscope.site import Site
+
+NAME = "a finished run"
+MARK = "done.json"
+SEARCH: str | None = f"runs/**/{MARK}"
+HUB_FILES: tuple[str, ...] = ()
+
+
+class _Read(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class ModelRead(_Read):
+    """The language model, as the store knows it."""
+
+    name: str
+    revision: str | None
+    architecture: str
+    d_model: int
+    num_layers: int
+    layers_path: str
+    base: str | None = None
+    """What it is an adapter of."""
+
+    @property
+    def on_hub(self) -> bool:
+        """Whether `name` is a hub repository: only there is a revision a commit, of 40 hex digits."""
+        return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", self.name) and re.fullmatch(r"[0-9a-f]{40}", self.revision or ""))
+
+
+class StoreRead(_Read):
+    """Where the activations came from."""
+
+    model: ModelRead
+
+
+class DoneRead(_Read):
+    """done.json: what it says of the SAE."""
+
+    sae: str
+    run_hash: str
+    checkpoint: str
+    store: StoreRead
+
+
+Done = TypeVar("Done", bound=DoneRead)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A run folder whose training is over."""
+
+    folder: Path
+    recipe: Recipe
+    sae: SAE
+    done: DoneRead
+
+    @property
+    def checkpoint(self) -> Path:
+        """The file with the final weights."""
+        return self.folder / self.done.checkpoint
+
+    def load(self) -> TopK | JumpReLU:
+        """The trained SAE, on the CPU.
+
+        Raises:
+            UserError: missing or damaged checkpoint, or one of another kind, shape, k or normalisation than the
+                recipe's.
+        """
+        sae, wanted = read_checkpoint(self.checkpoint), self.sae
+        kind = {"topk": TopK, "groupmax": GroupMax}.get(wanted.activation, JumpReLU)
+        k = sae.k if isinstance(sae, TopK) else wanted.k  # which leaves no trace in a JumpReLU
+        found = (type(sae), sae.d_sae, sae.d_model, k, sae.normalize)
+        if found != (kind, wanted.d_sae, self.done.store.model.d_model, wanted.k, wanted.normalize):
+            raise UserError(f"{self.checkpoint} holds another SAE ({type(sae).__name__}, {sae.d_sae} latents, d_model "
+                            f"{sae.d_model}, k {k}, normalize {sae.normalize}) than {wanted.id}: train it again in an "
+                            "empty folder")
+        return sae
+
+
+def detect(path: Path) -> bool:
+    """Whether there is a done.json: training writes it last."""
+    return (path / MARK).is_file()
+
+
+def read(path: Path, site: Site | None = None) -> Opened:
+    """Read the SAE of a run folder.
+
+    Args:
+        site: refused if it is not the run's.
+
+    Raises:
+        UserError: see `read_run_folder` and `RunFolder.load`; another site.
+    """
+    run = read_run_folder(path)
+    refuse_other_site(path, site, run.sae.site)
+    sae, model, tokens = run.load(), run.done.store.model, run.recipe.tokens
+    return Opened(sae, run.sae.id, run.sae.site, model.name, model.revision,
+                  "jumprelu" if isinstance(sae, JumpReLU) else run.sae.activation, path, "run", run.done.run_hash,
+                  bos="yes" if tokens.bos == "yes" else "no",
+                  context_size=max(high for _, high in tokens.chunk_lengths), dtype=sae.W_dec_FD.dtype, metadata={},
+                  model_architecture=model.architecture, model_layers=model.num_layers)
+
+
+def read_run_folder(folder: Path) -> RunFolder:
+    """Read what a run folder says of its SAE.
+
+    Raises:
+        UserError: not a run, not finished, damaged, or its parts are of different runs.
+    """
+    if not (folder / "recipe.yaml").is_file():
+        raise UserError(f"{folder} is not a run folder: it has no recipe.yaml")
+    if not (folder / MARK).is_file():
+        raise UserError(f"{folder} is not finished (no done.json): train it to its end first")
+    recipe, done = load_recipe(str(folder / "recipe.yaml")), read_done(folder, DoneRead)
+    for sae in recipe.saes:
+        if sae.id == done.sae:
+            break
+    else:
+        raise UserError(f"{folder}: done.json is of {done.sae}, which recipe.yaml does not hold: the folder "
+                        "mixes two runs")
+    if recipe.run_hash(sae) != done.run_hash:
+        raise UserError(f"{folder}: done.json is of another recipe than recipe.yaml (run {done.run_hash}, not "
+                        f"{recipe.run_hash(sae)}): the folder mixes two runs")
+    return RunFolder(folder, recipe, sae, done)
+
+
+def read_done(folder: Path, keys: type[Done]) -> Done:
+    """The keys wanted of done.json.
+
+    Raises:
+        UserError: damaged, or one of them is absent.
+    """
+    path = folder / MARK
+    try:
+        return keys.model_validate(read_json(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{path}: {key}: {first['msg']}; make it again with this version of olmoscope") from error

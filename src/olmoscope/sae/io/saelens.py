@@ -1,0 +1,153 @@
+"""SAELens' folder of one SAE, ours or anybody's: read, and written.
+
+    cfg.json                   every setting; written last: the SAE exists
+    sae_weights.safetensors    W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D], threshold [F] of a jumprelu; float32
+
+Read are `topk`, `standard` (ReLU), `jumprelu`, `gated`, and the `batchtopk` and `matryoshka_batchtopk` that SAELens'
+trainer keeps as checkpoints, in the layouts before and since version 6; what a folder does not say is refused, not
+guessed. Written are `topk` and `jumprelu`, and never is a setting left to SAELens' defaults: a missing `k` silently
+becomes 100 there, a missing `apply_b_dec_to_input` true, and metadata without a `sae_lens_version` of 6 or more is
+silently discarded. Settings are in saelens_settings.py, tensors in saelens_tensors.py, hook names in saelens_places.py.
+
+Shapes: D d_model, F latents. Source: SAELens 6.54.12, `sae_lens/saes/*_sae.py` and
+`sae_lens/loading/pretrained_sae_loaders.py`.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from olmoscope.errors import UserError
+from olmoscope.files import atomic_path, sha256, write_json
+from olmoscope.sae.groupmax import GroupMax
+from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.io.opened import Opened
+from olmoscope.sae.io.saelens_places import begins_with_bos, site_read, unread
+from olmoscope.sae.io.saelens_settings import CONFIG, raw_settings, read_settings, row_normalisation, weights_dtype
+from olmoscope.sae.io.saelens_tensors import KINDS, WEIGHTS, raw_tensors, read_coder, tensors_of
+from olmoscope.sae.threshold import JumpReLU
+from olmoscope.sae.topk import TopK
+from olmoscope.site import Site
+
+NAME = "an SAE in SAELens' format"
+MARK = CONFIG
+SEARCH: str | None = f"**/{CONFIG}"
+HUB_FILES: tuple[str, ...] = (CONFIG, WEIGHTS)
+
+VERSION = "6.54.12"
+"""The version of SAELens whose format this is."""
+
+FIXED = {"dtype": "float32", "apply_b_dec_to_input": True, "reshape_activations": "none"}
+"""Settings that are the same for every SAE that is written."""
+
+KEYS = {"topk": (*FIXED, "architecture", "d_in", "d_sae", "normalize_activations", "device", "metadata", "k",
+                 "rescale_acts_by_decoder_norm"),
+        "jumprelu": (*FIXED, "architecture", "d_in", "d_sae", "normalize_activations", "device", "metadata")}
+"""Every key of cfg.json, by architecture; one that is absent would be left to SAELens' defaults."""
+
+METADATA = ("sae_lens_version", "model_name", "hook_name", "hf_hook_name", "prepend_bos", "training_architecture")
+"""Metadata without which nobody can tell which activations the SAE reads."""
+
+
+def detect(path: Path) -> bool:
+    """Whether there is a cfg.json, which says the rest."""
+    return (path / CONFIG).is_file()
+
+
+def read(path: Path, site: Site | None = None) -> Opened:
+    """Read the SAE of a folder.
+
+    Args:
+        site: what it reads, if the folder does not say it.
+
+    Raises:
+        UserError: missing or damaged files, an SAE of a kind that is not read, not of the residual stream, or of
+            another site than `site`.
+    """
+    config, metadata = read_settings(path)
+    architecture = config["architecture"]
+    if architecture not in KINDS:
+        raise UserError(f"{path / CONFIG}: architecture {architecture!r} is not one that is read; those are "
+                        f"{', '.join(KINDS)}")
+    sae = read_coder(path, config, row_normalisation(config, metadata, path / CONFIG))
+    context = metadata.get("context_size")
+    return Opened(
+        sae, path.resolve().name, site_read(metadata, site, path / CONFIG), metadata.get("model_name"),
+        metadata.get("model_revision"), architecture, path, "folder",
+        f"sha256:{sha256(path / WEIGHTS)[:32]}-{sha256(path / CONFIG)[:8]}",
+        bos=begins_with_bos(metadata, path / CONFIG), context_size=context if isinstance(context, int) else None,
+        dtype=weights_dtype(config, path / CONFIG), metadata=metadata, unread=unread(metadata))
+
+
+def write(sae: SparseAutoencoder, path: Path, metadata: Mapping[str, Any]) -> bool:
+    """Write an SAE into a folder as SAELens reads it, unless it already stands there, value by value.
+
+    Args:
+        metadata: JSON values; must name what `METADATA` lists, except for the two that are known here
+            (`sae_lens_version`, and `training_architecture` if it is no other than what SAELens is given).
+
+    Returns:
+        Whether anything was written.
+
+    Raises:
+        UserError: an SAE that SAELens cannot compute, weights that are not finite, no space.
+    """
+    if not isinstance(sae, TopK | JumpReLU) or isinstance(sae, GroupMax):
+        raise UserError(f"{path} was not written: a {type(sae).__name__} SAE is not written in SAELens' format; those "
+                        f"are {' and '.join(KEYS)}")
+    config, tensors = _config_of(sae, metadata), tensors_of(sae)
+    absent = [key for key in METADATA if key not in config["metadata"]]
+    assert not absent, f"metadata must name {absent}"
+    for name, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path} was not written: {name} of its SAE holds NaN or inf, so it cannot be used")
+    if is_written(sae, path, metadata):
+        return False
+    path.mkdir(parents=True, exist_ok=True)
+    # Without its cfg.json nothing takes the folder for an SAE while new weights replace old ones.
+    (path / CONFIG).unlink(missing_ok=True)
+    with atomic_path(path / WEIGHTS) as temporary:
+        # A matrix of one row, transposed, is contiguous already: without a copy a tied one would be two names for one
+        # piece of memory, which safetensors refuses.
+        tensors["W_enc"] = tensors["W_enc"].clone(memory_format=torch.contiguous_format)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, {"format": "pt"})
+    write_json(path / CONFIG, config)
+    return True
+
+
+def is_written(sae: TopK | JumpReLU, path: Path, metadata: Mapping[str, Any]) -> bool:
+    """Whether a folder holds exactly what `write` would write there; false if absent or damaged."""
+    config, tensors = _config_of(sae, metadata), tensors_of(sae)
+    try:
+        # Through JSON, so that a tuple equals the list that it becomes.
+        if raw_settings(path) != json.loads(json.dumps(config)):
+            return False
+        there = raw_tensors(path)
+    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError):
+        return False
+    return there.keys() == tensors.keys() and all(
+        there[name].dtype == torch.float32 and torch.equal(there[name], tensor.cpu())
+        for name, tensor in tensors.items())
+
+
+def _config_of(sae: TopK | JumpReLU, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The content of cfg.json."""
+    tied = "tied_" if sae.W_enc_FD is sae.W_dec_FD else ""
+    architecture = "topk" if isinstance(sae, TopK) else "jumprelu"
+    own = {"k": sae.k, "rescale_acts_by_decoder_norm": False} if isinstance(sae, TopK) else {}
+    return {
+        "architecture": architecture,
+        **FIXED,
+        "d_in": sae.d_model,
+        "d_sae": sae.d_sae,
+        **own,
+        "normalize_activations": sae.normalize,
+        "device": "cpu",
+        "metadata": {"sae_lens_version": VERSION, "sae_lens_training_version": None,
+                     "training_architecture": tied + architecture, **metadata},
+    }

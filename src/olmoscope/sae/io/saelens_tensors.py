@@ -1,0 +1,188 @@
+"""The tensors of an SAE in SAELens' format: what each kind of SAE has, and what it becomes here.
+
+What ours cannot express directly is folded into the weights (`apply_b_dec_to_input: false`,
+`rescale_acts_by_decoder_norm`). A kind that is not read yet (`transcoder`, `skip_transcoder`, ...) is one more entry of
+`KINDS`, with a function that builds it. Source: sae-lens 6.54.12, `sae_lens/saes/*_sae.py`.
+
+Shapes: D d_model, F latents.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from olmoscope.errors import UserError
+from olmoscope.model_errors import damage
+from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.io.saelens_settings import CONFIG, weights_dtype
+from olmoscope.sae.rows import Normalize
+from olmoscope.sae.threshold import Gated, JumpReLU
+from olmoscope.sae.topk import TopK
+
+WEIGHTS = "sae_weights.safetensors"
+
+_BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
+"""Kept by SAELens' trainer as checkpoints; for inference it writes them as `jumprelu`."""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """What an SAE is built from: matrices with one latent a row, and the tensors as they were read."""
+
+    W_enc_FD: Tensor
+    W_dec_FD: Tensor
+    tensors: Mapping[str, Tensor]
+    config: Mapping[str, Any]
+    normalize: Normalize
+    where: Path
+
+
+def _topk(parts: _Parts) -> TopK:
+    k, latents = parts.config.get("k"), len(parts.W_dec_FD)
+    if not isinstance(k, int) or not 0 < k <= latents:
+        raise UserError(f"{parts.where}: k must be a number from 1 to {latents}, not {k!r} (for a missing one SAELens "
+                        "would silently take 100)")
+    return TopK(parts.W_enc_FD, parts.W_dec_FD, parts.tensors["b_enc"], parts.tensors["b_dec"], k, parts.normalize)
+
+
+def _jumprelu(parts: _Parts, threshold_F: Tensor) -> JumpReLU:
+    return JumpReLU(parts.W_enc_FD, parts.W_dec_FD, parts.tensors["b_dec"], parts.normalize, parts.tensors["b_enc"],
+                    threshold_F)
+
+
+def _gated(parts: _Parts) -> Gated:
+    tensors = parts.tensors
+    return Gated(parts.W_enc_FD, parts.W_dec_FD, tensors["b_dec"], parts.normalize, tensors["b_gate"],
+                 tensors["b_mag"], tensors["r_mag"])
+
+
+def _relu(parts: _Parts) -> JumpReLU:
+    return _jumprelu(parts, torch.zeros_like(parts.tensors["b_enc"]))
+
+
+def _thresholds(parts: _Parts) -> JumpReLU:
+    return _jumprelu(parts, parts.tensors["threshold"])
+
+
+def _batch_topk(parts: _Parts) -> JumpReLU:
+    return _jumprelu(parts, parts.tensors["topk_threshold"].expand_as(parts.tensors["b_enc"]).contiguous())
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """The tensors of a kind of SAE, neither more nor fewer, and what makes an SAE of them."""
+
+    tensors: tuple[str, ...]
+    build: Callable[[_Parts], SparseAutoencoder]
+
+
+_COMMON = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+KINDS = {
+    "topk": _Kind(_COMMON, _topk),
+    "standard": _Kind(_COMMON, _relu),
+    "jumprelu": _Kind((*_COMMON, "threshold"), _thresholds),
+    "gated": _Kind(("W_enc", "b_gate", "b_mag", "r_mag", "W_dec", "b_dec"), _gated),
+    "batchtopk": _Kind((*_COMMON, "topk_threshold"), _batch_topk),
+    "matryoshka_batchtopk": _Kind((*_COMMON, "topk_threshold"), _batch_topk),
+}
+"""Each `architecture` that is read."""
+
+
+def raw_tensors(folder: Path) -> dict[str, Tensor]:
+    """The tensors of a folder as they stand there.
+
+    Raises:
+        OSError, SafetensorError: missing or damaged.
+    """
+    with safe_open(folder / WEIGHTS, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (the file is no mapping)
+
+
+def read_coder(folder: Path, config: Mapping[str, Any], normalize: Normalize) -> SparseAutoencoder:
+    """The SAE of a folder, float32, on the CPU.
+
+    Args:
+        config: its settings, of an architecture in `KINDS`.
+        normalize: how it normalises rows.
+
+    Raises:
+        UserError: missing or damaged weights, or tensors that are not those of the settings.
+    """
+    architecture = config["architecture"]
+    tensors = _read_weights(folder / WEIGHTS, architecture, config)
+    if config.get("rescale_acts_by_decoder_norm", architecture in _BATCH_TOPK) and architecture in ("topk",
+                                                                                                   *_BATCH_TOPK):
+        _fold_decoder_norms(tensors)
+    if not config.get("apply_b_dec_to_input", True):
+        _fold_missing_centring(tensors)
+    W_dec_FD = tensors["W_dec"]
+    W_enc_FD = W_dec_FD if is_tied(tensors) else tensors["W_enc"].T.contiguous()
+    return KINDS[architecture].build(_Parts(W_enc_FD, W_dec_FD, tensors, config, normalize, folder / CONFIG))
+
+
+def is_tied(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the encoder is the decoder transposed, value by value."""
+    transposed_FD = tensors["W_enc"].T
+    return transposed_FD.shape == tensors["W_dec"].shape and torch.equal(transposed_FD, tensors["W_dec"])
+
+
+def tensors_of(sae: TopK | JumpReLU) -> dict[str, Tensor]:
+    """SAELens' names for the parameters, float32; `W_enc` is a transposed view."""
+    thresholds = {"threshold": sae.threshold_F.float()} if isinstance(sae, JumpReLU) else {}
+    return {"W_enc": sae.W_enc_FD.float().T, "b_enc": sae.b_latent_F.float(), "W_dec": sae.W_dec_FD.float(),
+            "b_dec": sae.b_pre_D.float()} | thresholds
+
+
+def _read_weights(path: Path, architecture: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors, rounded to the dtype that the config names, in float32; each of the shape that it must have."""
+    dtype = weights_dtype(config, path.parent / CONFIG)
+    try:
+        tensors = {name: tensor.to(dtype).float() for name, tensor in raw_tensors(path.parent).items()}
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
+    except SafetensorError as error:
+        raise UserError(damage(path) or f"{path} is damaged ({error})") from error
+    if "log_threshold" in tensors:  # how SAELens kept it once
+        tensors["threshold"] = tensors.pop("log_threshold").exp()
+    if "scaling_factor" in tensors:
+        if not torch.allclose(tensors["scaling_factor"], torch.ones(())):  # SAELens drops it where it is 1
+            raise UserError(f"{path}: scaling_factor: activations are scaled after encoding, which SAELens itself "
+                            "dropped in version 6; fold the factor into W_dec and save it again")
+        del tensors["scaling_factor"]
+    wanted = set(KINDS[architecture].tensors)
+    if set(tensors) != wanted:
+        raise UserError(f"{path} holds {', '.join(sorted(tensors))}; a {architecture} SAE has "
+                        f"{', '.join(sorted(wanted))}")
+    F, D = tensors["W_dec"].shape
+    shapes = {"W_enc": (D, F), "W_dec": (F, D), "b_dec": (D,), "topk_threshold": ()}
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) != shapes.get(name, (F,)):
+            raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, not {list(shapes.get(name, (F,)))}")
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} holds NaN or inf")
+    if (config.get("d_in"), config.get("d_sae")) != (D, F):
+        raise UserError(f"{path} is of d_in {D}, d_sae {F}; {CONFIG} says {config.get('d_in')}, {config.get('d_sae')}")
+    return tensors
+
+
+def _fold_decoder_norms(tensors: dict[str, Tensor]) -> None:
+    """Pre-activations times the norm of the decoder's rows, activations divided by it: as weights. The codes stay."""
+    norms_F = tensors["W_dec"].norm(dim=1)
+    tensors["W_enc"] = tensors["W_enc"] * norms_F
+    tensors["b_enc"] = tensors["b_enc"] * norms_F
+    tensors["W_dec"] = tensors["W_dec"] / norms_F.clamp_min(torch.finfo(norms_F.dtype).tiny)[:, None]
+
+
+def _fold_missing_centring(tensors: dict[str, Tensor]) -> None:
+    """The encoder saw rows without `b_dec` subtracted; ours subtracts it, so each bias gets it back."""
+    back_F = tensors["b_dec"].double() @ tensors["W_enc"].double()
+    for name, scale_F in (("b_enc", None), ("b_gate", None), ("b_mag", tensors.get("r_mag"))):
+        if name in tensors:
+            share_F = back_F if scale_F is None else back_F * scale_F.double().exp()
+            tensors[name] = (tensors[name].double() + share_F).float()

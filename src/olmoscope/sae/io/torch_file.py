@@ -1,0 +1,54 @@
+"""Files of `torch.save`, of which nothing is executed: tensors, numbers, texts and their containers are read."""
+
+import pickle
+import struct
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from olmoscope.errors import UserError
+
+_DAMAGED = (OSError, EOFError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError,
+            struct.error)
+"""What torch.load raises on files with bytes missing or changed."""
+
+_HEAD = 512
+
+
+def is_torch_file(path: Path) -> bool:
+    """Whether a file begins as `torch.save` begins one: a zip archive with a pickle in it, or, as once, a pickle."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    return head.startswith(b"\x80") or (head.startswith(b"PK\x03\x04") and b"data.pkl" in head)
+
+
+def load_torch_file(path: Path) -> Any:
+    """What a file holds, tensors on the CPU.
+
+    Raises:
+        UserError: missing, damaged, or what would have to be executed.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
+    except IsADirectoryError as error:
+        raise UserError(f"{path} is a folder; name the checkpoint file in it") from error
+    except pickle.UnpicklingError as error:
+        raise UserError(f"{path} was refused: {_executable(path)}; save its tensors, numbers and texts alone "
+                        "(state_dict), then import that") from error
+    except _DAMAGED as error:
+        raise UserError(f"{path} is damaged or no torch checkpoint; copy it again") from error
+
+
+def _executable(path: Path) -> str:
+    """What in the file would have to be executed."""
+    if zipfile.is_zipfile(path):
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        if names:
+            return f"loading it would execute code of its own ({', '.join(sorted(names))})"
+    return "it is a pickle that could execute code of its own"
