@@ -43,7 +43,7 @@ from olmoscope.files import write_json
 from olmoscope.model_source import locate
 from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import Filter, Model, Recipe
-from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.topk import initialize
 from olmoscope.text.standard_library import write_corpus
 
@@ -71,7 +71,7 @@ def make_store(folder: Path, rows: int, d_model: int) -> tuple[Store, Model]:
     return open_store(collect(recipe, "train", folder / "store").store), recipe.model
 
 
-def encode_all(sae: SparseAutoencoder, store: Store) -> None:
+def encode_all(sae: SparseCoder, store: Store) -> None:
     for segment, rows in enumerate(store.segment_rows):
         for start in range(0, rows, ROWS_AT_ONCE):
             sae.encode(store.read(0, segment, slice(start, min(rows, start + ROWS_AT_ONCE))))

@@ -18,8 +18,8 @@ from olmoscope.model.positions import most_positions
 from olmoscope.model.splice import CausalLM, load_causal_lm
 from olmoscope.model_source import pinned
 from olmoscope.recipe.schema import Model
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.codes import SparseCodes
-from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
 
 LONGEST_PROMPT = 2048
@@ -86,7 +86,7 @@ class LiveModel:
                             f"takes {loaded.most_tokens} at most: shorten it")
         return ids
 
-    def encode(self, sae: SparseAutoencoder, layer: int, ids: list[int]) -> SparseCodes:
+    def encode(self, sae: SparseCoder, layer: int, ids: list[int]) -> SparseCodes:
         """What the features do on each token of a prompt.
 
         Raises:
@@ -98,7 +98,7 @@ class LiveModel:
             rows_TD = read_residual_stream(model.module, model.layers, [layer], ids_1T)[layer][0]
             return sae.encode(rows_TD)
 
-    def continuation(self, sae: SparseAutoencoder, layer: int, ids: list[int], edits: list[Edit], *,
+    def continuation(self, sae: SparseCoder, layer: int, ids: list[int], edits: list[Edit], *,
                      temperature: float, seed: int) -> "Writer":
         """A text that goes on from a prompt.
 
@@ -111,7 +111,7 @@ class LiveModel:
                             sae=sae, edits=edits)
         return Writer(made, self._lock, tokenizer)
 
-    def _model_for(self, sae: SparseAutoencoder, layer: int) -> CausalLM:
+    def _model_for(self, sae: SparseCoder, layer: int) -> CausalLM:
         model = self._get().model
         if model.d_model != sae.d_model or layer >= len(model.layers):
             raise UserError(f"model {self.name!r} ({len(model.layers)} layers of width {model.d_model}) is not what "

@@ -19,7 +19,7 @@ from olmoscope.hub_errors import hub_exceptions, hub_reason
 from olmoscope.model_errors import first_line
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import Bos
-from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.saelens_folder import CONFIG, WEIGHTS, read_saelens_folder
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.train.checkpoint import load_sae
@@ -53,7 +53,7 @@ class Subject:
         unread: which tokens it was trained without, in words; None where all were read, or its folder does not say.
     """
 
-    sae: SparseAutoencoder
+    sae: SparseCoder
     name: str
     layer: int
     model_name: str | None
@@ -119,7 +119,7 @@ def _open_run(folder: Path, layer: int | None) -> Subject:
         raise UserError(f"{folder}: done.json is of {done['sae']}, which recipe.yaml does not hold")
     _refuse_other_layer(folder, layer, config.layer)
     model = done["store"]["model"]
-    sae: SparseAutoencoder = load_sae(folder / done["checkpoint"])
+    sae: SparseCoder = load_sae(folder / done["checkpoint"])
     return Subject(sae, config.id, config.layer, model["name"], model["revision"],
                    "jumprelu" if isinstance(sae, JumpReLU) else config.activation, folder, "run", done["run_hash"],
                    bos="yes" if recipe.tokens.bos == "yes" else "no",

@@ -50,7 +50,7 @@ def hook_names(layers_path: str, layer: int) -> dict[str, str]:
 
 def saelens_config(sae: TopK | JumpReLU, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The content of cfg.json."""
-    tied = "tied_" if sae.W_enc_FD is sae.W_dec_FD else ""
+    tied = "tied_" if sae.W_enc is sae.W_dec else ""
     architecture = "topk" if isinstance(sae, TopK) else "jumprelu"
     own = {"k": sae.k, "rescale_acts_by_decoder_norm": False} if isinstance(sae, TopK) else {}
     return {
@@ -68,9 +68,9 @@ def saelens_config(sae: TopK | JumpReLU, metadata: Mapping[str, Any]) -> dict[st
 
 def saelens_tensors(sae: TopK | JumpReLU) -> dict[str, Tensor]:
     """SAELens' names for the parameters, float32; `W_enc` is a transposed view."""
-    thresholds = {"threshold": sae.threshold_F.float()} if isinstance(sae, JumpReLU) else {}
-    return {"W_enc": sae.W_enc_FD.float().T, "b_enc": sae.b_latent_F.float(), "W_dec": sae.W_dec_FD.float(),
-            "b_dec": sae.b_pre_D.float()} | thresholds
+    thresholds = {"threshold": sae.threshold.float()} if isinstance(sae, JumpReLU) else {}
+    return {"W_enc": sae.W_enc.float().T, "b_enc": sae.b_latent.float(), "W_dec": sae.W_dec.float(),
+            "b_dec": sae.b_out.float()} | thresholds
 
 
 def sae_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TopK | JumpReLU | None:
@@ -83,7 +83,7 @@ def sae_of(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> TopK | J
     b_latent_F, b_pre_D = tensors["b_enc"].float(), tensors["b_dec"].float()
     normalize = config.get("normalize_activations", "none")
     if config["architecture"] == "topk":
-        return TopK(W_enc_FD, W_dec_FD, b_latent_F, b_pre_D, config["k"], normalize)
+        return TopK(W_enc_FD, W_dec_FD, b_pre_D, normalize, b_latent_F, config["k"])
     if config["architecture"] == "jumprelu":
         return JumpReLU(W_enc_FD, W_dec_FD, b_pre_D, normalize, b_latent_F, tensors["threshold"].float())
     return None

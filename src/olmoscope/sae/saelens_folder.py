@@ -19,7 +19,7 @@ from torch import Tensor
 
 from olmoscope.errors import UserError
 from olmoscope.model_errors import damage
-from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.rows import Normalize
 from olmoscope.sae.saelens_settings import read_settings, row_normalisation, weights_dtype
 from olmoscope.sae.threshold import Gated, JumpReLU
@@ -45,7 +45,7 @@ _BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
 class SAELensFolder:
     """An SAE and what its folder says of it."""
 
-    sae: SparseAutoencoder
+    sae: SparseCoder
     architecture: str
     metadata: dict[str, Any]
     """Of cfg.json; before version 6 the settings stood among the others."""
@@ -73,7 +73,7 @@ def read_saelens_folder(folder: Path) -> SAELensFolder:
 
 
 def _build(architecture: str, config: dict[str, Any], tensors: dict[str, Tensor], normalize: Normalize,
-           folder: Path) -> SparseAutoencoder:
+           folder: Path) -> SparseCoder:
     W_dec_FD, b_dec_D = tensors["W_dec"], tensors["b_dec"]
     transposed_FD = tensors["W_enc"].T
     tied = transposed_FD.shape == W_dec_FD.shape and torch.equal(transposed_FD, W_dec_FD)
@@ -83,7 +83,7 @@ def _build(architecture: str, config: dict[str, Any], tensors: dict[str, Tensor]
         if not isinstance(k, int) or not 0 < k <= len(W_dec_FD):
             raise UserError(f"{folder / CONFIG}: k must be a number from 1 to {len(W_dec_FD)}, not {k!r} (for a "
                             "missing one SAELens would silently take 100)")
-        return TopK(W_enc_FD, W_dec_FD, tensors["b_enc"], b_dec_D, k, normalize)
+        return TopK(W_enc_FD, W_dec_FD, b_dec_D, normalize, tensors["b_enc"], k)
     if architecture == "gated":
         return Gated(W_enc_FD, W_dec_FD, b_dec_D, normalize, tensors["b_gate"], tensors["b_mag"], tensors["r_mag"])
     b_latent_F = tensors["b_enc"]

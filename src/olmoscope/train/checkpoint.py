@@ -68,14 +68,14 @@ def load_sae(path: Path) -> TopK | JumpReLU:
         parameters = {name: file.get_tensor(name) for name in (*matrices, "b_latent", "b_pre")}
         activation = metadata["activation"]
         kind = GroupMax if activation == "groupmax" else TopK
-        sae = kind.of(parameters, metadata["k"], metadata["normalize"])
+        sae = kind.from_state_dict(parameters, k=metadata["k"], normalize=metadata["normalize"])
         if activation == "jumprelu":
             threshold_F = file.get_tensor("jumprelu.log_threshold").exp()
         elif activation == "batchtopk":
             threshold_F = file.get_tensor("batchtopk.threshold").float().repeat(sae.d_sae)
         else:
             return sae
-        return JumpReLU(sae.W_enc_FD, sae.W_dec_FD, sae.b_pre_D, sae.normalize, sae.b_latent_F, threshold_F)
+        return JumpReLU(sae.W_enc, sae.W_dec, sae.b_in, sae.normalize, sae.b_latent, threshold_F)
 
 
 @contextlib.contextmanager
