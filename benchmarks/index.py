@@ -42,7 +42,7 @@ from olmoscope.files import write_json
 from olmoscope.model_source import locate
 from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import Filter, Model, Recipe
-from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.topk import initialize
 from olmoscope.site import Site
@@ -72,7 +72,7 @@ def make_store(folder: Path, rows: int, d_model: int) -> tuple[Store, Model]:
     return open_store(collect(recipe, "train", folder / "store").store), recipe.model
 
 
-def encode_all(sae: SparseAutoencoder, store: Store) -> None:
+def encode_all(sae: SparseCoder, store: Store) -> None:
     for segment, rows in enumerate(store.segment_rows):
         for start in range(0, rows, ROWS_AT_ONCE):
             sae.encode(store.read(Site(0), segment, slice(start, min(rows, start + ROWS_AT_ONCE))))
@@ -123,7 +123,7 @@ def measure(folder: Path, rows: int, d_model: int, d_sae: int, k: int, rounds: i
     store, model = make_store(folder, rows, d_model)
     sae = initialize(d_model, d_sae, k, "none", store.sample_mean(Site(0), "none"), seed=0)
     subject = Opened(sae, "random", Site(0), model.name, None, "topk", folder, "folder", "random", "no", None,
-                     sae.W_dec_FD.dtype, {})
+                     sae.W_dec.dtype, {})
     text = Text({"recipe_hash": store.manifest.recipe_hash, "split": "train"}, lambda _: store)
     stages = Stages()
     out = folder / "index"

@@ -75,7 +75,7 @@ class LeverStep(Step):
         self.rng = torch.Generator().manual_seed(seed + 1)
         self.last_used_F = torch.zeros_like(self.last_fired_F)
         """As `last_fired_F`, but a revival counts: nobody is revived twice within the window."""
-        self.mean = {name: value.clone() for name, value in sae.parameters().items()} if levers.ema else {}
+        self.mean = {name: value.clone() for name, value in sae.state_dict().items()} if levers.ema else {}
 
     def rate(self) -> float:
         """The learning rate of the step to come."""
@@ -86,19 +86,19 @@ class LeverStep(Step):
     @torch.no_grad()
     def __call__(self, x_BD: Tensor, lr: float) -> None:
         sae, levers, kernels, moments = self.sae, self.levers, self.kernels, self.moments
-        x_BD = x_BD.to(sae.W_dec_FD.dtype).contiguous()
+        x_BD = x_BD.to(sae.W_dec.dtype).contiguous()
         u_BD, statistics = sae.center(x_BD)
         if self.count == 0:
             self._start(u_BD)
         mean_B1, std_B1 = (None, None) if statistics is None else (statistics.mean_B1, statistics.std_B1)
         k = self._k()
-        wide_BK, places_BK = kernels.encode_topk(u_BD, sae.W_enc_FD, sae.b_latent_F, k * max(1, levers.multi))
+        wide_BK, places_BK = kernels.encode_topk(u_BD, sae.W_enc, sae.b_latent, k * max(1, levers.multi))
         values_BK, indices_BK = wide_BK[:, :k].contiguous(), places_BK[:, :k].contiguous()
-        residual = kernels.residual(x_BD, values_BK, indices_BK, sae.W_dec_FD, sae.b_pre_D, mean_B1, std_B1)
+        residual = kernels.residual(x_BD, values_BK, indices_BK, sae.W_dec, sae.b_out, mean_B1, std_B1)
         losses = [Gradients(values_BK, residual.dz_BK, indices_BK, residual.e_BD, u_BD)]
         e_sum_D = residual.e_BD.sum(dim=0)
         if levers.multi:
-            more = kernels.residual(x_BD, wide_BK, places_BK, sae.W_dec_FD, sae.b_pre_D, mean_B1, std_B1)
+            more = kernels.residual(x_BD, wide_BK, places_BK, sae.W_dec, sae.b_out, mean_B1, std_B1)
             losses.append(Gradients(wide_BK, more.dz_BK / 8, places_BK, more.e_BD / 8, u_BD))
             e_sum_D += more.e_BD.sum(dim=0) / 8
         losses += self._auxiliary(x_BD, u_BD, statistics, residual)
@@ -111,24 +111,24 @@ class LeverStep(Step):
             pairs = SortedPairs(pairs.offsets, pairs.rows, pairs.values, pairs.gradients * factor)
         db_latent_F, b_pull_D = self._update_matrices(pairs, e_RD, u_RD, adam)
         biases = self.adam.at(self.count, lr * float(self.unit))
-        update_bias(sae.b_latent_F, db_latent_F, moments["b_latent"], biases)
-        update_bias(sae.b_pre_D, e_sum_D - b_pull_D, moments["b_pre"], biases)
+        update_bias(sae.b_latent, db_latent_F, moments["b_latent"], biases)
+        update_bias(sae.b_in, e_sum_D - b_pull_D, moments["b_pre"], biases)
         if self.auxiliary is not None:
             self.auxiliary.lift(values_BK)
         if levers.lift:
             quiet_F = self.tokens - self.last_fired_F >= levers.lift_window
-            sae.b_latent_F.add_(quiet_F * float(levers.lift * values_BK[:, -1].mean() * len(x_BD) / levers.lift_window))
+            sae.b_latent.add_(quiet_F * float(levers.lift * values_BK[:, -1].mean() * len(x_BD) / levers.lift_window))
         if levers.resample and self.tokens % levers.resample < len(x_BD) and self.count < 0.6 * self.steps:
             self._resample(residual.loss_B, residual.e_BD)
         for name, value in self.mean.items():
-            value.lerp_(sae.parameters()[name], 1 - min(levers.ema, self.count / (self.count + 10)))
+            value.lerp_(sae.state_dict()[name], 1 - min(levers.ema, self.count / (self.count + 10)))
 
     def finished(self) -> TopK:
         """The SAE to evaluate."""
         if not self.mean:
             return self.sae
-        sae = TopK.of(self.mean, self.sae.k, self.sae.normalize)
-        sae.W_dec_FD.div_(sae.W_dec_FD.norm(dim=1, keepdim=True))
+        sae = TopK.from_state_dict(self.mean, k=self.sae.k, normalize=self.sae.normalize)
+        sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
         return sae
 
     def _k(self) -> int:
@@ -140,7 +140,7 @@ class LeverStep(Step):
         count = int(pairs.offsets[-1])
         rows_P, latents_P = pairs.rows[:count].long(), torch.arange(self.sae.d_sae).repeat_interleave(
             pairs.offsets.diff())
-        decoder_FD = torch.zeros_like(self.sae.W_dec_FD)
+        decoder_FD = torch.zeros_like(self.sae.W_dec)
         decoder_FD.index_add_(0, latents_P, pairs.values[:count, None] * e_RD[rows_P])
         encoder_FD = decoder_FD if self.sae.tied else torch.zeros_like(decoder_FD)
         encoder_FD.index_add_(0, latents_P, pairs.gradients[:count, None] * u_RD[rows_P])
@@ -154,9 +154,9 @@ class LeverStep(Step):
             return
         chosen_M = torch.multinomial(loss_B.float().square(), len(dead_M), generator=self.rng)
         rows_MD = -e_BD[chosen_M] / e_BD[chosen_M].norm(dim=1, keepdim=True)
-        sae.W_enc_FD[dead_M] = rows_MD * sae.W_enc_FD.norm(dim=1).mean()
-        sae.W_dec_FD[dead_M] = rows_MD
-        sae.b_latent_F[dead_M] = 0.0
+        sae.W_enc[dead_M] = rows_MD * sae.W_enc.norm(dim=1).mean()
+        sae.W_dec[dead_M] = rows_MD
+        sae.b_latent[dead_M] = 0.0
         for name, moments in self.moments.items():
             if name != "b_pre":
                 moments.first[dead_M] = 0.0

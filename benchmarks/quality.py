@@ -87,7 +87,7 @@ def train_peer(job: Job) -> TopK:
         subprocess.run([job["python"], script, rows, weights, json.dumps(settings)], check=True,
                        stderr=subprocess.DEVNULL, env=os.environ | {"SPARSIFY_DISABLE_TRITON": "1"})
         found = load_file(weights)
-    return TopK(found["W_enc"], found["W_dec"], found["b_latent"], found["b_pre"], job["k"], "none")
+    return TopK(found["W_enc"], found["W_dec"], found["b_pre"], "none", found["b_latent"], job["k"])
 
 
 def _recipe(job: Job, form: str) -> Recipe:

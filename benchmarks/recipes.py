@@ -177,7 +177,7 @@ def run(job: Job) -> dict[str, Any]:
     if levers.init == "data":
         _start_from_data(sae, training, layer, job["seed"])
     if levers.weights == "untied":
-        sae.W_enc_FD.mul_(levers.encoder_scale)
+        sae.W_enc.mul_(levers.encoder_scale)
     started = time.process_time()
     with contextlib.closing(Stream(rounds, levers.batch)) as stream:
         steps = -(-job["tokens"] // levers.batch)
@@ -196,7 +196,7 @@ def _start_from_data(sae: TopK, store: Store, layer: int, seed: int) -> None:
                          for segment, rows in enumerate(store.segment_rows)])
     order = torch.randperm(len(rows_ND), generator=torch.Generator().manual_seed(seed))
     rows_FD = sae.center(rows_ND[order[:sae.d_sae]])[0]
-    for matrix_FD in (sae.W_enc_FD, sae.W_dec_FD):
+    for matrix_FD in (sae.W_enc, sae.W_dec):
         matrix_FD.copy_(rows_FD / rows_FD.norm(dim=1, keepdim=True))
 
 

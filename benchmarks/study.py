@@ -22,7 +22,7 @@ from olmoscope.activations.stream.filters import keep_of_store
 from olmoscope.activations.stream.rounds import StoreRounds
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import Recipe
-from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.io.checkpoint import read_checkpoint
 from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.derived import batch_of
@@ -61,7 +61,7 @@ def rounds_of(recipe: Recipe, out: Path) -> StoreRounds:
                        keep_of_store(recipe.train.filter, training))
 
 
-def train(recipe: Recipe, out: Path) -> SparseAutoencoder:
+def train(recipe: Recipe, out: Path) -> SparseCoder:
     """The recipe's SAE as `olmoscope train` would make it of the first `tokens.count` rows of an output folder."""
     rounds, spec = rounds_of(recipe, out), recipe.saes[0]
     with tempfile.TemporaryDirectory() as folder, \
@@ -74,7 +74,7 @@ def train(recipe: Recipe, out: Path) -> SparseAutoencoder:
 
 
 @torch.no_grad()
-def measure(sae: SparseAutoencoder, held_out: Store, layer: int, most: int | None = None) -> dict[str, Any]:
+def measure(sae: SparseCoder, held_out: Store, layer: int, most: int | None = None) -> dict[str, Any]:
     """The figures of docs/metrics.md on all held-out rows; dead latents over all of them.
 
     Args:
@@ -96,8 +96,8 @@ def measure(sae: SparseAutoencoder, held_out: Store, layer: int, most: int | Non
             x2, error2, nmse = x2 + float(x2_B.sum()), error2 + float(error2_B.sum()), nmse + float(
                 (error2_B / x2_B).sum())
             x_sum_D += x_BD.sum(0, dtype=torch.float64)
-            active += int((codes.values_BK > 0).sum())
-            fired_F[codes.indices_BK[codes.values_BK > 0]] = True
+            active += int((codes.values > 0).sum())
+            fired_F[codes.indices[codes.values > 0]] = True
     return {"nmse": nmse / rows, "fvu": error2 / (x2 - float(x_sum_D.square().sum()) / rows),
             "dead": float((~fired_F).double().mean()), "window": rows, "l0": active / rows}
 

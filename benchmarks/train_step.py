@@ -100,12 +100,12 @@ def contestants(shape: Shape, rows: list[torch.Tensor]) -> dict[str, Callable[[]
     low = torch.bfloat16 if shape.device == "cuda" else torch.float32
 
     def fresh(tied: bool = True) -> TopK:
-        W_FD = initial(shape.d_model, shape.d_sae, shape.k).W_dec_FD.to(device, copy=True)
-        return TopK(W_FD if tied else W_FD.clone(), W_FD, torch.zeros(shape.d_sae, device=device), rows[0].mean(dim=0),
-                    shape.k, "none")
+        W_FD = initial(shape.d_model, shape.d_sae, shape.k).W_dec.to(device, copy=True)
+        return TopK(W_FD if tied else W_FD.clone(), W_FD, rows[0].mean(dim=0), "none",
+                    torch.zeros(shape.d_sae, device=device), shape.k)
 
     def torch_product() -> Callable[[int], Any]:
-        W_FD, low_rows = fresh().W_enc_FD.to(low), [x_BD.to(low) for x_BD in rows]
+        W_FD, low_rows = fresh().W_enc.to(low), [x_BD.to(low) for x_BD in rows]
         chunk = min(shape.batch, kernels.rows_at_once(shape.d_sae)) if shape.device == "cuda" else shape.batch
         out_CF = torch.empty(chunk, shape.d_sae, device=device, dtype=low)
 
@@ -115,7 +115,7 @@ def contestants(shape: Shape, rows: list[torch.Tensor]) -> dict[str, Callable[[]
         return run
 
     def our_product() -> Callable[[int], Any]:
-        W_FD, b_F = fresh().W_enc_FD.to(low), torch.zeros(shape.d_sae, device=device)
+        W_FD, b_F = fresh().W_enc.to(low), torch.zeros(shape.d_sae, device=device)
 
         def run(number: int) -> None:
             for chunk in rows[number % len(rows)].split(kernels.rows_at_once(shape.d_sae)):
@@ -177,11 +177,11 @@ def held(shape: Shape) -> dict[str, float]:
     x_BD = batches(shape.d_model, shape.batch, shape.device)[0]
     sae = initialize(shape.d_model, shape.d_sae, shape.k, "none", x_BD.mean(dim=0), seed=0)
     u_BD, _ = sae.center(x_BD)
-    _, wanted_BK = kernels.encode_topk(u_BD, sae.W_enc_FD, sae.b_latent_F, shape.k)
-    quantized = kernels.quantize(sae.W_enc_FD)
+    _, wanted_BK = kernels.encode_topk(u_BD, sae.W_enc, sae.b_latent, shape.k)
+    quantized = kernels.quantize(sae.W_enc)
     shares = {}
     for margin in MARGINS:
-        _, found_BK = kernels.encode_candidates(u_BD, sae.W_enc_FD, sae.b_latent_F, quantized, shape.k, margin)
+        _, found_BK = kernels.encode_candidates(u_BD, sae.W_enc, sae.b_latent, quantized, shape.k, margin)
         same = sum(int(torch.isin(*pair).sum()) for pair in zip(wanted_BK, found_BK, strict=True))
         shares[str(margin)] = same / wanted_BK.numel()
         print(f"  candidates, margin {margin}: {shares[str(margin)]:.4%} of the exact top {shape.k}")
@@ -238,11 +238,11 @@ def check(device: str) -> None:
     for normalize in ("none", "layer_norm"):
         x_BD = torch.randn(300, 64, generator=generator).to(device)
         sae = initialize(64, 3000, 16, normalize, torch.zeros(64, device=device), seed=0)
-        parameters = [p.double().requires_grad_() for p in sae.parameters().values()]
-        dense = TopK(parameters[0], *parameters, 16, normalize)
+        parameters = [p.double().requires_grad_() for p in sae.state_dict().values()]
+        dense = TopK(parameters[0], parameters[0], parameters[2], normalize, parameters[1], 16)
         u_BD, statistics_ = dense.center(x_BD)
         pre_BF = u_BD @ parameters[0].T + parameters[1]
-        _, indices_BK = kernels_for(x_BD.device).encode_topk(sae.center(x_BD)[0], sae.W_enc_FD, sae.b_latent_F, 16)
+        _, indices_BK = kernels_for(x_BD.device).encode_topk(sae.center(x_BD)[0], sae.W_enc, sae.b_latent, 16)
         chosen_BK = pre_BF.gather(1, indices_BK)
         short = float(((pre_BF.topk(16, dim=1).values - chosen_BK).amax() / pre_BF.std()).detach())
         print(f"check, {normalize}: the chosen latents fall short of the best by {short:.1e} standard deviations")

@@ -18,8 +18,8 @@ SLOW = "cuda" in BACKENDS and DEVICE == "cpu"
 FEW = "cuda" in BACKENDS
 """A few examples instead of many: on a GPU, Triton compiles each kernel anew for nearly every size that is drawn."""
 TESTS = [Path(__file__).parent / name for name in (
-    "kernels/test_kernels.py", "kernels/test_candidates.py", "kernels/test_cuda.py", "train/test_step.py",
-    "train/test_auxiliary.py", "train/test_activation_rules.py")]
+    "kernels/test_kernels.py", "kernels/test_parts_of_residual.py", "kernels/test_candidates.py",
+    "kernels/test_cuda.py", "train/test_step.py", "train/test_auxiliary.py", "train/test_activation_rules.py")]
 """The files whose tests run with any kernels; those that do so have the name of the kernels in theirs."""
 
 

@@ -25,7 +25,7 @@ D, F = 32, 24
 def silent_sae() -> JumpReLU:
     """An SAE whose thresholds nothing reaches."""
     like = initialize(D, F, 4, "none", torch.zeros(D), seed=0)
-    return JumpReLU(like.W_enc_FD, like.W_dec_FD, like.b_pre_D, "none", like.b_latent_F, torch.full((F,), 1e9))
+    return JumpReLU(like.W_enc, like.W_dec, like.b_in, "none", like.b_latent, torch.full((F,), 1e9))
 
 
 def model_without_norm(folder: Path) -> Path:

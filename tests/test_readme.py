@@ -39,4 +39,4 @@ def test_the_examples_run_in_order_as_they_are_printed(demo, monkeypatch, capsys
         exec(compile(block, f"README.md, Python block {number}", "exec"), names)
     assert capsys.readouterr().out
     codes = names["codes"]
-    assert codes.indices_BK.shape == (names["captured"]["x"].shape[1], 32) and (codes.values_BK > 0).any()
+    assert codes.indices.shape == (names["captured"]["x"].shape[1], 32) and (codes.values > 0).any()

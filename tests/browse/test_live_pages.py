@@ -27,7 +27,7 @@ def dense(index_folder: Path, text: str) -> torch.Tensor:
     ids = torch.from_numpy(load_tokenizer(model).encode([text])[0][:-1].astype("int64"))
     x_TD = read_streams(loaded.module, loaded.layers, [1], ids[None])[1][0].double()
     sae = open_sae(index_folder.parent).sae
-    pre_TF = (x_TD - sae.b_pre_D.double()) @ sae.W_enc_FD.double().T + sae.b_latent_F.double()
+    pre_TF = (x_TD - sae.b_in.double()) @ sae.W_enc.double().T + sae.b_latent.double()
     values_TK, indices_TK = pre_TF.topk(8, dim=1)
     return torch.zeros_like(pre_TF).scatter_(1, indices_TK, values_TK.clamp_min(0))
 

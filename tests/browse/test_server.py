@@ -36,7 +36,7 @@ def dense_NF(index_folder: Path) -> torch.Tensor:
     x_ND, keys_N2 = torch.cat(rows), torch.cat(keys)
     order_N = torch.argsort(keys_N2[:, 0] * 10**6 + keys_N2[:, 1])
     x_ND = x_ND[order_N]
-    pre_NF = (x_ND - sae.b_pre_D.double()) @ sae.W_enc_FD.double().T + sae.b_latent_F.double()
+    pre_NF = (x_ND - sae.b_in.double()) @ sae.W_enc.double().T + sae.b_latent.double()
     values_NK, indices_NK = pre_NF.topk(8, dim=1)
     return torch.zeros_like(pre_NF).scatter_(1, indices_NK, values_NK.clamp_min(0))
 

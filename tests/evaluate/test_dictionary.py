@@ -15,7 +15,7 @@ def sae():
     """Directions of all lengths; two copies of the first, one opposite to it, one of length 0."""
     W_FD = torch.randn(F, D, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.01, 50, F)[:, None]
     W_FD[7], W_FD[8], W_FD[9], W_FD[10] = 3 * W_FD[0], 0.5 * W_FD[0], -W_FD[0], 0
-    return TopK(W_FD, W_FD, torch.zeros(F), torch.zeros(D), 4, "none")
+    return TopK(W_FD, W_FD, torch.zeros(D), "none", torch.zeros(F), 4)
 
 
 def dense(W_FD):
@@ -29,7 +29,7 @@ def dense(W_FD):
 def test_equals_a_dense_computation(monkeypatch, at_once):
     monkeypatch.setattr(dictionary, "_ELEMENTS_AT_ONCE", at_once)
     one = sae()
-    found_F, want_F = largest_cosines(one, torch.arange(F)), dense(one.W_dec_FD)
+    found_F, want_F = largest_cosines(one, torch.arange(F)), dense(one.W_dec)
     torch.testing.assert_close(found_F.double(), want_F, rtol=0, atol=1e-6)
     assert torch.allclose(found_F[torch.tensor([0, 7, 8])], torch.ones(3), atol=1e-6)
     measured = measure_dictionary(one)

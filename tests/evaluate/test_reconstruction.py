@@ -20,8 +20,8 @@ def subject(normalize):
     x_BD[3::97] *= 50  # outliers
     mean_D = normalize_rows(x_BD, normalize)[0].mean(0)
     sae = initialize(D, F, K, normalize, mean_D, seed=1)
-    sae.b_latent_F[:40] -= 1e4  # never active
-    sae.b_latent_F[40:60] += torch.randn(20, generator=generator)
+    sae.b_latent[:40] -= 1e4  # never active
+    sae.b_latent[40:60] += torch.randn(20, generator=generator)
     return sae, x_BD
 
 
@@ -62,7 +62,7 @@ def figures_of(measured):
 def dense_figures(sae: TopK, x_BD, rows=slice(None)):
     """The definitions, word for word, dense and in float64, on some of the rows."""
     x_BD = x_BD[rows]
-    W, b, pre, x = (t.double() for t in (sae.W_dec_FD, sae.b_latent_F, sae.b_pre_D, x_BD))
+    W, b, pre, x = (t.double() for t in (sae.W_dec, sae.b_latent, sae.b_in, x_BD))
     n, statistics = normalize_rows(x, sae.normalize)
     scores = (n - pre) @ W.T + b
     top = scores.topk(sae.k, dim=1)
@@ -175,7 +175,7 @@ def test_sums_do_not_depend_on_the_batch_size_to_the_last_bits():
         for start in range(0, ROWS, batch):
             rows = slice(start, start + batch)
             measured.add_reconstruction(x_BD[rows], xhat_BD[rows], SparseCodes(
-                codes.values_BK[rows], codes.indices_BK[rows], F), part(facts, rows))
+                codes.values[rows], codes.indices[rows], F), part(facts, rows))
         found.append(dict(flat(figures_of(measured))))
     for other in found[1:]:
         assert other == pytest.approx(found[0], rel=1e-12)

@@ -120,8 +120,8 @@ def test_weights_that_are_not_finite_are_refused(path, tmp_path):
 
     sae = initialize(256, 64, 4, "none", torch.zeros(256), seed=0)
     metadata = dict.fromkeys(("hf_hook_name", "context_size", "prepend_bos", "dataset_path", "l0", "num_dead_features"))
-    sae.b_latent_F[0] = 3e38
-    sae.W_dec_FD[0] *= 1e38
+    sae.b_latent[0] = 3e38
+    sae.W_dec[0] *= 1e38
     saelens.write(sae, tmp_path / "sae", metadata | {"model_name": "tiny", "hook_name": "blocks.1.hook_resid_post"})
     with pytest.raises(UserError, match="activations are not finite on layer 1 of segment 0"):
         index_sae(str(tmp_path / "sae"), store=tmp_path / "out" / "store" / "train", out=tmp_path / "new", device="cpu")

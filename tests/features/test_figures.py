@@ -72,7 +72,7 @@ def test_firings_are_the_codes_of_the_rows(subject, text, z_TF):
     if sae.normalize == "layer_norm":
         x_TD = x_TD - x_TD.mean(1, keepdim=True)
         x_TD = x_TD / (x_TD.std(1, keepdim=True) + 1e-5)
-    pre_TF = (x_TD - sae.b_pre_D.double()) @ sae.W_enc_FD.double().T + sae.b_latent_F.double()
+    pre_TF = (x_TD - sae.b_in.double()) @ sae.W_enc.double().T + sae.b_latent.double()
     top = pre_TF.topk(sae.k)
     dense_TF = torch.zeros_like(pre_TF).scatter(1, top.indices, top.values.relu()).numpy()
     dense_TF[~text["kept"]] = 0
@@ -200,7 +200,7 @@ def test_neighbours_and_logits(index, subject):
     from olmoscope.model.splice import load_causal_lm
 
     causal = load_causal_lm(Model(name="tiny", dtype="float32"), torch.device("cpu")).module
-    W_FD = subject.sae.W_dec_FD.double()
+    W_FD = subject.sae.W_dec.double()
     unit_FD = W_FD / W_FD.norm(dim=1, keepdim=True)
     cosine_FF = (unit_FD @ unit_FD.T).fill_diagonal_(-2).numpy()
     logits_FV = ((W_FD * causal.model.norm.weight.double()) @ causal.lm_head.weight.double().T).numpy()
@@ -224,7 +224,7 @@ def test_promoted_tokens_are_those_that_a_small_step_raises(index, subject):
     generator = torch.Generator().manual_seed(0)
     row_D = torch.randn(index.info.sae.d_model, generator=generator, dtype=torch.float64)
     for number in (0, 5, 100):
-        direction_D = subject.sae.W_dec_FD[number].double()
+        direction_D = subject.sae.W_dec[number].double()
         across_D = direction_D - (direction_D @ row_D) / (row_D @ row_D) * row_D  # along the row, the norm undoes it
         step = 0.02  # transformers' norm computes in float32
         with torch.no_grad():

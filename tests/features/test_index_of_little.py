@@ -40,7 +40,7 @@ def test_no_examples_and_no_lists(model, tmp_path):
 
 
 @pytest.mark.parametrize("sae", [
-    TopK(torch.ones(1, D), torch.zeros(1, D), torch.zeros(1), torch.zeros(D), 1, "none"),
+    TopK(torch.ones(1, D), torch.zeros(1, D), torch.zeros(D), "none", torch.zeros(1), 1),
     initialize(D, 1, 1, "none", torch.zeros(D), seed=0)], ids=["a direction without length", "one latent"])
 def test_one_latent(model, tmp_path, sae):
     assert made(sae, model, tmp_path).feature(0).neighbours == []

@@ -17,7 +17,7 @@ TOKENS = [5, 17, 300, 41, 8, 5, 99]
 
 def small_sae(normalize: Normalize = "none", d_model: int = 32) -> TopK:
     sae = initialize(d_model, 64, 8, normalize, torch.zeros(d_model), seed=1)
-    sae.b_latent_F += 0.1
+    sae.b_latent += 0.1
     return sae
 
 
@@ -40,7 +40,7 @@ def test_edits_move_along_the_direction_by_what_was_asked(normalize: Normalize) 
     x_BD = torch.randn(40, 32, generator=torch.Generator().manual_seed(0)) * 3
     codes_BF = sae.encode(x_BD).to_dense().double()
     scale_B1 = x_BD.double().std(dim=1, keepdim=True) if normalize == "layer_norm" else 1.0
-    direction_FD = sae.W_dec_FD.double()
+    direction_FD = sae.W_dec.double()
     moved_BD = scale_B1 * (2.5 * direction_FD[3] + (7.0 - codes_BF[:, 9:10]) * direction_FD[9])
     steered_BD = steer_rows(sae, x_BD, [Edit(3, "add", 2.5), Edit(9, "clamp", 7.0)])
     torch.testing.assert_close(steered_BD.double(), x_BD.double() + moved_BD, rtol=0, atol=1e-5)

@@ -2,14 +2,14 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from kernel_backends import BACKENDS, DEVICE, FEW, SLOW, backend
+from kernel_backends import BACKENDS, DEVICE, SLOW, backend
+from kernel_draws import EXAMPLES, codes, randn
 from olmoscope.kernels.interface import AdamStep, Moments, SortedPairs
 
-EXAMPLES = settings(max_examples=8 if FEW else 40, deadline=None)
 WIDTHS = st.one_of(st.integers(1, 70), st.integers(1000, 1100), st.integers(2000, 2500))
 """Around and between the sizes of the CPU's and the GPU's blocks."""
 
@@ -19,22 +19,10 @@ def kernels(request):
     yield from backend(request.param)
 
 
-def randn(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
-
-
 def integers(seed: int, *shape: int, most: int = 2) -> Tensor:
     """Small whole numbers: products are exact, ties are everywhere."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(-most, most + 1, shape, generator=generator).double().to(DEVICE)
-
-
-def codes(seed: int, rows: int, latents: int, k: int, shut: float = 0.2) -> tuple[Tensor, Tensor]:
-    """Values (descending, some 0 at the end) and distinct indices, as `encode_topk` gives them."""
-    generator = torch.Generator().manual_seed(seed)
-    indices_BK = torch.stack([torch.randperm(latents, generator=generator)[:k] for _ in range(rows)])
-    values_BK = torch.rand(rows, k, dtype=torch.float64, generator=generator) - shut
-    return values_BK.relu().sort(dim=1, descending=True).values.to(DEVICE), indices_BK.to(DEVICE)
 
 
 ROLES = st.sampled_from(["tied", "encoder", "decoder"])

@@ -31,6 +31,7 @@ UPDATE = PAIRS | {"W_FD": FLOAT, "first_FD": FLOAT, "second_FD": FLOAT, "offsets
                   "part_offsets": INT64, "bounds_S": INT32, "db_latent_F": FLOAT, "db_pull_SD": FLOAT, "numbers": FLOAT}
 RESIDUAL = {"x_BD": FLOAT, "values_BK": FLOAT, "indices_BK": INT64, "W_FD": FLOAT, "b_pre_D": FLOAT, "loss_B": "*fp64",
             "e_BD": FLOAT, "dz_BK": FLOAT, "tiny": FLOAT}
+ERROR = {"x_BD": FLOAT, "xhat_BD": FLOAT, "loss_B": "*fp64", "e_BD": FLOAT, "tiny": FLOAT}
 SELECT = {"pre_BF": FLOAT, "chosen_BK": INT32, "values_BK": FLOAT, "indices_BK": INT64}
 UPDATE_CONSTANTS = {"DECODER": True, "ENCODER": True, "TOUCHED": False, "HALF": False, "MIX1": 0x85EBCA6B,
                     "MIX2": 0xC2B2AE35, "D": 4096}
@@ -43,6 +44,10 @@ UPDATE_CONSTANTS = {"DECODER": True, "ENCODER": True, "TOUCHED": False, "HALF": 
     ("select_elements", SELECT, {"bias_F": None, "BIAS": False, "BITS": 32, "GROUP": 32, "K": 64}),
     ("residual", RESIDUAL | {"mean_B": FLOAT, "std_B": FLOAT}, {"LAYER_NORM": True, "K": 64, "TILE": 128}),
     ("residual", RESIDUAL, {"mean_B": None, "std_B": None, "LAYER_NORM": False, "K": 128, "TILE": 64}),
+    ("error", ERROR | {"mean_B": FLOAT, "std_B": FLOAT}, {"LAYER_NORM": True, "TILE": 4096}),
+    ("error", ERROR, {"mean_B": None, "std_B": None, "LAYER_NORM": False, "TILE": 4096}),
+    ("code_gradient", {name: RESIDUAL[name] for name in ("e_BD", "values_BK", "indices_BK", "W_FD", "dz_BK")},
+     {"K": 64, "TILE": 64}),
     ("sum_parts", PAIRS | {"parts_PD": FLOAT, "latents_P": INT64, "starts_P": INT64, "stops_P": INT64},
      {"DECODER": True, "ENCODER": True, "D": 4096}),
     ("update_rows", UPDATE, UPDATE_CONSTANTS | {"updated_F": None}),

@@ -33,6 +33,8 @@ def taken(kernels, device, rows, d_model, d_sae, places, margin, dtype=torch.flo
         call("quantize", W_FD, quantized)
         call("encode_candidates", u_BD, W_FD, b_F, quantized, places, margin)
     found = call("residual", u_BD, values_BK, indices_BK, W_FD, torch.zeros(d_model, device=device), None, None)
+    call("error", u_BD, found.e_BD, rows, None, None)
+    call("code_gradient", found.e_BD, values_BK, indices_BK, W_FD)
     pairs = call("sort_pairs", values_BK, found.dz_BK, indices_BK, d_sae)
     moments = Moments(torch.zeros_like(W_FD, dtype=dtype), torch.zeros_like(W_FD, dtype=dtype))
     call("update_tied", W_FD, moments, pairs, found.e_BD, u_BD, ADAM)

@@ -36,8 +36,8 @@ def test_folder_is_what_saelens_reads(out):
         tensors = load_file(exported.folder / "sae_weights.safetensors")
         assert {name: (tensor.dtype, tensor.is_contiguous()) for name, tensor in tensors.items()} == dict.fromkeys(
             ("W_enc", "b_enc", "W_dec", "b_dec"), (torch.float32, True))
-        assert torch.equal(tensors["W_dec"], sae.W_dec_FD) and torch.equal(tensors["W_enc"], sae.W_enc_FD.T)
-        assert torch.equal(tensors["b_enc"], sae.b_latent_F) and torch.equal(tensors["b_dec"], sae.b_pre_D)
+        assert torch.equal(tensors["W_dec"], sae.W_dec) and torch.equal(tensors["W_enc"], sae.W_enc.T)
+        assert torch.equal(tensors["b_enc"], sae.b_latent) and torch.equal(tensors["b_dec"], sae.b_out)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -50,7 +50,7 @@ def test_one_latent_and_width_one(tmp_path, tied, d_sae, d_model):
     metadata = {"model_name": "tiny", **hook_names("model.layers", 3), "prepend_bos": False}
     assert saelens.write(sae, tmp_path / "sae", metadata) and not saelens.write(sae, tmp_path / "sae", metadata)
     tensors = load_file(tmp_path / "sae" / "sae_weights.safetensors")
-    assert torch.equal(tensors["W_enc"], sae.W_enc_FD.T) and torch.equal(tensors["W_dec"], sae.W_dec_FD)
+    assert torch.equal(tensors["W_enc"], sae.W_enc.T) and torch.equal(tensors["W_dec"], sae.W_dec)
     read, theirs = saelens.read(tmp_path / "sae").sae, SAE.load_from_disk(tmp_path / "sae")
     x_BD = torch.randn(20, d_model)
     torch.testing.assert_close(read.reconstruct(x_BD)[0], sae.reconstruct(x_BD)[0])

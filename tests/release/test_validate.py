@@ -51,7 +51,7 @@ def test_a_single_folder_passes_with_and_without_its_run(out, tmp_path):
 def test_equal_pre_activations_are_no_difference(tmp_path, normalize):
     """Every latent four times, so that ties are cut at the k-th place; SAELens breaks them in its own way."""
     sae = initialize(WIDTH, 24, 6, normalize, synthetic_rows(WIDTH).mean(dim=0), seed=0)
-    twins = TopK(W_FD := sae.W_dec_FD.repeat(4, 1), W_FD, sae.b_latent_F.repeat(4), sae.b_pre_D, 6, normalize)
+    twins = TopK(W_FD := sae.W_dec.repeat(4, 1), W_FD, sae.b_in, normalize, sae.b_latent.repeat(4), 6)
     saelens.write(twins, tmp_path / "twins", METADATA)
     validation = validate(tmp_path / "twins", rows={3: synthetic_rows(WIDTH)})
     assert validation.passed, validation.failures
@@ -173,7 +173,7 @@ def test_agreement_at_a_real_width(tmp_path, normalize):
     from sae_lens import SAE as SAELens
     generator = torch.Generator().manual_seed(0)
     sae = initialize(4096, 1024, 64, normalize, torch.randn(4096, generator=generator), seed=0)
-    sae.b_latent_F += 0.1 * torch.randn(1024, generator=generator)
+    sae.b_latent += 0.1 * torch.randn(1024, generator=generator)
     saelens.write(sae, tmp_path / "sae", METADATA)
     theirs = SAELens.load_from_disk(tmp_path / "sae")
     x_BD = random_rows(sae)
@@ -182,5 +182,5 @@ def test_agreement_at_a_real_width(tmp_path, normalize):
     for rows_BD in (x_BD, massive_BD):
         agreement = compare(sae, theirs, rows_BD)
         assert max(agreement.encode, agreement.decode) < TOLERANCE / 5, agreement
-    sae.b_pre_D[0] += 0.05
+    sae.b_in[0] += 0.05
     assert compare(sae, theirs, x_BD).encode > 2 * TOLERANCE

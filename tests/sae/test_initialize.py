@@ -15,7 +15,7 @@ from olmoscope.train.run import run_folder
 
 
 def rows(name, seed=0, tied=True):
-    return initialize(48, 200, 4, "none", torch.zeros(48), seed, name, tied=tied).W_dec_FD
+    return initialize(48, 200, 4, "none", torch.zeros(48), seed, name, tied=tied).W_dec
 
 
 def largest_cosine(one_FD, other_FD):
@@ -43,6 +43,6 @@ def test_saes_of_equal_shape_start_apart(tmp_path):
                                             {"layer": 7, "d_sae": 256, "k": 4}], train__lr=1e-9)
     collect(job, "train", tmp_path / "store")
     list(train_from_store(job, job.saes, open_store(tmp_path / "store"), tmp_path))
-    one, same_layer, other_layer = (open_sae(run_folder(tmp_path, sae)).sae.W_dec_FD for sae in job.saes)
+    one, same_layer, other_layer = (open_sae(run_folder(tmp_path, sae)).sae.W_dec for sae in job.saes)
     assert largest_cosine(one, one) > 0.999
     assert largest_cosine(one, same_layer) < 0.5 and largest_cosine(one, other_layer) < 0.5

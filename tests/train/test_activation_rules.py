@@ -34,10 +34,10 @@ def randn(seed: int, *shape: int) -> Tensor:
 
 def fresh(d_model, d_sae, k, normalize, seed=0, tied=True) -> TopK:
     sae = initialize(d_model, d_sae, k, normalize, randn(seed, d_model), seed, tied=tied)
-    sae = TopK.of({name: tensor.double() for name, tensor in sae.parameters().items()}, k, normalize)
+    sae = sae.to(dtype=torch.float64)
     if not tied:
-        sae.W_enc_FD.add_(randn(seed + 4, d_sae, d_model) * 0.2)
-    sae.b_latent_F += randn(seed + 1, d_sae) * 0.1
+        sae.W_enc.add_(randn(seed + 4, d_sae, d_model) * 0.2)
+    sae.b_latent += randn(seed + 1, d_sae) * 0.1
     return sae
 
 
@@ -108,11 +108,11 @@ def test_gradients_equal_autograd(kernels, activation, shares, d_model, size, ro
         step.rule.log_threshold_F += randn(seed + 3, sae.d_sae) * 0.5
         t_F = step.rule.log_threshold_F.clone().requires_grad_()
     step.count = 1
-    parameters = [p.clone().requires_grad_() for p in sae.parameters().values()]
+    parameters = [p.clone().requires_grad_() for p in sae.state_dict().values()]
     wanted = parameters if t_F is None else [*parameters, t_F]
     expected = list(torch.autograd.grad(dense_loss(x_BD, sae, parameters, activation, shares, t_F), wanted))
     decoder = expected[0 if tied else 1]
-    decoder -= (decoder * sae.W_dec_FD).sum(1, keepdim=True) * sae.W_dec_FD
+    decoder -= (decoder * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
     step(x_BD, lr=1.0)
     moments = step.moments | ({} if t_F is None else {"log_threshold": step.rule.moments})
     # With β₁ = 0 the first moment is the gradient.
@@ -123,13 +123,13 @@ def test_gradients_equal_autograd(kernels, activation, shares, d_model, size, ro
 @settings(max_examples=10 if FEW else 30, deadline=None)
 @given(size=st.integers(1, 20), rows=st.integers(1, 40), k=st.integers(1, 6), seed=st.integers(0, 2**31))
 def test_group_max_is_the_largest_of_each_group(size, rows, k, seed):
-    sae = GroupMax.of(fresh(9, k * size, k, "none", seed).parameters(), k, "none")
+    sae = GroupMax.from_state_dict(fresh(9, k * size, k, "none", seed).state_dict(), k=k, normalize="none")
     x_BD = randn(seed + 2, rows, 9)
     codes = sae.encode(x_BD)
-    z_BF, _ = dense_codes("groupmax", sae.center(x_BD)[0] @ sae.W_enc_FD.T + sae.b_latent_F, k, None)
+    z_BF, _ = dense_codes("groupmax", sae.center(x_BD)[0] @ sae.W_enc.T + sae.b_latent, k, None)
     torch.testing.assert_close(codes.to_dense(), z_BF)
-    assert (codes.values_BK.diff(dim=1) <= 0).all()
-    assert all(len(row.unique()) == k for row in codes.indices_BK // size)
+    assert (codes.values.diff(dim=1) <= 0).all()
+    assert all(len(row.unique()) == k for row in codes.indices // size)
 
 
 def structured_rows(seed: int, rows: int = 256) -> Tensor:
@@ -175,7 +175,7 @@ def test_a_batch_has_k_latents_a_row_and_a_row_at_most_the_cap():
     sae = fresh(16, 256, 3, "none")
     step = Step(sae, ADAM, activation="batchtopk")
     values_BK, _ = step.rule.encode(u_BD := sae.center(x_BD)[0])
-    p_BF = (u_BD @ sae.W_enc_FD.T + sae.b_latent_F).relu()
+    p_BF = (u_BD @ sae.W_enc.T + sae.b_latent).relu()
     assert values_BK.count_nonzero() == 300
     assert values_BK.shape[1] == 12 == values_BK.count_nonzero(dim=1).max()
     assert values_BK.count_nonzero(dim=1).min() < 3

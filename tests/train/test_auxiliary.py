@@ -30,7 +30,7 @@ def zeros(*shape: int) -> torch.Tensor:
 
 
 def double(sae: TopK) -> TopK:
-    return TopK.of({name: tensor.double() for name, tensor in sae.parameters().items()}, sae.k, sae.normalize)
+    return sae.to(dtype=torch.float64)
 
 
 def dense_losses(x_BD, sae, parameters, dead_M, k_aux):
@@ -57,14 +57,14 @@ def dense_losses(x_BD, sae, parameters, dead_M, k_aux):
        weight=st.sampled_from([1 / 32, 3.0]), shift=st.sampled_from([0.0, -50.0]), tied=st.booleans())
 def test_gradients_equal_autograd(kernels, d_model, d_sae, rows, seed, normalize, dead, k_aux, weight, shift, tied):
     sae = double(initialize(d_model, d_sae, max(1, d_sae // 8), normalize, randn(seed, d_model), seed, tied=tied))
-    sae.b_latent_F += randn(seed + 1, d_sae) * 0.1 + shift
+    sae.b_latent += randn(seed + 1, d_sae) * 0.1 + shift
     x_BD = randn(seed + 2, rows, d_model)
     order_F = torch.randperm(d_sae, generator=torch.Generator().manual_seed(seed)).to(DEVICE)
     dead_M = order_F[: max(1, round(dead * d_sae))]
-    parameters = [p.clone().requires_grad_() for p in sae.parameters().values()]
+    parameters = [p.clone().requires_grad_() for p in sae.state_dict().values()]
     main, auxiliary = dense_losses(x_BD, sae, parameters, dead_M, min(k_aux, len(dead_M)))
     expected = list(torch.autograd.grad(main + weight * auxiliary, parameters))
-    expected[-3] -= (expected[-3] * sae.W_dec_FD).sum(1, keepdim=True) * sae.W_dec_FD
+    expected[-3] -= (expected[-3] * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
 
     step = Step(sae, Adam((0.0, 0.999), 1e-8), SettledAuxiliary(weight=weight, k=k_aux, dead_window=100), kernels)
     step.tokens = 100
@@ -86,7 +86,7 @@ def test_without_dead_latents_it_is_the_plain_step(kernels):
     for seed in range(3):
         for step in (plain, other):
             step(randn(seed, 20, 12), lr=1e-2)
-    assert torch.equal(plain.sae.W_dec_FD, other.sae.W_dec_FD)
+    assert torch.equal(plain.sae.W_dec, other.sae.W_dec)
     assert other.take_sums().auxiliary_rows == 0
 
 
@@ -104,8 +104,8 @@ def test_rows_with_nothing_left_or_no_spread_teach_nothing(kernels):
 def test_only_the_main_code_counts_as_firing(kernels):
     sae = double(initialize(8, 16, 2, "none", zeros(8), 0))
     step = Step(sae, ADAM, SettledAuxiliary(dead_window=20, k=4), kernels)
-    step.sae.b_latent_F[3] = -1000
-    step.sae.W_dec_FD[3] = 8**-0.5
+    step.sae.b_latent[3] = -1000
+    step.sae.W_dec[3] = 8**-0.5
     for seed in range(2 * REFRESH_STEPS):
         step(randn(seed, 20, 8), lr=0)
     assert step.auxiliary.dead_F[3] and step.last_fired_F[3] == 0
@@ -119,7 +119,7 @@ def test_it_revives_latents(kernels):
     dead = []
     for auxiliary in (None, SettledAuxiliary(dead_window=1000, k=8)):
         step = Step(initialize(32, 256, 3, "none", zeros(32), 0), ADAM, auxiliary, kernels)
-        step.sae.b_latent_F[:200] = -1
+        step.sae.b_latent[:200] = -1
         draw = torch.Generator().manual_seed(1)
         for _ in range(400):
             places = torch.rand(64, 60, generator=draw).topk(3).indices
@@ -134,12 +134,12 @@ def test_the_lift_raises_a_dead_latent_until_it_fires(kernels):
     """At rate 0 nothing else moves: by lift times the mean activation in a window, and no further than to a firing."""
     sae = double(initialize(8, 16, 2, "none", zeros(8), 0))
     step = Step(sae, ADAM, SettledAuxiliary(dead_window=40, k=4, lift=0.5), kernels)
-    sae.b_latent_F[3] = -3.0
-    values_BK = sae.encode(randn(0, 20, 8).double()).values_BK
+    sae.b_latent[3] = -3.0
+    values_BK = sae.encode(randn(0, 20, 8).double()).values
     biases = []
     for _ in range(20 * REFRESH_STEPS):
         step(randn(0, 20, 8), lr=0)
-        biases.append(float(sae.b_latent_F[3]))
+        biases.append(float(sae.b_latent[3]))
         if step.last_fired_F[3] > 0:
             break
     rises = torch.tensor(biases).diff()
@@ -150,16 +150,16 @@ def test_the_lift_raises_a_dead_latent_until_it_fires(kernels):
                  SettledAuxiliary(dead_window=40, k=4, lift=0.0), kernels)
     for _ in range(2 * REFRESH_STEPS):
         still(randn(0, 20, 8), lr=0)
-    assert still.sae.b_latent_F.abs().max() == 0
+    assert still.sae.b_latent.abs().max() == 0
 
 
 def test_without_weight_only_the_lift_is_left(kernels):
     rows = 5 if SLOW else 20
     step = Step(double(initialize(8, 64, 2, "none", zeros(8), 0)), ADAM,
                 SettledAuxiliary(weight=0.0, dead_window=2 * rows, k=4), kernels)
-    step.sae.b_latent_F[:32] = -9
+    step.sae.b_latent[:32] = -9
     for seed in range(2 * REFRESH_STEPS):
         step(randn(seed, rows, 8), lr=1e-3)
     assert step.auxiliary.dead_F[:32].all() and step.take_sums().auxiliary_rows == 0
-    assert (step.sae.b_latent_F[:32] > -9).all()
+    assert (step.sae.b_latent[:32] > -9).all()
     assert not step.moments["W"].first[:32].any()

@@ -44,7 +44,7 @@ def steps_on(huge: float, count: int, step: Step, first: int = 0) -> list[str]:
 
 def fresh(candidates: Candidates | None, tied: bool = True) -> Step:
     sae = initialize(D_MODEL, LATENTS, K, "none", torch.zeros(D_MODEL), seed=0, tied=tied)
-    sae.W_enc_FD[:, 0] *= 1e-4  # so that the huge channel does not decide alone
+    sae.W_enc[:, 0] *= 1e-4  # so that the huge channel does not decide alone
     return Step(sae, ADAM, candidates=candidates)
 
 
@@ -52,8 +52,8 @@ def fresh(candidates: Candidates | None, tied: bool = True) -> Step:
 def test_on_ordinary_rows_it_trains_as_the_exact_product_does(tied):
     exact, rough = fresh(None, tied), fresh(Candidates(margin=32), tied)  # more than any product needs here
     assert steps_on(1.0, 130, exact) == [] == steps_on(1.0, 130, rough)
-    for name, exactly in exact.sae.parameters().items():
-        torch.testing.assert_close(rough.sae.parameters()[name], exactly, rtol=1e-3, atol=1e-3, msg=name)
+    for name, exactly in exact.sae.state_dict().items():
+        torch.testing.assert_close(rough.sae.state_dict()[name], exactly, rtol=1e-3, atol=1e-3, msg=name)
     assert rough.take_sums().loss == pytest.approx(exact.take_sums().loss, rel=1e-4)
     checked = rough.candidates.counts[0]
     assert checked > 8 * module.CHECKED_ROWS * K * 0.9 and rough.candidates.take_found() == 1.0
@@ -76,8 +76,8 @@ def test_at_the_widest_margin_the_exact_product_takes_over(monkeypatch):
     said = steps_on(1000.0, module.JUDGE_STEPS, step)
     assert len(said) == 1 and "exact product" in said[0] and step.candidates.margin == module.EXACT
     x_BD = rows(0, 1.0)
-    got = step.candidates.encode(x_BD, step.sae.b_latent_F, K, step.count)
-    want = step.kernels.encode_topk(x_BD, step.sae.W_enc_FD, step.sae.b_latent_F, K)
+    got = step.candidates.encode(x_BD, step.sae.b_latent, K, step.count)
+    want = step.kernels.encode_topk(x_BD, step.sae.W_enc, step.sae.b_latent, K)
     assert all(torch.equal(one, other) for one, other in zip(got, want, strict=True))
     assert steps_on(1000.0, 2 * module.JUDGE_STEPS, step, module.JUDGE_STEPS) == []
 

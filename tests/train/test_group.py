@@ -113,7 +113,7 @@ def test_one_that_diverges_drops_out_and_the_others_are_finished(alone, tmp_path
     def spoilt(self, x_BD, *rest):
         step(self, x_BD, *rest)
         if self.sae.d_sae == 512 and self.count == 9:
-            self.sae.W_dec_FD[:] = torch.nan
+            self.sae.W_dec[:] = torch.nan
 
     monkeypatch.setattr(Step, "__call__", spoilt)
     for _ in range(2):

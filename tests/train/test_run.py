@@ -61,7 +61,7 @@ def test_a_run_learns_and_says_what_it_did(job, tmp_path, number):
     assert [path.name for path in checkpoints(run)] == ["step-00000047.safetensors"]
     trained = read_checkpoint(run / done["checkpoint"])
     assert (trained.k, trained.d_sae, trained.normalize) == (sae.k, sae.d_sae, sae.normalize)
-    torch.testing.assert_close(trained.W_dec_FD.norm(dim=1), torch.ones(sae.d_sae))
+    torch.testing.assert_close(trained.W_dec.norm(dim=1), torch.ones(sae.d_sae))
     assert "finished: mean training NMSE" in (run / "training.log").read_text()
     before = sha256(checkpoints(run)[0])
     assert not train(recipe_, sae, store, tmp_path)

@@ -23,7 +23,7 @@ def randn(generator: torch.Generator, *shape: int) -> Tensor:
 
 
 def double(sae: TopK) -> TopK:
-    return TopK.of({name: tensor.double() for name, tensor in sae.parameters().items()}, sae.k, sae.normalize)
+    return sae.to(dtype=torch.float64)
 
 
 def fresh(d_model, d_sae, k, normalize, seed=0, tied=True) -> TopK:
@@ -31,9 +31,9 @@ def fresh(d_model, d_sae, k, normalize, seed=0, tied=True) -> TopK:
     generator = torch.Generator().manual_seed(seed)
     mean_D = torch.randn(d_model, generator=generator).to(DEVICE)
     sae = double(initialize(d_model, d_sae, k, normalize, mean_D, seed, tied=tied))
-    sae.b_latent_F += randn(generator, d_sae) * 0.1
+    sae.b_latent += randn(generator, d_sae) * 0.1
     if not tied:
-        sae.W_enc_FD += randn(generator, d_sae, d_model) * 0.3
+        sae.W_enc += randn(generator, d_sae, d_model) * 0.3
     return sae
 
 
@@ -53,7 +53,7 @@ class DenseTrainer:
 
     def __init__(self, sae: TopK, lr: float, decoder_rate: float = 1.0, bias_rate: float = 1.0) -> None:
         self.sae = sae
-        self.parameters = [p.clone().requires_grad_() for p in sae.parameters().values()]
+        self.parameters = [p.clone().requires_grad_() for p in sae.state_dict().values()]
         *encoder, decoder, b_latent, b_pre = self.parameters
         self.optimizer = torch.optim.Adam([{"params": encoder or [decoder], "lr": lr},
                                            {"params": [decoder] if encoder else [], "lr": decoder_rate * lr},
@@ -91,11 +91,11 @@ def kernels(request):
 def test_gradients_equal_autograd(kernels, d_model, d_sae, rows, seed, normalize, k_share, shift, tied):
     k = max(1, round(k_share * d_sae))
     sae = fresh(d_model, d_sae, k, normalize, seed, tied)
-    sae.b_latent_F += shift  # a large negative bias: no latent is active in any row
+    sae.b_latent += shift  # a large negative bias: no latent is active in any row
     x_BD = randn(torch.Generator().manual_seed(seed + 1), rows, d_model)
-    parameters = [p.clone().requires_grad_() for p in sae.parameters().values()]
+    parameters = [p.clone().requires_grad_() for p in sae.state_dict().values()]
     expected = list(torch.autograd.grad(dense_loss(x_BD, parameters, k, normalize), parameters))
-    expected[-3] -= (expected[-3] * sae.W_dec_FD).sum(1, keepdim=True) * sae.W_dec_FD
+    expected[-3] -= (expected[-3] * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
     # Rows of two numbers have one distinct value after a layer norm: gradients of 1e5 and more, hence the relative bar.
     for (name, got), want in zip(gradients(sae, x_BD, kernels).items(), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-11 * (1 + float(want.abs().max())), msg=name)
@@ -116,16 +116,16 @@ def test_trajectory_equals_a_dense_trainer(kernels, rates, normalize, tied):
     sae, rows = fresh(16, 64, 4, normalize, tied=tied), 20 if SLOW else 50
     generator = torch.Generator().manual_seed(3)
     batches = [7 * randn(generator, rows, 16) + 1 for _ in range(6 if SLOW else 30)]
-    unit = float((normalize_rows(batches[0], normalize)[0] - sae.b_pre_D).square().mean().sqrt()) if rates else 1.0
+    unit = float((normalize_rows(batches[0], normalize)[0] - sae.b_in).square().mean().sqrt()) if rates else 1.0
     dense = DenseTrainer(sae, 1e-2, rates.get("decoder_rate", 1.0), unit)
     step = Step(sae, Adam((0.9, 0.999), 1e-8, **rates), kernels=kernels)
     for x_BD in batches:
         loss = dense(x_BD)
         step(x_BD, lr=1e-2)
         assert step.take_sums()[0] / rows == pytest.approx(loss, rel=1e-9)
-    for got, want in zip(sae.parameters().values(), dense.parameters, strict=True):
+    for got, want in zip(sae.state_dict().values(), dense.parameters, strict=True):
         torch.testing.assert_close(got, want.detach(), rtol=1e-8, atol=1e-10)
-    torch.testing.assert_close(sae.W_dec_FD.norm(dim=1), torch.ones(64, dtype=torch.float64, device=DEVICE))
+    torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(64, dtype=torch.float64, device=DEVICE))
 
 
 def test_the_unit_of_the_activations_does_not_matter():
@@ -135,13 +135,13 @@ def test_the_unit_of_the_activations_does_not_matter():
     found = []
     for unit in (1.0, 1000.0):
         sae = fresh(16, 64, 4, "none", tied=False)
-        sae.b_latent_F.mul_(unit)
-        sae.b_pre_D.mul_(unit)
+        sae.b_latent.mul_(unit)
+        sae.b_in.mul_(unit)
         step = Step(sae, Adam((0.9, 0.999), 1e-30, decoder_rate=8.0, scale_biases=True),
                     SettledAuxiliary(k=4, dead_window=200))
         for x_BD in rows:
             step(x_BD * unit, lr=1e-2)
-        found.append([sae.W_enc_FD, sae.W_dec_FD, sae.b_latent_F / unit, sae.b_pre_D / unit])
+        found.append([sae.W_enc, sae.W_dec, sae.b_latent / unit, sae.b_in / unit])
     for large, small in zip(*found, strict=True):
         torch.testing.assert_close(large, small, rtol=1e-6, atol=1e-8)
 
@@ -175,13 +175,13 @@ def test_nothing_dense_is_made(kernels, monkeypatch, tied):
 
 def test_dead_latents_are_counted_in_tokens(kernels):
     sae = fresh(8, 16, 2, "none")
-    sae.b_latent_F[3] = -1000
+    sae.b_latent[3] = -1000
     step = Step(sae, Adam((0.9, 0.999), 1e-8), kernels=kernels)
     x_BD = randn(torch.Generator(), 30, 8)
     step(x_BD, lr=0)
     assert step.dead_share(31) is None, "too few tokens to know"
     fired = sae.encode(x_BD)
-    expected = 1 - len(fired.indices_BK[fired.values_BK > 0].unique()) / 16
+    expected = 1 - len(fired.indices[fired.values > 0].unique()) / 16
     assert step.dead_share(30) == pytest.approx(expected)
     assert expected >= 1 / 16
 
@@ -234,7 +234,7 @@ def test_a_checkpoint_goes_on_bit_for_bit(adam, auxiliary, tied, tmp_path):
         assert torch.equal(tensor, whole.tensors()[name]), name
     loaded = read_checkpoint(tmp_path / "checkpoint")
     assert loaded.tied == tied
-    for name, tensor in loaded.parameters().items():
-        assert torch.equal(tensor, first.sae.parameters()[name].cpu()), name
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, first.sae.state_dict()[name].cpu()), name
     assert auxiliary is None or len(second.auxiliary.dead_M)
     assert second.take_sums() == whole.take_sums()

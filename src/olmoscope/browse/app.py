@@ -120,7 +120,7 @@ class _Api:
         ids = shown.live.tokens(parse_body(PromptBody, body).text, begin=shown.begin)
         codes = shown.live.encode(shown.sae(), shown.index.info.sae.site, ids)
         active = [[[latent, value] for latent, value in zip(latents, values, strict=True) if value > 0]
-                  for latents, values in zip(codes.indices_BK.tolist(), codes.values_BK.tolist(), strict=True)]
+                  for latents, values in zip(codes.indices.tolist(), codes.values.tolist(), strict=True)]
         named = {latent for token in active for latent, _ in token}
         labels = shown.label_texts()
         return _json({"tokens": [{"id": number, "text": shown.index.tokens.text(number)} for number in ids],

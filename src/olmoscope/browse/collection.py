@@ -21,7 +21,7 @@ from olmoscope.model.load import pick_device
 from olmoscope.model_source import at_revision
 from olmoscope.progress import console
 from olmoscope.recipe.schema import Model
-from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.io.same_model import GivenModel, SaidModel, take_for_same
 
 LABELS_FILE = "labels.sqlite"
@@ -38,7 +38,7 @@ class Shown:
     live: LiveModel
     _newest: dict[int, Entry] = field(default_factory=dict)
     _seen: int = 0
-    _sae: SparseAutoencoder | None = None
+    _sae: SparseCoder | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def newest_labels(self) -> dict[int, Entry]:
@@ -68,7 +68,7 @@ class Shown:
         density: np.ndarray = table["density"].to_numpy()
         return density
 
-    def sae(self) -> SparseAutoencoder:
+    def sae(self) -> SparseCoder:
         """The SAE itself, loaded when first asked for, on the device where the model is.
 
         Raises:

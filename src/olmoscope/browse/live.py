@@ -19,8 +19,8 @@ from olmoscope.model.splice import CausalLM, load_causal_lm
 from olmoscope.model_adapter import ADAPTER_WEIGHTS
 from olmoscope.model_source import alone, base_of, is_local, pinned
 from olmoscope.recipe.schema import Model
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.codes import SparseCodes
-from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
 
@@ -88,7 +88,7 @@ class LiveModel:
                             f"takes {loaded.most_tokens} at most: shorten it")
         return ids
 
-    def encode(self, sae: SparseAutoencoder, site: Site, ids: list[int]) -> SparseCodes:
+    def encode(self, sae: SparseCoder, site: Site, ids: list[int]) -> SparseCodes:
         """What the features do on each token of a prompt.
 
         Raises:
@@ -100,7 +100,7 @@ class LiveModel:
             rows_TD = read_sites(model.body, [place], ids_1T)[site][0]
             return sae.encode(rows_TD)
 
-    def continuation(self, sae: SparseAutoencoder, site: Site, ids: list[int], edits: list[Edit], *,
+    def continuation(self, sae: SparseCoder, site: Site, ids: list[int], edits: list[Edit], *,
                      temperature: float, seed: int) -> "Writer":
         """A text that goes on from a prompt.
 
@@ -113,7 +113,7 @@ class LiveModel:
                             sae=sae, edits=edits)
         return Writer(made, self._lock, tokenizer)
 
-    def _model_for(self, sae: SparseAutoencoder, site: Site) -> tuple[CausalLM, Place]:
+    def _model_for(self, sae: SparseCoder, site: Site) -> tuple[CausalLM, Place]:
         """The model, and where the site is in it."""
         model = self._get().model
         if site.layer < len(model.layers):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from olmoscope.evaluate.results import Dictionary
-from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.seeds import generator
 
 ALL_UP_TO = 2**15
@@ -24,7 +24,7 @@ def _nobody(count: int) -> None:
 
 
 @torch.no_grad()
-def largest_cosines(sae: SparseAutoencoder, latents_C: torch.Tensor,
+def largest_cosines(sae: SparseCoder, latents_C: torch.Tensor,
                     advance: Callable[[int], None] = _nobody) -> torch.Tensor:
     """For some latents the largest cosine of their decoder direction with any other's, float32 on the CPU.
 
@@ -33,7 +33,7 @@ def largest_cosines(sae: SparseAutoencoder, latents_C: torch.Tensor,
     Args:
         advance: told of every few latents that are done.
     """
-    W_FD = sae.W_dec_FD.float()
+    W_FD = sae.W_dec.float()
     unit_FD = W_FD / W_FD.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
     found = []
     for chunk in torch.split(latents_C.to(W_FD.device), max(1, _ELEMENTS_AT_ONCE // sae.d_sae)):
@@ -49,7 +49,7 @@ def latents_measured(d_sae: int) -> int:
     return d_sae if d_sae <= ALL_UP_TO else SAMPLE
 
 
-def measure_dictionary(sae: SparseAutoencoder, advance: Callable[[int], None] = _nobody) -> Dictionary:
+def measure_dictionary(sae: SparseCoder, advance: Callable[[int], None] = _nobody) -> Dictionary:
     """The distribution of `largest_cosines`."""
     count = latents_measured(sae.d_sae)
     latents = np.arange(sae.d_sae)

@@ -15,8 +15,8 @@ from olmoscope.errors import UserError
 from olmoscope.evaluate.bootstrap import intervals
 from olmoscope.evaluate.results import L0, Dead, Density, NormBin, PositionBin
 from olmoscope.evaluate.rows import SUBSETS, LayerSurvey, RowFacts, Sums
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.codes import SparseCodes
-from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.seeds import generator
 
 DENSITY_BINS = [0.0, *(10.0 ** np.arange(-7, 0.01, 0.5)).tolist()]
@@ -36,7 +36,7 @@ class Reconstruction:
     length ratio, and counted.
     """
 
-    def __init__(self, sae: SparseAutoencoder, survey: LayerSurvey, groups: int, name: str = "the SAE") -> None:
+    def __init__(self, sae: SparseCoder, survey: LayerSurvey, groups: int, name: str = "the SAE") -> None:
         self.sae, self.name = sae, name
         self.survey = survey
         self.sums = Sums(_QUANTITIES, groups)
@@ -78,7 +78,7 @@ class Reconstruction:
         values = {"rows": torch.ones_like(x2_R), "zero_rows": zero_R, "x2": x2_R, "error2": error2_R,
                   "nmse": in_norms(error2_R), "cosine": dot_R / (x2_R * xhat2_R).sqrt().clamp_min(tiny),
                   "l2_ratio": in_norms(xhat2_R).sqrt(), "xhat2": xhat2_R, "dot": dot_R,
-                  "l1": codes.values_BK.double().sum(1), "l0": l0_R, "centred2": centred_RD.square().sum(1)}
+                  "l1": codes.values.double().sum(1), "l0": l0_R, "centred2": centred_RD.square().sum(1)}
         values = {name: value.double().cpu() for name, value in values.items()}
         if bad := int((~values["error2"].isfinite()).sum()):
             raise UserError(f"{self.name}: {bad} of {len(x_RD)} rows or their reconstructions are NaN or infinite: the "
@@ -88,7 +88,7 @@ class Reconstruction:
         self.sums.add(values, facts.group_R, masks_SR)
         self.centred_sum_SD += (masks_SR.to(x_RD) @ centred_RD).cpu()
         self.l0_counts += torch.bincount(l0_R.cpu(), minlength=len(self.l0_counts))
-        self.fired_F += torch.bincount(codes.indices_BK[codes.values_BK > 0].cpu(), minlength=len(self.fired_F))
+        self.fired_F += torch.bincount(codes.indices[codes.values > 0].cpu(), minlength=len(self.fired_F))
         bin_R = torch.frexp(facts.position_R.double())[1].long()  # 0, 1, 2 to 3, 4 to 7, …
         self.by_position.index_add_(0, bin_R, torch.stack(
             [values["rows"], norm_R, values["nmse"], values["zero_rows"]], dim=1))

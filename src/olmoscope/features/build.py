@@ -144,7 +144,7 @@ def _make(subject: Opened, where: str, store: Store, model: Model, out: Path, fi
 
     runs = Runs(work, manifest.segments)
     parts = plan_parts(runs.counts())
-    facts = gather_facts(corpus, len(manifest.sources), runs, sae.W_dec_FD, unit_directions(sae.W_dec_FD), unembedding,
+    facts = gather_facts(corpus, len(manifest.sources), runs, sae.W_dec, unit_directions(sae.W_dec), unembedding,
                          len(texts), options)
     make_parts(out, work, parts, runs, facts)
     source_rows = dict(zip(manifest.sources, facts.source_rows_X.tolist(), strict=True))

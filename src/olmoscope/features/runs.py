@@ -17,7 +17,7 @@ from olmoscope.features.format import map_tensors
 from olmoscope.features.sorting import sort_firings
 from olmoscope.files import atomic_path
 from olmoscope.progress import bar
-from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.site import Site
 
 ROWS_AT_ONCE = 4096
@@ -65,7 +65,7 @@ def run_path(work: Path, segment: int) -> Path:
     return work / "runs" / f"segment-{segment:06d}.safetensors"
 
 
-def make_runs(sae: SparseAutoencoder, rows: Rows, work: Path) -> None:
+def make_runs(sae: SparseCoder, rows: Rows, work: Path) -> None:
     """Write the run of each segment that has none yet. A segment is sorted and written while the next is encoded.
 
     Memory: the firings of two segments, twice (8 bytes each).
@@ -93,13 +93,13 @@ def make_runs(sae: SparseAutoencoder, rows: Rows, work: Path) -> None:
 
 
 @torch.no_grad()
-def encode_segment(sae: SparseAutoencoder, rows: Rows, segment: int) -> Firings:
+def encode_segment(sae: SparseCoder, rows: Rows, segment: int) -> Firings:
     """The codes of the rows of a segment that are kept, in the order in which they are stored.
 
     Raises:
         UserError: damaged files, or an activation is not finite.
     """
-    device = sae.W_dec_FD.device
+    device = sae.W_dec.device
     counts, latents, values = ([torch.empty(0, dtype=dtype)] for dtype in (torch.int64, torch.int32, torch.float32))
     for start in range(0, rows.store.segment_rows[segment], ROWS_AT_ONCE):
         part = slice(start, min(start + ROWS_AT_ONCE, rows.store.segment_rows[segment]))
@@ -109,13 +109,13 @@ def encode_segment(sae: SparseAutoencoder, rows: Rows, segment: int) -> Firings:
             if not len(x_BD):
                 continue
         codes = sae.encode(x_BD.to(device))
-        if not bool(torch.isfinite(codes.values_BK).all()):
+        if not bool(torch.isfinite(codes.values).all()):
             raise UserError(f"the SAE's activations are not finite at {rows.site} in segment {segment} of "
                             f"{rows.store.path}: its weights are damaged, or it is not meant for these rows")
-        active_BK = codes.values_BK > 0
+        active_BK = codes.values > 0
         counts.append(active_BK.sum(1).cpu())
-        latents.append(codes.indices_BK[active_BK].int().cpu())
-        values.append(codes.values_BK[active_BK].float().cpu())
+        latents.append(codes.indices[active_BK].int().cpu())
+        values.append(codes.values[active_BK].float().cpu())
     counts_R = torch.cat(counts).numpy()
     return Firings(np.concatenate([[0], np.cumsum(counts_R)]), torch.cat(latents).numpy(), torch.cat(values).numpy())
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from olmoscope.model.capture import replaced
 from olmoscope.model.sites import Place
-from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.seeds import generator
 
 
@@ -33,13 +33,13 @@ class Edit:
     """In the feature's own activation; negative values are allowed."""
 
 
-def activation_of(sae: SparseAutoencoder, x_BD: Tensor, feature: int) -> Tensor:
+def activation_of(sae: SparseCoder, x_BD: Tensor, feature: int) -> Tensor:
     """The activation of one feature on each row, `[B]`; 0 where it is not active."""
     codes = sae.encode(x_BD)
-    return torch.where(codes.indices_BK == feature, codes.values_BK, 0).sum(dim=1)
+    return torch.where(codes.indices == feature, codes.values, 0).sum(dim=1)
 
 
-def steer_rows(sae: SparseAutoencoder, x_BD: Tensor, edits: list[Edit]) -> Tensor:
+def steer_rows(sae: SparseCoder, x_BD: Tensor, edits: list[Edit]) -> Tensor:
     """Rows of the residual stream after edits, in their own dtype.
 
     Args:
@@ -51,14 +51,14 @@ def steer_rows(sae: SparseAutoencoder, x_BD: Tensor, edits: list[Edit]) -> Tenso
         amount_B1: Tensor | float = edit.value
         if edit.mode == "clamp":
             amount_B1 = (edit.value - activation_of(sae, x_BD, edit.feature).float())[:, None]
-        moved_BD += amount_B1 * sae.W_dec_FD[edit.feature].float()
+        moved_BD += amount_B1 * sae.W_dec[edit.feature].float()
     if statistics is not None:
         moved_BD *= statistics.std_B1.float()
     return (x_BD.float() + moved_BD).to(x_BD.dtype)
 
 
 @contextlib.contextmanager
-def steering(place: Place, sae: SparseAutoencoder, edits: list[Edit]) -> Iterator[None]:
+def steering(place: Place, sae: SparseCoder, edits: list[Edit]) -> Iterator[None]:
     """Steer what stands at a site, at every position, while the block runs; without edits touch nothing."""
     if not edits:
         yield
@@ -75,7 +75,7 @@ class Continuation:
     """
 
     def __init__(self, model: nn.Module, place: Place, token_ids: list[int], *, temperature: float, seed: int,
-                 sae: SparseAutoencoder, edits: list[Edit]) -> None:
+                 sae: SparseCoder, edits: list[Edit]) -> None:
         """Prepare; nothing runs yet.
 
         Args:

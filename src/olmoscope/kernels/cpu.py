@@ -70,6 +70,21 @@ def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tens
     return out
 
 
+def error(x_BD: Tensor, xhat_BD: Tensor, rows: int, mean_B1: Tensor | None,
+          std_B1: Tensor | None) -> tuple[Tensor, Tensor]:
+    loss_B, e_BD = x_BD.new_empty(len(x_BD), dtype=torch.float64), torch.empty_like(x_BD)
+    none = x_BD.new_empty(0, 1)
+    call(cpu_rows.error, x_BD, xhat_BD, np.int64(rows), none if mean_B1 is None else mean_B1,
+         none if std_B1 is None else std_B1, loss_B, e_BD)
+    return loss_B, e_BD
+
+
+def code_gradient(e_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor) -> Tensor:
+    dz_BK = torch.empty_like(values_BK)
+    call(cpu_rows.code_gradient, e_BD, values_BK, indices_BK, W_dec_FD, dz_BK)
+    return dz_BK
+
+
 def sort_pairs(values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, d_sae: int,
                rows_P: Tensor | None = None) -> SortedPairs:
     pairs = SortedPairs(

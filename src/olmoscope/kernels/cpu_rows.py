@@ -60,6 +60,59 @@ def _residual_rows(first, stop, x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean
             dz[place] = 0
 
 
+@compiled(parallel=True)
+def error(x_BD, xhat_BD, rows, mean_B1, std_B1, loss_B, e_BD):
+    """Fill loss and e, as `residual` does; the loss is a mean over `rows`."""
+    for piece in prange((len(x_BD) + ROWS_PER_PIECE - 1) // ROWS_PER_PIECE):
+        first = piece * ROWS_PER_PIECE
+        _error_rows(first, min(len(x_BD), first + ROWS_PER_PIECE), x_BD, xhat_BD, rows, mean_B1, std_B1, loss_B, e_BD)
+
+
+@compiled(reorder=True)
+def _error_rows(first, stop, x_BD, xhat_BD, rows, mean_B1, std_B1, loss_B, e_BD):
+    tiny = np.finfo(x_BD.dtype).tiny
+    layer_norm = len(std_B1) > 0
+    one = x_BD.dtype.type(1)
+    for row in range(first, stop):
+        x, xhat, e = x_BD[row], xhat_BD[row], e_BD[row]
+        mean, std = (mean_B1[row, 0], std_B1[row, 0]) if layer_norm else (one - one, one)
+        error2 = power = one - one
+        for d in range(len(x)):
+            off = xhat[d] * std + mean - x[d]
+            error2 += off * off
+            power += x[d] * x[d]
+            e[d] = off
+        zero = power == 0
+        power = max(power, tiny)  # as in `residual`
+        loss_B[row] = 0 if zero else error2 / power
+        scale = one - one if zero else x_BD.dtype.type(2 / (np.float64(rows) * power)) * std
+        for d in range(len(x)):
+            e[d] *= scale
+
+
+@compiled(parallel=True)
+def code_gradient(e_BD, values_BK, indices_BK, W_FD, dz_BK):
+    """Fill dz: e · W of the active latents."""
+    rows = len(e_BD)
+    for piece in prange((rows + ROWS_PER_PIECE - 1) // ROWS_PER_PIECE):
+        first = piece * ROWS_PER_PIECE
+        _code_gradient_rows(first, min(rows, first + ROWS_PER_PIECE), e_BD, values_BK, indices_BK, W_FD, dz_BK)
+
+
+@compiled(reorder=True)
+def _code_gradient_rows(first, stop, e_BD, values_BK, indices_BK, W_FD, dz_BK):
+    zero = e_BD.dtype.type(0)
+    for row in range(first, stop):
+        e, values, indices, dz = e_BD[row], values_BK[row], indices_BK[row], dz_BK[row]
+        for place in range(len(values)):
+            total = zero
+            if values[place] != 0:
+                latent = indices[place]
+                for d in range(len(e)):
+                    total += e[d] * W_FD[latent, d]
+            dz[place] = total
+
+
 @compiled(reorder=True)
 def add_rows(total, table, indices, weights, count):
     """total += Σ weights · table[indices]; four rows at a time, so that total is loaded and stored less often."""

@@ -100,6 +100,28 @@ def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tens
     return out
 
 
+def error(x_BD: Tensor, xhat_BD: Tensor, rows: int, mean_B1: Tensor | None,
+          std_B1: Tensor | None) -> tuple[Tensor, Tensor]:
+    loss_B, e_BD = x_BD.new_empty(len(x_BD), dtype=torch.float64), torch.empty_like(x_BD)
+    tile, warps = row_tile(1, x_BD.shape[1])
+    tiny = x_BD.new_full((1,), torch.finfo(x_BD.dtype).tiny)
+    kernels.error[(len(x_BD),)](
+        x_BD, xhat_BD, mean_B1, std_B1, loss_B, e_BD, rows, x_BD.shape[1], tiny, LAYER_NORM=std_B1 is not None,
+        TILE=tile, num_warps=warps)
+    return loss_B, e_BD
+
+
+def code_gradient(e_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor) -> Tensor:
+    if values_BK.shape[1] > MOST_IN_TILE:
+        return reference.code_gradient(e_BD, values_BK, indices_BK, W_dec_FD)
+    dz_BK = torch.empty_like(values_BK)
+    K = triton.next_power_of_2(values_BK.shape[1])
+    tile, warps = row_tile(K, e_BD.shape[1])
+    kernels.code_gradient[(len(e_BD),)](e_BD, values_BK, indices_BK, W_dec_FD, dz_BK, e_BD.shape[1],
+                                        values_BK.shape[1], K=K, TILE=tile, num_warps=warps)
+    return dz_BK
+
+
 def update_tied(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor,
                 adam: AdamStep) -> tuple[Tensor, Tensor]:
     return _update_rows(W_FD, moments, pairs, e_BD, u_BD, adam)

@@ -1,4 +1,5 @@
-"""Triton kernels: group maxima, exact selection, residual, and the update of the dictionary's rows (see cuda.py).
+"""Triton kernels: group maxima, exact selection, residual and its parts, the update of the dictionary's rows
+(see cuda.py).
 
 All offsets that count elements are 64-bit: a dictionary may have more than 2**31 of them. Sums are taken in a fixed
 order and there are no atomics: the same input gives the same bits.
@@ -125,6 +126,58 @@ def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B, std_B, loss_B, 
         tl.store(e_BD + row * d_model + d, e, mask=inside)
         dz += w * e[None, :]
     tl.store(loss_B + row, tl.where(zero, 0.0, tl.sum(errors) / power).to(tl.float64))
+    tl.store(dz_BK + row * k + place, tl.sum(dz, axis=1), mask=place < k)
+
+
+@triton.jit
+def error(x_BD, xhat_BD, mean_B, std_B, loss_B, e_BD, rows, d_model, tiny, LAYER_NORM: tl.constexpr,
+          TILE: tl.constexpr):
+    """Loss and e of one row of a reconstruction, as in `residual`; the loss is a mean over `rows`."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.arange(0, TILE)
+    least = tl.load(tiny)
+    squares = tl.zeros((TILE,), dtype=least.dtype)
+    for start in range(0, d_model, TILE):
+        d = start + column
+        x = tl.load(x_BD + row * d_model + d, mask=d < d_model, other=0.0)
+        squares += x * x
+    power = tl.sum(squares)
+    zero = power == 0
+    power = tl.maximum(power, least)
+    if LAYER_NORM:
+        mean = tl.load(mean_B + row)
+        std = tl.load(std_B + row)
+        scale = 2.0 / (rows * power) * std
+    else:
+        scale = 2.0 / (rows * power)
+    scale = tl.where(zero, 0.0, scale)
+    errors = tl.zeros((TILE,), dtype=least.dtype)
+    for start in range(0, d_model, TILE):
+        d = start + column
+        inside = d < d_model
+        xhat = tl.load(xhat_BD + row * d_model + d, mask=inside, other=0.0)
+        if LAYER_NORM:
+            xhat = xhat * std + mean
+        off = tl.where(inside, xhat - tl.load(x_BD + row * d_model + d, mask=inside, other=0.0), 0.0)
+        errors += off * off
+        tl.store(e_BD + row * d_model + d, off * scale, mask=inside)
+    tl.store(loss_B + row, tl.where(zero, 0.0, tl.sum(errors) / power).to(tl.float64))
+
+
+@triton.jit
+def code_gradient(e_BD, values_BK, indices_BK, W_FD, dz_BK, d_model, k, K: tl.constexpr, TILE: tl.constexpr):
+    """dz of one batch row: e times each of its K rows of W, TILE columns at a time."""
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, K)
+    z = tl.load(values_BK + row * k + place, mask=place < k, other=0.0)
+    active = (z != 0) & (place < k)
+    latent = tl.load(indices_BK + row * k + place, mask=place < k, other=0)
+    dz = tl.zeros((K, TILE), dtype=z.dtype)  # summed over its columns once, at the end
+    for start in range(0, d_model, TILE):
+        d = start + tl.arange(0, TILE)
+        inside = d < d_model
+        w = tl.load(W_FD + latent[:, None] * d_model + d[None, :], mask=active[:, None] & inside[None, :], other=0.0)
+        dz += w * tl.load(e_BD + row * d_model + d, mask=inside, other=0.0)[None, :]
     tl.store(dz_BK + row * k + place, tl.sum(dz, axis=1), mask=place < k)
 
 

@@ -146,11 +146,38 @@ class Kernels(Protocol):
 
     def residual(self, x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor, b_pre_D: Tensor,
                  mean_B1: Tensor | None, std_B1: Tensor | None) -> Residual:
-        """Decode, compare with the rows, and go back to the codes.
+        """Decode, compare with the rows, and go back to the codes. `decode`, `error` and `code_gradient` in one pass:
+
+            loss_B, e_BD = error(x_BD, decode(values_BK, indices_BK, W_dec_FD) + b_pre_D, len(x_BD), mean_B1, std_B1)
+            dz_BK = code_gradient(e_BD, values_BK, indices_BK, W_dec_FD)
+
+        to rounding: sums may be taken in another order.
 
         Args:
             x_BD: the rows in raw space, in the parameters' dtype.
             mean_B1: with std_B1, what a layer norm took out of the rows (None: nothing).
+        """
+
+    def error(self, x_BD: Tensor, xhat_BD: Tensor, rows: int, mean_B1: Tensor | None,
+              std_B1: Tensor | None) -> tuple[Tensor, Tensor]:
+        """How far a reconstruction is off that was made elsewhere: as the sum of several parts, or for another site.
+
+        Args:
+            x_BD: the rows that were wanted, in raw space, in the parameters' dtype.
+            xhat_BD: what was made of them, biases included, before a layer norm is undone; is not changed.
+            rows: over how many rows the loss is a mean: B, or more where these are part of a batch.
+            mean_B1: with std_B1, what the layer norm took out of the rows (None: nothing).
+
+        Returns:
+            loss_B (float64) and e_BD, as `Residual` has them.
+        """
+
+    def code_gradient(self, e_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor) -> Tensor:
+        """dL/dz `[B, K]` of active latents, e · W_j, from e = dL/d(z W); 0 where the value is 0.
+
+        Args:
+            values_BK: not negative; they only say which places are active.
+            indices_BK: of latents among the rows of W_dec_FD, which may be a part of a dictionary.
         """
 
     def sort_pairs(self, values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, d_sae: int,

@@ -129,7 +129,19 @@ def decode(values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor) -> Tensor:
 
 def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor, b_pre_D: Tensor,
              mean_B1: Tensor | None, std_B1: Tensor | None) -> Residual:
-    error_BD = decode(values_BK, indices_BK, W_dec_FD).add_(b_pre_D)
+    xhat_BD = decode(values_BK, indices_BK, W_dec_FD).add_(b_pre_D)
+    loss_B, e_BD = _error_in_place(x_BD, xhat_BD, len(x_BD), mean_B1, std_B1)
+    return Residual(loss_B, e_BD, code_gradient(e_BD, values_BK, indices_BK, W_dec_FD))
+
+
+def error(x_BD: Tensor, xhat_BD: Tensor, rows: int, mean_B1: Tensor | None,
+          std_B1: Tensor | None) -> tuple[Tensor, Tensor]:
+    return _error_in_place(x_BD, xhat_BD.clone(), rows, mean_B1, std_B1)
+
+
+def _error_in_place(x_BD: Tensor, error_BD: Tensor, rows: int, mean_B1: Tensor | None,
+                    std_B1: Tensor | None) -> tuple[Tensor, Tensor]:
+    """`error`, with e written over the reconstruction."""
     if mean_B1 is not None and std_B1 is not None:
         error_BD.mul_(std_B1).add_(mean_B1)
     error_BD.sub_(x_BD)
@@ -137,14 +149,13 @@ def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tens
     zero_B1 = power_B1 == 0
     power_B1.clamp_min_(torch.finfo(x_BD.dtype).tiny)  # a subnormal one would make the gradient infinite
     loss_B = (error_BD.square().sum(dim=1, keepdim=True) / power_B1).masked_fill_(zero_B1, 0).squeeze(1).double()
-    scale_B1 = (2 / (len(x_BD) * power_B1)).masked_fill_(zero_B1, 0)
+    scale_B1 = (2 / (rows * power_B1)).masked_fill_(zero_B1, 0)
     if std_B1 is not None:
         scale_B1 = scale_B1 * std_B1
-    e_BD = error_BD.mul_(scale_B1)
-    return Residual(loss_B, e_BD, _code_gradient(e_BD, values_BK, indices_BK, W_dec_FD))
+    return loss_B, error_BD.mul_(scale_B1)
 
 
-def _code_gradient(e_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor) -> Tensor:
+def code_gradient(e_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor) -> Tensor:
     dz_BK = torch.empty_like(values_BK)
     rows = max(1, PRE_ACTIVATIONS_AT_ONCE // (W_dec_FD.shape[1] * values_BK.shape[1]))
     for start in range(0, len(e_BD), rows):

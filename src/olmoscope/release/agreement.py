@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from olmoscope.sae.codes import SparseCodes
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
 
@@ -56,21 +55,22 @@ class Agreement:
 def compare(ours: TopK | JumpReLU, theirs: Any, x_BD: Tensor) -> Agreement:
     """Compare our SAE with SAELens' `theirs` on rows of any float dtype, both on the CPU."""
     encode, decode, most_active = 0.0, 0.0, 0
-    norm, decoder_norm = (float(W_FD.norm(dim=1).max()) for W_FD in (ours.W_enc_FD, ours.W_dec_FD))
+    norm, decoder_norm = (float(W_FD.norm(dim=1).max()) for W_FD in (ours.W_enc, ours.W_dec))
     for rows_BD in chunks(x_BD, ours.d_sae):
         z_BF, xhat_BD = reconstruct(theirs, rows_BD)
         u_BD, statistics = ours.center(rows_BD)
-        scale_B = u_BD.norm(dim=1) * norm + ours.b_latent_F.abs().max()
-        ours_BF = ours.encode(rows_BD).to_dense()
+        scale_B = u_BD.norm(dim=1) * norm + ours.b_latent.abs().max()
+        ours_codes = ours.encode(rows_BD)
+        ours_BF = ours_codes.to_dense()
         off_B = (code_difference(ours_BF, z_BF, ours.k) if isinstance(ours, TopK) else
-                 threshold_difference(ours_BF, z_BF, ours.threshold_F))
+                 threshold_difference(ours_BF, z_BF, ours.threshold))
         encode = max(encode, _share(off_B, scale_B))
         places = ours.k if isinstance(ours, TopK) else max(1, int(z_BF.count_nonzero(dim=1).max()))
-        codes = SparseCodes(*torch.topk(z_BF, places, dim=1), ours.d_sae)
-        scale_B = codes.values_BK.abs().sum(dim=1) * decoder_norm + ours.b_pre_D.norm()
+        values_BK, indices_BK = torch.topk(z_BF, places, dim=1)
+        scale_B = values_BK.abs().sum(dim=1) * decoder_norm + ours.b_out.norm()
         if statistics is not None:
             scale_B = scale_B * statistics.std_B1[:, 0] + statistics.mean_B1[:, 0].abs() * ours.d_model**0.5
-        difference_BD = ours.decode(codes, statistics) - xhat_BD
+        difference_BD = ours.decode(replace(ours_codes, values=values_BK, indices=indices_BK)) - xhat_BD
         decode = max(decode, _share(difference_BD.norm(dim=1), scale_B))
         most_active = max(most_active, int(torch.count_nonzero(z_BF, dim=1).max()))
     return Agreement(encode, decode, most_active)
@@ -84,11 +84,11 @@ def compare_silent(ours: TopK | JumpReLU, theirs: Any, x_BD: Tensor) -> Agreemen
     bias is lowered in both, for as long as this runs, until it is so for all rows.
     """
     u_BD, _ = ours.center(x_BD)
-    shift = float(u_BD.norm(dim=1).max() * ours.W_enc_FD.norm(dim=1).max() + ours.b_latent_F.abs().max()) + 1
+    shift = float(u_BD.norm(dim=1).max() * ours.W_enc.norm(dim=1).max() + ours.b_latent.abs().max()) + 1
     before_F = theirs.b_enc.data
     theirs.b_enc.data = before_F - shift
     try:
-        lowered = replace(ours, b_latent_F=ours.b_latent_F - shift)
+        lowered = replace(ours, b_latent=ours.b_latent - shift)
         return compare(lowered, theirs, x_BD)
     finally:
         theirs.b_enc.data = before_F
@@ -143,7 +143,7 @@ def random_rows(sae: TopK | JumpReLU, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     noise_BD = torch.randn(ROWS, sae.d_model, generator=generator)
     latents = torch.randint(sae.d_sae, (ROWS, 4), generator=generator)
-    return sae.b_pre_D + 0.1 * noise_BD + sae.W_dec_FD[latents].sum(dim=1)
+    return sae.b_out + 0.1 * noise_BD + sae.W_dec[latents].sum(dim=1)
 
 
 def constant_rows(d_model: int) -> Tensor:

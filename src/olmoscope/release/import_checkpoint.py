@@ -60,7 +60,7 @@ def import_checkpoint(path: Path, folder: Path, *, model_name: str, layer: int |
 
 
 def _notes(sae: TopK) -> list[str]:
-    norms_F = sae.W_dec_FD.norm(dim=1)
+    norms_F = sae.W_dec.norm(dim=1)
     off = int(((norms_F - 1).abs() > UNIT).sum())
     if not off:
         return []

@@ -27,7 +27,7 @@ from olmoscope.release.agreement import (
 from olmoscope.release.finished_run import read_run
 from olmoscope.release.layout import SAE_FILES, check_root
 from olmoscope.release.manifest import MANIFEST, SAERead, read_manifest
-from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.io import saelens
 from olmoscope.sae.io.saelens import FIXED, KEYS, METADATA
 from olmoscope.sae.io.saelens_settings import CONFIG, raw_settings
@@ -173,7 +173,7 @@ class _SAECheck:
         worst = max(_difference(tensors[key], wanted[key]) for key in wanted)
         self._say(name, worst == 0, f"max abs difference {worst}")
 
-    def _maths(self, ours: SparseAutoencoder, theirs: Any, config: Mapping[str, Any]) -> None:
+    def _maths(self, ours: SparseCoder, theirs: Any, config: Mapping[str, Any]) -> None:
         if not isinstance(ours, TopK | JumpReLU) or not _comparable(ours, theirs.cfg):
             self._say("same codes and reconstructions", False, "what SAELens has is no SAE of the same form")
             return

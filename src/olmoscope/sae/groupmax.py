@@ -1,9 +1,9 @@
 """The group-max sparse autoencoder: latents in k groups of neighbours, of each group only its largest latent active.
 
-    z_j = ReLU(p_j) where p_j is the largest of its group, else 0        p = (n(x) − b_pre) W_encᵀ + b_latent
+    z_j = ReLU(p_j) where p_j is the largest of its group, else 0        p = (n(x) − b_in) W_encᵀ + b_latent
 
 Cheaper than a top-k, since groups are searched apart, and as sparse. Source: EleutherAI's sparsify, `groupmax`. Shapes:
-B rows, C rows of a chunk, D d_model, F latents, K groups.
+N and B rows, C rows of a chunk, D d_model, F latents, K groups.
 """
 
 from dataclasses import dataclass
@@ -11,19 +11,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.interface import Kernels
-from olmoscope.sae.codes import SparseCodes
 from olmoscope.sae.topk import TopK
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class GroupMax(TopK):
     """As `TopK`, with k groups of `d_sae / k` latents each: latents 0 to `d_sae / k` − 1 are the first."""
 
-    def _encode(self, u_BD: Tensor) -> SparseCodes:
-        kernels = kernels_for(self.W_enc_FD.device)
-        return SparseCodes(*encode_groups(kernels, u_BD, self.W_enc_FD, self.b_latent_F, self.k), self.d_sae)
+    def _choose(self, u_ND: Tensor) -> tuple[Tensor, Tensor]:
+        return encode_groups(self.kernels, u_ND, self.W_enc.detach(), self.b_latent.detach(), self.k)
 
 
 def encode_groups(kernels: Kernels, u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor,

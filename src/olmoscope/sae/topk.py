@@ -1,74 +1,47 @@
 """The TopK sparse autoencoder, tied or untied: parameters, encode, decode.
 
-    z = ReLU(TopK_k((n(x) − b_pre) W_encᵀ + b_latent))        x̂ = n⁻¹(z W_dec + b_pre)
+    z = ReLU(TopK_k((n(x) − b_in) W_encᵀ + b_latent))        x̂ = n⁻¹(z W_dec + b_out)
 
 Rows of `W_dec [F, D]` have unit norm; n is the row normalisation (rows.py). In a tied SAE one matrix is encoder and
 decoder. Source: Gao et al. 2024, arXiv:2406.04093, for TopK; tied weights as in the reference release and in
-Cunningham et al. 2023, arXiv:2309.08600. Shapes: B rows, D d_model, F latents, K active.
+Cunningham et al. 2023, arXiv:2309.08600. Shapes: N rows, D d_model, F latents, K active.
 """
 
 import zlib
 from dataclasses import dataclass
-from typing import Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from olmoscope.kernels.dispatch import kernels_for
-from olmoscope.sae.codes import SparseCodes
-from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.rows import Normalize
 from olmoscope.seeds import generator
 
 
-@dataclass
-class TopK(SparseAutoencoder):
-    """Parameters of one SAE and what they compute.
+@dataclass(eq=False, repr=False)
+class TopK(SparseCoder):
+    """The k largest pre-activations of each row.
 
     Attributes:
-        W_enc_FD: encoder, one latent a row; the very same tensor as `W_dec_FD` where the weights are tied.
-        W_dec_FD: decoder, one latent a row, of unit norm.
-        b_latent_F: bias of each latent.
-        b_pre_D: subtracted before encoding, added after decoding.
+        W_dec: as ours are trained, of unit norm.
+        b_latent: `[F]`, bias of each latent.
+        k: how many latents of a row are active at most.
     """
 
-    W_enc_FD: Tensor
-    W_dec_FD: Tensor
-    b_latent_F: Tensor
-    b_pre_D: Tensor
+    b_latent: Tensor
     k: int
-    normalize: Normalize
 
-    @property
-    def tied(self) -> bool:
-        return self.W_enc_FD is self.W_dec_FD
+    def _choose(self, u_ND: Tensor) -> tuple[Tensor, Tensor]:
+        return self.kernels.encode_topk(u_ND, self.W_enc.detach(), self.b_latent.detach(), self.k)
 
-    def parameters(self) -> dict[str, Tensor]:
-        """By name, each once: `W` where tied, else `W_enc` and `W_dec`; `b_latent`, `b_pre`."""
-        matrices = {"W": self.W_dec_FD} if self.tied else {"W_enc": self.W_enc_FD, "W_dec": self.W_dec_FD}
-        return matrices | {"b_latent": self.b_latent_F, "b_pre": self.b_pre_D}
-
-    @classmethod
-    def of(cls, parameters: dict[str, Tensor], k: int, normalize: Normalize) -> Self:
-        """An SAE of what `parameters` gave."""
-        tied = "W" in parameters
-        return cls(parameters["W" if tied else "W_enc"], parameters["W" if tied else "W_dec"], parameters["b_latent"],
-                   parameters["b_pre"], k, normalize)
-
-    def _encode(self, u_BD: Tensor) -> SparseCodes:
-        kernels = kernels_for(self.W_enc_FD.device)
-        values_BK, indices_BK = kernels.encode_topk(u_BD, self.W_enc_FD, self.b_latent_F, self.k)
-        return SparseCodes(values_BK, indices_BK, self.d_sae)
-
-    def to(self, device: torch.device | str) -> Self:
-        """The same SAE on another device."""
-        return self.of({name: tensor.to(device) for name, tensor in self.parameters().items()}, self.k, self.normalize)
+    def _affine(self) -> tuple[Tensor, None]:
+        return self.b_latent, None
 
 
 def initialize(d_model: int, d_sae: int, k: int, normalize: Normalize, mean_D: Tensor, seed: int, name: str = "", *,
                tied: bool = True) -> TopK:
-    """A fresh SAE: random unit rows, no latent bias, `b_pre` at the mean of the (normalised) data.
+    """A fresh SAE: random unit rows, no latent bias, `b_in` (which is `b_out`) at the mean of the (normalised) data.
 
     Args:
         mean_D: mean of the rows as `normalize_rows` gives them.
@@ -82,5 +55,5 @@ def initialize(d_model: int, d_sae: int, k: int, normalize: Normalize, mean_D: T
     W_FD /= W_FD.norm(dim=1, keepdim=True)
     device = mean_D.device
     W_FD = W_FD.to(device)
-    return TopK(W_FD if tied else W_FD.clone(), W_FD, torch.zeros(d_sae, device=device), mean_D.float().clone(), k,
-                normalize)
+    return TopK(W_FD if tied else W_FD.clone(), W_FD, b_in=mean_D.float().clone(), normalize=normalize,
+                b_latent=torch.zeros(d_sae, device=device), k=k)

@@ -67,7 +67,7 @@ class TopKRule:
 
     def encode(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
         """values_BK and indices_BK of a batch."""
-        return self.encode_topk(u_BD, self.sae.b_latent_F, self.sae.k)
+        return self.encode_topk(u_BD, self.sae.b_latent, self.sae.k)
 
     def capped(self, values_BK: Tensor) -> Tensor | int:
         """How many rows might have more active latents but for the cap."""
@@ -90,7 +90,7 @@ class GroupMaxRule(TopKRule):
     """The largest latent of each group."""
 
     def encode(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
-        return encode_groups(self.kernels, u_BD, self.sae.W_enc_FD, self.sae.b_latent_F, self.sae.k)
+        return encode_groups(self.kernels, u_BD, self.sae.W_enc, self.sae.b_latent, self.sae.k)
 
 
 class CappedRule(TopKRule):
@@ -109,13 +109,13 @@ class BatchTopKRule(CappedRule):
 
     def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK) -> None:
         super().__init__(sae, kernels, encode_topk)
-        device = sae.W_dec_FD.device
+        device = sae.W_dec.device
         self.threshold = torch.zeros((), dtype=torch.float64, device=device)
         """Running mean of the batches' thresholds."""
         self.batches = torch.zeros((), dtype=torch.float64, device=device)
 
     def encode(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
-        values_BK, indices_BK = self.encode_topk(u_BD, self.sae.b_latent_F, self.places)
+        values_BK, indices_BK = self.encode_topk(u_BD, self.sae.b_latent, self.places)
         least = smallest_of_largest(values_BK, self.sae.k)
         self.batches += 1
         self.threshold.lerp_(least.double(), (1 / self.batches).clamp_min(THRESHOLD_RATE))
@@ -130,11 +130,11 @@ class JumpReLURule(CappedRule):
 
     def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK) -> None:
         super().__init__(sae, kernels, encode_topk)
-        self.log_threshold_F = torch.zeros_like(sae.b_latent_F)
+        self.log_threshold_F = torch.zeros_like(sae.b_latent)
         self.moments = bias_moments(self.log_threshold_F)
 
     def start(self, u_BD: Tensor) -> None:
-        values_BK, _ = self.encode_topk(u_BD, self.sae.b_latent_F, self.places)
+        values_BK, _ = self.encode_topk(u_BD, self.sae.b_latent, self.places)
         least = smallest_of_largest(values_BK, self.sae.k)
         self.log_threshold_F.copy_(least.clamp_min(torch.finfo(least.dtype).eps).log())
 
@@ -142,7 +142,7 @@ class JumpReLURule(CappedRule):
         threshold_F = self.log_threshold_F.exp()
         # What the kernel's ReLU leaves is over the lower end of the band, in the order of the distance to it.
         lower_F = threshold_F * (1 - BANDWIDTH / 2)
-        over_BK, indices_BK = self.encode_topk(u_BD, self.sae.b_latent_F - lower_F, self.places)
+        over_BK, indices_BK = self.encode_topk(u_BD, self.sae.b_latent - lower_F, self.places)
         active_BK = over_BK > (threshold_F - lower_F)[indices_BK]
         barely_BK = torch.where(over_BK > 0, BARELY, over_BK)
         return torch.where(active_BK, over_BK + lower_F[indices_BK], barely_BK), indices_BK

@@ -35,7 +35,7 @@ class AuxiliaryLoss:
 
     def __init__(self, settings: SettledAuxiliary, sae: TopK, kernels: Kernels) -> None:
         self.settings, self.sae, self.kernels = settings, sae, kernels
-        device = sae.W_dec_FD.device
+        device = sae.W_dec.device
         self.dead_F = torch.zeros(sae.d_sae, dtype=torch.bool, device=device)
         """Which latents were dead at the last look."""
         self.dead_M = torch.zeros(0, dtype=torch.int64, device=device)
@@ -63,11 +63,11 @@ class AuxiliaryLoss:
             return None
         sae, kernels = self.sae, self.kernels
         k = min(self.settings.k, len(self.dead_M))
-        values_BA, places_BA = kernels.encode_topk(u_BD, sae.W_enc_FD[self.dead_M], sae.b_latent_F[self.dead_M], k)
+        values_BA, places_BA = kernels.encode_topk(u_BD, sae.W_enc[self.dead_M], sae.b_latent[self.dead_M], k)
         indices_BA = self.dead_M[places_BA]
         r_BD, learn_B1 = self._residual(x_BD, statistics, e_BD, loss_B)
         values_BA *= learn_B1
-        found = kernels.residual(r_BD, values_BA, indices_BA, sae.W_dec_FD, torch.zeros_like(sae.b_pre_D), None, None)
+        found = kernels.residual(r_BD, values_BA, indices_BA, sae.W_dec, torch.zeros_like(sae.b_out), None, None)
         share_B1 = (self.settings.weight * loss_B).to(x_BD.dtype).unsqueeze(1)
         return found.loss_B * loss_B, Gradients(values_BA, found.dz_BK * share_B1, indices_BA,
                                                 found.e_BD.mul_(share_B1), u_BD)
@@ -87,7 +87,7 @@ class AuxiliaryLoss:
         active_BK = values_BK > 0
         mean = values_BK.sum() / active_BK.sum().clamp_min(1)
         share = self.settings.lift * len(values_BK) / self.settings.dead_window
-        self.sae.b_latent_F.add_(self.dead_F * (mean * share))
+        self.sae.b_latent.add_(self.dead_F * (mean * share))
 
     @staticmethod
     def _residual(x_BD: Tensor, statistics: RowStatistics | None, e_BD: Tensor,

@@ -33,7 +33,7 @@ class CandidateSearch:
 
     def __init__(self, settings: Candidates, sae: TopK, kernels: Kernels) -> None:
         self.sae, self.kernels = sae, kernels
-        device = sae.W_enc_FD.device
+        device = sae.W_enc.device
         self.counts = torch.zeros(4, dtype=torch.int64, device=device)
         """Latents checked and missed since the last line of metrics; and since the margin was set."""
         self.margin_1 = torch.tensor([settings.margin])
@@ -96,15 +96,15 @@ class CandidateSearch:
         return 1 - missed / checked if checked else None
 
     def _exact(self, u_BD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        return self.kernels.encode_topk(u_BD, self.sae.W_enc_FD, b_latent_F, k)
+        return self.kernels.encode_topk(u_BD, self.sae.W_enc, b_latent_F, k)
 
     def _rough(self, u_BD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        W_enc_FD = self.sae.W_enc_FD
+        W_enc_FD = self.sae.W_enc
         self._quantized = self.kernels.quantize(W_enc_FD, self._quantized)
         return self.kernels.encode_candidates(u_BD, W_enc_FD, b_latent_F, self._quantized, k, self.margin)
 
     def _check(self, u_RD: Tensor, b_latent_F: Tensor, values_RK: Tensor, indices_RK: Tensor) -> None:
-        want_RK, wanted_RK = reference.encode_topk(u_RD, self.sae.W_enc_FD, b_latent_F, self._k)
+        want_RK, wanted_RK = reference.encode_topk(u_RD, self.sae.W_enc, b_latent_F, self._k)
         found_RK = (wanted_RK.unsqueeze(2) == indices_RK.unsqueeze(1)).any(dim=2)
         found_RK |= want_RK <= values_RK[:, -1:] * (1 + ROUNDING)
         active_RK = want_RK > 0

@@ -43,14 +43,14 @@ class NestedLoss:
                  statistics: RowStatistics | None) -> NestedResidual:
         """Decode all prefixes of a batch's codes and compare with its rows `x_BD`, in raw space."""
         mean_B1, std_B1 = (None, None) if statistics is None else (statistics.mean_B1, statistics.std_B1)
-        whole = kernels.residual(x_BD, values_BK, indices_BK, sae.W_dec_FD, sae.b_pre_D, mean_B1, std_B1)
+        whole = kernels.residual(x_BD, values_BK, indices_BK, sae.W_dec, sae.b_out, mean_B1, std_B1)
         if len(self.stops) == 1:
             return NestedResidual(whole, whole.dz_BK, [whole.e_BD])
         share = 1 / len(self.stops)
         e_GBD, dz_BK = [whole.e_BD * share], whole.dz_BK * share
         for stop in reversed(self.stops[:-1]):
             inside_BK = (indices_BK < stop) & (values_BK != 0)
-            prefix = kernels.residual(x_BD, torch.where(inside_BK, values_BK, 0), indices_BK, sae.W_dec_FD, sae.b_pre_D,
+            prefix = kernels.residual(x_BD, torch.where(inside_BK, values_BK, 0), indices_BK, sae.W_dec, sae.b_out,
                                       mean_B1, std_B1)
             dz_BK = dz_BK + torch.where(inside_BK, prefix.dz_BK, 0) * share
             e_GBD.append(e_GBD[-1] + prefix.e_BD * share)

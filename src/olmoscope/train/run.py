@@ -181,7 +181,7 @@ class Run:
     def _begin_trial(self) -> None:
         """Candidates must win a trial in the first steps. A checkpoint of a later step holds what came of it."""
         if self.step.candidates is not None and self.step.count < TRIAL_STEPS:
-            self.step.candidates.trial = Trial(self.step.sae.W_enc_FD.device)
+            self.step.candidates.trial = Trial(self.step.sae.W_enc.device)
 
     def _end_trial(self, search: CandidateSearch, trial: Trial) -> None:
         """Take the faster way. A run that was killed before its first checkpoint keeps the verdict that it had."""

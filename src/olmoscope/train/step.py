@@ -66,14 +66,14 @@ class Step:
                  matryoshka: Sequence[float] = ()) -> None:
         self.sae = sae
         self.adam = adam
-        self.kernels = kernels or kernels_for(sae.W_dec_FD.device)
+        self.kernels = kernels or kernels_for(sae.W_dec.device)
         self.activation = activation
         self.rule = RULES[activation](sae, self.kernels, self._encode_topk)
         self.nested = NestedLoss(matryoshka, sae.d_sae)
         self.count = 0
         self.tokens = 0
-        self.moments = {name: adam.moments_of(parameter) for name, parameter in sae.parameters().items()}
-        device = sae.W_dec_FD.device
+        self.moments = {name: adam.moments_of(parameter) for name, parameter in sae.state_dict().items()}
+        device = sae.W_dec.device
         self.last_fired_F = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
         """Tokens seen when each latent last fired."""
         self.unit = torch.ones((), dtype=torch.float64)
@@ -87,7 +87,7 @@ class Step:
     def __call__(self, x_BD: Tensor, lr: float) -> None:
         """Train on one batch of activations `[B, D]`, any float dtype, on the SAE's device."""
         sae, kernels, moments = self.sae, self.kernels, self.moments
-        x_BD = x_BD.to(sae.W_dec_FD.dtype).contiguous()
+        x_BD = x_BD.to(sae.W_dec.dtype).contiguous()
         u_BD, statistics = sae.center(x_BD)
         if self.count == 0:
             self._start(u_BD)
@@ -101,8 +101,8 @@ class Step:
         self._count(residual.whole, values_BK, indices_BK)
         db_latent_F, b_pull_D = self._update_matrices(*sorted_together(kernels, losses, sae.d_sae), adam)
         biases = self.adam.at(self.count, lr * float(self.unit))
-        update_bias(sae.b_latent_F, db_latent_F, moments["b_latent"], biases)
-        update_bias(sae.b_pre_D, losses[0].e_BD.sum(dim=0) - b_pull_D, moments["b_pre"], biases)
+        update_bias(sae.b_latent, db_latent_F, moments["b_latent"], biases)
+        update_bias(sae.b_in, losses[0].e_BD.sum(dim=0) - b_pull_D, moments["b_pre"], biases)
         if self.auxiliary is not None:
             self.auxiliary.lift(values_BK)
 
@@ -120,7 +120,7 @@ class Step:
 
     def tensors(self) -> dict[str, Tensor]:
         """All state, by name: the SAE's parameters, Adam's moments, counts."""
-        found = self.sae.parameters() | {"last_fired": self.last_fired_F, "sums": self.sums,
+        found = self.sae.state_dict() | {"last_fired": self.last_fired_F, "sums": self.sums,
                                          "unit": self.unit}
         found |= {rule_tensor(self.activation, name): tensor for name, tensor in self.rule.tensors().items()}
         for name, moments in self.moments.items():
@@ -151,17 +151,17 @@ class Step:
 
     def _encode_topk(self, u_BD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
         if self.candidates is None:
-            return self.kernels.encode_topk(u_BD, self.sae.W_enc_FD, b_latent_F, k)
+            return self.kernels.encode_topk(u_BD, self.sae.W_enc, b_latent_F, k)
         return self.candidates.encode(u_BD, b_latent_F, k, self.count)
 
     def _update_matrices(self, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor, adam: AdamStep) -> tuple[Tensor, Tensor]:
         """Encoder and decoder; what their update gives for the biases."""
         sae, kernels, moments = self.sae, self.kernels, self.moments
         if sae.tied:
-            return kernels.update_tied(sae.W_dec_FD, moments["W"], pairs, e_BD, u_BD, adam)
+            return kernels.update_tied(sae.W_dec, moments["W"], pairs, e_BD, u_BD, adam)
         decoder = replace(adam, lr=adam.lr * self.adam.decoder_rate)
-        kernels.update_decoder(sae.W_dec_FD, moments["W_dec"], pairs, e_BD, decoder)
-        return kernels.update_encoder(sae.W_enc_FD, moments["W_enc"], pairs, u_BD, adam)
+        kernels.update_decoder(sae.W_dec, moments["W_dec"], pairs, e_BD, decoder)
+        return kernels.update_encoder(sae.W_enc, moments["W_enc"], pairs, u_BD, adam)
 
     def _auxiliary(self, x_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None,
                    residual: Residual) -> list[Gradients]:

@@ -47,7 +47,7 @@ import json, sys
 from olmoscope.errors import UserError
 from olmoscope.sae.io.open import open_sae
 subject = open_sae(sys.argv[1])
-print(json.dumps([subject.name, subject.layer, subject.kind, subject.identity, float(subject.sae.W_dec_FD.sum())]))
+print(json.dumps([subject.name, subject.layer, subject.kind, subject.identity, float(subject.sae.W_dec.sum())]))
 for name in sys.argv[2:]:
     try:
         open_sae(name)
@@ -64,7 +64,7 @@ def test_from_the_hub(out, hub_endpoint, tmp_path):
     assert done.returncode == 0, done.stderr
     opened, *errors = map(json.loads, done.stdout.splitlines())
     local = open_sae(out / "release" / RAW)
-    assert opened == [f"someone/saes:{RAW}", 3, "hub", local.identity, float(local.sae.W_dec_FD.sum())]
+    assert opened == [f"someone/saes:{RAW}", 3, "hub", local.identity, float(local.sae.W_dec.sum())]
     assert len(errors) == 2
     assert errors[0].startswith("cannot have no/such/sae/ of hub repository someone/saes: ")
     assert errors[1].startswith("cannot have x/ of hub repository nobody/nothing: ")

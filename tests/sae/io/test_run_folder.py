@@ -27,13 +27,13 @@ def test_what_is_written_is_read_bit_by_bit(tmp_path, activation, kind, tied):
         step(synthetic_rows(WIDTH), lr=1e-3)
     save_checkpoint(tmp_path / "step.safetensors", step, {})
     sae, trained = read_checkpoint(tmp_path / "step.safetensors"), step.sae
-    assert type(sae) is kind and sae.normalize == "layer_norm" and (sae.W_enc_FD is sae.W_dec_FD) == tied
+    assert type(sae) is kind and sae.normalize == "layer_norm" and (sae.W_enc is sae.W_dec) == tied
     for name in ("W_enc_FD", "W_dec_FD", "b_latent_F", "b_pre_D"):
         assert torch.equal(getattr(sae, name), getattr(trained, name))
     if activation == "jumprelu":
-        assert torch.equal(sae.threshold_F, step.rule.log_threshold_F.exp())
+        assert torch.equal(sae.threshold, step.rule.log_threshold_F.exp())
     if activation == "batchtopk":
-        assert torch.equal(sae.threshold_F, step.rule.threshold.float().expand(96))
+        assert torch.equal(sae.threshold, step.rule.threshold.float().expand(96))
 
 
 def test_a_run_is_read_whole_or_refused(tmp_path):
@@ -41,7 +41,7 @@ def test_a_run_is_read_whole_or_refused(tmp_path):
     run = out / "runs" / RAW
     opened = open_sae(run)
     sae = read_checkpoint(run / "checkpoints" / "step-00000008.safetensors")
-    assert torch.equal(opened.sae.W_dec_FD, sae.W_dec_FD) and torch.equal(opened.sae.b_latent_F, sae.b_latent_F)
+    assert torch.equal(opened.sae.W_dec, sae.W_dec) and torch.equal(opened.sae.b_latent, sae.b_latent)
     assert (opened.architecture, opened.dtype, opened.model_revision, opened.model_layers) == (
         "topk", torch.float32, "sha256:0123", 8)
     for number, (change, saying) in enumerate((

@@ -52,8 +52,8 @@ def assert_agrees(folder, x_BD):
         z_BF = theirs.encode(x_BD)
         xhat_BD = theirs.decode(z_BF)
     codes = ours.encode(x_BD)
-    assert float(codes.values_BK.min()) >= 0
-    assert (codes.values_BK.diff(dim=1) <= 0).all()
+    assert float(codes.values.min()) >= 0
+    assert (codes.values.diff(dim=1) <= 0).all()
     scale = float(z_BF.max())
     difference_B = code_difference(codes.to_dense(), z_BF, F)
     assert float(difference_B.max()) < 1e-5 * scale
@@ -134,9 +134,9 @@ def test_weights_are_rounded_to_the_dtype_that_is_said(tmp_path, architecture, d
     theirs_in(tmp_path, architecture, **({"k": 7} if architecture == "topk" else {}))
     change(tmp_path, dtype=dtype)
     theirs, ours = SAE.load_from_disk(tmp_path).to(torch.float32), saelens.read(tmp_path).sae
-    assert torch.equal(ours.W_dec_FD, theirs.W_dec) and torch.equal(ours.W_enc_FD.T, theirs.W_enc)
+    assert torch.equal(ours.W_dec, theirs.W_dec) and torch.equal(ours.W_enc.T, theirs.W_enc)
     exact = load_file(tmp_path / "sae_weights.safetensors")["W_dec"]
-    assert not torch.equal(ours.W_dec_FD, exact)
+    assert not torch.equal(ours.W_dec, exact)
     with torch.no_grad():
         z_BF = theirs.encode(rows())
         xhat_BD = theirs.decode(z_BF)
@@ -288,9 +288,9 @@ def test_damaged_folders_are_refused(tmp_path):
 @pytest.mark.parametrize("kind", ["topk", "jumprelu"])
 def test_what_is_written_is_read_bit_by_bit(tmp_path, kind, normalize, tied):
     sae = initialize(D, F, 7, normalize, torch.randn(D), seed=0, tied=tied)
-    sae.b_latent_F += torch.randn(F)
+    sae.b_latent += torch.randn(F)
     if kind == "jumprelu":
-        sae = threshold.JumpReLU(sae.W_enc_FD, sae.W_dec_FD, sae.b_pre_D, normalize, sae.b_latent_F, torch.rand(F))
+        sae = threshold.JumpReLU(sae.W_enc, sae.W_dec, sae.b_in, normalize, sae.b_latent, torch.rand(F))
     metadata = METADATA | {"hf_hook_name": "model.layers.3", "prepend_bos": True}
     assert saelens.write(sae, tmp_path / "sae", metadata) and not saelens.write(sae, tmp_path / "sae", metadata)
     opened = saelens.read(tmp_path / "sae")

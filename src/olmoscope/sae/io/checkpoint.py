@@ -1,6 +1,6 @@
 """The checkpoint files of our own runs: an SAE's tensors among the trainer's, and what the file says of the SAE.
 
-    W, or W_enc and W_dec, b_latent, b_pre     the parameters, as `TopK.parameters` names them
+    W, or W_enc and W_dec, b_latent, b_pre     the parameters, as `SparseCoder.state_dict` names them
     ACTIVATION.threshold or .log_threshold     the threshold of a rule that has one (`THRESHOLDS`)
 
 The rest is the trainer's own (train/checkpoint.py). What the file says stands in its metadata as JSON, under
@@ -62,12 +62,12 @@ def read_checkpoint(path: Path) -> TopK | JumpReLU:
         parameters = {name: file.get_tensor(name) for name in (*matrices, "b_latent", "b_pre")}
         activation = metadata["activation"]
         kind = GroupMax if activation == "groupmax" else TopK
-        sae = kind.of(parameters, metadata["k"], metadata["normalize"])
+        sae = kind.from_state_dict(parameters, k=metadata["k"], normalize=metadata["normalize"])
         if activation not in THRESHOLDS:
             return sae
         threshold = file.get_tensor(rule_tensor(activation, THRESHOLDS[activation]))
         threshold_F = threshold.exp() if activation == "jumprelu" else threshold.float().repeat(sae.d_sae)
-        return JumpReLU(sae.W_enc_FD, sae.W_dec_FD, sae.b_pre_D, sae.normalize, sae.b_latent_F, threshold_F)
+        return JumpReLU(sae.W_enc, sae.W_dec, sae.b_in, sae.normalize, sae.b_latent, threshold_F)
 
 
 @contextlib.contextmanager

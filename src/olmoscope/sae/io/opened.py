@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 
 from olmoscope.recipe.schema import Bos
-from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.site import Site
 
 Kind = Literal["run", "folder", "file", "hub"]
@@ -38,7 +38,7 @@ class Opened:
         unread: which tokens it was trained without, in words; None where all were read, or its files do not say.
     """
 
-    sae: SparseAutoencoder
+    sae: SparseCoder
     name: str
     site: Site
     model_name: str | None

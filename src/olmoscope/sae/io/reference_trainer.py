@@ -97,7 +97,7 @@ def _read_sae(model: Mapping[str, Any], tree: Mapping[str, Any], path: Path) -> 
             if not torch.equal(decoder.T if transposed else decoder, W_FD):
                 raise UserError(f"{path}: {name} differs from encoder.weight: the SAE is not tied, which is not "
                                 "supported")
-    return TopK(W_FD, W_FD, b_latent_F, b_pre_D, _k(model, tree, latents, path), _normalize(tree, path))
+    return TopK(W_FD, W_FD, b_pre_D, _normalize(tree, path), b_latent_F, _k(model, tree, latents, path))
 
 
 def _k(model: Mapping[str, Any], tree: Mapping[str, Any], latents: int, path: Path) -> int:

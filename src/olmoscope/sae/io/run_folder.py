@@ -124,7 +124,7 @@ def read(path: Path, site: Site | None = None) -> Opened:
     return Opened(sae, run.sae.id, run.sae.site, model.name, model.revision,
                   "jumprelu" if isinstance(sae, JumpReLU) else run.sae.activation, path, "run", run.done.run_hash,
                   bos="yes" if tokens.bos == "yes" else "no",
-                  context_size=max(high for _, high in tokens.chunk_lengths), dtype=sae.W_dec_FD.dtype, metadata={},
+                  context_size=max(high for _, high in tokens.chunk_lengths), dtype=sae.W_dec.dtype, metadata={},
                   model_architecture=model.architecture, model_layers=model.num_layers)
 
 

@@ -24,8 +24,8 @@ from safetensors.torch import save_file
 
 from olmoscope.errors import UserError
 from olmoscope.files import atomic_path, sha256, write_json
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.groupmax import GroupMax
-from olmoscope.sae.interface import SparseAutoencoder
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.saelens_places import begins_with_bos, site_read, unread
 from olmoscope.sae.io.saelens_settings import CONFIG, raw_settings, read_settings, row_normalisation, weights_dtype
@@ -84,7 +84,7 @@ def read(path: Path, site: Site | None = None) -> Opened:
         dtype=weights_dtype(config, path / CONFIG), metadata=metadata, unread=unread(metadata))
 
 
-def write(sae: SparseAutoencoder, path: Path, metadata: Mapping[str, Any]) -> bool:
+def write(sae: SparseCoder, path: Path, metadata: Mapping[str, Any]) -> bool:
     """Write an SAE into a folder as SAELens reads it, unless it already stands there, value by value.
 
     Args:
@@ -137,7 +137,7 @@ def is_written(sae: TopK | JumpReLU, path: Path, metadata: Mapping[str, Any]) ->
 
 def _config_of(sae: TopK | JumpReLU, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The content of cfg.json."""
-    tied = "tied_" if sae.W_enc_FD is sae.W_dec_FD else ""
+    tied = "tied_" if sae.W_enc is sae.W_dec else ""
     architecture = "topk" if isinstance(sae, TopK) else "jumprelu"
     own = {"k": sae.k, "rescale_acts_by_decoder_norm": False} if isinstance(sae, TopK) else {}
     return {

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from olmoscope.errors import UserError
 from olmoscope.model_errors import damage
-from olmoscope.sae.interface import SparseAutoencoder
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.io.saelens_settings import CONFIG, weights_dtype
 from olmoscope.sae.rows import Normalize
 from olmoscope.sae.threshold import Gated, JumpReLU
@@ -47,7 +47,7 @@ def _topk(parts: _Parts) -> TopK:
     if not isinstance(k, int) or not 0 < k <= latents:
         raise UserError(f"{parts.where}: k must be a number from 1 to {latents}, not {k!r} (for a missing one SAELens "
                         "would silently take 100)")
-    return TopK(parts.W_enc_FD, parts.W_dec_FD, parts.tensors["b_enc"], parts.tensors["b_dec"], k, parts.normalize)
+    return TopK(parts.W_enc_FD, parts.W_dec_FD, parts.tensors["b_dec"], parts.normalize, parts.tensors["b_enc"], k)
 
 
 def _jumprelu(parts: _Parts, threshold_F: Tensor) -> JumpReLU:
@@ -78,7 +78,7 @@ class _Kind:
     """The tensors of a kind of SAE, neither more nor fewer, and what makes an SAE of them."""
 
     tensors: tuple[str, ...]
-    build: Callable[[_Parts], SparseAutoencoder]
+    build: Callable[[_Parts], SparseCoder]
 
 
 _COMMON = ("W_enc", "b_enc", "W_dec", "b_dec")
@@ -104,7 +104,7 @@ def raw_tensors(folder: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (the file is no mapping)
 
 
-def read_coder(folder: Path, config: Mapping[str, Any], normalize: Normalize) -> SparseAutoencoder:
+def read_coder(folder: Path, config: Mapping[str, Any], normalize: Normalize) -> SparseCoder:
     """The SAE of a folder, float32, on the CPU.
 
     Args:
@@ -134,9 +134,9 @@ def is_tied(tensors: Mapping[str, Tensor]) -> bool:
 
 def tensors_of(sae: TopK | JumpReLU) -> dict[str, Tensor]:
     """SAELens' names for the parameters, float32; `W_enc` is a transposed view."""
-    thresholds = {"threshold": sae.threshold_F.float()} if isinstance(sae, JumpReLU) else {}
-    return {"W_enc": sae.W_enc_FD.float().T, "b_enc": sae.b_latent_F.float(), "W_dec": sae.W_dec_FD.float(),
-            "b_dec": sae.b_pre_D.float()} | thresholds
+    thresholds = {"threshold": sae.threshold.float()} if isinstance(sae, JumpReLU) else {}
+    return {"W_enc": sae.W_enc.float().T, "b_enc": sae.b_latent.float(), "W_dec": sae.W_dec.float(),
+            "b_dec": sae.b_out.float()} | thresholds
 
 
 def _read_weights(path: Path, architecture: str, config: Mapping[str, Any]) -> dict[str, Tensor]:

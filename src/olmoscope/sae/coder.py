@@ -1,0 +1,236 @@
+"""What any dictionary of a language model's activations offers, whatever its kind and origin: `SparseCoder`.
+
+A coder reads rows of one site and writes rows of one. In a sparse autoencoder (SAE) the two are the same; a transcoder
+is the same maths with other ends, for every activation rule:
+
+    u = n(x) − b_in        z = rule(u W_encᵀ)        y = z W_dec + b_out + x W_skipᵀ
+
+n is the row normalisation (rows.py). An SAE gives n⁻¹(y), the reconstruction of x; a transcoder gives y. Gradients go
+through `encode` and `decode` by autograd.py, wherever one is asked for; else nothing is kept for them.
+
+Shapes: N rows, D_in width read, D_out width written, F latents, K places of a code; `...` any leading dimensions.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, fields
+from typing import TYPE_CHECKING, Any, Self, cast
+
+import torch
+from torch import Tensor
+
+from olmoscope.errors import UserError
+from olmoscope.kernels.dispatch import kernels_for
+from olmoscope.kernels.interface import Kernels
+from olmoscope.sae.autograd import activations, decoded
+from olmoscope.sae.check import check_codes, check_rows, check_shapes
+from olmoscope.sae.codes import SparseCodes
+from olmoscope.sae.rows import Normalize, RowStatistics, normalize_rows, restore_rows
+
+if TYPE_CHECKING:
+    from olmoscope.site import Site
+
+KERNEL_DTYPES = (torch.float32, torch.float64)
+"""What the kernels of every device take; in any other dtype plain torch computes."""
+
+_AS_B_IN = cast(Tensor, None)
+"""Stands for `b_in` until `__post_init__` puts it there."""
+
+
+@dataclass(eq=False, repr=False)
+class SparseCoder(ABC):
+    """Parameters of one dictionary and what they compute; the kinds differ in which latents become active.
+
+    Attributes:
+        W_enc: encoder `[F, D_in]`, one latent a row; in a tied SAE the very same tensor as `W_dec`.
+        W_dec: decoder `[F, D_out]`, one latent a row: the direction that it writes.
+        b_in: `[D_in]`, subtracted from the (normalised) rows before encoding.
+        normalize: how rows are normalised before encoding; an SAE's reconstruction undoes it.
+        b_out: `[D_out]`, added after decoding. Left out, it is `b_in`, the very same tensor, as an SAE has it.
+        W_skip: `[D_out, D_in]`, what the output takes from the rows directly; None: nothing. Transcoders only.
+        transcoder: the rows written are those of another site than the rows read.
+        reads, writes: the sites; empty where they are not known.
+    """
+
+    W_enc: Tensor
+    W_dec: Tensor
+    b_in: Tensor
+    normalize: Normalize
+    _: KW_ONLY
+    b_out: Tensor = _AS_B_IN
+    W_skip: Tensor | None = None
+    transcoder: bool = False
+    reads: "tuple[Site, ...]" = ()
+    writes: "tuple[Site, ...]" = ()
+
+    def __post_init__(self) -> None:
+        if self.b_out is _AS_B_IN:
+            self.b_out = self.b_in
+        check_shapes(self)
+
+    @property
+    def d_sae(self) -> int:
+        return self.W_dec.shape[0]
+
+    @property
+    def d_in(self) -> int:
+        """Width of the rows read."""
+        return self.W_enc.shape[1]
+
+    @property
+    def d_out(self) -> int:
+        """Width of the rows written."""
+        return self.W_dec.shape[1]
+
+    @property
+    def d_model(self) -> int:
+        """`d_in`, as an SAE calls it."""
+        return self.d_in
+
+    @property
+    def tied(self) -> bool:
+        """Whether encoder and decoder are one matrix."""
+        return self.W_enc is self.W_dec
+
+    @property
+    def device(self) -> torch.device:
+        return self.W_enc.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters, and of what `encode` and `decode` give."""
+        return self.W_enc.dtype
+
+    def __repr__(self) -> str:
+        ends = f"{self.d_in} to {self.d_out}" if self.transcoder else f"{self.d_in}"
+        return f"{type(self).__name__}(width {ends}, {self.d_sae} latents, normalize {self.normalize})"
+
+    def center(self, x_ND: Tensor) -> tuple[Tensor, RowStatistics | None]:
+        """Rows as the encoder sees them, u `[N, D_in]`: in the parameters' dtype, normalised, minus `b_in`; and what
+        normalisation took out."""
+        normal_ND, statistics = normalize_rows(x_ND.to(self.dtype), self.normalize)
+        return normal_ND - self.b_in, statistics
+
+    def encode(self, x: Tensor) -> SparseCodes:
+        """The active latents of activations.
+
+        Args:
+            x: `[..., D_in]` of any float dtype, on the coder's device.
+
+        Returns:
+            Codes `[..., K]` in the parameters' dtype. K is k in a TopK coder, else the most active latents of any of
+            these rows. Gradients go from the values to x and to the parameters. They are those of the active latents:
+            which latents are active has none, so a threshold or a gate's bias gets none.
+
+        Raises:
+            UserError: no tensor, not of a float dtype, of another width, on another device.
+        """
+        check_rows(self, x)
+        x_ND = x.reshape(-1, self.d_in)
+        u_ND, statistics = self.center(x_ND)
+        values_NK, indices_NK = activations(self.kernels, self._choose, u_ND.contiguous(), self.W_enc, *self._affine())
+        shape = (*x.shape[:-1], values_NK.shape[1])
+        return SparseCodes(values_NK.view(shape), indices_NK.view(shape), self.d_sae,
+                           None if self.transcoder else statistics, None if self.W_skip is None else x_ND)
+
+    def decode(self, codes: SparseCodes) -> Tensor:
+        """What codes stand for, `[..., D_out]`, in the model's own space and in the parameters' dtype.
+
+        Args:
+            codes: from `encode`, perhaps with other values (`dataclasses.replace`). Codes made by hand serve only a
+                coder that needs nothing else of the rows: an SAE that does not normalise, a transcoder without skip.
+
+        Returns:
+            The rows; gradients go to `codes.values` (also where a value is 0) and to the parameters.
+
+        Raises:
+            UserError: no codes, of another dictionary, on another device, or made by hand where that cannot serve.
+        """
+        check_codes(self, codes)
+        shape = codes.values.shape
+        rows = (shape[:-1].numel(), shape[-1])
+        values_NK, indices_NK = codes.values.reshape(rows).to(self.dtype), codes.indices.reshape(rows)
+        y_ND = decoded(self.kernels, values_NK, indices_NK, self.W_dec) + self.b_out
+        if self.W_skip is not None:
+            y_ND = y_ND + cast(Tensor, codes._rows).to(self.dtype) @ self.W_skip.T
+        return restore_rows(y_ND, codes._statistics).view(*shape[:-1], self.d_out)
+
+    def reconstruct(self, x: Tensor) -> tuple[Tensor, SparseCodes]:
+        """`decode(encode(x))`, `[..., D_out]` in the parameters' dtype, and the codes it was made from."""
+        codes = self.encode(x)
+        return self.decode(codes), codes
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
+        """The same coder on another device, in another dtype, or both; what need not change is shared.
+
+        Raises:
+            UserError: the dtype is not a float one.
+        """
+        if dtype is not None and not dtype.is_floating_point:
+            raise UserError(f"to({dtype}): a coder's parameters are of a float dtype; choose one")
+        moved = {name: tensor.detach().to(device, dtype).requires_grad_(tensor.requires_grad)
+                 for name, tensor in self.state_dict().items()}
+        return self.from_state_dict(moved, **self._settings())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The parameters by name, each once, not copied: `W` where tied, else `W_enc` and `W_dec`; the latents' own;
+        `b_pre` where `b_in` is `b_out`, else both; `W_skip` if there is one."""
+        own = {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)}
+        matrices = [own.pop(name) for name in ("W_enc", "W_dec")]
+        ends = [own.pop(name) for name in ("b_in", "b_out")]
+        skip = {name: own.pop(name) for name in ("W_skip",) if name in own}
+        return ({"W": matrices[0]} if self.tied else dict(zip(("W_enc", "W_dec"), matrices, strict=True))) | own | (
+            {"b_pre": ends[0]} if ends[0] is ends[1] else dict(zip(("b_in", "b_out"), ends, strict=True))) | skip
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor], **settings: Any) -> Self:
+        """A coder of this kind around tensors as `state_dict` names them.
+
+        Args:
+            settings: the fields that are no tensors: `normalize`, `k` of a TopK, `transcoder` if it is one.
+        """
+        tensors: dict[str, Any] = dict(state)
+        for one, both in (("W", ("W_enc", "W_dec")), ("b_pre", ("b_in", "b_out"))):
+            if one in tensors:
+                tensors |= dict.fromkeys(both, tensors.pop(one))
+        return cls(**tensors, **settings)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy parameters into this coder, as `state_dict` of one of the same kind and size gave them.
+
+        Raises:
+            UserError: other names or shapes; nothing was copied.
+        """
+        mine = self.state_dict()
+        if mine.keys() != state.keys():
+            raise UserError(f"load_state_dict: this {type(self).__name__} holds {', '.join(mine)}; given were "
+                            f"{', '.join(state) or 'no tensors'}")
+        for name, tensor in mine.items():
+            if tensor.shape != state[name].shape:
+                raise UserError(f"load_state_dict: {name} is {list(state[name].shape)}, this coder's is "
+                                f"{list(tensor.shape)}: load it into a coder of its own size")
+        with torch.no_grad():
+            for name, tensor in mine.items():
+                tensor.copy_(state[name])
+
+    @property
+    def kernels(self) -> Kernels:
+        """Those of the coder's device, or plain torch for a dtype that they do not take."""
+        if self.dtype in KERNEL_DTYPES:
+            return kernels_for(self.device)
+        from olmoscope.kernels import reference
+
+        return cast(Kernels, reference)
+
+    def _settings(self) -> dict[str, Any]:
+        """The fields that are no tensors."""
+        return {field.name: value for field in fields(self)
+                if not isinstance(value := getattr(self, field.name), Tensor)}
+
+    @abstractmethod
+    def _choose(self, u_ND: Tensor) -> tuple[Tensor, Tensor]:
+        """values_NK and indices_NK of rows that `center` gave, without any gradient."""
+
+    @abstractmethod
+    def _affine(self) -> tuple[Tensor, Tensor | None]:
+        """bias_F and scale_F (None: ones): an active latent's value is scale · (u · W_enc) + bias."""
