@@ -38,7 +38,8 @@ def evaluation(sae: SAE, run_hash: str, d_model: int) -> dict[str, Any]:
     """An evaluation.json with every key: invented figures."""
     return {
         "format": "olmoscope evaluation", "version": 1, "sae": sae.id, "run_hash": run_hash, "identity": "0123",
-        "store": "4567", "model": "tiny", "model_revision": "sha256:0123", "layer": sae.layer, "architecture": "topk",
+        "store": "4567", "model": "tiny", "model_revision": "sha256:0123", "site": str(sae.site),
+        "architecture": "topk",
         "d_model": d_model, "d_sae": sae.d_sae, "k": sae.k, "normalize": sae.normalize,
         "text": {"kind": "store", "name": "test, held out", "tokens_hash": "89ab", "documents": 12, "resampled": 12,
                  "first_positions": 1, "outlier_norm": 50.0, "mean_of": "the held-out rows"},

@@ -43,7 +43,7 @@ class StoreReader:
         self.folder = Path(folder)
         self.manifest = json.loads((self.folder / "manifest.json").read_text())
         assert self.manifest["format"] == "olmoscope activation store"
-        assert self.manifest["version"] == 1, "newer than this reader"
+        assert self.manifest["version"] == 2, "newer than this reader"
         assert self.manifest["finished"]
         self.sources = list(self.manifest["sources"])
 

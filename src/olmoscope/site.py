@@ -66,6 +66,11 @@ class Site:
         return cls(int(found[1]), found[2] or "")
 
     @property
+    def layer_or_none(self) -> int | None:
+        """The layer; None for `embed`."""
+        return None if self == EMBED else self.layer
+
+    @property
     def is_layer_output(self) -> bool:
         """Whether it is the residual stream after a layer."""
         return not self.part and self.layer >= 0
@@ -113,15 +118,16 @@ EMBED = Site(-1)
 
 
 def layer_as_site(value: Any) -> Any:
-    """A file's mapping with `site` in place of `layer`, as files written before there were sites have it."""
+    """A file's mapping with its `site` alone: those from before there were sites have only `layer`."""
     if not isinstance(value, dict) or "layer" not in value:
         return value
-    return {key: part for key, part in value.items() if key != "layer"} | {"site": value["layer"]}
+    tree = {key: part for key, part in value.items() if key != "layer"}
+    return {"site": value["layer"]} | tree
 
 
 def deepest(sites: Iterable[Site]) -> int:
     """The deepest layer that must run to reach all sites."""
-    return max(0, *(site.layer for site in sites))
+    return max([0, *(site.layer for site in sites)])
 
 
 def wildcard(pattern: str, layers: int) -> list[Site]:

@@ -58,7 +58,7 @@ def test_rows_of_zeros_are_counted_and_spoil_no_figure(out, capsys):
         assert 0 < done["nmse"] < 2, "training met such rows too"
     show_evaluations(found)
     said = capsys.readouterr().out
-    assert f"{found[0].zero_rows} of the rows of layer 3 are zeros: they are left out of NMSE." in said
+    assert f"{found[0].zero_rows} of the rows of layers.3 are zeros: they are left out of NMSE." in said
 
 
 def test_saes_from_anywhere_on_a_text_with_such_rows(out, tmp_path):
@@ -90,7 +90,7 @@ def test_rows_of_nan_are_refused_before_anything_is_measured(out, tmp_path):
                               "num_dead_features"))
     saelens.write(open_sae(run_folder(out, job.saes[0])).sae, tmp_path / "sae",
                   metadata | {"hook_name": "blocks.3.hook_resid_post"})
-    with pytest.raises(UserError, match=r"layer 3: [\d,]+ of [\d,]+ rows are NaN or infinite; try another") as caught:
+    with pytest.raises(UserError, match=r"layers.3: [\d,]+ of [\d,]+ rows are NaN or infinite; try another") as caught:
         evaluate_anywhere([str(tmp_path / "sae")], Options(
             tmp_path / "out", text=str(out), tokens=500, dtype="float32", model=str(broken)))
     assert "\n" not in str(caught.value)

@@ -15,6 +15,7 @@ from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
 from olmoscope.recipe.schema import Filter, Live
+from olmoscope.site import Site
 from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import run_folder
@@ -62,7 +63,7 @@ def result(out, sae):
 def test_killed_25_times_and_the_same_in_the_end(job, mode, tmp_path):
     job, store = job
     if mode == "live":
-        job = job.model_copy(update={"saes": [job.saes[0], job.saes[1].model_copy(update={"layer": 7})],
+        job = job.model_copy(update={"saes": [job.saes[0], job.saes[1].model_copy(update={"reads": [Site(7)]})],
                                      "train": job.train.model_copy(update={"live": Live(rows=1500)})})
     (tmp_path / "job.yaml").write_text(job.to_yaml())
     script = Path(__file__).with_name("killed_training.py")

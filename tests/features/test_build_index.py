@@ -85,7 +85,7 @@ def test_rows_that_do_not_fit_are_refused(path, tmp_path):
 
     model = manifest["model"]
     refused("is of model tiny, .* has rows of gpt2; give another --store, or --model", model=model | {"name": "gpt2"})
-    refused("has no rows of layer 1, which layer_01.* reads; it has layers 7", layers=[7])
+    refused("has no rows of layers.1, which layer_01.* reads; it has layers.7", layers=[7])
     refused("reads rows of width 256, those of .* have 300", model=model | {"d_model": 300})
     refused("was trained on revision sha256:.* is of revision other", model=model | {"revision": "other"})
     refused("is not finished", finished=False)
@@ -123,7 +123,7 @@ def test_weights_that_are_not_finite_are_refused(path, tmp_path):
     sae.b_latent[0] = 3e38
     sae.W_dec[0] *= 1e38
     saelens.write(sae, tmp_path / "sae", metadata | {"model_name": "tiny", "hook_name": "blocks.1.hook_resid_post"})
-    with pytest.raises(UserError, match="activations are not finite on layer 1 of segment 0"):
+    with pytest.raises(UserError, match="activations are not finite at layers.1 in segment 0"):
         index_sae(str(tmp_path / "sae"), store=tmp_path / "out" / "store" / "train", out=tmp_path / "new", device="cpu")
     with pytest.raises(UserError, match="say where its index goes with --out"):
         index_sae(str(tmp_path / "sae"), store=tmp_path / "out" / "store" / "train", device="cpu")

@@ -39,7 +39,7 @@ def text(index):
     text = {name: np.concatenate([one[name].numpy() for one in rows]) for name in
             ("token_id", "sequence", "position", "source")}
     order = np.lexsort((text["position"], text["sequence"]))
-    x_TD = torch.cat([store.read(index.info.sae.layer, segment, slice(0, count))
+    x_TD = torch.cat([store.read(index.info.sae.site, segment, slice(0, count))
                       for segment, count in enumerate(store.segment_rows)])
     special = np.isin(text["token_id"], store.manifest.special_token_ids)
     kept = ~special & (text["position"] >= 2) if index.info.filter == FILTER else np.ones(len(order), bool)

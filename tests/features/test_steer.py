@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from helpers import small_model
+from helpers import small_model, streams
 from olmoscope.features.steer import Continuation, Edit, activation_of, pick, steer_rows, steering
 from olmoscope.sae.rows import Normalize
 from olmoscope.sae.topk import TopK, initialize
@@ -49,7 +49,7 @@ def test_edits_move_along_the_direction_by_what_was_asked(normalize: Normalize) 
 
 def test_a_model_steered_by_nothing_is_the_model() -> None:
     model, sae, ids = small_model("Olmo3"), small_sae(), torch.tensor([TOKENS])
-    layer = model.model.layers[LAYER]
+    layer, = streams(model.model.layers, [LAYER])
     with torch.no_grad():
         plain = model(input_ids=ids).logits
         with steering(layer, sae, [Edit(feature, "add", 0.0) for feature in range(64)]):
@@ -61,7 +61,7 @@ def test_a_model_steered_by_nothing_is_the_model() -> None:
 
 def continued(edits: list[Edit], seed: int = 0, temperature: float = 1.0, tokens: int = 12) -> list[int]:
     model = small_model("Olmo3")
-    made = Continuation(model, model.model.layers[LAYER], TOKENS, temperature=temperature, seed=seed, sae=small_sae(),
+    made = Continuation(model, *streams(model.model.layers, [LAYER]), TOKENS, temperature=temperature, seed=seed, sae=small_sae(),
                         edits=edits)
     return [made.step() for _ in range(tokens)]
 
@@ -79,7 +79,7 @@ def test_the_cache_changes_nothing() -> None:
     model, sae, edits = small_model("Olmo3"), small_sae(), [Edit(2, "add", 3.0)]
     ids, draws = list(TOKENS), generator(0, "tokens of a continuation")
     for token in continued(edits):
-        with torch.no_grad(), steering(model.model.layers[LAYER], sae, edits):
+        with torch.no_grad(), steering(*streams(model.model.layers, [LAYER]), sae, edits):
             logits_V = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0, -1].double()
         assert token == pick(logits_V, 1.0, draws.random())
         ids.append(token)

@@ -15,6 +15,7 @@ from olmoscope.sae.io import saelens
 from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.sae.rows import normalize_rows
 from olmoscope.sae.topk import initialize
+from olmoscope.site import Site
 from olmoscope.train.adam import Adam
 from olmoscope.train.step import Step
 
@@ -57,7 +58,7 @@ def exported(folder, layer, normalize, x_BD):
                 Adam((0.9, 0.999), 1e-8))
     for _ in range(5):
         step(x_BD, lr=1e-3)
-    saelens.write(step.sae, folder, {"model_name": "tiny", "prepend_bos": False, **hook_names("model.layers", layer)})
+    saelens.write(step.sae, folder, {"model_name": "tiny", "prepend_bos": False, **hook_names("model.layers", Site(layer))})
     return folder
 
 
@@ -74,7 +75,7 @@ def test_error_term_identity(bridge, tokens, outputs, tmp_path, layer, normalize
     from sae_lens import SAE
     seen, _, logits = outputs
     folder = exported(tmp_path / "sae", layer, normalize, seen[layer].flatten(0, 1))
-    assert validate(folder, rows={layer: seen[layer].flatten(0, 1)}).passed
+    assert validate(folder, rows={Site(layer): seen[layer].flatten(0, 1)}).passed
     sae = SAE.load_from_disk(folder)
     with torch.no_grad():
         base = bridge(tokens)

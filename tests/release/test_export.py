@@ -14,6 +14,7 @@ from olmoscope.sae.io import saelens
 from olmoscope.sae.io.checkpoint import read_checkpoint
 from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.sae.topk import initialize
+from olmoscope.site import Site
 from release_runs import LAYER_NORM, RAW, edit_json
 
 
@@ -47,7 +48,7 @@ def test_one_latent_and_width_one(tmp_path, tied, d_sae, d_model):
     from sae_lens import SAE
 
     sae = initialize(d_model, d_sae, 1, "none", torch.zeros(d_model), seed=0, tied=tied)
-    metadata = {"model_name": "tiny", **hook_names("model.layers", 3), "prepend_bos": False}
+    metadata = {"model_name": "tiny", **hook_names("model.layers", Site(3)), "prepend_bos": False}
     assert saelens.write(sae, tmp_path / "sae", metadata) and not saelens.write(sae, tmp_path / "sae", metadata)
     tensors = load_file(tmp_path / "sae" / "sae_weights.safetensors")
     assert torch.equal(tensors["W_enc"], sae.W_enc.T) and torch.equal(tensors["W_dec"], sae.W_dec)

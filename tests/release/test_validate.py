@@ -14,9 +14,10 @@ from olmoscope.release.validate import validate
 from olmoscope.sae.io import saelens
 from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.sae.topk import TopK, initialize
+from olmoscope.site import Site
 from release_runs import LAYER_NORM, RAW, WIDTH, edit_json, synthetic_rows
 
-METADATA = {"model_name": "m", "prepend_bos": False, **hook_names("model.layers", 3)}
+METADATA = {"model_name": "m", "prepend_bos": False, **hook_names("model.layers", Site(3))}
 
 
 def failed(validation) -> set[str]:
@@ -24,7 +25,7 @@ def failed(validation) -> set[str]:
 
 
 def test_a_release_passes_every_check(built):
-    rows = {layer: synthetic_rows(WIDTH, rows=300, seed=layer).bfloat16() for layer in (3, 7)}
+    rows = {Site(layer): synthetic_rows(WIDTH, rows=300, seed=layer).bfloat16() for layer in (3, 7)}
     validation = validate(built / "release", rows=rows)
     assert validation.passed, validation.failures
     assert all(check.passed for check in validation.checks)
@@ -53,7 +54,7 @@ def test_equal_pre_activations_are_no_difference(tmp_path, normalize):
     sae = initialize(WIDTH, 24, 6, normalize, synthetic_rows(WIDTH).mean(dim=0), seed=0)
     twins = TopK(W_FD := sae.W_dec.repeat(4, 1), W_FD, sae.b_in, normalize, sae.b_latent.repeat(4), 6)
     saelens.write(twins, tmp_path / "twins", METADATA)
-    validation = validate(tmp_path / "twins", rows={3: synthetic_rows(WIDTH)})
+    validation = validate(tmp_path / "twins", rows={Site(3): synthetic_rows(WIDTH)})
     assert validation.passed, validation.failures
 
 
@@ -148,7 +149,7 @@ def test_what_is_no_release_is_refused(built, copy, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="upgrade olmoscope"):
         validate(copy / "release")
     with pytest.raises(UserError, match="are of another model"):
-        validate(built / "release", rows={3: torch.randn(4, WIDTH + 1)})
+        validate(built / "release", rows={Site(3): torch.randn(4, WIDTH + 1)})
     monkeypatch.setitem(sys.modules, "sae_lens", None)
     with pytest.raises(UserError, match=r"pip install 'olmoscope\[saelens\]'"):
         validate(built / "release")

@@ -13,13 +13,14 @@ from olmoscope.release.build import build_release
 from olmoscope.release.export import export_run
 from olmoscope.release.validate import validate
 from olmoscope.sae.io.open import open_sae
+from olmoscope.site import Site
 from release_runs import WIDTH, edit_json, make_out, recipe_for_tests, synthetic_rows
 
 SAES = """[{layer: 3, d_sae: 96, k: 4, activation: batchtopk},
            {layer: 3, d_sae: 96, k: 4, activation: jumprelu, weights: untied},
            {layer: 7, d_sae: 96, k: 4, activation: jumprelu, normalize: layer_norm, matryoshka: [0.125, 0.5]},
            {layer: 7, d_sae: 96, k: 4, weights: untied, matryoshka: [0.25]}]"""
-ROWS = {layer: synthetic_rows(WIDTH, rows=300, seed=layer) for layer in (3, 7)}
+ROWS = {Site(layer): synthetic_rows(WIDTH, rows=300, seed=layer) for layer in (3, 7)}
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +50,7 @@ def test_every_variant_passes_every_check(released):
 def test_what_is_exported_is_what_the_run_computes(released):
     for run in (released / "runs").glob("layer_*/*/*"):
         ours, theirs = open_sae(run), open_sae(run / "sae")
-        x_BD = ROWS[ours.layer]
+        x_BD = ROWS[ours.site]
         for one, other in zip(ours.sae.reconstruct(x_BD), theirs.sae.reconstruct(x_BD), strict=True):
             if isinstance(one, torch.Tensor):
                 torch.testing.assert_close(one, other)
@@ -99,7 +100,7 @@ def test_group_max_is_refused_in_one_line(tmp_path):
     recipe = recipe_for_tests("[{layer: 3, d_sae: 96, k: 4, activation: groupmax}]")
     out = make_out(tmp_path / "out", recipe)
     run = out / "runs" / recipe.saes[0].id
-    assert open_sae(run).sae.encode(ROWS[3]).l0().max() <= 4
+    assert open_sae(run).sae.encode(ROWS[Site(3)]).l0().max() <= 4
     for refused in (lambda: export_run(run), lambda: build_release(out)):
         with pytest.raises(UserError, match="groupmax_4_raw cannot be exported: SAELens has no arch") as raised:
             refused()

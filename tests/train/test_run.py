@@ -20,6 +20,7 @@ from olmoscope.errors import UserError
 from olmoscope.files import locked, sha256
 from olmoscope.recipe.schema import Auxiliary, Train
 from olmoscope.sae.io.checkpoint import read_checkpoint
+from olmoscope.site import Site
 from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import learning_rate, run_folder
@@ -193,8 +194,8 @@ def test_another_run_or_store_is_refused(job, tmp_path):
             ({"seed": 9}, "with another recipe")):
         with pytest.raises(UserError, match=message):
             train(recipe_.model_copy(update=change), sae, store, fresh)
-    with pytest.raises(UserError, match=r"has layers \[1, 7\], not layer 3"):
-        train(recipe_, sae.model_copy(update={"layer": 3}), store, fresh)
+    with pytest.raises(UserError, match=r"has the sites layers.1, layers.7, not layers.3"):
+        train(recipe_, sae.model_copy(update={"reads": [Site(3)]}), store, fresh)
     assert not fresh.exists()
 
 

@@ -10,7 +10,8 @@ from olmoscope.browse.collection import Shown
 def summary_payload(shown: Shown) -> dict[str, Any]:
     """A line for the choice of SAEs."""
     info = shown.index.info
-    return {"slug": shown.slug, "name": info.sae.name, "site": str(info.sae.site), "d_sae": info.sae.d_sae,
+    return {"slug": shown.slug, "name": info.sae.name, "layer": info.sae.layer, "site": str(info.sae.site),
+            "d_sae": info.sae.d_sae,
             "d_model": info.sae.d_model, "model": info.model.name, "rows": info.rows, "dead": info.dead,
             "sources": list(info.sources), "no_promoted": info.no_unembedding}
 

@@ -6,7 +6,7 @@ Every figure is defined in docs/metrics.md. An interval is [low, high], 95 %, by
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, computed_field, model_validator
 
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json
@@ -200,6 +200,13 @@ class Evaluation(_Frozen):
     dead: Dead
     density: Density
     _of_before = model_validator(mode="before")(layer_as_site)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def layer(self) -> int | None:
+        """Of the site; older readers know nothing else."""
+        return self.site.layer_or_none
+
     intervals: dict[str, Interval]
     """Of `fvu`, `nmse`, `cosine`, `l2_ratio`, `l0`, `l1`."""
     language: Language

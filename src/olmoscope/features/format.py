@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
 
 from olmoscope.activations.store.format import ModelIdentity
 from olmoscope.errors import UserError
@@ -56,6 +56,13 @@ class IndexedSAE(_Frozen):
     """What identifies its parameters."""
 
     _of_before = model_validator(mode="before")(layer_as_site)
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def layer(self) -> int | None:
+        """Of the site; older readers know nothing else."""
+        return self.site.layer_or_none
+
 
 
 class IndexedFile(_Frozen):

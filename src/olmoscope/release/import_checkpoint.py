@@ -42,6 +42,8 @@ def import_checkpoint(path: Path, folder: Path, *, model_name: str, layer: int |
     Raises:
         UserError: see `reference_trainer.read`; or a folder that holds another SAE.
     """
+    if layer is not None and layer < 0:
+        raise UserError(f"{path}: layer {layer} does not exist")
     opened = reference_trainer.read(path, None if layer is None else Site(layer))
     sae = opened.sae
     assert isinstance(sae, TopK)

@@ -3,7 +3,7 @@
     format, version, name, repo_id
     model       name, revision, architecture, d_model, num_layers, layers_path
     sources     per text source: documents and tokens in training
-    saes        id, site, d_sae, activation, matryoshka, k, normalize, canonical, hook names, metrics {held_out,
+    saes        id, layer, site, d_sae, activation, matryoshka, k, normalize, canonical, hook names, metrics {held_out,
                 training}, run, provenance
     recipe      the resolved recipe
     files       path -> sha256, bytes; every file of the release but this one
@@ -126,6 +126,7 @@ def _entry(run: FinishedRun) -> dict[str, Any]:
     sae, done, held_out = run.sae, run.done, run.evaluation()
     return {
         "id": sae.id,
+        "layer": sae.site.layer_or_none,
         "site": str(sae.site),
         "d_sae": sae.d_sae,
         "activation": sae.activation,

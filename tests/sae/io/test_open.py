@@ -12,6 +12,7 @@ from olmoscope.errors import UserError
 from olmoscope.release.build import build_release
 from olmoscope.release.export import export_run
 from olmoscope.sae.io.open import find_saes, open_sae
+from olmoscope.site import EMBED, Site
 from release_runs import LAYER_NORM, RAW, WIDTH, make_out, synthetic_rows
 
 
@@ -26,12 +27,12 @@ def test_a_run_and_its_export_are_the_same_sae(out):
     run, folder = open_sae(out / "runs" / LAYER_NORM), open_sae(out / "release" / LAYER_NORM)
     x_BD = synthetic_rows(WIDTH)
     assert torch.equal(run.sae.reconstruct(x_BD)[0], folder.sae.reconstruct(x_BD)[0])
-    assert (run.name, run.layer, run.model_name, run.kind) == (LAYER_NORM, 7, "tiny", "run")
-    assert (folder.layer, folder.model_name, folder.kind, folder.architecture) == (7, "tiny", "folder", "topk")
+    assert (run.name, run.site, run.model_name, run.kind) == (LAYER_NORM, Site(7), "tiny", "run")
+    assert (folder.site, folder.model_name, folder.kind, folder.architecture) == (Site(7), "tiny", "folder", "topk")
     assert run.bos == folder.bos == "no"
     assert run.context_size == folder.context_size == 512
     assert run.identity == json.loads((out / "runs" / LAYER_NORM / "done.json").read_text())["run_hash"]
-    assert open_sae(str(export_run(out / "runs" / RAW).folder)).layer == 3
+    assert open_sae(str(export_run(out / "runs" / RAW).folder)).site == Site(3)
 
 
 def test_an_argument_stands_for_all_that_is_in_it(out):
@@ -47,7 +48,7 @@ import json, sys
 from olmoscope.errors import UserError
 from olmoscope.sae.io.open import open_sae
 subject = open_sae(sys.argv[1])
-print(json.dumps([subject.name, subject.layer, subject.kind, subject.identity, float(subject.sae.W_dec.sum())]))
+print(json.dumps([subject.name, str(subject.site), subject.kind, subject.identity, float(subject.sae.W_dec.sum())]))
 for name in sys.argv[2:]:
     try:
         open_sae(name)
@@ -64,7 +65,7 @@ def test_from_the_hub(out, hub_endpoint, tmp_path):
     assert done.returncode == 0, done.stderr
     opened, *errors = map(json.loads, done.stdout.splitlines())
     local = open_sae(out / "release" / RAW)
-    assert opened == [f"someone/saes:{RAW}", 3, "hub", local.identity, float(local.sae.W_dec.sum())]
+    assert opened == [f"someone/saes:{RAW}", "layers.3", "hub", local.identity, float(local.sae.W_dec.sum())]
     assert len(errors) == 2
     assert errors[0].startswith("cannot have no/such/sae/ of hub repository someone/saes: ")
     assert errors[1].startswith("cannot have x/ of hub repository nobody/nothing: ")
@@ -78,31 +79,32 @@ def changed(out, tmp_path, **metadata):
     return tmp_path
 
 
-def test_the_hook_names_the_layer(out, tmp_path):
-    assert open_sae(changed(out, tmp_path, hook_name="blocks.4.hook_resid_pre")).layer == 3
-    assert open_sae(changed(out, tmp_path, hook_name="model.language_model.layers.3")).layer == 3
-    assert open_sae(changed(out, tmp_path, hook_name=None)).layer == 3  # hf_hook_name says it
+def test_the_hook_names_the_site(out, tmp_path):
+    assert open_sae(changed(out, tmp_path, hook_name="blocks.4.hook_resid_pre")).site == Site(3)
+    assert open_sae(changed(out, tmp_path, hook_name="model.language_model.layers.3")).site == Site(3)
+    assert open_sae(changed(out, tmp_path, hook_name=None)).site == Site(3)  # hf_hook_name says it
     unsaid = changed(out, tmp_path, hook_name=None, hf_hook_name=None)
-    assert open_sae(unsaid, layer=5).layer == 5
-    with pytest.raises(UserError, match="give --layer"):
+    assert open_sae(unsaid, Site(5, "mlp.out")).site == Site(5, "mlp.out")
+    with pytest.raises(UserError, match="give --site"):
         open_sae(unsaid)
-    for hook in ("blocks.4.hook_mlp_out", "blocks.0.hook_resid_pre"):
-        with pytest.raises(UserError, match="is not the output of a decoder layer"):
+    for hook, site in (("blocks.4.hook_mlp_out", Site(4, "mlp.out")), ("blocks.0.hook_resid_pre", EMBED)):
+        assert open_sae(changed(out, tmp_path, hook_name=hook, hf_hook_name=None)).site == site
+    for hook in ("blocks.4.hook_somewhere", "ln_final.hook_normalized"):
+        with pytest.raises(UserError, match="is no site that is known here"):
             open_sae(changed(out, tmp_path, hook_name=hook))
 
 
-def test_a_layer_stands_in_and_never_overrules(out, tmp_path):
-    """Neither a run nor a folder that says another layer, or another place, is read at the layer given."""
+def test_a_site_stands_in_and_never_overrules(out, tmp_path):
+    """Neither a run nor a folder that says another layer, or another place, is read at the site given."""
     run, folder = out / "runs" / RAW, changed(out, tmp_path)
     for where in (run, folder):
-        assert open_sae(where, layer=3).layer == 3
-        with pytest.raises(UserError, match=r"--layer 1: .* says that this SAE reads layer 3; leave --layer out"):
-            open_sae(where, layer=1)
+        assert open_sae(where, Site(3)).site == Site(3)
+        with pytest.raises(UserError, match=r"--site layers.1: .* says that this SAE reads layers.3; leave --site out"):
+            open_sae(where, Site(1))
     for hook in ("blocks.3.hook_mlp_out", "blocks.3.attn.hook_z", "blocks.3.hook_resid_mid", "model.layers.3.mlp"):
         where = changed(out, tmp_path, hook_name=hook, hf_hook_name=None)
-        for layer in (None, 3):
-            with pytest.raises(UserError, match=f"hook_name '{hook}' is not the output of a decoder layer"):
-                open_sae(where, layer)
+        with pytest.raises(UserError, match=r"says that this SAE reads .*; leave --site out|is no site"):
+            open_sae(where, Site(3))
     with pytest.raises(UserError, match="are different places: which one is right"):
         open_sae(changed(out, tmp_path, hf_hook_name="model.layers.2"))
 

@@ -9,6 +9,7 @@ from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.release.import_checkpoint import import_checkpoint
 from olmoscope.sae.io.open import find_saes, open_sae
+from olmoscope.site import Site
 from reference_checkpoint import INPUTS, LATENTS, K, checkpoint
 
 
@@ -23,9 +24,9 @@ def test_a_file_and_its_import_are_the_same_sae(tmp_path, normalize):
     path = saved(tmp_path, normalize=normalize)
     opened = open_sae(path)
     imported = open_sae(import_checkpoint(path, tmp_path / "sae", model_name="m").folder)
-    for name in ("W_enc_FD", "W_dec_FD", "b_latent_F", "b_pre_D"):
+    for name in ("W_enc", "W_dec", "b_latent_F", "b_pre_D"):
         assert torch.equal(getattr(opened.sae, name), getattr(imported.sae, name))
-    assert (opened.sae.k, opened.sae.normalize, opened.layer) == (K, imported.sae.normalize, 15)
+    assert (opened.sae.k, opened.sae.normalize, opened.site) == (K, imported.sae.normalize, Site(15))
     assert (opened.kind, opened.name, opened.architecture, opened.bos) == ("file", "trained.pt", "topk", "auto")
     assert opened.model_name is None and opened.dtype == torch.float32
     assert opened.metadata == imported.metadata["training"] == {"batch_size": 256, "lr": 3e-4, "mean_loss": 0.3033}
@@ -34,11 +35,11 @@ def test_a_file_and_its_import_are_the_same_sae(tmp_path, normalize):
 
 
 def test_the_layer_is_given_where_the_file_does_not_say(tmp_path):
-    assert open_sae(saved(tmp_path, layer=None), layer=3).layer == 3
+    assert open_sae(saved(tmp_path, layer=None), Site(3)).site == Site(3)
     with pytest.raises(UserError, match="does not say which layer"):
         open_sae(tmp_path / "trained.pt")
-    with pytest.raises(UserError, match="was trained on layer 15, not 3"):
-        open_sae(saved(tmp_path), layer=3)
+    with pytest.raises(UserError, match=r"was trained on layers\.15, not layers\.3"):
+        open_sae(saved(tmp_path), Site(3))
 
 
 def test_other_files_are_refused_in_one_line(tmp_path):
@@ -69,4 +70,4 @@ def test_a_file_is_evaluated_as_its_import_is(tmp_path):
     one, other = (read_evaluation(found.folder / EVALUATION)
                   for found in evaluate_anywhere([str(path), str(folder)], options))
     assert (one.fvu, one.nmse, one.language.kl) == (other.fvu, other.nmse, other.language.kl)
-    assert (one.layer, one.k, one.sae) == (1, K, "trained.pt")
+    assert (one.site, one.k, one.sae) == (Site(1), K, "trained.pt")

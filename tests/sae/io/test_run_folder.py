@@ -28,7 +28,7 @@ def test_what_is_written_is_read_bit_by_bit(tmp_path, activation, kind, tied):
     save_checkpoint(tmp_path / "step.safetensors", step, {})
     sae, trained = read_checkpoint(tmp_path / "step.safetensors"), step.sae
     assert type(sae) is kind and sae.normalize == "layer_norm" and (sae.W_enc is sae.W_dec) == tied
-    for name in ("W_enc_FD", "W_dec_FD", "b_latent_F", "b_pre_D"):
+    for name in ("W_enc", "W_dec", "b_latent", "b_in"):
         assert torch.equal(getattr(sae, name), getattr(trained, name))
     if activation == "jumprelu":
         assert torch.equal(sae.threshold, step.rule.log_threshold_F.exp())

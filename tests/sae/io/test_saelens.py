@@ -12,6 +12,7 @@ from olmoscope.sae import threshold
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io import saelens
 from olmoscope.sae.topk import initialize
+from olmoscope.site import Site
 
 D, F, ROWS = 24, 96, 200
 METADATA = {"model_name": "tiny", "hook_name": "blocks.3.hook_resid_post"}
@@ -298,7 +299,7 @@ def test_what_is_written_is_read_bit_by_bit(tmp_path, kind, normalize, tied):
     for name, value in vars(sae).items():
         found = getattr(opened.sae, name)
         assert torch.equal(found, value) if isinstance(value, torch.Tensor) else found == value
-    assert (opened.name, opened.layer, opened.model_name, opened.bos) == ("sae", 3, "tiny", "yes")
+    assert (opened.name, opened.site, opened.model_name, opened.bos) == ("sae", Site(3), "tiny", "yes")
     assert (opened.architecture, opened.dtype) == (kind, torch.float32)
 
 
