@@ -76,10 +76,10 @@ def run(job: Job) -> dict[str, Any]:
 def train_peer(job: Job) -> TopK:
     """By another trainer, on the rows of the default form's stream."""
     recipe = _recipe(job, "default")
-    with contextlib.closing(Stream(rounds_of(recipe, Path(job["out"])), batch_of(recipe))) as stream:
-        steps = -(-job["tokens"] // batch_of(recipe))
+    with contextlib.closing(Stream(rounds_of(recipe, Path(job["out"])), batch_of(recipe, recipe.train))) as stream:
+        steps = -(-job["tokens"] // batch_of(recipe, recipe.train))
         rows_ND = torch.cat([stream.next_batch()[job["layer"]].clone() for _ in range(steps)])
-    settings = {name: job[name] for name in ("peer", "d_sae", "k", "lr", "seed")} | {"batch": batch_of(recipe)}
+    settings = {name: job[name] for name in ("peer", "d_sae", "k", "lr", "seed")} | {"batch": batch_of(recipe, recipe.train)}
     with tempfile.TemporaryDirectory() as folder:
         rows, weights = Path(folder) / "rows.safetensors", Path(folder) / "weights.safetensors"
         save_file({"rows": rows_ND}, rows)

@@ -28,7 +28,14 @@ from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.candidate_trial import TRIAL_STEPS, Trial, Verdict
 from olmoscope.train.candidates import CandidateSearch
-from olmoscope.train.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
+from olmoscope.train.checkpoint import (
+    checkpoint_path,
+    checkpoints,
+    is_kept,
+    load_checkpoint,
+    save_checkpoint,
+    step_of,
+)
 from olmoscope.train.derived import Settled, settled
 from olmoscope.train.step import Step
 from olmoscope.train.trackers import Tracker
@@ -73,7 +80,7 @@ class Run:
         """
         self.recipe, self.spec, self.rounds, self.folder = recipe, spec, rounds, folder
         self.settings = settled(recipe, spec)
-        self.steps = -(-rounds.kept.rows // self.settings.batch) * recipe.train.epochs
+        self.steps = -(-rounds.kept.rows // self.settings.batch) * self.settings.epochs
         self.counts = _Counts()
         """Up to the last line of metrics.jsonl."""
         self.position = START
@@ -84,8 +91,8 @@ class Run:
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         # A checkpoint brings its own bias: the mean costs a read, or a forward pass.
         mean_D = torch.zeros(rounds.manifest.model.d_model) if found else rounds.sample_mean(spec.layer, spec.normalize)
-        sae = initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D.to(device), recipe.seed,
-                         spec.id, tied=spec.weights == "tied")
+        sae = initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D.to(device), self.settings.seed,
+                         spec.default_id, tied=spec.weights == "tied")
         self.step = Step(sae, Adam.of(self.settings), self.settings.auxiliary, candidates=self.settings.candidates,
                          activation=spec.activation, matryoshka=spec.matryoshka)
         if found:
@@ -126,15 +133,16 @@ class Run:
         last = self.step.count == self.steps
         if self.step.count % self.settings.log_every == 0 or last:
             line = self._measure()
-        if self.step.count % self.settings.checkpoint_every == 0 or last:
+        if self.step.count % self.settings.checkpoint_every == 0 or last or is_kept(self.settings, self.step.count):
             self.save()
         return line
 
     def save(self) -> None:
-        """Write a checkpoint, if there was a step since the last one."""
+        """Write a checkpoint, if there was a step since the last one; of the older ones those stay that the recipe
+        keeps."""
         if self.saved == self.step.count:
             return
-        older = checkpoints(self.folder)
+        older = [path for path in checkpoints(self.folder) if not is_kept(self.settings, step_of(path))]
         save_checkpoint(checkpoint_path(self.folder, self.step.count), self.step,
                         {"stream": self.position, "counts": vars(self.counts), "activations": self._activations(),
                          "seconds": self._seconds()})
