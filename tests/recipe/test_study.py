@@ -123,5 +123,5 @@ def test_every_mistake_is_one_line_that_names_the_entry(tmp_path, saes, message)
 
 
 def test_a_list_at_the_top_is_refused_with_the_way_to_say_it(tmp_path):
-    with pytest.raises(UserError, match=r"train.seed: a list spans a grid of runs under an SAE only: saes.N.train.seed"):
+    with pytest.raises(UserError, match=r"train.seed: a list spans a grid .* under an SAE only: saes.N.train.seed"):
         loaded(tmp_path, SMALL, overrides=["train.seed=[0,1]"])

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from itertools import pairwise
 
 import pytest
 import torch
@@ -62,7 +63,7 @@ def test_each_becomes_what_a_recipe_of_its_own_would_make_it(job, tmp_path):
 
 
 def test_live_too(job, tmp_path):
-    recipe_, _, corpus = job
+    corpus = job[2]
     names = ("plain", "batch")
     job_ = recipe(corpus, tokens__count=1500, train__live={"rows": 500},
                   saes=[SMALL | {"name": name, "train": OVERRIDES[name]} for name in names])
@@ -118,7 +119,7 @@ def test_checkpoints_are_kept_as_the_recipe_says_however_often_it_is_stopped(job
     whole, stopped = ([checkpoint_contents(path) for path in checkpoints(run)] for run in runs)
     assert whole == stopped
     loaded = [load_sae(path).W_dec_FD for path in checkpoints(runs[0])]
-    assert all(not torch.equal(one, other) for one, other in zip(loaded, loaded[1:], strict=False))
+    assert all(not torch.equal(one, other) for one, other in pairwise(loaded))
 
 
 def test_which_steps_are_kept():

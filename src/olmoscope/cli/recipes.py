@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from olmoscope.cli.options import FormOption, OnlyOption, OutOption, RecipeArgument, SetOption, WorkerOption, load
+from olmoscope.errors import UserError
 from olmoscope.terminal import say
 
 
@@ -51,6 +52,8 @@ def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption 
 
 def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
           only: OnlyOption = None,
+          store: Annotated[Path | None, typer.Option("--store", help=(
+              "Train on the activations of another output folder, or on one training store."))] = None,
           live: Annotated[bool, typer.Option("--live", help="Straight from the model: no store is needed.")] = False,
           log: Annotated[Literal["wandb", "tensorboard"] | None, typer.Option(
               "--log", help="Send metrics to a tracker as well.")] = None) -> None:
@@ -59,7 +62,9 @@ def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = 
     from olmoscope.recipe.load import made_live
 
     resolved, folder = load(recipe, form, changes, out)
+    if live and store is not None:
+        raise UserError("--live and --store exclude each other: a live stream reads the model, not a store")
     if live and resolved.train.live is None:
         resolved = made_live(resolved)
-    for sae, fresh in train_saes(resolved, folder, only or [], log):
+    for sae, fresh in train_saes(resolved, folder, only or [], log, store):
         say(f"{sae.id}: trained" if fresh else f"{sae.id}: finished before, nothing to do")

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from olmoscope.activations.collect.refusals import NORM_BYTES, ROW_BYTES, TOKEN_BYTES
+from olmoscope.activations.store.place import is_elsewhere
 from olmoscope.activations.stream.rounds import ROUND_ROWS
 from olmoscope.cost.measure import Rates
 from olmoscope.cost.model import ModelCost, model_cost
@@ -170,7 +171,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
         segments=-(-tokens // recipe.tokens.segment_rows), layer_bytes=tokens * row_bytes, store_bytes=store_bytes,
         cost=cost, collect_flops=None if cost is None else tokens * cost.flops_per_token(lengths),
         collect_memory=None if cost is None else _collect_memory(recipe, compute_dtype, cost, row_bytes, gpu),
-        saes=saes, disk_bytes=store_bytes + states + exports, present_bytes=_present(out),
+        saes=saes, disk_bytes=(0 if is_elsewhere(out) else store_bytes) + states + exports, present_bytes=_present(out),
         free_bytes=shutil.disk_usage(existing).free, rates=rates,
         warnings=[] if warning is None else [warning])
 

@@ -6,6 +6,8 @@ from typing import Any
 
 MOST_NAMED = 3
 """Differences that a message names; of more it gives the keys only."""
+MOST_SAID = 80
+"""Characters of a value in a message."""
 
 
 def merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
@@ -49,4 +51,7 @@ def what_differs(there: dict[str, Any], here: dict[str, Any]) -> str:
 
 
 def _said(values: dict[str, Any], key: str) -> str:
-    return json.dumps(values[key], ensure_ascii=False) if key in values else "not given"
+    if key not in values:
+        return "not given"
+    text = json.dumps(values[key], ensure_ascii=False)
+    return text if len(text) <= MOST_SAID else f"{text[:MOST_SAID - 1]}…"

@@ -22,6 +22,7 @@ from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json, write_text
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
+from olmoscope.recipe.kept import differs_from_run, differs_from_store
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.sae.topk import initialize
@@ -257,13 +258,16 @@ def refuse_other_run(recipe: Recipe, sae: SAE, run: Path) -> None:
     Raises:
         UserError: it holds another.
     """
+    wanted = recipe.run_hash(sae)
     if (run / "recipe.yaml").exists():
         before = load_recipe(str(run / "recipe.yaml"))
-        if before.run_hash(sae) != recipe.run_hash(sae):
-            raise UserError(f"{run} holds a different run of {sae.id} (see its recipe.yaml); choose another --out or "
-                            "delete the folder")
-    if (run / "done.json").exists() and read_json(run / "done.json")["run_hash"] != recipe.run_hash(sae):
-        raise UserError(f"{run} holds a different finished run of {sae.id}; choose another --out or delete the folder")
+        same = next((other for other in before.saes if other.id == sae.id), None)
+        if same is None or before.run_hash(same) != wanted:
+            raise UserError(f"{run} holds a different run of {sae.id}{differs_from_run(run, sae.id, recipe)}; choose "
+                            "another --out, name the run otherwise, or delete the folder to train anew")
+    if (run / "done.json").exists() and read_json(run / "done.json")["run_hash"] != wanted:
+        raise UserError(f"{run} holds a different finished run of {sae.id} than its recipe.yaml says; choose another "
+                        "--out, or delete the folder to train anew")
 
 
 def refuse_other_store(recipe: Recipe, sae: SAE, found: Manifest, store: Path) -> None:
@@ -279,6 +283,8 @@ def refuse_other_store(recipe: Recipe, sae: SAE, found: Manifest, store: Path) -
     if sae.layer not in found.layers:
         raise UserError(f"{store} has layers {found.layers}, not layer {sae.layer}; collect it into another --out")
     if found.recipe_hash != recipe.store_hash():
-        raise UserError(f"{store} was collected with another recipe (hash {found.recipe_hash}, this one's is "
-                        f"{recipe.store_hash()}): its text, tokens, model revision, layers or seed differ; collect "
-                        "again into another --out")
+        differing = differs_from_store(store, recipe, lambda kept: kept.store_hash() == found.recipe_hash)
+        what = differing or (f" (hash {found.recipe_hash}, this one's is {recipe.store_hash()}): its text, tokens, "
+                             "model revision, layers or seed differ")
+        raise UserError(f"{store} was collected with another recipe{what}; say it as it is there, or collect again "
+                        "into another --out")
