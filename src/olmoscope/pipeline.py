@@ -32,6 +32,7 @@ from olmoscope.evaluate.evaluate import Setting, evaluate_on_store, forget_unfin
 from olmoscope.evaluate.report import write_reports
 from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
 from olmoscope.evaluate.sequences import read_sequences
+from olmoscope.evaluate.study import STUDY, study_of, write_study
 from olmoscope.evaluate.subject import open_sae
 from olmoscope.files import read_json, write_text
 from olmoscope.model.dtype import settle_model
@@ -192,13 +193,17 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
 
 
 def report_saes(recipe: Recipe, out: Path) -> list[Path]:
-    """Write `report.html` of every evaluated SAE into its run, and, if they are several, one of them all into `out`.
+    """Write `report.html` of every evaluated SAE into its run, and, if they are several, one of them all into `out`,
+    with `study.json` where they can be compared by setting.
 
     Returns:
         The pages, those that stood there already among them.
     """
+    study = study_of(recipe, out)
+    if study.compares:
+        write_study(out / STUDY, study)
     runs = [run for sae in recipe.saes if ((run := run_folder(out, sae)) / EVALUATION).exists()]
-    return write_reports(runs, out)
+    return write_reports(runs, out, study if study.compares else None)
 
 
 def finished(run: Path, sae: SAE) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_what_differs_is_named_with_both_values(first, tmp_path):
     refused(other(job, text__mixture={"web": 2.0}), out, folder, r"text.mixture.web is 1.0 there, 2.0 here")
     refused(other(job, model__revision="abc"), out, folder, r'model.revision is null there, "abc" here')
     refused(other(job, model__name="another/model", tokens__bos="no"), out, folder, r"the recipe wants another/model")
-    refused(other(job, activations__layers=[1, 3, 7]), out, folder, r"activations.layers is \[1, 7\] there, \[1, 3, 7\]")
+    refused(other(job, activations__layers=[1, 3, 7]), out, folder, r"layers is \[1, 7\] there, \[1, 3, 7\]")
     shutil.copytree(folder / "store" / "train", tmp_path / "alone")  # nothing beside it says what it is of
     refused(other(job, seed=9), out, tmp_path / "alone", r"another recipe \(hash \w+, this one's is \w+\): its text")
     with pytest.raises(UserError, match=r"holds the store of another recipe: tokens.count is 1500 there, 7 here"):
@@ -134,6 +134,6 @@ def test_another_run_of_the_name_is_refused_with_what_differs(first, tmp_path):
     for sae, message in (
             (SAES[0] | {"train": {"seed": 4}}, r"holds a different run of mine: train.seed is 3 there, 4 here; choose"),
             (SAES[0] | {"k": 5, "train": {"seed": 3}}, r"sae.k is 4 there, 5 here"),
-            (SAES[0] | {"train": {"seed": 3, "auxiliary": {"lift": 1}}}, r"train.auxiliary.lift is 0.1 there, 1.0 here")):
+            (SAES[0] | {"train": {"seed": 3, "auxiliary": {"lift": 1}}}, r"auxiliary.lift is 0.1 there, 1.0 here")):
         with pytest.raises(UserError, match=message):
             list(train_saes(other(job, saes=[sae | {"name": "mine"}]), out, []))

@@ -58,6 +58,8 @@ def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = 
           log: Annotated[Literal["wandb", "tensorboard"] | None, typer.Option(
               "--log", help="Send metrics to a tracker as well.")] = None) -> None:
     """Train the recipe's SAEs on the stored activations, or straight from the model."""
+    from olmoscope.cli.study_tables import show_training_study
+    from olmoscope.evaluate.study import study_of_training
     from olmoscope.pipeline import train_saes
     from olmoscope.recipe.load import made_live
 
@@ -68,3 +70,5 @@ def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = 
         resolved = made_live(resolved)
     for sae, fresh in train_saes(resolved, folder, only or [], log, store):
         say(f"{sae.id}: trained" if fresh else f"{sae.id}: finished before, nothing to do")
+    if (study := study_of_training(resolved, folder)).seeds:
+        show_training_study(study)

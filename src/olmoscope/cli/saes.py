@@ -1,11 +1,11 @@
-"""Commands about SAEs and the models they are of: model, evaluate, index, browse."""
+"""Commands about SAEs and the models they are of: model, evaluate, study, index, browse."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from olmoscope.cli.options import OnlyOption, load, written
+from olmoscope.cli.options import OnlyOption, OutArgument, load, written
 from olmoscope.errors import UserError
 from olmoscope.terminal import say
 
@@ -45,9 +45,11 @@ def evaluate(
 ) -> None:
     """Measure SAEs: how well they reconstruct, and what the language model makes of it."""
     from olmoscope.cli import tables
+    from olmoscope.cli.study_tables import show_study
     from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
     from olmoscope.evaluate.report import write_reports
     from olmoscope.evaluate.results import EVALUATION, read_evaluation
+    from olmoscope.evaluate.study import study_of
     from olmoscope.pipeline import evaluate_saes, report_saes
 
     first = Path(saes[0])
@@ -62,7 +64,12 @@ def evaluate(
         recipe, folder = load(saes[0], None, None, None)
         for sae, fresh in evaluate_saes(recipe, folder, only or []):
             say(f"{sae.id}: evaluated" if fresh else f"{sae.id}: evaluated before, nothing to do")
-        tables.show_results(recipe, folder, only or [])
+        study = study_of(recipe, folder)
+        if study.seeds and not only:
+            show_study(study)
+            say(f"A row for each run: `olmoscope study {folder} --runs`.")
+        else:
+            tables.show_results(recipe, folder, only or [])
         say(f"Report: {report_saes(recipe, folder)[-1]}")
         return
     if only:
@@ -73,6 +80,27 @@ def evaluate(
         say(f"{one.name}: " + (f"evaluated, {one.folder}" if one.fresh else "evaluated before, nothing to do"))
     tables.show_evaluations([read_evaluation(one.folder / EVALUATION) for one in evaluated])
     say(f"Report: {write_reports([one.folder for one in evaluated], out)[-1]}")
+
+
+def study(out: OutArgument, runs: Annotated[bool, typer.Option(
+        "--runs", help="Also a row for each run.")] = False) -> None:
+    """Compare the evaluated runs of a recipe by setting: mean and spread over seeds, and which settings none beats."""
+    from olmoscope.cli import tables
+    from olmoscope.cli.study_tables import show_study
+    from olmoscope.evaluate.study import STUDY, study_of
+    from olmoscope.pipeline import report_saes
+
+    recipe, folder = load(str(out), None, None, None)
+    found = study_of(recipe, folder)
+    if not found.compares:
+        raise UserError(f"{out}: its evaluated runs are of one setting and one seed a layer, so there is nothing to "
+                        "compare; give an SAE of the recipe a list, such as train: {seed: [0, 1, 2]}")
+    if runs:
+        tables.show_results(recipe, folder, [run.id for setting in found.settings for run in setting.runs])
+    show_study(found)
+    report = report_saes(recipe, folder)[-1]
+    say(f"Figures: {folder / STUDY}")
+    say(f"Report: {report}")
 
 
 def index(
