@@ -26,6 +26,7 @@ from safetensors.torch import load_file, save_file
 from olmoscope.activations.stream.batches import Stream
 from olmoscope.recipe.schema import Recipe
 from olmoscope.sae.topk import TopK
+from olmoscope.site import Site
 from olmoscope.train.derived import batch_of
 from study import Job, measure, read_results, recipe_of, rounds_of, run_all, stores, table, train
 
@@ -76,10 +77,11 @@ def run(job: Job) -> dict[str, Any]:
 def train_peer(job: Job) -> TopK:
     """By another trainer, on the rows of the default form's stream."""
     recipe = _recipe(job, "default")
-    with contextlib.closing(Stream(rounds_of(recipe, Path(job["out"])), batch_of(recipe))) as stream:
-        steps = -(-job["tokens"] // batch_of(recipe))
-        rows_ND = torch.cat([stream.next_batch()[job["layer"]].clone() for _ in range(steps)])
-    settings = {name: job[name] for name in ("peer", "d_sae", "k", "lr", "seed")} | {"batch": batch_of(recipe)}
+    with contextlib.closing(Stream(rounds_of(recipe, Path(job["out"])), batch_of(recipe, recipe.train))) as stream:
+        steps = -(-job["tokens"] // batch_of(recipe, recipe.train))
+        rows_ND = torch.cat([stream.next_batch()[Site(job["layer"])].clone() for _ in range(steps)])
+    settings = {name: job[name] for name in ("peer", "d_sae", "k", "lr", "seed")}
+    settings["batch"] = batch_of(recipe, recipe.train)
     with tempfile.TemporaryDirectory() as folder:
         rows, weights = Path(folder) / "rows.safetensors", Path(folder) / "weights.safetensors"
         save_file({"rows": rows_ND}, rows)

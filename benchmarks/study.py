@@ -65,9 +65,9 @@ def train(recipe: Recipe, out: Path) -> SparseCoder:
     """The recipe's SAE as `olmoscope train` would make it of the first `tokens.count` rows of an output folder."""
     rounds, spec = rounds_of(recipe, out), recipe.saes[0]
     with tempfile.TemporaryDirectory() as folder, \
-            contextlib.closing(Stream(rounds, batch_of(recipe), recipe.train.epochs)) as stream:
+            contextlib.closing(Stream(rounds, batch_of(recipe, recipe.train), recipe.train.epochs)) as stream:
         training = Run(recipe, spec, rounds, Path(folder), torch.device("cpu"))
-        training.steps = -(-recipe.tokens.count // batch_of(recipe))
+        training.steps = -(-recipe.tokens.count // batch_of(recipe, recipe.train))
         for _ in range(training.steps):
             training.train_on(stream.next_batch()[spec.site], stream.state())
         return read_checkpoint(checkpoints(Path(folder))[-1])

@@ -47,10 +47,10 @@ class StoreReader:
         assert self.manifest["finished"]
         self.sources = list(self.manifest["sources"])
 
-    def read(self, layer, segment):
-        """Activations `[rows, d_model]` float32, and what each row is."""
+    def read(self, site_folder, segment):
+        """Activations `[rows, D]` float32, and what each row is."""
         name = f"segment-{segment:06d}.safetensors"
-        tensors, _ = tensor_file(self.folder / f"layer_{layer:02d}" / name)
+        tensors, _ = tensor_file(self.folder / site_folder / name)
         activations = tensors["activations"].astype("<f4")
         if "scale" in tensors:
             activations = activations * tensors["scale"][:, None]
@@ -63,9 +63,9 @@ class StoreReader:
         return {int(number): tensors["token_ids"][starts[s] : starts[s + 1]]
                 for s, number in enumerate(tensors["sequence_numbers"])}
 
-    def blocks_are_sound(self, layer, segment):
-        """Whether every block of a layer's file is as its checksum says."""
-        relative = f"layer_{layer:02d}/segment-{segment:06d}.safetensors"
+    def blocks_are_sound(self, site_folder, segment):
+        """Whether every block of a site's file is as its checksum says."""
+        relative = f"{site_folder}/segment-{segment:06d}.safetensors"
         sums = json.loads((self.folder / "checksums" / f"segment-{segment:06d}.json").read_text())
         content = (self.folder / relative).read_bytes()
         length = int.from_bytes(content[:8], "little")

@@ -76,10 +76,10 @@ def test_a_reader_written_from_the_page_gets_the_same_rows(job, out):
             assert reader.sound(segment)
             theirs = read_rows(folder, segment)
             count = len(theirs["token_id"])
-            for layer in reader.manifest["layers"]:
-                activations, rows = reader.read(layer, segment)
-                assert reader.blocks_are_sound(layer, segment)
-                ours = read_activations(folder, Site(layer), segment, slice(0, count))
+            for site in map(Site.parse, reader.manifest["sites"]):
+                activations, rows = reader.read(site.folder, segment)
+                assert reader.blocks_are_sound(site.folder, segment)
+                ours = read_activations(folder, site, segment, slice(0, count))
                 assert torch.equal(torch.from_numpy(activations), ours.float())
                 assert all(np.array_equal(rows[name], tensor.numpy()) for name, tensor in theirs.items())
                 assert set(rows) == set(theirs)

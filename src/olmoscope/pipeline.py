@@ -1,7 +1,7 @@
 """All stages of a recipe, one after the other, in one output folder.
 
     OUT/recipe.yaml     the resolved recipe
-    OUT/store/          train/ and held_out/, the activation stores
+    OUT/store/          train/ and held_out/, the activation stores; or OUT/store.json, which says where they are
     OUT/runs/           a folder for each SAE: its training, its evaluation, its export
     OUT/release/        what goes to the hub
 
@@ -9,14 +9,22 @@ Each function does what is missing and leaves the rest; calling it again does no
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from olmoscope.activations.collect.refusals import refuse_another_store
 from olmoscope.activations.collect.run import Collected, Split, collect
 from olmoscope.activations.store.format import read_manifest
+from olmoscope.activations.store.place import (
+    find_elsewhere,
+    is_elsewhere,
+    record_elsewhere,
+    store_places,
+)
+from olmoscope.activations.store.place import store_folder as store_folder
 from olmoscope.activations.store.reader import Store, open_store
 from olmoscope.activations.store.shares import Worker
 from olmoscope.errors import UserError
@@ -24,6 +32,7 @@ from olmoscope.evaluate.evaluate import Setting, evaluate_on_store, forget_unfin
 from olmoscope.evaluate.report import write_reports
 from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
 from olmoscope.evaluate.sequences import read_sequences
+from olmoscope.evaluate.study import STUDY, study_of, write_study
 from olmoscope.files import read_json, write_text
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
@@ -33,50 +42,47 @@ from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.release.validate import Validation, validate
 from olmoscope.sae.io.open import open_sae
 from olmoscope.site import Site
+from olmoscope.tokens.pack import refuse_other_tokens
 from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.group import train_from_store, train_live
-from olmoscope.train.run import run_folder
+from olmoscope.train.run import refuse_other_run, refuse_other_store, run_folder
 from olmoscope.train.trackers import TrackerName
 from olmoscope.units import format_seconds
 
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
-def store_folder(out: Path, split: str) -> Path:
-    """Where the store of a split lives."""
-    return out / "store" / split
-
-
-def settle_recipe(recipe: Recipe, out: Path) -> Recipe:
+def settle_recipe(recipe: Recipe, out: Path, places: Mapping[str, Path] | None = None) -> Recipe:
     """The recipe with `model.dtype: auto` and `tokens.bos: auto` replaced: by those of the stores begun in `out`, else
     by what is fast here, and by what the model's tokenizer does.
 
     Args:
         out: the output folder.
+        places: where its stores are, by split; None: where the folder says.
 
     Raises:
         UserError: a manifest there is damaged, the recipe's device is absent, or the tokenizer cannot be had.
     """
-    return _with_bos(_with_dtype(recipe, out), out)
+    stores = list((store_places(out) if places is None else places).values())
+    return _with_bos(_with_dtype(recipe, stores), stores)
 
 
-def _with_dtype(recipe: Recipe, out: Path) -> Recipe:
+def _with_dtype(recipe: Recipe, stores: list[Path]) -> Recipe:
     if recipe.model.dtype != "auto":
         return recipe
-    for split in SPLITS:
-        store = store_folder(out, split)
+    for store in stores:
         if (store / "manifest.json").exists() and (begun := read_manifest(store).model_dtype) is not None:
             return recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": begun})})
     return recipe.model_copy(update={"model": settle_model(recipe.model, pick_device(recipe.device))})
 
 
-def _with_bos(recipe: Recipe, out: Path) -> Recipe:
+def _with_bos(recipe: Recipe, stores: list[Path]) -> Recipe:
     """Stores begun before this setting existed have no BOS, and are continued without it."""
     if recipe.tokens.bos != "auto":
         return recipe
     both = [recipe.with_bos(bos) for bos in ("no", "yes")]
-    for split in SPLITS:
-        path = store_folder(out, split) / "tokens" / "recipe.json"
+    for store in stores:
+        path = store / "tokens" / "recipe.json"
         if path.exists():
             begun = read_json(path)
             for settled in both:
@@ -86,11 +92,20 @@ def _with_bos(recipe: Recipe, out: Path) -> Recipe:
 
 
 def collect_stores(recipe: Recipe, out: Path, worker: Worker = Worker()) -> list[Collected]:  # noqa: B008 (frozen)
-    """Collect the training rows and the held-out rows, or a worker's share of them."""
+    """Collect the training rows and the held-out rows, or a worker's share of them.
+
+    Raises:
+        UserError: the folder was trained on a store that is elsewhere, or it holds another recipe's.
+    """
+    if is_elsewhere(out):
+        raise UserError(f"{out} was trained on the store {store_places(out)['train']}; collect there, or choose "
+                        "another --out")
     recipe = settle_recipe(recipe, out)
-    collected = [collect(recipe, split, store_folder(out, split), worker) for split in SPLITS]
-    write_text(out / "recipe.yaml", recipe.to_yaml())
-    return collected
+    for split in SPLITS:
+        refuse_another_store(store_folder(out, split), recipe)
+        refuse_other_tokens(recipe, store_folder(out, split))
+    write_text(out / "recipe.yaml", recipe.to_yaml())  # now: it says what the stores are of, however soon they end
+    return [collect(recipe, split, store_folder(out, split), worker) for split in SPLITS]
 
 
 def chosen(recipe: Recipe, only: list[str]) -> list[SAE]:
@@ -106,21 +121,41 @@ def chosen(recipe: Recipe, only: list[str]) -> list[SAE]:
 
 
 def train_saes(recipe: Recipe, out: Path, only: list[str],
-               tracker: TrackerName | None = None) -> Iterator[tuple[SAE, bool]]:
+               tracker: TrackerName | None = None, elsewhere: Path | None = None) -> Iterator[tuple[SAE, bool]]:
     """Train SAEs, from the store or (`train.live`) straight from the model.
+
+    Args:
+        elsewhere: a training store, or an output folder with one, in place of one in `out`. The folder remembers it.
 
     Yields:
         Each SAE, and False if it was finished before.
+
+    Raises:
+        UserError: see `train_from_store`, `find_elsewhere`; SAEs that train live were to train on a store elsewhere.
     """
-    recipe = settle_recipe(recipe, out)
-    wanted, store = chosen(recipe, only), store_folder(out, "train")
-    if recipe.train.live:
-        trained = train_live(recipe, wanted, store, out, tracker)
+    places = store_places(out) if elsewhere is None else find_elsewhere(out, elsewhere)
+    recipe = settle_recipe(recipe, out, places)
+    wanted = chosen(recipe, only)
+    live = [sae for sae in wanted if recipe.train_of(sae).live]
+    stored = [sae for sae in wanted if sae not in live]
+    if live and (elsewhere is not None or is_elsewhere(out)):
+        raise UserError(f"{live[0].id} trains straight from the model (train.live), and not on the store "
+                        f"{places['train']}; leave out one of the two")
+    for sae in wanted:
+        refuse_other_run(recipe, sae, run_folder(out, sae))
+    if stored:
+        store = open_store(places["train"] if elsewhere is not None else store_folder(out, "train"))
+        for sae in stored:
+            refuse_other_store(recipe, sae, store.manifest, store.path)
     else:
-        trained = train_from_store(recipe, wanted, open_store(store), out, tracker)
-    for sae, fresh in trained:
-        write_text(out / "recipe.yaml", recipe.to_yaml())
-        yield sae, fresh
+        refuse_another_store(store_folder(out, "train"), recipe)
+    if elsewhere is not None:
+        record_elsewhere(out, places)
+    write_text(out / "recipe.yaml", recipe.to_yaml())
+    if stored:
+        yield from train_from_store(recipe, stored, store, out, tracker)
+    if live:
+        yield from train_live(recipe, live, store_folder(out, "train"), out, tracker)
 
 
 def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[SAE, bool]]:
@@ -133,10 +168,10 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
         UserError: a run that is not finished.
     """
     recipe = settle_recipe(recipe, out)
-    if recipe.train.live:  # nobody collected anything; held-out rows are few
+    wanted = chosen(recipe, only)
+    if any(recipe.train_of(sae).live for sae in wanted):  # nobody collected anything; held-out rows are few
         collect(recipe, "held_out", store_folder(out, "held_out"))
     store = open_store(store_folder(out, "held_out"))
-    wanted = chosen(recipe, only)
     for sae in wanted:
         finished(run_folder(out, sae), sae)
     wanted_model = at_revision(recipe.model, store.manifest.model.revision)
@@ -159,13 +194,17 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
 
 
 def report_saes(recipe: Recipe, out: Path) -> list[Path]:
-    """Write `report.html` of every evaluated SAE into its run, and, if they are several, one of them all into `out`.
+    """Write `report.html` of every evaluated SAE into its run, and, if they are several, one of them all into `out`,
+    with `study.json` where they can be compared by setting.
 
     Returns:
         The pages, those that stood there already among them.
     """
+    study = study_of(recipe, out)
+    if study.compares:
+        write_study(out / STUDY, study)
     runs = [run for sae in recipe.saes if ((run := run_folder(out, sae)) / EVALUATION).exists()]
-    return write_reports(runs, out)
+    return write_reports(runs, out, study if study.compares else None)
 
 
 def finished(run: Path, sae: SAE) -> dict[str, Any]:
@@ -187,8 +226,9 @@ def validate_folder(folder: Path) -> Validation:
     """
     if (folder / "release").is_dir():
         folder = folder / "release"
-    store = store_folder(folder.parent, "held_out")
-    return validate(folder, rows=_first_rows(open_store(store)) if (store / "manifest.json").exists() else None)
+    store = store_places(folder.parent).get("held_out")
+    return validate(folder, rows=None if store is None or not (store / "manifest.json").exists()
+                    else _first_rows(open_store(store)))
 
 
 def _first_rows(store: Store) -> dict[Site, Tensor]:

@@ -61,7 +61,8 @@ def test_a_model_steered_by_nothing_is_the_model() -> None:
 
 def continued(edits: list[Edit], seed: int = 0, temperature: float = 1.0, tokens: int = 12) -> list[int]:
     model = small_model("Olmo3")
-    made = Continuation(model, *streams(model.model.layers, [LAYER]), TOKENS, temperature=temperature, seed=seed, sae=small_sae(),
+    place, = streams(model.model.layers, [LAYER])
+    made = Continuation(model, place, TOKENS, temperature=temperature, seed=seed, sae=small_sae(),
                         edits=edits)
     return [made.step() for _ in range(tokens)]
 

@@ -58,7 +58,8 @@ def exported(folder, layer, normalize, x_BD):
                 Adam((0.9, 0.999), 1e-8))
     for _ in range(5):
         step(x_BD, lr=1e-3)
-    saelens.write(step.sae, folder, {"model_name": "tiny", "prepend_bos": False, **hook_names("model.layers", Site(layer))})
+    where = hook_names("model.layers", Site(layer))
+    saelens.write(step.sae, folder, {"model_name": "tiny", "prepend_bos": False, **where})
     return folder
 
 

@@ -135,7 +135,7 @@ def test_what_is_wrong_is_named(imported, tmp_path, changes, saying):
 def test_the_layer_may_be_given(imported):
     assert imported(checkpoint(layer=None), layer=3, layers_path="transformer.h").layer == 3
     assert imported(checkpoint(), "b", layer=15).layer == 15
-    with pytest.raises(UserError, match="was trained on layers.15, not layers.3"):
+    with pytest.raises(UserError, match=r"was trained on layers\.15, not layers\.3"):
         imported(checkpoint(), "c", layer=3)
 
 

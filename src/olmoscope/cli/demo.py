@@ -70,7 +70,7 @@ def _say_how_long(recipe: Recipe) -> None:
     """Time a batch and a few steps, and say how long the whole will take here."""
     rates = measure(recipe, batches=1, steps=2)
     tokens = recipe.tokens.count + recipe.tokens.held_out
-    steps = -(-recipe.tokens.count // batch_of(recipe)) * len(recipe.saes)
+    steps = -(-recipe.tokens.count // batch_of(recipe, recipe.train)) * len(recipe.saes)
     main_stages = tokens / rates.tokens_per_second + steps * rates.step_seconds
     seconds = FIXED_SECONDS + main_stages * (1 + OTHER_STAGES)
     console.print(f"This will take about {format_seconds(seconds)} on this machine.")

@@ -75,6 +75,9 @@ def show_plan(plan: Plan) -> None:
         table.add_row(sae.sae.id, f"{sae.steps:,}", _flops(sae.flops, short=True),
                       format_bytes(sae.memory.gpu or sae.memory.ram), _time(plan.train_hours(sae)))
     console.print(table)
+    if (kept := sum(sae.kept for sae in plan.saes)) > len(plan.saes):
+        console.print(f"Checkpoints kept (train.checkpoints): {kept:,}, "
+                      f"{format_bytes(sum(sae.kept * sae.state_bytes for sae in plan.saes))}.")
     if plan.rates is None:
         console.print("Times: run with --measure, on the machine that will do the work.")
     else:

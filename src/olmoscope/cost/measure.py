@@ -23,7 +23,7 @@ from olmoscope.site import Site
 from olmoscope.tokens.batches import plan_batches
 from olmoscope.tokens.chunks import Chunker
 from olmoscope.train.adam import Adam
-from olmoscope.train.derived import batch_of, settled
+from olmoscope.train.derived import settled
 from olmoscope.train.step import Step
 
 BATCHES = 8
@@ -62,14 +62,14 @@ def measure(recipe: Recipe, batches: int = BATCHES, steps: int = STEPS) -> Rates
     sae = max(recipe.saes, key=lambda sae: sae.d_sae)
     model = load_model(recipe.model, recipe.activations.sites, device)
     model.probe.refuse_leak(recipe.model.name, recipe.tokens.documents)
-    tokens_per_second, timed, rows_RD = _time_collection(recipe, model, sae.site, batches)
+    tokens_per_second, timed, rows_RD = _time_collection(recipe, model, sae, batches)
     step_seconds, stepped = _time_training(recipe, sae, rows_RD, device, steps)
     return Rates(str(device), tokens_per_second, timed, sae, step_seconds, stepped,
                  model.probe.documents_apart)
 
 
-def _time_collection(recipe: Recipe, model: LoadedModel, site: Site, most: int) -> tuple[float, int, Tensor]:
-    """Tokens a second, batches timed, and rows of a site `[R, D]` on the CPU."""
+def _time_collection(recipe: Recipe, model: LoadedModel, sae: SAE, most: int) -> tuple[float, int, Tensor]:
+    """Tokens a second, batches timed, and rows `[R, D]` for a batch of the SAE, on the CPU."""
     lengths = _sequence_lengths(recipe)
     batches = plan_batches(lengths, recipe.tokens.batch_tokens, recipe.tokens.max_padding)
     # Long and short sequences differ in speed: a sample in random order is fair wherever it ends.
@@ -79,7 +79,7 @@ def _time_collection(recipe: Recipe, model: LoadedModel, site: Site, most: int) 
     with bar("measuring the model", len(order) + 1, "batches") as advance:
         for number, batch in enumerate([order[0], *order]):
             started = time.monotonic()
-            rows_RD = _forward(recipe, model, lengths[batches[batch]], site)
+            rows_RD = _forward(recipe, model, lengths[batches[batch]], sae.site)
             if number:  # the first one warms up
                 seconds += time.monotonic() - started
                 tokens += len(rows_RD)
@@ -88,7 +88,7 @@ def _time_collection(recipe: Recipe, model: LoadedModel, site: Site, most: int) 
             parts.append(rows_RD)
             if timed and seconds > SECONDS:
                 break
-    return tokens / seconds, timed, torch.cat(parts)[: batch_of(recipe)]
+    return tokens / seconds, timed, torch.cat(parts)[: settled(recipe, sae).batch]
 
 
 def _forward(recipe: Recipe, model: LoadedModel, lengths: np.ndarray, site: Site) -> Tensor:
@@ -116,8 +116,8 @@ def _time_training(recipe: Recipe, sae: SAE, rows_RD: Tensor, device: torch.devi
     train = settled(recipe, sae)
     x_BD = rows_RD.repeat(-(-train.batch // len(rows_RD)), 1)[: train.batch].to(device)
     mean_D = normalize_rows(x_BD.float(), sae.normalize)[0].mean(dim=0)
-    step = Step(initialize(x_BD.shape[1], sae.d_sae, sae.k, sae.normalize, mean_D, recipe.seed, sae.id,
-                           tied=sae.weights == "tied"),
+    step = Step(initialize(x_BD.shape[1], sae.d_sae, sae.k, sae.normalize, mean_D, train.seed,
+                           sae.default_id, tied=sae.weights == "tied"),
                 Adam.of(train), train.auxiliary, candidates=train.candidates, activation=sae.activation,
                 matryoshka=sae.matryoshka)
     seconds, timed = 0.0, 0

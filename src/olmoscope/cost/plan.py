@@ -20,6 +20,7 @@ import torch
 
 from olmoscope.activations.collect.refusals import NORM_BYTES, ROW_BYTES, TOKEN_BYTES
 from olmoscope.activations.store.format import read_manifest
+from olmoscope.activations.store.place import is_elsewhere
 from olmoscope.activations.stream.rounds import ROUND_ROWS
 from olmoscope.cost.measure import Rates
 from olmoscope.cost.model import ModelCost, model_cost
@@ -31,6 +32,7 @@ from olmoscope.model.positions import check_context
 from olmoscope.model_source import base_of
 from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.site import Site, deepest
+from olmoscope.train.checkpoint import kept_checkpoints
 from olmoscope.train.derived import settled
 from olmoscope.train.memory import training_memory
 from olmoscope.units import format_bytes
@@ -61,6 +63,9 @@ class SAEPlan:
     parameters: int
     state_bytes: int
     """Parameters and Adam's two moments: what training holds, and a checkpoint on disk."""
+    kept: int
+    """Checkpoints that stay in the end."""
+    batch: int
     steps: int
     flops: float
     """Of the one dense product of each step, 2 F d a row; all else is sparse and under 1% of it."""
@@ -92,7 +97,7 @@ class Plan:
     collect_memory: Memory | None
     saes: list[SAEPlan]
     disk_bytes: int
-    """Stores; a checkpoint and an export of each SAE, and a second checkpoint of one while it is written."""
+    """Stores; the checkpoints that each SAE keeps and its export, and one more checkpoint while it is written."""
     present_bytes: int
     """Of these, in the output folder already."""
     free_bytes: int
@@ -121,7 +126,8 @@ class Plan:
         """At the measured rate of the widest SAE, in proportion to the dense product."""
         if self.rates is None:
             return None
-        return self.rates.step_seconds * sae.sae.d_sae / self.rates.sae.d_sae * sae.steps / 3600
+        share = sae.sae.d_sae * sae.batch / (self.rates.sae.d_sae * settled(self.recipe, self.rates.sae).batch)
+        return self.rates.step_seconds * share * sae.steps / 3600
 
     def hours(self) -> float | None:
         """Of collection, and of all SAEs one after the other."""
@@ -163,7 +169,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
     store_bytes = tokens * (sum(row_bytes.values()) + NORM_BYTES * len(row_bytes) + TOKEN_BYTES + ROW_BYTES)
     saes = [_plan_sae(recipe, sae, d_model, gpu) for sae in recipe.saes]
     exports = sum(4 * (2 * sae.sae.d_sae * d_model) for sae in saes)
-    states = sum(sae.state_bytes for sae in saes) + max(sae.state_bytes for sae in saes)
+    states = sum(sae.kept * sae.state_bytes for sae in saes) + max(sae.state_bytes for sae in saes)
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     return Plan(
         recipe=recipe, d_model=d_model, compute_dtype=compute_dtype, gpu=gpu, shares=_shares(recipe),
@@ -173,7 +179,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
         cost=cost, collect_flops=None if cost is None else tokens * cost.flops_per_token(lengths),
         collect_memory=(None if cost is None
                         else _collect_memory(recipe, compute_dtype, cost, sum(row_bytes.values()), gpu)),
-        saes=saes, disk_bytes=store_bytes + states + exports, present_bytes=_present(out),
+        saes=saes, disk_bytes=(0 if is_elsewhere(out) else store_bytes) + states + exports, present_bytes=_present(out),
         free_bytes=shutil.disk_usage(existing).free, rates=rates,
         warnings=[] if warning is None else [warning], verdict=_verdict(recipe, out, rates))
 
@@ -240,7 +246,8 @@ def _plan_sae(recipe: Recipe, sae: SAE, d_model: int, gpu: bool) -> SAEPlan:
     rounds = min(ROUND_ROWS, recipe.tokens.count) * recipe.activations.row_bytes(d_model) * ROUNDS_HELD
     ram = PROCESS_BYTES + rounds
     memory = Memory(ram + needed.state, device) if gpu else Memory(ram + device, 0)
-    return SAEPlan(sae, parameters, needed.state, steps, 2.0 * sae.d_sae * d_model * tokens, memory)
+    return SAEPlan(sae, parameters, needed.state, kept_checkpoints(train, steps), batch, steps,
+                   2.0 * sae.d_sae * d_model * tokens, memory)
 
 
 def _collect_memory(recipe: Recipe, compute_dtype: ComputeDtype, cost: ModelCost, row_bytes: int, gpu: bool) -> Memory:

@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from olmoscope.activations.store.format import read_manifest
+from olmoscope.activations.store.place import is_elsewhere, store_folder
 from olmoscope.errors import UserError
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_text, forget_unfinished, identity
 from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
@@ -187,7 +188,7 @@ def _sequences(subjects: Sequence[Opened], model: Model, text: str, options: Opt
 
 def _held_out(out: Path, tokenizer: Tokenizer, model: Model) -> Sequences:
     """The held-out tokens of an output folder."""
-    store = out / "store" / "held_out"
+    store = store_folder(out, "held_out")
     if not (store / "tokens" / "index.json").exists():
         raise UserError(f"{out} has no held-out tokens yet; run `olmoscope collect {out}` first, or give --text")
     manifest = read_manifest(store)
@@ -212,7 +213,7 @@ def _tokenizer(subjects: Sequence[Opened], model: Model, options: Options) -> To
 def _nearby_text(subjects: Sequence[Opened]) -> str:
     for subject in subjects:
         for folder in subject.folder.resolve().parents:
-            if subject.kind == "run" and (folder / "store" / "held_out").is_dir():
+            if subject.kind == "run" and (is_elsewhere(folder) or (folder / "store" / "held_out").is_dir()):
                 return str(folder)
     raise UserError("none of these SAEs lies in an output folder with held-out text; give --text")
 

@@ -77,7 +77,7 @@ RECOVERED_MEAN = Figure("loss_recovered_mean", "Loss recovered, of mean ablation
                         "1 − ΔCE / (what the mean row in the place of x costs).",
                         lambda e: e.language.loss_recovered_mean, "share", intervals=_language)
 KL = Figure("kl", "KL divergence", "Of the spliced model's next-token distribution from the clean one's.",
-            lambda e: e.language.kl, unit="nats", intervals=_language)
+            lambda e: e.language.kl, unit="nats", intervals=_language, short="KL, nats")
 
 GROUPS: tuple[tuple[str, tuple[Figure, ...]], ...] = (
     ("Reconstruction", (

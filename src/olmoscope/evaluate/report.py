@@ -20,6 +20,8 @@ from olmoscope.evaluate.cards import COLOURS, Card, Shown, TrainingLine, subset_
 from olmoscope.evaluate.figures import DEAD, DELTA_CE, FVU, GROUPS, L0, NMSE, RECOVERED, Figure
 from olmoscope.evaluate.results import Evaluation, Subset, read_evaluation
 from olmoscope.evaluate.scales import say
+from olmoscope.evaluate.study import FIGURES, Study
+from olmoscope.evaluate.study_cards import study_cards, study_rows
 from olmoscope.files import write_text
 from olmoscope.units import format_count
 
@@ -38,17 +40,20 @@ def report_of_folders(folders: Sequence[Path]) -> list[Shown]:
             enumerate(((folder, read_evaluation(folder / "evaluation.json")) for folder in folders), 1)]
 
 
-def write_report(path: Path, shown: Sequence[Shown]) -> bool:
+def write_report(path: Path, shown: Sequence[Shown], study: Study | None = None) -> bool:
     """Write the page, atomically; False if the same page stood there already. The same evaluations give the same."""
-    page = report_page(shown)
+    page = report_page(shown, study)
     if path.is_file() and path.read_bytes() == page.encode():
         return False
     write_text(path, page)
     return True
 
 
-def write_reports(folders: Sequence[Path], together: Path) -> list[Path]:
+def write_reports(folders: Sequence[Path], together: Path, study: Study | None = None) -> list[Path]:
     """Write `report.html` into each folder of an evaluation, and, if they are several, one of them all into `together`.
+
+    Args:
+        study: of them all, where they are runs of a recipe that can be compared by setting.
 
     Returns:
         The pages, those that stood there already among them.
@@ -57,11 +62,11 @@ def write_reports(folders: Sequence[Path], together: Path) -> list[Path]:
         write_report(folder / REPORT, report_of_folders([folder]))
     if len(folders) < 2:
         return [folder / REPORT for folder in folders]
-    write_report(together / REPORT, report_of_folders(folders))
+    write_report(together / REPORT, report_of_folders(folders), study)
     return [*(folder / REPORT for folder in folders), together / REPORT]
 
 
-def report_page(shown: Sequence[Shown]) -> str:
+def report_page(shown: Sequence[Shown], study: Study | None = None) -> str:
     """The page of one SAE, or of several side by side."""
     page = resources.files("olmoscope.evaluate") / "page"
     style, script = (page / "report.css").read_text(encoding="utf-8"), (page / "report.js").read_text(encoding="utf-8")
@@ -74,6 +79,8 @@ def report_page(shown: Sequence[Shown]) -> str:
         sections=_sections(shown[:COLOURS]), colours=COLOURS, data=_data(shown),
         subsets={sae.number: _subsets(sae.evaluation) for sae in shown},
         facts={sae.number: _facts(sae) for sae in shown},
+        settings=study_rows(study) if study else [], setting_figures=FIGURES,
+        setting_cards=study_cards(study) if study else [], missing=list(study.missing) if study else [],
         models=len({(sae.evaluation.model, sae.evaluation.model_revision) for sae in shown}),
         mixed=len({sae.evaluation.text.tokens_hash for sae in shown}) > 1)
 

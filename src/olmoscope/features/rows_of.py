@@ -4,6 +4,7 @@ from pathlib import Path
 
 from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.format import read_manifest
+from olmoscope.activations.store.place import is_elsewhere, store_folder, store_places
 from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
 from olmoscope.features.build import Indexed, Text, build_index
@@ -93,7 +94,9 @@ def _language_model(subject: Opened, name: str | None) -> Model | None:
 
 def _default_store(subject: Opened) -> Path:
     for folder in subject.folder.resolve().parents:
-        for store in (folder / "store" / "train", folder / "store" / "held_out"):
+        if is_elsewhere(folder):
+            store_folder(folder, "train")  # says so if it has gone
+        for store in store_places(folder).values():
             if (store / "manifest.json").exists() and read_manifest(store).finished:
                 console.print(f"Rows: {store}", highlight=False)
                 return store

@@ -1,7 +1,8 @@
 """Recipes from YAML: forms, changes from the command line, and mistakes named by the path of their key.
 
 A recipe file may hold `forms`: named overlays on the recipe (`--form reference`). An overlay's mappings are
-merged key by key; anything else it says replaces what stood there. `--set train.lr=1e-3` comes last.
+merged key by key; anything else it says replaces what stood there. `--set train.lr=1e-3` comes last. Then each entry of
+`saes` that has lists where single values stand becomes the runs of its grid (study.py).
 """
 
 import re
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from olmoscope.errors import UserError
+from olmoscope.recipe.mistakes import first_mistake
 from olmoscope.recipe.schema import Recipe
+from olmoscope.recipe.study import spread_out
+from olmoscope.recipe.tree import SHORT, merge
 
 
 def load_recipe(name_or_path: str, form: str | None = None, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
@@ -40,14 +44,22 @@ def load_recipe(name_or_path: str, form: str | None = None, overrides: tuple[str
     if form not in (None, own):
         if form not in forms:
             raise UserError(f"{where} has no form {form!r}; it has: {', '.join([own, *forms])}")
-        tree = _merge(tree, forms[form])
+        tree = merge(tree, forms[form])
         tree["form"] = form
     for override in overrides:
         _override(tree, override)
     try:
+        tree, entries = spread_out(tree)
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise UserError(f"{where}: {first_mistake(error)}") from error
+        raise UserError(f"{where}: {_of_entry(first_mistake(error), entries)}") from error
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _of_entry(mistake: str, entries: list[int]) -> str:
+    """A mistake named by the entry of `saes` in the file, not by the run that a grid made of it."""
+    return re.sub(r"^saes\.(\d+)", lambda match: f"saes.{entries[int(match[1])]}", mistake)
 
 
 def _read(name_or_path: str) -> tuple[str, str]:
@@ -74,23 +86,6 @@ _Loader.add_implicit_resolver(
     list("-+0123456789"))
 
 
-_SHORT = {"layers": ("sites",), "sites": ("layers",), "layer": ("site", "reads"), "site": ("layer", "reads"),
-          "reads": ("layer", "site")}
-"""Keys that say the same in other words: who sets one replaces the others."""
-
-
-def _merge(base: dict[str, Any], overlay: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(base)
-    for key, value in overlay.items():
-        for other in _SHORT.get(key, ()):
-            merged.pop(other, None)
-        if isinstance(value, dict) and isinstance(merged.get(key), dict):
-            merged[key] = _merge(merged[key], value)
-        else:
-            merged[key] = value
-    return merged
-
-
 def _override(tree: dict[str, Any], override: str) -> None:
     path, equals, value = override.partition("=")
     if not equals or not path:
@@ -100,28 +95,11 @@ def _override(tree: dict[str, Any], override: str) -> None:
     try:
         for key in parents:
             node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
-        for other in _SHORT.get(last, ()) if isinstance(node, dict) else ():
+        for other in SHORT.get(last, ()) if isinstance(node, dict) else ():
             node.pop(other, None)
         node[int(last) if isinstance(node, list) else last] = yaml.load(value, Loader=_Loader)
     except (IndexError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
         raise UserError(f"--set {override!r}: there is no key {path} to set") from error
-
-
-def first_mistake(error: ValidationError) -> str:
-    """The first thing wrong, by the path of its key, in one line."""
-    mistakes = error.errors()
-    first = mistakes[0]
-    key = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "extra_forbidden":
-        message = "unknown key; look for a slip of the pen"
-    elif first["type"] == "missing":
-        message = "missing"
-    else:
-        message = first["msg"].removeprefix("Value error, ")
-        if not isinstance(first["input"], dict | list | BaseModel):
-            message += f" (it says {first['input']!r})"
-    more = f" (and {len(mistakes) - 1} more)" if len(mistakes) > 1 else ""
-    return f"{key}: {message}{more}" if key else f"{message}{more}"
 
 
 def made_live(recipe: Recipe) -> Recipe:

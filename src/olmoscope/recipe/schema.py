@@ -5,14 +5,22 @@ import json
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, ValidationError, field_validator, model_validator
 
 from olmoscope.errors import UserError
-from olmoscope.recipe.sources import ADDED_KEYS, Frozen, Source
+from olmoscope.recipe.mistakes import first_mistake
+from olmoscope.recipe.names import check_name, refuse_colliding_names
+from olmoscope.recipe.sources import ADDED_KEYS, Count, Frozen, Share, Source
+from olmoscope.recipe.training import MOST_MARGIN as MOST_MARGIN  # all of a recipe can be had from here
+from olmoscope.recipe.training import Auxiliary as Auxiliary
+from olmoscope.recipe.training import Candidates as Candidates
+from olmoscope.recipe.training import Every as Every
+from olmoscope.recipe.training import Filter as Filter
+from olmoscope.recipe.training import Live as Live
+from olmoscope.recipe.training import Train as Train
+from olmoscope.recipe.tree import merge
 from olmoscope.site import Site, wildcard
 
-Share = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
 Activation = Literal["topk", "batchtopk", "jumprelu", "groupmax"]
 Bos = Literal["auto", "yes", "no"]
 StoreDtype = Literal["bfloat16", "float32", "float16", "float8_e4m3"]
@@ -158,11 +166,14 @@ class Activations(Frozen):
 
 
 class SAE(Frozen):
-    """One sparse coder to train: an SAE, a transcoder, or a crosscoder.
+    """One sparse coder to train, a run: an SAE, a transcoder, or a crosscoder.
 
     `site: layers.7` (or `layer: 7`) is short for an SAE that reads and writes that site.
     """
 
+    name: str | None = None
+    """The run's name, which is its folder's in `runs/`: letters, digits, `-`, `_`, `.`; parts may be joined by `/`.
+    null: `default_id`."""
     reads: Annotated[list[SiteName], Field(min_length=1)]
     """The sites whose activations it encodes; several make a crosscoder."""
     writes: Annotated[list[SiteName], Field(min_length=1)] | None = None
@@ -183,6 +194,25 @@ class SAE(Frozen):
     """Whether encoder and decoder are one matrix, or two, which start equal."""
     canonical: bool = False
     """Whether the model card recommends this one for its layer."""
+    train: dict[str, Any] = Field({})
+    """Keys of the recipe's `train` that are otherwise for this SAE. (Recipe checks them: it knows the others.)"""
+
+    @field_validator("name")
+    @classmethod
+    def _usable_name(cls, name: str | None) -> str | None:
+        return name if name is None else check_name(name)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_in_their_places(cls, tree: object) -> object:
+        """Keys that have a place, and not this one, are told apart from slips of the pen."""
+        for key in tree if isinstance(tree, dict) else ():
+            if key in ("text", "tokens", "model", "activations", "seed"):
+                instead = "; the seed of training is train: {seed: ...}" if key == "seed" else ""
+                raise ValueError(f"{key} {_DECIDES_THE_STORE}{instead}")
+            if key in Train.model_fields and key not in cls.model_fields:
+                raise ValueError(f"{key} is a key of train: write train: {{{key}: ...}}")
+        return tree
 
     @model_validator(mode="before")
     @classmethod
@@ -243,7 +273,13 @@ class SAE(Frozen):
 
     @property
     def id(self) -> str:
-        """The release's name for it, e.g. `layer_07/width_131k/topk_64_raw`."""
+        """The run's name: what the recipe gives it, else `default_id`."""
+        return self.name or self.default_id
+
+    @property
+    def default_id(self) -> str:
+        """Made of the SAE's own settings, e.g. `layer_07/width_131k/topk_64_raw`. Its initialisation is drawn by this
+        id, so that a name changes nothing, and runs that differ in how they are trained start alike."""
         width = f"{self.d_sae // 1000}k" if self.d_sae >= 10_000 else str(self.d_sae)
         nested = "matryoshka-" if self.matryoshka else ""
         untied = "_untied" if self.weights == "untied" else ""
@@ -272,110 +308,7 @@ class SAE(Frozen):
 
 
 _NORMALIZE_NAMES = {"none": "raw", "layer_norm": "layernorm"}
-
-
-class Filter(Frozen):
-    """Which rows training leaves out. The store holds them all; the share left out is reported.
-
-    Nothing by default: on the tiny model no norm is over 1.6 times the median, and leaving out special tokens made
-    ordinary ones no better (held-out NMSE 0.146 against 0.143) and special ones worse (0.28 against 0.10). Models with
-    attention sinks of huge norm are what it is for.
-    """
-
-    special_tokens: bool = False
-    """Leave out tokens that the tokenizer calls special."""
-    first_positions: Annotated[int, Field(ge=0)] = 0
-    """Leave out this many positions at the start of each sequence."""
-    max_norm: Annotated[float, Field(gt=1)] | None = None
-    """Leave out rows whose norm is over this many times the median norm of the site, at any site of the store (so
-    all SAEs see the same tokens). Needs a store."""
-
-
-class Live(Frozen):
-    """Training straight from the model, without a store of activations."""
-
-    rows: Count = 2**18
-    """Rows of each site held and mixed: twice as many rows' contexts are in each batch."""
-    buffer: Literal["ram", "device"] = "ram"
-    """Where they are held: in memory, or on the device that trains."""
-
-
-class Auxiliary(Frozen):
-    """The auxiliary loss by which dead latents learn what the others leave (train/auxiliary.py)."""
-
-    weight: Annotated[float, Field(ge=0)] | None = None
-    """Of the loss, the NMSE left if the dead latents added their part, beside the main loss; 0: only `lift`. null:
-    1/8, and 0 where weights are tied, which the loss harms (docs/recipes.md)."""
-    k: Count | None = None
-    """Dead latents active in a row; null: the SAE's k. The loss costs as much as the step's sparse part would with
-    this k."""
-    dead_window: Count | None = None
-    """A latent takes part while it has not fired in this many tokens; null: found from width and k
-    (train/derived.py)."""
-    lift: Annotated[float, Field(ge=0)] = 0.1
-    """The bias of a dead latent rises by this times the mean activation in `dead_window` tokens, until it fires."""
-
-
-MOST_MARGIN = 448
-"""Of candidates: more of them cost more than the exact product."""
-
-
-class Candidates(Frozen):
-    """The encoder's product in int8, which proposes latents; their exact scores decide (train/candidates.py)."""
-
-    margin: Annotated[int, Field(ge=0, le=MOST_MARGIN)] = 16
-    """Candidates of a row beyond k, at first: where they miss more than 0.01 % of the top k, which is measured while
-    training, they become more."""
-
-
-class Train(Frozen):
-    """How every SAE of the recipe is trained. What is null is found from width, k and tokens (train/derived.py)."""
-
-    batch: Count | None = None
-    lr: Annotated[float, Field(gt=0)] | None = None
-    decay: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """Share of the steps, the last ones, over which the rate falls linearly to 0; 0 keeps it constant."""
-    decoder_rate: Annotated[float, Field(gt=0)] | None = None
-    """The rate of an untied decoder, times `lr`; tied weights have one rate."""
-    scale_biases: bool = True
-    """The rate of the biases is `lr` times the RMS of the activations (centred, over their channels): what is learned
-    does not depend on the unit of the activations. False: plain `lr`."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    adam: Literal["exact", "touched"] = "exact"
-    """Adam on every row of the dictionary at every step, or only on rows with an active latent in the batch: cheaper
-    where the batch is small, and rows without a gradient do not drift on with their momentum."""
-    moments: Literal["float32", "bfloat16"] = "float32"
-    """Of Adam, for the dictionary: bfloat16 (rounded stochastically) halves their memory and traffic."""
-    order: Literal["shuffled", "reading"] = "shuffled"
-    """Rows mixed over the whole store, or in the order in which the model read them."""
-    epochs: Count = 1
-    filter: Filter = Filter()
-    live: Live | None = None
-    """Read the model itself and not a store (`olmoscope train --live`)."""
-    together: Count | Literal["fit"] = "fit"
-    """SAEs trained at once on one read: a number, or as many as fit in the free memory of the device. Each becomes
-    what it would have become alone."""
-    candidates: Candidates | None = None
-    """Find the top k from a product in 8 bits, faster and nearly always the same; null: the exact product. The first
-    steps time both ways, and the faster one is used."""
-    auxiliary: Auxiliary | None = Auxiliary()
-    """Keeps latents from staying dead; null: no such loss."""
-    dead_window: Count = 500_000
-    """A latent is counted as dead if it did not fire in this many tokens."""
-    checkpoint_every: Count = 1000
-    """Steps between checkpoints."""
-    log_every: Count = 50
-    """Steps between lines of metrics.jsonl."""
-
-    @model_validator(mode="after")
-    def _live_can_do_it(self) -> "Train":
-        if self.live and self.filter.max_norm is not None:
-            raise ValueError("filter.max_norm needs the norms of a whole store, which a live stream does not have: "
-                             "leave out one of live and filter.max_norm")
-        if self.live and self.order == "reading":
-            raise ValueError("a live stream is always shuffled: leave out one of live and order: reading")
-        return self
+_DECIDES_THE_STORE = "decides the store, which all SAEs of a recipe share; change it at the top of the recipe"
 
 
 class Evaluate(Frozen):
@@ -442,16 +375,29 @@ class Recipe(Frozen):
                 if site not in sites:
                     raise ValueError(f"saes.{number}: {site} is not collected (activations.sites: "
                                      f"{', '.join(map(str, sites))})")
-            if sae.activation == "groupmax" and self.train.candidates:
+            train = self._checked_train(f"saes.{number}.train", sae)
+            if sae.activation == "groupmax" and train.candidates:
                 raise ValueError(f"saes.{number}.activation: groupmax needs all pre-activations; leave out one of it "
                                  "and train.candidates")
         if self.train.decoder_rate is not None and all(sae.weights == "tied" for sae in self.saes):
             raise ValueError("train.decoder_rate: all SAEs have tied weights, which have one rate; leave it out")
-        ids = [sae.id for sae in self.saes]
-        for sae_id in ids:
-            if ids.count(sae_id) > 1:
-                raise ValueError(f"saes: {sae_id} stands there twice")
+        refuse_colliding_names([sae.id for sae in self.saes])
         return self
+
+    def _checked_train(self, where: str, sae: SAE) -> Train:
+        for key in sae.train:
+            if key not in Train.model_fields and key in STORE_KEYS:
+                raise ValueError(f"{where}.{key}: {_DECIDES_THE_STORE}")
+        if sae.weights == "tied" and sae.train.get("decoder_rate") is not None:
+            raise ValueError(f"{where}.decoder_rate: tied weights have one rate; leave it out")
+        try:
+            return self.train_of(sae)
+        except ValidationError as error:
+            raise ValueError(f"{where}.{first_mistake(error)}") from error
+
+    def train_of(self, sae: SAE) -> Train:
+        """How one SAE of the recipe is trained: the recipe's `train`, with what the SAE says otherwise."""
+        return Train.model_validate(merge(self.train.model_dump(), sae.train)) if sae.train else self.train
 
     def with_bos(self, bos: Bos) -> "Recipe":
         """The same recipe with another `tokens.bos`."""
@@ -465,8 +411,12 @@ class Recipe(Frozen):
     def store_hash(self) -> str:
         """Identifies what decides the bytes of the activation store; `model.dtype` must be settled."""
         assert self.model.dtype != "auto", "settle the recipe first (pipeline.py)"
-        return _hash({"model": _model_identity(self.model), "activations": _activations_identity(self.activations)}
-                     | self._tokens_identity())
+        return _hash(self.store_identity())
+
+    def store_identity(self) -> dict[str, Any]:
+        """What decides the bytes of the activation store."""
+        return {"model": _model_identity(self.model),
+                "activations": _activations_identity(self.activations)} | self._tokens_identity()
 
     def _tokens_identity(self) -> dict[str, Any]:
         """What decides the tokens, but the model. A key that came later is left out where it says what was so before
@@ -486,10 +436,17 @@ class Recipe(Frozen):
 
     def run_hash(self, sae: SAE) -> str:
         """Identifies what decides the weights of one SAE."""
-        train = self.train.model_dump(mode="json", exclude={"checkpoint_every": True, "log_every": True,
-                                                            "together": True, "live": {"buffer"}})
-        return _hash({"store": self.store_hash(), "sae": _sae_identity(sae),
-                      "train": train})
+        return _hash({"store": self.store_hash()} | self.run_identity(sae))
+
+    def run_identity(self, sae: SAE) -> dict[str, Any]:
+        """What decides the weights of one SAE beside the store. A key that came later is left out where it says what
+        was so before it came: hashes of older runs stay."""
+        train = self.train_of(sae)
+        tree = train.model_dump(mode="json", exclude={
+            "checkpoint_every": True, "checkpoints": True, "log_every": True, "together": True, "live": {"buffer"}})
+        if train.seed in (None, self.seed):
+            del tree["seed"]
+        return {"sae": _sae_identity(sae), "train": tree}
 
     def to_yaml(self) -> str:
         """The resolved recipe; reading it back gives an equal one."""
@@ -515,13 +472,18 @@ def _activations_identity(activations: Activations) -> dict[str, Any]:
 
 def _sae_identity(sae: SAE) -> dict[str, Any]:
     """Of what is trained: an SAE of the residual stream by its layer, as before there were sites."""
-    tree = sae.model_dump(mode="json", exclude={"canonical"})
+    tree = sae.model_dump(mode="json", exclude={"canonical", "name", "train"})
     if sae.writes is None:
         del tree["writes"], tree["skip"]
         if len(sae.reads) == 1 and sae.reads[0].is_layer_output:
             del tree["reads"]
             tree["layer"] = sae.reads[0].layer
     return tree
+
+
+STORE_KEYS = {"text", "tokens", "model", "activations",
+              *(key for part in (Text, Tokens, Model, Activations) for key in part.model_fields)}
+"""Keys that decide a recipe's store."""
 
 
 def _hash(value: Any) -> str:

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+Share = Annotated[float, Field(ge=0, lt=1)]
+Count = Annotated[int, Field(ge=1)]
 ChatFormat = Literal["plain", "chatml", "template"]
 """How messages become text: `role: content` paragraphs, ChatML (`<|im_start|>role`, `<|im_end|>`), or the chat template
 of the recipe's model."""

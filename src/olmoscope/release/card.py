@@ -4,7 +4,7 @@ Whatever comes from a recipe (names of models, sources, repositories) is escaped
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
@@ -226,7 +226,7 @@ latter.{concerned} The hook above is right for all layers."""
 
 def _how_made(runs: Sequence[FinishedRun]) -> str:
     recipe, store = runs[0].recipe, runs[0].done.store
-    train, tokens = recipe.train, recipe.tokens
+    tokens = recipe.tokens
     trains = [settled(run.recipe, run.sae) for run in runs]
     total = sum(source.tokens for source in store.sources.values())
     rows = ["| source | documents | tokens | share of tokens |", "|---|--:|--:|--:|"]
@@ -234,12 +234,19 @@ def _how_made(runs: Sequence[FinishedRun]) -> str:
         share = source.tokens / total if total else 0.0
         rows.append(f"| {escape(name)} | {source.documents:,} | {source.tokens:,} | {share:.1%} |")
     lengths = ", ".join(f"{low} to {high}" for low, high in tokens.chunk_lengths)
-    rate = f"falling linearly to 0 over the last {train.decay:.0%} of the steps" if train.decay else "constant"
+    rate = _each(trains, lambda train: f"falling linearly to 0 over the last {train.decay:.0%} of the steps"
+                 if train.decay else "constant")
     documents = {"apart": "each document seen as if alone", "share": "documents of one sequence see each other"}
     order = {"shuffled": "shuffled over the whole store", "reading": "in the order in which the model read them"}
     begin = {"share": "BOS at the start of each sequence", "apart": "BOS at the start of each document and sequence"}[
         tokens.documents] if tokens.bos == "yes" else "no special tokens added"
     steps = _numbers({run.done.steps for run in runs})
+    betas = _each(trains, lambda train: f"{train.betas[0]}, {train.betas[1]}")
+    batches = _each(trains, lambda train: str(train.batch))
+    orders = _each(trains, lambda train: order[train.order])
+    epochs = _each(trains, lambda train: _count(train.epochs, "epoch"))
+    seeds = _each(trains, lambda train: str(train.seed))
+    own_seed = "" if seeds == str(recipe.seed) else f" (of training: {seeds})"
     table = "\n".join(rows)
     return f"""\
 ## How they were made
@@ -250,11 +257,16 @@ def _how_made(runs: Sequence[FinishedRun]) -> str:
   tokens; {documents[tokens.documents]}.
 - Activations: outputs of the decoder layers, computed in {recipe.model.dtype}, kept as
   {recipe.activations.dtype}.
-- Training: NMSE as the loss, {_auxiliary(trains)}; Adam (betas {train.betas[0]}, {train.betas[1]}), learning rate
-  {_rates(trains)}, {rate}; batches of {trains[0].batch} rows, {order[train.order]}; {_count(train.epochs, "epoch")},
+- Training: NMSE as the loss, {_auxiliary(trains)}; Adam (betas {betas}), learning rate
+  {_rates(trains)}, {rate}; batches of {batches} rows, {orders}; {epochs},
   {steps} steps; the rows of `W` kept at unit norm.
-- Recipe {code(recipe.name)}, form {code(recipe.form)}, seed {recipe.seed}: whole in `manifest.json`. The log of
-  each run is in its folder."""
+- Recipe {code(recipe.name)}, form {code(recipe.form)}, seed {recipe.seed}{own_seed}: whole in `manifest.json`. The log
+  of each run is in its folder."""
+
+
+def _each(trains: Sequence[Settled], say: Callable[[Settled], str]) -> str:
+    """What is said of all SAEs, or of some and of others."""
+    return " or ".join(dict.fromkeys(map(say, trains)))
 
 
 def _rates(trains: Sequence[Settled]) -> str:

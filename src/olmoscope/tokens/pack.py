@@ -18,6 +18,7 @@ import numpy as np
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json
 from olmoscope.progress import bar
+from olmoscope.recipe.kept import differs_from_store
 from olmoscope.recipe.schema import Model, Recipe
 from olmoscope.text.document import Document
 from olmoscope.text.mixture import Mixture
@@ -53,7 +54,7 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
         UserError: no usable text, sequences that would hold nothing but BOS, or what the text stage raises.
     """
     assert recipe.tokens.bos != "auto" or not tokenizer.begin, "settle the recipe first (pipeline.py)"
-    _refuse_another(recipe, store)
+    refuse_other_tokens(recipe, store)
     _refuse_nothing_but_bos(recipe, tokenizer)
     if has_token_segment(store, 0) and not (store / "tokens" / "recipe.json").exists():  # lost since
         write_json(store / "tokens" / "recipe.json", _identity(recipe))
@@ -117,12 +118,14 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
     return index
 
 
-def _refuse_another(recipe: Recipe, store: Path) -> None:
+def refuse_other_tokens(recipe: Recipe, store: Path) -> None:
     """Packing is resumed only for the recipe that began it."""
     path = store / "tokens" / "recipe.json"
-    if path.exists() and read_json(path) != _identity(recipe):
-        raise UserError(f"{store} holds tokens of another recipe (its text, tokens, model or seed differ); choose "
-                        "another --out or delete the folder")
+    if path.exists() and (begun := read_json(path)) != _identity(recipe):
+        differing = differs_from_store(store, recipe, lambda kept: _identity(kept) == begun)
+        what = differing or " (its text, tokens, model or seed differ)"
+        raise UserError(f"{store} holds tokens of another recipe{what}; choose another --out, or delete the folder to "
+                        "begin anew")
 
 
 def _identity(recipe: Recipe) -> dict[str, str]:

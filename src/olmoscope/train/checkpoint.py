@@ -8,6 +8,7 @@ The file itself, and the SAE in it, are the business of sae/io/checkpoint.py.
 from pathlib import Path
 from typing import Any
 
+from olmoscope.recipe.training import Train
 from olmoscope.sae.io.checkpoint import opened_checkpoint, write_checkpoint
 from olmoscope.train.step import Step
 
@@ -20,6 +21,24 @@ def checkpoint_path(run: Path, step: int) -> Path:
 def checkpoints(run: Path) -> list[Path]:
     """The checkpoints of a run folder, oldest first."""
     return sorted((run / "checkpoints").glob("step-*.safetensors"))
+
+
+def step_of(path: Path) -> int:
+    """After how many steps a checkpoint was written."""
+    return int(path.stem.removeprefix("step-"))
+
+
+def is_kept(train: Train, step: int) -> bool:
+    """Whether the checkpoint after `step` steps stays when there is a newer one. One that a signal made in between does
+    not: what is kept must not depend on when a run was stopped."""
+    if train.checkpoints == "last":
+        return False
+    return step % (train.checkpoint_every if train.checkpoints == "all" else train.checkpoints.every) == 0
+
+
+def kept_checkpoints(train: Train, steps: int) -> int:
+    """How many checkpoints a run of so many steps has in the end."""
+    return 1 + sum(is_kept(train, step) for step in range(1, steps))
 
 
 def save_checkpoint(path: Path, step: Step, state: dict[str, Any]) -> None:

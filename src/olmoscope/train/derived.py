@@ -3,7 +3,7 @@
 What stands in a recipe counts; what is null there is found here, by rules that docs/recipes.md gives the evidence for:
 
 - `batch`: the power of two nearest to tokens / 4000, from 256 to 4096: a few thousand steps, whatever the number of
-  tokens, and no larger than it takes to fill a GPU. It is the same for all SAEs of a recipe, which share a stream.
+  tokens, and no larger than it takes to fill a GPU.
 - `lr`: 2e-3 for 4096 latents, falling with the square root of their number.
 - `decoder_rate`: 8 times `lr`. What a code means is cheap to learn and to change; when to fire is not.
 - `auxiliary.weight`: 1/8; 0 where weights are tied, which the loss harms.
@@ -16,7 +16,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from olmoscope.recipe.schema import SAE, Auxiliary, Count, Recipe, Train
+from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.recipe.sources import Count
+from olmoscope.recipe.training import Auxiliary, Train
 
 STEPS = 4000
 SMALLEST_BATCH, LARGEST_BATCH = 256, 4096
@@ -37,23 +39,25 @@ class SettledAuxiliary(Auxiliary):
 class Settled(Train):
     """`Train` with nothing left open."""
 
+    seed: Annotated[int, Field(ge=0)]
     batch: Count
     lr: Annotated[float, Field(gt=0)]
     decoder_rate: Annotated[float, Field(gt=0)]
     auxiliary: SettledAuxiliary | None
 
 
-def batch_of(recipe: Recipe) -> int:
-    """Rows of a batch, for all SAEs of a recipe."""
-    if recipe.train.batch is not None:
-        return recipe.train.batch
-    power = round(math.log2(recipe.tokens.count * recipe.train.epochs / STEPS))
+def batch_of(recipe: Recipe, train: Train) -> int:
+    """Rows of a batch."""
+    if train.batch is not None:
+        return train.batch
+    power = round(math.log2(recipe.tokens.count * train.epochs / STEPS))
     return min(LARGEST_BATCH, max(SMALLEST_BATCH, 1 << max(0, power)))
 
 
 def settled(recipe: Recipe, sae: SAE) -> Settled:
     """How an SAE of a recipe is trained."""
-    train, auxiliary = recipe.train, recipe.train.auxiliary
+    train = recipe.train_of(sae)
+    auxiliary = train.auxiliary
     lr = RATE * math.sqrt(RATE_WIDTH / sae.d_sae) if train.lr is None else train.lr
     decoder_rate = (train.decoder_rate or DECODER_RATE) if sae.weights == "untied" else 1.0
     if auxiliary is not None:
@@ -64,5 +68,6 @@ def settled(recipe: Recipe, sae: SAE) -> Settled:
         auxiliary = SettledAuxiliary(weight=weight, k=auxiliary.k or sae.k,
                                      dead_window=auxiliary.dead_window or window, lift=auxiliary.lift)
     given = {name: getattr(train, name) for name in Train.model_fields}
-    return Settled(**given | {"batch": batch_of(recipe), "lr": lr, "decoder_rate": decoder_rate,
+    return Settled(**given | {"seed": recipe.seed if train.seed is None else train.seed,
+                              "batch": batch_of(recipe, train), "lr": lr, "decoder_rate": decoder_rate,
                               "auxiliary": auxiliary})

@@ -1,8 +1,9 @@
 """The training loop: several SAEs on one read of the activations, each as if it were trained alone.
 
-From a store, the SAEs of one site share a read; from the live model, all SAEs share its forward passes. After a kill
-its members may stand at different checkpoints: the stream goes on from the earliest, and those ahead let pass what they
-have had already.
+From a store, the SAEs of one site share a read; from the live model, all SAEs share its forward passes. SAEs that want
+other batches (`STREAM`: their size, order, epochs, filter) cannot share it: such groups go one after the other. After
+a kill a group's members may stand at different checkpoints: the stream goes on from the earliest, and those ahead skip
+what they have had already.
 """
 
 import contextlib
@@ -24,9 +25,9 @@ from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.prepare import prepare_kernels
 from olmoscope.model.load import pick_device
 from olmoscope.progress import bar, console
-from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.recipe.schema import SAE, Recipe, Train
 from olmoscope.site import Site
-from olmoscope.train.derived import batch_of
+from olmoscope.train.derived import Settled, settled
 from olmoscope.train.interrupt import deferred_interrupts
 from olmoscope.train.memory import training_memory
 from olmoscope.train.run import Run, refuse_other_run, refuse_other_store, run_folder
@@ -34,6 +35,10 @@ from olmoscope.train.trackers import TrackerName, open_tracker
 
 FIT_SHARE = 0.9
 """Of the free memory, what training may take: the rest is for batches on their way, and for what libraries keep."""
+
+
+STREAM = ("batch", "order", "epochs", "filter", "live", "together")
+"""Keys of `train` that SAEs on one read have in common."""
 
 
 def train_from_store(recipe: Recipe, saes: list[SAE], store: Store, out: Path,
@@ -53,12 +58,14 @@ def train_from_store(recipe: Recipe, saes: list[SAE], store: Store, out: Path,
     """
     for sae in saes:
         refuse_other_store(recipe, sae, store.manifest, store.path)
+        refuse_other_run(recipe, sae, run_folder(out, sae))
+    for sites in sorted({tuple(sae.sites) for sae in saes}):
+        for train, group in by_stream(recipe, [sae for sae in saes if tuple(sae.sites) == sites]):
 
-    def open_rounds(sites: list[Site]) -> Rounds:
-        return StoreRounds(store, sites, recipe.train.order, recipe.seed, keep_of_store(recipe.train.filter, store))
+            def open_rounds(sites: list[Site], train: Train = train) -> Rounds:
+                return StoreRounds(store, sites, train.order, recipe.seed, keep_of_store(train.filter, store))
 
-    for site in sorted({sae.site for sae in saes}):
-        yield from _train(recipe, [sae for sae in saes if sae.site == site], open_rounds, out, tracker)
+            yield from _train(recipe, group, open_rounds, out, tracker)
 
 
 def train_live(recipe: Recipe, saes: list[SAE], store: Path, out: Path,
@@ -71,46 +78,66 @@ def train_live(recipe: Recipe, saes: list[SAE], store: Path, out: Path,
 
     Yields, Raises: as `train_from_store`.
     """
-    yield from _train(recipe, saes, lambda sites: open_live(recipe, sites, "train", store), out,
-                      tracker)
+    for sae in saes:
+        refuse_other_run(recipe, sae, run_folder(out, sae))
+    for train, group in by_stream(recipe, saes):
+        like_these = recipe.model_copy(update={"train": train})
+
+        def open_rounds(sites: list[Site], like_these: Recipe = like_these) -> Rounds:
+            return open_live(like_these, sites, "train", store)
+
+        yield from _train(recipe, group, open_rounds, out, tracker)
+
+
+def by_stream(recipe: Recipe, saes: list[SAE]) -> list[tuple[Train, list[SAE]]]:
+    """SAEs in groups that can share a read, with the settings of the first of each, whose `STREAM` all of it have."""
+    groups: list[tuple[Settled, list[SAE]]] = []
+    for sae in saes:
+        train = settled(recipe, sae)
+        for other, group in groups:
+            if all(getattr(train, key) == getattr(other, key) for key in STREAM):
+                group.append(sae)
+                break
+        else:
+            groups.append((train, [sae]))
+    return list(groups)
 
 
 def _train(recipe: Recipe, saes: list[SAE], open_rounds: Callable[[list[Site]], Rounds], out: Path,
            tracker: TrackerName | None) -> Iterator[tuple[SAE, bool]]:
+    """Train SAEs that share a read, as many at once as fit."""
     device = pick_device(recipe.device)
-    for sae in saes:
-        refuse_other_run(recipe, sae, run_folder(out, sae))
     missing = [sae for sae in saes if not (run_folder(out, sae) / "done.json").exists()]
     yield from ((sae, False) for sae in saes if sae not in missing)
     if not missing:
         return
-    prepare_kernels(device, candidates=recipe.train.candidates is not None)
-    rounds = open_rounds(sorted({sae.site for sae in missing}))
+    prepare_kernels(device, candidates=any(recipe.train_of(sae).candidates is not None for sae in missing))
+    rounds = open_rounds(sorted({site for sae in missing for site in sae.sites}))
     while missing:
-        group = missing[: how_many(recipe, missing, rounds.manifest.model.d_model, device)]
-        missing = missing[len(group) :]
+        count = how_many(recipe, missing, rounds.manifest.model.d_model, device)
+        group, missing = missing[:count], missing[count:]
         with contextlib.ExitStack() as held:
             for sae in group:
                 held.enter_context(locked(run_folder(out, sae), "training"))
                 clean_temporary(run_folder(out, sae))
             trackers = [held.enter_context(open_tracker(tracker, recipe, sae, run_folder(out, sae))) for sae in group]
             _train_group([Run(recipe, sae, rounds, run_folder(out, sae), device, each)
-                          for sae, each in zip(group, trackers, strict=True)], recipe, rounds, device)
+                          for sae, each in zip(group, trackers, strict=True)], rounds, device)
         yield from ((sae, True) for sae in group)
 
 
-def _train_group(runs: list[Run], recipe: Recipe, rounds: Rounds, device: torch.device) -> None:
+def _train_group(runs: list[Run], rounds: Rounds, device: torch.device) -> None:
     """Train all of a group to the end; one whose loss is not finite drops out and is named when the others are done."""
-    steps = runs[0].steps
+    steps, settings = runs[0].steps, runs[0].settings
     behind = min(runs, key=lambda run: run.step.count)
     done = behind.step.count
     failures: list[UserError] = []
     console.print(f"training {', '.join(run.spec.id for run in runs)}", highlight=False)
     lines: dict[Run, dict[str, Any]] = {}
-    stream = Stream(rounds, batch_of(recipe), recipe.train.epochs)
+    stream = Stream(rounds, settings.batch, settings.epochs)
     stream.restore(behind.position)
     with contextlib.closing(stream), deferred_interrupts() as interrupted, \
-            bar("training", stream.rows * recipe.train.epochs, "tokens", done=behind.step.tokens) as advance:
+            bar("training", stream.rows * settings.epochs, "tokens", done=behind.step.tokens) as advance:
         batches = deal(stream, device, steps - done)
         while done < steps and runs:
             try:
@@ -155,9 +182,10 @@ def _stop(runs: list[Run], why: str) -> None:
 
 
 def how_many(recipe: Recipe, saes: list[SAE], d_model: int, device: torch.device) -> int:
-    """How many of some SAEs to train at once, from the first on; at least one."""
-    if recipe.train.together != "fit":
-        return recipe.train.together
+    """How many of some SAEs that share a read to train at once, from the first on; at least one."""
+    together = recipe.train_of(saes[0]).together
+    if together != "fit":
+        return together
     free = FIT_SHARE * _free_memory(device)
     count = held = step = 0
     for sae in saes:

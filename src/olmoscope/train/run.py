@@ -22,13 +22,21 @@ from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json, write_text
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
+from olmoscope.recipe.kept import differs_from_run, differs_from_store
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.candidate_trial import TRIAL_STEPS, Trial, Verdict
 from olmoscope.train.candidates import CandidateSearch
-from olmoscope.train.checkpoint import checkpoint_path, checkpoints, load_checkpoint, save_checkpoint
+from olmoscope.train.checkpoint import (
+    checkpoint_path,
+    checkpoints,
+    is_kept,
+    load_checkpoint,
+    save_checkpoint,
+    step_of,
+)
 from olmoscope.train.derived import Settled, settled
 from olmoscope.train.step import Step
 from olmoscope.train.trackers import Tracker
@@ -73,7 +81,7 @@ class Run:
         """
         self.recipe, self.spec, self.rounds, self.folder = recipe, spec, rounds, folder
         self.settings = settled(recipe, spec)
-        self.steps = -(-rounds.kept.rows // self.settings.batch) * recipe.train.epochs
+        self.steps = -(-rounds.kept.rows // self.settings.batch) * self.settings.epochs
         self.counts = _Counts()
         """Up to the last line of metrics.jsonl."""
         self.position = START
@@ -85,8 +93,8 @@ class Run:
         # A checkpoint brings its own bias: the mean costs a read, or a forward pass.
         mean_D = (torch.zeros(rounds.manifest.width(spec.site)) if found
                   else rounds.sample_mean(spec.site, spec.normalize))
-        sae = initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D.to(device), recipe.seed,
-                         spec.id, tied=spec.weights == "tied")
+        sae = initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D.to(device), self.settings.seed,
+                         spec.default_id, tied=spec.weights == "tied")
         self.step = Step(sae, Adam.of(self.settings), self.settings.auxiliary, candidates=self.settings.candidates,
                          activation=spec.activation, matryoshka=spec.matryoshka)
         if found:
@@ -127,15 +135,16 @@ class Run:
         last = self.step.count == self.steps
         if self.step.count % self.settings.log_every == 0 or last:
             line = self._measure()
-        if self.step.count % self.settings.checkpoint_every == 0 or last:
+        if self.step.count % self.settings.checkpoint_every == 0 or last or is_kept(self.settings, self.step.count):
             self.save()
         return line
 
     def save(self) -> None:
-        """Write a checkpoint, if there was a step since the last one."""
+        """Write a checkpoint, if there was a step since the last one; of the older ones those stay that the recipe
+        keeps."""
         if self.saved == self.step.count:
             return
-        older = checkpoints(self.folder)
+        older = [path for path in checkpoints(self.folder) if not is_kept(self.settings, step_of(path))]
         save_checkpoint(checkpoint_path(self.folder, self.step.count), self.step,
                         {"stream": self.position, "counts": vars(self.counts), "activations": self._activations(),
                          "seconds": self._seconds()})
@@ -250,13 +259,16 @@ def refuse_other_run(recipe: Recipe, sae: SAE, run: Path) -> None:
     Raises:
         UserError: it holds another.
     """
+    wanted = recipe.run_hash(sae)
     if (run / "recipe.yaml").exists():
         before = load_recipe(str(run / "recipe.yaml"))
-        if before.run_hash(sae) != recipe.run_hash(sae):
-            raise UserError(f"{run} holds a different run of {sae.id} (see its recipe.yaml); choose another --out or "
-                            "delete the folder")
-    if (run / "done.json").exists() and read_json(run / "done.json")["run_hash"] != recipe.run_hash(sae):
-        raise UserError(f"{run} holds a different finished run of {sae.id}; choose another --out or delete the folder")
+        same = next((other for other in before.saes if other.id == sae.id), None)
+        if same is None or before.run_hash(same) != wanted:
+            raise UserError(f"{run} holds a different run of {sae.id}{differs_from_run(run, sae.id, recipe)}; choose "
+                            "another --out, name the run otherwise, or delete the folder to train anew")
+    if (run / "done.json").exists() and read_json(run / "done.json")["run_hash"] != wanted:
+        raise UserError(f"{run} holds a different finished run of {sae.id} than its recipe.yaml says; choose another "
+                        "--out, or delete the folder to train anew")
 
 
 def refuse_other_store(recipe: Recipe, sae: SAE, found: Manifest, store: Path) -> None:
@@ -273,6 +285,8 @@ def refuse_other_store(recipe: Recipe, sae: SAE, found: Manifest, store: Path) -
         raise UserError(f"{store} has the sites {', '.join(map(str, found.sites))}, not {sae.site}; collect it into "
                         "another --out")
     if found.recipe_hash != recipe.store_hash():
-        raise UserError(f"{store} was collected with another recipe (hash {found.recipe_hash}, this one's is "
-                        f"{recipe.store_hash()}): its text, tokens, model revision, sites or seed differ; collect "
-                        "again into another --out")
+        differing = differs_from_store(store, recipe, lambda kept: kept.store_hash() == found.recipe_hash)
+        what = differing or (f" (hash {found.recipe_hash}, this one's is {recipe.store_hash()}): its text, tokens, "
+                             "model revision, sites or seed differ")
+        raise UserError(f"{store} was collected with another recipe{what}; say it as it is there, or collect again "
+                        "into another --out")

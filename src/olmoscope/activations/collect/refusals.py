@@ -10,6 +10,7 @@ import torch
 from olmoscope.activations.store.format import read_manifest
 from olmoscope.activations.store.gather import SiteRows
 from olmoscope.errors import UserError
+from olmoscope.recipe.kept import differs_from_store
 from olmoscope.recipe.schema import Recipe
 from olmoscope.site import Site
 from olmoscope.tokens.segments import TokenSegment
@@ -29,8 +30,10 @@ def refuse_another_store(store: Path, recipe: Recipe) -> None:
     if (store / "manifest.json").exists():
         found = read_manifest(store)
         if found.recipe_hash != recipe.store_hash():
-            raise UserError(f"{store} holds the store of another recipe (model {found.model.name}, sites "
-                            f"{', '.join(map(str, found.sites))}); choose another --out or delete the folder")
+            differing = differs_from_store(store, recipe, lambda kept: kept.store_hash() == found.recipe_hash)
+            what = differing or f" (model {found.model.name}, sites {', '.join(map(str, found.sites))})"
+            raise UserError(f"{store} holds the store of another recipe{what}; choose another --out, or delete the "
+                            "folder to collect anew")
 
 
 def refuse_full_disk(store: Path, recipe: Recipe, widths: Iterable[int], rows: int) -> None:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from olmoscope.activations.store.format import Manifest, has_segment, read_manifest
+from olmoscope.activations.store.place import SPLITS, store_places
 from olmoscope.errors import UserError
 from olmoscope.files import is_locked, read_json
 from olmoscope.tokens.segments import has_token_segment, segment_name
-
-SPLITS = ("train", "held_out")
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,14 @@ class StoreInfo:
 
 
 def find_stores(path: Path) -> list[Path]:
-    """The stores at a path: itself, or those of both splits of an output folder.
+    """The stores at a path: itself, or those of both splits of an output folder, wherever they are.
 
     Raises:
         UserError: there is none.
     """
     if not path.exists():
         raise UserError(f"{path} does not exist")
-    for stores in ([path], [path / split for split in SPLITS], [path / "store" / split for split in SPLITS]):
+    for stores in ([path], [path / split for split in SPLITS], list(store_places(path).values())):
         if found := [store for store in stores if _looks_like_a_store(store)]:
             return found
     raise UserError(f"{path} holds no activation store: give an output folder of `olmoscope collect`, or one store in "

@@ -1,0 +1,55 @@
+"""Options that several commands share, and how a command finds its recipe."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from olmoscope.errors import UserError
+
+if TYPE_CHECKING:
+    from olmoscope.recipe.schema import Recipe
+    from olmoscope.site import Site
+
+RecipeArgument = Annotated[str, typer.Argument(
+    metavar="RECIPE", help="A YAML file, a recipe of the package (tiny, olmo3-7b-think), or an output folder.")]
+FormOption = Annotated[str | None, typer.Option("--form", help="A form of the recipe, e.g. reference.")]
+SetOption = Annotated[list[str] | None, typer.Option(
+    "--set", metavar="KEY=VALUE", help="Change a key: train.lr=1e-3.")]
+OutOption = Annotated[Path | None, typer.Option(
+    "--out", "-o", help="Output folder; by default named after the recipe, or the one given as RECIPE.")]
+OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="SAE", help="Only this SAE, by its id.")]
+WorkerOption = Annotated[str | None, typer.Option(
+    "--worker", metavar="I/N", help="Make only share I of N (I from 0); by default what torchrun or srun says.")]
+SiteOption = Annotated[str | None, typer.Option("--site", "--layer", metavar="SITE", help=(
+    "What the SAE reads, if it does not say: layers.7, layers.7.mlp.out, ...; a number is a layer's output."))]
+OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a recipe.")]
+
+
+def load(name: str, form: str | None, changes: list[str] | None, out: Path | None) -> "tuple[Recipe, Path]":
+    """A command's recipe and output folder."""
+    from olmoscope.recipe.load import load_recipe
+
+    folder = Path(name)
+    if folder.is_dir():
+        if not (folder / "recipe.yaml").is_file():
+            raise UserError(f"{folder} has no recipe.yaml: it is not an output folder of olmoscope")
+        return load_recipe(str(folder / "recipe.yaml"), form, changes or []), out or folder
+    recipe = load_recipe(name, form, changes or [])
+    return recipe, out or Path(recipe.name if recipe.form == "default" else f"{recipe.name}-{recipe.form}")
+
+
+def site_of(text: str | None) -> "Site | None":
+    """What `--site` says.
+
+    Raises:
+        UserError: it names no site.
+    """
+    from olmoscope.site import Site
+
+    return None if text is None else Site.parse(int(text) if text.isdecimal() else text)
+
+
+def written(fresh: bool) -> str:
+    """What a command says of a file that it was to make."""
+    return "written" if fresh else "there already, unchanged"

@@ -1,0 +1,74 @@
+"""Commands of a recipe's stages: demo, plan, collect, train."""
+
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from olmoscope.cli.options import FormOption, OnlyOption, OutOption, RecipeArgument, SetOption, WorkerOption, load
+from olmoscope.errors import UserError
+from olmoscope.terminal import say
+
+
+def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("olmoscope-demo")) -> None:
+    """The whole way once, on this machine: a tiny model reads Python's standard library."""
+    from olmoscope.cli.demo import run_demo
+
+    run_demo(out)
+
+
+def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
+         measure: Annotated[bool, typer.Option(
+             "--measure", help="Time a few batches and training steps here, and say how many hours it takes.")] = False,
+         ) -> None:
+    """Check a recipe and say what it will cost, before anything starts; exits with 1 if the disk cannot hold it."""
+    from olmoscope.cli import tables
+    from olmoscope.cost.measure import measure as measure_rates
+    from olmoscope.cost.plan import plan as make_plan
+    from olmoscope.cost.plan import refuse_full_disk
+
+    resolved, folder = load(recipe, form, changes, out)
+    made = make_plan(resolved, folder, measure_rates(resolved) if measure else None)
+    tables.show_plan(made)
+    refuse_full_disk(made, folder)
+
+
+def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
+            worker: WorkerOption = None) -> None:
+    """Run the model over the text and store its residual stream."""
+    from olmoscope.activations.store.shares import parse_worker, worker_from_environment
+    from olmoscope.cli import tables
+    from olmoscope.pipeline import collect_stores
+
+    resolved, folder = load(recipe, form, changes, out)
+    who = parse_worker(worker) if worker else worker_from_environment(os.environ)
+    if who.told_by:
+        say(f"worker {who.index}/{who.count}, as {who.told_by} says", err=True)
+    collected = collect_stores(resolved, folder, who)
+    tables.show_stores(collected)
+    tables.show_statistics(collected)
+
+
+def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
+          only: OnlyOption = None,
+          store: Annotated[Path | None, typer.Option("--store", help=(
+              "Train on the activations of another output folder, or on one training store."))] = None,
+          live: Annotated[bool, typer.Option("--live", help="Straight from the model: no store is needed.")] = False,
+          log: Annotated[Literal["wandb", "tensorboard"] | None, typer.Option(
+              "--log", help="Send metrics to a tracker as well.")] = None) -> None:
+    """Train the recipe's SAEs on the stored activations, or straight from the model."""
+    from olmoscope.cli.study_tables import show_training_study
+    from olmoscope.evaluate.study import study_of_training
+    from olmoscope.pipeline import train_saes
+    from olmoscope.recipe.load import made_live
+
+    resolved, folder = load(recipe, form, changes, out)
+    if live and store is not None:
+        raise UserError("--live and --store exclude each other: a live stream reads the model, not a store")
+    if live and resolved.train.live is None:
+        resolved = made_live(resolved)
+    for sae, fresh in train_saes(resolved, folder, only or [], log, store):
+        say(f"{sae.id}: trained" if fresh else f"{sae.id}: finished before, nothing to do")
+    if (study := study_of_training(resolved, folder)).seeds:
+        show_training_study(study)

@@ -1,0 +1,176 @@
+"""Commands about SAEs and the models they are of: model, evaluate, study, index, browse."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from olmoscope.cli.options import OnlyOption, OutArgument, SiteOption, load, site_of, written
+from olmoscope.errors import UserError
+from olmoscope.terminal import say
+
+EVALUATED_TOKENS, EVALUATED_AT_ONCE, INDEXED_TOKENS = 100_000, 16384, 1_000_000
+"""Defaults of --tokens and --batch-tokens of `evaluate`, and of --tokens of `index`."""
+
+
+def model(name: Annotated[str, typer.Argument(metavar="ID", help="A hub id, a folder, or tiny.")],
+          revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None) -> None:
+    """What a language model is like, and which commands work with it. Loads all of it."""
+    from olmoscope.cli.tables import show_model
+    from olmoscope.model.describe import describe_model
+    from olmoscope.model.load import pick_device
+    from olmoscope.recipe.schema import Model
+
+    show_model(name, describe_model(Model(name=name, revision=revision), pick_device("auto")))
+
+
+def evaluate(
+    saes: Annotated[list[str], typer.Argument(metavar="SAE...", help=(
+        "An output folder (its SAEs, on its held-out text); or any number of SAEs to compare: a run's folder, a folder "
+        "in SAELens' format, a hub id (OWNER/NAME:PATH), a release, output folders."))],
+    only: OnlyOption = None,
+    text: Annotated[str | None, typer.Option(help=(
+        "A file, a folder (plain text; JSON lines or parquet of texts or chats), a hub dataset (OWNER/NAME), or an "
+        "output folder: its held-out text, and the default where an SAE lies in one."))] = None,
+    model: Annotated[str | None, typer.Option(help=(
+        "The language model, if the SAEs do not say which, or where a copy of it is."))] = None,
+    site: SiteOption = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text, at most.")] = EVALUATED_TOKENS,
+    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(
+        help="Of the language model; auto: bfloat16 where the hardware has it, else float32.")] = "auto",
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one pass of the model.")] = EVALUATED_AT_ONCE,
+    bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help=(
+        "Whether sequences begin with BOS, if the SAEs do not say; by default as the tokenizer does."))] = None,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the results of SAEs from anywhere go.")] = None,
+) -> None:
+    """Measure SAEs: how well they reconstruct, and what the language model makes of it."""
+    from olmoscope.cli import tables
+    from olmoscope.cli.study_tables import show_study
+    from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
+    from olmoscope.evaluate.report import write_reports
+    from olmoscope.evaluate.results import EVALUATION, read_evaluation
+    from olmoscope.evaluate.study import study_of
+    from olmoscope.pipeline import evaluate_saes, report_saes
+
+    first = Path(saes[0])
+    one_output_folder = len(saes) == 1 and (first / "recipe.yaml").is_file() and not (first / "done.json").is_file()
+    if one_output_folder and not (text or model or out):
+        idle = [name for name, given, default in (
+            ("--site", site, None), ("--tokens", tokens, EVALUATED_TOKENS), ("--dtype", dtype, "auto"),
+            ("--batch-tokens", batch_tokens, EVALUATED_AT_ONCE), ("--bos/--no-bos", bos, None)) if given != default]
+        if idle:
+            raise UserError(f"{idle[0]} does nothing here: the SAEs of {saes[0]} are evaluated as its recipe says; "
+                            "give --text (a text, or the output folder again) to evaluate them otherwise")
+        recipe, folder = load(saes[0], None, None, None)
+        for sae, fresh in evaluate_saes(recipe, folder, only or []):
+            say(f"{sae.id}: evaluated" if fresh else f"{sae.id}: evaluated before, nothing to do")
+        study = study_of(recipe, folder)
+        if study.seeds and not only:
+            show_study(study)
+            say(f"A row for each run: `olmoscope study {folder} --runs`.")
+        else:
+            tables.show_results(recipe, folder, only or [])
+        say(f"Report: {report_saes(recipe, folder)[-1]}")
+        return
+    if only:
+        raise UserError("--only is for the SAEs of one output folder; name the SAEs themselves instead")
+    out = out or Path("evaluation")
+    evaluated = evaluate_anywhere(saes, Options(out, text, tokens, model, dtype, site_of(site), batch_tokens, bos))
+    for one in evaluated:
+        say(f"{one.name}: " + (f"evaluated, {one.folder}" if one.fresh else "evaluated before, nothing to do"))
+    tables.show_evaluations([read_evaluation(one.folder / EVALUATION) for one in evaluated])
+    say(f"Report: {write_reports([one.folder for one in evaluated], out)[-1]}")
+
+
+def study(out: OutArgument, runs: Annotated[bool, typer.Option(
+        "--runs", help="Also a row for each run.")] = False) -> None:
+    """Compare the evaluated runs of a recipe by setting: mean and spread over seeds, and which settings none beats."""
+    from olmoscope.cli import tables
+    from olmoscope.cli.study_tables import show_study
+    from olmoscope.evaluate.study import STUDY, study_of
+    from olmoscope.pipeline import report_saes
+
+    recipe, folder = load(str(out), None, None, None)
+    found = study_of(recipe, folder)
+    if not found.compares:
+        raise UserError(f"{out}: its evaluated runs are of one setting and one seed a site, so there is nothing to "
+                        "compare; give an SAE of the recipe a list, such as train: {seed: [0, 1, 2]}")
+    if runs:
+        tables.show_results(recipe, folder, [run.id for setting in found.settings for run in setting.runs])
+    show_study(found)
+    report = report_saes(recipe, folder)[-1]
+    say(f"Figures: {folder / STUDY}")
+    say(f"Report: {report}")
+
+
+def index(
+    sae: Annotated[str, typer.Argument(help="A run's folder, an SAE in SAELens' format, or a hub id, "
+                                            "OWNER/NAME:PATH; an output folder: all its SAEs.")],
+    store: Annotated[Path | None, typer.Option(
+        help="The activation store to index; by default the training store of the SAE's output folder.")] = None,
+    text: Annotated[str | None, typer.Option(
+        help="A file, a folder (plain text; JSON lines or parquet of texts or chats) or a hub dataset (OWNER/NAME) "
+             "that the model reads now, in place of a store.")] = None,
+    out: Annotated[Path | None, typer.Option(
+        "--out", "-o", help="The index's folder; by default `index` in the run's.")] = None,
+    model: Annotated[str | None, typer.Option(help=(
+        "The language model, if the SAE does not say which, or where a copy of it is."))] = None,
+    site: SiteOption = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a text, at most.")] = INDEXED_TOKENS,
+    bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help=(
+        "Whether sequences of a text begin with BOS, if the SAE does not say; by default as the tokenizer "
+        "does."))] = None,
+    skip_first: Annotated[int, typer.Option(
+        min=0, metavar="N", help="Leave out the first N positions of each sequence.")] = 0,
+    skip_special: Annotated[bool, typer.Option(
+        "--skip-special", help="Leave out tokens that the tokenizer calls special.")] = False,
+    max_norm: Annotated[float | None, typer.Option(
+        metavar="X", help="Leave out rows whose norm is over X times the median, at any site of the store.")] = None,
+) -> None:
+    """Index what each feature of an SAE fires on, for `olmoscope browse`."""
+    from olmoscope.features.rows_of import index_sae
+    from olmoscope.recipe.schema import Filter
+    from olmoscope.sae.io.open import find_saes
+
+    if text is None and tokens != INDEXED_TOKENS:
+        raise UserError("--tokens is for --text: a store is indexed whole")
+    if max_norm is not None and max_norm <= 1:
+        raise UserError(f"--max-norm {max_norm:g}: it must be over 1 times the median")
+    named = find_saes(sae)
+    if out is not None and len(named) > 1:
+        raise UserError(f"{sae} holds {len(named)} SAEs, which cannot share the index {out}; name one, or leave "
+                        "out --out")
+    filter_ = Filter(special_tokens=skip_special, first_positions=skip_first, max_norm=max_norm)
+    for one in named:
+        indexed = index_sae(one, store=store, text=text, out=out, model_name=model, site=site_of(site), tokens=tokens,
+                            bos=bos, filter_=filter_)
+        info = indexed.info
+        say(f"{indexed.folder}: {info.sae.d_sae} features ({info.dead} never fire), {info.rows} rows, "
+                   f"{info.firings} firings {written(indexed.fresh)}")
+    say(f"Look at it with `olmoscope browse {out or sae}`.")
+
+
+def browse(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A feature index, or a folder with several below it.")],
+    model: Annotated[str | None, typer.Option("--model", help="Where the language model of the index is now, for "
+                                              "prompts and steering: a hub id, a folder, or tiny.")] = None,
+    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="By default 8100 or a free one.")] = None,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Only say the address; open no browser.")] = False,
+    export: Annotated[Path | None, typer.Option("--export", metavar="SITE", help="Write the page as plain files for a "
+                                                "web host instead, without prompts and steering.")] = None,
+) -> None:
+    """Open the page of features in the browser: read, search, label, try prompts, steer."""
+    from olmoscope.browse.serve import require_extra, serve
+
+    require_extra()
+    if export is None:
+        serve(folder, model, port, open_browser=not no_open)
+        return
+    from olmoscope.browse.collection import open_collection
+    from olmoscope.browse.export import export_site
+
+    if model is not None or port is not None:
+        raise UserError("--export writes plain files: --model and --port have no meaning there")
+    site = export_site(open_collection(folder, None), export)
+    say(f"{site.folder}: {site.features} features, {site.bytes / 1e6:.1f} MB, {site.bytes / site.features:.0f} "
+               f"bytes a feature. See it with `python -m http.server -d {site.folder}`.")

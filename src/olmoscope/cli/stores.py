@@ -1,0 +1,40 @@
+"""Commands about activation stores: store info, store verify, store repair."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+StoreArgument = Annotated[Path, typer.Argument(metavar="PATH", help="An output folder, or one activation store.")]
+
+
+def info(path: StoreArgument) -> None:
+    """Say what a store holds, how far it has come, and where it came from."""
+    from olmoscope.activations.store.inspect import describe, find_stores
+    from olmoscope.cli import store_tables
+
+    for one in find_stores(path):
+        store_tables.show_info(describe(one))
+
+
+def verify(path: StoreArgument) -> None:
+    """Read everything and compare it with its checksums and counts; exits with 1 if anything is wrong."""
+    from olmoscope.activations.store.verify import verify_stores
+    from olmoscope.cli import store_tables
+
+    verified = verify_stores(path)
+    store_tables.show_verified(path, verified)
+    if any(one.problems for one in verified):
+        raise typer.Exit(1)
+
+
+def repair(path: StoreArgument, dry_run: Annotated[bool, typer.Option(
+        "--dry-run", help="Only say what would be deleted.")] = False) -> None:
+    """Delete what is damaged and can be made anew; exits with 1 if something is wrong that it cannot mend."""
+    from olmoscope.activations.store.repair import repair_stores
+    from olmoscope.cli import store_tables
+
+    repaired = repair_stores(path, dry_run=dry_run)
+    store_tables.show_repaired(repaired, dry_run)
+    if any(not problem.mends for one in repaired for problem in one.problems):
+        raise typer.Exit(1)

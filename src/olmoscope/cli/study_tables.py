@@ -1,0 +1,63 @@
+"""A study as tables in the terminal: a row for each setting, mean and spread over seeds."""
+
+import math
+from collections.abc import Sequence
+
+from rich.markup import escape
+
+from olmoscope.cli.tables import NAME_WIDTH, console, new_table
+from olmoscope.evaluate.study import FRONTIERS, Setting, Study
+
+MEASURED = (("nmse", "NMSE", ".4f"), ("fvu", "FVU", ".4f"), ("l0", "L0", ".1f"), ("dead", "dead", ".1%"),
+            ("delta_ce", "ΔCE", ".3f"), ("loss_recovered_zero", "rec.", ".3f"), ("kl", "KL", ".3f"))
+IN_TRAINING = (("nmse", "NMSE", ".4f"), ("l0", "L0", ".1f"), ("dead", "dead", ".1%"))
+Columns = Sequence[tuple[str, str, str]]
+"""Key of a figure, head of its column, how it is written."""
+
+
+def show_study(study: Study) -> None:
+    """The settings of evaluated runs."""
+    _show("Settings", study, MEASURED)
+    if any(setting.unbeaten for setting in study.settings):
+        console.print("*: no other setting of its site has less FVU (ΔCE) at no more L0, by the means.")
+    if study.seeds:
+        console.print("±: sample standard deviation over n seeds of training.")
+    if not study.same_text:
+        console.print("[yellow]These runs were not measured on the same tokens: small differences mean nothing.[/]")
+
+
+def show_training_study(study: Study) -> None:
+    """The settings of trained runs, by what training says."""
+    _show("Settings, in training", study, IN_TRAINING)
+    console.print("Means over all rows trained on, from the first step on; ±: sample standard deviation over n seeds.")
+
+
+def _show(title: str, study: Study, columns: Columns) -> None:
+    table = new_table(title, "setting", "n", *(head for _, head, _ in columns))
+    for column in table.columns:
+        column.no_wrap = column is not table.columns[0]
+        column.overflow = "fold"
+    for setting in study.settings:
+        name = setting.name if len(setting.name) <= NAME_WIDTH else "/\n".join(setting.name.rsplit("/", 1))
+        table.add_row(escape(name), str(len(setting.runs)), *(_cell(setting, key, form) for key, _, form in columns))
+    console.print(table)
+    if study.missing:
+        console.print(f"[yellow]{len(study.missing)} of the recipe's runs have no figures yet: "
+                      f"{escape(', '.join(study.missing))}[/]", soft_wrap=True)
+
+
+def _cell(setting: Setting, key: str, form: str) -> str:
+    spread = setting.figures[key]
+    if spread.mean is None:
+        return "-"
+    star = "*" if key in FRONTIERS and setting.unbeaten.get(key) else ""
+    line = f"{star}{spread.mean:{form}}"
+    return line if spread.sd is None else f"{line}\n±{_one_digit(spread.sd, form)}"
+
+
+def _one_digit(sd: float, form: str) -> str:
+    """A spread with one digit that counts, and no more decimals than that needs."""
+    percent = form.endswith("%")
+    value = 100 * sd if percent else sd
+    decimals = 0 if value == 0 else max(0, -math.floor(math.log10(value)))
+    return f"{value:.{decimals}f}" + ("%" if percent else "")

@@ -1,0 +1,69 @@
+"""A study in a report: its table, and the error of each setting against L0."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from olmoscope.evaluate import charts
+from olmoscope.evaluate.cards import COLOURS, Card
+from olmoscope.evaluate.charts import Point
+from olmoscope.evaluate.figures import Figure
+from olmoscope.evaluate.scales import linear, say
+from olmoscope.evaluate.study import FIGURES, FRONTIERS, Setting, Study
+
+
+@dataclass(frozen=True)
+class Row:
+    """A setting in the table: its number and colour (0: grey), and for each figure what is said of it.
+
+    Attributes:
+        cells: the mean, the spread, and whether no other setting beats it; "—" and "" where there is none.
+    """
+
+    number: int
+    colour: int
+    name: str
+    seeds: int
+    cells: Sequence[tuple[str, str, bool]]
+
+
+def study_rows(study: Study) -> list[Row]:
+    """The table's rows, in the order of the recipe."""
+    return [Row(number, _colour(number), setting.name, len(setting.runs),
+                [_cell(setting, figure) for figure in FIGURES]) for number, setting in enumerate(study.settings, 1)]
+
+
+def study_cards(study: Study) -> list[Card]:
+    """Each error against L0, a line through the settings of a layer that no other beats."""
+    names = {figure.key: figure.short.partition(",")[0] for figure in FIGURES}
+    return [card for error in FRONTIERS if (card := _card(study, error, names[error])) is not None]
+
+
+def _card(study: Study, error: str, label: str) -> Card | None:
+    points: list[Point] = []
+    layers: dict[int, list[int]] = {}
+    for number, setting in enumerate(study.settings, 1):
+        l0, value = setting.figures["l0"].mean, setting.figures[error].mean
+        if l0 is not None and value is not None:
+            points.append(Point(str(number), f"{number}  {setting.name}", _colour(number), l0, value))
+            if setting.unbeaten[error]:
+                layers.setdefault(setting.layer, []).append(len(points) - 1)
+    if not points:
+        return None
+    links = [sorted(link, key=lambda place: points[place].x) for link in layers.values() if len(link) > 1]
+    title = f"{label} against L0, by setting"
+    note = "Means over seeds; down and left is better. A line joins the settings of a layer that no other beats."
+    return Card(title, note, charts.scatter(
+        title, points, linear("L0", [point.x for point in points], zero=False),
+                               linear(label, [point.y for point in points]), links))
+
+
+def _cell(setting: Setting, figure: Figure) -> tuple[str, str, bool]:
+    spread = setting.figures[figure.key]
+    if spread.mean is None:
+        return "—", "", False
+    return (say(spread.mean, figure.kind), "" if spread.sd is None else f"± {say(spread.sd, figure.kind)}",
+            setting.unbeaten.get(figure.key, False))
+
+
+def _colour(number: int) -> int:
+    return number if number <= COLOURS else 0

@@ -1,0 +1,134 @@
+"""How SAEs are trained: frozen models of the recipe's key `train`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from olmoscope.recipe.sources import Count, Frozen, Share
+
+
+class Filter(Frozen):
+    """Which rows training leaves out. The store holds them all; the share left out is reported.
+
+    Nothing by default: on the tiny model no norm is over 1.6 times the median, and leaving out special tokens made
+    ordinary ones no better (held-out NMSE 0.146 against 0.143) and special ones worse (0.28 against 0.10). Models with
+    attention sinks of huge norm are what it is for.
+    """
+
+    special_tokens: bool = False
+    """Leave out tokens that the tokenizer calls special."""
+    first_positions: Annotated[int, Field(ge=0)] = 0
+    """Leave out this many positions at the start of each sequence."""
+    max_norm: Annotated[float, Field(gt=1)] | None = None
+    """Leave out rows whose norm is over this many times the median norm of the site, at any site of the store (so
+    all SAEs see the same tokens). Needs a store."""
+
+
+class Live(Frozen):
+    """Training straight from the model, without a store of activations."""
+
+    rows: Count = 2**18
+    """Rows of each site held and mixed: twice as many rows' contexts are in each batch."""
+    buffer: Literal["ram", "device"] = "ram"
+    """Where they are held: in memory, or on the device that trains."""
+
+
+class Auxiliary(Frozen):
+    """The auxiliary loss by which dead latents learn what the others leave (train/auxiliary.py)."""
+
+    weight: Annotated[float, Field(ge=0)] | None = None
+    """Of the loss, the NMSE left if the dead latents added their part, beside the main loss; 0: only `lift`. null:
+    1/8, and 0 where weights are tied, which the loss harms (docs/recipes.md)."""
+    k: Count | None = None
+    """Dead latents active in a row; null: the SAE's k. The loss costs as much as the step's sparse part would with
+    this k."""
+    dead_window: Count | None = None
+    """A latent takes part while it has not fired in this many tokens; null: found from width and k
+    (train/derived.py)."""
+    lift: Annotated[float, Field(ge=0)] = 0.1
+    """The bias of a dead latent rises by this times the mean activation in `dead_window` tokens, until it fires."""
+
+
+MOST_MARGIN = 448
+"""Of candidates: more of them cost more than the exact product."""
+
+
+class Candidates(Frozen):
+    """The encoder's product in int8, which proposes latents; their exact scores decide (train/candidates.py)."""
+
+    margin: Annotated[int, Field(ge=0, le=MOST_MARGIN)] = 16
+    """Candidates of a row beyond k, at first: where they miss more than 0.01 % of the top k, which is measured while
+    training, they become more."""
+
+
+class Every(Frozen):
+    """Checkpoints to keep, by their steps."""
+
+    every: Count
+    """The steps that are multiples of it."""
+
+
+class Train(Frozen):
+    """How the SAEs of the recipe are trained; an SAE may say otherwise of any key. What is null is found from width, k
+    and tokens (train/derived.py)."""
+
+    seed: Annotated[int, Field(ge=0)] | None = None
+    """Of what training draws, which is how an SAE starts; null: the recipe's `seed`. The text, the store and the order
+    in which rows come depend on the recipe's seed alone."""
+    batch: Count | None = None
+    lr: Annotated[float, Field(gt=0)] | None = None
+    decay: Annotated[float, Field(ge=0, le=1)] = 0.8
+    """Share of the steps, the last ones, over which the rate falls linearly to 0; 0 keeps it constant."""
+    decoder_rate: Annotated[float, Field(gt=0)] | None = None
+    """The rate of an untied decoder, times `lr`; tied weights have one rate."""
+    scale_biases: bool = True
+    """The rate of the biases is `lr` times the RMS of the activations (centred, over their channels): what is learned
+    does not depend on the unit of the activations. False: plain `lr`."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    adam: Literal["exact", "touched"] = "exact"
+    """Adam on every row of the dictionary at every step, or only on rows with an active latent in the batch: cheaper
+    where the batch is small, and rows without a gradient do not drift on with their momentum."""
+    moments: Literal["float32", "bfloat16"] = "float32"
+    """Of Adam, for the dictionary: bfloat16 (rounded stochastically) halves their memory and traffic."""
+    order: Literal["shuffled", "reading"] = "shuffled"
+    """Rows mixed over the whole store, or in the order in which the model read them."""
+    epochs: Count = 1
+    filter: Filter = Filter()
+    live: Live | None = None
+    """Read the model itself and not a store (`olmoscope train --live`)."""
+    together: Count | Literal["fit"] = "fit"
+    """SAEs trained at once on one read: a number, or as many as fit in the free memory of the device. Each becomes
+    what it would have become alone."""
+    candidates: Candidates | None = None
+    """Find the top k from a product in 8 bits, faster and nearly always the same; null: the exact product. The first
+    steps time both ways, and the faster one is used."""
+    auxiliary: Auxiliary | None = Auxiliary()
+    """Keeps latents from staying dead; null: no such loss."""
+    dead_window: Count = 500_000
+    """A latent is counted as dead if it did not fire in this many tokens."""
+    checkpoint_every: Count = 1000
+    """Steps between checkpoints."""
+    checkpoints: Every | Literal["last", "all"] = "last"
+    """Which of them a run keeps: the last one, all, or (`every: N`) the last and those after every N steps, which are
+    then written whatever `checkpoint_every` is."""
+    log_every: Count = 50
+    """Steps between lines of metrics.jsonl."""
+
+    @field_validator("checkpoints", mode="before")
+    @classmethod
+    def _which_checkpoints(cls, value: object) -> object:
+        """One message for all that it can be."""
+        steps = value.get("every") if isinstance(value, dict) and list(value) == ["every"] else None
+        if value in ("last", "all") or isinstance(value, Every) or (isinstance(steps, int) and steps >= 1):
+            return value
+        raise ValueError("must be last, all, or {every: STEPS}")
+
+    @model_validator(mode="after")
+    def _live_can_do_it(self) -> "Train":
+        if self.live and self.filter.max_norm is not None:
+            raise ValueError("filter.max_norm needs the norms of a whole store, which a live stream does not have: "
+                             "leave out one of live and filter.max_norm")
+        if self.live and self.order == "reading":
+            raise ValueError("a live stream is always shuffled: leave out one of live and order: reading")
+        return self
