@@ -46,7 +46,7 @@ def _card(study: Study, error: str, label: str) -> Card | None:
         if l0 is not None and value is not None:
             points.append(Point(str(number), f"{number}  {setting.name}", _colour(number), l0, value))
             if setting.unbeaten[error]:
-                layers.setdefault(setting.layer, []).append(len(points) - 1)
+                layers.setdefault(setting.site, []).append(len(points) - 1)
     if not points:
         return None
     links = [sorted(link, key=lambda place: points[place].x) for link in layers.values() if len(link) > 1]
