@@ -9,6 +9,7 @@ from olmoscope.evaluate.charts import Point
 from olmoscope.evaluate.figures import Figure
 from olmoscope.evaluate.scales import linear, say
 from olmoscope.evaluate.study import FIGURES, FRONTIERS, Setting, Study
+from olmoscope.site import Site
 
 
 @dataclass(frozen=True)
@@ -40,18 +41,18 @@ def study_cards(study: Study) -> list[Card]:
 
 def _card(study: Study, error: str, label: str) -> Card | None:
     points: list[Point] = []
-    layers: dict[int, list[int]] = {}
+    sites: dict[Site, list[int]] = {}
     for number, setting in enumerate(study.settings, 1):
         l0, value = setting.figures["l0"].mean, setting.figures[error].mean
         if l0 is not None and value is not None:
             points.append(Point(str(number), f"{number}  {setting.name}", _colour(number), l0, value))
             if setting.unbeaten[error]:
-                layers.setdefault(setting.site, []).append(len(points) - 1)
+                sites.setdefault(setting.site, []).append(len(points) - 1)
     if not points:
         return None
-    links = [sorted(link, key=lambda place: points[place].x) for link in layers.values() if len(link) > 1]
+    links = [sorted(link, key=lambda place: points[place].x) for link in sites.values() if len(link) > 1]
     title = f"{label} against L0, by setting"
-    note = "Means over seeds; down and left is better. A line joins the settings of a layer that no other beats."
+    note = "Means over seeds; down and left is better. A line joins the settings of a site that no other beats."
     return Card(title, note, charts.scatter(
         title, points, linear("L0", [point.x for point in points], zero=False),
                                linear(label, [point.y for point in points]), links))
