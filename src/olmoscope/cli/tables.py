@@ -71,6 +71,9 @@ def show_plan(plan: Plan) -> None:
     console.print(table)
     table = new_table("SAEs", "id", "steps", "FLOP",
                       "GPU" if plan.gpu else "RAM", "time")
+    for column in table.columns:
+        column.no_wrap = column is not table.columns[0]
+        column.overflow = "fold"
     for sae in plan.saes:
         table.add_row(sae.sae.id, f"{sae.steps:,}", _flops(sae.flops, short=True),
                       format_bytes(sae.memory.gpu or sae.memory.ram), _time(plan.train_hours(sae)))
