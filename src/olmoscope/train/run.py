@@ -25,6 +25,7 @@ from olmoscope.provenance import provenance
 from olmoscope.recipe.kept import differs_from_run, differs_from_store
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.sae.io.checkpoint import step_of
 from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.candidate_trial import TRIAL_STEPS, Trial, Verdict
@@ -35,7 +36,6 @@ from olmoscope.train.checkpoint import (
     is_kept,
     load_checkpoint,
     save_checkpoint,
-    step_of,
 )
 from olmoscope.train.derived import Settled, settled
 from olmoscope.train.step import Step
