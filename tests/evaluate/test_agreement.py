@@ -20,9 +20,9 @@ from olmoscope.sae.io import saelens
 from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.sae.rows import normalize_rows
-from olmoscope.sae.topk import initialize
 from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.adam import Adam
+from olmoscope.train.initialize import initialize
 from olmoscope.train.step import Step
 
 LENGTH, SEQUENCES, BATCH = 32, 24, 8

@@ -9,7 +9,8 @@ from olmoscope.evaluate.reconstruction import RandomDirections, Reconstruction
 from olmoscope.evaluate.rows import SUBSETS, LayerSurvey, RowFacts
 from olmoscope.sae.codes import SparseCodes
 from olmoscope.sae.rows import normalize_rows, restore_rows
-from olmoscope.sae.topk import TopK, initialize
+from olmoscope.sae.topk import TopK
+from olmoscope.train.initialize import initialize
 
 ROWS, D, F, K = 500, 24, 96, 6
 

@@ -21,9 +21,9 @@ from olmoscope.files import sha256
 from olmoscope.model.dtype import fast_dtype
 from olmoscope.model.load import load_model
 from olmoscope.recipe.schema import Filter, Model
-from olmoscope.sae.topk import initialize
 from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer
+from olmoscope.train.initialize import initialize
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import torch
 from allocations import Allocations, pretend_cuda
 from helpers import recipe
 from olmoscope.kernels.dispatch import kernels_for
-from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.derived import settled
 from olmoscope.train.group import FIT_SHARE, how_many
+from olmoscope.train.initialize import initialize
 from olmoscope.train.memory import training_memory
 from olmoscope.train.step import Step
 

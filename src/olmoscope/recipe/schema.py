@@ -245,6 +245,8 @@ class SAE(Frozen):
         if self.writes is not None and max(self.reads) > max(self.writes):
             raise ValueError(f"it writes {self.writes[0]}, which the model reaches before {self.reads[0]}, which it "
                              "reads")
+        if self.normalize != "none" and len(self.sites) > 1:
+            raise ValueError(f"normalize: {self.normalize} is for SAEs of one site; leave it out")
         if self.skip and self.writes is None:
             raise ValueError("skip is for a transcoder: name what it writes, or leave skip out")
         if self.writes is not None and self.weights == "tied":
@@ -300,11 +302,20 @@ class SAE(Frozen):
         """All sites that training needs, in the order of the model."""
         return sorted({*self.reads, *(self.writes or [])})
 
-    def parameters(self, d_model: int) -> int:
-        """How many numbers training finds."""
+    def parameters(self, d_in: int, d_out: int | None = None) -> int:
+        """How many numbers training finds.
+
+        Args:
+            d_in: width of all sites read.
+            d_out: of the site that a transcoder writes; None: as `d_in`.
+        """
         matrices = 2 if self.weights == "untied" else 1
         thresholds = self.d_sae if self.activation == "jumprelu" else 0
-        return matrices * self.d_sae * d_model + self.d_sae + d_model + thresholds
+        if self.writes is None:
+            return matrices * self.d_sae * d_in + self.d_sae + d_in + thresholds
+        d_out = d_in if d_out is None else d_out
+        skip = d_in * d_out if self.skip else 0
+        return self.d_sae * (d_in + d_out) + self.d_sae + d_in + d_out + thresholds + skip
 
 
 _NORMALIZE_NAMES = {"none": "raw", "layer_norm": "layernorm"}

@@ -10,6 +10,7 @@ from typing import Any
 
 from olmoscope.recipe.training import Train
 from olmoscope.sae.io.checkpoint import opened_checkpoint, write_checkpoint
+from olmoscope.train.ends import Ends
 from olmoscope.train.step import Step
 
 
@@ -43,14 +44,32 @@ def _kept_every(train: Train) -> int | None:
     return train.checkpoint_every if train.checkpoints == "all" else train.checkpoints.every
 
 
-def save_checkpoint(path: Path, step: Step, state: dict[str, Any]) -> None:
+def save_checkpoint(path: Path, step: Step, state: dict[str, Any], ends: Ends | None = None) -> None:
     """Write a checkpoint, atomically.
 
     Args:
+        ends: of the coder; None: those of an SAE of one site.
         state: JSON values of the loop's own, given back by `load_checkpoint`.
     """
     write_checkpoint(path, step.sae, step.activation, step.tensors(),
-                     {"step": step.count, "tokens": step.tokens, "loop": state})
+                     {"step": step.count, "tokens": step.tokens, "loop": state} | _said(ends))
+
+
+def scales_of(path: Path) -> tuple[float, ...]:
+    """What a checkpoint's coder has the rows of each site read multiplied by.
+
+    Raises:
+        UserError: damaged file.
+    """
+    with opened_checkpoint(path) as (metadata, _):
+        return tuple(metadata.get("scales", (1.0,)))
+
+
+def _said(ends: Ends | None) -> dict[str, Any]:
+    """What the metadata says of a coder that is no SAE of one site; sae/io/checkpoint.py reads it."""
+    if ends is None or ends.is_plain:
+        return {}
+    return {"transcoder": ends.is_transcoder, "scales": ends.scales, "widths": ends.widths}
 
 
 def load_checkpoint(path: Path, step: Step) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from olmoscope.release.agreement import code_difference
 from olmoscope.sae import threshold
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io import saelens
-from olmoscope.sae.topk import initialize
 from olmoscope.site import Site
+from olmoscope.train.initialize import initialize
 
 D, F, ROWS = 24, 96, 200
 METADATA = {"model_name": "tiny", "hook_name": "blocks.3.hook_resid_post"}

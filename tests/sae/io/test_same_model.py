@@ -16,7 +16,7 @@ from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.features.rows_of import index_sae
 from olmoscope.sae.io import saelens
 from olmoscope.sae.io.same_model import GivenModel, SaidModel, take_for_same
-from olmoscope.sae.topk import initialize
+from olmoscope.train.initialize import initialize
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -116,6 +116,11 @@ class LiveRounds:
         x_BD = normalize_rows(self._sampled[site].float(), normalize)[0]
         return x_BD.mean(dim=0, dtype=torch.float64).float().cpu()
 
+    def median_norm(self, site: Site) -> float:
+        """Over the first round; see `Rounds`."""
+        self._sampled = self._sampled or self.read(0, 0, None)
+        return float(self._sampled[site].float().norm(dim=1).median())
+
     def _run(self, segment: int, first: int) -> dict[Part, dict[Site, Tensor]]:
         """A segment through the model; its parts from `first` on."""
         tokens = read_token_segment(self.store, segment)

@@ -19,9 +19,8 @@ class Opened:
     """An SAE and where it belongs.
 
     Attributes:
-        sae: float32, on the CPU.
+        sae: float32, on the CPU; it knows the sites that it reads and writes.
         name: what tables call it: a run's SAE id, the name of a folder or file, a hub id.
-        site: what it reads.
         model_name: the language model, as its files name it; None if they do not say.
         model_revision: of that model, where known.
         architecture: as SAELens calls it: `topk`, `jumprelu`, `standard`, `gated`, ...
@@ -41,7 +40,6 @@ class Opened:
 
     sae: SparseCoder
     name: str
-    site: Site
     model_name: str | None
     model_revision: str | None
     architecture: str
@@ -56,6 +54,21 @@ class Opened:
     model_layers: int | None = None
     step: int | None = None
     unread: str | None = None
+
+    @property
+    def reads(self) -> tuple[Site, ...]:
+        """The sites that it reads."""
+        return self.sae.reads
+
+    @property
+    def writes(self) -> tuple[Site, ...]:
+        """The sites that it writes: those that it reads, but of a transcoder."""
+        return self.sae.writes
+
+    @property
+    def site(self) -> Site:
+        """The site that it writes; of a crosscoder the last, from which the model goes on."""
+        return self.sae.writes[-1]
 
     def unread_note(self) -> str | None:
         """What to tell who measures it on all tokens."""
