@@ -21,7 +21,7 @@ import torch
 
 from olmoscope.activations.collect.refusals import NORM_BYTES, ROW_BYTES, TOKEN_BYTES
 from olmoscope.activations.store.format import read_manifest
-from olmoscope.activations.store.place import is_elsewhere
+from olmoscope.activations.store.place import is_elsewhere, store_places
 from olmoscope.activations.stream.rounds import ROUND_ROWS
 from olmoscope.cost.measure import Rates
 from olmoscope.cost.model import ModelCost, model_cost
@@ -192,8 +192,7 @@ def _verdict(recipe: Recipe, out: Path, rates: Rates | None) -> str:
         UserError: the manifest of a store in `out` is damaged.
     """
     when, apart = "now", None if rates is None else rates.documents_apart
-    for split in ("train", "held_out"):
-        store = out / "store" / split
+    for store in store_places(out).values():
         if apart is None and (store / "manifest.json").exists():
             found = read_manifest(store)
             begun = recipe.model_copy(update={"model": recipe.model.model_copy(

@@ -172,7 +172,8 @@ def _make(subject: Opened, where: str, store: Store, model: Model, out: Path, fi
         sample_rows=len(facts.starts_R1) - 1, sources=source_rows,
         position_rows=facts.position_rows_L.tolist(), unembedding=None if unembedding is None else str(unembedding),
         no_unembedding=why_none, parts=parts,
-        evaluation=read_json(evaluation) if evaluation.exists() else None,
+        # The figures beside a run are those of its end, not of a checkpoint before.
+        evaluation=read_json(evaluation) if subject.step is None and evaluation.exists() else None,
         files=_files(out, work, len(parts) - 1), provenance=provenance(dated=False))
 
 

@@ -24,22 +24,24 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*.safetensors"))
 
 
-def step_of(path: Path) -> int:
-    """After how many steps a checkpoint was written."""
-    return int(path.stem.removeprefix("step-"))
-
-
 def is_kept(train: Train, step: int) -> bool:
     """Whether the checkpoint after `step` steps stays when there is a newer one. One that a signal made in between does
     not: what is kept must not depend on when a run was stopped."""
-    if train.checkpoints == "last":
-        return False
-    return step % (train.checkpoint_every if train.checkpoints == "all" else train.checkpoints.every) == 0
+    every = _kept_every(train)
+    return every is not None and step % every == 0
 
 
 def kept_checkpoints(train: Train, steps: int) -> int:
     """How many checkpoints a run of so many steps has in the end."""
-    return 1 + sum(is_kept(train, step) for step in range(1, steps))
+    every = _kept_every(train)
+    return 1 + (0 if every is None else (steps - 1) // every)
+
+
+def _kept_every(train: Train) -> int | None:
+    """Steps between checkpoints that stay; None: only the last one does."""
+    if train.checkpoints == "last":
+        return None
+    return train.checkpoint_every if train.checkpoints == "all" else train.checkpoints.every
 
 
 def save_checkpoint(path: Path, step: Step, state: dict[str, Any], ends: Ends | None = None) -> None:

@@ -26,6 +26,7 @@ from olmoscope.provenance import provenance
 from olmoscope.recipe.kept import differs_from_run, differs_from_store
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.sae.io.checkpoint import step_of
 from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
 from olmoscope.train.adam import Adam
@@ -38,7 +39,6 @@ from olmoscope.train.checkpoint import (
     load_checkpoint,
     save_checkpoint,
     scales_of,
-    step_of,
 )
 from olmoscope.train.derived import Settled, settled
 from olmoscope.train.ends import Ends, ends_of, scales_for

@@ -36,6 +36,18 @@ THRESHOLDS = {"batchtopk": "threshold", "jumprelu": "log_threshold"}
 """What the threshold of a rule is called: one for all latents, or the logarithm of each latent's."""
 
 
+def step_of(path: Path) -> int:
+    """After how many steps a checkpoint was written: its name says it, `step-00004883.safetensors`.
+
+    Raises:
+        UserError: it is not called so.
+    """
+    number = path.stem.removeprefix("step-")
+    if not number.isdecimal():
+        raise UserError(f"{path} is not a checkpoint (checkpoints/step-00001000.safetensors)")
+    return int(number)
+
+
 def rule_tensor(activation: str, name: str) -> str:
     """The name in the file of a tensor that an activation rule calls `name`."""
     return f"{activation}.{name}"

@@ -34,6 +34,7 @@ class Opened:
         metadata: whatever else its files say, as they say it.
         model_architecture: of the language model, e.g. `Olmo3ForCausalLM`, where its files say it.
         model_layers: of the whole model, likewise.
+        step: of the checkpoint, where it is one of a run; None: as its training ended.
         unread: which tokens it was trained without, in words; None where all were read, or its files do not say.
     """
 
@@ -51,6 +52,7 @@ class Opened:
     metadata: dict[str, Any]
     model_architecture: str | None = None
     model_layers: int | None = None
+    step: int | None = None
     unread: str | None = None
 
     @property

@@ -95,20 +95,24 @@ class RunFolder:
         """The file with the final weights."""
         return self.folder / self.done.checkpoint
 
-    def load(self) -> TopK | JumpReLU:
+    def load(self, checkpoint: Path | None = None) -> TopK | JumpReLU:
         """The trained SAE, on the CPU.
+
+        Args:
+            checkpoint: of an earlier step; None: the last one.
 
         Raises:
             UserError: missing or damaged checkpoint, or one of another kind, shape, k or normalisation than the
                 recipe's.
         """
-        sae, wanted = read_checkpoint(self.checkpoint), self.sae
+        path = checkpoint or self.checkpoint
+        sae, wanted = read_checkpoint(path), self.sae
         kind = {"topk": TopK, "groupmax": GroupMax}.get(wanted.activation, JumpReLU)
         k = sae.k if isinstance(sae, TopK) else wanted.k  # which leaves no trace in a JumpReLU
         width = sum(self.done.store.width(site) for site in wanted.reads)
         found = (type(sae), sae.d_sae, sae.d_in, k, sae.normalize)
         if found != (kind, wanted.d_sae, width, wanted.k, wanted.normalize):
-            raise UserError(f"{self.checkpoint} holds another SAE ({type(sae).__name__}, {sae.d_sae} latents, d_model "
+            raise UserError(f"{path} holds another SAE ({type(sae).__name__}, {sae.d_sae} latents, d_model "
                             f"{sae.d_model}, k {k}, normalize {sae.normalize}) than {wanted.id}: train it again in an "
                             "empty folder")
         return sae
@@ -128,9 +132,18 @@ def read(path: Path, site: Site | None = None) -> Opened:
     Raises:
         UserError: see `read_run_folder` and `RunFolder.load`; another site.
     """
-    run = read_run_folder(path)
+    return opened(read_run_folder(path), site)
+
+
+def opened(run: RunFolder, site: Site | None, checkpoint: Path | None = None) -> Opened:
+    """The SAE of a run as it ended, or at an earlier checkpoint.
+
+    Raises:
+        UserError: see `RunFolder.load`; another site than `site`.
+    """
+    path = run.folder
     refuse_other_site(path, site, run.sae.site)
-    sae, model, tokens = run.load().at(run.sae.reads, run.sae.writes), run.done.store.model, run.recipe.tokens
+    sae, model, tokens = run.load(checkpoint).at(run.sae.reads, run.sae.writes), run.done.store.model, run.recipe.tokens
     return Opened(sae, run.sae.id, model.name, model.revision,
                   "jumprelu" if isinstance(sae, JumpReLU) else run.sae.activation, path, "run", run.done.run_hash,
                   bos="yes" if tokens.bos == "yes" else "no",
