@@ -136,7 +136,8 @@ def test_a_transcoder_in_the_models_place_is_a_hook_there(job, out):
     seen = {}
     losses = {"clean": [], "spliced": []}
     for number in range(len(sequences.starts) - 1):
-        ids = torch.from_numpy(sequences.token_ids[sequences.starts[number] : sequences.starts[number + 1]]).long()[None]
+        first, end = sequences.starts[number : number + 2]
+        ids = torch.from_numpy(sequences.token_ids[first:end]).long()[None]
         take = layer.mlp.register_forward_pre_hook(lambda module, given: seen.update(x=given[0]))
         with torch.no_grad():
             losses["clean"].append(token_losses(model.module, ids))
