@@ -40,7 +40,8 @@ def sequences_of(token_ids):
 def made_sae(kind, model, tokens_BT, layer, folder):
     """An SAE of a layer, trained for some steps on these very rows (ours), or a random one of sae-lens' own."""
     x_RD = model.read(tokens_BT, None, streams(model.layers, [layer])).at[Site(layer)].flatten(0, 1)
-    metadata = {"model_name": "m", "prepend_bos": False, "context_size": LENGTH, **hook_names("model.layers", Site(layer))}
+    metadata = {"model_name": "m", "prepend_bos": False, "context_size": LENGTH,
+                **hook_names("model.layers", Site(layer))}
     if kind in ("none", "layer_norm"):
         mean_D = normalize_rows(x_RD, kind)[0].mean(0)
         step = Step(initialize(x_RD.shape[1], 256, 8, kind, mean_D, seed=0), Adam((0.9, 0.999), 1e-8))

@@ -86,7 +86,7 @@ def test_rows_that_do_not_fit_are_refused(path, tmp_path):
     model = manifest["model"]
     refused("is of model tiny, .* has rows of gpt2; give another --store, or --model", model=model | {"name": "gpt2"})
     refused(r"has no rows of layers\.1, which layer_01.* reads; it has layers\.7", sites=["layers.7"])
-    refused("reads rows of width 256, those of .* have 300", model=model | {"d_model": 300})
+    refused("reads rows of width 256, those of .* have 300", widths=[300, 300])
     refused("was trained on revision sha256:.* is of revision other", model=model | {"revision": "other"})
     refused("is not finished", finished=False)
     (store / "manifest.json").write_text(json.dumps(manifest))

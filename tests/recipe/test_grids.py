@@ -65,7 +65,7 @@ def test_sites_vary_and_several_that_are_read_are_one_crosscoder(tmp_path):
     job = loaded(tmp_path, {"site": ["layers.1", "layers.7"], "d_sae": 512, "k": 8},
                  {"reads": ["layers.1", "layers.7"], "d_sae": 512, "k": 8, "train": {"seed": [1]}})
     assert [sae.id for sae in job.saes] == ["layer_01/width_512/topk_8_raw", "layer_07/width_512/topk_8_raw",
-                                            "layer_01-layer_07/width_512/topk_8_raw_seed-1"]
+                                            "layers_01-07/width_512/topk_8_raw_seed-1"]
 
 
 def test_what_is_a_list_by_nature_is_no_grid(tmp_path):

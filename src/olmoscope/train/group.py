@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 
-from olmoscope.activations.store.format import Manifest
 from olmoscope.activations.store.reader import Store
 from olmoscope.activations.stream.batches import Stream, deal
 from olmoscope.activations.stream.filters import keep_of_store
@@ -115,7 +114,7 @@ def _train(recipe: Recipe, saes: list[SAE], open_rounds: Callable[[list[Site]], 
     prepare_kernels(device, candidates=any(recipe.train_of(sae).candidates is not None for sae in missing))
     rounds = open_rounds(sorted({site for sae in missing for site in sae.sites}))
     while missing:
-        count = how_many(recipe, missing, rounds.manifest, device)
+        count = how_many(recipe, missing, rounds.manifest.width, device)
         group, missing = missing[:count], missing[count:]
         with contextlib.ExitStack() as held:
             for sae in group:
@@ -182,11 +181,11 @@ def _stop(runs: list[Run], why: str) -> None:
         run.log(f"{why} after step {run.step.count}")
 
 
-def how_many(recipe: Recipe, saes: list[SAE], manifest: Manifest, device: torch.device) -> int:
+def how_many(recipe: Recipe, saes: list[SAE], width: Callable[[Site], int], device: torch.device) -> int:
     """How many of some SAEs that share a read to train at once, from the first on; at least one.
 
     Args:
-        manifest: of their store.
+        width: of a site's rows.
     """
     together = recipe.train_of(saes[0]).together
     if together != "fit":
@@ -194,7 +193,7 @@ def how_many(recipe: Recipe, saes: list[SAE], manifest: Manifest, device: torch.
     free = FIT_SHARE * _free_memory(device)
     count = held = step = 0
     for sae in saes:
-        needed = training_memory(recipe, sae, manifest.width, kernels_for(device))
+        needed = training_memory(recipe, sae, width, kernels_for(device))
         held, step = held + needed.held, max(step, needed.step)
         if held + step > free:
             break

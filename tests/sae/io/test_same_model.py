@@ -116,7 +116,7 @@ def test_a_run_and_the_page_ask_the_same(models, tmp_path, capsys):
         open_collection(index, str(models / "model"))
     with pytest.raises(UserError, match="it is another model"):
         index_sae(str(index.parent), text=str(tmp_path), out=tmp_path / "new", model_name=str(models / "model"))
-    with pytest.raises(UserError, match=r"--layer 5: .* says that this SAE reads layer 1"):
+    with pytest.raises(UserError, match=r"--site layers\.5: .* says that this SAE reads layers\.1"):
         index_sae(str(index.parent), site=Site(5))
 
 
