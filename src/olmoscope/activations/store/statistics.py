@@ -111,15 +111,20 @@ def add_up(store: Path, manifest: Manifest) -> tuple[dict[str, Any], dict[str, T
 
 
 def read_statistics(store: Path) -> dict[str, Any]:
-    """statistics.json of a finished store; one of format version 1 in the terms of now.
+    """statistics.json of a finished store.
 
     Raises:
         UserError: missing or damaged.
     """
-    figures = dict(read_json(store / "statistics.json"))
-    if "layers" in figures:
-        figures["sites"] = {str(Site(int(layer))): values for layer, values in figures.pop("layers").items()}
-    return figures
+    return in_terms_of_now(dict(read_json(store / "statistics.json")))
+
+
+def in_terms_of_now(figures: Any) -> Any:
+    """What statistics.json says, by site: format version 1 has figures by layer."""
+    if not isinstance(figures, dict) or not isinstance(figures.get("layers"), dict):
+        return figures
+    tree = {key: value for key, value in figures.items() if key != "layers"}
+    return tree | {"sites": {f"layers.{layer}": values for layer, values in figures["layers"].items()}}
 
 
 def read_mean(store: Path, site: Site) -> Tensor:

@@ -26,7 +26,7 @@ from olmoscope.activations.store.single_file import (
     shape_mistake,
     sums_or_none,
 )
-from olmoscope.activations.store.statistics import add_up
+from olmoscope.activations.store.statistics import add_up, in_terms_of_now
 from olmoscope.errors import UserError
 from olmoscope.files import is_locked, sha256
 from olmoscope.progress import bar
@@ -306,7 +306,7 @@ class _Verification:
             found = read_tensors(paths[1], "pt")[0]
         except UserError:
             found = {}
-        equal = (json_or_none(paths[0]) == figures,
+        equal = (in_terms_of_now(json_or_none(paths[0])) == figures,
                  found.keys() == tensors.keys() and all(found[name].equal(tensors[name]) for name in tensors))
         for path, sound in zip(paths, equal, strict=True):
             if not sound:
