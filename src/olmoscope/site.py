@@ -79,6 +79,11 @@ class Site:
         return not self.part and self.layer >= 0
 
     @property
+    def in_stream(self) -> bool:
+        """Whether vectors there are of the residual stream, or added to it: the head can be applied to them."""
+        return self.part not in ("attn.in", "attn.z", "mlp.in")
+
+    @property
     def folder(self) -> str:
         """A name for files and folders: `layer_07`, `layer_07_mlp_out`, `embed`."""
         if self == EMBED:

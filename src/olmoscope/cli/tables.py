@@ -71,6 +71,9 @@ def show_plan(plan: Plan) -> None:
     console.print(table)
     table = new_table("SAEs", "id", "steps", "FLOP",
                       "GPU" if plan.gpu else "RAM", "time")
+    for column in table.columns:
+        column.no_wrap = column is not table.columns[0]
+        column.overflow = "fold"
     for sae in plan.saes:
         table.add_row(sae.sae.id, f"{sae.steps:,}", _flops(sae.flops, short=True),
                       format_bytes(sae.memory.gpu or sae.memory.ram), _time(plan.train_hours(sae)))
@@ -141,6 +144,10 @@ def show_results(recipe: Recipe, out: Path, only: list[str]) -> None:
         console.print(note)
 
 
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"
+
+
 def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
     """SAEs side by side; docs/metrics.md defines the figures."""
     table = new_table("SAEs", "SAE", "NMSE", "FVU", "L0", "dead", "ΔCE", "rec.", "KL")
@@ -153,8 +160,15 @@ def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
         name = one.sae if len(one.sae) <= NAME_WIDTH else "/\n".join(one.sae.rsplit("/", 1))
         table.add_row(escape(name), f"{one.nmse:.4f}", f"{one.fvu:.3f}", f"{one.l0.mean:.1f}",
                       f"{one.dead.share:.1%}", f"{language.delta_ce:.3f}",
-                      "" if recovered is None else f"{recovered:.3f}", f"{language.kl:.3f}")
+                      _figure(recovered, ".3f"), f"{language.kl:.3f}")
+        for at in one.by_site or []:
+            recovered = at.loss_recovered_zero
+            table.add_row(f"  at {at.site}", _figure(at.nmse, ".4f"), _figure(at.fvu, ".3f"), "", "",
+                          f"{at.delta_ce:.3f}", _figure(recovered, ".3f"), f"{at.kl:.3f}")
     console.print(table)
+    if any(one.by_site for one in evaluations):
+        console.print("A crosscoder's own line is that of the last site that it writes; ΔCE and KL of a site are those "
+                      "with that site alone replaced.")
     console.print("NMSE: mean of ‖x − x̂‖² / ‖x‖². ΔCE, KL: what x̂ in the place of x does to the model's "
                   "prediction, in nats; rec.: loss recovered, against zeros in its place.")
     for text, rows, read in dict.fromkeys((one.text.name, one.rows, one.language.rows) for one in evaluations):
