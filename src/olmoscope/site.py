@@ -9,7 +9,7 @@
     layers.7.attn.z      what the attention's output projection is given: all heads, concatenated
     embed                what layer 0 is given: the embedding, scaled and with positions where the model adds them
 
-model/sites.py finds them in a model.
+model/sites.py finds them in a model; docs/sites.md has what each architecture has, and what is refused.
 """
 
 import functools
@@ -29,8 +29,8 @@ _TRANSFORMER_LENS = {"": "hook_resid_post", "mid": "hook_resid_mid", "attn.out":
 """Source: TransformerLens 3.9. What it adds to the stream it takes after post-norms (OLMo 2 and 3, Gemma 2 and 3) and
 after Granite's multiplier, as we do: its bridge gives the same values on all of them (tests/model/test_sites.py). Two
 differences: its `attn.hook_z` has the heads apart, `[B, T, heads, width of a head]`, and only its `TransformerBridge`
-has `attn.hook_in` and `mlp.hook_in`, not its older `HookedTransformer`. `hook_mlp_in` is no other name of `mlp.hook_in`:
-it is the stream before the MLP's norm, as `mid`, and of no use where attention and MLP are added at once."""
+has `attn.hook_in` and `mlp.hook_in`, not its older `HookedTransformer`. `hook_mlp_in` is no other name for
+`mlp.hook_in`: it is the stream before the MLP's norm, and has no name here."""
 
 _PARSED = re.compile(r"layers\.(\d+)(?:\.(" + "|".join(re.escape(part) for part in PARTS if part) + r"))?")
 _HOOK = re.compile(r"blocks\.(\d+)\.(.+)")

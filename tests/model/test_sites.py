@@ -4,6 +4,9 @@ Shapes: B sequences, T positions, D width of a site.
 """
 
 import functools
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -21,6 +24,7 @@ from site_models import (
     FAMILIES,
     PATHS,
     TOKENS_BT,
+    D,
     by_hand,
     causal_lm,
     close,
@@ -143,6 +147,37 @@ def test_transformer_lens_sees_the_same_under_our_names(family):
         theirs = cache[site.transformer_lens]
         theirs = theirs.flatten(2) if site.part == "attn.z" else theirs
         torch.testing.assert_close(theirs, x_BTD, rtol=1e-3, atol=1e-4, msg=lambda text, site=site: f"{site}: {text}")
+
+
+def test_the_older_class_of_transformer_lens_has_our_names_but_those_of_inputs():
+    """`HookedTransformer`, with the weights of a GPT-2."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+    from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
+
+    model = causal_lm("gpt2")
+    config = model.module.config
+    theirs = HookedTransformer(HookedTransformerConfig(
+        n_layers=4, d_model=D, n_ctx=config.n_positions, n_heads=config.n_head, d_head=D // config.n_head,
+        d_mlp=config.n_inner, d_vocab=config.vocab_size, act_fn="gelu_new", normalization_type="LN",
+        eps=config.layer_norm_epsilon, original_architecture="GPT2LMHeadModel", device="cpu"))
+    theirs.load_state_dict(convert_gpt2_weights(model.module, theirs.cfg), strict=False)
+    _, cache = theirs.run_with_cache(TOKENS_BT)
+    found = read_sites(model.body, places_of(model, 2, PARTS), TOKENS_BT)
+    for site, x_BTD in found.items():
+        if site.part in ("attn.in", "mlp.in"):
+            assert site.transformer_lens not in cache
+            continue
+        y = cache[site.transformer_lens]
+        torch.testing.assert_close(y.flatten(2), x_BTD, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+def test_the_script_of_all_families_finds_nothing_wrong():
+    done = subprocess.run([sys.executable, Path(__file__).parents[2] / "benchmarks" / "sites.py", "--only",
+                           "gpt_neox,gemma4_text,lfm3,zaya,reformer"], capture_output=True,
+                          text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "0 wrong" in done.stdout and "lfm3: right" in done.stdout and "zaya: refused" in done.stdout
 
 
 @pytest.fixture(scope="module")

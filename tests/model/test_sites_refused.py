@@ -85,6 +85,15 @@ def test_a_part_that_adds_nothing_proves_nothing(dtype):
     assert model.find([Site(2, "mid")]).places
 
 
+def test_an_mlp_that_is_no_module_is_named_by_its_first_and_last():
+    model = causal_lm("opt")
+    found, wanted = (one.find([Site(1, "mlp.in"), Site(1, "mlp.out")]).places.values()
+                     for one in (replace(model, modules={"mlp": "fc1,fc2"}), model))
+    assert list(found) == list(wanted)
+    with pytest.raises(UserError, match="has no module 'fc1,'; it has self_attn, "):
+        replace(model, modules={"mlp": "fc1,"}).find([Site(1, "mlp.in")])
+
+
 def test_find_sites_needs_no_head_and_leaves_no_hook():
     model = causal_lm("llama")
     with pytest.raises(UserError, match="layer 1 of llama has no module 'nothing'"):

@@ -10,9 +10,9 @@ import torch
 
 from olmoscope.features.steer import Continuation, Edit, pick, steering
 from olmoscope.model.capture import captured, read_sites, replaced
-from olmoscope.sae.topk import initialize
 from olmoscope.seeds import generator
 from olmoscope.site import PARTS
+from olmoscope.train.initialize import initialize
 from site_models import (
     FAMILIES,
     PARALLEL,
