@@ -1,5 +1,5 @@
-"""The Python examples of the documentation, run as printed on an output folder of the demo's recipe with few tokens: the
-README's, those of docs/api.md, and those of the docstrings of the public names."""
+"""The Python examples of the documentation, run as printed on an output folder of the demo's recipe with few tokens:
+the README's, those of docs/api.md, and those of the docstrings of the public names."""
 
 import doctest
 from pathlib import Path

@@ -126,6 +126,9 @@ def open_store(path: str | Path) -> Store:
         True
     """
     path = Path(path)
+    if (path / "store").is_dir():
+        raise UserError(f"{path} is an output folder: open one of its stores, {path}/store/train or "
+                        f"{path}/store/held_out")
     manifest = read_manifest(path)
     if not manifest.finished:
         raise UserError(f"{path} is not finished; run `olmoscope collect` again to finish it")
