@@ -11,7 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "olmoscope"
 
 STAGES = ("recipe", "shared", "text", "tokens", "model", "kernels", "sae", "sae/io", "activations/store",
           "activations/collect", "activations/stream", "train", "cost", "evaluate", "features", "browse", "release",
-          "pipeline", "cli")
+          "pipeline", "api", "cli")
 """Each may import what stands before it, and itself. The small modules beside the folders are `shared`."""
 
 OUTERMOST = ("__init__", "__main__")

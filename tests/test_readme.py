@@ -1,42 +1,55 @@
-"""The README's Python examples, run as printed: its blocks in order, in one process, on an output folder of the demo's
-recipe with few tokens."""
+"""The Python examples of the documentation, run as printed on an output folder of the demo's recipe with few tokens:
+the README's, those of docs/api.md, and those of the docstrings of the public names."""
 
-import re
+import doctest
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from helpers import write_documents
-from olmoscope.pipeline import collect_stores, evaluate_saes, settle_recipe, train_saes
-from olmoscope.recipe.load import load_recipe
-from olmoscope.release.build import build_release
+import olmoscope
+from demo_folder import make_demo, run_blocks
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
 
 
-@pytest.fixture
-def demo(tmp_path):
-    """`olmoscope-demo` as the demo makes it, in a folder of its own."""
-    write_documents(tmp_path / "corpus")
-    out = tmp_path / "olmoscope-demo"
-    sources = f"[{{kind: dolma, name: modules, paths: ['{tmp_path}/corpus/*.json.gz']}}]"
-    recipe = settle_recipe(load_recipe("tiny", overrides=[
-        f"text.sources={sources}", "text.mixture={modules: 1.0}", "text.held_out_share=0.2", "tokens.count=2000",
-        "tokens.held_out=300", "evaluate.tokens=300"]), out)
-    collect_stores(recipe, out)
-    for stage in (train_saes, evaluate_saes):
-        list(stage(recipe, out, []))
-    build_release(out)
-    return tmp_path
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    """A folder with `olmoscope-demo` in it."""
+    return make_demo(tmp_path_factory.mktemp("demo")).parent
 
 
-def test_the_examples_run_in_order_as_they_are_printed(demo, monkeypatch, capsys):
-    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 3
+@pytest.fixture(autouse=True)
+def inside(demo, monkeypatch):
     monkeypatch.chdir(demo)
-    names = {}
-    for number, block in enumerate(blocks, 1):
-        exec(compile(block, f"README.md, Python block {number}", "exec"), names)
+
+
+def test_the_examples_of_the_readme(capsys):
+    names: dict[str, Any] = {}
+    assert run_blocks(ROOT / "README.md", names) == 3
     assert capsys.readouterr().out
-    codes = names["codes"]
-    assert codes.indices.shape == (names["captured"]["x"].shape[1], 32) and (codes.values > 0).any()
+    codes = names["taps"].codes
+    assert codes.indices.shape == (*names["taps"]["layers.7"].shape[:2], 32) and (codes.values > 0).any()
+
+
+def test_the_examples_of_the_page_of_the_api():
+    names: dict[str, Any] = {}
+    assert run_blocks(ROOT / "docs" / "api.md", names) >= len(olmoscope.__all__) - 1
+
+
+def test_the_page_names_every_public_name():
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    assert [name for name in olmoscope.__all__ if f"\n## `{name}" not in page] == []
+
+
+@pytest.mark.parametrize("name", olmoscope.__all__)
+def test_the_example_of_a_public_name(name):
+    value = getattr(olmoscope, name)
+    value = getattr(value, "__wrapped__", value)  # of a context manager: doctest takes only what was written here
+    found = doctest.DocTestFinder(recurse=False).find(value, name, globs={})
+    examples = [one for one in found if one.examples]
+    assert examples, f"{name} has no example"
+    output: list[str] = []
+    for one in examples:
+        assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(one, out=output.append).failed == 0, (
+            "".join(output))

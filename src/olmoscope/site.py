@@ -44,6 +44,15 @@ class Site:
     Attributes:
         layer: the decoder layer, from 0; -1 for `embed`.
         part: of the layer, one of `PARTS`; empty for the layer's output.
+
+    Example:
+        >>> from olmoscope import Site
+        >>> Site.parse("layers.7.mlp.out")
+        Site(layer=7, part='mlp.out')
+        >>> str(Site(7)), Site(7).transformer_lens
+        ('layers.7', 'blocks.7.hook_resid_post')
+        >>> Site(7, "mlp.in") < Site(7, "mlp.out") < Site(7)
+        True
     """
 
     layer: int

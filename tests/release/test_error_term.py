@@ -1,4 +1,5 @@
-"""Exported SAEs spliced into a model by SAELens itself: with the error term the logits are the model's own.
+"""Exported SAEs spliced into a model by SAELens itself: with the error term the logits are the model's own. Logits and
+gradients are those of `olmoscope.attach`, too.
 
 SAELens' `SAETransformerBridge` (TransformerLens' bridge over the Hugging Face model) takes the package's Olmo 3 model
 from its folder. The SAEs are trained for some steps on the model's own activations.
@@ -10,6 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import olmoscope
 from olmoscope.release.validate import validate
 from olmoscope.sae.io import saelens
 from olmoscope.sae.io.saelens_places import hook_names
@@ -89,3 +91,34 @@ def test_error_term_identity(bridge, tokens, outputs, tmp_path, layer, normalize
     scale = float(base.abs().max())
     assert float((identity - base).abs().max()) < 1e-5 * scale
     assert float((spliced - base).abs().max()) > 1e-2 * scale
+
+
+@pytest.mark.parametrize("normalize", ["none", "layer_norm"])
+def test_attach_agrees_with_saelens(bridge, tokens, outputs, tmp_path, normalize):
+    from sae_lens import SAE
+    seen, _, _ = outputs
+    folder = exported(tmp_path / "sae", MIDDLE, normalize, seen[MIDDLE].flatten(0, 1))
+    theirs, ours = SAE.load_from_disk(folder), olmoscope.load(folder)
+    model = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float32, attn_implementation="eager").eval()
+    kept = {}
+
+    def keep(acts, hook):
+        acts.retain_grad()
+        kept["acts"] = acts
+        return acts
+
+    for mode, error_term in (("replace", False), ("replace_keep_error", True)):
+        with bridge.saes(saes=[theirs], use_error_term=error_term):
+            name = bridge.get_sae_hook_name(theirs, "hook_sae_acts_post")
+            wanted = bridge.run_with_hooks(tokens, fwd_hooks=[(name, keep)])
+        wanted[0, -1].max().backward()
+        with olmoscope.attach(model, ours, mode=mode) as taps:
+            found = model(input_ids=tokens, use_cache=False).logits
+        found[0, -1].max().backward()
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+        acts, codes = kept["acts"], taps.codes
+        torch.testing.assert_close(codes.to_dense(), acts.to_dense(), rtol=1e-4, atol=1e-4)
+        gradient = acts.grad.to_dense().gather(-1, codes.indices)
+        active = codes.values > 0
+        assert gradient[active].abs().max() > 1e-4
+        torch.testing.assert_close(codes.values.grad[active], gradient[active], rtol=1e-3, atol=1e-5)

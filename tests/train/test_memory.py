@@ -8,6 +8,7 @@ import torch
 from allocations import Allocations, pretend_cuda
 from helpers import recipe
 from olmoscope.kernels.dispatch import kernels_for
+from olmoscope.train import group
 from olmoscope.train.adam import Adam
 from olmoscope.train.derived import settled
 from olmoscope.train.group import FIT_SHARE, how_many
@@ -82,7 +83,7 @@ def test_as_many_at_once_as_fit(monkeypatch):
         some = needed[:count]
         enough = sum(each.held for each in some) + max(each.step for each in some)
         for free, fit in ((enough + 1, count), (enough - 1, max(1, count - 1))):
-            monkeypatch.setattr("olmoscope.train.group._free_memory", lambda device, free=free: free / FIT_SHARE)
+            monkeypatch.setattr(group, "_free_memory", lambda device, free=free: free / FIT_SHARE)
             assert how_many(job_, job_.saes, lambda site: 128, cpu) == fit
 
 

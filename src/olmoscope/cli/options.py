@@ -1,14 +1,11 @@
-"""Options that several commands share, and how a command finds its recipe."""
+"""Options that several commands share."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from olmoscope.errors import UserError
-
 if TYPE_CHECKING:
-    from olmoscope.recipe.schema import Recipe
     from olmoscope.site import Site
 
 RecipeArgument = Annotated[str, typer.Argument(
@@ -24,19 +21,6 @@ WorkerOption = Annotated[str | None, typer.Option(
 SiteOption = Annotated[str | None, typer.Option("--site", "--layer", metavar="SITE", help=(
     "What the SAE reads, if it does not say: layers.7, layers.7.mlp.out, ...; a number is a layer's output."))]
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a recipe.")]
-
-
-def load(name: str, form: str | None, changes: list[str] | None, out: Path | None) -> "tuple[Recipe, Path]":
-    """A command's recipe and output folder."""
-    from olmoscope.recipe.load import load_recipe
-
-    folder = Path(name)
-    if folder.is_dir():
-        if not (folder / "recipe.yaml").is_file():
-            raise UserError(f"{folder} has no recipe.yaml: it is not an output folder of olmoscope")
-        return load_recipe(str(folder / "recipe.yaml"), form, changes or []), out or folder
-    recipe = load_recipe(name, form, changes or [])
-    return recipe, out or Path(recipe.name if recipe.form == "default" else f"{recipe.name}-{recipe.form}")
 
 
 def site_of(text: str | None) -> "Site | None":

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from olmoscope.cli.options import FormOption, OnlyOption, OutOption, RecipeArgument, SetOption, WorkerOption, load
+from olmoscope.cli.options import FormOption, OnlyOption, OutOption, RecipeArgument, SetOption, WorkerOption
 from olmoscope.errors import UserError
 from olmoscope.terminal import say
 
@@ -27,8 +27,9 @@ def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = N
     from olmoscope.cost.measure import measure as measure_rates
     from olmoscope.cost.plan import plan as make_plan
     from olmoscope.cost.plan import refuse_full_disk
+    from olmoscope.recipe.load import find_recipe
 
-    resolved, folder = load(recipe, form, changes, out)
+    resolved, folder = find_recipe(recipe, out, form, changes or ())
     made = make_plan(resolved, folder, measure_rates(resolved) if measure else None)
     tables.show_plan(made)
     refuse_full_disk(made, folder)
@@ -40,8 +41,9 @@ def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption 
     from olmoscope.activations.store.shares import parse_worker, worker_from_environment
     from olmoscope.cli import tables
     from olmoscope.pipeline import collect_stores
+    from olmoscope.recipe.load import find_recipe
 
-    resolved, folder = load(recipe, form, changes, out)
+    resolved, folder = find_recipe(recipe, out, form, changes or ())
     who = parse_worker(worker) if worker else worker_from_environment(os.environ)
     if who.told_by:
         say(f"worker {who.index}/{who.count}, as {who.told_by} says", err=True)
@@ -61,9 +63,9 @@ def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = 
     from olmoscope.cli.study_tables import show_training_study
     from olmoscope.evaluate.study import study_of_training
     from olmoscope.pipeline import train_saes
-    from olmoscope.recipe.load import made_live
+    from olmoscope.recipe.load import find_recipe, made_live
 
-    resolved, folder = load(recipe, form, changes, out)
+    resolved, folder = find_recipe(recipe, out, form, changes or ())
     if live and store is not None:
         raise UserError("--live and --store exclude each other: a live stream reads the model, not a store")
     if live and resolved.train.live is None:

@@ -5,17 +5,18 @@ from typing import Annotated
 
 import typer
 
-from olmoscope.cli.options import OnlyOption, OutArgument, load, written
+from olmoscope.cli.options import OnlyOption, OutArgument, written
 from olmoscope.terminal import say
 
 
 def export(out: OutArgument, only: OnlyOption = None) -> None:
     """Write trained SAEs in SAELens format, into the folder `sae` of each run."""
     from olmoscope.pipeline import chosen
+    from olmoscope.recipe.load import find_recipe
     from olmoscope.release.export import export_run
     from olmoscope.train.run import run_folder
 
-    recipe, _ = load(str(out), None, None, None)
+    recipe, _ = find_recipe(out)
     for sae in chosen(recipe, only or []):
         exported = export_run(run_folder(out, sae))
         say(f"{sae.id}: {exported.folder} {written(exported.written)}")

@@ -5,12 +5,12 @@ from typing import Annotated, Literal
 
 import typer
 
-from olmoscope.cli.options import OnlyOption, OutArgument, SiteOption, load, site_of, written
+from olmoscope.cli.options import OnlyOption, OutArgument, SiteOption, site_of, written
 from olmoscope.errors import UserError
 from olmoscope.terminal import say
 
-EVALUATED_TOKENS, EVALUATED_AT_ONCE, INDEXED_TOKENS = 100_000, 16384, 1_000_000
-"""Defaults of --tokens and --batch-tokens of `evaluate`, and of --tokens of `index`."""
+EVALUATED_TOKENS, EVALUATED_AT_ONCE = 100_000, 16384
+"""Defaults of --tokens and --batch-tokens of `evaluate`."""
 
 
 def model(name: Annotated[str, typer.Argument(metavar="ID", help="A hub id, a folder, or tiny.")],
@@ -45,6 +45,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the results of SAEs from anywhere go.")] = None,
 ) -> None:
     """Measure SAEs: how well they reconstruct, and what the language model makes of it."""
+    from olmoscope.api import is_output_folder
     from olmoscope.cli import tables
     from olmoscope.cli.study_tables import show_study
     from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
@@ -52,17 +53,16 @@ def evaluate(
     from olmoscope.evaluate.results import EVALUATION, read_evaluation
     from olmoscope.evaluate.study import study_of
     from olmoscope.pipeline import evaluate_saes, report_saes
+    from olmoscope.recipe.load import find_recipe
 
-    first = Path(saes[0])
-    one_output_folder = len(saes) == 1 and (first / "recipe.yaml").is_file() and not (first / "done.json").is_file()
-    if one_output_folder and not (text or model or out):
+    if is_output_folder(saes) and not (text or model or out):
         idle = [name for name, given, default in (
             ("--site", site, None), ("--tokens", tokens, EVALUATED_TOKENS), ("--dtype", dtype, "auto"),
             ("--batch-tokens", batch_tokens, EVALUATED_AT_ONCE), ("--bos/--no-bos", bos, None)) if given != default]
         if idle:
             raise UserError(f"{idle[0]} does nothing here: the SAEs of {saes[0]} are evaluated as its recipe says; "
                             "give --text (a text, or the output folder again) to evaluate them otherwise")
-        recipe, folder = load(saes[0], None, None, None)
+        recipe, folder = find_recipe(saes[0])
         for sae, fresh in evaluate_saes(recipe, folder, only or []):
             say(f"{sae.id}: evaluated" if fresh else f"{sae.id}: evaluated before, nothing to do")
         study = study_of(recipe, folder)
@@ -90,8 +90,9 @@ def study(out: OutArgument, runs: Annotated[bool, typer.Option(
     from olmoscope.cli.study_tables import show_study
     from olmoscope.evaluate.study import STUDY, study_of
     from olmoscope.pipeline import report_saes
+    from olmoscope.recipe.load import find_recipe
 
-    recipe, folder = load(str(out), None, None, None)
+    recipe, folder = find_recipe(out)
     found = study_of(recipe, folder)
     if not found.compares:
         raise UserError(f"{out}: its evaluated runs are of one setting and one seed a site, so there is nothing to "
@@ -118,7 +119,8 @@ def index(
     model: Annotated[str | None, typer.Option(help=(
         "The language model, if the SAE does not say which, or where a copy of it is."))] = None,
     site: SiteOption = None,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens of a text, at most.")] = INDEXED_TOKENS,
+    tokens: Annotated[int | None, typer.Option(
+        min=1, help="Tokens of a text, at most; by default a million.")] = None,
     bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help=(
         "Whether sequences of a text begin with BOS, if the SAE does not say; by default as the tokenizer "
         "does."))] = None,
@@ -130,22 +132,10 @@ def index(
         metavar="X", help="Leave out rows whose norm is over X times the median, at any site of the store.")] = None,
 ) -> None:
     """Index what each feature of an SAE fires on, for `olmoscope browse`."""
-    from olmoscope.features.rows_of import index_sae
-    from olmoscope.recipe.schema import Filter
-    from olmoscope.sae.io.open import find_saes
+    from olmoscope import api
 
-    if text is None and tokens != INDEXED_TOKENS:
-        raise UserError("--tokens is for --text: a store is indexed whole")
-    if max_norm is not None and max_norm <= 1:
-        raise UserError(f"--max-norm {max_norm:g}: it must be over 1 times the median")
-    named = find_saes(sae)
-    if out is not None and len(named) > 1:
-        raise UserError(f"{sae} holds {len(named)} SAEs, which cannot share the index {out}; name one, or leave "
-                        "out --out")
-    filter_ = Filter(special_tokens=skip_special, first_positions=skip_first, max_norm=max_norm)
-    for one in named:
-        indexed = index_sae(one, store=store, text=text, out=out, model_name=model, site=site_of(site), tokens=tokens,
-                            bos=bos, filter_=filter_)
+    for indexed in api.index(sae, store=store, text=text, out=out, model=model, site=site_of(site), tokens=tokens,
+                             bos=bos, skip_first=skip_first, skip_special=skip_special, max_norm=max_norm):
         info = indexed.info
         say(f"{indexed.folder}: {info.sae.d_sae} features ({info.dead} never fire), {info.rows} rows, "
                    f"{info.firings} firings {written(indexed.fresh)}")

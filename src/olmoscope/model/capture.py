@@ -40,12 +40,12 @@ def captured(places: Sequence[Place], *, stop: bool = False) -> Iterator[dict[Si
 
     with contextlib.ExitStack() as hooks:
         for place in places:
-            hooks.enter_context(_watched(place, keep))
+            hooks.enter_context(watched(place, keep))
         yield found
 
 
 @contextlib.contextmanager
-def _watched(place: Place, keep: Callable[[Place, Tensor], None]) -> Iterator[None]:
+def watched(place: Place, keep: Callable[[Place, Tensor], None]) -> Iterator[None]:
     """Call `keep` with what is at a site whenever a forward pass reaches it."""
     with contextlib.ExitStack() as hooks:
         rows = _Rows(place, hooks)

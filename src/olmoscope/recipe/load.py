@@ -6,6 +6,7 @@ merged key by key; anything else it says replaces what stood there. `--set train
 """
 
 import re
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,26 +20,45 @@ from olmoscope.recipe.schema import Recipe
 from olmoscope.recipe.study import spread_out
 from olmoscope.recipe.tree import SHORT, merge
 
+Overrides = Sequence[str] | Mapping[str, Any]
+"""Changes of a recipe: `key.path=value` texts, whose values are YAML, or values by the paths of their keys."""
 
-def load_recipe(name_or_path: str, form: str | None = None, overrides: tuple[str, ...] | list[str] = ()) -> Recipe:
+
+def find_recipe(recipe: str | Path | Recipe, out: str | Path | None = None, form: str | None = None,
+                overrides: Overrides = ()) -> tuple[Recipe, Path]:
+    """A recipe, and the folder that everything made from it goes into.
+
+    Args:
+        recipe: a YAML file, the name of a recipe in the package, an output folder, or a recipe itself.
+        out: the output folder. None: the one given as `recipe`, else one named after the recipe.
+        form, overrides: as in `load_recipe`.
+
+    Raises:
+        UserError: see `load_recipe`; a folder without recipe.yaml.
+    """
+    if not isinstance(recipe, Recipe) and (folder := Path(recipe)).is_dir():
+        if not (folder / "recipe.yaml").is_file():
+            raise UserError(f"{folder} has no recipe.yaml: it is not an output folder of olmoscope")
+        return load_recipe(str(folder / "recipe.yaml"), form, overrides), Path(out or folder)
+    found = load_recipe(recipe if isinstance(recipe, Recipe) else str(recipe), form, overrides)
+    return found, Path(out or (found.name if found.form == "default" else f"{found.name}-{found.form}"))
+
+
+def load_recipe(recipe: str | Recipe, form: str | None = None, overrides: Overrides = ()) -> Recipe:
     """Read a recipe.
 
     Args:
-        name_or_path: a YAML file, or the name of a recipe in the package (`tiny`, `olmo3-7b-think`).
+        recipe: a YAML file, or the name of a recipe in the package (`tiny`, `olmo3-7b-think`); or one that was read
+            before.
         form: an overlay of the file's `forms`; `default` is the recipe without one. None: what the file itself says,
             as a resolved recipe does, else `default`.
-        overrides: `key.path=value` texts; values are YAML.
+        overrides: `["train.lr=1e-3"]` or `{"train.lr": 1e-3}`.
 
     Raises:
         UserError: no such recipe or form, not YAML, an unknown key, a wrong type, or parts that disagree.
     """
-    where, text = _read(name_or_path)
-    try:
-        tree = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"{where} is not a recipe: its top level must be a mapping of keys")
+    where, tree = (f"recipe {recipe.name}", recipe.model_dump(mode="json")) if isinstance(recipe, Recipe) else (
+        _read_tree(recipe))
     forms = tree.pop("forms", None) or {}
     own = tree.get("form", "default")
     if form not in (None, own):
@@ -46,8 +66,10 @@ def load_recipe(name_or_path: str, form: str | None = None, overrides: tuple[str
             raise UserError(f"{where} has no form {form!r}; it has: {', '.join([own, *forms])}")
         tree = merge(tree, forms[form])
         tree["form"] = form
-    for override in overrides:
-        _override(tree, override)
+    if isinstance(overrides, str):
+        raise UserError(f"overrides are a list of key.path=value, or values by key; {overrides!r} is one text")
+    for path, value in overrides.items() if isinstance(overrides, Mapping) else map(_parsed, overrides):
+        _override(tree, path, value)
     try:
         tree, entries = spread_out(tree)
         return Recipe.model_validate(tree)
@@ -60,6 +82,17 @@ def load_recipe(name_or_path: str, form: str | None = None, overrides: tuple[str
 def _of_entry(mistake: str, entries: list[int]) -> str:
     """A mistake named by the entry of `saes` in the file, not by the run that a grid made of it."""
     return re.sub(r"^saes\.(\d+)", lambda match: f"saes.{entries[int(match[1])]}", mistake)
+
+
+def _read_tree(name_or_path: str) -> tuple[str, dict[str, Any]]:
+    where, text = _read(name_or_path)
+    try:
+        tree = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{where} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(tree, dict):
+        raise UserError(f"{where} is not a recipe: its top level must be a mapping of keys")
+    return where, tree
 
 
 def _read(name_or_path: str) -> tuple[str, str]:
@@ -86,10 +119,17 @@ _Loader.add_implicit_resolver(
     list("-+0123456789"))
 
 
-def _override(tree: dict[str, Any], override: str) -> None:
+def _parsed(override: str) -> tuple[str, Any]:
     path, equals, value = override.partition("=")
     if not equals or not path:
         raise UserError(f"--set {override!r} is not of the form key.path=value")
+    try:
+        return path, yaml.load(value, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {override!r}: the value is not YAML: {' '.join(str(error).split())}") from error
+
+
+def _override(tree: dict[str, Any], path: str, value: Any) -> None:
     node: Any = tree
     *parents, last = path.split(".")
     try:
@@ -97,9 +137,9 @@ def _override(tree: dict[str, Any], override: str) -> None:
             node = node[int(key)] if isinstance(node, list) else node.setdefault(key, {})
         for other in SHORT.get(last, ()) if isinstance(node, dict) else ():
             node.pop(other, None)
-        node[int(last) if isinstance(node, list) else last] = yaml.load(value, Loader=_Loader)
-    except (IndexError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise UserError(f"--set {override!r}: there is no key {path} to set") from error
+        node[int(last) if isinstance(node, list) else last] = value
+    except (IndexError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"--set {path}={value}: there is no key {path} to set") from error
 
 
 def made_live(recipe: Recipe) -> Recipe:

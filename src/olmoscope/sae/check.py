@@ -3,43 +3,59 @@
 Shapes: D_in width read, D_out width written, F latents, K places of a code.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from olmoscope.errors import UserError
 from olmoscope.sae.codes import SparseCodes
+from olmoscope.sae.rows import Normalize
+from olmoscope.site import Site
 
-if TYPE_CHECKING:
-    from olmoscope.sae.coder import SparseCoder
 
-
-def check_shapes(coder: "SparseCoder") -> None:
+def check_shapes(kind: str, parameters: Mapping[str, Tensor], transcoder: bool) -> None:
     """Refuse parameters that do not fit together.
+
+    Args:
+        kind: what the coder's class is called.
+        parameters: by the names of its fields, at least `W_enc` and `W_dec`.
 
     Raises:
         UserError: naming the first that does not.
     """
-    kind = type(coder).__name__
-    if not coder.transcoder and coder.d_in != coder.d_out:
-        raise UserError(f"{kind}: W_enc reads rows of width {coder.d_in}, W_dec writes {coder.d_out}: an SAE's are of "
-                        "one width; say transcoder=True if this is one")
-    if not coder.transcoder and coder.W_skip is not None:
+    W_enc, W_dec = parameters["W_enc"], parameters["W_dec"]
+    (F, D_out), D_in = W_dec.shape, W_enc.shape[1]
+    if not transcoder and D_in != D_out:
+        raise UserError(f"{kind}: W_enc reads rows of width {D_in}, W_dec writes {D_out}: an SAE's are of one width; "
+                        "say transcoder=True if this is one")
+    if not transcoder and "W_skip" in parameters:
         raise UserError(f"{kind}: only a transcoder has a W_skip; say transcoder=True if this is one")
-    if not coder.transcoder and coder.reads != coder.writes:
-        raise UserError(f"{kind} reads {_sites(coder.reads)} and writes {_sites(coder.writes)}: an SAE's sites are the "
-                        "same; say transcoder=True if this is one")
-    F, D_in, D_out = coder.d_sae, coder.d_in, coder.d_out
     shapes = {"W_enc": (F, D_in), "W_dec": (F, D_out), "b_in": (D_in,), "b_out": (D_out,), "W_skip": (D_out, D_in)}
-    for name, tensor in vars(coder).items():
-        if isinstance(tensor, Tensor) and tuple(tensor.shape) != shapes.get(name, (F,)):
-            raise UserError(f"{kind}: {name} is {list(tensor.shape)}; with W_enc {list(coder.W_enc.shape)} and W_dec "
-                            f"{list(coder.W_dec.shape)} it must be {list(shapes.get(name, (F,)))}")
+    for name, tensor in parameters.items():
+        if tuple(tensor.shape) != shapes.get(name, (F,)):
+            raise UserError(f"{kind}: {name} is {list(tensor.shape)}; with W_enc {list(W_enc.shape)} and W_dec "
+                            f"{list(W_dec.shape)} it must be {list(shapes.get(name, (F,)))}")
 
 
-def check_rows(coder: "SparseCoder", x: Any) -> None:
+def check_sites(kind: str, reads: tuple[Site, ...], writes: tuple[Site, ...], transcoder: bool) -> None:
+    """Refuse sites of a transcoder in what is none.
+
+    Raises:
+        UserError: an SAE does not write where it reads.
+    """
+    if not transcoder and reads != writes:
+        raise UserError(f"{kind} reads {_said(reads)} and writes {_said(writes)}: an SAE's sites are the same; say "
+                        "transcoder=True if this is one")
+
+
+def check_rows(x: Any, width: int, device: torch.device) -> None:
     """Refuse what cannot be encoded.
+
+    Args:
+        width: of the rows that the coder reads.
+        device: of the coder.
 
     Raises:
         UserError: no tensor, not of a float dtype, of another width, on another device.
@@ -48,14 +64,20 @@ def check_rows(coder: "SparseCoder", x: Any) -> None:
     if not x.is_floating_point():
         raise UserError(f"encode: x is of {x.dtype}; activations are of a float dtype: x.float() if these are some "
                         "(token ids must go through the language model first)")
-    if x.dim() == 0 or x.shape[-1] != coder.d_in:
-        raise UserError(f"encode: x is {list(x.shape)}; this coder reads rows of width {coder.d_in}, along the last "
+    if x.dim() == 0 or x.shape[-1] != width:
+        raise UserError(f"encode: x is {list(x.shape)}; this coder reads rows of width {width}, along the last "
                         "dimension: give it activations of the site that it was trained on")
-    _check_device("encode", "x", x, coder)
+    _check_device("encode", "x", x, device)
 
 
-def check_codes(coder: "SparseCoder", codes: Any) -> None:
+def check_codes(codes: Any, latents: int, device: torch.device, restores: Normalize, skips: bool) -> None:
     """Refuse what cannot be decoded.
+
+    Args:
+        latents: of the coder.
+        device: of the coder.
+        restores: the normalisation that decoding undoes.
+        skips: whether decoding needs the rows themselves.
 
     Raises:
         UserError: no codes, of another dictionary, on another device, or without what this coder needs of the rows.
@@ -66,17 +88,16 @@ def check_codes(coder: "SparseCoder", codes: Any) -> None:
     values, indices = codes.values, codes.indices
     for name, tensor in (("codes.values", values), ("codes.indices", indices)):
         _check_tensor("decode", name, tensor)
-        _check_device("decode", name, tensor, coder)
-    if codes.d_sae != coder.d_sae:
-        raise UserError(f"decode: the codes are of {codes.d_sae} latents, this coder has {coder.d_sae}: decode them by "
-                        "the coder that made them")
+        _check_device("decode", name, tensor, device)
+    if codes.d_sae != latents:
+        raise UserError(f"decode: the codes are of {codes.d_sae} latents, this coder has {latents}: decode them by the "
+                        "coder that made them")
     if values.dim() == 0 or values.shape != indices.shape or indices.dtype != torch.int64:
         raise UserError(f"decode: codes.values is {list(values.shape)}, codes.indices {list(indices.shape)} of "
                         f"{indices.dtype}: they must be of one shape [..., K], indices of torch.int64")
-    restores = coder.normalize != "none" and not coder.transcoder
-    _check_rows_of_codes(restores, f"the scale of each row, which a {coder.normalize} SAE restores",
+    _check_rows_of_codes(restores != "none", f"the scale of each row, which a {restores} SAE restores",
                          None if codes._statistics is None else codes._statistics.mean_B1, values)
-    _check_rows_of_codes(coder.W_skip is not None, "the rows that W_skip reads", codes._rows, values)
+    _check_rows_of_codes(skips, "the rows that W_skip reads", codes._rows, values)
 
 
 def _check_rows_of_codes(needed: bool, what: str, kept: Tensor | None, values: Tensor) -> None:
@@ -97,11 +118,11 @@ def _check_tensor(where: str, name: str, value: Any) -> None:
         raise UserError(f"{where}: {name} is no torch tensor but {type(value).__name__}: pass {hint}")
 
 
-def _check_device(where: str, name: str, tensor: Tensor, coder: "SparseCoder") -> None:
-    if tensor.device != coder.device:
-        raise UserError(f"{where}: {name} is on {tensor.device}, the coder on {coder.device}: move one of them, e.g. "
+def _check_device(where: str, name: str, tensor: Tensor, device: torch.device) -> None:
+    if tensor.device != device:
+        raise UserError(f"{where}: {name} is on {tensor.device}, the coder on {device}: move one of them, e.g. "
                         f"coder.to({str(tensor.device)!r})")
 
 
-def _sites(sites: tuple[Any, ...]) -> str:
+def _said(sites: tuple[Site, ...]) -> str:
     return ", ".join(map(str, sites)) or "sites that are not said"

@@ -14,7 +14,7 @@ Shapes: N rows, D_in width read, D_out width written, F latents, K places of a c
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor
@@ -23,12 +23,11 @@ from olmoscope.errors import UserError
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.interface import Kernels
 from olmoscope.sae.autograd import activations, decoded
-from olmoscope.sae.check import check_codes, check_rows, check_shapes
+from olmoscope.sae.check import check_codes, check_rows, check_shapes, check_sites
 from olmoscope.sae.codes import SparseCodes
 from olmoscope.sae.rows import Normalize, RowStatistics, normalize_rows, restore_rows
-
-if TYPE_CHECKING:
-    from olmoscope.site import Site
+from olmoscope.sae.source import Source
+from olmoscope.site import Site
 
 KERNEL_DTYPES = (torch.float32, torch.float64)
 """What the kernels of every device take; in any other dtype plain torch computes."""
@@ -50,6 +49,18 @@ class SparseCoder(ABC):
         W_skip: `[D_out, D_in]`, what the output takes from the rows directly; None: nothing. Transcoders only.
         transcoder: the rows written are those of another site than the rows read.
         reads, writes: the sites; empty where they are not known.
+        source: what its files say of it, e.g. `source.model_name`; None if it was not loaded from any.
+
+    Example:
+        >>> import olmoscope, torch
+        >>> sae = olmoscope.load("olmoscope-demo/runs/layer_07/width_4096/topk_32_raw_untied")
+        >>> x = torch.randn(2, 5, sae.d_in, requires_grad=True)  # or [D], or [B, D]
+        >>> codes = sae.encode(x)
+        >>> codes.values.shape, codes.to_dense().shape, sae.decode(codes).shape
+        (torch.Size([2, 5, 32]), torch.Size([2, 5, 4096]), torch.Size([2, 5, 256]))
+        >>> codes.values.sum().backward()
+        >>> x.grad.shape
+        torch.Size([2, 5, 256])
     """
 
     W_enc: Tensor
@@ -60,13 +71,17 @@ class SparseCoder(ABC):
     b_out: Tensor = _AS_B_IN
     W_skip: Tensor | None = None
     transcoder: bool = False
-    reads: "tuple[Site, ...]" = ()
-    writes: "tuple[Site, ...]" = ()
+    reads: tuple[Site, ...] = ()
+    writes: tuple[Site, ...] = ()
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         if self.b_out is _AS_B_IN:
             self.b_out = self.b_in
-        check_shapes(self)
+        kind = type(self).__name__
+        check_shapes(kind, {name: value for name, value in vars(self).items() if isinstance(value, Tensor)},
+                     self.transcoder)
+        check_sites(kind, self.reads, self.writes, self.transcoder)
 
     @property
     def d_sae(self) -> int:
@@ -125,7 +140,7 @@ class SparseCoder(ABC):
         Raises:
             UserError: no tensor, not of a float dtype, of another width, on another device.
         """
-        check_rows(self, x)
+        check_rows(x, self.d_in, self.device)
         x_ND = x.reshape(-1, self.d_in)
         u_ND, statistics = self.center(x_ND)
         values_NK, indices_NK = activations(self.kernels, self._choose, u_ND.contiguous(), self.W_enc, *self._affine())
@@ -146,7 +161,8 @@ class SparseCoder(ABC):
         Raises:
             UserError: no codes, of another dictionary, on another device, or made by hand where that cannot serve.
         """
-        check_codes(self, codes)
+        check_codes(codes, self.d_sae, self.device, "none" if self.transcoder else self.normalize,
+                    self.W_skip is not None)
         shape = codes.values.shape
         rows = (shape[:-1].numel(), shape[-1])
         values_NK, indices_NK = codes.values.reshape(rows).to(self.dtype), codes.indices.reshape(rows)
@@ -160,13 +176,18 @@ class SparseCoder(ABC):
         codes = self.encode(x)
         return self.decode(codes), codes
 
-    def at(self, reads: "Sequence[Site]", writes: "Sequence[Site] | None" = None) -> Self:
+    def at(self, reads: Sequence[Site | str | int], writes: Sequence[Site | str | int] | None = None) -> Self:
         """The same coder, around the very same tensors, that knows its sites.
 
         Args:
+            reads: sites or their texts, `["layers.7"]`.
             writes: None: those that it reads.
+
+        Raises:
+            UserError: a text that names no site.
         """
-        sites = {"reads": tuple(reads), "writes": tuple(reads if writes is None else writes)}
+        sites = {"reads": tuple(map(Site.parse, reads)),
+                 "writes": tuple(map(Site.parse, reads if writes is None else writes))}
         return self.from_state_dict(self.state_dict(), **self._settings() | sites)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:

@@ -20,6 +20,15 @@ class SparseCodes:
         indices: `[..., K]` int64, which latent each value belongs to; at an inactive place any latent, perhaps an
             active one.
         d_sae: width of the dictionary.
+
+    Example:
+        >>> import torch
+        >>> from olmoscope import SparseCodes
+        >>> codes = SparseCodes(torch.tensor([[2.0, 0.5]]), torch.tensor([[3, 0]]), d_sae=4)
+        >>> codes.to_dense()
+        tensor([[0.5000, 0.0000, 0.0000, 2.0000]])
+        >>> codes.l0()
+        tensor([2])
     """
 
     values: Tensor

@@ -39,12 +39,26 @@ class Store:
     def rows(self) -> int:
         return self.manifest.rows
 
-    def read(self, site: Site, segment: int, part: slice, out: Tensor | None = None) -> Tensor:
+    def read(self, site: Site | str | int, segment: int, part: slice, out: Tensor | None = None) -> Tensor:
         """Rows of a segment, `[part, D]`, in the order in which they are stored; checked.
 
         Args:
+            site: one of `manifest.sites`, or its text (`layers.7`), or the number of a layer.
+            part: which rows, of `segment_rows[segment]`; without a step.
             out: memory to fill, in the store's dtype.
+
+        Raises:
+            UserError: no such site, segment or rows in this store; a damaged file.
         """
+        site = Site.parse(site)
+        if site not in self.manifest.sites:
+            raise UserError(f"{self.path} has no rows of {site}; it has {', '.join(map(str, self.manifest.sites))}")
+        if not 0 <= segment < len(self.segment_rows):
+            raise UserError(f"{self.path} has no segment {segment}; it has {len(self.segment_rows)}, from 0")
+        start, stop, step = part.indices(self.segment_rows[segment])
+        if step != 1:
+            raise UserError(f"read: rows {part} have a step; read them all and leave out what is not wanted")
+        part = slice(start, max(start, stop))
         return read_activations(self.path, site, segment, part, self._sums_of(segment), out)
 
     def read_rows(self, segment: int) -> dict[str, Tensor]:
@@ -90,12 +104,31 @@ class Store:
         return self._sums[segment]
 
 
-def open_store(path: Path) -> Store:
-    """Open a finished store.
+def open_store(path: str | Path) -> Store:
+    """Open a finished activation store, to read its rows.
+
+    Args:
+        path: the folder of one store, `OUT/store/train` or `OUT/store/held_out` of an output folder.
+
+    Returns:
+        The store. `read(site, segment, part)` gives activations, `read_rows(segment)` the token, position and source of
+        each; `segment_rows` says how many rows each segment has, `manifest` what model and text they are of.
 
     Raises:
         UserError: no store, unfinished, of a newer format, or with a segment missing.
+
+    Example:
+        >>> import olmoscope
+        >>> store = olmoscope.open_store("olmoscope-demo/store/held_out")
+        >>> store.read("layers.7", segment=0, part=slice(0, 8)).shape
+        torch.Size([8, 256])
+        >>> store.read_rows(0)["token_id"].shape == (store.segment_rows[0],)
+        True
     """
+    path = Path(path)
+    if (path / "store").is_dir():
+        raise UserError(f"{path} is an output folder: open one of its stores, {path}/store/train or "
+                        f"{path}/store/held_out")
     manifest = read_manifest(path)
     if not manifest.finished:
         raise UserError(f"{path} is not finished; run `olmoscope collect` again to finish it")

@@ -116,7 +116,7 @@ def read_statistics(store: Path) -> dict[str, Any]:
     Raises:
         UserError: missing or damaged.
     """
-    return in_terms_of_now(dict(read_json(store / "statistics.json")))
+    return dict(in_terms_of_now(read_json(store / "statistics.json")))
 
 
 def in_terms_of_now(figures: Any) -> Any:

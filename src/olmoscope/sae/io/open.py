@@ -15,13 +15,49 @@ from dataclasses import replace
 from pathlib import Path
 
 from olmoscope.errors import UserError
+from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.io import run_checkpoint
 from olmoscope.sae.io.formats import FORMATS, Format
 from olmoscope.sae.io.hub import fetch
 from olmoscope.sae.io.opened import Opened
+from olmoscope.sae.source import Source
 from olmoscope.site import Site
 
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?P<path>.*))?")
+
+
+def load(address: str | Path, site: Site | str | int | None = None) -> SparseCoder:
+    """Load an SAE, transcoder or crosscoder, wherever it is and whoever trained it.
+
+    Args:
+        address: the folder of a finished run; a folder in SAELens' format; a file of the reference trainer; an address
+            on the hub, `OWNER/NAME:PATH/IN/REPO` or `OWNER/NAME@REVISION:PATH`; an output folder or a release with a
+            single SAE in it.
+        site: what it reads, for one whose files do not say it.
+
+    Returns:
+        The coder in float32 on the CPU (`.to(device, dtype)` gives it elsewhere). It knows its sites (`reads`,
+        `writes`) and its language model (`source.model_name`, `source.model_revision`, `source.bos`).
+
+    Raises:
+        UserError: nothing there, unfinished, damaged, of a kind that is not read, or of another site than `site`; an
+            output folder with several SAEs.
+
+    Example:
+        >>> import olmoscope
+        >>> sae = olmoscope.load("olmoscope-demo/runs/layer_07/width_4096/topk_32_raw_untied")
+        >>> sae
+        TopK(width 256, 4096 latents, normalize none)
+        >>> str(sae.reads[0]), sae.source.model_name
+        ('layers.7', 'tiny')
+    """
+    found = find_saes(str(address))
+    if len(found) > 1:
+        raise UserError(f"{address} holds {len(found)} SAEs; load one of them: {', '.join(found)}")
+    opened = open_sae(found[0], None if site is None else Site.parse(site))
+    source = Source(opened.name, opened.model_name, opened.model_revision, opened.bos, opened.context_size,
+                    opened.identity, opened.metadata)
+    return replace(opened.sae, source=source)
 
 
 def open_sae(where: str | Path, site: Site | None = None) -> Opened:

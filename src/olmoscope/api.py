@@ -1,0 +1,199 @@
+"""What the commands collect, train, evaluate and index do, from Python: the same results, in the same places.
+
+Each does what is missing and leaves the rest, so calling it again does nothing; each can be stopped at any moment and
+called again. The commands are in cli/, the stages themselves in pipeline.py.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from olmoscope.activations.collect.run import Collected
+from olmoscope.activations.store.shares import parse_worker, worker_from_environment
+from olmoscope.errors import UserError
+from olmoscope.evaluate import anywhere
+from olmoscope.evaluate.report import write_reports
+from olmoscope.evaluate.results import EVALUATION, Evaluation, read_evaluation
+from olmoscope.features.build import Indexed
+from olmoscope.features.rows_of import index_sae
+from olmoscope.pipeline import collect_stores, evaluate_saes, report_saes, train_saes
+from olmoscope.recipe.load import Overrides, find_recipe, made_live
+from olmoscope.recipe.schema import Filter, Recipe
+from olmoscope.sae.io.open import find_saes
+from olmoscope.site import Site
+from olmoscope.train.run import run_folder
+from olmoscope.train.trackers import TrackerName
+
+INDEXED_TOKENS = 1_000_000
+"""Of a text, if nobody says how many."""
+
+
+def collect(recipe: str | Path | Recipe, out: str | Path | None = None, *, form: str | None = None,
+            overrides: Overrides = (), worker: str | None = None) -> list[Collected]:
+    """Run a recipe's model over its text, and store the activations of its sites.
+
+    Args:
+        recipe: a YAML file, the name of a recipe in the package (`tiny`), or an output folder.
+        out: the output folder; by default the one given as `recipe`, else one named after the recipe.
+        form: a form of the recipe, e.g. `reference`.
+        overrides: other values by the paths of their keys, `{"tokens.count": 1_000_000}`.
+        worker: `I/N` makes only share I of N, I from 0; by default what torchrun or srun says.
+
+    Returns:
+        The training store and the held-out one: where each is (`store`), what it holds (`manifest`), what was made now
+        (`segments_made`; 0 if all was there).
+
+    Raises:
+        UserError: a mistake in the recipe; a model or text that cannot be had; `out` holds another recipe's store.
+
+    Example:
+        >>> import olmoscope
+        >>> for collected in olmoscope.collect("olmoscope-demo"):
+        ...     print(collected.manifest.split, collected.segments_made)
+        train 0
+        held_out 0
+    """
+    found, folder = find_recipe(recipe, out, form, overrides)
+    return collect_stores(found, folder, parse_worker(worker) if worker else worker_from_environment(os.environ))
+
+
+def train(recipe: str | Path | Recipe, out: str | Path | None = None, *, form: str | None = None,
+          overrides: Overrides = (), only: Sequence[str] = (), store: str | Path | None = None, live: bool = False,
+          log: TrackerName | None = None) -> list[Path]:
+    """Train a recipe's SAEs, transcoders and crosscoders.
+
+    Args:
+        recipe, out, form, overrides: as in `collect`.
+        only: ids of those to train; by default all.
+        store: another output folder, or a training store, in place of the one in `out`.
+        live: straight from the model, without a store.
+        log: sends metrics to `wandb` or `tensorboard` as well.
+
+    Returns:
+        The folder of each run, which `load` opens.
+
+    Raises:
+        UserError: a mistake in the recipe, no store, or a run there that is of another recipe.
+
+    Example:
+        >>> import olmoscope
+        >>> runs = olmoscope.train("olmoscope-demo")
+        >>> olmoscope.load(runs[0]).d_sae
+        4096
+    """
+    found, folder = find_recipe(recipe, out, form, overrides)
+    if live and store is not None:
+        raise UserError("--live and --store exclude each other: a live stream reads the model, not a store")
+    if live and found.train.live is None:
+        found = made_live(found)
+    trained = train_saes(found, folder, list(only), log, None if store is None else Path(store))
+    return [run_folder(folder, sae) for sae, _ in trained]
+
+
+def evaluate(saes: str | Path | Sequence[str | Path], *, only: Sequence[str] = (), text: str | Path | None = None,
+             tokens: int | None = None, model: str | Path | None = None,
+             dtype: Literal["auto", "bfloat16", "float32"] | None = None, site: Site | str | int | None = None,
+             batch_tokens: int | None = None, bos: bool | None = None,
+             out: str | Path | None = None) -> list[Evaluation]:
+    """Measure SAEs: how well they reconstruct, and what the language model makes of it.
+
+    Args:
+        saes: an output folder: its SAEs on its held-out text, as its recipe says. Or one or several of whatever `load`
+            opens, and whole releases: then the rest of the arguments say how.
+        only: ids of some SAEs of the output folder.
+        text: a file, a folder, a dataset of the hub, or an output folder, whose held-out text it is; by default that of
+            the output folder near an SAE.
+        tokens: of the text, at most; by default 100,000.
+        model: the language model, if the SAEs do not say which, or where a copy of it is.
+        dtype: in which it computes; by default bfloat16 where the hardware has it, else float32.
+        site: what the SAEs read, if they do not say.
+        batch_tokens: in one pass of the model; by default 16,384.
+        bos: whether sequences begin with BOS, if the SAEs do not say; by default as the tokenizer does.
+        out: where the results of SAEs from anywhere go; by default `evaluation`.
+
+    Returns:
+        The figures of each, as `evaluation.json` holds them; docs/metrics.md defines them. Reports are written too.
+
+    Raises:
+        UserError: an SAE, a model or a text that cannot be had, or that do not fit each other.
+
+    Example:
+        >>> import olmoscope
+        >>> for one in olmoscope.evaluate("olmoscope-demo"):
+        ...     print(one.site, one.d_sae, one.l0.mean <= 32, one.fvu < 1, one.language.kl >= 0)
+        layers.3 4096 True True True
+        layers.7 4096 True True True
+    """
+    named = [str(saes)] if isinstance(saes, str | Path) else [str(one) for one in saes]
+    settings = {"site": site, "tokens": tokens, "dtype": dtype, "batch_tokens": batch_tokens, "bos": bos}
+    if is_output_folder(named) and text is model is out is None:
+        if idle := [name for name, value in settings.items() if value is not None]:
+            raise UserError(f"{idle[0]} does nothing here: the SAEs of {named[0]} are evaluated as its recipe says; "
+                            "give a text (or the output folder again, as text) to evaluate them otherwise")
+        recipe, folder = find_recipe(named[0])
+        evaluated = [run_folder(folder, sae) for sae, _ in evaluate_saes(recipe, folder, list(only))]
+        report_saes(recipe, folder)
+    else:
+        if only:
+            raise UserError("only is for the SAEs of one output folder; name the SAEs themselves instead")
+        given = {name: value for name, value in settings.items() if value is not None and name != "site"}
+        options = anywhere.Options(
+            Path(out or "evaluation"), None if text is None else str(text), model=None if model is None else str(model),
+            site=None if site is None else Site.parse(site), **given)  # type: ignore[arg-type]
+        evaluated = [one.folder for one in anywhere.evaluate_anywhere(named, options)]
+        write_reports(evaluated, options.out)
+    return [read_evaluation(folder / EVALUATION) for folder in evaluated]
+
+
+def is_output_folder(saes: Sequence[str]) -> bool:
+    """Whether what is named is one output folder, whose recipe says how its SAEs are evaluated."""
+    first = Path(saes[0]) if saes else Path()
+    return len(saes) == 1 and (first / "recipe.yaml").is_file() and not (first / "done.json").is_file()
+
+
+def index(sae: str | Path, *, store: str | Path | None = None, text: str | Path | None = None,
+          out: str | Path | None = None, model: str | Path | None = None, site: Site | str | int | None = None,
+          tokens: int | None = None, bos: bool | None = None, skip_first: int = 0, skip_special: bool = False,
+          max_norm: float | None = None) -> list[Indexed]:
+    """Index what each feature of an SAE fires on, for `olmoscope browse`.
+
+    Args:
+        sae: whatever `load` opens; an output folder or a release: all SAEs in it.
+        store: the activation store to index; by default the training store of the SAE's output folder.
+        text: a file, a folder or a dataset of the hub that the model reads now, in place of a store.
+        out: the index's folder; by default `index` in the run's.
+        model: the language model, if the SAE does not say which, or where a copy of it is.
+        site: what the SAE reads, if it does not say.
+        tokens: of a text, at most; by default 1,000,000.
+        bos: whether sequences of a text begin with BOS, if the SAE does not say; by default as the tokenizer does.
+        skip_first: leaves out as many positions at the start of each sequence.
+        skip_special: leaves out tokens that the tokenizer calls special.
+        max_norm: leaves out rows whose norm is over as many times the median, at any site of the store.
+
+    Returns:
+        Of each SAE, where its index is (`folder`), what is in it (`info`) and whether it was made now (`fresh`).
+
+    Raises:
+        UserError: an SAE, a model, a store or a text that cannot be had, or that do not fit each other; `out` holds
+            another index.
+
+    Example:
+        >>> import olmoscope
+        >>> [one] = olmoscope.index("olmoscope-demo/runs/layer_07/width_4096/topk_32_raw_untied")
+        >>> one.info.sae.name, one.info.sae.d_sae
+        ('layer_07/width_4096/topk_32_raw_untied', 4096)
+    """
+    if text is None and tokens is not None:
+        raise UserError("--tokens is for --text: a store is indexed whole")
+    if max_norm is not None and max_norm <= 1:
+        raise UserError(f"--max-norm {max_norm:g}: it must be over 1 times the median")
+    named = find_saes(str(sae))
+    if out is not None and len(named) > 1:
+        raise UserError(f"{sae} holds {len(named)} SAEs, which cannot share the index {out}; name one, or leave "
+                        "out --out")
+    filter_ = Filter(special_tokens=skip_special, first_positions=skip_first, max_norm=max_norm)
+    return [index_sae(one, store=None if store is None else Path(store), text=None if text is None else str(text),
+                      out=None if out is None else Path(out), model_name=None if model is None else str(model),
+                      site=None if site is None else Site.parse(site), tokens=tokens or INDEXED_TOKENS, bos=bos,
+                      filter_=filter_) for one in named]
