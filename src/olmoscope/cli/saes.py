@@ -145,7 +145,7 @@ def index(
         indexed = index_sae(one, store=store, text=text, out=out, model_name=model, site=site_of(site), tokens=tokens,
                             bos=bos, filter_=filter_)
         info = indexed.info
-        say(f"{indexed.folder}: {info.sae.d_sae} features ({info.dead} never fire), {info.rows} rows, "
+        say(f"{indexed.folder}: {info.sae.d_sae:,} features ({info.dead:,} never fire), {info.rows:,} rows, "
                    f"{info.firings} firings {written(indexed.fresh)}")
     say(f"Look at it with `olmoscope browse {out or sae}`.")
 
