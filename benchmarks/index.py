@@ -44,9 +44,9 @@ from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import Filter, Model, Recipe
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.io.opened import Opened
-from olmoscope.sae.topk import initialize
 from olmoscope.site import Site
 from olmoscope.text.standard_library import write_corpus
+from olmoscope.train.initialize import initialize
 
 LIST_LINES = 131072
 
@@ -122,7 +122,7 @@ def size(folder: Path) -> int:
 def measure(folder: Path, rows: int, d_model: int, d_sae: int, k: int, rounds: int) -> dict[str, Any]:
     store, model = make_store(folder, rows, d_model)
     sae = initialize(d_model, d_sae, k, "none", store.sample_mean(Site(0), "none"), seed=0)
-    subject = Opened(sae, "random", Site(0), model.name, None, "topk", folder, "folder", "random", "no", None,
+    subject = Opened(sae.at([Site(0)]), "random", model.name, None, "topk", folder, "folder", "random", "no", None,
                      sae.W_dec.dtype, {})
     text = Text({"recipe_hash": store.manifest.recipe_hash, "split": "train"}, lambda _: store)
     stages = Stages()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from olmoscope.kernels.interface import SortedPairs
 from olmoscope.sae.topk import TopK
-from olmoscope.train.adam import Adam, update_bias
+from olmoscope.train.adam import Adam, update_parameter
 from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.gradients import Gradients, sorted_together
 from olmoscope.train.step import Step
@@ -111,8 +111,8 @@ class LeverStep(Step):
             pairs = SortedPairs(pairs.offsets, pairs.rows, pairs.values, pairs.gradients * factor)
         db_latent_F, b_pull_D = self._update_matrices(pairs, e_RD, u_RD, adam)
         biases = self.adam.at(self.count, lr * float(self.unit))
-        update_bias(sae.b_latent, db_latent_F, moments["b_latent"], biases)
-        update_bias(sae.b_in, e_sum_D - b_pull_D, moments["b_pre"], biases)
+        update_parameter(sae.b_latent, db_latent_F, moments["b_latent"], biases)
+        update_parameter(sae.b_in, e_sum_D - b_pull_D, moments["b_pre"], biases)
         if self.auxiliary is not None:
             self.auxiliary.lift(values_BK)
         if levers.lift:

@@ -37,8 +37,8 @@ def measure(seconds: float) -> dict[str, float]:
     from olmoscope.model.capture import read_sites
     from olmoscope.model.load import load_model
     from olmoscope.recipe.schema import Model
-    from olmoscope.sae.topk import initialize
     from olmoscope.train.adam import Adam
+    from olmoscope.train.initialize import initialize
     from olmoscope.train.step import Step
 
     torch.manual_seed(0)

@@ -28,8 +28,9 @@ from olmoscope.activations.stream.batches import Stream
 from olmoscope.activations.stream.filters import keep_of_store
 from olmoscope.activations.stream.rounds import StoreRounds
 from olmoscope.recipe.schema import Filter
-from olmoscope.sae.topk import TopK, initialize
+from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
+from olmoscope.train.initialize import initialize
 from study import Job, measure, read_results, run_all, stores, table
 
 RESULTS = Path(__file__).parent / "results" / "recipes.jsonl"

@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from olmoscope.provenance import provenance
-from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
+from olmoscope.train.initialize import initialize
 from olmoscope.train.step import Step
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -29,9 +29,10 @@ import torch
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import Candidates
-from olmoscope.sae.topk import TopK, initialize
+from olmoscope.sae.topk import TopK
 from olmoscope.train.adam import Adam
 from olmoscope.train.derived import SettledAuxiliary
+from olmoscope.train.initialize import initialize
 from olmoscope.train.step import Step
 
 sys.path.insert(0, str(Path(__file__).parent))

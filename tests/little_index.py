@@ -17,7 +17,8 @@ from olmoscope.features.rows_of import index_sae
 from olmoscope.features.table import Filters
 from olmoscope.sae.io import saelens
 from olmoscope.sae.threshold import JumpReLU
-from olmoscope.sae.topk import TopK, initialize
+from olmoscope.sae.topk import TopK
+from olmoscope.train.initialize import initialize
 
 D, F = 32, 24
 

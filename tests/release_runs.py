@@ -11,9 +11,9 @@ from torch import Tensor
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.sae.rows import normalize_rows
-from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import save_checkpoint
+from olmoscope.train.initialize import initialize
 from olmoscope.train.step import Step
 
 SAES = "[{layer: 3, d_sae: 96, k: 4, canonical: true}, {layer: 7, d_sae: 96, k: 4, normalize: layer_norm}]"

@@ -50,7 +50,7 @@ def keys(value):
     if isinstance(value, dict):
         for key, inner in value.items():
             yield key
-            if key in ("sources", "layers", "files", "libraries", "sha256", "blocks") and isinstance(inner, dict):
+            if key in ("sources", "sites", "files", "libraries", "sha256", "blocks") and isinstance(inner, dict):
                 inner = list(inner.values())
             if key != "recipe":
                 yield from keys(inner)

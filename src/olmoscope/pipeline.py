@@ -184,7 +184,7 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
     pending = [number for number, sae in enumerate(wanted)
                if not is_evaluated(run_folder(out, sae) / EVALUATION, identities[number])]
     if pending:
-        model = load_causal_lm(wanted_model, pick_device(recipe.device), [sae.site for sae in wanted])
+        model = load_causal_lm(wanted_model, pick_device(recipe.device), [site for sae in wanted for site in sae.sites])
         found = evaluate_on_store([subjects[number] for number in pending], store, model, setting)
         for number, evaluation in zip(pending, found, strict=True):
             write_evaluation(run_folder(out, wanted[number]) / EVALUATION, evaluation)

@@ -26,8 +26,11 @@ PARTS = ("attn.in", "attn.z", "attn.out", "mid", "mlp.in", "mlp.out", "")
 _TRANSFORMER_LENS = {"": "hook_resid_post", "mid": "hook_resid_mid", "attn.out": "hook_attn_out",
                      "mlp.out": "hook_mlp_out", "attn.in": "attn.hook_in", "mlp.in": "mlp.hook_in",
                      "attn.z": "attn.hook_z"}
-"""Source: TransformerLens 3, `HookedTransformer` and `TransformerBridge`. Where an architecture has post-norms (OLMo 2
-and 3, Gemma 2 and 3) its `hook_attn_out` and `hook_mlp_out` may be taken before them; ours are taken after."""
+"""Source: TransformerLens 3.9. What it adds to the stream it takes after post-norms (OLMo 2 and 3, Gemma 2 and 3) and
+after Granite's multiplier, as we do: its bridge gives the same values on all of them (tests/model/test_sites.py). Two
+differences: its `attn.hook_z` has the heads apart, `[B, T, heads, width of a head]`, and only its `TransformerBridge`
+has `attn.hook_in` and `mlp.hook_in`, not its older `HookedTransformer`. `hook_mlp_in` is no other name of `mlp.hook_in`:
+it is the stream before the MLP's norm, as `mid`, and of no use where attention and MLP are added at once."""
 
 _PARSED = re.compile(r"layers\.(\d+)(?:\.(" + "|".join(re.escape(part) for part in PARTS if part) + r"))?")
 _HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
@@ -74,6 +77,11 @@ class Site:
     def is_layer_output(self) -> bool:
         """Whether it is the residual stream after a layer."""
         return not self.part and self.layer >= 0
+
+    @property
+    def in_stream(self) -> bool:
+        """Whether vectors there are of the residual stream, or added to it: the head can be applied to them."""
+        return self.part not in ("attn.in", "attn.z", "mlp.in")
 
     @property
     def folder(self) -> str:

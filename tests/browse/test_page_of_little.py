@@ -8,7 +8,7 @@ from browse_server import browse_server
 from browser import overflow
 from helpers import save_small_model
 from little_index import D, F, made, model_without_norm, silent_sae
-from olmoscope.sae.topk import initialize
+from olmoscope.train.initialize import initialize
 
 
 def open_page(page: Page, port: int, address: str) -> None:

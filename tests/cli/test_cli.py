@@ -151,7 +151,7 @@ def test_stages_out_of_order_and_damage(run, fails, job, tmp_path):
     assert "manifest.json is missing" in fails("train", path, "-o", out)
     assert run("collect", path, "-o", out)[0] == 0
     assert "is not trained yet" in fails("evaluate", out)
-    for option in (("--layer", 3), ("--tokens", 5000), ("--dtype", "float32"), ("--batch-tokens", 5), ("--no-bos",)):
+    for option in (("--site", 3), ("--tokens", 5000), ("--dtype", "float32"), ("--batch-tokens", 5), ("--no-bos",)):
         message = fails("evaluate", out, *option)
         assert option[0] in message and "does nothing here" in message
     assert "--tokens is for --text" in fails("index", out, "--tokens", 5)

@@ -16,8 +16,8 @@ from olmoscope.features.rows_of import index_sae
 from olmoscope.recipe.schema import Model
 from olmoscope.sae.io import saelens
 from olmoscope.sae.io.saelens_places import hook_names
-from olmoscope.sae.topk import initialize
 from olmoscope.tokens.tokenizer import load_tokenizer
+from olmoscope.train.initialize import initialize
 from release_runs import synthetic_rows
 
 WORDS = "Numbers are kept in lists, lists in dictionaries, and these in files. " * 12

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import save_small_model
+from helpers import save_small_model, streams
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_text
 from olmoscope.evaluate.sequences import Sequences
 from olmoscope.model.splice import load_causal_lm
@@ -20,9 +20,10 @@ from olmoscope.sae.io import saelens
 from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.sae.rows import normalize_rows
-from olmoscope.sae.topk import initialize
+from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.adam import Adam
+from olmoscope.train.initialize import initialize
 from olmoscope.train.step import Step
 
 LENGTH, SEQUENCES, BATCH = 32, 24, 8
@@ -38,8 +39,9 @@ def sequences_of(token_ids):
 
 def made_sae(kind, model, tokens_BT, layer, folder):
     """An SAE of a layer, trained for some steps on these very rows (ours), or a random one of sae-lens' own."""
-    x_RD = model.read(tokens_BT, None, [layer])[1][layer].flatten(0, 1)
-    metadata = {"model_name": "m", "prepend_bos": False, "context_size": LENGTH, **hook_names("model.layers", layer)}
+    x_RD = model.read(tokens_BT, None, streams(model.layers, [layer])).at[Site(layer)].flatten(0, 1)
+    metadata = {"model_name": "m", "prepend_bos": False, "context_size": LENGTH,
+                **hook_names("model.layers", Site(layer))}
     if kind in ("none", "layer_norm"):
         mean_D = normalize_rows(x_RD, kind)[0].mean(0)
         step = Step(initialize(x_RD.shape[1], 256, 8, kind, mean_D, seed=0), Adam((0.9, 0.999), 1e-8))

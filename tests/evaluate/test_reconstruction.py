@@ -9,7 +9,9 @@ from olmoscope.evaluate.reconstruction import RandomDirections, Reconstruction
 from olmoscope.evaluate.rows import SUBSETS, LayerSurvey, RowFacts
 from olmoscope.sae.codes import SparseCodes
 from olmoscope.sae.rows import normalize_rows, restore_rows
-from olmoscope.sae.topk import TopK, initialize
+from olmoscope.sae.topk import TopK
+from olmoscope.site import Site
+from olmoscope.train.initialize import initialize
 
 ROWS, D, F, K = 500, 24, 96, 6
 
@@ -212,7 +214,7 @@ def test_explained_variance_equals_saelens(tmp_path):
 
     for normalize in ("none", "layer_norm"):
         sae, x_BD = subject(normalize)
-        metadata = {"model_name": "m", "prepend_bos": False, **hook_names("model.layers", 0)}
+        metadata = {"model_name": "m", "prepend_bos": False, **hook_names("model.layers", Site(0))}
         saelens.write(sae, tmp_path / normalize, metadata)
         theirs = SAE.load_from_disk(tmp_path / normalize)
         with torch.no_grad():

@@ -22,12 +22,12 @@ from olmoscope.activations.store.reader import open_store
 from olmoscope.files import write_json
 from olmoscope.model.load import load_model
 from olmoscope.recipe.load import load_recipe
-from olmoscope.sae.topk import initialize
 from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.adam import Adam
 from olmoscope.train.derived import settled
 from olmoscope.train.group import train_from_store, train_live
+from olmoscope.train.initialize import initialize
 from olmoscope.train.step import Step
 
 RECIPE, MODE, STORE, FOLDER, KILLS = load_recipe(sys.argv[1]), sys.argv[2], *map(Path, sys.argv[3:5]), int(sys.argv[5])

@@ -13,7 +13,7 @@ from helpers import recipe, write_documents
 from olmoscope.activations.collect.run import collect
 from olmoscope.files import sha256
 from olmoscope.sae.io import saelens
-from olmoscope.sae.topk import initialize
+from olmoscope.train.initialize import initialize
 
 SMALL_PARTS = {"features__parts__FEATURES_OF_A_PART": 40}
 

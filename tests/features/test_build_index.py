@@ -21,9 +21,9 @@ from olmoscope.files import sha256
 from olmoscope.model.dtype import fast_dtype
 from olmoscope.model.load import load_model
 from olmoscope.recipe.schema import Filter, Model
-from olmoscope.sae.topk import initialize
 from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer
+from olmoscope.train.initialize import initialize
 
 
 @pytest.fixture
@@ -85,8 +85,8 @@ def test_rows_that_do_not_fit_are_refused(path, tmp_path):
 
     model = manifest["model"]
     refused("is of model tiny, .* has rows of gpt2; give another --store, or --model", model=model | {"name": "gpt2"})
-    refused("has no rows of layers.1, which layer_01.* reads; it has layers.7", layers=[7])
-    refused("reads rows of width 256, those of .* have 300", model=model | {"d_model": 300})
+    refused(r"has no rows of layers\.1, which layer_01.* reads; it has layers\.7", sites=["layers.7"])
+    refused("reads rows of width 256, those of .* have 300", widths=[300, 300])
     refused("was trained on revision sha256:.* is of revision other", model=model | {"revision": "other"})
     refused("is not finished", finished=False)
     (store / "manifest.json").write_text(json.dumps(manifest))

@@ -11,7 +11,8 @@ from little_index import D, F, made, model_without_norm, silent_sae
 from olmoscope.browse.collection import open_collection
 from olmoscope.browse.payload import feature_payload
 from olmoscope.features.format import Options
-from olmoscope.sae.topk import TopK, initialize
+from olmoscope.sae.topk import TopK
+from olmoscope.train.initialize import initialize
 
 
 @pytest.fixture(scope="module")

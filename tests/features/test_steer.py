@@ -8,8 +8,9 @@ import torch
 from helpers import small_model, streams
 from olmoscope.features.steer import Continuation, Edit, activation_of, pick, steer_rows, steering
 from olmoscope.sae.rows import Normalize
-from olmoscope.sae.topk import TopK, initialize
+from olmoscope.sae.topk import TopK
 from olmoscope.seeds import generator
+from olmoscope.train.initialize import initialize
 
 LAYER = 1
 TOKENS = [5, 17, 300, 41, 8, 5, 99]

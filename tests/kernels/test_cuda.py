@@ -5,8 +5,8 @@ import torch
 
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.recipe.schema import Candidates
-from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
+from olmoscope.train.initialize import initialize
 from olmoscope.train.step import Step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")]

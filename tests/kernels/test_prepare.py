@@ -15,7 +15,7 @@ import olmoscope
 import torch
 from olmoscope.kernels.prepare import prepare_kernels
 from olmoscope.recipe.schema import Candidates
-from olmoscope.sae.topk import initialize
+from olmoscope.train.initialize import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.step import Step

@@ -95,7 +95,7 @@ def test_every_loader_gives_the_merged_model(adapter, base, tmp_path):
         found = load_causal_lm(model_of(adapter), CPU).module(IDS).logits
     assert torch.equal(found, wanted) and not torch.allclose(found, plain, atol=0.1)
     for deepest in (0, 2):
-        cut, same = (load_model(model_of(folder), deepest, CPU) for folder in (adapter, merged))
+        cut, same = (load_model(model_of(folder), [Site(deepest)], CPU) for folder in (adapter, merged))
         assert torch.equal(cut.layers[deepest].self_attn.q_proj.weight, same.layers[deepest].self_attn.q_proj.weight)
         assert (cut.layers_path, cut.base, same.base) == (same.layers_path, str(base), None)
     assert torch.equal(load_unembedding(model_of(adapter), CPU).U_VD, load_unembedding(model_of(merged), CPU).U_VD)

@@ -75,7 +75,7 @@ def test_overrides():
     ("train.dead_window.x=1", "there is no key train.dead_window.x"),
     ("train.batch", "is not of the form key.path=value"),
     ("activations.layers=[3, 1]", "sites must stand in the order of the model, without repeats: layers.1, layers.3"),
-    ("model.num_layers=7", r"layer 7 is out of range, the model has layers 0 to 6"),
+    ("model.num_layers=7", r"layers.7 is out of range, the model has layers 0 to 6"),
     ("text.mixture={modules: 1}", r"mixture has weights for \['modules'\]"),
     ("text.sources.0.kind=web", "text.sources.0: .*'web'.*does not match"),
     ("tokens.chunk_lengths=[[9, 5]]", r"bucket \(9, 5\) is empty"),

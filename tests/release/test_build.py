@@ -181,7 +181,7 @@ def test_card(built):
     table = [[cell.strip() for cell in row] for row in rows]
     figures = ["0.200000", "0.7000", "0.2500", "95.00%", "0.1250", "3.90", "3.12%", "0.250000"]
     assert [f"`{RAW}`", "layers.3", "96", "4", "none", *figures, "yes"] in table
-    assert [f"`{LAYER_NORM}`", "7", "96", "4", "layer norm", *figures, ""] in table
+    assert [f"`{LAYER_NORM}`", "layers.7", "96", "4", "layer norm", *figures, ""] in table
     assert ["modules", "30", "3,000", "75.0%"] in table
     assert "`hidden_states[8]` are" in body and f"Here this concerns `{LAYER_NORM}`" in body
     assert "512 held-out rows" in " ".join(body.split())

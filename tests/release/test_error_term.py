@@ -14,9 +14,9 @@ from olmoscope.release.validate import validate
 from olmoscope.sae.io import saelens
 from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.sae.rows import normalize_rows
-from olmoscope.sae.topk import initialize
 from olmoscope.site import Site
 from olmoscope.train.adam import Adam
+from olmoscope.train.initialize import initialize
 from olmoscope.train.step import Step
 
 TINY = str(resources.files("olmoscope") / "model" / "tiny")

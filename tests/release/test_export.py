@@ -13,8 +13,8 @@ from olmoscope.release.export import export_run
 from olmoscope.sae.io import saelens
 from olmoscope.sae.io.checkpoint import read_checkpoint
 from olmoscope.sae.io.saelens_places import hook_names
-from olmoscope.sae.topk import initialize
 from olmoscope.site import Site
+from olmoscope.train.initialize import initialize
 from release_runs import LAYER_NORM, RAW, edit_json
 
 

@@ -13,8 +13,9 @@ from olmoscope.release.export import export_run
 from olmoscope.release.validate import validate
 from olmoscope.sae.io import saelens
 from olmoscope.sae.io.saelens_places import hook_names
-from olmoscope.sae.topk import TopK, initialize
+from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
+from olmoscope.train.initialize import initialize
 from release_runs import LAYER_NORM, RAW, WIDTH, edit_json, synthetic_rows
 
 METADATA = {"model_name": "m", "prepend_bos": False, **hook_names("model.layers", Site(3))}

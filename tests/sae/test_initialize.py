@@ -9,8 +9,8 @@ from helpers import recipe, write_documents
 from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.reader import open_store
 from olmoscope.sae.io.open import open_sae
-from olmoscope.sae.topk import initialize
 from olmoscope.train.group import train_from_store
+from olmoscope.train.initialize import initialize
 from olmoscope.train.run import run_folder
 
 

@@ -13,10 +13,11 @@ from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.checkpoint import read_checkpoint
 from olmoscope.sae.rows import normalize_rows, restore_rows
 from olmoscope.sae.threshold import JumpReLU
-from olmoscope.sae.topk import TopK, initialize
+from olmoscope.sae.topk import TopK
 from olmoscope.train.activation_rules import BANDWIDTH, CAP, DRIFT, RULES, SPARSITY
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import load_checkpoint, save_checkpoint
+from olmoscope.train.initialize import initialize
 from olmoscope.train.nested import prefix_ends
 from olmoscope.train.step import Step
 

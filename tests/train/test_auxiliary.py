@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 
 from kernel_backends import BACKENDS, DEVICE, FEW, SLOW, backend
 from olmoscope.sae.rows import normalize_rows, restore_rows
-from olmoscope.sae.topk import TopK, initialize
+from olmoscope.sae.topk import TopK
 from olmoscope.train.adam import Adam
 from olmoscope.train.auxiliary import REFRESH_STEPS
 from olmoscope.train.derived import SettledAuxiliary
+from olmoscope.train.initialize import initialize
 from olmoscope.train.step import Step
 
 ADAM = Adam((0.9, 0.999), 1e-8)

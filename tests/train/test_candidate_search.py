@@ -11,12 +11,12 @@ from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.reader import open_store
 from olmoscope.files import read_json
 from olmoscope.recipe.schema import Candidates
-from olmoscope.sae.topk import initialize
 from olmoscope.train import candidates as module
 from olmoscope.train.adam import Adam
 from olmoscope.train.candidate_trial import TRIAL_STEPS, Trial, Verdict
 from olmoscope.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from olmoscope.train.group import train_from_store
+from olmoscope.train.initialize import initialize
 from olmoscope.train.run import Run, run_folder
 from olmoscope.train.step import Step
 

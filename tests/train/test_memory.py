@@ -8,10 +8,10 @@ import torch
 from allocations import Allocations, pretend_cuda
 from helpers import recipe
 from olmoscope.kernels.dispatch import kernels_for
-from olmoscope.sae.topk import initialize
 from olmoscope.train.adam import Adam
 from olmoscope.train.derived import settled
 from olmoscope.train.group import FIT_SHARE, how_many
+from olmoscope.train.initialize import initialize
 from olmoscope.train.memory import training_memory
 from olmoscope.train.step import Step
 
@@ -54,7 +54,7 @@ def taken(job, kernels, device):
 def test_a_step_takes_what_is_said(name, d_sae, batch, kind):
     kernels = pytest.importorskip(f"olmoscope.kernels.{name}")
     job_ = job(kind, d_sae, batch)
-    said = training_memory(job_, job_.saes[0], D_MODEL, kernels)
+    said = training_memory(job_, job_.saes[0], lambda site: D_MODEL, kernels)
     if name == "cuda":
         with pretend_cuda() as device:
             held, step = taken(job_, kernels, device)
@@ -70,25 +70,25 @@ def test_as_many_at_once_as_fit(monkeypatch):
     job_ = recipe(Path("corpus"), saes=[{"layer": 1, "d_sae": 512, "k": 8}, {"layer": 1, "d_sae": 256, "k": 4},
                                         {"layer": 7, "d_sae": 1024, "k": 4}])
     cpu = torch.device("cpu")
-    assert how_many(job_, job_.saes, 128, cpu) == 3
+    assert how_many(job_, job_.saes, lambda site: 128, cpu) == 3
     two = job_.model_copy(update={"train": job_.train.model_copy(update={"together": 2})})
-    assert how_many(two, job_.saes, 128, cpu) == 2
+    assert how_many(two, job_.saes, lambda site: 128, cpu) == 2
     kernels = kernels_for(cpu)
-    one, _, three = (training_memory(job_, sae, 128, kernels) for sae in job_.saes)
+    one, _, three = (training_memory(job_, sae, lambda site: 128, kernels) for sae in job_.saes)
     assert one.state == 12 * (512 * 128 + 512 + 128) < one.held
     assert three.step > one.step >= kernels.workspace_bytes(128, 128, 512, 8)
-    needed = [training_memory(job_, sae, 128, kernels) for sae in job_.saes]
+    needed = [training_memory(job_, sae, lambda site: 128, kernels) for sae in job_.saes]
     for count in (1, 2, 3):  # each holds its own; they make their steps one after the other
         some = needed[:count]
         enough = sum(each.held for each in some) + max(each.step for each in some)
         for free, fit in ((enough + 1, count), (enough - 1, max(1, count - 1))):
             monkeypatch.setattr("olmoscope.train.group._free_memory", lambda device, free=free: free / FIT_SHARE)
-            assert how_many(job_, job_.saes, 128, cpu) == fit
+            assert how_many(job_, job_.saes, lambda site: 128, cpu) == fit
 
 
 def test_candidates_need_room_for_a_second_encoder():
     kernels = kernels_for(torch.device("cpu"))
-    plain, candidates = (training_memory(job_, job_.saes[0], D_MODEL, kernels)
+    plain, candidates = (training_memory(job_, job_.saes[0], lambda site: D_MODEL, kernels)
                          for job_ in (job("plain", 512, 64), job("candidates", 512, 64)))
     assert candidates.state == plain.state
     assert candidates.held - plain.held >= 512 * D_MODEL

@@ -12,7 +12,8 @@ from helpers import checkpoint_contents, recipe, write_documents
 from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.reader import open_store
 from olmoscope.recipe.schema import Every, Train
-from olmoscope.train.checkpoint import checkpoints, is_kept, kept_checkpoints, load_sae
+from olmoscope.sae.io.checkpoint import read_checkpoint
+from olmoscope.train.checkpoint import checkpoints, is_kept, kept_checkpoints
 from olmoscope.train.group import by_stream, train_from_store, train_live
 from olmoscope.train.run import run_folder
 from olmoscope.train.step import Step
@@ -80,7 +81,7 @@ def test_a_seed_of_training_changes_the_start_and_nothing_else(job, tmp_path):
 
     def first(self, x_BD, *rest):
         if self.count == 0:
-            starts.append((self.sae.W_dec_FD.clone(), x_BD.clone()))
+            starts.append((self.sae.W_dec.clone(), x_BD.clone()))
         step(self, x_BD, *rest)
 
     with pytest.MonkeyPatch.context() as patch:
@@ -118,7 +119,7 @@ def test_checkpoints_are_kept_as_the_recipe_says_however_often_it_is_stopped(job
         assert [int(path.stem[5:]) for path in checkpoints(run)] == steps
     whole, stopped = ([checkpoint_contents(path) for path in checkpoints(run)] for run in runs)
     assert whole == stopped
-    loaded = [load_sae(path).W_dec_FD for path in checkpoints(runs[0])]
+    loaded = [read_checkpoint(path).W_dec for path in checkpoints(runs[0])]
     assert all(not torch.equal(one, other) for one, other in pairwise(loaded))
 
 

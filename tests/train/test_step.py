@@ -11,10 +11,11 @@ from olmoscope.kernels import reference
 from olmoscope.kernels.interface import Kernels
 from olmoscope.sae.io.checkpoint import read_checkpoint
 from olmoscope.sae.rows import normalize_rows, restore_rows
-from olmoscope.sae.topk import TopK, initialize
+from olmoscope.sae.topk import TopK
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import load_checkpoint, save_checkpoint
 from olmoscope.train.derived import SettledAuxiliary
+from olmoscope.train.initialize import initialize
 from olmoscope.train.step import Step
 
 

@@ -21,7 +21,7 @@ from olmoscope.model_source import alone, base_of, is_local, pinned
 from olmoscope.recipe.schema import Model
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.codes import SparseCodes
-from olmoscope.site import Site
+from olmoscope.site import Site, deepest
 from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
 
 LONGEST_PROMPT = 2048
@@ -95,9 +95,11 @@ class LiveModel:
             UserError: the SAE is of another model.
         """
         with self._lock, torch.no_grad():
-            model, place = self._model_for(sae, site)
+            model = self._get().model
+            places = self._places(sae, sae.reads or (site,))
             ids_1T = torch.tensor([ids], device=model.device)
-            rows_TD = read_sites(model.body, [place], ids_1T)[site][0]
+            found = read_sites(model.body, places, ids_1T)
+            rows_TD = torch.cat([found[place.site][0] for place in places], dim=1)
             return sae.encode(rows_TD)
 
     def continuation(self, sae: SparseCoder, site: Site, ids: list[int], edits: list[Edit], *,
@@ -108,20 +110,29 @@ class LiveModel:
             UserError: the SAE is of another model.
         """
         with self._lock:
-            (model, place), tokenizer = self._model_for(sae, site), self._get().tokenizer
+            if sae.transcoder or len(sae.reads) > 1:
+                raise UserError("steering changes what stands at one site, which the SAE reads: a transcoder or a "
+                                "crosscoder cannot steer")
+            place, = self._places(sae, (site,))
+            model, tokenizer = self._get().model, self._get().tokenizer
         made = Continuation(model.module, place, ids, temperature=temperature, seed=seed,
                             sae=sae, edits=edits)
         return Writer(made, self._lock, tokenizer)
 
-    def _model_for(self, sae: SparseCoder, site: Site) -> tuple[CausalLM, Place]:
-        """The model, and where the site is in it."""
+    def _places(self, sae: SparseCoder, sites: Sequence[Site]) -> list[Place]:
+        """Where the sites that a coder reads are in the model.
+
+        Raises:
+            UserError: the coder is of another model.
+        """
         model = self._get().model
-        if site.layer < len(model.layers):
-            found = model.find([site])
-            if found.widths[site] == sae.d_model:
-                return model, found.places[site]
+        if deepest(sites) < len(model.layers):
+            found = model.find(sites)
+            if sum(found.widths[site] for site in sites) == sae.d_in:
+                return [found.places[site] for site in sites]
         raise UserError(f"model {self.name!r} ({len(model.layers)} layers of width {model.d_model}) is not what this "
-                        f"SAE was made for ({site}, width {sae.d_model}); give the right one with --model")
+                        f"SAE was made for ({', '.join(map(str, sites))}, width {sae.d_in}); give the right one with "
+                        "--model")
 
 
 class Writer:

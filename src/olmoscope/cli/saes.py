@@ -27,7 +27,8 @@ def model(name: Annotated[str, typer.Argument(metavar="ID", help="A hub id, a fo
 def evaluate(
     saes: Annotated[list[str], typer.Argument(metavar="SAE...", help=(
         "An output folder (its SAEs, on its held-out text); or any number of SAEs to compare: a run's folder, a folder "
-        "in SAELens' format, a hub id (OWNER/NAME:PATH), a release, output folders."))],
+        "in SAELens' format, a checkpoint of a run or of the reference trainer, a hub id (OWNER/NAME:PATH), a release, "
+        "output folders."))],
     only: OnlyOption = None,
     text: Annotated[str | None, typer.Option(help=(
         "A file, a folder (plain text; JSON lines or parquet of texts or chats), a hub dataset (OWNER/NAME), or an "
@@ -104,8 +105,9 @@ def study(out: OutArgument, runs: Annotated[bool, typer.Option(
 
 
 def index(
-    sae: Annotated[str, typer.Argument(help="A run's folder, an SAE in SAELens' format, or a hub id, "
-                                            "OWNER/NAME:PATH; an output folder: all its SAEs.")],
+    sae: Annotated[str, typer.Argument(help=(
+        "A run's folder, an SAE in SAELens' format, a checkpoint of a run or of the reference trainer, or a hub id, "
+        "OWNER/NAME:PATH; an output folder: all its SAEs."))],
     store: Annotated[Path | None, typer.Option(
         help="The activation store to index; by default the training store of the SAE's output folder.")] = None,
     text: Annotated[str | None, typer.Option(

@@ -160,6 +160,10 @@ def show_results(recipe: Recipe, out: Path, only: list[str]) -> None:
         console.print(note)
 
 
+def _figure(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"
+
+
 def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
     """SAEs side by side; docs/metrics.md defines the figures."""
     table = new_table_of_names("SAEs", "SAE", "NMSE", "FVU", "L0", "dead", "ΔCE", "rec.", "KL")
@@ -168,8 +172,15 @@ def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
         recovered = language.loss_recovered_zero
         table.add_row(in_lines(one.sae), f"{one.nmse:.4f}", f"{one.fvu:.3f}", f"{one.l0.mean:.1f}",
                       f"{one.dead.share:.1%}", f"{language.delta_ce:.3f}",
-                      "" if recovered is None else f"{recovered:.3f}", f"{language.kl:.3f}")
+                      _figure(recovered, ".3f"), f"{language.kl:.3f}")
+        for at in one.by_site or []:
+            recovered = at.loss_recovered_zero
+            table.add_row(f"  at {at.site}", _figure(at.nmse, ".4f"), _figure(at.fvu, ".3f"), "", "",
+                          f"{at.delta_ce:.3f}", _figure(recovered, ".3f"), f"{at.kl:.3f}")
     console.print(table)
+    if any(one.by_site for one in evaluations):
+        console.print("A crosscoder's own line is that of the last site that it writes; ΔCE and KL of a site are those "
+                      "with that site alone replaced.")
     console.print("NMSE: mean of ‖x − x̂‖² / ‖x‖². ΔCE, KL: what x̂ in the place of x does to the model's "
                   "prediction, in nats; rec.: loss recovered, against zeros in its place.")
     for text, rows, read in dict.fromkeys((one.text.name, one.rows, one.language.rows) for one in evaluations):

@@ -17,13 +17,13 @@ from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.progress import bar
 from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.sae.rows import normalize_rows
-from olmoscope.sae.topk import initialize
 from olmoscope.seeds import generator
 from olmoscope.site import Site
 from olmoscope.tokens.batches import plan_batches
 from olmoscope.tokens.chunks import Chunker
 from olmoscope.train.adam import Adam
 from olmoscope.train.derived import settled
+from olmoscope.train.initialize import initialize
 from olmoscope.train.step import Step
 
 BATCHES = 8

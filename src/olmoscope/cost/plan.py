@@ -12,6 +12,7 @@ On a CPU both columns are RAM, and add up.
 """
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ import torch
 
 from olmoscope.activations.collect.refusals import NORM_BYTES, ROW_BYTES, TOKEN_BYTES
 from olmoscope.activations.store.format import read_manifest
-from olmoscope.activations.store.place import is_elsewhere
+from olmoscope.activations.store.place import is_elsewhere, store_places
 from olmoscope.activations.stream.rounds import ROUND_ROWS
 from olmoscope.cost.measure import Rates
 from olmoscope.cost.model import ModelCost, model_cost
@@ -164,11 +165,11 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
     tokens = recipe.tokens.count + recipe.tokens.held_out
     lengths = recipe.tokens.chunk_lengths
     mean_length = sum(low + high for low, high in lengths) / 2 / len(lengths)
-    row_bytes = {site: recipe.activations.row_bytes(_width(site, d_model, config))
-                 for site in recipe.activations.sites}
+    widths = {site: _width(site, d_model, config) for site in recipe.activations.sites}
+    row_bytes = {site: recipe.activations.row_bytes(width) for site, width in widths.items()}
     store_bytes = tokens * (sum(row_bytes.values()) + NORM_BYTES * len(row_bytes) + TOKEN_BYTES + ROW_BYTES)
-    saes = [_plan_sae(recipe, sae, d_model, gpu) for sae in recipe.saes]
-    exports = sum(4 * (2 * sae.sae.d_sae * d_model) for sae in saes)
+    saes = [_plan_sae(recipe, sae, widths, gpu) for sae in recipe.saes]
+    exports = sum(4 * sae.sae.d_sae * sum(_ends(sae.sae, widths)) for sae in saes)
     states = sum(sae.kept * sae.state_bytes for sae in saes) + max(sae.state_bytes for sae in saes)
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     return Plan(
@@ -191,8 +192,7 @@ def _verdict(recipe: Recipe, out: Path, rates: Rates | None) -> str:
         UserError: the manifest of a store in `out` is damaged.
     """
     when, apart = "now", None if rates is None else rates.documents_apart
-    for split in ("train", "held_out"):
-        store = out / "store" / split
+    for store in store_places(out).values():
         if apart is None and (store / "manifest.json").exists():
             found = read_manifest(store)
             begun = recipe.model_copy(update={"model": recipe.model.model_copy(
@@ -236,18 +236,26 @@ def _shares(recipe: Recipe) -> dict[str, float] | None:
     return {name: weight / sum(mixture.values()) for name, weight in mixture.items()}
 
 
-def _plan_sae(recipe: Recipe, sae: SAE, d_model: int, gpu: bool) -> SAEPlan:
+def _ends(sae: SAE, widths: Mapping[Site, int]) -> tuple[int, int]:
+    """Width of what a coder reads, and of what it writes."""
+    d_in = sum(widths[site] for site in sae.reads)
+    return d_in, d_in if sae.writes is None else widths[sae.writes[0]]
+
+
+def _plan_sae(recipe: Recipe, sae: SAE, widths: Mapping[Site, int], gpu: bool) -> SAEPlan:
     train = settled(recipe, sae)
     tokens, batch = recipe.tokens.count * train.epochs, train.batch
-    parameters = sae.parameters(d_model)
+    d_in, d_out = _ends(sae, widths)
+    parameters = sae.parameters(d_in, d_out)
     steps = -(-recipe.tokens.count // batch) * train.epochs
-    needed = training_memory(recipe, sae, d_model, kernels_for(torch.device("cuda" if gpu else "cpu")))
+    needed = training_memory(recipe, sae, widths.__getitem__, kernels_for(torch.device("cuda" if gpu else "cpu")))
     device = needed.held + needed.step
-    rounds = min(ROUND_ROWS, recipe.tokens.count) * recipe.activations.row_bytes(d_model) * ROUNDS_HELD
+    row_bytes = sum(recipe.activations.row_bytes(widths[site]) for site in sae.sites)
+    rounds = min(ROUND_ROWS, recipe.tokens.count) * row_bytes * ROUNDS_HELD
     ram = PROCESS_BYTES + rounds
     memory = Memory(ram + needed.state, device) if gpu else Memory(ram + device, 0)
     return SAEPlan(sae, parameters, needed.state, kept_checkpoints(train, steps), batch, steps,
-                   2.0 * sae.d_sae * d_model * tokens, memory)
+                   2.0 * sae.d_sae * d_in * tokens, memory)
 
 
 def _collect_memory(recipe: Recipe, compute_dtype: ComputeDtype, cost: ModelCost, row_bytes: int, gpu: bool) -> Memory:

@@ -142,7 +142,7 @@ def _evaluate_group(subjects: list[Opened], model: Model, text: str, options: Op
         if subject.sae.d_model != d_model:
             raise UserError(f"{subject.name} reads rows of {subject.sae.d_model} values, those of {model.name} have "
                             f"{d_model}: it is an SAE of another model")
-    sites = sorted({subject.site for subject in subjects})
+    sites = sorted({site for subject in subjects for site in (*subject.reads, *subject.writes)})
     whole = cache(lambda: load_causal_lm(model, pick_device("auto"), sites))
     sequences = _sequences(subjects, model, text, options, whole).first(options.tokens)
     setting = Setting(sequences, sequences.rows, options.batch_tokens, Path(text).name if Path(text).exists() else text,

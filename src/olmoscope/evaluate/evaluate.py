@@ -22,8 +22,9 @@ from olmoscope.errors import UserError
 from olmoscope.evaluate import bootstrap
 from olmoscope.evaluate.dictionary import latents_measured, measure_dictionary
 from olmoscope.evaluate.kept import KeptSums
-from olmoscope.evaluate.language import Divergence, LanguageSums
-from olmoscope.evaluate.reconstruction import RandomDirections, Reconstruction
+from olmoscope.evaluate.language import Divergence
+from olmoscope.evaluate.measured import Measured, Written
+from olmoscope.evaluate.reconstruction import RandomDirections
 from olmoscope.evaluate.results import Dictionary, Evaluation, Subset, Text
 from olmoscope.evaluate.rows import FIRST_POSITIONS, OUTLIER, SUBSETS, LayerSurvey, TokenFacts, refuse_not_finite
 from olmoscope.evaluate.sequences import Sequences
@@ -69,6 +70,11 @@ def identity(subject: Opened, model_revision: str, setting: Setting) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
 
+def _sites_of(subjects: Sequence[Opened]) -> list[Site]:
+    """All sites that some coder reads or writes."""
+    return sorted({site for subject in subjects for site in (*subject.reads, *subject.writes)})
+
+
 def _place(site: Site) -> int | str:
     """A site in identities: a residual stream by the number of its layer, as before there were sites."""
     return site.layer if site.is_layer_output else str(site)
@@ -80,7 +86,7 @@ def evaluate_on_store(subjects: Sequence[Opened], store: Store, model: CausalLM,
     Args:
         setting: its sequences are all the store's.
     """
-    sites = sorted({subject.site for subject in subjects})
+    sites = _sites_of(subjects)
     norms = [store.read_rows(segment) for segment in range(len(store.segment_rows))]
     surveys = {site: LayerSurvey.refusing(read_mean(store.path, site), torch.cat(
         [rows[norm_name(site)] for rows in norms]).double().numpy(), f"{store.path}, {site}")
@@ -92,27 +98,24 @@ def evaluate_on_store(subjects: Sequence[Opened], store: Store, model: CausalLM,
         segment, part = step
         rows = norms[segment]
         facts = work.facts.at(starts_S[rows["sequence"][part].long()] + rows["position"][part])
-        for site in sites:
-            x_RD = store.read(site, segment, part).to(model.device)
-            for place in work.of_site(site):
-                work.reconstruction[place].add(x_RD, facts)
+        rows_of = {site: store.read(site, segment, part).to(model.device) for site in sites}
+        for measured in work.measured:
+            measured.reconstruct(rows_of, facts, count=True)
 
     steps = [(segment, slice(start, min(count, start + ROWS_AT_ONCE)))
              for segment, count in enumerate(store.segment_rows) for start in range(0, count, ROWS_AT_ONCE)]
-    kept = work.kept("rows", {f"{place}.{name}": tensor for place, sums in enumerate(work.reconstruction)
-                              for name, tensor in sums.tensors().items()})
+    kept = work.kept("rows", work.tensors())
     kept.go_through(steps, lambda step: step[1].stop - step[1].start, measure_rows, "reconstruction")
     work.run_model(reconstruct=False)
     return work.results(f"the {store.rows:,} rows of the store", [
-        RandomDirections(subject.sae.d_model, _directions(subject, work.reconstruction[place]), seed=0).nmse(
-            _first_rows(store, subject.site), surveys[subject.site].mean_D)
-        for place, subject in enumerate(subjects)])
+        RandomDirections(one.width, one.directions(), seed=0).nmse(_first_rows(store, one.site),
+                                                                   surveys[one.site].mean_D)
+        for one in (measured.headline for measured in work.measured)])
 
 
 def evaluate_on_text(subjects: Sequence[Opened], model: CausalLM, setting: Setting) -> list[Evaluation]:
     """Evaluate SAEs on tokens that the model reads now."""
-    sites = sorted({subject.site for subject in subjects})
-    surveys = _survey(sites, model, setting)
+    surveys = _survey(_sites_of(subjects), model, setting)
     work = _Work(subjects, surveys, model, setting)
     work.run_model(reconstruct=True)
     return work.results(f"the {setting.sequences.rows:,} tokens of the text", [None] * len(subjects))
@@ -127,14 +130,17 @@ class _Work:
         self.subjects, self.surveys, self.model, self.setting = subjects, surveys, model, setting
         self.facts = TokenFacts(setting.sequences)
         self.sites = model.find(surveys)
-        self.saes = [subject.sae.to(model.device) for subject in subjects]
-        self.reconstruction = [Reconstruction(sae, surveys[subject.site], self.facts.groups, subject.name)
-                               for sae, subject in zip(self.saes, subjects, strict=True)]
-        self.language = [LanguageSums(self.facts.groups) for _ in subjects]
+        self.measured = [Measured.of(subject, model.device, surveys, self.facts.groups) for subject in subjects]
 
-    def of_site(self, site: Site) -> list[int]:
-        """Which SAEs are of a site."""
-        return [place for place, subject in enumerate(self.subjects) if subject.site == site]
+    def tensors(self) -> dict[str, Tensor]:
+        """The sums of all reconstructions, by name."""
+        return {f"{name}.{part}": tensor for name, one in self._written() for part, tensor
+                in one.reconstruction.tensors().items()}
+
+    def _written(self) -> list[tuple[str, Written]]:
+        """All sites that some coder writes, each with a name of its own."""
+        return [(f"{place}" if number == 0 else f"{place}.{number}", one)
+                for place, measured in enumerate(self.measured) for number, one in enumerate(measured.writes)]
 
     def kept(self, name: str, tensors: dict[str, Tensor]) -> KeptSums:
         """Where sums are kept meanwhile."""
@@ -150,10 +156,9 @@ class _Work:
         """
         read = self.setting.sequences.first(self.setting.language_tokens)
         next_N = torch.from_numpy(read.next_tokens())
-        tensors = {f"{place}.language": sums.sums.table_SGQ for place, sums in enumerate(self.language)}
+        tensors = {f"{name}.language": one.language.sums.table_SGQ for name, one in self._written()}
         if reconstruct:
-            tensors |= {f"{place}.{name}": tensor for place, sums in enumerate(self.reconstruction)
-                        for name, tensor in sums.tensors().items()}
+            tensors |= self.tensors()
 
         def measure(sequences: np.ndarray) -> None:
             self._measure_batch(read, sequences, next_N, reconstruct=reconstruct)
@@ -176,57 +181,60 @@ class _Work:
             return model.go_on(self.sites.places[site], replaced_ND.view_as(reading.at[site]),
                                reading).flatten(0, 1)[real_R]
 
-        hidden, runs = [reading.hidden_BTD.flatten(0, 1)[real_R]], {}
-        for site, survey in self.surveys.items():
-            x_RD = reading.at[site].flatten(0, 1)[real_R]
-            zero = len(hidden)
-            hidden += [go_on(site, torch.zeros_like(x_RD)), go_on(site, survey.mean_D.to(x_RD).expand_as(x_RD))]
-            for place in self.of_site(site):
-                xhat_RD = (self.reconstruction[place].add(x_RD, facts) if reconstruct
-                           else self.saes[place].reconstruct(x_RD)[0])
-                runs[place] = (len(hidden), zero, zero + 1)
-                hidden.append(go_on(site, xhat_RD))
-        measured = Divergence(model, hidden, next_N[batch.index_R])
-        for site, survey in self.surveys.items():
-            norm_R = reading.at[site].flatten(0, 1)[real_R].double().norm(dim=1).cpu()
-            masks_SR = facts.masks(norm_R, survey)
-            for place in self.of_site(site):
-                self.language[place].add(measured, runs[place], facts, masks_SR)
+        hidden, runs = [reading.hidden_BTD.flatten(0, 1)[real_R]], []
+        rows_of = {site: x_BTD.flatten(0, 1)[real_R] for site, x_BTD in reading.at.items()}
+        baselines: dict[Site, int] = {}
+        for site in sorted({one.site for _, one in self._written()}):
+            x_RD = rows_of[site]
+            baselines[site] = len(hidden)
+            hidden += [go_on(site, torch.zeros_like(x_RD)),
+                       go_on(site, self.surveys[site].mean_D.to(x_RD).expand_as(x_RD))]
+        for measured in self.measured:
+            parts = measured.reconstruct(rows_of, facts, count=reconstruct)
+            for one, xhat_RD in zip(measured.writes, parts, strict=True):
+                zero = baselines[one.site]
+                runs.append((one, (len(hidden), zero, zero + 1)))
+                hidden.append(go_on(one.site, xhat_RD))
+        divergence = Divergence(model, hidden, next_N[batch.index_R])
+        for one, numbers in runs:
+            masks_SR = facts.masks(rows_of[one.site].double().norm(dim=1).cpu(), self.surveys[one.site])
+            one.language.add(divergence, numbers, facts, masks_SR)
 
     def results(self, mean_of: str, random: Sequence[float | None]) -> list[Evaluation]:
         """What evaluation.json says, for each SAE."""
-        with bar("decoder cosines", sum(latents_measured(sae.d_sae) for sae in self.saes), "latents") as advance:
-            dictionaries = [measure_dictionary(sae, advance) for sae in self.saes]
-        return [self._result(place, mean_of, random[place], dictionaries[place])
-                for place in range(len(self.subjects))]
+        saes = [measured.sae for measured in self.measured]
+        with bar("decoder cosines", sum(latents_measured(sae.d_sae) for sae in saes), "latents") as advance:
+            dictionaries = [measure_dictionary(sae, advance) for sae in saes]
+        return [self._result(*each, mean_of) for each in zip(self.measured, random, dictionaries, strict=True)]
 
-    def _result(self, place: int, mean_of: str, random: float | None, dictionary: Dictionary) -> Evaluation:
-        subject, sae, sums = self.subjects[place], self.saes[place], self.reconstruction[place]
+    def _result(self, measured: Measured, random: float | None, dictionary: Dictionary, mean_of: str) -> Evaluation:
+        subject, sae, one = measured.subject, measured.sae, measured.headline
         subsets = {}
         for name in SUBSETS:
-            if (figures := sums.subset(name)) is not None:
-                subsets[name] = Subset(**figures, language=self.language[place].subset(name))
+            if (figures := one.reconstruction.subset(name)) is not None:
+                subsets[name] = Subset(**figures, language=one.language.subset(name))
         whole = subsets.pop("all")
         if whole.language is None:
             raise UserError(f"{self.setting.name}: no token has a next one, so there is nothing to predict; give a "
                             "longer text")
         if whole.fvu is None:
-            raise UserError(f"{self.setting.name}: all rows of {subject.site} are alike, so there is no "
+            raise UserError(f"{self.setting.name}: all rows of {one.site} are alike, so there is no "
                             "variance to explain; give another text")
         figures = whole.model_dump(exclude={"l0", "language"})
         return Evaluation(
             sae=subject.name, run_hash=subject.identity if subject.kind == "run" else None,
             identity=identity(subject, self.model.revision, self.setting), store=self.setting.store,
             model=self.model.name, model_revision=self.model.revision,
-            model_dtype=self.setting.dtype, site=subject.site,
+            model_dtype=self.setting.dtype, site=one.site,
+            reads=list(measured.reads) if measured.reads != (one.site,) else None, by_site=measured.by_site(),
             architecture=subject.architecture, d_model=sae.d_model, d_sae=sae.d_sae,
             k=sae.k if isinstance(sae, TopK) else None, normalize=sae.normalize,
             text=Text(kind="store" if self.setting.store else "text", name=self.setting.name,
                       tokens_hash=self.setting.sequences.hash(),
                       documents=self.facts.documents, resampled=self.facts.groups, first_positions=FIRST_POSITIONS,
-                      outlier_norm=self.surveys[subject.site].outlier_norm, mean_of=mean_of),
+                      outlier_norm=self.surveys[one.site].outlier_norm, mean_of=mean_of),
             **figures, nmse_random_directions=random, language=whole.language,
-            dictionary=dictionary, subsets=subsets, **sums.distributions())
+            dictionary=dictionary, subsets=subsets, **one.reconstruction.distributions())
 
 
 class _Survey:
@@ -270,12 +278,6 @@ def forget_unfinished(folder: Path) -> None:
     """Delete the sums that were kept, once the results stand."""
     for path in folder.glob(".unfinished-*.safetensors"):
         path.unlink()
-
-
-def _directions(subject: Opened, sums: Reconstruction) -> int:
-    """As many random directions as the SAE has active latents in a row."""
-    active = subject.sae.k if isinstance(subject.sae, TopK) else round(float(sums.fired_F.sum() / sums.l0_counts.sum()))
-    return min(max(1, active), subject.sae.d_model)
 
 
 def _first_rows(store: Store, site: Site) -> Tensor:

@@ -37,10 +37,15 @@ class Reconstruction:
     """
 
     def __init__(self, sae: SparseCoder, survey: LayerSurvey, groups: int, name: str = "the SAE") -> None:
+        """
+        Args:
+            survey: of the rows written, whose width is that of the reconstructions.
+            groups: of documents.
+        """
         self.sae, self.name = sae, name
         self.survey = survey
         self.sums = Sums(_QUANTITIES, groups)
-        self.centred_sum_SD = torch.zeros(len(SUBSETS), sae.d_model, dtype=torch.float64)
+        self.centred_sum_SD = torch.zeros(len(SUBSETS), len(survey.mean_D), dtype=torch.float64)
         self.l0_counts = torch.zeros(sae.d_sae + 1, dtype=torch.int64)
         self.fired_F = torch.zeros(sae.d_sae, dtype=torch.int64)
         self.by_position = torch.zeros(POSITION_BINS, 4, dtype=torch.float64)

@@ -123,6 +123,30 @@ class NormBin(_Frozen):
     """Of Σ‖x − μ‖²."""
 
 
+class DecoderNorm(_Frozen):
+    """Of a crosscoder's latents: the share of the decoder's length that is at a site, from 0 to 1. Lengths are in units
+    of the site's median row; the squares of a latent's shares add up to 1."""
+
+    mean: FiniteFloat
+    p5: FiniteFloat
+    p50: FiniteFloat
+    p95: FiniteFloat
+
+
+class SiteFigures(_Frozen):
+    """One site that a crosscoder writes; the model's figures are those with this site alone replaced."""
+
+    site: SiteName
+    nmse: FiniteFloat | None
+    fvu: FiniteFloat | None
+    explained_variance: FiniteFloat | None
+    cosine: FiniteFloat | None
+    delta_ce: FiniteFloat
+    loss_recovered_zero: FiniteFloat | None
+    kl: FiniteFloat
+    decoder_norm: DecoderNorm
+
+
 class Dictionary(_Frozen):
     """For each latent the largest cosine of its decoder direction with another latent's."""
 
@@ -176,7 +200,11 @@ class Evaluation(_Frozen):
     model_dtype: str | None = None
     """In which the language model computed; None in files written before this was recorded."""
     site: SiteName
-    """What it reconstructs."""
+    """What it reconstructs; of a crosscoder the last site, whose figures are the coder's."""
+    reads: list[SiteName] | None = None
+    """What a transcoder or a crosscoder reads; None: the site that it writes."""
+    by_site: list[SiteFigures] | None = None
+    """Of a crosscoder."""
     architecture: str
     d_model: int
     d_sae: int

@@ -34,7 +34,7 @@ def study_rows(study: Study) -> list[Row]:
 
 
 def study_cards(study: Study) -> list[Card]:
-    """Each error against L0, a line through the settings of a layer that no other beats."""
+    """Each error against L0, a line through the settings of a site that no other beats."""
     names = {figure.key: figure.short.partition(",")[0] for figure in FIGURES}
     return [card for error in FRONTIERS if (card := _card(study, error, names[error])) is not None]
 

@@ -119,12 +119,13 @@ def _refuse_other_rows(subject: Opened, store: Store, model: Model) -> None:
     if model.name != manifest.model.name:
         raise UserError(f"{subject.name} is of model {model.name}, {store.path} has rows of {manifest.model.name}; "
                         "give another --store, or --model if these are two names of the same")
-    if subject.site not in manifest.sites:
-        raise UserError(f"{store.path} has no rows of {subject.site}, which {subject.name} reads; it has "
-                        f"{', '.join(map(str, manifest.sites))}")
-    if subject.sae.d_model != manifest.width(subject.site):
-        raise UserError(f"{subject.name} reads rows of width {subject.sae.d_model}, those of {store.path} have "
-                        f"{manifest.width(subject.site)}")
+    for site in subject.reads:
+        if site not in manifest.sites:
+            raise UserError(f"{store.path} has no rows of {site}, which {subject.name} reads; it has "
+                            f"{', '.join(map(str, manifest.sites))}")
+    width = sum(manifest.width(site) for site in subject.reads)
+    if subject.sae.d_in != width:
+        raise UserError(f"{subject.name} reads rows of width {subject.sae.d_in}, those of {store.path} have {width}")
     if subject.kind == "run" and subject.model_revision != manifest.model.revision:
         raise UserError(f"{subject.name} was trained on revision {subject.model_revision} of {model.name}, "
                         f"{store.path} is of revision {manifest.model.revision}")
@@ -134,17 +135,21 @@ def _make(subject: Opened, where: str, store: Store, model: Model, out: Path, fi
           device: torch.device, text: Text, identity: str) -> Info:
     work, manifest, sae = out / "work", store.manifest, subject.sae.to(device)
     unembedding, why_none = _load_unembedding(store, model, device)
+    if not subject.site.in_stream:
+        unembedding, why_none = None, f"what is written at {subject.site} does not go into the residual stream"
     texts = token_texts(load_tokenizer(at_revision(model, manifest.model.revision), "no").backend)
     kept = keep_of_store(filter_, store)
     corpus, rows_at = corpus_of(store, kept.masks)
     texts += [""] * (int(corpus.tokens_T.max()) + 1 - len(texts))
     unembedding = None if unembedding is None else unembedding.of_first(len(texts))
     write_corpus(out / "corpus", corpus, texts)
-    make_runs(sae, Rows(store, subject.site, kept.masks, rows_at), work)
+    make_runs(sae, Rows(store, subject.reads, kept.masks, rows_at), work)
 
     runs = Runs(work, manifest.segments)
     parts = plan_parts(runs.counts())
-    facts = gather_facts(corpus, len(manifest.sources), runs, sae.W_dec, unit_directions(sae.W_dec), unembedding,
+    # A crosscoder's directions at the last site that it writes promote tokens; all of them say which are alike.
+    last_FD = sae.W_dec[:, -manifest.width(subject.site):]
+    facts = gather_facts(corpus, len(manifest.sources), runs, last_FD, unit_directions(sae.W_dec), unembedding,
                          len(texts), options)
     make_parts(out, work, parts, runs, facts)
     source_rows = dict(zip(manifest.sources, facts.source_rows_X.tolist(), strict=True))
@@ -153,7 +158,9 @@ def _make(subject: Opened, where: str, store: Store, model: Model, out: Path, fi
     evaluation = subject.folder / "evaluation.json"
     return Info(
         identity=identity,
-        sae=IndexedSAE(name=subject.name, site=subject.site, d_model=sae.d_model, d_sae=sae.d_sae,
+        sae=IndexedSAE(name=subject.name, site=subject.site,
+                       reads=list(subject.reads) if subject.reads != (subject.site,) else None,
+                       d_model=sae.d_model, d_sae=sae.d_sae,
                        kind=subject.kind, architecture=subject.architecture, weights=subject.identity,
                        where=where if subject.kind == "hub" else os.path.relpath(Path(where).resolve(), out.resolve())),
         model=manifest.model, model_dtype=manifest.model_dtype,
@@ -165,7 +172,8 @@ def _make(subject: Opened, where: str, store: Store, model: Model, out: Path, fi
         sample_rows=len(facts.starts_R1) - 1, sources=source_rows,
         position_rows=facts.position_rows_L.tolist(), unembedding=None if unembedding is None else str(unembedding),
         no_unembedding=why_none, parts=parts,
-        evaluation=read_json(evaluation) if evaluation.exists() else None,
+        # The figures beside a run are those of its end, not of a checkpoint before.
+        evaluation=read_json(evaluation) if subject.step is None and evaluation.exists() else None,
         files=_files(out, work, len(parts) - 1), provenance=provenance(dated=False))
 
 

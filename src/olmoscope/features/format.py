@@ -46,6 +46,9 @@ class IndexedSAE(_Frozen):
 
     name: str
     site: SiteName
+    """What it writes; of a crosscoder the last site."""
+    reads: list[SiteName] | None = None
+    """What a transcoder or a crosscoder reads; None: the site that it writes."""
     d_model: int
     d_sae: int
     architecture: str

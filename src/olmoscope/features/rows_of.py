@@ -73,7 +73,7 @@ def index_sae(where: str, *, store: Path | None = None, text: str | None = None,
 def _default_out(subject: Opened) -> Path:
     if subject.kind != "run":
         raise UserError(f"{subject.name} is not a run of ours: say where its index goes with --out")
-    return subject.folder / "index"
+    return subject.folder / ("index" if subject.step is None else f"index-step-{subject.step:08d}")
 
 
 def _language_model(subject: Opened, name: str | None) -> Model | None:

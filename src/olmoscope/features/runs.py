@@ -31,7 +31,8 @@ class Rows:
     """The rows that are indexed."""
 
     store: Store
-    site: Site
+    sites: tuple[Site, ...]
+    """Those that the coder reads."""
     masks: list[np.ndarray] | None
     """For each segment, which of its rows the filter keeps; None: all."""
     rows_at: list[np.ndarray]
@@ -103,14 +104,15 @@ def encode_segment(sae: SparseCoder, rows: Rows, segment: int) -> Firings:
     counts, latents, values = ([torch.empty(0, dtype=dtype)] for dtype in (torch.int64, torch.int32, torch.float32))
     for start in range(0, rows.store.segment_rows[segment], ROWS_AT_ONCE):
         part = slice(start, min(start + ROWS_AT_ONCE, rows.store.segment_rows[segment]))
-        x_BD = rows.store.read(rows.site, segment, part)
+        read = [rows.store.read(site, segment, part) for site in rows.sites]
+        x_BD = read[0] if len(read) == 1 else torch.cat(read, dim=1)
         if rows.masks is not None:
             x_BD = x_BD[torch.from_numpy(rows.masks[segment][part])]
             if not len(x_BD):
                 continue
         codes = sae.encode(x_BD.to(device))
         if not bool(torch.isfinite(codes.values).all()):
-            raise UserError(f"the SAE's activations are not finite at {rows.site} in segment {segment} of "
+            raise UserError(f"the SAE's activations are not finite at {rows.sites[0]} in segment {segment} of "
                             f"{rows.store.path}: its weights are damaged, or it is not meant for these rows")
         active_BK = codes.values > 0
         counts.append(active_BK.sum(1).cpu())

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from olmoscope.model.outputs import hidden_of, with_hidden
-from olmoscope.model.sites import Place, first_tensor
+from olmoscope.model.layer_pass import ROWS, first_tensor
+from olmoscope.model.outputs import first_of, hidden_of, with_hidden
+from olmoscope.model.sites import Place
 from olmoscope.site import Site
 
 
@@ -46,21 +47,57 @@ def captured(places: Sequence[Place], *, stop: bool = False) -> Iterator[dict[Si
 @contextlib.contextmanager
 def _watched(place: Place, keep: Callable[[Place, Tensor], None]) -> Iterator[None]:
     """Call `keep` with what is at a site whenever a forward pass reaches it."""
-    def output(module: nn.Module, arguments: Any, output: Any) -> None:
-        x_BTD = hidden_of(output)
-        keep(place, x_BTD if place.scale == 1 else place.scale * x_BTD)
+    with contextlib.ExitStack() as hooks:
+        rows = _Rows(place, hooks)
 
-    def given(module: nn.Module, arguments: Any, settings: Any) -> None:
-        x_BTD = first_tensor(arguments, settings)
-        assert x_BTD is not None  # seen when the site was found
-        keep(place, x_BTD)
+        def output(module: nn.Module, arguments: Any, output: Any) -> None:
+            x_BTD = rows.of_output(output)
+            keep(place, x_BTD if place.scale == 1 else place.scale * x_BTD)
 
-    handle = (place.module.register_forward_hook(output) if place.kind == "output"
-              else place.module.register_forward_pre_hook(given, with_kwargs=True))
-    try:
+        def given(module: nn.Module, arguments: Any, settings: Any) -> None:
+            keep(place, rows.of_input(arguments, settings))
+
+        hooks.callback((place.module.register_forward_hook(output) if place.kind == "output"
+                        else place.module.register_forward_pre_hook(given, with_kwargs=True)).remove)
         yield
-    finally:
-        handle.remove()
+
+
+class _Rows:
+    """Reads the rows of a place as `[B, T, D]`, and puts others there in the module's own form."""
+
+    def __init__(self, place: Place, hooks: contextlib.ExitStack) -> None:
+        """
+        Args:
+            hooks: whatever is hooked for this is removed with it.
+        """
+        self.place = place
+        self.shape: tuple[int, ...] = ()
+        if place.flat:  # how many rows make a sequence, only the layer's input says
+            assert place.layer is not None
+
+            def enter(module: nn.Module, arguments: Any, settings: Any) -> None:
+                x_BTD = first_tensor(arguments, settings)
+                assert x_BTD is not None  # seen when the site was found
+                self.shape = x_BTD.shape[:-1]
+
+            hooks.callback(place.layer.register_forward_pre_hook(enter, with_kwargs=True).remove)
+
+    def of_output(self, output: Any) -> Tensor:
+        return self._read(first_of(output)) if self.place.flat else self._read(hidden_of(output))
+
+    def of_input(self, arguments: Any, settings: Any) -> Tensor:
+        x = first_tensor(arguments, settings)
+        assert x is not None  # seen when the site was found
+        return self._read(x)
+
+    def put(self, x_BTD: Tensor) -> Tensor:
+        """Rows in the form in which the module has them."""
+        x = x_BTD.flatten(0, -2) if self.place.flat else x_BTD
+        return x.clone() if self.place.overwritten else x  # the caller's rows are not the model's to change
+
+    def _read(self, x: Tensor) -> Tensor:
+        x_BTD = x.view(*self.shape, -1) if self.place.flat else x
+        return x_BTD.clone() if self.place.overwritten else x_BTD
 
 
 @contextlib.contextmanager
@@ -68,40 +105,43 @@ def replaced(place: Place, change: Callable[[Tensor], Tensor]) -> Iterator[None]
     """While the block runs, the model goes on with something else at a site.
 
     Replacing `mid` changes what attention adds to the residual stream, so that the stream itself is another one, and
-    gives the MLP's branch the very vectors.
+    gives the module that reads it the very vectors.
 
     Args:
-        change: is given what is there, `[batch, T, D]`, and returns what shall be there; the same tensor changes
-            nothing.
+        change: is given what is there, `[batch, T, D]`, and returns what shall be there; equal vectors change nothing.
     """
     with contextlib.ExitStack() as hooks:
-        for handle in _hooks(place, change):
+        for handle in _hooks(place, change, hooks):
             hooks.callback(handle.remove)
         yield
 
 
-def _hooks(place: Place, change: Callable[[Tensor], Tensor]) -> list[Any]:
+def _hooks(place: Place, change: Callable[[Tensor], Tensor], hooks: contextlib.ExitStack) -> list[Any]:
+    rows = _Rows(place, hooks)
+
     def output(module: nn.Module, arguments: Any, output: Any) -> Any:
-        x_BTD = hidden_of(output)
+        x_BTD = rows.of_output(output)
         if place.scale == 1:
-            return with_hidden(output, change(x_BTD))
-        return with_hidden(output, change(place.scale * x_BTD) / place.scale)
+            return with_hidden(output, rows.put(change(x_BTD)))
+        scaled_BTD = place.scale * x_BTD
+        changed_BTD = change(scaled_BTD)
+        # what stays the same stays so to the last bit, whatever the division rounds
+        return with_hidden(output, rows.put(torch.where(changed_BTD == scaled_BTD, x_BTD, changed_BTD / place.scale)))
 
     def given(module: nn.Module, arguments: Any, settings: Any) -> Any:
-        x_BTD = first_tensor(arguments, settings)
-        assert x_BTD is not None  # seen when the site was found
-        return with_first_tensor(arguments, settings, change(x_BTD))
+        return with_first_tensor(arguments, settings, rows.put(change(rows.of_input(arguments, settings))))
 
     if place.kind == "output":
         return [place.module.register_forward_hook(output)]
     if place.kind == "input":
         return [place.module.register_forward_pre_hook(given, with_kwargs=True)]
-    return _mid_hooks(place, change)
+    return _mid_hooks(place, change, rows, hooks)
 
 
-def _mid_hooks(place: Place, change: Callable[[Tensor], Tensor]) -> list[Any]:
+def _mid_hooks(place: Place, change: Callable[[Tensor], Tensor], rows: _Rows,
+               hooks: contextlib.ExitStack) -> list[Any]:
     assert place.layer is not None and place.adds is not None
-    scale = place.adds.scale
+    adds, scale = _Rows(place.adds, hooks), place.adds.scale
     seen: dict[str, Tensor] = {}
 
     def enter(module: nn.Module, arguments: Any, settings: Any) -> None:
@@ -110,25 +150,24 @@ def _mid_hooks(place: Place, change: Callable[[Tensor], Tensor]) -> list[Any]:
         seen["x"] = x_BTD
 
     def add(module: nn.Module, arguments: Any, output: Any) -> Any:
-        a_BTD = hidden_of(output)
+        a_BTD = adds.of_output(output)
         mid_BTD = seen["x"] + (a_BTD if scale == 1 else scale * a_BTD)
         seen["mid"] = change(mid_BTD)
-        return with_hidden(output, a_BTD + (seen["mid"] - mid_BTD) / scale)
+        return with_hidden(output, adds.put(a_BTD + (seen["mid"] - mid_BTD) / scale))
 
     def read(module: nn.Module, arguments: Any, settings: Any) -> Any:
-        return with_first_tensor(arguments, settings, seen["mid"])
+        return with_first_tensor(arguments, settings, rows.put(seen["mid"]))
 
     return [place.layer.register_forward_pre_hook(enter, with_kwargs=True),
             place.adds.module.register_forward_hook(add),
             place.module.register_forward_pre_hook(read, with_kwargs=True)]
 
 
-def with_first_tensor(arguments: Any, settings: Any, x_BTD: Tensor) -> tuple[Any, Any]:
+def with_first_tensor(arguments: Any, settings: Any, x: Tensor) -> tuple[Any, Any]:
     """The arguments of a module with other rows in them; see `first_tensor`."""
     if arguments:
-        return (x_BTD, *arguments[1:]), settings
-    key = "hidden_states" if "hidden_states" in settings else "x"
-    return arguments, {**settings, key: x_BTD}
+        return (x, *arguments[1:]), settings
+    return arguments, {**settings, next(key for key in ROWS if key in settings): x}
 
 
 def given_positions(positions_BT: Tensor | None) -> dict[str, Tensor]:

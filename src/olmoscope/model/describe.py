@@ -10,11 +10,12 @@ from olmoscope.model.config import read_config, width_and_depth
 from olmoscope.model.cut import cut_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import LoadedModel, load_model
+from olmoscope.model.sites import inner_sites
 from olmoscope.model.splice import CausalLM, load_causal_lm
 from olmoscope.model.unembed import NoUnembedding, unembedding_of
 from olmoscope.model_source import base_of, pinned, read_tokenizer
 from olmoscope.recipe.schema import Model
-from olmoscope.site import Site
+from olmoscope.site import PARTS, Site
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def describe_model(model: Model, device: torch.device) -> Described:
     except UserError as error:  # its rows may still be read
         read, refusal = load_model(model, [Site(num_layers - 1)], device), str(error)
     facts = _facts(model, config, read)
-    works = [("collect, train", "yes"),
+    works = [("collect, train", "yes"), ("sites inside a layer", _inner_sites(model, read, num_layers)),
              ("tokens.documents: apart", "yes" if read.probe.documents_apart else "no: documents see each other")]
     if not isinstance(read, CausalLM):
         return Described(facts, [*works, ("evaluate, browse", f"no: {refusal}"),
@@ -54,6 +55,18 @@ def describe_model(model: Model, device: torch.device) -> Described:
     except NoUnembedding as error:
         return Described(facts, [*works, ("promoted tokens of index", f"no: {error}")])
     return Described([*facts, ("head", str(unembedding))], [*works, ("promoted tokens of index", "yes")])
+
+
+def _inner_sites(model: Model, read: CausalLM | LoadedModel, num_layers: int) -> str:
+    """The sites that all layers have, or why none; layers may be of several kinds."""
+    module = read.body if isinstance(read, CausalLM) else read.module
+    try:
+        seen = inner_sites(module, read.layers, range(num_layers), model.name, read.vocabulary, model.modules)
+    except UserError as error:
+        return f"no: {error}"
+    parts = [part for part in PARTS if all(Site(layer, part) in seen.places for layer in range(num_layers))]
+    reason = "; no mid: attention and MLP are added at once" if seen.parallel and "mid" not in parts else ""
+    return (", ".join(parts) or "no: no kind of site is in all layers") + reason
 
 
 def _facts(model: Model, config: Any, read: CausalLM | LoadedModel) -> list[tuple[str, str]]:

@@ -17,12 +17,17 @@ def hidden_of(output: Any) -> Tensor:
     Raises:
         UserError: the output holds no such tensor.
     """
-    hidden = output[0] if _is_sequence(output) and output else output
+    hidden = first_of(output)
     if not isinstance(hidden, Tensor) or hidden.dim() != 3:
         what = f"a tensor {list(hidden.shape)}" if isinstance(hidden, Tensor) else type(hidden).__name__
         raise UserError(f"a decoder layer of this model gives {what}, not its rows as [batch, positions, d_model]; "
                         "such a model cannot be read yet")
     return hidden
+
+
+def first_of(output: Any) -> Any:
+    """What a module gives, or the first entry of it."""
+    return output[0] if _is_sequence(output) and output else output
 
 
 def with_hidden(output: Any, x_BTD: Tensor) -> Any:

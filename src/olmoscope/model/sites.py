@@ -2,34 +2,33 @@
 
 The attention and MLP modules of a layer are found by name (`ATTENTION`, `MLP`, or `model.modules` of the recipe). What
 else matters is seen in one pass over a few tokens: which module's output is added to the residual stream (a post-norm,
-where there is one), and which module reads the stream in between. A site is given only where the
-layer's own sum holds:
+where there is one), and which module reads the stream in between. A site is given only where its sum holds:
 
-    output of layer L  =  layers.L.mid + layers.L.mlp.out        layers.L.mid  =  input of layer L + layers.L.attn.out
+    layers.L.mid = input of layer L + layers.L.attn.out        layers.L = layers.L.mid + layers.L.mlp.out
 
-In a layer that adds attention and MLP at once (parallel attention: GPT-NeoX, Phi, Cohere) there is no `mid`, and the
-output is the sum of the three. Shapes: B sequences, T positions, D width of the site.
+Where only the first holds (two modules side by side in place of the MLP), the sites of attention and `mid` are given,
+and those of the MLP are not. In a layer that adds attention and MLP at once (parallel attention: GPT-NeoX, Phi,
+Cohere) there is no `mid`, and the output is the sum of the three. docs/sites.md has the table, and the families.
+
+Shapes: B sequences, T positions, D width of the site.
 """
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import permutations
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from olmoscope.errors import UserError
-from olmoscope.seeds import generator
+from olmoscope.model.layer_pass import Branch, Role, Seen, see
 from olmoscope.site import EMBED, Site
 
-ATTENTION = ("self_attn", "attn", "attention", "self_attention", "linear_attn", "mamba", "mixer", "temporal_block")
-"""What transformers' decoder layers call their attention, or what stands in its place; a layer has one of them."""
-MLP = ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn", "mlp_block")
-"""What they call their MLP, or the mixture of experts in its place."""
-Role = Literal["attention", "mlp"]
-ROLES: dict[Role, tuple[str, ...]] = {"attention": ATTENTION, "mlp": MLP}
-TOKENS = 16
-"""Length of the sequence that is tried."""
+SCALES = ("residual_multiplier", "residual_scale")
+"""What a layer calls the number by which it multiplies what it adds to the stream (Granite, MiniCPM3)."""
+FAINT = 0.1
+"""A sum in which more than this share of what is added is rounding proves nothing."""
 
 
 @dataclass(frozen=True)
@@ -43,9 +42,13 @@ class Place:
     scale: float = 1.0
     """The site is this times the module's output: some architectures scale what they add."""
     layer: nn.Module | None = None
-    """Of `mid`: the decoder layer, whose input is part of it."""
+    """Of a site inside a layer: the layer."""
     adds: "Place | None" = None
     """Of `mid`: `attn.out`, by which the stream is changed."""
+    flat: bool = False
+    """Whether the module has its rows as `[B * T, D]`."""
+    overwritten: bool = False
+    """Whether the model goes on to change the tensor itself, so that a copy must be kept."""
 
 
 @dataclass(frozen=True)
@@ -84,173 +87,162 @@ def find_sites(module: nn.Module, layers: nn.ModuleList, wanted: Iterable[Site],
     inner = [site for site in wanted if site not in places]
     parallel = False
     if inner:
-        seen = _see(module, layers, sorted({site.layer for site in inner}), name, vocabulary, named or {})
-        scale = float(getattr(module.config.get_text_config(), "residual_multiplier", 1.0))  # type: ignore[union-attr, operator]
-        for number, layer in seen.items():
-            found, alone = _places(layer, number, name, scale)
-            parallel |= alone
+        seen = see(module, layers, sorted({site.layer for site in inner}), name, vocabulary, named or {})
+        for number, one in seen.items():
+            found = _places(one, number, name)
+            parallel |= one.parallel
             for site in (site for site in inner if site.layer == number):
                 if site not in found:
-                    raise UserError(f"{name} has no {site}: " + (
-                        "its layers add attention and MLP to the residual stream at once, so there is nothing between "
-                        "them" if site.part == "mid" else f"{layer.attention_name} and {layer.mlp_name} of layer "
-                        f"{number} do not work on rows of one vector a token there"))
+                    raise UserError(f"{name} has no {site}: {_why_not(one, site)}")
                 places[site] = found[site]
-                widths[site] = layer.width(found[site])
+                widths[site] = _width(one, found[site])
     return Sites(places, widths, parallel)
 
 
-@dataclass
-class _Seen:
-    """A layer, and what went in and out of its modules in one pass, `[B, T, D]` float tensors of the model's dtype."""
-
-    layer: nn.Module
-    attention: nn.Module
-    attention_name: str
-    mlp: nn.Module
-    mlp_name: str
-    order: list[nn.Module]
-    """Modules below the layer in the order in which they ended."""
-    given: dict[nn.Module, Tensor]
-    gave: dict[nn.Module, Tensor]
-    x_BTD: Tensor | None = None
-    y_BTD: Tensor | None = None
-
-    def width(self, place: Place) -> int:
-        return (self.given if place.kind != "output" else self.gave)[place.module].shape[-1]
-
-
-@torch.no_grad()
-def _see(module: nn.Module, layers: nn.ModuleList, numbers: list[int], name: str, vocabulary: int,
-         named: Mapping[Role, str]) -> dict[int, _Seen]:
-    """Run the model once, and keep what went in and out of the modules of some layers."""
-    seen = {number: _modules(layers[number], number, name, named) for number in numbers}
-    handles = []
-
-    def keep(one: _Seen, part: nn.Module) -> None:
-        def hook(module: nn.Module, arguments: Any, settings: Any, output: Any) -> None:
-            given, gave = first_tensor(arguments, settings), first_tensor(
-                output if isinstance(output, tuple | list) else (output,), {})
-            if given is None or gave is None:
-                return
-            if module is one.layer:
-                one.y_BTD = gave
-                return
-            one.order.append(module)
-            one.given[module], one.gave[module] = given, gave
-
-        handles.append(part.register_forward_hook(hook, with_kwargs=True))
-
-    def keep_input(one: _Seen) -> None:
-        def hook(module: nn.Module, arguments: Any, settings: Any) -> None:
-            one.x_BTD = first_tensor(arguments, settings)
-
-        handles.append(one.layer.register_forward_pre_hook(hook, with_kwargs=True))
-
-    for one in seen.values():
-        keep_input(one)
-        for part in one.layer.modules():
-            keep(one, part)
-    ids = generator(2, "tokens of a probe").integers(min(10, vocabulary // 2), max(2, vocabulary // 2), (1, TOKENS))
-    try:
-        module(input_ids=torch.from_numpy(ids).to(next(module.parameters()).device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return seen
-
-
-def _modules(layer: nn.Module, number: int, name: str, named: Mapping[Role, str]) -> _Seen:
-    paths: dict[Role, str] = {}
-    for role, known in ROLES.items():
-        if role in named:
-            if not _has(layer, named[role]):
-                raise UserError(f"model.modules.{role}: layer {number} of {name} has no module {named[role]!r}; it has "
-                                f"{', '.join(child for child, _ in layer.named_children())}")
-            paths[role] = named[role]
-            continue
-        here = [child for child in known if _has(layer, child)]
-        if len(here) != 1:
-            raise UserError(f"cannot tell which module of layer {number} of {name} is its {role} (its modules: "
-                            f"{', '.join(child for child, _ in layer.named_children())}); name it with "
-                            f"--set model.modules.{role}=NAME, or take the residual stream, layers.{number}")
-        paths[role] = here[0]
-    return _Seen(layer, layer.get_submodule(paths["attention"]), paths["attention"],
-                 layer.get_submodule(paths["mlp"]), paths["mlp"], [], {}, {})
-
-
-def _has(layer: nn.Module, path: str) -> bool:
-    try:
-        return isinstance(layer.get_submodule(path), nn.Module)
-    except AttributeError:
-        return False
-
-
-def _places(one: _Seen, number: int, name: str, scale: float) -> tuple[dict[Site, Place], bool]:
-    """The inner sites of a layer, and whether it is parallel.
-
-    Args:
-        scale: by which the architecture multiplies what it adds to the residual stream.
+def inner_sites(module: nn.Module, layers: nn.ModuleList, numbers: Iterable[int], name: str, vocabulary: int,
+                named: Mapping[Role, str] | None = None) -> Sites:
+    """All sites inside some layers; for the arguments see `find_sites`.
 
     Raises:
-        UserError: the sum of the layer does not hold.
+        UserError: a layer has none.
     """
-    if one.x_BTD is None or one.y_BTD is None or one.attention not in one.gave or one.mlp not in one.gave:
-        raise UserError(f"{name}: layer {number} does not run {one.attention_name} and {one.mlp_name} as modules; only "
-                        f"the residual stream can be read, layers.{number}")
-    attention, mlp = _added(one, one.attention), _added(one, one.mlp)
-    places = {}
-    for part, module in (("attn.in", one.attention), ("mlp.in", one.mlp), ("attn.z", _projection(one))):
-        if module is not None and one.given[module].shape[:-1] == one.x_BTD.shape[:-1]:
-            places[Site(number, part)] = Place(Site(number, part), "input", module)
-    a_BTD, m_BTD = scale * one.gave[attention], scale * one.gave[mlp]
-    adds = Place(Site(number, "attn.out"), "output", attention, scale)
-    places |= {adds.site: adds, Site(number, "mlp.out"): Place(Site(number, "mlp.out"), "output", mlp, scale)}
-    children = set(one.layer.children())
-    for reader in one.order[one.order.index(attention) + 1 :]:
-        mid_BTD = one.given[reader]
-        if reader in children and _adds_up(mid_BTD, one.x_BTD, a_BTD) and _adds_up(one.y_BTD, mid_BTD, m_BTD):
-            mid = Place(Site(number, "mid"), "mid", reader, layer=one.layer, adds=adds)
-            return places | {mid.site: mid}, False
-    if _adds_up(one.y_BTD, one.x_BTD, a_BTD + m_BTD):
-        return places, True
-    raise UserError(f"{name}: layer {number} is not the sum of its input, {one.attention_name} and {one.mlp_name}; "
-                    f"only the residual stream can be read, layers.{number}")
+    seen = see(module, layers, sorted(numbers), name, vocabulary, named or {})
+    places = {site: (place, one) for number, one in seen.items() for site, place in _places(one, number, name).items()}
+    return Sites({site: place for site, (place, _) in places.items()},
+                 {site: _width(one, place) for site, (place, one) in places.items()},
+                 any(one.parallel for one in seen.values()))
 
 
-def _added(one: _Seen, module: nn.Module) -> nn.Module:
-    """The module whose output is added to the residual stream: the given one, or the last of those after it in the
-    layer that are given its output as it is (a post-norm)."""
+def _places(one: Seen, number: int, name: str) -> dict[Site, Place]:
+    """The inner sites of a layer whose sums hold; notes whether it is parallel.
+
+    Raises:
+        UserError: none does.
+    """
+    only = f"only the residual stream can be read, layers.{number}"
+    ran = set(one.order)
+    if one.x_BTD is None or one.y_BTD is None or not {one.attention.last, one.mlp.last} <= ran:
+        raise UserError(f"{name}: layer {number} does not run {one.attention.name} and {one.mlp.name} as modules, once "
+                        f"each, on rows of one vector a token; {only}")
+    attn, mlp, mid = (Site(number, part) for part in ("attn.out", "mlp.out", "mid"))
+    scale = next((float(value) for name in SCALES if isinstance(value := getattr(one.layer, name, None), int | float)),
+                 1.0)
+    places: dict[Site, Place] = {}
+    outside = one.outside()
+    for a in _may_add(one, one.attention):
+        a_BTD = scale * one.gave[a]
+        adds = _place(one, attn, "output", a, scale)
+        reader = next((module for module in outside[_after(outside, one.attention) :]
+                       if _adds_up(one.given[module], one.x_BTD, a_BTD)), None)
+        if reader is not None:
+            places |= {attn: adds, mid: _place(one, mid, "mid", reader, adds=adds)}
+            m = next((m for m in _may_add(one, one.mlp)
+                      if _adds_up(one.y_BTD, one.given[reader], scale * one.gave[m])), None)
+        else:
+            m = next((m for m in _may_add(one, one.mlp) if _reads_input(one, outside)
+                      and _adds_up(one.y_BTD, one.x_BTD, a_BTD, scale * one.gave[m])), None)
+            one.parallel = m is not None
+            places |= {attn: adds} if one.parallel else {}
+        if reader is not None and m is None and any(_same(one.gave[module], one.y_BTD) for module in outside):
+            break  # the layer ends in a norm over the stream itself (post-norm as in BERT)
+        if m is not None:
+            places[mlp] = _place(one, mlp, "output", m, scale)
+        if places:
+            z = _projection(one, a)
+            inputs = {"attn.in": one.attention.first, "attn.z": z, "mlp.in": one.mlp.first if mlp in places else None}
+            return places | {site: _place(one, site, "input", module) for part, module in inputs.items()
+                             if module in ran and module is not None for site in [Site(number, part)]}
+    raise UserError(f"{name}: layer {number} is not the sum of its input, {one.attention.name} and {one.mlp.name}; "
+                    f"{only}")
+
+
+def _place(one: Seen, site: Site, kind: Literal["output", "input", "mid"], module: nn.Module, scale: float = 1.0,
+           adds: Place | None = None) -> Place:
+    what: Literal["given", "gave"] = "gave" if kind == "output" else "given"
+    return Place(site, kind, module, scale, one.layer, adds, (module, what) in one.flat,
+                 (module, what) in one.overwritten)
+
+
+def _width(one: Seen, place: Place) -> int:
+    return (one.given if place.kind != "output" else one.gave)[place.module].shape[-1]
+
+
+def _why_not(one: Seen, site: Site) -> str:
+    """Why a layer that has other inner sites lacks one."""
+    if site.part == "mid":
+        return ("its layers add attention and MLP to the residual stream at once, so there is nothing between them")
+    if site.part == "attn.z":
+        return f"no matrix in {one.attention.name} of layer {site.layer} gives what {one.attention.name} gives"
+    if site.part.startswith("mlp"):
+        return (f"{one.mlp.name} of layer {site.layer} does not give all that the layer adds after attention, so "
+                f"{Site(site.layer, 'mid')} + {Site(site.layer, 'mlp.out')} would not be layers.{site.layer}")
+    return f"{one.attention.name} of layer {site.layer} is not given rows of one vector a token"
+
+
+def _may_add(one: Seen, role: Branch) -> list[nn.Module]:
+    """The modules whose output may be what a role adds to the stream: the last of those that hand its output on as they
+    were given it (a post-norm), those before it, the role itself; or the matrix in it whose output it adds to the
+    stream by itself (BLOOM)."""
+    found = [role.last]
+    outside = one.outside()
+    ours = {one.attention.first, one.attention.last, one.mlp.first, one.mlp.last}
     while True:
-        after = one.order[one.order.index(module) + 1 :]
-        following = next((other for other in after if other in set(one.layer.children()) and other is not one.mlp
-                          and other is not one.attention and _same(one.given[other], one.gave[module])), None)
+        after = outside[outside.index(found[-1]) + 1 :]
+        following = next((other for other in after if other not in ours
+                          and _same(one.given[other], one.gave[found[-1]])), None)
         if following is None:
-            return module
-        module = following
+            return [module for module in [*reversed(found), *_matrices(one, role)[-1:]]
+                    if one.x_BTD is not None and one.gave[module].shape == one.x_BTD.shape]
+        found.append(following)
 
 
-def _projection(one: _Seen) -> nn.Module | None:
-    """The matrix in the attention whose output is the attention's output."""
-    inside = [module for module in one.order if module in set(one.attention.modules()) and module is not one.attention
-              and not list(module.children()) and any(parameter.dim() == 2 for parameter in module.parameters())]
-    return next((module for module in reversed(inside) if _same(one.gave[module], one.gave[one.attention])), None)
+def _after(outside: list[nn.Module], role: Branch) -> int:
+    return outside.index(role.last) + 1
+
+
+def _matrices(one: Seen, role: Branch) -> list[nn.Module]:
+    """The matrices inside a role, in the order in which they ran."""
+    inside = role.modules() - {role.last}
+    return [module for module in one.order if module in inside and not list(module.children())
+            and any(parameter.dim() == 2 for parameter in module.parameters())]
+
+
+def _projection(one: Seen, adds: nn.Module) -> nn.Module | None:
+    """The matrix in the attention whose output is the attention's output, or what it adds."""
+    return next((module for module in reversed(_matrices(one, one.attention))
+                 if module is adds or _same(one.gave[module], one.gave[one.attention.last])), None)
+
+
+def _reads_input(one: Seen, outside: list[nn.Module]) -> bool:
+    """Whether the MLP reads the layer's own input, as it is or through norms: what attention adds does not reach it."""
+    if one.mlp.first not in one.given or one.x_BTD is None:
+        return False
+    rows = one.given[one.mlp.first]
+    for module in reversed(outside[: outside.index(one.mlp.first)]):
+        if _same(rows, one.x_BTD):
+            break
+        if module not in (one.attention.first, one.attention.last) and _same(rows, one.gave[module]):
+            rows = one.given[module]
+    return _same(rows, one.x_BTD)
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
     return a.shape == b.shape and torch.equal(a, b)
 
 
-def _adds_up(sum_BTD: Tensor, x_BTD: Tensor, part_BTD: Tensor) -> bool:
-    """Whether sum = x + part in every row, to the rounding of the sum."""
-    if not sum_BTD.shape == x_BTD.shape == part_BTD.shape:
+def _adds_up(sum_BTD: Tensor, x_BTD: Tensor, *parts: Tensor) -> bool:
+    """Whether sum = x + parts: bit for bit in some order, or in every row to the rounding of the sum, where that is no
+    more than a tenth (`FAINT`) of each part. A part that is below the rounding, or nothing, would prove nothing."""
+    if any(part_BTD.shape != sum_BTD.shape for part_BTD in (x_BTD, *parts)):
         return False
-    s, x, p = (tensor.double() for tensor in (sum_BTD, x_BTD, part_BTD))
-    allowed_BT = torch.finfo(sum_BTD.dtype).eps * s.norm(dim=-1) + 1e-3 * p.norm(dim=-1)
-    return bool(((s - x - p).norm(dim=-1) <= allowed_BT).all())
-
-
-def first_tensor(arguments: Any, settings: Mapping[str, Any]) -> Tensor | None:
-    """The rows among a module's arguments (or outputs): the first positional one, or `hidden_states`."""
-    value = arguments[0] if arguments else settings.get("hidden_states", settings.get("x"))
-    return value if isinstance(value, Tensor) and value.is_floating_point() else None
+    without = [sum([x_BTD, *parts[:left_out], *parts[left_out + 1 :]], torch.zeros_like(x_BTD))
+               for left_out in range(len(parts))]
+    if any(torch.equal(sum_BTD, less_BTD) for less_BTD in without):
+        return False
+    if any(torch.equal(sum_BTD, sum(order[1:], order[0])) for order in permutations((x_BTD, *parts))):
+        return True
+    s, x, *p = (tensor.double() for tensor in (sum_BTD, x_BTD, *parts))
+    off_BT = (s - sum(p, x)).norm(dim=-1)
+    sizes = [tensor.norm(dim=-1) for tensor in (s, x, *p)]
+    allowed_BT = 2 * torch.finfo(sum_BTD.dtype).eps * sum(sizes, torch.zeros_like(off_BT))
+    return bool((off_BT <= allowed_BT).all()) and all(bool(off_BT.norm() <= FAINT * part.norm()) for part in p)

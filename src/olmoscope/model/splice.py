@@ -21,11 +21,12 @@ from olmoscope.errors import UserError
 from olmoscope.model.capture import captured, given_positions, replaced
 from olmoscope.model.config import check_config, read_config
 from olmoscope.model.dtype import settle_model
+from olmoscope.model.layer_pass import Role
 from olmoscope.model.layers import find_layers
 from olmoscope.model.outputs import with_hidden, without_tensors
 from olmoscope.model.positions import most_positions
 from olmoscope.model.probe import OTHER_SHAPE, REFUSALS, Probe, difference, does_not_run, probe
-from olmoscope.model.sites import Place, Role, Sites, find_sites
+from olmoscope.model.sites import Place, Sites, find_sites
 from olmoscope.model.weights import read_weights
 from olmoscope.model_source import pinned, revision_of
 from olmoscope.recipe.schema import Model

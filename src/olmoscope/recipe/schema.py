@@ -245,6 +245,8 @@ class SAE(Frozen):
         if self.writes is not None and max(self.reads) > max(self.writes):
             raise ValueError(f"it writes {self.writes[0]}, which the model reaches before {self.reads[0]}, which it "
                              "reads")
+        if self.normalize != "none" and len(self.sites) > 1:
+            raise ValueError(f"normalize: {self.normalize} is for SAEs of one site; leave it out")
         if self.skip and self.writes is None:
             raise ValueError("skip is for a transcoder: name what it writes, or leave skip out")
         if self.writes is not None and self.weights == "tied":
@@ -286,8 +288,10 @@ class SAE(Frozen):
         skip = "_skip" if self.skip else ""
         variant = f"{nested}{self.activation}_{self.k}_{_NORMALIZE_NAMES[self.normalize]}{untied}{skip}"
         place = "-".join(site.folder for site in self.reads)
+        if len(self.reads) > 1 and all(site.is_layer_output for site in self.reads):
+            place = "layers_" + "-".join(f"{site.layer:02d}" for site in self.reads)
         if self.writes is not None:
-            place = f"{place}-to-{self.writes[0].folder}"
+            place = f"{place}-to-{self.writes[0].folder.removeprefix(Site(self.reads[0].layer).folder + '_')}"
         return f"{place}/width_{width}/{variant}"
 
     @property
@@ -300,11 +304,20 @@ class SAE(Frozen):
         """All sites that training needs, in the order of the model."""
         return sorted({*self.reads, *(self.writes or [])})
 
-    def parameters(self, d_model: int) -> int:
-        """How many numbers training finds."""
+    def parameters(self, d_in: int, d_out: int | None = None) -> int:
+        """How many numbers training finds.
+
+        Args:
+            d_in: width of all sites read.
+            d_out: of the site that a transcoder writes; None: as `d_in`.
+        """
         matrices = 2 if self.weights == "untied" else 1
         thresholds = self.d_sae if self.activation == "jumprelu" else 0
-        return matrices * self.d_sae * d_model + self.d_sae + d_model + thresholds
+        if self.writes is None:
+            return matrices * self.d_sae * d_in + self.d_sae + d_in + thresholds
+        d_out = d_in if d_out is None else d_out
+        skip = d_in * d_out if self.skip else 0
+        return self.d_sae * (d_in + d_out) + self.d_sae + d_in + d_out + thresholds + skip
 
 
 _NORMALIZE_NAMES = {"none": "raw", "layer_norm": "layernorm"}

@@ -12,7 +12,7 @@ Shapes: N rows, D_in width read, D_out width written, F latents, K places of a c
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, fields
 from typing import TYPE_CHECKING, Any, Self, cast
 
@@ -159,6 +159,15 @@ class SparseCoder(ABC):
         """`decode(encode(x))`, `[..., D_out]` in the parameters' dtype, and the codes it was made from."""
         codes = self.encode(x)
         return self.decode(codes), codes
+
+    def at(self, reads: "Sequence[Site]", writes: "Sequence[Site] | None" = None) -> Self:
+        """The same coder, around the very same tensors, that knows its sites.
+
+        Args:
+            writes: None: those that it reads.
+        """
+        sites = {"reads": tuple(reads), "writes": tuple(reads if writes is None else writes)}
+        return self.from_state_dict(self.state_dict(), **self._settings() | sites)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
         """The same coder on another device, in another dtype, or both; what need not change is shared.

@@ -7,16 +7,11 @@ decoder. Source: Gao et al. 2024, arXiv:2406.04093, for TopK; tied weights as in
 Cunningham et al. 2023, arXiv:2309.08600. Shapes: N rows, D d_model, F latents, K active.
 """
 
-import zlib
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from olmoscope.sae.coder import SparseCoder
-from olmoscope.sae.rows import Normalize
-from olmoscope.seeds import generator
 
 
 @dataclass(eq=False, repr=False)
@@ -37,23 +32,3 @@ class TopK(SparseCoder):
 
     def _affine(self) -> tuple[Tensor, None]:
         return self.b_latent, None
-
-
-def initialize(d_model: int, d_sae: int, k: int, normalize: Normalize, mean_D: Tensor, seed: int, name: str = "", *,
-               tied: bool = True) -> TopK:
-    """A fresh SAE: random unit rows, no latent bias, `b_in` (which is `b_out`) at the mean of the (normalised) data.
-
-    Args:
-        mean_D: mean of the rows as `normalize_rows` gives them.
-        seed: with the same seed and name, the same rows on every machine and device.
-        name: the SAE's id: SAEs of one seed start with independent rows, also where their shapes are equal. Were they
-            the same, directions of different layers would be alike only for having begun so.
-        tied: whether encoder and decoder are one matrix; else they start equal.
-    """
-    random = generator(seed, "rows of an SAE", zlib.crc32(name.encode()))
-    W_FD = torch.from_numpy(random.standard_normal((d_sae, d_model), dtype=np.float32))
-    W_FD /= W_FD.norm(dim=1, keepdim=True)
-    device = mean_D.device
-    W_FD = W_FD.to(device)
-    return TopK(W_FD if tied else W_FD.clone(), W_FD, b_in=mean_D.float().clone(), normalize=normalize,
-                b_latent=torch.zeros(d_sae, device=device), k=k)

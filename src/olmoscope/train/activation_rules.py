@@ -35,7 +35,7 @@ from olmoscope.kernels.interface import AdamStep, Kernels
 from olmoscope.sae.groupmax import encode_groups
 from olmoscope.sae.io.checkpoint import THRESHOLDS
 from olmoscope.sae.topk import TopK
-from olmoscope.train.adam import bias_moments, update_bias
+from olmoscope.train.adam import plain_moments, update_parameter
 
 EncodeTopK = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """As `Kernels.encode_topk`, by the SAE's encoder: of u_BD, b_latent_F and k."""
@@ -131,7 +131,7 @@ class JumpReLURule(CappedRule):
     def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK) -> None:
         super().__init__(sae, kernels, encode_topk)
         self.log_threshold_F = torch.zeros_like(sae.b_latent)
-        self.moments = bias_moments(self.log_threshold_F)
+        self.moments = plain_moments(self.log_threshold_F)
 
     def start(self, u_BD: Tensor) -> None:
         values_BK, _ = self.encode_topk(u_BD, self.sae.b_latent, self.places)
@@ -158,7 +158,7 @@ class JumpReLURule(CappedRule):
         pairs = self.kernels.sort_pairs(near_BK.to(dz_BK.dtype), pull_BK, indices_BK, self.sae.d_sae)
         gradient_F = torch.segment_reduce(pairs.gradients, "sum", offsets=pairs.offsets, initial=0, unsafe=True)
         gradient_F += DRIFT / self.sae.d_sae
-        update_bias(self.log_threshold_F, gradient_F, self.moments, replace(adam, lr=adam.lr * LEARNING_RATE))
+        update_parameter(self.log_threshold_F, gradient_F, self.moments, replace(adam, lr=adam.lr * LEARNING_RATE))
         return torch.where(active_BK, values_BK, 0), torch.where(active_BK, dz_BK, 0)
 
     def tensors(self) -> dict[str, Tensor]:

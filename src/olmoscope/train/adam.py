@@ -35,9 +35,9 @@ class Adam:
         """Step number `count`, from 1."""
         return AdamStep(lr, *self.betas, self.eps, count)
 
-    def moments_of(self, parameter: Tensor) -> Moments:
-        """Fresh moments: of a matrix as the settings say, of a bias of its own dtype."""
-        return self._matrix_moments(parameter) if parameter.dim() == 2 else bias_moments(parameter)
+    def moments_of(self, name: str, parameter: Tensor) -> Moments:
+        """Fresh moments: of a dictionary's matrix as the settings say, of a bias or a skip of its own dtype."""
+        return self._matrix_moments(parameter) if name in ("W", "W_enc", "W_dec") else plain_moments(parameter)
 
     def _matrix_moments(self, W_FD: Tensor) -> Moments:
         dtype = torch.bfloat16 if self.moments == "bfloat16" else W_FD.dtype
@@ -45,14 +45,14 @@ class Adam:
         return Moments(torch.zeros_like(W_FD, dtype=dtype), torch.zeros_like(W_FD, dtype=dtype), updated_F)
 
 
-def bias_moments(bias: Tensor) -> Moments:
-    """Fresh moments for a bias, of its own dtype."""
-    return Moments(torch.zeros_like(bias), torch.zeros_like(bias))
+def plain_moments(parameter: Tensor) -> Moments:
+    """Fresh moments, of the parameter's own dtype."""
+    return Moments(torch.zeros_like(parameter), torch.zeros_like(parameter))
 
 
-def update_bias(bias: Tensor, gradient: Tensor, moments: Moments, adam: AdamStep) -> None:
+def update_parameter(parameter: Tensor, gradient: Tensor, moments: Moments, adam: AdamStep) -> None:
     """One step of Adam, in place, on tensors of one shape."""
     moments.first.lerp_(gradient, 1 - adam.beta1)
     moments.second.mul_(adam.beta2).addcmul_(gradient, gradient, value=1 - adam.beta2)
     root = moments.second.sqrt().mul_(adam.root_scale).add_(adam.eps)
-    bias.addcdiv_(moments.first, root, value=-adam.rate)
+    parameter.addcdiv_(moments.first, root, value=-adam.rate)

@@ -10,6 +10,7 @@ from typing import Any
 
 from olmoscope.recipe.training import Train
 from olmoscope.sae.io.checkpoint import opened_checkpoint, write_checkpoint
+from olmoscope.train.ends import Ends
 from olmoscope.train.step import Step
 
 
@@ -23,32 +24,52 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*.safetensors"))
 
 
-def step_of(path: Path) -> int:
-    """After how many steps a checkpoint was written."""
-    return int(path.stem.removeprefix("step-"))
-
-
 def is_kept(train: Train, step: int) -> bool:
     """Whether the checkpoint after `step` steps stays when there is a newer one. One that a signal made in between does
     not: what is kept must not depend on when a run was stopped."""
-    if train.checkpoints == "last":
-        return False
-    return step % (train.checkpoint_every if train.checkpoints == "all" else train.checkpoints.every) == 0
+    every = _kept_every(train)
+    return every is not None and step % every == 0
 
 
 def kept_checkpoints(train: Train, steps: int) -> int:
     """How many checkpoints a run of so many steps has in the end."""
-    return 1 + sum(is_kept(train, step) for step in range(1, steps))
+    every = _kept_every(train)
+    return 1 + (0 if every is None else (steps - 1) // every)
 
 
-def save_checkpoint(path: Path, step: Step, state: dict[str, Any]) -> None:
+def _kept_every(train: Train) -> int | None:
+    """Steps between checkpoints that stay; None: only the last one does."""
+    if train.checkpoints == "last":
+        return None
+    return train.checkpoint_every if train.checkpoints == "all" else train.checkpoints.every
+
+
+def save_checkpoint(path: Path, step: Step, state: dict[str, Any], ends: Ends | None = None) -> None:
     """Write a checkpoint, atomically.
 
     Args:
+        ends: of the coder; None: those of an SAE of one site.
         state: JSON values of the loop's own, given back by `load_checkpoint`.
     """
     write_checkpoint(path, step.sae, step.activation, step.tensors(),
-                     {"step": step.count, "tokens": step.tokens, "loop": state})
+                     {"step": step.count, "tokens": step.tokens, "loop": state} | _said(ends))
+
+
+def scales_of(path: Path) -> tuple[float, ...]:
+    """What a checkpoint's coder has the rows of each site read multiplied by.
+
+    Raises:
+        UserError: damaged file.
+    """
+    with opened_checkpoint(path) as (metadata, _):
+        return tuple(metadata.get("scales", (1.0,)))
+
+
+def _said(ends: Ends | None) -> dict[str, Any]:
+    """What the metadata says of a coder that is no SAE of one site; sae/io/checkpoint.py reads it."""
+    if ends is None or ends.is_plain:
+        return {}
+    return {"transcoder": ends.is_transcoder, "scales": ends.scales, "widths": ends.widths}
 
 
 def load_checkpoint(path: Path, step: Step) -> dict[str, Any]:

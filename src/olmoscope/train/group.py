@@ -114,7 +114,7 @@ def _train(recipe: Recipe, saes: list[SAE], open_rounds: Callable[[list[Site]], 
     prepare_kernels(device, candidates=any(recipe.train_of(sae).candidates is not None for sae in missing))
     rounds = open_rounds(sorted({site for sae in missing for site in sae.sites}))
     while missing:
-        count = how_many(recipe, missing, rounds.manifest.model.d_model, device)
+        count = how_many(recipe, missing, rounds.manifest.width, device)
         group, missing = missing[:count], missing[count:]
         with contextlib.ExitStack() as held:
             for sae in group:
@@ -147,7 +147,7 @@ def _train_group(runs: list[Run], rounds: Rounds, device: torch.device) -> None:
                 raise
             for run in [run for run in runs if run.step.count == done]:
                 try:
-                    if line := run.train_on(batch[run.spec.site], position):
+                    if line := run.train_on(batch, position):
                         lines[run] = line
                 except UserError as error:
                     run.log(str(error))
@@ -181,15 +181,19 @@ def _stop(runs: list[Run], why: str) -> None:
         run.log(f"{why} after step {run.step.count}")
 
 
-def how_many(recipe: Recipe, saes: list[SAE], d_model: int, device: torch.device) -> int:
-    """How many of some SAEs that share a read to train at once, from the first on; at least one."""
+def how_many(recipe: Recipe, saes: list[SAE], width: Callable[[Site], int], device: torch.device) -> int:
+    """How many of some SAEs that share a read to train at once, from the first on; at least one.
+
+    Args:
+        width: of a site's rows.
+    """
     together = recipe.train_of(saes[0]).together
     if together != "fit":
         return together
     free = FIT_SHARE * _free_memory(device)
     count = held = step = 0
     for sae in saes:
-        needed = training_memory(recipe, sae, d_model, kernels_for(device))
+        needed = training_memory(recipe, sae, width, kernels_for(device))
         held, step = held + needed.held, max(step, needed.step)
         if held + step > free:
             break

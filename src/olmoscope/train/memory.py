@@ -1,6 +1,6 @@
 """What an SAE in training takes on its device: what stays between steps, and what is there at the fullest of one.
 
-d = d_model, F = d_sae, B = rows of a batch, K = places of a row's codes.
+d = width of the rows, F = d_sae, B = rows of a batch, K = places of a row's codes.
 
     held    12 (F d + F + d) of parameters and Adam's moments (8 F d if those of the matrix are bfloat16; 2 F d where
             weights are untied), 8 F of when each latent last fired, 9 F of which are dead for an auxiliary loss; with
@@ -12,10 +12,12 @@ d = d_model, F = d_sae, B = rows of a batch, K = places of a row's codes.
 Several SAEs that train together hold all that they hold, and make their steps one after the other.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from olmoscope.kernels.interface import Kernels
 from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.site import Site
 from olmoscope.train.activation_rules import CAP
 from olmoscope.train.derived import settled
 
@@ -32,20 +34,26 @@ class TrainingMemory:
     """Besides, at the fullest moment of a step."""
 
 
-def training_memory(recipe: Recipe, sae: SAE, d_model: int, kernels: Kernels) -> TrainingMemory:
+def training_memory(recipe: Recipe, sae: SAE, width: Callable[[Site], int], kernels: Kernels) -> TrainingMemory:
     """Of an SAE of a recipe.
 
     Args:
+        width: of a site's rows.
         kernels: of the device that it would be trained on.
     """
     train = settled(recipe, sae)
-    batch, matrix = train.batch, sae.d_sae * d_model
-    biases = sae.d_sae * (2 if sae.activation == "jumprelu" else 1) + d_model
+    d_in = sum(width(site) for site in sae.reads)
+    d_out = d_in if sae.writes is None else width(sae.writes[0])
+    widest = max(d_in, d_out)
+    batch, matrix = train.batch, sae.d_sae * widest
+    biases = sae.d_sae * (2 if sae.activation == "jumprelu" else 1) + (d_in if sae.writes is None else d_in + d_out)
+    if sae.skip:
+        biases += d_in * d_out  # whose moments are float32, as a bias's
     moments = 2 * (2 if train.moments == "bfloat16" else 4)
-    state = (4 + moments) * (sae.parameters(d_model) - biases) + 12 * biases
+    state = (4 + moments) * (sae.parameters(d_in, d_out) - biases) + 12 * biases
     held = state + (8 + (9 if train.auxiliary else 0)) * sae.d_sae
     places = sae.k * (CAP if sae.activation in ("batchtopk", "jumprelu") else 1)
-    arrays, gathered = 6, 0
+    arrays, gathered = 6 if sae.writes is None else 8, 0
     if sae.matryoshka:  # u and e once more for each prefix, and another e while it is decoded
         arrays += 3 * len(sae.matryoshka) + 2
         places *= 1 + len(sae.matryoshka)
@@ -55,6 +63,6 @@ def training_memory(recipe: Recipe, sae: SAE, d_model: int, kernels: Kernels) ->
         arrays += 6
         places += train.auxiliary.k
         gathered = 4 * matrix
-    workspace = kernels.workspace_bytes(batch, d_model, sae.d_sae, places,
+    workspace = kernels.workspace_bytes(batch, widest, sae.d_sae, places,
                                         train.candidates.margin if train.candidates else None)
-    return TrainingMemory(state, held, arrays * 4 * batch * d_model + 40 * batch * places + gathered + workspace)
+    return TrainingMemory(state, held, arrays * 4 * batch * widest + 40 * batch * places + gathered + workspace)

@@ -39,19 +39,30 @@ class NestedLoss:
     def __init__(self, shares: Sequence[float], d_sae: int) -> None:
         self.stops = prefix_ends(shares, d_sae)
 
-    def residual(self, kernels: Kernels, sae: TopK, x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor,
-                 statistics: RowStatistics | None) -> NestedResidual:
-        """Decode all prefixes of a batch's codes and compare with its rows `x_BD`, in raw space."""
+    def residual(self, kernels: Kernels, sae: TopK, y_BD: Tensor, values_BK: Tensor, indices_BK: Tensor,
+                 statistics: RowStatistics | None, skip_BD: Tensor | None = None) -> NestedResidual:
+        """Decode all prefixes of a batch's codes and compare with the rows wanted, `y_BD`, in raw space.
+
+        Args:
+            skip_BD: what a transcoder's skip adds to every prefix.
+        """
         mean_B1, std_B1 = (None, None) if statistics is None else (statistics.mean_B1, statistics.std_B1)
-        whole = kernels.residual(x_BD, values_BK, indices_BK, sae.W_dec, sae.b_out, mean_B1, std_B1)
+
+        def compared(values_BK: Tensor) -> Residual:
+            if skip_BD is None:
+                return kernels.residual(y_BD, values_BK, indices_BK, sae.W_dec, sae.b_out, mean_B1, std_B1)
+            yhat_BD = kernels.decode(values_BK, indices_BK, sae.W_dec) + sae.b_out + skip_BD
+            loss_B, e_BD = kernels.error(y_BD, yhat_BD, len(y_BD), mean_B1, std_B1)
+            return Residual(loss_B, e_BD, kernels.code_gradient(e_BD, values_BK, indices_BK, sae.W_dec))
+
+        whole = compared(values_BK)
         if len(self.stops) == 1:
             return NestedResidual(whole, whole.dz_BK, [whole.e_BD])
         share = 1 / len(self.stops)
         e_GBD, dz_BK = [whole.e_BD * share], whole.dz_BK * share
         for stop in reversed(self.stops[:-1]):
             inside_BK = (indices_BK < stop) & (values_BK != 0)
-            prefix = kernels.residual(x_BD, torch.where(inside_BK, values_BK, 0), indices_BK, sae.W_dec, sae.b_out,
-                                      mean_B1, std_B1)
+            prefix = compared(torch.where(inside_BK, values_BK, 0))
             dz_BK = dz_BK + torch.where(inside_BK, prefix.dz_BK, 0) * share
             e_GBD.append(e_GBD[-1] + prefix.e_BD * share)
         return NestedResidual(whole, dz_BK, e_GBD[::-1])

@@ -8,6 +8,7 @@ a CPU. What it is fed comes from the loop (group.py), which may feed several at 
 import json
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ from olmoscope.provenance import provenance
 from olmoscope.recipe.kept import differs_from_run, differs_from_store
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import SAE, Recipe
-from olmoscope.sae.topk import initialize
+from olmoscope.sae.io.checkpoint import step_of
+from olmoscope.sae.topk import TopK
+from olmoscope.site import Site
 from olmoscope.train.adam import Adam
 from olmoscope.train.candidate_trial import TRIAL_STEPS, Trial, Verdict
 from olmoscope.train.candidates import CandidateSearch
@@ -35,9 +38,11 @@ from olmoscope.train.checkpoint import (
     is_kept,
     load_checkpoint,
     save_checkpoint,
-    step_of,
+    scales_of,
 )
 from olmoscope.train.derived import Settled, settled
+from olmoscope.train.ends import Ends, ends_of, scales_for
+from olmoscope.train.initialize import initialize, initialize_transcoder
 from olmoscope.train.step import Step
 from olmoscope.train.trackers import Tracker
 
@@ -89,14 +94,10 @@ class Run:
         self._seconds_before: float | None = 0.0
         """That the steps before this start took; None if the checkpoint does not say."""
         found = checkpoints(folder)
+        self.ends = self._ends(found)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
-        # A checkpoint brings its own bias: the mean costs a read, or a forward pass.
-        mean_D = (torch.zeros(rounds.manifest.width(spec.site)) if found
-                  else rounds.sample_mean(spec.site, spec.normalize))
-        sae = initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D.to(device), self.settings.seed,
-                         spec.default_id, tied=spec.weights == "tied")
-        self.step = Step(sae, Adam.of(self.settings), self.settings.auxiliary, candidates=self.settings.candidates,
-                         activation=spec.activation, matryoshka=spec.matryoshka)
+        self.step = Step(self._fresh(device, bool(found)), Adam.of(self.settings), self.settings.auxiliary,
+                         candidates=self.settings.candidates, activation=spec.activation, matryoshka=spec.matryoshka)
         if found:
             self._load(found[-1])
         self._begin_trial()
@@ -111,11 +112,11 @@ class Run:
                  f"training {spec.id}: {self.steps} steps of {self.settings.batch} rows, rate {self.settings.lr:g}, on "
                  f"{device}; {rounds.kept}")
 
-    def train_on(self, x_BD: Tensor, position: dict[str, int]) -> dict[str, Any] | None:
+    def train_on(self, batch: Mapping[Site, Tensor], position: dict[str, int]) -> dict[str, Any] | None:
         """One step, with what is due after it: a line of metrics, a checkpoint.
 
         Args:
-            x_BD: the batch, on the run's device.
+            batch: of each site its rows, on the run's device.
             position: of the stream after this batch.
 
         Returns:
@@ -124,7 +125,8 @@ class Run:
         Raises:
             UserError: the loss is not finite.
         """
-        self.step(x_BD, learning_rate(self.settings, self.step.count, self.steps))
+        x_BD, target_BD = self.ends.rows(batch)
+        self.step(x_BD, learning_rate(self.settings, self.step.count, self.steps), target_BD)
         self.position = position
         if self.step.candidates and self.step.candidates.trial and self.step.count >= TRIAL_STEPS:
             self._end_trial(self.step.candidates, self.step.candidates.trial)
@@ -147,7 +149,7 @@ class Run:
         older = [path for path in checkpoints(self.folder) if not is_kept(self.settings, step_of(path))]
         save_checkpoint(checkpoint_path(self.folder, self.step.count), self.step,
                         {"stream": self.position, "counts": vars(self.counts), "activations": self._activations(),
-                         "seconds": self._seconds()})
+                         "seconds": self._seconds()}, self.ends)
         self.saved = self.step.count
         for path in older:
             path.unlink()
@@ -169,13 +171,39 @@ class Run:
             "dead_window": self.settings.dead_window,
             "rows": {"kept": kept.rows, "of": kept.of, "dropped_share": kept.dropped_share, "reasons": kept.dropped},
             "seconds": self._seconds(),
-            "store": self.rounds.manifest.model_dump(mode="json", include={"model", "sources"}),
+            "store": self.rounds.manifest.model_dump(mode="json", include={"model", "sources", "sites", "widths"}),
             "provenance": provenance()})
 
     def log(self, message: str) -> None:
         """Add a line to training.log."""
         with (self.folder / "training.log").open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+
+    def _ends(self, found: list[Path]) -> Ends:
+        """The sites, with the scales of the last checkpoint, or with new ones."""
+        widths = {site: self.rounds.manifest.width(site) for site in self.spec.sites}
+        scales = scales_of(found[-1]) if found else scales_for(self.spec, widths, self.rounds.median_norm)
+        return ends_of(self.spec, widths, scales)
+
+    def _fresh(self, device: torch.device, replaced: bool) -> TopK:
+        """The coder that training begins with.
+
+        Args:
+            replaced: its parameters will be a checkpoint's: means, which cost a read or a forward pass, are not taken.
+        """
+        spec, ends = self.spec, self.ends
+
+        def mean(site: Site) -> Tensor:
+            if replaced:
+                return torch.zeros(self.rounds.manifest.width(site))
+            return self.rounds.sample_mean(site, spec.normalize)
+
+        mean_D = (mean(spec.site) if ends.is_plain else ends.joined([mean(site) for site in ends.reads])).to(device)
+        if ends.is_transcoder:
+            return initialize_transcoder(spec.d_sae, spec.k, mean_D, mean(ends.writes[0]).to(device),
+                                         self.settings.seed, spec.default_id, skip=spec.skip)
+        return initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D, self.settings.seed,
+                          spec.default_id, tied=spec.weights == "tied")
 
     def _load(self, path: Path) -> None:
         state = load_checkpoint(path, self.step)
@@ -281,9 +309,10 @@ def refuse_other_store(recipe: Recipe, sae: SAE, found: Manifest, store: Path) -
     if (wanted.name, wanted.d_model or found.model.d_model) != (found.model.name, found.model.d_model):
         raise UserError(f"{store} holds activations of {found.model.name} (d_model {found.model.d_model}), the "
                         f"recipe wants {wanted.name} (d_model {wanted.d_model}); collect again into another --out")
-    if sae.site not in found.sites:
-        raise UserError(f"{store} has the sites {', '.join(map(str, found.sites))}, not {sae.site}; collect it into "
-                        "another --out")
+    for site in sae.sites:
+        if site not in found.sites:
+            raise UserError(f"{store} has the sites {', '.join(map(str, found.sites))}, not {site}; collect it into "
+                            "another --out")
     if found.recipe_hash != recipe.store_hash():
         differing = differs_from_store(store, recipe, lambda kept: kept.store_hash() == found.recipe_hash)
         what = differing or (f" (hash {found.recipe_hash}, this one's is {recipe.store_hash()}): its text, tokens, "

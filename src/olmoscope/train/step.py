@@ -1,10 +1,13 @@
-"""One training step of a TopK SAE: forward, gradients by hand, Adam, unit norm; all sparse but one product.
+"""One training step of an SAE or transcoder: forward, gradients by hand, Adam, unit norm; all sparse but one product.
 
 Loss: NMSE = mean over rows of ‖x̂ − x‖² / ‖x‖² in raw space (the reference recipe). With e = dL/dx̂ (times the row's
 std in a layer-norm SAE), u the centred input and z the codes:
 
     dz_bj = e_b · W_dec_j  where z_bj > 0      dW_dec_j = Σ_b z_bj e_b      dW_enc_j = Σ_b dz_bj u_b
     db_latent_j = Σ_b dz_bj                    db_pre = Σ_b e_b − Σ_j db_latent_j W_enc_j
+
+In a transcoder the target is another site's row y, and with a skip ŷ has W_skip x in it; then db_in = − Σ_j db_latent_j
+W_enc_j, db_out = Σ_b e_b, dW_skip = Σ_b e_b x_bᵀ.
 
 A tied W gets the sum of both, in one update. Adam's steps have a size of their own whatever the gradients' is, so each
 kind of parameter has its rate (adam.py): a bias is in the activations' unit, rows of the matrices are not.
@@ -29,7 +32,7 @@ from olmoscope.sae.io.checkpoint import rule_tensor
 from olmoscope.sae.rows import RowStatistics
 from olmoscope.sae.topk import TopK
 from olmoscope.train.activation_rules import RULES
-from olmoscope.train.adam import Adam, update_bias
+from olmoscope.train.adam import Adam, update_parameter
 from olmoscope.train.auxiliary import REFRESH_STEPS, AuxiliaryLoss
 from olmoscope.train.candidates import CandidateSearch
 from olmoscope.train.derived import SettledAuxiliary
@@ -51,7 +54,7 @@ class Sums(NamedTuple):
 
 
 class Step:
-    """An SAE with the state of its optimiser, and what is counted on the device while it trains.
+    """An SAE or transcoder with the state of its optimiser, and what is counted on the device while it trains.
 
     Args:
         auxiliary: settings of the auxiliary loss; None: no such loss.
@@ -72,7 +75,7 @@ class Step:
         self.nested = NestedLoss(matryoshka, sae.d_sae)
         self.count = 0
         self.tokens = 0
-        self.moments = {name: adam.moments_of(parameter) for name, parameter in sae.state_dict().items()}
+        self.moments = {name: adam.moments_of(name, parameter) for name, parameter in sae.state_dict().items()}
         device = sae.W_dec.device
         self.last_fired_F = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
         """Tokens seen when each latent last fired."""
@@ -84,25 +87,38 @@ class Step:
         self.candidates = CandidateSearch(candidates, sae, self.kernels) if candidates else None
 
     @torch.no_grad()
-    def __call__(self, x_BD: Tensor, lr: float) -> None:
-        """Train on one batch of activations `[B, D]`, any float dtype, on the SAE's device."""
+    def __call__(self, x_BD: Tensor, lr: float, target_BD: Tensor | None = None) -> None:
+        """Train on one batch of activations `[B, D]`, any float dtype, on the coder's device.
+
+        Args:
+            target_BD: the rows to be written, `[B, D_out]`, of a transcoder.
+        """
         sae, kernels, moments = self.sae, self.kernels, self.moments
         x_BD = x_BD.to(sae.W_dec.dtype).contiguous()
+        y_BD = x_BD if target_BD is None else target_BD.to(x_BD.dtype).contiguous()
         u_BD, statistics = sae.center(x_BD)
         if self.count == 0:
             self._start(u_BD)
         adam = self.adam.at(self.count + 1, lr)
         values_BK, indices_BK = self.rule.encode(u_BD)
-        residual = self.nested.residual(kernels, sae, x_BD, values_BK, indices_BK, statistics)
+        skip_BD = None if sae.W_skip is None else x_BD @ sae.W_skip.T
+        residual = self.nested.residual(kernels, sae, y_BD, values_BK, indices_BK, statistics, skip_BD)
         self.sums[4] += self.rule.capped(values_BK)
         values_BK, dz_BK = self.rule.learn(values_BK, residual.dz_BK, indices_BK, adam)
         losses = self.nested.gradients(residual, values_BK, dz_BK, indices_BK, u_BD)
-        losses += self._auxiliary(x_BD, u_BD, statistics, residual.whole)
+        losses += self._auxiliary(y_BD, u_BD, statistics, residual.whole)
         self._count(residual.whole, values_BK, indices_BK)
         db_latent_F, b_pull_D = self._update_matrices(*sorted_together(kernels, losses, sae.d_sae), adam)
         biases = self.adam.at(self.count, lr * float(self.unit))
-        update_bias(sae.b_latent, db_latent_F, moments["b_latent"], biases)
-        update_bias(sae.b_in, losses[0].e_BD.sum(dim=0) - b_pull_D, moments["b_pre"], biases)
+        update_parameter(sae.b_latent, db_latent_F, moments["b_latent"], biases)
+        e_D = losses[0].e_BD.sum(dim=0)
+        if sae.b_out is sae.b_in:
+            update_parameter(sae.b_in, e_D - b_pull_D, moments["b_pre"], biases)
+        else:
+            update_parameter(sae.b_in, -b_pull_D, moments["b_in"], biases)
+            update_parameter(sae.b_out, e_D, moments["b_out"], biases)
+        if sae.W_skip is not None:
+            update_parameter(sae.W_skip, losses[0].e_BD.T @ x_BD, moments["W_skip"], adam)
         if self.auxiliary is not None:
             self.auxiliary.lift(values_BK)
 
@@ -163,14 +179,14 @@ class Step:
         kernels.update_decoder(sae.W_dec, moments["W_dec"], pairs, e_BD, decoder)
         return kernels.update_encoder(sae.W_enc, moments["W_enc"], pairs, u_BD, adam)
 
-    def _auxiliary(self, x_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None,
+    def _auxiliary(self, y_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None,
                    residual: Residual) -> list[Gradients]:
         """Gradients of the auxiliary loss, if there is one and a latent is dead."""
         if self.auxiliary is None:
             return []
         if self.count % REFRESH_STEPS == 0:
             self.auxiliary.look(self.tokens, self.last_fired_F)
-        found = self.auxiliary.gradients(x_BD, u_BD, statistics, residual.e_BD, residual.loss_B)
+        found = self.auxiliary.gradients(y_BD, u_BD, statistics, residual.e_BD, residual.loss_B)
         if found is None:
             return []
         loss_B, gradients = found

@@ -128,7 +128,7 @@ def test_damage_is_named(whole, tmp_path):
     with pytest.raises(UserError, match="not JSON"):
         read_manifest(store)
     manifest = json.loads((whole / "manifest.json").read_text())
-    for change, message in (({"version": 2}, "has store format 2"), ({"format": "x"}, "not the manifest"),
+    for change, message in (({"version": 3}, "has store format 3"), ({"format": "x"}, "not the manifest"),
                             ({"rows": "many"}, "is damaged: rows")):
         (store / "manifest.json").write_text(json.dumps(manifest | change))
         with pytest.raises(UserError, match=message):

@@ -21,7 +21,7 @@ def job(tmp_path_factory):
     write_documents(folder / "corpus", count=90)
     job = recipe(folder / "corpus")
     job = job.model_copy(update={"train": job.train.model_copy(update={"live": Live(rows=1000)})})
-    open_live(job, [1, 7], "train", folder / "live")
+    open_live(job, [Site(1), Site(7)], "train", folder / "live")
     return job, folder
 
 
@@ -46,7 +46,7 @@ def test_an_epoch_has_every_row_of_a_store_once(job):
         for layer in (1, 7):
             want = torch.cat([store.read(Site(layer), segment, slice(0, rows))
                               for segment, rows in enumerate(store.segment_rows)])
-            assert torch.equal(sorted_rows(torch.cat([batch[layer] for batch in batches])), sorted_rows(want))
+            assert torch.equal(sorted_rows(torch.cat([batch[Site(layer)] for batch in batches])), sorted_rows(want))
 
 
 @pytest.mark.slow

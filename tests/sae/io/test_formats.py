@@ -11,7 +11,7 @@ import torch
 
 import olmoscope.sae.io
 from olmoscope.release.export import export_run
-from olmoscope.sae.io import reference_trainer, run_folder, saelens
+from olmoscope.sae.io import reference_trainer, run_checkpoint, run_folder, saelens
 from olmoscope.sae.io.formats import FORMATS
 from olmoscope.sae.io.open import format_of
 from reference_checkpoint import checkpoint
@@ -24,7 +24,9 @@ def places(tmp_path_factory):
     folder = tmp_path_factory.mktemp("formats")
     run = make_out(folder / "out") / "runs" / RAW
     torch.save(checkpoint(), folder / "trained.pt")
-    return {run_folder: run, saelens: export_run(run).folder, reference_trainer: folder / "trained.pt"}
+    kept = next((run / "checkpoints").iterdir())
+    return {run_folder: run, run_checkpoint: kept, saelens: export_run(run).folder,
+            reference_trainer: folder / "trained.pt"}
 
 
 def test_every_module_of_a_format_is_in_the_list():

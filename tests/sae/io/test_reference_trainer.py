@@ -24,7 +24,7 @@ def test_a_file_and_its_import_are_the_same_sae(tmp_path, normalize):
     path = saved(tmp_path, normalize=normalize)
     opened = open_sae(path)
     imported = open_sae(import_checkpoint(path, tmp_path / "sae", model_name="m").folder)
-    for name in ("W_enc", "W_dec", "b_latent_F", "b_pre_D"):
+    for name in ("W_enc", "W_dec", "b_latent", "b_in"):
         assert torch.equal(getattr(opened.sae, name), getattr(imported.sae, name))
     assert (opened.sae.k, opened.sae.normalize, opened.site) == (K, imported.sae.normalize, Site(15))
     assert (opened.kind, opened.name, opened.architecture, opened.bos) == ("file", "trained.pt", "topk", "auto")
@@ -48,7 +48,8 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     text.write_text("no torch file")
     torch.save({"encoder.weight": torch.zeros(2, 2)}, other)
     half.write_bytes(other.read_bytes()[:-30])
-    for path, saying in ((text, r"is neither a finished run \(done.json\) nor an SAE in SAELens' format \(cfg.json\) "
+    for path, saying in ((text, r"is neither a finished run \(done.json\) nor a checkpoint of a run \(\S+\) nor "
+                                r"an SAE in SAELens' format \(cfg.json\) "
                                 r"nor a checkpoint of the reference trainer \(a torch file\)"),
                          (other, "no mapping `model`: it is no checkpoint of the reference trainer"),
                          (half, "is damaged or no torch checkpoint")):

@@ -10,9 +10,10 @@ from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.checkpoint import read_checkpoint
 from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.threshold import JumpReLU
-from olmoscope.sae.topk import TopK, initialize
+from olmoscope.sae.topk import TopK
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import save_checkpoint
+from olmoscope.train.initialize import initialize
 from olmoscope.train.step import Step
 from release_runs import RAW, WIDTH, edit_json, make_out, synthetic_rows
 

@@ -16,7 +16,8 @@ from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.features.rows_of import index_sae
 from olmoscope.sae.io import saelens
 from olmoscope.sae.io.same_model import GivenModel, SaidModel, take_for_same
-from olmoscope.sae.topk import initialize
+from olmoscope.site import Site
+from olmoscope.train.initialize import initialize
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -115,8 +116,8 @@ def test_a_run_and_the_page_ask_the_same(models, tmp_path, capsys):
         open_collection(index, str(models / "model"))
     with pytest.raises(UserError, match="it is another model"):
         index_sae(str(index.parent), text=str(tmp_path), out=tmp_path / "new", model_name=str(models / "model"))
-    with pytest.raises(UserError, match=r"--layer 5: .* says that this SAE reads layer 1"):
-        index_sae(str(index.parent), layer=5)
+    with pytest.raises(UserError, match=r"--site layers\.5: .* says that this SAE reads layers\.1"):
+        index_sae(str(index.parent), site=Site(5))
 
 
 def test_bos_stands_in_and_never_overrules(models, text, tmp_path):

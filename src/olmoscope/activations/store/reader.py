@@ -11,6 +11,7 @@ from olmoscope.activations.store.format import (
     Manifest,
     SegmentSums,
     has_segment,
+    norm_name,
     read_activations,
     read_manifest,
     read_rows,
@@ -69,6 +70,19 @@ class Store:
             sum_D += normalize_rows(x_BD, normalize)[0].sum(dim=0, dtype=torch.float64)
             count += len(x_BD)
         return (sum_D / count).float()
+
+    def median_norm(self, site: Site, masks: list[np.ndarray] | None = None) -> float:
+        """Median ‖x‖ of the rows of a site; of up to 2**17, as in `sample_mean`.
+
+        Args:
+            masks: as in `sample_mean`.
+        """
+        share = min(1.0, SAMPLE_ROWS / self.rows)
+        norms = []
+        for segment, rows in enumerate(self.segment_rows):
+            norm_R = self.read_rows(segment)[norm_name(site)].numpy()[: int(np.ceil(rows * share))]
+            norms.append(norm_R if masks is None else norm_R[masks[segment][: len(norm_R)]])
+        return float(np.median(np.concatenate(norms)))
 
     def _sums_of(self, segment: int) -> SegmentSums:
         if segment not in self._sums:

@@ -43,7 +43,7 @@ Part = tuple[int, int]
 
 
 def open_live(recipe: Recipe, sites: list[Site], split: Split, store: Path) -> "LiveRounds":
-    """Load the model up to the deepest site, and pack the tokens of a split (if they are not packed yet).
+    """Load the model up to the deepest site of the recipe, and pack the tokens of a split (if they are not packed yet).
 
     Args:
         sites: those wanted, of the recipe's; ascending.
@@ -57,7 +57,8 @@ def open_live(recipe: Recipe, sites: list[Site], split: Split, store: Path) -> "
     refuse_another_store(store, recipe)
     wanted = model_of_store(recipe, store)
     tokenizer = ready_to_pack(recipe, wanted, split)
-    model = load_model(wanted, sites, pick_device(recipe.device))
+    # All sites of the recipe: the manifest is of them, whichever SAEs train first.
+    model = load_model(wanted, recipe.activations.sites, pick_device(recipe.device))
     model.probe.refuse_leak(wanted.name, recipe.tokens.documents)
     with tokens_locked(store):
         index = pack(recipe, tokenizer, split, store, wanted)
@@ -115,6 +116,11 @@ class LiveRounds:
         self._sampled = self._sampled or self.read(0, 0, None)
         x_BD = normalize_rows(self._sampled[site].float(), normalize)[0]
         return x_BD.mean(dim=0, dtype=torch.float64).float().cpu()
+
+    def median_norm(self, site: Site) -> float:
+        """Over the first round; see `Rounds`."""
+        self._sampled = self._sampled or self.read(0, 0, None)
+        return float(self._sampled[site].float().norm(dim=1).median())
 
     def _run(self, segment: int, first: int) -> dict[Part, dict[Site, Tensor]]:
         """A segment through the model; its parts from `first` on."""

@@ -62,6 +62,9 @@ class Rounds(Protocol):
     def sample_mean(self, site: Site, normalize: Normalize) -> Tensor:
         """Mean `[D]` (float32, CPU) of the rows dealt out, or of a random sample, as the SAE sees them."""
 
+    def median_norm(self, site: Site) -> float:
+        """Median ‖x‖ of the rows dealt out, or of a random sample."""
+
 
 class StoreRounds:
     """Rounds of some sites of a store. Memory: the rows of a round, twice (one dealt out, one being read)."""
@@ -129,6 +132,10 @@ class StoreRounds:
     def sample_mean(self, site: Site, normalize: Normalize) -> Tensor:
         """See `Rounds`."""
         return self.store.sample_mean(site, normalize, self.kept.masks)
+
+    def median_norm(self, site: Site) -> float:
+        """See `Rounds`."""
+        return self.store.median_norm(site, self.kept.masks)
 
     def _order(self, epoch: int, number: int) -> np.ndarray:
         """Which of the rows read is dealt out first, second and so on."""

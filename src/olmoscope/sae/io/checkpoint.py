@@ -1,10 +1,13 @@
 """The checkpoint files of our own runs: an SAE's tensors among the trainer's, and what the file says of the SAE.
 
-    W, or W_enc and W_dec, b_latent, b_pre     the parameters, as `SparseCoder.state_dict` names them
+    W, or W_enc and W_dec, b_latent, b_pre     the parameters, as `SparseCoder.state_dict` names them; of a transcoder
+                                               b_in, b_out and perhaps W_skip in place of b_pre
     ACTIVATION.threshold or .log_threshold     the threshold of a rule that has one (`THRESHOLDS`)
 
 The rest is the trainer's own (train/checkpoint.py). What the file says stands in its metadata as JSON, under
-`olmoscope`: `activation`, `k`, `normalize`, and the trainer's own again. docs/formats.md lists everything.
+`olmoscope`: `activation`, `k`, `normalize`; of a coder that is no SAE of one site `transcoder`, and `scales` and
+`widths` of the sites that it reads, which are folded into the weights here; and the trainer's own again.
+docs/formats.md lists everything.
 """
 
 import contextlib
@@ -20,13 +23,29 @@ from torch import Tensor
 from olmoscope.errors import UserError
 from olmoscope.files import atomic_path
 from olmoscope.sae.groupmax import GroupMax
+from olmoscope.sae.scales import fold_scales
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
 
 METADATA = "olmoscope"
 
+PARAMETERS = ("W", "W_enc", "W_dec", "b_latent", "b_pre", "b_in", "b_out", "W_skip")
+"""All that a coder in training may have; a file has those that its kind needs."""
+
 THRESHOLDS = {"batchtopk": "threshold", "jumprelu": "log_threshold"}
 """What the threshold of a rule is called: one for all latents, or the logarithm of each latent's."""
+
+
+def step_of(path: Path) -> int:
+    """After how many steps a checkpoint was written: its name says it, `step-00004883.safetensors`.
+
+    Raises:
+        UserError: it is not called so.
+    """
+    number = path.stem.removeprefix("step-")
+    if not number.isdecimal():
+        raise UserError(f"{path} is not a checkpoint (checkpoints/step-00001000.safetensors)")
+    return int(number)
 
 
 def rule_tensor(activation: str, name: str) -> str:
@@ -58,16 +77,18 @@ def read_checkpoint(path: Path) -> TopK | JumpReLU:
         UserError: damaged file.
     """
     with opened_checkpoint(path) as (metadata, file):
-        matrices = ("W",) if "W" in file.keys() else ("W_enc", "W_dec")  # noqa: SIM118  (the file is no mapping)
-        parameters = {name: file.get_tensor(name) for name in (*matrices, "b_latent", "b_pre")}
+        parameters = {name: file.get_tensor(name) for name in PARAMETERS if name in set(file.keys())}
         activation = metadata["activation"]
         kind = GroupMax if activation == "groupmax" else TopK
-        sae = kind.from_state_dict(parameters, k=metadata["k"], normalize=metadata["normalize"])
+        sae = kind.from_state_dict(parameters, k=metadata["k"], normalize=metadata["normalize"],
+                                   transcoder=metadata.get("transcoder", False))
+        sae = fold_scales(sae, metadata.get("scales", []), metadata.get("widths", []))
         if activation not in THRESHOLDS:
             return sae
         threshold = file.get_tensor(rule_tensor(activation, THRESHOLDS[activation]))
         threshold_F = threshold.exp() if activation == "jumprelu" else threshold.float().repeat(sae.d_sae)
-        return JumpReLU(sae.W_enc, sae.W_dec, sae.b_in, sae.normalize, sae.b_latent, threshold_F)
+        return JumpReLU(sae.W_enc, sae.W_dec, sae.b_in, sae.normalize, sae.b_latent, threshold_F, b_out=sae.b_out,
+                        W_skip=sae.W_skip, transcoder=sae.transcoder)
 
 
 @contextlib.contextmanager

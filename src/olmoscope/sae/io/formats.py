@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Protocol
 
-from olmoscope.sae.io import reference_trainer, run_folder, saelens
+from olmoscope.sae.io import reference_trainer, run_checkpoint, run_folder, saelens
 from olmoscope.sae.io.opened import Opened
 from olmoscope.site import Site
 
@@ -43,5 +43,5 @@ class Format(Protocol):
         """
 
 
-FORMATS: tuple[Format, ...] = (run_folder, saelens, reference_trainer)
+FORMATS: tuple[Format, ...] = (run_folder, run_checkpoint, saelens, reference_trainer)
 """In the order in which they are asked."""

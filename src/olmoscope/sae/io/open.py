@@ -3,6 +3,7 @@
 What names an SAE:
 
     OUT/runs/SAE_ID                a finished run
+    .../checkpoints/step-N.safetensors    as it was after N steps; `.../checkpoints`: at each checkpoint that it keeps
     FOLDER                         cfg.json and sae_weights.safetensors
     FILE                           a torch checkpoint of the reference trainer
     OWNER/NAME:PATH/IN/REPO        a folder of a hub repository; `OWNER/NAME` where it is the repository itself,
@@ -14,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from olmoscope.errors import UserError
+from olmoscope.sae.io import run_checkpoint
 from olmoscope.sae.io.formats import FORMATS, Format
 from olmoscope.sae.io.hub import fetch
 from olmoscope.sae.io.opened import Opened
@@ -44,7 +46,8 @@ def open_sae(where: str | Path, site: Site | None = None) -> Opened:
 
 
 def find_saes(where: str) -> list[str]:
-    """What a command's argument stands for: the runs of an output folder, the SAEs of a release, or the one named.
+    """What a command's argument stands for: the runs of an output folder, the SAEs of a release, the checkpoints in a
+    run's `checkpoints`, or the one named.
 
     Raises:
         UserError: an output folder or release without SAEs.
@@ -52,6 +55,8 @@ def find_saes(where: str) -> list[str]:
     folder = Path(where)
     if not folder.is_dir() or any(form.detect(folder) for form in FORMATS):
         return [where]
+    if kept := sorted(filter(run_checkpoint.detect, folder.iterdir())):
+        return [str(path) for path in kept]
     searched = [(form.NAME, form.SEARCH) for form in FORMATS if form.SEARCH]
     for _, pattern in searched:
         if found := sorted({path.parent for path in folder.glob(pattern)}):

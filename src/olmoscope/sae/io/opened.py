@@ -19,9 +19,8 @@ class Opened:
     """An SAE and where it belongs.
 
     Attributes:
-        sae: float32, on the CPU.
+        sae: float32, on the CPU; it knows the sites that it reads and writes.
         name: what tables call it: a run's SAE id, the name of a folder or file, a hub id.
-        site: what it reads.
         model_name: the language model, as its files name it; None if they do not say.
         model_revision: of that model, where known.
         architecture: as SAELens calls it: `topk`, `jumprelu`, `standard`, `gated`, ...
@@ -35,12 +34,12 @@ class Opened:
         metadata: whatever else its files say, as they say it.
         model_architecture: of the language model, e.g. `Olmo3ForCausalLM`, where its files say it.
         model_layers: of the whole model, likewise.
+        step: of the checkpoint, where it is one of a run; None: as its training ended.
         unread: which tokens it was trained without, in words; None where all were read, or its files do not say.
     """
 
     sae: SparseCoder
     name: str
-    site: Site
     model_name: str | None
     model_revision: str | None
     architecture: str
@@ -53,7 +52,23 @@ class Opened:
     metadata: dict[str, Any]
     model_architecture: str | None = None
     model_layers: int | None = None
+    step: int | None = None
     unread: str | None = None
+
+    @property
+    def reads(self) -> tuple[Site, ...]:
+        """The sites that it reads."""
+        return self.sae.reads
+
+    @property
+    def writes(self) -> tuple[Site, ...]:
+        """The sites that it writes: those that it reads, but of a transcoder."""
+        return self.sae.writes
+
+    @property
+    def site(self) -> Site:
+        """The site that it writes; of a crosscoder the last, from which the model goes on."""
+        return self.sae.writes[-1]
 
     def unread_note(self) -> str | None:
         """What to tell who measures it on all tokens."""

@@ -67,7 +67,7 @@ def read(path: Path, site: Site | None = None) -> Opened:
     model = _mapping(tree, "model", path)
     sae = _read_sae(model, tree, path)
     return Opened(
-        sae, path.name, _site(tree, site, path), None, None, "topk", path, "file",
+        sae.at([_site(tree, site, path)]), path.name, None, None, "topk", path, "file",
         f"sha256:{sha256(path)[:32]}", bos="auto", context_size=None, dtype=model["encoder.weight"].dtype,
         metadata={name: tree[name] for name in SETTINGS
                   if isinstance(tree.get(name), int | float) and math.isfinite(tree[name])})

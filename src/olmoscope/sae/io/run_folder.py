@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from olmoscope.errors import UserError
 from olmoscope.files import read_json
 from olmoscope.recipe.load import load_recipe
-from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.recipe.schema import SAE, Recipe, SiteName
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.checkpoint import read_checkpoint
 from olmoscope.sae.io.opened import Opened
@@ -58,6 +58,15 @@ class StoreRead(_Read):
     """Where the activations came from."""
 
     model: ModelRead
+    sites: list[SiteName] | None = None
+    widths: list[int] | None = None
+    """D of each; None, as `sites`, in files written before there were sites other than residual streams."""
+
+    def width(self, site: Site) -> int:
+        """D of a site."""
+        if self.sites is None or self.widths is None:
+            return self.model.d_model
+        return self.widths[self.sites.index(site)]
 
 
 class DoneRead(_Read):
@@ -86,19 +95,24 @@ class RunFolder:
         """The file with the final weights."""
         return self.folder / self.done.checkpoint
 
-    def load(self) -> TopK | JumpReLU:
+    def load(self, checkpoint: Path | None = None) -> TopK | JumpReLU:
         """The trained SAE, on the CPU.
+
+        Args:
+            checkpoint: of an earlier step; None: the last one.
 
         Raises:
             UserError: missing or damaged checkpoint, or one of another kind, shape, k or normalisation than the
                 recipe's.
         """
-        sae, wanted = read_checkpoint(self.checkpoint), self.sae
+        path = checkpoint or self.checkpoint
+        sae, wanted = read_checkpoint(path), self.sae
         kind = {"topk": TopK, "groupmax": GroupMax}.get(wanted.activation, JumpReLU)
         k = sae.k if isinstance(sae, TopK) else wanted.k  # which leaves no trace in a JumpReLU
-        found = (type(sae), sae.d_sae, sae.d_model, k, sae.normalize)
-        if found != (kind, wanted.d_sae, self.done.store.model.d_model, wanted.k, wanted.normalize):
-            raise UserError(f"{self.checkpoint} holds another SAE ({type(sae).__name__}, {sae.d_sae} latents, d_model "
+        width = sum(self.done.store.width(site) for site in wanted.reads)
+        found = (type(sae), sae.d_sae, sae.d_in, k, sae.normalize)
+        if found != (kind, wanted.d_sae, width, wanted.k, wanted.normalize):
+            raise UserError(f"{path} holds another SAE ({type(sae).__name__}, {sae.d_sae} latents, d_model "
                             f"{sae.d_model}, k {k}, normalize {sae.normalize}) than {wanted.id}: train it again in an "
                             "empty folder")
         return sae
@@ -118,10 +132,19 @@ def read(path: Path, site: Site | None = None) -> Opened:
     Raises:
         UserError: see `read_run_folder` and `RunFolder.load`; another site.
     """
-    run = read_run_folder(path)
+    return opened(read_run_folder(path), site)
+
+
+def opened(run: RunFolder, site: Site | None, checkpoint: Path | None = None) -> Opened:
+    """The SAE of a run as it ended, or at an earlier checkpoint.
+
+    Raises:
+        UserError: see `RunFolder.load`; another site than `site`.
+    """
+    path = run.folder
     refuse_other_site(path, site, run.sae.site)
-    sae, model, tokens = run.load(), run.done.store.model, run.recipe.tokens
-    return Opened(sae, run.sae.id, run.sae.site, model.name, model.revision,
+    sae, model, tokens = run.load(checkpoint).at(run.sae.reads, run.sae.writes), run.done.store.model, run.recipe.tokens
+    return Opened(sae, run.sae.id, model.name, model.revision,
                   "jumprelu" if isinstance(sae, JumpReLU) else run.sae.activation, path, "run", run.done.run_hash,
                   bos="yes" if tokens.bos == "yes" else "no",
                   context_size=max(high for _, high in tokens.chunk_lengths), dtype=sae.W_dec.dtype, metadata={},

@@ -77,7 +77,7 @@ def read(path: Path, site: Site | None = None) -> Opened:
     sae = read_coder(path, config, row_normalisation(config, metadata, path / CONFIG))
     context = metadata.get("context_size")
     return Opened(
-        sae, path.resolve().name, site_read(metadata, site, path / CONFIG), metadata.get("model_name"),
+        sae.at([site_read(metadata, site, path / CONFIG)]), path.resolve().name, metadata.get("model_name"),
         metadata.get("model_revision"), architecture, path, "folder",
         f"sha256:{sha256(path / WEIGHTS)[:32]}-{sha256(path / CONFIG)[:8]}",
         bos=begins_with_bos(metadata, path / CONFIG), context_size=context if isinstance(context, int) else None,

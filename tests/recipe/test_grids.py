@@ -61,6 +61,13 @@ def test_a_name_stands_before_all_that_varies(tmp_path):
     assert [sae.id for sae in job.saes] == ["mine_layer-1_lr-1e-3", "mine_layer-7_lr-1e-3", "plain/one.a"]
 
 
+def test_sites_vary_and_several_that_are_read_are_one_crosscoder(tmp_path):
+    job = loaded(tmp_path, {"site": ["layers.1", "layers.7"], "d_sae": 512, "k": 8},
+                 {"reads": ["layers.1", "layers.7"], "d_sae": 512, "k": 8, "train": {"seed": [1]}})
+    assert [sae.id for sae in job.saes] == ["layer_01/width_512/topk_8_raw", "layer_07/width_512/topk_8_raw",
+                                            "layers_01-07/width_512/topk_8_raw_seed-1"]
+
+
 def test_what_is_a_list_by_nature_is_no_grid(tmp_path):
     job = loaded(tmp_path, SMALL | {"matryoshka": [0.25, 0.5], "train": {"betas": [0.9, 0.99]}})
     assert len(job.saes) == 1 and job.train_of(job.saes[0]).betas == (0.9, 0.99)
@@ -102,7 +109,7 @@ def test_values_in_names(value, text):
     ([SMALL, SMALL | {"name": "x", "train": {"learning_rate": 1}}], r"saes.1.train.learning_rate: unknown key"),
     ([SMALL | {"train": {"auxiliary": {"wait": 1}}}], r"saes.0.train.auxiliary.wait: unknown key"),
     ([SMALL | {"train": {"lr": [1e-3, "fast"]}}], r"saes.0.train.lr: .*number.*'fast'"),
-    ([SMALL | {"train": {"seed": [0, 1]}}, SMALL | {"layer": 9}], r"saes.1.layer: layer 9 is not collected"),
+    ([SMALL | {"train": {"seed": [0, 1]}}, SMALL | {"layer": 9}], r"saes.1: layers.9 is not collected"),
     ([SMALL | {"k": 600, "train": {"seed": [0, 1]}}], r"saes.0: k \(600\) is over d_sae"),
     ([SMALL | {"train": {"decoder_rate": 2}}], r"saes.0.train.decoder_rate: tied weights have one rate"),
     ([SMALL | {"activation": "groupmax", "train": {"candidates": {}}}], r"saes.0.activation: groupmax needs all"),

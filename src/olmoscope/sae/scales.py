@@ -1,0 +1,44 @@
+"""Scales of sites, folded into a coder's weights.
+
+Training multiplies the rows of each site read by a number of its own (train/ends.py). Folded in, the coder takes rows
+as they are: with rows a x in place of x,
+
+    (a x − b) W_encᵀ  =  (x − b / a) (a W_enc)ᵀ        (a x) W_skipᵀ  =  x (a W_skip)ᵀ
+
+and what a crosscoder gives for a site, in that site's scale, is divided by it: decoder and b_out by a.
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+from olmoscope.sae.topk import TopK
+
+
+def fold_scales(coder: TopK, scales: Sequence[float], widths: Sequence[int]) -> TopK:
+    """A coder of rows as they are, from one of scaled rows; with scales of 1 the coder itself.
+
+    Args:
+        scales: what the rows of each site read are multiplied by.
+        widths: of each site's rows.
+    """
+    if all(scale == 1 for scale in scales):
+        return coder
+    a_D = torch.cat([torch.full((width,), scale, dtype=torch.float64)
+                     for scale, width in zip(scales, widths, strict=True)]).to(coder.device)
+
+    def times(tensor: torch.Tensor) -> torch.Tensor:
+        return (tensor.double() * a_D).to(tensor.dtype)
+
+    def over(tensor: torch.Tensor) -> torch.Tensor:
+        return (tensor.double() / a_D).to(tensor.dtype)
+
+    state = coder.state_dict()
+    folded = {"W_enc": times(coder.W_enc), "b_latent": state["b_latent"]}
+    if coder.transcoder:
+        folded |= {"W_dec": coder.W_dec, "b_in": over(coder.b_in), "b_out": coder.b_out}
+        if coder.W_skip is not None:
+            folded["W_skip"] = times(coder.W_skip)
+    else:
+        folded |= {"W_dec": over(coder.W_dec), "b_pre": over(coder.b_in)}
+    return type(coder).from_state_dict(folded, k=coder.k, normalize=coder.normalize, transcoder=coder.transcoder)

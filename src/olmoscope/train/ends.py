@@ -1,0 +1,88 @@
+"""What a coder in training is given and compared with: rows of the sites that it reads and writes.
+
+An SAE reads and writes the rows of one site, as they are. A transcoder reads the rows of one site and is compared with
+those of another. A crosscoder's rows are those of several sites, one beside the other.
+
+Sites differ in the size of their rows. So that the rates of training mean the same for all parameters, the rows read
+are first multiplied by a number for each site: a transcoder's by what brings them to the size of the rows written, a
+crosscoder's by what brings all sites to one size. The size is the median row's, so outliers do not count. Checkpoints
+say the numbers, and reading a coder folds them into its weights (sae/scales.py).
+
+Shapes: B rows, D width of all sites read, D_out width of the site written.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from olmoscope.recipe.schema import SAE
+from olmoscope.site import Site
+
+
+@dataclass(frozen=True)
+class Ends:
+    """The sites of one coder in training."""
+
+    reads: tuple[Site, ...]
+    writes: tuple[Site, ...]
+    widths: tuple[int, ...]
+    """D of each site read."""
+    scales: tuple[float, ...]
+    """What the rows of each site read are multiplied by."""
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether the rows written are those of another site than the rows read."""
+        return self.reads != self.writes
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is an SAE of one site."""
+        return len(self.reads) == 1 and not self.is_transcoder
+
+    def rows(self, batch: Mapping[Site, Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The rows read, `[B, D]`, and those to be compared with, `[B, D_out]`; None: the same rows.
+
+        Args:
+            batch: of each site its rows, any float dtype.
+        """
+        if self.is_plain:
+            return batch[self.reads[0]], None
+        x_BD = self.joined([batch[site] for site in self.reads])
+        return x_BD, batch[self.writes[0]].float() if self.is_transcoder else None
+
+    def joined(self, parts: Sequence[Tensor]) -> Tensor:
+        """Rows (or a mean) of the sites read, scaled, one site beside the other."""
+        return torch.cat([part.float() * scale for part, scale in zip(parts, self.scales, strict=True)], dim=-1)
+
+
+def ends_of(spec: SAE, widths: Mapping[Site, int], scales: Sequence[float]) -> Ends:
+    """The ends of a coder of a recipe.
+
+    Args:
+        widths: D of each site.
+        scales: of each site read.
+    """
+    reads = tuple(spec.reads)
+    return Ends(reads, tuple(spec.writes or reads), tuple(widths[site] for site in reads), tuple(scales))
+
+
+def scales_for(spec: SAE, widths: Mapping[Site, int], median_norm: Callable[[Site], float]) -> tuple[float, ...]:
+    """What the rows of each site read are to be multiplied by; 1 in an SAE of one site.
+
+    Args:
+        median_norm: of the rows of a site.
+    """
+    if len(spec.reads) == 1 and spec.writes is None:
+        return (1.0,)
+    sizes = {site: median_norm(site) / math.sqrt(widths[site]) for site in spec.sites}
+    wanted = (sizes[spec.writes[0]] if spec.writes is not None
+              else math.exp(sum(math.log(max(sizes[site], TINY)) for site in spec.reads) / len(spec.reads)))
+    return tuple(wanted / sizes[site] if sizes[site] > TINY else 1.0 for site in spec.reads)
+
+
+TINY = 1e-30
+"""A size under this is that of rows of zeros."""

@@ -1,0 +1,53 @@
+"""Fresh coders, as training begins with them. Shapes: D width of the rows, F latents."""
+
+import zlib
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from olmoscope.sae.rows import Normalize
+from olmoscope.sae.topk import TopK
+from olmoscope.seeds import generator
+
+
+def initialize(d_model: int, d_sae: int, k: int, normalize: Normalize, mean_D: Tensor, seed: int, name: str = "", *,
+               tied: bool = True) -> TopK:
+    """A fresh SAE: random unit rows, no latent bias, `b_in` (which is `b_out`) at the mean of the (normalised) data.
+
+    Args:
+        mean_D: mean of the rows as `normalize_rows` gives them.
+        seed: with the same seed and name, the same rows on every machine and device.
+        name: the SAE's id: SAEs of one seed start with independent rows, also where their shapes are equal. Were they
+            the same, directions of different layers would be alike only for having begun so.
+        tied: whether encoder and decoder are one matrix; else they start equal.
+    """
+    device = mean_D.device
+    W_FD = _unit_rows(d_sae, d_model, seed, name).to(device)
+    return TopK(W_FD if tied else W_FD.clone(), W_FD, b_in=mean_D.float().clone(), normalize=normalize,
+                b_latent=torch.zeros(d_sae, device=device), k=k)
+
+
+def initialize_transcoder(d_sae: int, k: int, mean_in_D: Tensor, mean_out_D: Tensor, seed: int, name: str, *,
+                          skip: bool) -> TopK:
+    """A fresh transcoder: random unit rows, no latent bias, `b_in` and `b_out` at the means of the rows read and
+    written, a skip of zeros.
+
+    Args:
+        mean_in_D, mean_out_D: means of the rows, float.
+        seed, name: as in `initialize`.
+        skip: whether an affine map stands beside the latents.
+    """
+    b_in, b_out = mean_in_D.float().clone(), mean_out_D.float().clone()
+    W_enc, W_dec = (_unit_rows(d_sae, len(mean), seed, f"{name}, {what}").to(mean.device)
+                    for mean, what in ((b_in, "encoder"), (b_out, "decoder")))
+    W_skip = torch.zeros(len(b_out), len(b_in), device=b_out.device) if skip else None
+    return TopK(W_enc, W_dec, b_in, "none", torch.zeros(d_sae, device=b_in.device), k, b_out=b_out, W_skip=W_skip,
+                transcoder=True)
+
+
+def _unit_rows(rows: int, width: int, seed: int, name: str) -> Tensor:
+    random = generator(seed, "rows of an SAE", zlib.crc32(name.encode()))
+    W_FD = torch.from_numpy(random.standard_normal((rows, width), dtype=np.float32))
+    W_FD /= W_FD.norm(dim=1, keepdim=True)
+    return W_FD

@@ -1,0 +1,162 @@
+"""Runs compared by setting: means and spread over seeds, frontiers, study.json, the table, the report."""
+
+import json
+import statistics
+import subprocess
+import sys
+
+import pytest
+
+from helpers import recipe, write_documents
+from olmoscope.errors import UserError
+from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
+from olmoscope.evaluate.results import read_evaluation
+from olmoscope.evaluate.study import study_of, study_of_training
+from olmoscope.features.rows_of import index_sae
+from olmoscope.pipeline import collect_stores, evaluate_saes, report_saes, train_saes
+from olmoscope.recipe.load import load_recipe
+from olmoscope.sae.io.open import find_saes, open_sae
+from olmoscope.train.run import run_folder
+
+COLUMNS = {"NMSE", "FVU", "L0", "dead", "ΔCE", "rec.", "KL"}
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """Two rates by three seeds at one layer, and a run at another; trained, evaluated."""
+    folder = tmp_path_factory.mktemp("study")
+    write_documents(folder / "corpus", count=90)
+    (folder / "job.yaml").write_text(recipe(folder / "corpus", tokens__count=1500, train__checkpoints={"every": 5},
+                                            saes=[{"layer": 1, "d_sae": 256, "k": 4},
+                                                  {"layer": 7, "d_sae": 256, "k": 4}]).to_yaml())
+    job = load_recipe(str(folder / "job.yaml"), overrides=["saes.0.train={lr: [1e-3, 2e-3], seed: [0, 1, 2]}"])
+    collect_stores(job, folder / "out")
+    list(train_saes(job, folder / "out", []))
+    list(evaluate_saes(job, folder / "out", []))
+    report_saes(job, folder / "out")
+    return folder / "out"
+
+
+@pytest.fixture(scope="module")
+def job(out):
+    return load_recipe(str(out / "recipe.yaml"))
+
+
+def olmoscope(*arguments):
+    return subprocess.run([sys.executable, "-m", "olmoscope", *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_settings_seeds_means_and_spreads(out, job):
+    study = study_of(job, out)
+    assert [(setting.name, len(setting.runs)) for setting in study.settings] == [
+        ("layer_01/width_256/topk_4_raw_lr-1e-3", 3), ("layer_01/width_256/topk_4_raw_lr-2e-3", 3),
+        ("layer_07/width_256/topk_4_raw", 1)]
+    assert [run.seed for run in study.settings[0].runs] == [0, 1, 2]
+    assert [setting.varies for setting in study.settings] == [
+        {"sae.layer": 1, "train.lr": 1e-3}, {"sae.layer": 1, "train.lr": 2e-3}, {"sae.layer": 7, "train.lr": None}]
+    assert study.seeds and study.compares and not study.missing and study.same_text
+    first = [read_evaluation(run_folder(out, sae) / "evaluation.json") for sae in job.saes[:3]]
+    for key, value in (("nmse", lambda e: e.nmse), ("dead", lambda e: e.dead.share), ("kl", lambda e: e.language.kl)):
+        values = [value(one) for one in first]
+        spread = study.settings[0].figures[key]
+        assert (spread.mean, spread.sd, spread.n) == (statistics.mean(values), statistics.stdev(values), 3)
+    assert study.settings[2].figures["nmse"].sd is None and study.settings[2].figures["nmse"].n == 1
+
+
+def test_the_frontier_is_of_a_layer_and_by_the_means(out, job):
+    slow, fast, deep = study_of(job, out).settings
+    better = min((slow, fast), key=lambda setting: setting.figures["fvu"].mean)
+    assert {setting.name for setting in (slow, fast) if setting.unbeaten["fvu"]} == {better.name}
+    assert deep.unbeaten == {"fvu": True, "delta_ce": True}
+
+
+def test_study_json_says_it_all(out, job):
+    tree = json.loads((out / "study.json").read_text())
+    study = study_of(job, out)
+    assert [one["setting"] for one in tree["settings"]] == [setting.name for setting in study.settings]
+    assert tree["settings"][0]["figures"]["fvu"] == vars(study.settings[0].figures["fvu"])
+    assert [(one["run"], one["seed"]) for one in tree["runs"]] == [
+        (run.id, run.seed) for setting in study.settings for run in setting.runs]
+    assert tree["runs"][0]["nmse"] == study.settings[0].runs[0].figures["nmse"]
+    assert (tree["format"], tree["version"], tree["missing"]) == ("olmoscope study", 1, [])
+
+
+def test_the_command_says_it_again_and_changes_nothing(out):
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in out.rglob("*")
+              if path.is_file() and ".lock" not in path.name}
+    done = olmoscope("study", out)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("topk_4_raw_lr") == 2 and "±" in done.stdout and "seed-0" not in done.stdout
+    assert set(done.stdout.split()) >= COLUMNS and max(map(len, done.stdout.splitlines()[:14])) <= 80
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    assert "topk_4_raw_lr-1e-3_seed-0" in olmoscope("study", out, "--runs").stdout
+    evaluated = olmoscope("evaluate", out).stdout
+    assert evaluated.count("nothing to do") == 7 and "Settings" in evaluated and "--runs" in evaluated
+    trained = olmoscope("train", out).stdout
+    assert "Settings, in training" in trained and trained.count("nothing to do") == 7
+
+
+def test_what_training_says(out, job):
+    study = study_of_training(job, out)
+    done = [json.loads((run_folder(out, sae) / "done.json").read_text()) for sae in job.saes[:3]]
+    assert study.settings[0].figures["nmse"].mean == statistics.mean(one["nmse"] for one in done)
+    assert study.settings[0].unbeaten == {}
+
+
+def test_the_report_compares_settings(page, out, job):
+    page.goto((out / "report.html").as_uri())
+    rows = page.get_by_test_id("settings").locator("tbody tr").all()
+    study = study_of(job, out)
+    assert [row.locator("td").first.inner_text().split("\n") for row in rows] == [
+        [str(number), setting.name] for number, setting in enumerate(study.settings, 1)]
+    assert [row.locator("td").nth(1).inner_text() for row in rows] == ["3", "3", "1"]
+    cell = rows[0].locator("td").nth(2).inner_text().split("\n")
+    assert float(cell[0]) == pytest.approx(study.settings[0].figures["nmse"].mean, rel=1e-3)
+    assert float(cell[1].removeprefix("± ")) == pytest.approx(study.settings[0].figures["nmse"].sd, rel=1e-3)
+    assert "±" not in rows[2].inner_text()
+    titles = page.locator("figure h3").all_inner_texts()
+    assert titles[:2] == ["FVU against L0, by setting", "ΔCE against L0, by setting"]
+    assert page.get_by_test_id("overview").locator("tbody tr").count() == 7
+
+
+def test_runs_without_figures_are_named(out, job, tmp_path):
+    (run_folder(tmp_path, job.saes[0])).mkdir(parents=True)
+    with pytest.raises(UserError, match=r"no run of .* is evaluated yet; run `olmoscope evaluate"):
+        study_of(job, tmp_path)
+    path = run_folder(out, job.saes[0]) / "evaluation.json"
+    (run_folder(tmp_path, job.saes[0]) / "evaluation.json").write_bytes(path.read_bytes())
+    study = study_of(job, tmp_path)
+    assert study.missing == [sae.id for sae in job.saes[1:]] and not study.compares
+    (tmp_path / "recipe.yaml").write_text(job.to_yaml())
+    done = olmoscope("study", tmp_path)
+    assert done.returncode == 1 and "nothing to compare" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_names_of_the_users_own_are_called_by_what_varies(out, job, tmp_path):
+    named = job.model_copy(update={"saes": [sae.model_copy(update={"name": name}) for sae, name in
+                                            zip(job.saes, ["a", "b", "c", "d", "e", "f", "g"], strict=True)]})
+    for old, new in zip(job.saes, named.saes, strict=True):
+        run_folder(tmp_path, new).mkdir(parents=True)
+        (run_folder(tmp_path, new) / "evaluation.json").write_bytes(
+            (run_folder(out, old) / "evaluation.json").read_bytes())
+    assert [setting.name for setting in study_of(named, tmp_path).settings] == [
+        "layer_01/width_256/topk_4_raw_lr-1e-3", "layer_01/width_256/topk_4_raw_lr-2e-3", "g"]
+
+
+def test_kept_checkpoints_are_evaluated_and_indexed(out, job, tmp_path):
+    run = run_folder(out, job.saes[0])
+    places = find_saes(str(run / "checkpoints"))
+    assert [open_sae(place).step for place in places] == [5, 10, 12]
+    found = evaluate_anywhere([str(run / "checkpoints")], Options(tmp_path / "steps", tokens=300))
+    assert [one.name for one in found] == [f"{job.saes[0].id}@{step}" for step in (5, 10, 12)]
+    errors = [read_evaluation(one.folder / "evaluation.json") for one in found]
+    assert errors[0].nmse > errors[1].nmse > errors[2].nmse and len({one.run_hash for one in errors}) == 3
+    assert not any(one.fresh for one in evaluate_anywhere(places, Options(tmp_path / "steps", tokens=300)))
+    assert index_sae(places[0], device="cpu").folder == run / "index-step-00000005"
+    for place, message in ((run / "checkpoints" / "step-00000006.safetensors", "is no folder"),
+                           (tmp_path / "checkpoints" / "step-00000006.safetensors", "is not a run folder")):
+        if place.is_relative_to(tmp_path):
+            place.parent.mkdir()
+            place.write_bytes(b"")
+        with pytest.raises(UserError, match=message):
+            open_sae(place)
