@@ -77,6 +77,17 @@ def test_plan(run, job, monkeypatch):
     assert run("plan", job())[0] == 0
 
 
+def test_a_plan_says_long_ids_and_their_costs_in_80_columns(run, job, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    reads, writes = "layers.3.mlp.in", "layers.3.mlp.out"
+    path = job(activations={"sites": [reads, writes]}, saes=[
+        {"reads": reads, "writes": writes, "skip": True, "d_sae": 4096, "k": 32, "weights": "untied"}])
+    status, out, _ = run("plan", path)
+    assert status == 0 and "\u2026" not in out
+    for part in ("layer_03_mlp_in ", "-to-layer_03_mlp_out/width_4096/", "topk_32_raw_untied_skip", "steps", "24"):
+        assert part in out
+
+
 def test_mistakes_in_recipes(fails, job):
     assert "no recipe 'nowhere'" in fails("plan", "nowhere")
     assert "trian: unknown key" in fails("plan", "tiny", "--set", "trian.lr=1")

@@ -137,7 +137,7 @@ def index(
     for indexed in api.index(sae, store=store, text=text, out=out, model=model, site=site_of(site), tokens=tokens,
                              bos=bos, skip_first=skip_first, skip_special=skip_special, max_norm=max_norm):
         info = indexed.info
-        say(f"{indexed.folder}: {info.sae.d_sae} features ({info.dead} never fire), {info.rows} rows, "
+        say(f"{indexed.folder}: {info.sae.d_sae:,} features ({info.dead:,} never fire), {info.rows:,} rows, "
                    f"{info.firings} firings {written(indexed.fresh)}")
     say(f"Look at it with `olmoscope browse {out or sae}`.")
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from rich.markup import escape
 
-from olmoscope.cli.tables import NAME_WIDTH, console, new_table
+from olmoscope.cli.tables import console, in_lines, new_table_of_names
 from olmoscope.evaluate.study import FRONTIERS, Setting, Study
 
 MEASURED = (("nmse", "NMSE", ".4f"), ("fvu", "FVU", ".4f"), ("l0", "L0", ".1f"), ("dead", "dead", ".1%"),
@@ -33,13 +33,10 @@ def show_training_study(study: Study) -> None:
 
 
 def _show(title: str, study: Study, columns: Columns) -> None:
-    table = new_table(title, "setting", "n", *(head for _, head, _ in columns))
-    for column in table.columns:
-        column.no_wrap = column is not table.columns[0]
-        column.overflow = "fold"
+    table = new_table_of_names(title, "setting", "n", *(head for _, head, _ in columns))
     for setting in study.settings:
-        name = setting.name if len(setting.name) <= NAME_WIDTH else "/\n".join(setting.name.rsplit("/", 1))
-        table.add_row(escape(name), str(len(setting.runs)), *(_cell(setting, key, form) for key, _, form in columns))
+        table.add_row(in_lines(setting.name), str(len(setting.runs)),
+                      *(_cell(setting, key, form) for key, _, form in columns))
     console.print(table)
     if study.missing:
         console.print(f"[yellow]{len(study.missing)} of the recipe's runs have no figures yet: "

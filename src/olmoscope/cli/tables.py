@@ -22,7 +22,7 @@ from olmoscope.units import format_bytes
 console = Terminal()
 
 NAME_WIDTH = 36
-"""Of an SAE's id in a table of figures; a longer one takes two lines, broken before its last part."""
+"""Of an SAE's id in a table of figures; a longer one takes several lines (`in_lines`)."""
 
 
 def new_table(title: str, *columns: str) -> Table:
@@ -31,6 +31,26 @@ def new_table(title: str, *columns: str) -> Table:
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
     return table
+
+
+def new_table_of_names(title: str, *columns: str) -> Table:
+    """A table whose first column holds ids of SAEs: where the line is too short, they fold, and figures never do."""
+    table = new_table(title, *columns)
+    for column in table.columns:
+        column.no_wrap = column is not table.columns[0]
+        column.overflow = "fold"
+    return table
+
+
+def in_lines(name: str) -> str:
+    """An SAE's id as a table shows it: one that is too long is broken before its last part, and at a transcoder's
+    `-to-`."""
+    if len(name) <= NAME_WIDTH:
+        return escape(name)
+    first, *last = name.rsplit("/", 1)
+    if len(first) > NAME_WIDTH:
+        first = first.replace("-to-", "\n-to-", 1)
+    return escape("/\n".join([first, *last]))
 
 
 def show_model(name: str, described: Described) -> None:
@@ -69,13 +89,9 @@ def show_plan(plan: Plan) -> None:
     ):
         table.add_row(*row)
     console.print(table)
-    table = new_table("SAEs", "id", "steps", "FLOP",
-                      "GPU" if plan.gpu else "RAM", "time")
-    for column in table.columns:
-        column.no_wrap = column is not table.columns[0]
-        column.overflow = "fold"
+    table = new_table_of_names("SAEs", "id", "steps", "FLOP", "GPU" if plan.gpu else "RAM", "time")
     for sae in plan.saes:
-        table.add_row(sae.sae.id, f"{sae.steps:,}", _flops(sae.flops, short=True),
+        table.add_row(in_lines(sae.sae.id), f"{sae.steps:,}", _flops(sae.flops, short=True),
                       format_bytes(sae.memory.gpu or sae.memory.ram), _time(plan.train_hours(sae)))
     console.print(table)
     if (kept := sum(sae.kept for sae in plan.saes)) > len(plan.saes):
@@ -150,15 +166,11 @@ def _figure(value: float | None, form: str) -> str:
 
 def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
     """SAEs side by side; docs/metrics.md defines the figures."""
-    table = new_table("SAEs", "SAE", "NMSE", "FVU", "L0", "dead", "ΔCE", "rec.", "KL")
-    for column in table.columns:  # a hub id may be longer than the line: it is the one to fold
-        column.no_wrap = column is not table.columns[0]
-        column.overflow = "fold"
+    table = new_table_of_names("SAEs", "SAE", "NMSE", "FVU", "L0", "dead", "ΔCE", "rec.", "KL")
     for one in evaluations:
         language = one.language
         recovered = language.loss_recovered_zero
-        name = one.sae if len(one.sae) <= NAME_WIDTH else "/\n".join(one.sae.rsplit("/", 1))
-        table.add_row(escape(name), f"{one.nmse:.4f}", f"{one.fvu:.3f}", f"{one.l0.mean:.1f}",
+        table.add_row(in_lines(one.sae), f"{one.nmse:.4f}", f"{one.fvu:.3f}", f"{one.l0.mean:.1f}",
                       f"{one.dead.share:.1%}", f"{language.delta_ce:.3f}",
                       _figure(recovered, ".3f"), f"{language.kl:.3f}")
         for at in one.by_site or []:
