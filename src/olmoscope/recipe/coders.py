@@ -1,0 +1,193 @@
+"""What is to be trained: an entry of a recipe's `saes`."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
+
+from olmoscope.errors import UserError
+from olmoscope.recipe.names import check_name
+from olmoscope.recipe.sources import Count, Frozen
+from olmoscope.recipe.training import Train
+from olmoscope.site import Site
+
+Activation = Literal["topk", "batchtopk", "jumprelu", "groupmax"]
+
+
+def _site(value: object) -> Site:
+    try:
+        return Site.parse(value)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
+SiteName = Annotated[Site, BeforeValidator(_site), PlainSerializer(str, return_type=str)]
+"""A site, as its text in YAML and JSON."""
+
+_NORMALIZE_NAMES = {"none": "raw", "layer_norm": "layernorm"}
+DECIDES_THE_STORE = "decides the store, which all SAEs of a recipe share; change it at the top of the recipe"
+
+
+class SAE(Frozen):
+    """One sparse coder to train, a run: an SAE, a transcoder, or a crosscoder.
+
+    `site: layers.7` (or `layer: 7`) is short for an SAE that reads and writes that site.
+    """
+
+    name: str | None = None
+    """The run's name, which is its folder's in `runs/`: letters, digits, `-`, `_`, `.`; parts may be joined by `/`.
+    null: `default_id`."""
+    reads: Annotated[list[SiteName], Field(min_length=1)]
+    """The sites whose activations it encodes; several make a crosscoder."""
+    writes: Annotated[list[SiteName], Field(min_length=1)] | None = None
+    """The sites that it reconstructs; null: those that it reads. One that reads another site is a transcoder."""
+    skip: bool = False
+    """Of a transcoder: an affine map from what it reads to what it writes stands beside the latents."""
+    d_sae: Count
+    k: Count
+    activation: Activation = "topk"
+    """Which latents are active: the k largest of each row (`topk`); the k largest a row on average over a batch
+    (`batchtopk`); those over a learned threshold of their own, k a row on average (`jumprelu`); the largest of each of
+    k groups (`groupmax`; SAELens has no such SAE, so it cannot be exported)."""
+    matryoshka: list[Annotated[float, Field(gt=0, lt=1)]] = Field([])
+    """Shares of the latents, ascending, such as [0.0625, 0.25]: the first latents up to each, and all of them, are
+    trained to be an SAE of their own."""
+    normalize: Literal["none", "layer_norm"] = "none"
+    weights: Literal["tied", "untied"] = "tied"
+    """Whether encoder and decoder are one matrix, or two, which start equal."""
+    canonical: bool = False
+    """Whether the model card recommends this one for its layer."""
+    train: dict[str, Any] = Field({})
+    """Keys of the recipe's `train` that are otherwise for this SAE. (Recipe checks them: it knows the others.)"""
+
+    @field_validator("name")
+    @classmethod
+    def _usable_name(cls, name: str | None) -> str | None:
+        return name if name is None else check_name(name)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keys_in_their_places(cls, tree: object) -> object:
+        """Keys that have a place, and not this one, are told apart from slips of the pen."""
+        for key in tree if isinstance(tree, dict) else ():
+            if key in ("text", "tokens", "model", "activations", "seed"):
+                instead = "; the seed of training is train: {seed: ...}" if key == "seed" else ""
+                raise ValueError(f"{key} {DECIDES_THE_STORE}{instead}")
+            if key in Train.model_fields and key not in cls.model_fields:
+                raise ValueError(f"{key} is a key of train: write train: {{{key}: ...}}")
+        return tree
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_site(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        said = [key for key in ("layer", "site", "reads") if key in value]
+        if len(said) > 1:
+            raise ValueError(f"{said[0]} and {said[1]} both say what is read: leave one of them out")
+        if said and said[0] != "reads":
+            if "writes" in value:
+                raise ValueError(f"{said[0]} is for an SAE, which writes what it reads; a transcoder has reads and "
+                                 "writes")
+            value = {key: part for key, part in value.items() if key != said[0]} | {"reads": [value[said[0]]]}
+        for key in ("reads", "writes"):
+            if isinstance(value.get(key), str | int):
+                value = value | {key: [value[key]]}
+        return value
+
+    @model_validator(mode="after")
+    def _ends_make_sense(self) -> "SAE":
+        for key, sites in (("reads", self.reads), ("writes", self.writes or [])):
+            if len(set(sites)) < len(sites):
+                raise ValueError(f"{key} names a site twice: {', '.join(map(str, sites))}")
+        if self.writes == self.reads:
+            raise ValueError("writes: leave it out where it is what is read")
+        if self.writes is not None and len(self.reads) + len(self.writes) > 2:
+            raise ValueError("a transcoder reads one site and writes one; a crosscoder reads several and leaves "
+                             "writes out")
+        if self.writes is not None and max(self.reads) > max(self.writes):
+            raise ValueError(f"it writes {self.writes[0]}, which the model reaches before {self.reads[0]}, which it "
+                             "reads")
+        if self.normalize != "none" and len(self.sites) > 1:
+            raise ValueError(f"normalize: {self.normalize} is for SAEs of one site; leave it out")
+        if self.skip and self.writes is None:
+            raise ValueError("skip is for a transcoder: name what it writes, or leave skip out")
+        if self.writes is not None and self.weights == "tied":
+            raise ValueError("a transcoder's encoder and decoder are two matrices: set weights: untied")
+        return self
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> "SAE":
+        if self.k > self.d_sae:
+            raise ValueError(f"k ({self.k}) is over d_sae ({self.d_sae})")
+        return self
+
+    @model_validator(mode="after")
+    def _variant_makes_sense(self) -> "SAE":
+        if self.activation == "groupmax" and self.d_sae % self.k:
+            raise ValueError(f"activation: groupmax needs k groups of equal size; d_sae ({self.d_sae}) is not a "
+                             f"multiple of k ({self.k})")
+        if self.activation == "groupmax" and self.matryoshka:
+            raise ValueError("matryoshka: the first latents of a groupmax SAE are whole groups, no SAE of their own; "
+                             "leave out one of activation: groupmax and matryoshka")
+        ends = [max(1, round(share * self.d_sae)) for share in self.matryoshka] + [self.d_sae]
+        if sorted(set(ends)) != ends:
+            raise ValueError(f"matryoshka: the shares {self.matryoshka} must ascend; of {self.d_sae} latents they are "
+                             f"{ends[:-1]}")
+        return self
+
+    @property
+    def id(self) -> str:
+        """The run's name: what the recipe gives it, else `default_id`."""
+        return self.name or self.default_id
+
+    @property
+    def default_id(self) -> str:
+        """Made of the SAE's own settings, e.g. `layer_07/width_131k/topk_64_raw`. Its initialisation is drawn by this
+        id, so that a name changes nothing, and runs that differ in how they are trained start alike."""
+        width = f"{self.d_sae // 1000}k" if self.d_sae >= 10_000 else str(self.d_sae)
+        nested = "matryoshka-" if self.matryoshka else ""
+        untied = "_untied" if self.weights == "untied" else ""
+        skip = "_skip" if self.skip else ""
+        variant = f"{nested}{self.activation}_{self.k}_{_NORMALIZE_NAMES[self.normalize]}{untied}{skip}"
+        place = "-".join(site.folder for site in self.reads)
+        if len(self.reads) > 1 and all(site.is_layer_output for site in self.reads):
+            place = "layers_" + "-".join(f"{site.layer:02d}" for site in self.reads)
+        if self.writes is not None:
+            place = f"{place}-to-{self.writes[0].folder.removeprefix(Site(self.reads[0].layer).folder + '_')}"
+        return f"{place}/width_{width}/{variant}"
+
+    @property
+    def site(self) -> Site:
+        """The site whose activations it reconstructs; of a crosscoder the first."""
+        return (self.writes or self.reads)[0]
+
+    @property
+    def sites(self) -> list[Site]:
+        """All sites that training needs, in the order of the model."""
+        return sorted({*self.reads, *(self.writes or [])})
+
+    def parameters(self, d_in: int, d_out: int | None = None) -> int:
+        """How many numbers training finds.
+
+        Args:
+            d_in: width of all sites read.
+            d_out: of the site that a transcoder writes; None: as `d_in`.
+        """
+        matrices = 2 if self.weights == "untied" else 1
+        thresholds = self.d_sae if self.activation == "jumprelu" else 0
+        if self.writes is None:
+            return matrices * self.d_sae * d_in + self.d_sae + d_in + thresholds
+        d_out = d_in if d_out is None else d_out
+        skip = d_in * d_out if self.skip else 0
+        return self.d_sae * (d_in + d_out) + self.d_sae + d_in + d_out + thresholds + skip
+
+    def identity(self) -> dict[str, Any]:
+        """What is trained, but for the settings of training. An SAE of the residual stream is named by its layer, as
+        before there were sites: hashes of older runs stay."""
+        tree = self.model_dump(mode="json", exclude={"canonical", "name", "train"})
+        if self.writes is None:
+            del tree["writes"], tree["skip"]
+            if len(self.reads) == 1 and self.reads[0].is_layer_output:
+                del tree["reads"]
+                tree["layer"] = self.reads[0].layer
+        return tree
