@@ -16,7 +16,7 @@ import functools
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from olmoscope.errors import UserError
 
@@ -132,6 +132,33 @@ class Site:
 
 
 EMBED = Site(-1)
+
+
+@dataclass(frozen=True)
+class SiteModule:
+    """The module of a language model that a site is at.
+
+    Attributes:
+        path: in the causal LM, e.g. `model.layers.7.mlp`.
+        end: whether the site is what the module puts out or what it is given.
+        scale: the site is this times the output: some architectures scale what they add to the residual stream.
+    """
+
+    path: str
+    end: Literal["output", "input"]
+    scale: float = 1.0
+
+
+def module_by_layer(layers_path: str, site: Site) -> SiteModule | None:
+    """The module of a site that no model need be run to find: what a layer puts out, and what layer 0 is given; of
+    other sites None.
+
+    Args:
+        layers_path: where the causal LM keeps its layers, e.g. `model.layers`.
+    """
+    if site == EMBED:
+        return SiteModule(f"{layers_path}.0", "input")
+    return SiteModule(f"{layers_path}.{site.layer}", "output") if site.is_layer_output else None
 
 
 def layer_as_site(value: Any) -> Any:

@@ -19,7 +19,7 @@ from olmoscope.model.sites import Sites, find_sites
 from olmoscope.model.weights import read_weights
 from olmoscope.model_source import base_of, pinned, revision_of
 from olmoscope.recipe.schema import Model
-from olmoscope.site import Site, deepest
+from olmoscope.site import Site, SiteModule, deepest
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,14 @@ class LoadedModel:
     """Those that were asked for."""
     base: str | None = None
     """The model that it is an adapter of; None if it is none."""
+
+    def module_of(self, site: Site) -> SiteModule:
+        """The module of the whole causal LM that one of the sites is at."""
+        place = self.sites.places[site]
+        number = max(site.layer, 0)  # `embed` is the input of layer 0
+        name = next(name for name, module in self.layers[number].named_modules() if module is place.module)
+        return SiteModule(".".join(filter(None, (self.layers_path, str(number), name))),
+                          "output" if place.kind == "output" else "input", place.scale)
 
     @property
     def device(self) -> torch.device:

@@ -171,7 +171,8 @@ class Run:
             "dead_window": self.settings.dead_window,
             "rows": {"kept": kept.rows, "of": kept.of, "dropped_share": kept.dropped_share, "reasons": kept.dropped},
             "seconds": self._seconds(),
-            "store": self.rounds.manifest.model_dump(mode="json", include={"model", "sources", "sites", "widths"}),
+            "store": self.rounds.manifest.model_dump(mode="json", include={"model", "sources", "sites", "widths",
+                                                                          "modules"}),
             "provenance": provenance()})
 
     def log(self, message: str) -> None:

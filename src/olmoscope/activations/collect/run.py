@@ -247,6 +247,7 @@ def make_manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer: T
     return Manifest(model=identity, tokenizer_hash=tokenizer.hash(), special_token_ids=tokenizer.special_ids(),
                     bos_token_ids=list(tokenizer.begin), recipe_hash=recipe.store_hash(), split=split,
                     sites=list(model.sites.widths), widths=list(model.sites.widths.values()),
+                    modules=[model.module_of(site) for site in model.sites.widths],
                     dtype=recipe.activations.dtype,
                     model_dtype=recipe.model.dtype, documents_apart=model.probe.documents_apart,
                     segments=len(index["rows"]), rows=sum(index["rows"]), sources=sources, finished=False,

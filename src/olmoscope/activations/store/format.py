@@ -38,7 +38,7 @@ from olmoscope.errors import UserError
 from olmoscope.files import read_json, sha256, write_json
 from olmoscope.recipe.schema import SiteName, StoreDtype
 from olmoscope.seeds import generator
-from olmoscope.site import Site
+from olmoscope.site import Site, SiteModule
 from olmoscope.tokens.segments import damaged, read_tensors, segment_name
 
 VERSION = 2
@@ -91,6 +91,8 @@ class Manifest(_Frozen):
     """Where the activations were taken, in the order of the model."""
     widths: list[int]
     """D of each site."""
+    modules: list[SiteModule] | None = None
+    """The module of the model that each site is at; None in stores made before this was written down."""
     dtype: StoreDtype
     model_dtype: Literal["bfloat16", "float32"] | None = None
     """In which the model computed; None in stores made before this was written down."""

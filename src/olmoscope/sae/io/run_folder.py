@@ -24,7 +24,7 @@ from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.saelens_places import refuse_other_site
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
-from olmoscope.site import Site
+from olmoscope.site import Site, SiteModule, module_by_layer
 
 NAME = "a finished run"
 MARK = "done.json"
@@ -61,12 +61,20 @@ class StoreRead(_Read):
     sites: list[SiteName] | None = None
     widths: list[int] | None = None
     """D of each; None, as `sites`, in files written before there were sites other than residual streams."""
+    modules: list[SiteModule] | None = None
+    """The module that each is at; None in files written before this was written down."""
 
     def width(self, site: Site) -> int:
         """D of a site."""
         if self.sites is None or self.widths is None:
             return self.model.d_model
         return self.widths[self.sites.index(site)]
+
+    def module(self, site: Site) -> SiteModule | None:
+        """The module that a site is at; None where nothing says it."""
+        if self.sites is None or self.modules is None:
+            return module_by_layer(self.model.layers_path, site)
+        return self.modules[self.sites.index(site)]
 
 
 class DoneRead(_Read):
@@ -115,7 +123,7 @@ class RunFolder:
             raise UserError(f"{path} holds another SAE ({type(sae).__name__}, {sae.d_sae} latents, d_model "
                             f"{sae.d_model}, k {k}, normalize {sae.normalize}) than {wanted.id}: train it again in an "
                             "empty folder")
-        return sae
+        return sae.at(wanted.reads, wanted.writes)
 
 
 def detect(path: Path) -> bool:
@@ -143,7 +151,7 @@ def opened(run: RunFolder, site: Site | None, checkpoint: Path | None = None) ->
     """
     path = run.folder
     refuse_other_site(path, site, run.sae.site)
-    sae, model, tokens = run.load(checkpoint).at(run.sae.reads, run.sae.writes), run.done.store.model, run.recipe.tokens
+    sae, model, tokens = run.load(checkpoint), run.done.store.model, run.recipe.tokens
     return Opened(sae, run.sae.id, model.name, model.revision,
                   "jumprelu" if isinstance(sae, JumpReLU) else run.sae.activation, path, "run", run.done.run_hash,
                   bos="yes" if tokens.bos == "yes" else "no",
