@@ -70,6 +70,14 @@ class Opened:
         """The site that it writes; of a crosscoder the last, from which the model goes on."""
         return self.sae.writes[-1]
 
+    @property
+    def d_model(self) -> int | None:
+        """Width of the model's residual stream; None where the sites do not tell it."""
+        for sites, width in ((self.writes, self.sae.d_out), (self.reads, self.sae.d_in)):
+            if all(site.in_stream for site in sites):
+                return width // len(sites)
+        return None
+
     def unread_note(self) -> str | None:
         """What to tell who measures it on all tokens."""
         return self.unread and f"note: {self.name} was trained without {self.unread}; here they are read too"

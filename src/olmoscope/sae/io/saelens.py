@@ -1,16 +1,20 @@
 """SAELens' folder of one SAE, ours or anybody's: read, and written.
 
     cfg.json                   every setting; written last: the SAE exists
-    sae_weights.safetensors    W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D], threshold [F] of a jumprelu; float32
+    sae_weights.safetensors    W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D], threshold [F] of a jumprelu; float32;
+                               of a transcoder W_dec [F, D_out], b_dec [D_out], and W_skip [D_out, D] if it has one
 
-Read are `topk`, `standard` (ReLU), `jumprelu`, `gated`, and the `batchtopk` and `matryoshka_batchtopk` that SAELens'
-trainer keeps as checkpoints, in the layouts before and since version 6; what a folder does not say is refused, not
-guessed. Written are `topk` and `jumprelu`, and never is a setting left to SAELens' defaults: a missing `k` silently
-becomes 100 there, a missing `apply_b_dec_to_input` true, and metadata without a `sae_lens_version` of 6 or more is
-silently discarded. Settings are in saelens_settings.py, tensors in saelens_tensors.py, hook names in saelens_places.py.
+Read are `topk`, `standard` (ReLU), `jumprelu`, `gated`, the `batchtopk` and `matryoshka_batchtopk` that SAELens'
+trainer keeps as checkpoints, and `transcoder` (ReLU), `skip_transcoder`, `jumprelu_transcoder` and
+`jumprelu_skip_transcoder`, in the layouts before and since version 6; what a folder does not say is refused, not
+guessed. Written are `topk`, `jumprelu` and the transcoders, and never is a setting left to SAELens' defaults: a missing
+`k` silently becomes 100 there, a missing `apply_b_dec_to_input` true, and metadata without a `sae_lens_version` of 6 or
+more is silently discarded. SAELens has no transcoder of the k largest; one that reads and writes rows of one width, and
+has no skip, is a `topk` SAE there whose metadata has a `hook_name_out`: it computes the same, and SAELens puts it where
+that says. Settings are in saelens_settings.py, tensors in saelens_tensors.py, hook names in saelens_places.py.
 
-Shapes: D d_model, F latents. Source: SAELens 6.54.12, `sae_lens/saes/*_sae.py` and
-`sae_lens/loading/pretrained_sae_loaders.py`.
+Shapes: D d_model, D_out width written, F latents. Source: SAELens 6.54.12, `sae_lens/saes/*_sae.py` and
+`transcoder.py`, `sae_lens/loading/pretrained_sae_loaders.py`, `sae_lens/analysis/hooked_sae_transformer.py`.
 """
 
 import json
@@ -27,7 +31,7 @@ from olmoscope.files import atomic_path, sha256, write_json
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.opened import Opened
-from olmoscope.sae.io.saelens_places import begins_with_bos, site_read, unread
+from olmoscope.sae.io.saelens_places import begins_with_bos, ends, is_transcoder, unread
 from olmoscope.sae.io.saelens_settings import CONFIG, raw_settings, read_settings, row_normalisation, weights_dtype
 from olmoscope.sae.io.saelens_tensors import KINDS, WEIGHTS, raw_tensors, read_coder, tensors_of
 from olmoscope.sae.threshold import JumpReLU
@@ -43,15 +47,48 @@ VERSION = "6.54.12"
 """The version of SAELens whose format this is."""
 
 FIXED = {"dtype": "float32", "apply_b_dec_to_input": True, "reshape_activations": "none"}
-"""Settings that are the same for every SAE that is written."""
+"""Settings that are the same for every SAE that is written; a transcoder's `b_dec` is not of the rows that it reads."""
 
-KEYS = {"topk": (*FIXED, "architecture", "d_in", "d_sae", "normalize_activations", "device", "metadata", "k",
-                 "rescale_acts_by_decoder_norm"),
-        "jumprelu": (*FIXED, "architecture", "d_in", "d_sae", "normalize_activations", "device", "metadata")}
+_KEYS = (*FIXED, "architecture", "d_in", "d_sae", "normalize_activations", "device", "metadata")
+_TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+
+KEYS = {"topk": (*_KEYS, "k", "rescale_acts_by_decoder_norm"), "jumprelu": _KEYS} | dict.fromkeys(
+    _TRANSCODERS, (*_KEYS, "d_out"))
 """Every key of cfg.json, by architecture; one that is absent would be left to SAELens' defaults."""
 
 METADATA = ("sae_lens_version", "model_name", "hook_name", "hf_hook_name", "prepend_bos", "training_architecture")
 """Metadata without which nobody can tell which activations the SAE reads."""
+
+METADATA_OUT = ("hook_name_out", "hf_hook_name_out")
+"""The same of what a transcoder writes."""
+
+
+def fixed(transcoder: bool) -> dict[str, Any]:
+    """The settings that are the same for all SAEs, or for all transcoders."""
+    return FIXED | {"apply_b_dec_to_input": not transcoder}
+
+
+def architecture_of(sae: SparseCoder) -> str:
+    """What SAELens calls an SAE or transcoder.
+
+    Raises:
+        UserError: it has none that computes the same.
+    """
+    kind = type(sae).__name__
+    if not isinstance(sae, TopK | JumpReLU) or isinstance(sae, GroupMax):
+        raise UserError(f"a {kind} SAE is not written in SAELens' format; those are topk and jumprelu")
+    if len(sae.reads) > 1:
+        raise UserError("a crosscoder is not written in SAELens' format, which has none")
+    if isinstance(sae, JumpReLU):
+        if not sae.transcoder:
+            return "jumprelu"
+        return f"{'jumprelu_' if sae.threshold.any() else ''}{'' if sae.W_skip is None else 'skip_'}transcoder"
+    if sae.transcoder and (sae.W_skip is not None or sae.d_in != sae.d_out or sae.normalize != "none"):
+        skip = "" if sae.W_skip is None else " with a skip"
+        raise UserError(f"{sae}{skip}: SAELens has transcoders of the k largest latents only without a skip, and "
+                        "between rows of one width that are not normalised; train it with activation: batchtopk or "
+                        "jumprelu")
+    return "topk"
 
 
 def detect(path: Path) -> bool:
@@ -63,10 +100,10 @@ def read(path: Path, site: Site | None = None) -> Opened:
     """Read the SAE of a folder.
 
     Args:
-        site: what it reads, if the folder does not say it.
+        site: what it writes (an SAE: reads and writes), if the folder does not say it.
 
     Raises:
-        UserError: missing or damaged files, an SAE of a kind that is not read, not of the residual stream, or of
+        UserError: missing or damaged files, an SAE of a kind that is not read, of a site that is not known, or of
             another site than `site`.
     """
     config, metadata = read_settings(path)
@@ -74,12 +111,14 @@ def read(path: Path, site: Site | None = None) -> Opened:
     if architecture not in KINDS:
         raise UserError(f"{path / CONFIG}: architecture {architecture!r} is not one that is read; those are "
                         f"{', '.join(KINDS)}")
-    sae = read_coder(path, config, row_normalisation(config, metadata, path / CONFIG))
+    transcoder = is_transcoder(architecture, metadata)
+    reads, writes = ends(metadata, transcoder, site, path / CONFIG)
+    normalize = row_normalisation(config, metadata, path / CONFIG, reads, transcoder)
+    sae = read_coder(path, config, normalize, transcoder).at([reads], [writes])
     context = metadata.get("context_size")
     return Opened(
-        sae.at([site_read(metadata, site, path / CONFIG)]), path.resolve().name, metadata.get("model_name"),
-        metadata.get("model_revision"), architecture, path, "folder",
-        f"sha256:{sha256(path / WEIGHTS)[:32]}-{sha256(path / CONFIG)[:8]}",
+        sae, path.resolve().name, metadata.get("model_name"), metadata.get("model_revision"), architecture, path,
+        "folder", f"sha256:{sha256(path / WEIGHTS)[:32]}-{sha256(path / CONFIG)[:8]}",
         bos=begins_with_bos(metadata, path / CONFIG), context_size=context if isinstance(context, int) else None,
         dtype=weights_dtype(config, path / CONFIG), metadata=metadata, unread=unread(metadata))
 
@@ -97,11 +136,13 @@ def write(sae: SparseCoder, path: Path, metadata: Mapping[str, Any]) -> bool:
     Raises:
         UserError: an SAE that SAELens cannot compute, weights that are not finite, no space.
     """
-    if not isinstance(sae, TopK | JumpReLU) or isinstance(sae, GroupMax):
-        raise UserError(f"{path} was not written: a {type(sae).__name__} SAE is not written in SAELens' format; those "
-                        f"are {' and '.join(KEYS)}")
+    try:
+        architecture_of(sae)
+    except UserError as error:
+        raise UserError(f"{path} was not written: {error}") from error
+    assert isinstance(sae, TopK | JumpReLU)
     config, tensors = _config_of(sae, metadata), tensors_of(sae)
-    absent = [key for key in METADATA if key not in config["metadata"]]
+    absent = [key for key in required(sae.transcoder) if key not in config["metadata"]]
     assert not absent, f"metadata must name {absent}"
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
@@ -118,6 +159,11 @@ def write(sae: SparseCoder, path: Path, metadata: Mapping[str, Any]) -> bool:
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, {"format": "pt"})
     write_json(path / CONFIG, config)
     return True
+
+
+def required(transcoder: bool) -> tuple[str, ...]:
+    """The metadata that must be there."""
+    return (*METADATA, *METADATA_OUT) if transcoder else METADATA
 
 
 def is_written(sae: TopK | JumpReLU, path: Path, metadata: Mapping[str, Any]) -> bool:
@@ -138,12 +184,14 @@ def is_written(sae: TopK | JumpReLU, path: Path, metadata: Mapping[str, Any]) ->
 def _config_of(sae: TopK | JumpReLU, metadata: Mapping[str, Any]) -> dict[str, Any]:
     """The content of cfg.json."""
     tied = "tied_" if sae.W_enc is sae.W_dec else ""
-    architecture = "topk" if isinstance(sae, TopK) else "jumprelu"
+    architecture = architecture_of(sae)
     own = {"k": sae.k, "rescale_acts_by_decoder_norm": False} if isinstance(sae, TopK) else {}
+    width = {"d_out": sae.d_out} if architecture in _TRANSCODERS else {}
     return {
         "architecture": architecture,
-        **FIXED,
-        "d_in": sae.d_model,
+        **fixed(sae.transcoder),
+        "d_in": sae.d_in,
+        **width,
         "d_sae": sae.d_sae,
         **own,
         "normalize_activations": sae.normalize,

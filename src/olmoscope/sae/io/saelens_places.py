@@ -1,4 +1,5 @@
-"""Which activations an SAE in SAELens' format reads: hook names to sites and back, and what training left out."""
+"""Which activations an SAE in SAELens' format reads and writes: hook names to sites and back, and what training left
+out."""
 
 import re
 from pathlib import Path
@@ -6,54 +7,82 @@ from typing import Any
 
 from olmoscope.errors import UserError
 from olmoscope.recipe.schema import Bos
-from olmoscope.site import Site
+from olmoscope.site import Site, SiteModule, module_by_layer
 
-_MODULE = re.compile(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)")
-"""How transformers' models call their layers; a hook there is one on what the layer puts out."""
+_MODULE = re.compile(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)(?:\.(input|output))?")
+"""How transformers' models call their layers; a hook there is one on what the layer puts out, if nothing else is said.
+"""
+
+_LAYER = re.compile(r"blocks\.(\d+)\.")
+
+INPUT = ".input"
+"""Ends the name of a module that is meant by what it is given, as in SAELens' own names of Gemma Scope 2."""
 
 
-def hook_names(layers_path: str, site: Site) -> dict[str, str]:
-    """A site as TransformerLens and, where it is a module's output, as the Hugging Face model name it.
+def hook_names(layers_path: str, site: Site, module: SiteModule | None = None, *, out: bool = False) -> dict[str, Any]:
+    """A site as TransformerLens and the Hugging Face model name it, under SAELens' keys.
+
+    The module's name alone means what it puts out. `hf_hook_scale`, ours, is there where the site is not that but that
+    times a number.
 
     Args:
         layers_path: where the model keeps its layers, e.g. `model.layers`.
+        module: that the site is at; None: the one that `layers_path` tells.
+        out: it is what a transcoder writes, which has keys of its own.
     """
-    module = {"hf_hook_name": f"{layers_path}.{site.layer}"} if site.is_layer_output else {}
-    return {"hook_name": site.transformer_lens} | module
+    module = module or module_by_layer(layers_path, site)
+    names: dict[str, Any] = {"hook_name": site.transformer_lens}
+    if module is not None:
+        names["hf_hook_name"] = module.path + (INPUT if module.end == "input" else "")
+        if module.scale != 1:
+            names["hf_hook_scale"] = module.scale
+    return {f"{key}_out": value for key, value in names.items()} if out else names
 
 
-def site_read(metadata: dict[str, Any], site: Site | None, config: Path) -> Site:
-    """The site that an SAE reads.
+def is_transcoder(architecture: str, metadata: dict[str, Any]) -> bool:
+    """Whether it writes another place than it reads: SAELens has architectures for that, and takes any other for one
+    that has a `hook_name_out`, too."""
+    if architecture.endswith("transcoder"):
+        return True
+    return any(metadata.get(f"{key}_out") not in (None, metadata.get(key)) for key in ("hook_name", "hf_hook_name"))
+
+
+def ends(metadata: dict[str, Any], transcoder: bool, site: Site | None, config: Path) -> tuple[Site, Site]:
+    """The site that an SAE or transcoder reads, and the one that it writes.
 
     Args:
-        site: stands in for what the SAE does not say, and does not overrule what it says.
+        site: stands in for what is written and not said, and does not overrule what is said.
         config: the file that the metadata is of.
 
     Raises:
-        UserError: it says none, no site that is known, two, or another than `site`.
+        UserError: one is not said, no site that is known, two, or what is written is another than `site`.
     """
-    names = [str(metadata[key]) for key in ("hook_name", "hf_hook_name") if metadata.get(key) is not None]
-    if not names:
-        if site is None:
+    reads = _said(metadata, "", config)
+    if not transcoder:
+        if reads is None and site is None:
             raise UserError(f"{config} does not say which site the SAE reads (metadata.hook_name); give --site")
-        return site
-    said = _site_of_hook(names[0], config)
-    other = _MODULE.fullmatch(names[-1])
-    if other is not None and Site(int(other[1])) != said:
-        raise UserError(f"{config}: hook_name {names[0]!r} and hf_hook_name {names[-1]!r} are different places: which "
-                        "one is right?")
-    refuse_other_site(config, site, said)
-    return said
+        found = reads or site
+        assert found is not None
+        refuse_other_site(config, site, found)
+        return found, found
+    if reads is None:
+        raise UserError(f"{config} does not say which site the transcoder reads: write it there (metadata.hook_name, "
+                        "e.g. blocks.7.mlp.hook_in)")
+    writes = _said(metadata, "_out", config) or site
+    if writes is None:
+        raise UserError(f"{config} does not say which site the transcoder writes (metadata.hook_name_out); give --site")
+    refuse_other_site(config, site, writes, "writes")
+    return reads, writes
 
 
-def refuse_other_site(where: Path, site: Site | None, said: Site) -> None:
+def refuse_other_site(where: Path, site: Site | None, said: Site, does: str = "reads") -> None:
     """`--site` never overrules an SAE.
 
     Raises:
         UserError: they differ.
     """
     if site not in (None, said):
-        raise UserError(f"--site {site}: {where} says that this SAE reads {said}; leave --site out")
+        raise UserError(f"--site {site}: {where} says that this SAE {does} {said}; leave --site out")
 
 
 def begins_with_bos(metadata: dict[str, Any], config: Path) -> Bos:
@@ -78,10 +107,34 @@ def unread(metadata: dict[str, Any]) -> str | None:
     return " and ".join(left_out) or None
 
 
-def _site_of_hook(hook: str, config: Path) -> Site:
-    module = _MODULE.fullmatch(hook)
-    site = Site(int(module[1])) if module else Site.of_transformer_lens(hook)
-    if site is None:
-        raise UserError(f"{config}: hook_name {hook!r} is no site that is known here (blocks.L.hook_resid_post, "
+def _said(metadata: dict[str, Any], suffix: str, config: Path) -> Site | None:
+    """What the metadata says of one end; None: nothing.
+
+    Args:
+        suffix: `_out` for what a transcoder writes.
+    """
+    keys = [f"{key}{suffix}" for key in ("hook_name", "hf_hook_name")]
+    names = {key: str(metadata[key]) for key in keys if metadata.get(key) is not None}
+    if not names:
+        return None
+    layer, key = metadata.get(f"hook_layer{suffix}"), next(iter(names))
+    hook = names[key].replace("{layer}", str(layer)) if layer is not None else names[key]
+    said = _of_module(hook) or Site.of_transformer_lens(hook)
+    if said is None:
+        raise UserError(f"{config}: {key} {hook!r} is no site that is known here (blocks.L.hook_resid_post, "
                         "blocks.L.hook_mlp_out, ...)")
-    return site
+    block = _LAYER.match(hook)
+    if layer is not None and block is not None and block[1] != str(layer):
+        raise UserError(f"{config}: {key} {hook!r} and hook_layer{suffix} {layer!r} are different layers: which one is "
+                        "right?")
+    module = names.get(f"hf_hook_name{suffix}", "")
+    if _of_module(module) not in (None, said):
+        raise UserError(f"{config}: hook_name{suffix} {hook!r} and hf_hook_name{suffix} {module!r} are different "
+                        "places: which one is right?")
+    return said
+
+
+def _of_module(name: str) -> Site | None:
+    """The site that a whole layer's name means; None for other modules."""
+    found = _MODULE.fullmatch(name)
+    return found and Site(int(found[1]) - (found[2] == "input"))

@@ -16,6 +16,7 @@ import torch
 from olmoscope.errors import UserError
 from olmoscope.model_errors import damage
 from olmoscope.sae.rows import Normalize
+from olmoscope.site import Site
 
 CONFIG = "cfg.json"
 
@@ -28,8 +29,9 @@ _SETTINGS = {"architecture", "d_in", "d_sae", "dtype", "device", "apply_b_dec_to
              "activation_fn", "activation_fn_kwargs", "sae_lens_version", "sae_lens_training_version"}
 """Settings that are applied or refused here or in saelens_tensors.py."""
 
-_HOOK = {"hook_name", "hook_head_index"}
-"""Which activations the SAE reads; such settings are metadata, and stood among the others now and then."""
+_HOOK = {f"{key}{suffix}" for key in ("hook_name", "hook_layer", "hook_head_index", "hf_hook_name")
+         for suffix in ("", "_out")}
+"""Which activations the SAE reads or writes; such settings are metadata, and stood among the others now and then."""
 
 _TRAINING = {"decoder_init_norm", "use_sparse_activations", "aux_loss_coefficient", "topk_threshold_lr",
              "matryoshka_widths", "use_matryoshka_aux_loss", "l1_coefficient", "lp_norm", "l1_warm_up_steps",
@@ -54,6 +56,10 @@ _HARMLESS_LOADING = {"fold_ln", "fold_value_biases", "center_unembed", "refactor
                      "cache_dir", "token", "local_files_only", "attn_implementation", "low_cpu_mem_usage",
                      "use_safetensors", "default_prepend_bos", "default_padding_side", "first_n_layers"}
 """Ways to load the language model that leave its residual stream as it is."""
+
+_CHANGES_INSIDE = {"fold_ln": ("attn.in", "mlp.in"), "fold_value_biases": ("attn.z",),
+                   "refactor_factored_attn_matrices": ("attn.z",)}
+"""Those of them that change what attention or the MLP are given, and where."""
 
 _MODEL_CLASSES = (None, "HookedTransformer", "AutoModelForCausalLM")
 
@@ -94,25 +100,41 @@ def read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, metadata
 
 
-def row_normalisation(config: dict[str, Any], metadata: dict[str, Any], path: Path) -> Normalize:
+def row_normalisation(config: dict[str, Any], metadata: dict[str, Any], path: Path, reads: Site,
+                      transcoder: bool = False) -> Normalize:
     """The normalisation of rows.
 
     `center_writing_weights` of TransformerLens takes the mean off every row of the residual stream, exactly: each
-    matrix and bias that writes into it is centred. An SAE of such rows reads centred ones.
+    matrix and bias that writes into it is centred. An SAE of such rows reads centred ones. What attention and the MLP
+    are given stays as it is: the norm before them takes the mean off anyway.
 
     Raises:
-        UserError: one that needs what is not in the folder (SAELens takes it for none, silently), or that is unknown.
+        UserError: one that needs what is not in the folder (SAELens takes it for none, silently), that is unknown, or
+            rows that only a model loaded in another way has.
     """
     wanted = config.get("normalize_activations") or "none"
     if (config.get("reshape_activations") or "none") != "none":
         raise UserError(f"{path}: reshape_activations {config['reshape_activations']!r}: this SAE reads attention "
-                        "heads; only SAEs of the residual stream are read")
+                        "heads one by one, which is not read")
     if wanted in ("expected_average_only_in", "covariance_whitening"):
         raise UserError(f"{path}: normalize_activations {wanted!r} needs figures of the training data that are not in "
                         "the folder; fold them into the weights with SAELens and save it again")
     if wanted not in ("none", "layer_norm", "constant_norm_rescale"):
         raise UserError(f"{path}: normalize_activations {wanted!r} is unknown")
-    if not _loading(metadata).get("center_writing_weights") or wanted == "layer_norm":  # which centres rows anyway
+    if transcoder and wanted != "none" and not config["architecture"].endswith("transcoder"):
+        raise UserError(f"{path}: normalize_activations {wanted!r}: SAELens undoes it in what this transcoder writes, "
+                        "as in an SAE, which makes no sense at another place")
+    loading = _loading(metadata)
+    for key, parts in _CHANGES_INSIDE.items():
+        if loading.get(key) and reads.part in parts:
+            raise UserError(f"{path}: model_from_pretrained_kwargs.{key}: it changes what is at {reads}, so the rows "
+                            "of the model as it is published would be others")
+    if not loading.get("center_writing_weights"):
+        return cast(Normalize, wanted)
+    if transcoder:
+        raise UserError(f"{path}: center_writing_weights: this transcoder writes rows without their mean, and the "
+                        "model as it is published has it")
+    if wanted == "layer_norm" or not reads.in_stream:  # which centres rows anyway, or they stay as they are
         return cast(Normalize, wanted)
     if wanted != "none":
         raise UserError(f"{path}: normalize_activations {wanted!r} together with center_writing_weights is not read")
@@ -132,8 +154,9 @@ def weights_dtype(config: Mapping[str, Any], path: Path) -> torch.dtype:
 
 
 def _refuse_unknown(config: dict[str, Any], path: Path) -> None:
+    known = _SETTINGS | _HOOK | _TRAINING | ({"d_out"} if str(config["architecture"]).endswith("transcoder") else set())
     unknown = [key for key, value in config.items()
-               if key not in _SETTINGS | _HOOK | _TRAINING and value not in (None, False, "none", "", [], {})]
+               if key not in known and value not in (None, False, "none", "", [], {})]
     if unknown:
         raise UserError(f"{path}: {unknown[0]} ({config[unknown[0]]!r}) is no setting that is known here, and it may "
                         "change what the SAE computes; if it does not, take it out or move it into metadata")
@@ -167,16 +190,10 @@ def _loading(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_other_rows(metadata: dict[str, Any], path: Path) -> None:
-    """The rows must be those of a whole residual stream, of the model as it is published."""
+    """The rows must be whole ones, of the model as it is published."""
     for key in ("hook_head_index", "hook_head_index_out"):
         if metadata.get(key) is not None:
-            raise UserError(f"{path}: {key} {metadata[key]!r}: this SAE reads one attention head; only SAEs of the "
-                            "residual stream are read")
-    for key in ("hook_name", "hf_hook_name"):
-        out = metadata.get(f"{key}_out")
-        if out not in (None, metadata.get(key)):
-            raise UserError(f"{path}: {key}_out {out!r}: this is a transcoder, which reads one place and writes "
-                            "another; only SAEs are read")
+            raise UserError(f"{path}: {key} {metadata[key]!r}: this SAE is of one attention head, which is not read")
     if metadata.get("model_class_name") not in _MODEL_CLASSES:
         raise UserError(f"{path}: model_class_name {metadata['model_class_name']!r}: only decoder-only models of "
                         "transformers are read")

@@ -1,10 +1,11 @@
 """The tensors of an SAE in SAELens' format: what each kind of SAE has, and what it becomes here.
 
 What ours cannot express directly is folded into the weights (`apply_b_dec_to_input: false`,
-`rescale_acts_by_decoder_norm`). A kind that is not read yet (`transcoder`, `skip_transcoder`, ...) is one more entry of
-`KINDS`, with a function that builds it. Source: sae-lens 6.54.12, `sae_lens/saes/*_sae.py`.
+`rescale_acts_by_decoder_norm`); so is what SAELens cannot, the `b_in` of a transcoder. A kind that is not read yet is
+one more entry of `KINDS`, with a function that builds it. Source: sae-lens 6.54.12, `sae_lens/saes/*_sae.py` and
+`transcoder.py`.
 
-Shapes: D d_model, F latents.
+Shapes: D d_model, D_in and D_out widths read and written, F latents.
 """
 
 from collections.abc import Callable, Mapping
@@ -40,6 +41,21 @@ class _Parts:
     config: Mapping[str, Any]
     normalize: Normalize
     where: Path
+    transcoder: bool
+
+    @property
+    def b_in(self) -> Tensor:
+        """What the encoder subtracts. SAELens' transcoders subtract nothing."""
+        if self.transcoder and not self.config.get("apply_b_dec_to_input", True):
+            return self.W_enc_FD.new_zeros(self.W_enc_FD.shape[1])
+        return self.tensors["b_dec"]
+
+    @property
+    def ends(self) -> dict[str, Any]:
+        """What a transcoder has beside what SAEs have."""
+        if not self.transcoder:
+            return {}
+        return {"b_out": self.tensors["b_dec"], "W_skip": self.tensors.get("W_skip"), "transcoder": True}
 
 
 def _topk(parts: _Parts) -> TopK:
@@ -47,18 +63,18 @@ def _topk(parts: _Parts) -> TopK:
     if not isinstance(k, int) or not 0 < k <= latents:
         raise UserError(f"{parts.where}: k must be a number from 1 to {latents}, not {k!r} (for a missing one SAELens "
                         "would silently take 100)")
-    return TopK(parts.W_enc_FD, parts.W_dec_FD, parts.tensors["b_dec"], parts.normalize, parts.tensors["b_enc"], k)
+    return TopK(parts.W_enc_FD, parts.W_dec_FD, parts.b_in, parts.normalize, parts.tensors["b_enc"], k, **parts.ends)
 
 
 def _jumprelu(parts: _Parts, threshold_F: Tensor) -> JumpReLU:
-    return JumpReLU(parts.W_enc_FD, parts.W_dec_FD, parts.tensors["b_dec"], parts.normalize, parts.tensors["b_enc"],
-                    threshold_F)
+    return JumpReLU(parts.W_enc_FD, parts.W_dec_FD, parts.b_in, parts.normalize, parts.tensors["b_enc"], threshold_F,
+                    **parts.ends)
 
 
 def _gated(parts: _Parts) -> Gated:
     tensors = parts.tensors
-    return Gated(parts.W_enc_FD, parts.W_dec_FD, tensors["b_dec"], parts.normalize, tensors["b_gate"],
-                 tensors["b_mag"], tensors["r_mag"])
+    return Gated(parts.W_enc_FD, parts.W_dec_FD, parts.b_in, parts.normalize, tensors["b_gate"], tensors["b_mag"],
+                 tensors["r_mag"], **parts.ends)
 
 
 def _relu(parts: _Parts) -> JumpReLU:
@@ -90,8 +106,15 @@ KINDS = {
     "gated": _Kind(("W_enc", "b_gate", "b_mag", "r_mag", "W_dec", "b_dec"), _gated),
     "batchtopk": _Kind((*_COMMON, "topk_threshold"), _batch_topk),
     "matryoshka_batchtopk": _Kind((*_COMMON, "topk_threshold"), _batch_topk),
+    "transcoder": _Kind(_COMMON, _relu),
+    "skip_transcoder": _Kind((*_COMMON, "W_skip"), _relu),
+    "jumprelu_transcoder": _Kind((*_COMMON, "threshold"), _thresholds),
+    "jumprelu_skip_transcoder": _Kind((*_COMMON, "threshold", "W_skip"), _thresholds),
 }
 """Each `architecture` that is read."""
+
+_LATENTS_AT_ONCE = 4096
+"""Rows of the encoder that are held in float64 at a time."""
 
 
 def raw_tensors(folder: Path) -> dict[str, Tensor]:
@@ -104,26 +127,31 @@ def raw_tensors(folder: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (the file is no mapping)
 
 
-def read_coder(folder: Path, config: Mapping[str, Any], normalize: Normalize) -> SparseCoder:
-    """The SAE of a folder, float32, on the CPU.
+def read_coder(folder: Path, config: Mapping[str, Any], normalize: Normalize, transcoder: bool = False) -> SparseCoder:
+    """The SAE or transcoder of a folder, float32, on the CPU.
 
     Args:
         config: its settings, of an architecture in `KINDS`.
         normalize: how it normalises rows.
+        transcoder: it writes another site than it reads.
 
     Raises:
         UserError: missing or damaged weights, or tensors that are not those of the settings.
     """
-    architecture = config["architecture"]
+    architecture, centred = config["architecture"], config.get("apply_b_dec_to_input", True)
+    if architecture.endswith("transcoder") and centred:
+        raise UserError(f"{folder / CONFIG}: apply_b_dec_to_input must be false in a {architecture}: its b_dec is of "
+                        "the rows that it writes")
     tensors = _read_weights(folder / WEIGHTS, architecture, config)
     if config.get("rescale_acts_by_decoder_norm", architecture in _BATCH_TOPK) and architecture in ("topk",
                                                                                                    *_BATCH_TOPK):
         _fold_decoder_norms(tensors)
-    if not config.get("apply_b_dec_to_input", True):
+    if not centred and not transcoder:
         _fold_missing_centring(tensors)
     W_dec_FD = tensors["W_dec"]
     W_enc_FD = W_dec_FD if is_tied(tensors) else tensors["W_enc"].T.contiguous()
-    return KINDS[architecture].build(_Parts(W_enc_FD, W_dec_FD, tensors, config, normalize, folder / CONFIG))
+    return KINDS[architecture].build(_Parts(W_enc_FD, W_dec_FD, tensors, config, normalize, folder / CONFIG,
+                                            transcoder))
 
 
 def is_tied(tensors: Mapping[str, Tensor]) -> bool:
@@ -134,9 +162,23 @@ def is_tied(tensors: Mapping[str, Tensor]) -> bool:
 
 def tensors_of(sae: TopK | JumpReLU) -> dict[str, Tensor]:
     """SAELens' names for the parameters, float32; `W_enc` is a transposed view."""
-    thresholds = {"threshold": sae.threshold.float()} if isinstance(sae, JumpReLU) else {}
-    return {"W_enc": sae.W_enc.float().T, "b_enc": sae.b_latent.float(), "W_dec": sae.W_dec.float(),
-            "b_dec": sae.b_out.float()} | thresholds
+    more = {}
+    if isinstance(sae, JumpReLU) and (sae.threshold.any() or not sae.transcoder):  # without any, it is a ReLU one
+        more["threshold"] = sae.threshold.float()
+    if sae.W_skip is not None:
+        more["W_skip"] = sae.W_skip.float()
+    return {"W_enc": sae.W_enc.float().T, "b_enc": _b_enc(sae), "W_dec": sae.W_dec.float(),
+            "b_dec": sae.b_out.float()} | more
+
+
+def _b_enc(sae: TopK | JumpReLU) -> Tensor:
+    """The latents' bias; in a transcoder less what `b_in` takes from each pre-activation."""
+    if not sae.transcoder or not sae.b_in.any():
+        return sae.b_latent.float()
+    # Not a matrix product: its last bits may depend on the number of threads, and an export must come out the same.
+    taken_F = torch.cat([(part_FD.double() * sae.b_in.double()).sum(dim=1)
+                         for part_FD in torch.split(sae.W_enc, _LATENTS_AT_ONCE)])
+    return (sae.b_latent.double() - taken_F).float()
 
 
 def _read_weights(path: Path, architecture: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -159,8 +201,9 @@ def _read_weights(path: Path, architecture: str, config: Mapping[str, Any]) -> d
     if set(tensors) != wanted:
         raise UserError(f"{path} holds {', '.join(sorted(tensors))}; a {architecture} SAE has "
                         f"{', '.join(sorted(wanted))}")
-    F, D = tensors["W_dec"].shape
-    shapes = {"W_enc": (D, F), "W_dec": (F, D), "b_dec": (D,), "topk_threshold": ()}
+    F, D_out = (*tensors["W_dec"].shape, 0, 0)[:2]
+    D = tensors["W_enc"].shape[0] if architecture.endswith("transcoder") else D_out
+    shapes = {"W_enc": (D, F), "W_dec": (F, D_out), "b_dec": (D_out,), "W_skip": (D_out, D), "topk_threshold": ()}
     for name, tensor in tensors.items():
         if tuple(tensor.shape) != shapes.get(name, (F,)):
             raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, not {list(shapes.get(name, (F,)))}")
@@ -168,6 +211,8 @@ def _read_weights(path: Path, architecture: str, config: Mapping[str, Any]) -> d
             raise UserError(f"{path}: {name} holds NaN or inf")
     if (config.get("d_in"), config.get("d_sae")) != (D, F):
         raise UserError(f"{path} is of d_in {D}, d_sae {F}; {CONFIG} says {config.get('d_in')}, {config.get('d_sae')}")
+    if architecture.endswith("transcoder") and config.get("d_out") != D_out:
+        raise UserError(f"{path} is of d_out {D_out}; {CONFIG} says {config.get('d_out')}")
     return tensors
 
 

@@ -26,7 +26,7 @@ class SaidModel:
     name: str
     revision: str | None
     architecture: str | None
-    d_model: int
+    d_model: int | None
     num_layers: int | None
 
 
@@ -60,7 +60,7 @@ def said_by(subject: Opened) -> SaidModel | None:
     """The model of an SAE: what its run recorded, else what the config says that is on this machine."""
     if subject.model_name is None:
         return None
-    said = SaidModel(subject.model_name, subject.model_revision, subject.model_architecture, subject.sae.d_model,
+    said = SaidModel(subject.model_name, subject.model_revision, subject.model_architecture, subject.d_model,
                      subject.model_layers)
     if said.architecture is not None:
         return said
