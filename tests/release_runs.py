@@ -11,9 +11,11 @@ from torch import Tensor
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.sae.rows import normalize_rows
+from olmoscope.site import PARTS, Site
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import save_checkpoint
-from olmoscope.train.initialize import initialize
+from olmoscope.train.ends import ends_of
+from olmoscope.train.initialize import initialize, initialize_transcoder
 from olmoscope.train.step import Step
 
 SAES = "[{layer: 3, d_sae: 96, k: 4, canonical: true}, {layer: 7, d_sae: 96, k: 4, normalize: layer_norm}]"
@@ -30,8 +32,8 @@ def synthetic_rows(d_model: int, rows: int = 512, seed: int = 1) -> Tensor:
 
 def recipe_for_tests(saes: str = SAES, **overrides: str) -> Recipe:
     texts = [f"{key.replace('__', '.')}={value}" for key, value in overrides.items()]
-    return load_recipe("tiny", overrides=[f"saes={saes}", "activations.layers=[3, 7]", "model.dtype=bfloat16",
-                                          *texts])
+    sites = [] if "activations__sites" in overrides else ["activations.layers=[3, 7]"]
+    return load_recipe("tiny", overrides=[f"saes={saes}", *sites, "model.dtype=bfloat16", *texts])
 
 
 def evaluation(sae: SAE, run_hash: str, d_model: int) -> dict[str, Any]:
@@ -63,16 +65,37 @@ def evaluation(sae: SAE, run_hash: str, d_model: int) -> dict[str, Any]:
     }
 
 
-def make_run(run: Path, recipe: Recipe, number: int, x_BD: Tensor, steps: int = 8) -> None:
-    """A finished run of the recipe's `number`-th SAE, trained for a few steps on `x_BD`."""
+MODULES = {"": ("", "output"), "mid": (".mlp", "input"), "attn.in": (".self_attn", "input"),
+           "attn.out": (".post_attention_layernorm", "output"), "mlp.in": (".mlp", "input"),
+           "mlp.out": (".post_feedforward_layernorm", "output")}
+"""Of an Olmo 3 model, by part: the module in a layer that a site is at."""
+
+
+def site_rows(site: Site, d_model: int, rows: int = 512) -> Tensor:
+    """Rows of a site that are not those of another."""
+    return synthetic_rows(d_model, rows, seed=1 + PARTS.index(site.part))
+
+
+def make_run(run: Path, recipe: Recipe, number: int, x_BD: Tensor, steps: int = 8,
+             written_BD: Tensor | None = None) -> None:
+    """A finished run of the recipe's `number`-th SAE, trained for a few steps on `x_BD`; `written_BD` is what a
+    transcoder is to write."""
     sae = recipe.saes[number]
     mean_D = normalize_rows(x_BD, sae.normalize)[0].mean(dim=0)
-    fresh = initialize(x_BD.shape[1], sae.d_sae, sae.k, sae.normalize, mean_D, seed=number, tied=sae.weights == "tied")
+    if written_BD is None:
+        ends = None
+        fresh = initialize(x_BD.shape[1], sae.d_sae, sae.k, sae.normalize, mean_D, seed=number,
+                           tied=sae.weights == "tied")
+    else:
+        ends = ends_of(sae, dict.fromkeys(sae.reads, x_BD.shape[1]), [0.5])
+        fresh = initialize_transcoder(sae.d_sae, sae.k, 0.5 * mean_D, written_BD.mean(dim=0), number, sae.id,
+                                      skip=sae.skip)
+        x_BD = 0.5 * x_BD
     step = Step(fresh, Adam((0.9, 0.999), 1e-8), activation=sae.activation, matryoshka=sae.matryoshka)
     for _ in range(steps):
-        step(x_BD, lr=1e-3)
+        step(x_BD, 1e-3, written_BD)
     (run / "checkpoints").mkdir(parents=True)
-    save_checkpoint(run / "checkpoints" / f"step-{steps:08d}.safetensors", step, {})
+    save_checkpoint(run / "checkpoints" / f"step-{steps:08d}.safetensors", step, {}, ends)
     (run / "recipe.yaml").write_text(recipe.to_yaml())
     (run / "training.log").write_text("8 steps\n")
     model = {"name": "tiny", "revision": "sha256:0123", "architecture": "Olmo3ForCausalLM", "d_model": x_BD.shape[1],
@@ -83,6 +106,11 @@ def make_run(run: Path, recipe: Recipe, number: int, x_BD: Tensor, steps: int = 
             "store": {"model": model, "sources": {"modules": {"documents": 30, "tokens": 3000},
                                                   "questions": {"documents": 10, "tokens": 1000}}},
             "provenance": {"olmoscope": "0.1.0", "commit": None, "date": "2026-01-01T00:00:00+00:00"}}
+    if any(not site.is_layer_output for site in sae.sites):
+        places = [MODULES[site.part] for site in sae.sites]
+        done["store"] |= {"sites": list(map(str, sae.sites)), "widths": [x_BD.shape[1] for _ in sae.sites], "modules": [
+            {"path": f"model.layers.{site.layer}{path}", "end": end, "scale": 1.0}
+            for site, (path, end) in zip(sae.sites, places, strict=True)]}
     (run / "done.json").write_text(json.dumps(done))
     (run / "evaluation.json").write_text(json.dumps(evaluation(sae, done["run_hash"], x_BD.shape[1])))
 
@@ -93,7 +121,9 @@ def make_out(out: Path, recipe: Recipe | None = None, d_model: int = WIDTH) -> P
     out.mkdir(parents=True)
     (out / "recipe.yaml").write_text(recipe.to_yaml())
     for number, sae in enumerate(recipe.saes):
-        make_run(out / "runs" / sae.id, recipe, number, synthetic_rows(d_model))
+        rows = synthetic_rows(d_model) if sae.site.is_layer_output else site_rows(sae.reads[0], d_model)
+        written = site_rows(sae.writes[0], d_model) if sae.writes else None
+        make_run(out / "runs" / sae.id, recipe, number, rows, written_BD=written)
     return out
 
 

@@ -12,13 +12,17 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import olmoscope
+from olmoscope.model.capture import read_sites, replaced
+from olmoscope.model.splice import load_causal_lm
+from olmoscope.recipe.schema import Model
 from olmoscope.release.validate import validate
 from olmoscope.sae.io import saelens
 from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.sae.rows import normalize_rows
-from olmoscope.site import Site
+from olmoscope.sae.threshold import JumpReLU
+from olmoscope.site import Site, SiteModule
 from olmoscope.train.adam import Adam
-from olmoscope.train.initialize import initialize
+from olmoscope.train.initialize import initialize, initialize_transcoder
 from olmoscope.train.step import Step
 
 TINY = str(resources.files("olmoscope") / "model" / "tiny")
@@ -122,3 +126,33 @@ def test_attach_agrees_with_saelens(bridge, tokens, outputs, tmp_path, normalize
         active = codes.values > 0
         assert gradient[active].abs().max() > 1e-4
         torch.testing.assert_close(codes.values.grad[active], gradient[active], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
+def test_a_transcoder_stands_where_it_writes(bridge, tokens, tmp_path, kind):
+    """SAELens reads at the one hook and writes at the other: the model goes on as it does with ours in its place."""
+    from sae_lens import SAE
+
+    reads, writes = Site(MIDDLE, "mlp.in"), Site(MIDDLE, "mlp.out")
+    model = load_causal_lm(Model(name="tiny", dtype="float32"), torch.device("cpu"), [reads, writes])
+    places = model.find([reads, writes]).places
+    seen = read_sites(model.body, list(places.values()), tokens)
+    means = [seen[site].flatten(0, 1).mean(dim=0) for site in (reads, writes)]
+    coder = initialize_transcoder(512, 8, *means, 0, "t", skip=False)
+    if kind == "jumprelu":
+        coder = JumpReLU(coder.W_enc, coder.W_dec, coder.b_in, "none", coder.b_latent, torch.full((512,), 0.5),
+                         b_out=coder.b_out, transcoder=True)
+    where = hook_names("model.layers", reads, SiteModule(f"model.layers.{MIDDLE}.mlp", "input")) | hook_names(
+        "model.layers", writes, SiteModule(f"model.layers.{MIDDLE}.post_feedforward_layernorm", "output"), out=True)
+    saelens.write(coder, tmp_path / "sae", {"model_name": "tiny", "prepend_bos": False, **where})
+    sae = SAE.load_from_disk(tmp_path / "sae")
+    with torch.no_grad():
+        base = bridge(tokens)
+        spliced = bridge.run_with_saes(tokens, saes=[sae], use_error_term=False)
+        identity = bridge.run_with_saes(tokens, saes=[sae], use_error_term=True)
+        with replaced(places[writes], lambda x_BTD: coder.reconstruct(seen[reads])[0]):
+            ours = model.module(input_ids=tokens, use_cache=False).logits
+    scale = float(base.abs().max())
+    assert float((identity - base).abs().max()) < 1e-5 * scale
+    assert float((spliced - base).abs().max()) > 1e-3 * scale
+    torch.testing.assert_close(spliced, ours, rtol=1e-3, atol=1e-4 * scale)

@@ -9,7 +9,7 @@ are compared value by value where both are active, and a latent that is active i
 tolerance, at the other's threshold (its k-th value; 0 if fewer than k are active; a JumpReLU's own). Decoding is
 compared on the same codes, theirs.
 
-Shapes: B rows, D d_model, F latents, K active.
+Shapes: B rows, D width read, D_out width written, F latents, K active.
 """
 
 from collections.abc import Iterator
@@ -60,6 +60,8 @@ def compare(ours: TopK | JumpReLU, theirs: Any, x_BD: Tensor) -> Agreement:
         z_BF, xhat_BD = reconstruct(theirs, rows_BD)
         u_BD, statistics = ours.center(rows_BD)
         scale_B = u_BD.norm(dim=1) * norm + ours.b_latent.abs().max()
+        if ours.transcoder:  # there b_in is part of the bias: two large numbers may leave a small pre-activation
+            scale_B = scale_B + ours.b_in.norm() * norm
         ours_codes = ours.encode(rows_BD)
         ours_BF = ours_codes.to_dense()
         off_B = (code_difference(ours_BF, z_BF, ours.k) if isinstance(ours, TopK) else
@@ -68,7 +70,9 @@ def compare(ours: TopK | JumpReLU, theirs: Any, x_BD: Tensor) -> Agreement:
         places = ours.k if isinstance(ours, TopK) else max(1, int(z_BF.count_nonzero(dim=1).max()))
         values_BK, indices_BK = torch.topk(z_BF, places, dim=1)
         scale_B = values_BK.abs().sum(dim=1) * decoder_norm + ours.b_out.norm()
-        if statistics is not None:
+        if ours.W_skip is not None:
+            scale_B = scale_B + rows_BD.float().norm(dim=1) * ours.W_skip.norm()
+        if statistics is not None and not ours.transcoder:
             scale_B = scale_B * statistics.std_B1[:, 0] + statistics.mean_B1[:, 0].abs() * ours.d_model**0.5
         difference_BD = ours.decode(replace(ours_codes, values=values_BK, indices=indices_BK)) - xhat_BD
         decode = max(decode, _share(difference_BD.norm(dim=1), scale_B))
@@ -95,10 +99,14 @@ def compare_silent(ours: TopK | JumpReLU, theirs: Any, x_BD: Tensor) -> Agreemen
 
 
 def reconstruct(theirs: Any, x_BD: Tensor) -> tuple[Tensor, Tensor]:
-    """SAELens' dense codes `[B, F]` and reconstruction `[B, D]`, float32.
+    """SAELens' dense codes `[B, F]` and reconstruction (or what its transcoder writes) `[B, D_out]`, float32.
 
-    Decoding follows encoding of the same rows at once: a layer-norm SAE keeps their statistics in between.
+    Decoding follows encoding of the same rows at once: a layer-norm SAE keeps their statistics in between. A transcoder
+    with a skip has it only in its forward pass, which takes no rows of another dtype than the weights'.
     """
+    if hasattr(theirs, "W_skip"):
+        y_BD, z_BF = theirs.forward_with_activations(x_BD.to(theirs.dtype))
+        return z_BF, y_BD
     z_BF = theirs.encode(x_BD)
     return z_BF, theirs.decode(z_BF)
 
@@ -138,17 +146,19 @@ def chunks(x_BD: Tensor, d_sae: int) -> Iterator[Tensor]:
 def random_rows(sae: TopK | JumpReLU, seed: int = 0) -> Tensor:
     """Stand-ins for real rows, `[ROWS, D]`: around the SAE's own mean, and along its dictionary.
 
-    Raw SAEs know the mean of their data (`b_pre`); that of a layer-norm SAE is of normalised rows, which will do too.
+    Raw SAEs know the mean of their data (`b_pre`); that of a layer-norm SAE is of normalised rows, which will do too. A
+    transcoder's dictionary of what it reads is the encoder.
     """
     generator = torch.Generator().manual_seed(seed)
-    noise_BD = torch.randn(ROWS, sae.d_model, generator=generator)
+    noise_BD = torch.randn(ROWS, sae.d_in, generator=generator)
     latents = torch.randint(sae.d_sae, (ROWS, 4), generator=generator)
-    return sae.b_out + 0.1 * noise_BD + sae.W_dec[latents].sum(dim=1)
+    mean_D, W_FD = (sae.b_in, sae.W_enc) if sae.transcoder else (sae.b_out, sae.W_dec)
+    return mean_D + 0.1 * noise_BD + W_FD[latents].sum(dim=1)
 
 
-def constant_rows(d_model: int) -> Tensor:
+def constant_rows(width: int) -> Tensor:
     """`[len(CONSTANTS), D]`."""
-    return torch.tensor(CONSTANTS)[:, None].expand(-1, d_model).contiguous()
+    return torch.tensor(CONSTANTS)[:, None].expand(-1, width).contiguous()
 
 
 def _share(difference_B: Tensor, scale_B: Tensor) -> float:

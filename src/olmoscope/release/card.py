@@ -9,17 +9,14 @@ from typing import Any
 
 import yaml
 
-from olmoscope.model_source import COMMIT
-from olmoscope.release.export import dataset_repo
+from olmoscope.release.export import dataset_repo, module_of
 from olmoscope.release.finished_run import FinishedRun
+from olmoscope.release.usage import usage
 from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.site import Site
 from olmoscope.train.derived import Settled, settled
 
 CARD = "README.md"
-
-TINY = "tiny"
-"""The recipe's name for the model inside the package."""
 
 
 def model_card(runs: Sequence[FinishedRun]) -> str:
@@ -28,9 +25,13 @@ def model_card(runs: Sequence[FinishedRun]) -> str:
     Args:
         runs: the finished runs of one recipe, all evaluated.
     """
-    parts = [_head(runs), _introduction(runs), _table(runs), _figures(runs), _usage(runs), _last_layer(runs),
-             _how_made(runs), _limits(runs)]
-    return "\n\n".join(parts) + "\n"
+    parts = [_head(runs), _introduction(runs), _table(runs)]
+    if not _all_residual(runs):
+        parts.append(_sites(runs))
+    parts += [_figures(runs), usage(runs)]
+    if any(site.is_layer_output for run in runs for site in run.sae.sites):
+        parts.append(_last_layer(runs))
+    return "\n\n".join([*parts, _how_made(runs), _limits(runs)]) + "\n"
 
 
 def escape(text: object) -> str:
@@ -45,6 +46,11 @@ def code(text: object) -> str:
     ticks = "`" * (max((len(run) for run in re.findall("`+", one_line)), default=0) + 1)
     pad = " " if one_line.startswith("`") or one_line.endswith("`") else ""
     return f"{ticks}{pad}{one_line}{pad}{ticks}"
+
+
+def _all_residual(runs: Sequence[FinishedRun]) -> bool:
+    """Whether all are SAEs of layers' outputs."""
+    return all(run.sae.writes is None and run.sae.site.is_layer_output for run in runs)
 
 
 def _head(runs: Sequence[FinishedRun]) -> str:
@@ -69,13 +75,21 @@ _FORMS = {
 def _introduction(runs: Sequence[FinishedRun]) -> str:
     recipe, model = runs[0].recipe, runs[0].done.store.model
     revision = f", revision {code(model.revision)}" if model.revision else ""
+    what, reads = f'{_count(len(runs), "sparse autoencoder")} (SAEs) on the residual stream of', (
+        "Each reads the output of one decoder layer.")
+    if not _all_residual(runs):
+        transcoders = sum(run.sae.writes is not None for run in runs)
+        counts = [f'{_count(len(runs) - transcoders, "sparse autoencoder")} (SAEs)'] if transcoders < len(runs) else []
+        what = " and ".join(counts + ([_count(transcoders, "transcoder")] if transcoders else [])) + " of"
+        reads = "The sites that each reads are below."
+    written = " and what a transcoder writes is `ŷ = z W + d`," if any(run.sae.writes for run in runs) else ""
     return f"""\
 # {escape(recipe.release.name)}
 
-{_count(len(runs), "sparse autoencoder")} (SAEs) on the residual stream of {code(model.name)}
+{what} {code(model.name)}
 ({escape(model.architecture)}, {model.num_layers} layers, d_model {model.d_model}{revision}), in
-[SAELens](https://github.com/decoderesearch/SAELens) format. Each reads the output of one decoder layer. Rows of the
-decoder `W` have unit norm. With pre-activations `p`, an SAE's reconstruction is `x̂ = z W + b`, where
+[SAELens](https://github.com/decoderesearch/SAELens) format. {reads} Rows of the
+decoder `W` have unit norm. With pre-activations `p`, an SAE's reconstruction is `x̂ = z W + b`,{written} where
 {_forms(runs)}
 
 Made with Olmoscope."""
@@ -89,6 +103,10 @@ def _forms(runs: Sequence[FinishedRun]) -> str:
     lines += [f"- {_FORMS[kind]}" for kind in _FORMS if kind in {run.sae.activation for run in runs}]
     if any(run.sae.matryoshka for run in runs):
         lines.append("- a Matryoshka SAE's first latents are SAEs of their own: the shares are in `manifest.json`")
+    if any(run.sae.writes for run in runs):
+        lines.append("- in a transcoder's files `b` is part of `c`: `p = x Eᵀ + c`")
+    if any(run.sae.skip for run in runs):
+        lines.append("- a transcoder with a skip `S` adds `x Sᵀ` to what it writes")
     return "\n" + "\n".join(lines)
 
 
@@ -99,7 +117,8 @@ def _table(runs: Sequence[FinishedRun]) -> str:
         sae, held_out = run.sae, run.evaluation()
         language = held_out.language
         recovered = language.loss_recovered_zero
-        cells = (code(sae.id), sae.site, sae.d_sae, sae.k, sae.normalize.replace("_", " "), f"{held_out.nmse:.6f}",
+        place = " → ".join(map(str, [sae.reads[0], *(sae.writes or [])]))
+        cells = (code(sae.id), place, sae.d_sae, sae.k, sae.normalize.replace("_", " "), f"{held_out.nmse:.6f}",
                  f"{held_out.explained_variance:.4f}", f"{language.delta_ce:.4f}",
                  "" if recovered is None else f"{recovered:.2%}", f"{language.kl:.4f}", f"{held_out.l0.mean:.2f}",
                  f"{held_out.dead.share:.2%}",
@@ -108,12 +127,33 @@ def _table(runs: Sequence[FinishedRun]) -> str:
     return "## The SAEs\n\n" + "\n".join(rows)
 
 
+def _sites(runs: Sequence[FinishedRun]) -> str:
+    """Where the model has what is read and written."""
+    rows = ["| site | in transformers | in TransformerLens |", "|---|---|---|"]
+    for site, module in sorted({site: module_of(run, site) for run in runs for site in run.sae.sites}.items()):
+        verb = "puts out" if module.end == "output" else "is given"
+        times = "" if module.scale == 1 else f"{module.scale:g} times "
+        rows.append(f"| {site} | {times}what {code(module.path)} {verb} | {code(site.transformer_lens)} |")
+    table = "\n".join(rows)
+    return f"""\
+## Sites
+
+{table}
+
+What attention and the MLP add to the residual stream is taken after a norm that follows them, where the model has one.
+The names of TransformerLens are those of its `TransformerBridge`; its `attn.hook_z` has the heads apart, which the SAE
+reads side by side."""
+
+
 def _figures(runs: Sequence[FinishedRun]) -> str:
     counts = _numbers({run.evaluation().rows for run in runs})
     windows = _numbers({run.evaluation().dead.window for run in runs})
     read = _numbers({run.evaluation().language.rows for run in runs})
     clean = runs[0].evaluation().language.ce_clean
     zeros = _numbers({rows for run in runs if (rows := run.evaluation().zero_rows)})
+    transcoders = ("""
+- **transcoders**: x is what the model has at the site that is written, and x̂ what the transcoder writes there."""
+                   if any(run.sae.writes for run in runs) else "")
     left_out = f" {zeros} rows of zeros are left out of it: they have no NMSE." if zeros else ""
     return f"""\
 What the columns say:
@@ -125,7 +165,7 @@ What the columns say:
 - **ΔCE, loss recovered, KL**: what the model does when x̂ takes the place of x, on {read} held-out tokens. ΔCE is by
   how many nats its cross-entropy rises (without any SAE it is {clean:.4f}); loss recovered is 100 % if it does not
   rise, and 0 % if it rises as much as with zeros in the place of x; KL is the mean of KL(without ‖ with x̂) of its
-  predictions.
+  predictions.{transcoders}
 - **training NMSE**: the mean of the loss over the whole training run, from its first step on. It is no figure
   on held-out data: it is there to compare with releases that give it as their final NMSE.
 - **input**: `layer norm` SAEs centre each row and divide it by its standard deviation before encoding, and undo
@@ -135,78 +175,6 @@ What the columns say:
 `manifest.json` has more digits and 95 % intervals, the checksum of every file, and the provenance of each SAE;
 `evaluation.json` in each folder has all figures. [report.html](report.html) shows them as a page, all SAEs side by
 side, and so does the one in each folder of its SAE: download and open them."""
-
-
-def _usage(runs: Sequence[FinishedRun]) -> str:
-    recipe, model = runs[0].recipe, runs[0].done.store.model
-    run = next((run for run in runs if run.sae.canonical), runs[0])
-    hook = hook_names(model.layers_path, run.sae.site)["hf_hook_name"]
-    revision = f", revision={model.revision!r}" if model.on_hub else ""
-    name = repr(model.name)
-    if model.name == TINY:
-        name = 'str(importlib.resources.files("olmoscope") / "model" / "tiny")  # the model inside the package'
-    load = f"model = AutoModelForCausalLM.from_pretrained(name{revision}, dtype=torch.{recipe.model.dtype})"
-    tokenizer, packages, imports = f"name{revision}", "sae-lens transformers", ""
-    if model.base is not None:
-        own, of_base = (f", revision={part!r}" if COMMIT.fullmatch(part) else ""
-                        for part in str(model.revision).split("+"))
-        tokenizer, packages = f"{model.base!r}{of_base}", "sae-lens transformers peft"
-        imports = "from peft import PeftModel\n"
-        load = (f"# {model.name} is an adapter; if it brings a tokenizer of its own, take that one.\n"
-                f"base = AutoModelForCausalLM.from_pretrained({model.base!r}{of_base}, "
-                f"dtype=torch.{recipe.model.dtype})\n"
-                f"model = PeftModel.from_pretrained(base, name{own}).merge_and_unload()")
-    standard_library = "import importlib.resources\n\n" if model.name == TINY else ""
-    return f"""\
-## Use
-
-With `pip install {packages}`:
-
-```python
-{standard_library}import torch
-{imports}from sae_lens import SAE
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-name = {name}
-tokenizer = AutoTokenizer.from_pretrained({tokenizer})
-{load}
-sae = SAE.from_pretrained({recipe.release.repo_id!r}, {run.sae.id!r})
-
-seen = {{}}
-
-
-def keep(module, inputs, output):
-    seen["x"] = output[0] if isinstance(output, tuple) else output
-
-
-layer = model.get_submodule(sae.cfg.metadata.hf_hook_name)  # {hook}
-hook = layer.register_forward_hook(keep)
-tokens = tokenizer({_example_text(recipe.tokens.bos)}, return_tensors="pt", add_special_tokens=False)
-with torch.no_grad():
-    model(input_ids=tokens["input_ids"], use_cache=False)
-hook.remove()
-
-with torch.no_grad():
-    features = sae.encode(seen["x"])  # [1, tokens, d_sae]; {_active(run)} of each token are not 0
-    reconstruction = sae.decode(features)  # [1, tokens, d_model]
-```
-
-From a folder on disk:
-
-```python
-from sae_lens import SAE
-
-sae = SAE.load_from_disk({f"PATH/{run.sae.id}"!r})
-```"""
-
-
-def _example_text(bos: str) -> str:
-    """The text of the example, begun as those of the training were."""
-    return ("tokenizer.bos_token + " if bos == "yes" else "") + '"The cat sat on the mat."'
-
-
-def _active(run: FinishedRun) -> str:
-    return f"at most {run.sae.k}" if run.sae.activation == "topk" else f"about {run.sae.k}"
 
 
 def _last_layer(runs: Sequence[FinishedRun]) -> str:
@@ -248,6 +216,7 @@ def _how_made(runs: Sequence[FinishedRun]) -> str:
     seeds = _each(trains, lambda train: str(train.seed))
     own_seed = "" if seeds == str(recipe.seed) else f" (of training: {seeds})"
     table = "\n".join(rows)
+    what = "outputs of the decoder layers" if _all_residual(runs) else "those of the sites above"
     return f"""\
 ## How they were made
 
@@ -255,7 +224,7 @@ def _how_made(runs: Sequence[FinishedRun]) -> str:
 
 - Text: {begin}, an end-of-text token after each document, packed into sequences of {lengths}
   tokens; {documents[tokens.documents]}.
-- Activations: outputs of the decoder layers, computed in {recipe.model.dtype}, kept as
+- Activations: {what}, computed in {recipe.model.dtype}, kept as
   {recipe.activations.dtype}.
 - Training: NMSE as the loss, {_auxiliary(trains)}; Adam (betas {betas}), learning rate
   {_rates(trains)}, {rate}; batches of {batches} rows, {orders}; {epochs},

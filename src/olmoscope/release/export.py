@@ -10,6 +10,7 @@ from olmoscope.recipe.sources import ChatSource, DolmaSource, HubSource, Source,
 from olmoscope.release.finished_run import FinishedRun, read_run
 from olmoscope.sae.io import saelens
 from olmoscope.sae.io.saelens_places import hook_names
+from olmoscope.site import Site, SiteModule
 
 
 @dataclass(frozen=True)
@@ -41,17 +42,50 @@ def refuse_unexportable(sae: SAE) -> None:
     if sae.activation == "groupmax":
         raise UserError(f"{sae.id} cannot be exported: SAELens has no architecture that takes the maximum of groups; "
                         "evaluate it as it is, or train it with another activation")
+    if len(sae.reads) > 1:
+        raise UserError(f"{sae.id} cannot be exported: SAELens has no crosscoders, which read several sites; evaluate "
+                        "it as it is, or train an SAE of one site")
+    if sae.skip and sae.activation == "topk":
+        raise UserError(f"{sae.id} cannot be exported: SAELens has no transcoder of the k largest latents with a skip; "
+                        "evaluate it as it is, or train it with activation: batchtopk or jumprelu, or without skip")
+
+
+def place_names(run: FinishedRun) -> dict[str, Any]:
+    """Where an SAE reads, and a transcoder writes too, under SAELens' keys.
+
+    Raises:
+        UserError: the run does not say which module of the model that is.
+    """
+    layers_path = run.done.store.model.layers_path
+    names: dict[str, Any] = {}
+    for site, out in ((run.sae.reads[0], False), *((site, True) for site in run.sae.writes or [])):
+        names |= hook_names(layers_path, site, module_of(run, site), out=out)
+    return names
+
+
+def module_of(run: FinishedRun, site: Site) -> SiteModule:
+    """The module of the model that a site of a run is at.
+
+    Raises:
+        UserError: the run does not say it.
+    """
+    module = run.done.store.module(site)
+    if module is None:
+        raise UserError(f"{run.sae.id} cannot be exported: {run.folder} was made by a version that did not write down "
+                        f"at which module of the model {site} is; collect and train it again")
+    return module
 
 
 def saelens_metadata(run: FinishedRun) -> dict[str, Any]:
     """What SAELens' users are told of an SAE: which activations it reads, and what it was trained on."""
     done, model = run.done, run.done.store.model
     tied, nested = "tied_" if run.sae.weights == "tied" else "", "matryoshka_" if run.sae.matryoshka else ""
+    kind = "" if run.sae.writes is None else "_skip_transcoder" if run.sae.skip else "_transcoder"
     return {
-        "training_architecture": f"{tied}{nested}{run.sae.activation}",
+        "training_architecture": f"{tied}{nested}{run.sae.activation}{kind}",
         "model_name": model.name,
         "model_revision": model.revision,
-        **hook_names(model.layers_path, run.sae.site),
+        **place_names(run),
         "context_size": max(high for _, high in run.recipe.tokens.chunk_lengths),
         "prepend_bos": run.recipe.tokens.bos == "yes",
         "dataset_path": ", ".join(dataset_names(run.recipe)),

@@ -4,7 +4,7 @@
     model       name, revision, architecture, d_model, num_layers, layers_path
     sources     per text source: documents and tokens in training
     saes        id, layer, site, d_sae, activation, matryoshka, k, normalize, canonical, hook names, metrics {held_out,
-                training}, run, provenance
+                training}, run, provenance; of a transcoder also reads, writes, skip
     recipe      the resolved recipe
     files       path -> sha256, bytes; every file of the release but this one
 
@@ -20,8 +20,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, sha256
 from olmoscope.recipe.schema import Activation
+from olmoscope.release.export import place_names
 from olmoscope.release.finished_run import FinishedRun
-from olmoscope.sae.io.saelens_places import hook_names
 
 MANIFEST = "manifest.json"
 FORMAT = "olmoscope release"
@@ -54,6 +54,8 @@ class SAERead(_Read):
     d_sae: int
     k: int
     normalize: Literal["none", "layer_norm"]
+    writes: str | None = None
+    """The site that a transcoder writes; None: it is an SAE."""
 
 
 class ModelName(_Read):
@@ -124,17 +126,19 @@ def release_files(folder: Path) -> list[str]:
 
 def _entry(run: FinishedRun) -> dict[str, Any]:
     sae, done, held_out = run.sae, run.done, run.evaluation()
+    ends = {} if sae.writes is None else {"reads": str(sae.reads[0]), "writes": str(sae.writes[0]), "skip": sae.skip}
     return {
         "id": sae.id,
         "layer": sae.site.layer_or_none,
         "site": str(sae.site),
+        **ends,
         "d_sae": sae.d_sae,
         "activation": sae.activation,
         "matryoshka": sae.matryoshka,
         "k": sae.k,
         "normalize": sae.normalize,
         "canonical": sae.canonical,
-        **hook_names(done.store.model.layers_path, sae.site),
+        **place_names(run),
         "metrics": {
             "held_out": held_out.model_dump(mode="json", include=HELD_OUT),
             "training": {"nmse": done.nmse, "l0": done.l0, "steps": done.steps, "tokens": done.tokens,

@@ -29,7 +29,8 @@ from olmoscope.release.layout import SAE_FILES, check_root
 from olmoscope.release.manifest import MANIFEST, SAERead, read_manifest
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.io import saelens
-from olmoscope.sae.io.saelens import FIXED, KEYS, METADATA
+from olmoscope.sae.io.saelens import KEYS, architecture_of, fixed, required
+from olmoscope.sae.io.saelens_places import is_transcoder
 from olmoscope.sae.io.saelens_settings import CONFIG, raw_settings
 from olmoscope.sae.io.saelens_tensors import WEIGHTS, is_tied, raw_tensors, tensors_of
 from olmoscope.sae.threshold import JumpReLU
@@ -72,7 +73,8 @@ def validate(folder: Path, *, runs: Path | None = None, rows: Mapping[Site, Tens
         folder: a release (with manifest.json) or an SAE folder (with cfg.json).
         runs: the folder of the runs, by SAE id; without it, `runs/` beside the release, or the run that a
             single SAE folder stands in, where there is one.
-        rows: real activations `[B, D]` of each site, any float dtype; random ones where absent.
+        rows: real activations `[B, D]` of each site, any float dtype, the same tokens at all sites; random ones where
+            absent.
 
     Raises:
         UserError: neither a release nor an SAE folder, SAELens not installed, rows of another width.
@@ -130,17 +132,25 @@ class _SAECheck:
     def _settings(self, config: Mapping[str, Any], theirs: Any) -> None:
         """cfg.json says everything, SAELens keeps it, and it is what was trained."""
         trained, entry = self.trained, self.entry
-        keys = KEYS.get(str(config.get("architecture")), KEYS["topk"])
+        architecture = str(config.get("architecture"))
+        keys = KEYS.get(architecture, KEYS["topk"])
+        transcoder = is_transcoder(architecture, config.get("metadata", {}))
         absent = [key for key in keys if key not in config]
         self._say("cfg.json says everything", not absent,
                   f"left to SAELens' defaults: {', '.join(absent)}" if absent else f"{len(keys)} keys")
         found = {**theirs.cfg.to_dict(), "k of the activation": getattr(theirs.activation_fn, "k", None)}
-        wanted = {key: config[key] for key in keys if key in config and key not in ("metadata", "device")} | FIXED
+        wanted = {key: config[key] for key in keys if key in config and key not in ("metadata", "device")}
         if entry is not None:
-            wanted |= {"d_sae": entry.d_sae, "normalize_activations": entry.normalize,
-                       "architecture": "topk" if entry.activation == "topk" else "jumprelu"}
+            transcoder = entry.writes is not None
+            wanted |= {"d_sae": entry.d_sae, "normalize_activations": entry.normalize}
+            if not transcoder or entry.activation == "topk":
+                wanted["architecture"] = "topk" if entry.activation == "topk" else "jumprelu"
         if trained is not None:
-            wanted |= {"d_in": trained.d_model, "d_sae": trained.d_sae, "normalize_activations": trained.normalize}
+            transcoder = trained.transcoder
+            wanted |= {"d_in": trained.d_in, "d_sae": trained.d_sae, "normalize_activations": trained.normalize,
+                       "architecture": architecture_of(trained)}
+            wanted |= {"d_out": trained.d_out} if "d_out" in keys else {}
+        wanted |= fixed(transcoder)
         if wanted.get("architecture") == "topk":
             wanted |= {"rescale_acts_by_decoder_norm": False} | ({"k": entry.k} if entry else {})
             wanted |= {"k": trained.k} if isinstance(trained, TopK) else {}
@@ -148,11 +158,12 @@ class _SAECheck:
         wrong = [f"{key} is {found.get(key)!r}, not {value!r}" for key, value in wanted.items()
                  if found.get(key) != value]
         self._say("settings survive", not wrong, "; ".join(wrong) or f"{theirs.cfg.architecture()}, "
-                  f"{theirs.cfg.normalize_activations}, b_dec subtracted")
+                  f"{theirs.cfg.normalize_activations}, b_dec {'not ' if transcoder else ''}subtracted")
 
     def _metadata(self, config: Mapping[str, Any], theirs: Any) -> None:
         said, kept = config.get("metadata", {}), theirs.cfg.metadata.to_dict()
-        wrong = [f"{key} is absent" for key in METADATA if key not in said]
+        transcoder = is_transcoder(str(config.get("architecture")), said)
+        wrong = [f"{key} is absent" for key in required(transcoder) if key not in said]
         wrong += [f"{key} became {kept.get(key)!r}" for key in said if key not in kept or kept[key] != said[key]]
         self._say("metadata survives", not wrong, "; ".join(wrong) or f"{len(said)} entries")
 
@@ -177,32 +188,43 @@ class _SAECheck:
         if not isinstance(ours, TopK | JumpReLU) or not _comparable(ours, theirs.cfg):
             self._say("same codes and reconstructions", False, "what SAELens has is no SAE of the same form")
             return
-        kind, real_BD = self._real_rows(ours, config)
+        kind, real_BD, target_BD = self._real_rows(ours, config)
         some_BD = real_BD[:ROWS]
         self._agree(f"same on {kind} rows", compare(ours, theirs, real_BD))
         self._agree("same on negative rows", compare(ours, theirs, -some_BD.abs()))
         silent = compare_silent(ours, theirs, some_BD)
         self._say("same where no pre-activation is positive", silent.good and silent.most_active == 0,
                   f"{silent}; {silent.most_active} latents active")
-        self._agree("same on constant rows", compare(ours, theirs, constant_rows(ours.d_model)))
+        self._agree("same on constant rows", compare(ours, theirs, constant_rows(ours.d_in)))
         self._agree("same on bfloat16 rows", compare(ours, theirs, some_BD.bfloat16()))
         with torch.no_grad():
             xhat_BD = torch.cat([reconstruct(theirs, part_BD)[1] for part_BD in chunks(some_BD, ours.d_sae)])
         bad = int((~torch.isfinite(xhat_BD)).any(dim=1).sum())
-        error = (xhat_BD - some_BD).square().sum(dim=1) / some_BD.square().sum(dim=1)
-        self._say("finite reconstructions", bad == 0,
-                  f"{bad} of {len(some_BD)} {kind} rows are not finite; NMSE {float(error.mean()):.4f}")
+        figure = f"{bad} of {len(some_BD)} {kind} rows are not finite"
+        if target_BD is not None:
+            y_BD = target_BD[:ROWS]
+            error = (xhat_BD - y_BD).square().sum(dim=1) / y_BD.square().sum(dim=1)
+            figure += f"; NMSE {float(error.mean()):.4f}"
+        self._say("finite reconstructions", bad == 0, figure)
 
-    def _real_rows(self, ours: TopK | JumpReLU, config: Mapping[str, Any]) -> tuple[str, Tensor]:
-        """Rows of the SAE's site, float32, and what to call them."""
-        hook = str(config.get("metadata", {}).get("hook_name", ""))
+    def _real_rows(self, ours: TopK | JumpReLU, config: Mapping[str, Any]) -> tuple[str, Tensor, Tensor | None]:
+        """Rows to read, float32, what to call them, and what a perfect SAE or transcoder would write for them, where
+        that is known."""
+        read_BD = self._rows_at("hook_name", ours.d_in, config)
+        if not ours.transcoder:
+            rows_BD = random_rows(ours) if read_BD is None else read_BD
+            return "random" if read_BD is None else "real", rows_BD, rows_BD
+        written_BD = self._rows_at("hook_name_out", ours.d_out, config)
+        return ("random", random_rows(ours), None) if read_BD is None else ("real", read_BD, written_BD)
+
+    def _rows_at(self, key: str, width: int, config: Mapping[str, Any]) -> Tensor | None:
+        """The rows given of the site that the metadata names under a key, float32; None: none are."""
+        hook = str(config.get("metadata", {}).get(key, ""))
         x_BD = next((rows_BD for site, rows_BD in self.rows.items() if hook == site.transformer_lens), None)
-        if x_BD is None:
-            return "random", random_rows(ours)
-        if x_BD.dim() != 2 or x_BD.shape[1] != ours.d_model or not len(x_BD):
-            raise UserError(f"{self.sae_id} reads rows of width {ours.d_model}, the rows given for its site are "
+        if x_BD is not None and (x_BD.dim() != 2 or x_BD.shape[1] != width or not len(x_BD)):
+            raise UserError(f"{self.sae_id} has rows of width {width} at {hook}, the rows given for it are "
                             f"{list(x_BD.shape)}: they are of another model")
-        return "real", x_BD.float()
+        return None if x_BD is None else x_BD.float()
 
     def _agree(self, name: str, agreement: Agreement) -> None:
         self._say(name, agreement.good, str(agreement))
@@ -213,11 +235,9 @@ class _SAECheck:
 
 def _comparable(ours: TopK | JumpReLU, cfg: Any) -> bool:
     """Whether SAELens' SAE takes rows of the same width to a code of the same width, in the same way."""
-    if (cfg.d_in, cfg.d_sae) != (ours.d_model, ours.d_sae):
+    if (cfg.d_in, cfg.d_sae, getattr(cfg, "d_out", cfg.d_in)) != (ours.d_in, ours.d_sae, ours.d_out):
         return False
-    if isinstance(ours, TopK):
-        return bool(cfg.architecture() == "topk" and cfg.k <= cfg.d_sae)
-    return bool(cfg.architecture() == "jumprelu")
+    return bool(cfg.architecture() == architecture_of(ours) and (not isinstance(ours, TopK) or cfg.k <= cfg.d_sae))
 
 
 def _difference(a: Tensor, b: Tensor) -> float:

@@ -1,0 +1,130 @@
+"""The part of the model card that shows how to use an SAE: code that runs as it stands."""
+
+from collections.abc import Sequence
+
+from olmoscope.model.layer_pass import ROWS
+from olmoscope.model_source import COMMIT
+from olmoscope.release.export import module_of
+from olmoscope.release.finished_run import FinishedRun
+from olmoscope.sae.io.saelens_places import INPUT
+from olmoscope.site import Site, SiteModule
+
+TINY = "tiny"
+"""The recipe's name for the model inside the package."""
+
+
+def usage(runs: Sequence[FinishedRun]) -> str:
+    """How to use the canonical SAE, or the first."""
+    recipe, model = runs[0].recipe, runs[0].done.store.model
+    run = next((run for run in runs if run.sae.canonical), runs[0])
+    revision = f", revision={model.revision!r}" if model.on_hub else ""
+    name = repr(model.name)
+    if model.name == TINY:
+        name = 'str(importlib.resources.files("olmoscope") / "model" / "tiny")  # the model inside the package'
+    load = f"model = AutoModelForCausalLM.from_pretrained(name{revision}, dtype=torch.{recipe.model.dtype})"
+    tokenizer, packages, imports = f"name{revision}", "sae-lens transformers", ""
+    if model.base is not None:
+        own, of_base = (f", revision={part!r}" if COMMIT.fullmatch(part) else ""
+                        for part in str(model.revision).split("+"))
+        tokenizer, packages = f"{model.base!r}{of_base}", "sae-lens transformers peft"
+        imports = "from peft import PeftModel\n"
+        load = (f"# {model.name} is an adapter; if it brings a tokenizer of its own, take that one.\n"
+                f"base = AutoModelForCausalLM.from_pretrained({model.base!r}{of_base}, "
+                f"dtype=torch.{recipe.model.dtype})\n"
+                f"model = PeftModel.from_pretrained(base, name{own}).merge_and_unload()")
+    standard_library = "import importlib.resources\n\n" if model.name == TINY else ""
+    definitions, hooks, removal = _hooks(run)
+    return f"""\
+## Use
+
+With `pip install {packages}`:
+
+```python
+{standard_library}import torch
+{imports}from sae_lens import SAE
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+name = {name}
+tokenizer = AutoTokenizer.from_pretrained({tokenizer})
+{load}
+sae = SAE.from_pretrained({recipe.release.repo_id!r}, {run.sae.id!r})
+
+seen = {{}}
+
+
+{definitions}
+
+
+{hooks}
+tokens = tokenizer({_example_text(recipe.tokens.bos)}, return_tensors="pt", add_special_tokens=False)
+with torch.no_grad():
+    model(input_ids=tokens["input_ids"], use_cache=False)
+{removal}
+
+with torch.no_grad():
+    features = sae.encode(seen["x"])  # [1, tokens, d_sae]; {_active(run)} of each token are not 0
+    {_written(run)}
+```
+
+From a folder on disk:
+
+```python
+from sae_lens import SAE
+
+sae = SAE.load_from_disk({f"PATH/{run.sae.id}"!r})
+```"""
+
+
+def _hooks(run: FinishedRun) -> tuple[str, str, str]:
+    """Code that defines hooks, that places them, and that removes them: one on what is read and, for a transcoder, one
+    on what it writes."""
+    read = run.sae.reads[0]
+    if run.sae.writes is None:
+        return (_function("keep", "x", read, module_of(run, read)), _placed("hook", "keep", run, read, ""),
+                "hook.remove()")
+    written = run.sae.writes[0]
+    functions = (_function("keep_read", "x", read, module_of(run, read)),
+                 _function("keep_written", "y", written, module_of(run, written)))
+    placed = (_placed("read", "keep_read", run, read, ""), _placed("written", "keep_written", run, written, "_out"))
+    return "\n\n\n".join(functions), "\n".join(placed), "read.remove()\nwritten.remove()"
+
+
+def _function(name: str, key: str, site: Site, module: SiteModule) -> str:
+    """A hook that keeps what is at a module. Inside a layer it is a copy: some models go on to change the rows."""
+    copy = "" if site.layer_or_none is None or site.is_layer_output else ".clone()"
+    if module.end == "input":
+        return (f"def {name}(module, arguments, settings):\n"
+                f"    given = [*arguments, *(settings[key] for key in {ROWS} if key in settings)]\n"
+                f'    seen["{key}"] = given[0]{copy}')
+    value = "output[0] if isinstance(output, tuple) else output"
+    value = f"({value}){copy}" if copy else value
+    if module.scale != 1:
+        value = f"{module.scale!r} * {value}"
+    return f'def {name}(module, inputs, output):\n    seen["{key}"] = {value}'
+
+
+def _placed(handle: str, function: str, run: FinishedRun, site: Site, suffix: str) -> str:
+    """The hook put onto the module that the SAE's settings name."""
+    module, said = module_of(run, site), f"sae.cfg.metadata.hf_hook_name{suffix}"
+    variable = "layer" if site.is_layer_output else "place"
+    if module.end == "input":
+        return (f"{variable} = model.get_submodule({said}.removesuffix({INPUT!r}))  # {module.path}\n"
+                f"{handle} = {variable}.register_forward_pre_hook({function}, with_kwargs=True)")
+    return (f"{variable} = model.get_submodule({said})  # {module.path}\n"
+            f"{handle} = {variable}.register_forward_hook({function})")
+
+
+def _written(run: FinishedRun) -> str:
+    if run.sae.writes is not None:
+        return f'written = sae(seen["x"].float())  # [1, tokens, d_out]; for seen["y"], at {run.sae.writes[0]}'
+    width = "d_model" if run.sae.site.is_layer_output else "d_in"
+    return f"reconstruction = sae.decode(features)  # [1, tokens, {width}]"
+
+
+def _example_text(bos: str) -> str:
+    """The text of the example, begun as those of the training were."""
+    return ("tokenizer.bos_token + " if bos == "yes" else "") + '"The cat sat on the mat."'
+
+
+def _active(run: FinishedRun) -> str:
+    return f"at most {run.sae.k}" if run.sae.activation == "topk" else f"about {run.sae.k}"
