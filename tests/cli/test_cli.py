@@ -84,7 +84,7 @@ def test_a_plan_says_long_ids_and_their_costs_in_80_columns(run, job, monkeypatc
         {"reads": reads, "writes": writes, "skip": True, "d_sae": 4096, "k": 32, "weights": "untied"}])
     status, out, _ = run("plan", path)
     assert status == 0 and "\u2026" not in out
-    for part in ("layer_03_mlp_in ", "-to-layer_03_mlp_out/width_4096/", "topk_32_raw_untied_skip", "steps", "24"):
+    for part in ("layer_03_mlp_in ", "-to-mlp_out/width_4096/", "topk_32_raw_untied_skip", "steps", "24"):
         assert part in out
 
 
