@@ -138,7 +138,7 @@ def index(
                              bos=bos, skip_first=skip_first, skip_special=skip_special, max_norm=max_norm):
         info = indexed.info
         say(f"{indexed.folder}: {info.sae.d_sae:,} features ({info.dead:,} never fire), {info.rows:,} rows, "
-                   f"{info.firings} firings {written(indexed.fresh)}")
+                   f"{info.firings:,} firings {written(indexed.fresh)}")
     say(f"Look at it with `olmoscope browse {out or sae}`.")
 
 
