@@ -22,8 +22,10 @@ from gpu_part import Part
 from olmoscope.model.layers import find_layers
 from olmoscope.model.load import LoadedModel, compile_layers
 from olmoscope.model.probe import probe
+from olmoscope.model.sites import find_sites
 from olmoscope.progress import console
 from olmoscope.recipe.schema import Recipe
+from olmoscope.site import Site
 from olmoscope.tokens.pack import pack
 from olmoscope.tokens.tokenizer import load_tokenizer
 
@@ -102,7 +104,9 @@ def random_model(part: Part, subject: Subject) -> LoadedModel:
     path, layers = find_layers(module, config.num_hidden_layers)
     return LoadedModel("random", module, layers, "random weights", "Olmo3ForCausalLM", config.hidden_size,
                        config.num_hidden_layers, f"{module.base_model_prefix}.{path}", config.vocab_size,
-                       probe(module, layers, "random", config.hidden_size, config.vocab_size, None))
+                       probe(module, layers, "random", config.hidden_size, config.vocab_size, None),
+                       find_sites(module, layers, [Site(layer) for layer in subject.layers], "random",
+                                  config.hidden_size, config.vocab_size))
 
 
 def disk_rate(folder: Path, size: int) -> float:

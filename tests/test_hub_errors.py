@@ -24,11 +24,12 @@ from olmoscope.errors import UserError
 from olmoscope.sae.io.open import open_sae
 from olmoscope.model.load import load_model
 from olmoscope.recipe.schema import Model
+from olmoscope.site import Site
 from olmoscope.text.hub_files import fetch, matching
 from olmoscope.tokens.tokenizer import load_tokenizer
 
-ASK = {"model": lambda name, revision: load_model(Model(name=name, revision=revision, dtype="float32"), 1,
-                                                  torch.device("cpu")),
+ASK = {"model": lambda name, revision: load_model(Model(name=name, revision=revision, dtype="float32"),
+                                                  [Site(1)], torch.device("cpu")),
        "tokenizer": lambda name, revision: load_tokenizer(Model(name=name, revision=revision)),
        "sae": lambda name, revision: open_sae(name),
        "file": lambda name, revision: fetch(f"hf://datasets/{name}"),

@@ -104,8 +104,16 @@ def collect_stores(recipe: Recipe, out: Path, worker: Worker = Worker()) -> list
     for split in SPLITS:
         refuse_another_store(store_folder(out, split), recipe)
         refuse_other_tokens(recipe, store_folder(out, split))
-    write_text(out / "recipe.yaml", recipe.to_yaml())  # now: it says what the stores are of, however soon they end
+    _keep_recipe(recipe, out)  # now: it says what the stores are of, however soon they end
     return [collect(recipe, split, store_folder(out, split), worker) for split in SPLITS]
+
+
+def _keep_recipe(recipe: Recipe, out: Path) -> None:
+    """Write the resolved recipe, unless it stands there: on a full disk the command that is given again gets as far as
+    saying what it lacks."""
+    path, text = out / "recipe.yaml", recipe.to_yaml()
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        write_text(path, text)
 
 
 def chosen(recipe: Recipe, only: list[str]) -> list[SAE]:
@@ -151,7 +159,7 @@ def train_saes(recipe: Recipe, out: Path, only: list[str],
         refuse_another_store(store_folder(out, "train"), recipe)
     if elsewhere is not None:
         record_elsewhere(out, places)
-    write_text(out / "recipe.yaml", recipe.to_yaml())
+    _keep_recipe(recipe, out)
     if stored:
         yield from train_from_store(recipe, stored, store, out, tracker)
     if live:

@@ -138,5 +138,5 @@ def test_no_click_downloads_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 def test_a_model_of_another_width_is_refused(index_folder: Path, tmp_path: Path) -> None:
     other = LiveModel(Model(name=str(save_small_model("Olmo3", tmp_path / "other"))), may_download=False)
-    with pytest.raises(UserError, match=r"4 layers of width 32.*layer 1, width 256.*--model"):
+    with pytest.raises(UserError, match=r"4 layers of width 32.*layers\.1, width 256.*--model"):
         other.encode(open_sae(index_folder.parent).sae, 1, [1, 2, 3])

@@ -16,6 +16,7 @@ from olmoscope.features.rows_of import index_sae
 from olmoscope.recipe.schema import Model
 from olmoscope.sae.io import saelens
 from olmoscope.sae.io.saelens_places import hook_names
+from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.initialize import initialize
 from release_runs import synthetic_rows
@@ -39,7 +40,7 @@ def sae(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sae") / "sae"
     rows = synthetic_rows(256)
     saelens.write(initialize(256, 64, 4, "none", rows.mean(0), seed=0), folder, {
-        "model_name": "tiny", "prepend_bos": False, "context_size": 64, **hook_names("model.layers", 1)})
+        "model_name": "tiny", "prepend_bos": False, "context_size": 64, **hook_names("model.layers", Site(1))})
     return folder
 
 
