@@ -1,9 +1,12 @@
 """What transcoders and crosscoders are given while they train, and that their checkpoints are coders of plain rows."""
 
 import dataclasses
+import json
+import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from helpers import recipe, write_documents
 from olmoscope.activations.collect.run import collect
@@ -12,12 +15,13 @@ from olmoscope.errors import UserError
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.pipeline import collect_stores, evaluate_saes, train_saes
 from olmoscope.recipe.load import load_recipe
-from olmoscope.recipe.schema import SAE
+from olmoscope.recipe.schema import SAE, Live
 from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.scales import fold_scales
 from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
 from olmoscope.train.ends import ends_of, scales_for
+from olmoscope.train.group import train_from_store
 from olmoscope.train.initialize import initialize, initialize_transcoder
 from olmoscope.train.run import run_folder
 
@@ -156,34 +160,35 @@ def token_losses(module, ids):
     return torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none")
 
 
-def test_training_goes_on_bit_for_bit(job, out, tmp_path):
-    """A run that is stopped and goes on is the run that was never stopped."""
-    from olmoscope.train.group import train_from_store
-
+@pytest.mark.parametrize("number", range(1, len(CODERS)))
+def test_training_goes_on_bit_for_bit(job, out, tmp_path, number):
+    """From a checkpoint in the middle, with nothing later there, as a kill leaves it."""
     made, _ = job
-    store = open_store(out / "store" / "train")
-    halved = made.model_copy(update={"train": made.train.model_copy(update={"checkpoint_every": 3})})
-    for spec in made.saes[1:4]:
-        whole = run_folder(out, spec) / "checkpoints"
-        stopped = tmp_path / spec.id
-        try:
-            for number, _ in enumerate(train_from_store(halved, [spec], store, tmp_path / "a", None)):
-                assert number == 0
-        finally:
-            pass
-        folder = run_folder(tmp_path / "a", spec)
-        last = sorted((folder / "checkpoints").iterdir())[-1]
-        assert stopped.name in str(folder)
-        mine, theirs = (open_checkpoint(path) for path in (last, sorted(whole.iterdir())[-1]))
-        assert mine.keys() == theirs.keys()
-        for name, tensor in mine.items():
-            assert torch.equal(tensor, theirs[name]), name
+    spec, store = made.saes[number], open_store(out / "store" / "train")
+    train = made.train.model_copy(update={"checkpoint_every": 4, "checkpoints": "all"})
+    kept = made.model_copy(update={"train": train})
+    list(train_from_store(kept, [spec], store, tmp_path / "whole", None))
+    whole, half = (run_folder(tmp_path / name, spec) for name in ("whole", "half"))
+    shutil.copytree(whole, half)
+    (half / "done.json").unlink()
+    paths = sorted((half / "checkpoints").iterdir())
+    assert len(paths) > 3
+    for path in paths[2:]:
+        path.unlink()
+    list(train_from_store(kept, [spec], store, tmp_path / "half", None))
+    assert "resumed after step 8" in (half / "training.log").read_text()
+    mine, theirs = (load_file(folder / "checkpoints" / paths[-1].name) for folder in (half, whole))
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-def open_checkpoint(path):
-    from safetensors.torch import load_file
-
-    return load_file(path)
+def test_the_live_stream_trains_them_too(job, tmp_path):
+    made, _ = job
+    live = made.model_copy(update={"saes": made.saes[1:4],
+                                   "train": made.train.model_copy(update={"live": Live(rows=1000)})})
+    for spec, fresh in train_saes(live, tmp_path, []):
+        line = json.loads((run_folder(tmp_path, spec) / "metrics.jsonl").read_text().splitlines()[-1])
+        assert fresh and 0 < line["loss"] < 1, spec.id
 
 
 @pytest.mark.parametrize(("entry", "message"), [
@@ -204,14 +209,8 @@ def test_mistakes_in_coders_are_one_line(job, tmp_path, entry, message):
     path = tmp_path / "recipe.yaml"
     path.write_text(made.model_copy(update={"saes": made.saes[:1]}).to_yaml())
     with pytest.raises(UserError, match=message) as caught:
-        load_recipe(str(path), overrides=[f"saes=[{_yaml(entry | {'d_sae': 96, 'k': 6})}]"])
+        load_recipe(str(path), overrides=[f"saes=[{json.dumps(entry | {'d_sae': 96, 'k': 6})}]"])
     assert "\n" not in str(caught.value)
-
-
-def _yaml(entry):
-    import json
-
-    return json.dumps(entry)
 
 
 def test_a_transcoder_of_widths_that_differ_needs_no_skip_but_may_have_one():
