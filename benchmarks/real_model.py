@@ -40,7 +40,7 @@ PACKAGES: dict[str, tuple[tuple[str, ...], str, Callable[[Path, str], Iterator[d
     "postgresql": (tuple(f"postgresql-doc-{version}" for version in (15, 16, 17, 18)), "usr/share/doc/{}/html", pages),
     "foldoc": (("dict-foldoc",), "usr/share/dictd", entries),
 }
-"""Of each text: the Debian packages that may hold it (the first one that is to be had counts), where in it, and how it
+"""For each text: the Debian packages that may hold it (the first available one is used), where in it, and how it
 is read. Another release of Debian has other versions, so its text differs a little."""
 PROMPT, ANSWER = "The Eiffel Tower is in the city of", " Paris"
 LAYERS = (8, 16)
@@ -174,7 +174,7 @@ def check(folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder / "model")
     model = AutoModelForCausalLM.from_pretrained(folder / "model", dtype=torch.float32)
     next_token = model(**tokenizer(PROMPT, return_tensors="pt")).logits[0, -1].argmax()
-    print(f"{PROMPT!r} goes on with {tokenizer.decode(next_token)!r}")
+    print(f"{PROMPT!r} is completed with {tokenizer.decode(next_token)!r}")
     if tokenizer.decode(next_token) != ANSWER:
         raise UserError(f"it should go on with {ANSWER!r}: the conversion went wrong")
     model.model.layers = model.model.layers[:max(LAYERS) + 2]  # one more than is read: the last is given after a norm

@@ -21,7 +21,7 @@ UNREAD = ("head", "script", "style")
 NAVIGATION = ("navheader", "navfooter", "toc", "book-navigation")
 """Classes of a `div` that holds links alone."""
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-"""Of the numbers in a dictd index."""
+"""The digits of the numbers in a dictd index."""
 
 
 class Page(HTMLParser):

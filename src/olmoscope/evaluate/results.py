@@ -124,7 +124,7 @@ class NormBin(_Frozen):
 
 
 class DecoderNorm(_Frozen):
-    """Of a crosscoder's latents: the share of the decoder's length that is at a site, from 0 to 1. Lengths are in units
+    """For a crosscoder, over its latents: the share of the decoder's length at a site, from 0 to 1. Lengths are in units
     of the site's median row; the squares of a latent's shares add up to 1."""
 
     mean: FiniteFloat
@@ -204,7 +204,7 @@ class Evaluation(_Frozen):
     reads: list[SiteName] | None = None
     """What a transcoder or a crosscoder reads; None: the site that it writes."""
     by_site: list[SiteFigures] | None = None
-    """Of a crosscoder."""
+    """The figures of each site that a crosscoder writes; None for any other coder."""
     architecture: str
     d_model: int
     d_sae: int
@@ -232,7 +232,7 @@ class Evaluation(_Frozen):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def layer(self) -> int | None:
-        """Of the site; older readers know nothing else."""
+        """The site's layer, which is all that older readers know."""
         return self.site.layer_or_none
 
     intervals: dict[str, Interval]

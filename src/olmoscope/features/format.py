@@ -63,7 +63,7 @@ class IndexedSAE(_Frozen):
     @computed_field  # type: ignore[prop-decorator]
     @property
     def layer(self) -> int | None:
-        """Of the site; older readers know nothing else."""
+        """The site's layer, which is all that older readers know."""
         return self.site.layer_or_none
 
 

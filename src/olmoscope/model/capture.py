@@ -102,7 +102,7 @@ class _Rows:
 
 @contextlib.contextmanager
 def replaced(place: Place, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """While the block runs, the model goes on with something else at a site.
+    """While the block runs, the model continues with other vectors at a site.
 
     Replacing `mid` changes what attention adds to the residual stream, so that the stream itself is another one, and
     gives the module that reads it the very vectors.

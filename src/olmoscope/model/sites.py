@@ -42,9 +42,9 @@ class Place:
     scale: float = 1.0
     """The site is this times the module's output: some architectures scale what they add."""
     layer: nn.Module | None = None
-    """Of a site inside a layer: the layer."""
+    """The decoder layer of a site inside one."""
     adds: "Place | None" = None
-    """Of `mid`: `attn.out`, by which the stream is changed."""
+    """For `mid`: `attn.out`, through which the stream is changed."""
     flat: bool = False
     """Whether the module has its rows as `[B * T, D]`."""
     overwritten: bool = False

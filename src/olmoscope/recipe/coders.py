@@ -41,7 +41,7 @@ class SAE(Frozen):
     writes: Annotated[list[SiteName], Field(min_length=1)] | None = None
     """The sites that it reconstructs; null: those that it reads. One that reads another site is a transcoder."""
     skip: bool = False
-    """Of a transcoder: an affine map from what it reads to what it writes stands beside the latents."""
+    """For a transcoder: add an affine map from what it reads to what it writes."""
     d_sae: Count
     k: Count
     activation: Activation = "topk"

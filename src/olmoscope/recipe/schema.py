@@ -300,7 +300,7 @@ class Recipe(Frozen):
 
 
 def _model_identity(model: Model) -> dict[str, Any]:
-    """Of a model; a key that came later is left out where it says what was so before it came."""
+    """What identifies a model. A newer key is left out at its old meaning, so that older hashes stay."""
     tree = model.model_dump(mode="json")
     if not tree["modules"]:
         del tree["modules"]
@@ -308,7 +308,7 @@ def _model_identity(model: Model) -> dict[str, Any]:
 
 
 def _activations_identity(activations: Activations) -> dict[str, Any]:
-    """Of what a store keeps: residual streams alone by the numbers of their layers, as before there were sites."""
+    """What identifies a store's content. Residual streams alone are named by layer, as before there were sites."""
     tree = activations.model_dump(mode="json")
     if all(site.is_layer_output for site in activations.sites):
         del tree["sites"]

@@ -42,7 +42,7 @@ from olmoscope.site import Site, SiteModule
 from olmoscope.tokens.segments import damaged, read_tensors, segment_name
 
 VERSION = 2
-"""Of the format. Version 1, which knew only residual streams and named them by their layers, is read too."""
+"""The format's version. Version 1, which held residual streams only and named them by layer, can still be read."""
 WRITERS = 4
 """Files of a segment that are written at a time."""
 

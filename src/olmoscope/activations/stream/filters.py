@@ -25,7 +25,7 @@ class RowFacts:
     position: np.ndarray
     """In the sequence, from 0."""
     norms: dict[Site, np.ndarray]
-    """Of each site; empty where nothing asks for them."""
+    """The norms at each site; empty if no filter needs them."""
 
 
 @dataclass(frozen=True)
