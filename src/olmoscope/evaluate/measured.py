@@ -102,8 +102,8 @@ class Measured:
         return found
 
     def _decoder_norms(self) -> list[Tensor]:
-        """For each site, each latent's share of its decoder's length there, `[F]` from 0 to 1; lengths are in units of the
-        site's median row, and the squares of a latent's shares add up to 1."""
+        """For each site, each latent's share of its decoder's length there, `[F]` from 0 to 1; lengths are in units of
+        the site's median row, and the squares of a latent's shares add up to 1."""
         parts = torch.split(self.sae.W_dec.double().cpu(), [one.width for one in self.writes], dim=1)
         lengths = torch.stack([part.norm(dim=1) / one.reconstruction.survey.median_norm
                                for part, one in zip(parts, self.writes, strict=True)])

@@ -124,8 +124,8 @@ class NormBin(_Frozen):
 
 
 class DecoderNorm(_Frozen):
-    """For a crosscoder, over its latents: the share of the decoder's length at a site, from 0 to 1. Lengths are in units
-    of the site's median row; the squares of a latent's shares add up to 1."""
+    """For a crosscoder, over its latents: the share of the decoder's length at a site, from 0 to 1. Lengths are in
+    units of the site's median row; the squares of a latent's shares add up to 1."""
 
     mean: FiniteFloat
     p5: FiniteFloat

@@ -73,8 +73,8 @@ class Train(Frozen):
     and tokens (train/derived.py)."""
 
     seed: Annotated[int, Field(ge=0)] | None = None
-    """The seed of what training draws, which is how an SAE starts; null: the recipe's `seed`. The text, the store and the order
-    in which rows come depend on the recipe's seed alone."""
+    """The seed of what training draws, which is how an SAE starts; null: the recipe's `seed`. The text, the store and
+    the order in which rows come depend on the recipe's seed alone."""
     batch: Count | None = None
     lr: Annotated[float, Field(gt=0)] | None = None
     decay: Annotated[float, Field(ge=0, le=1)] = 0.8
