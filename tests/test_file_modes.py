@@ -1,13 +1,15 @@
 """Every file that the project writes has the mode that the umask gives, whatever library made it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from olmoscope.files import atomic_path
+from olmoscope.files import atomic_path, clean_temporary
 
 EVERYTHING = """
 import os, sys
@@ -58,13 +60,25 @@ def test_a_file_that_a_library_writes(tmp_path, umask):
 
 def test_leftovers_of_a_killed_process_decide_nothing(tmp_path):
     """A temporary file of the same name, from a process of the same number, had another mode."""
-    import os
-
-    import numpy as np
-
     left = tmp_path / f".x.{os.getpid()}.tmp"
     left.touch(0o600)
     with atomic_path(tmp_path / "x") as path:
         save_file({"x": np.zeros(3)}, path)
     (tmp_path / "new").touch()
     assert (tmp_path / "x").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
+def test_a_kill_leaves_nothing_that_is_not_cleared_away(tmp_path):
+    """safetensors writes a temporary file of its own, `.tmpXXXXXX`, beside the file that it was told to write."""
+    script = ("import os, sys; from pathlib import Path; from olmoscope.files import atomic_path\n"
+              "with atomic_path(Path(sys.argv[1]) / 'a' / 'x') as path:\n"
+              "    path.write_bytes(b'half')\n"
+              "    (path.parent / '.tmpFahwOx').write_bytes(b'half')\n"
+              "    os._exit(9)")
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60).returncode == 9
+    (tmp_path / "a" / ".y.99.tmp").touch()  # left by an earlier version: a file
+    assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
+    clean_temporary(tmp_path, "x.*")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == [".y.99.tmp"]
+    clean_temporary(tmp_path)
+    assert not list((tmp_path / "a").iterdir())

@@ -1,16 +1,19 @@
 """Files that can be trusted: a file that exists is complete, and its checksum stands beside it.
 
-Everything the project writes goes through here: temporary name in the same folder, sync, rename, sync of the
-folder. A process killed at any moment leaves at most a `*.tmp` file, which nothing reads.
+Everything the project writes goes through here: a temporary folder `.NAME.PID.tmp` beside the file, sync, rename, sync
+of the folder. A process killed at any moment leaves at most such a folder, which nothing reads. It is a folder since
+libraries make temporary files of their own beside the file that they write (safetensors' is `.tmpXXXXXX`).
 """
 
 import contextlib
 import errno
 import fcntl
+import fnmatch
 import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,9 +36,11 @@ def atomic_path(path: Path) -> Iterator[Path]:
         UserError: the disk is full or the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = folder / "half-written"  # never a name that a search for finished files would find
     try:
-        temporary.unlink(missing_ok=True)
+        remove(folder)
+        folder.mkdir()
         temporary.touch()
         mode = temporary.stat().st_mode
         yield temporary
@@ -53,7 +58,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
             raise
         raise _explain(OSError(int(number[1]), os.strerror(int(number[1]))), path) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        remove(folder)
 
 
 @contextlib.contextmanager
@@ -182,7 +187,24 @@ def clean_temporary(folder: Path, name: str = "*") -> None:
     Args:
         name: of the files that were being written, with wildcards.
     """
-    for path in folder.rglob(f".{name}.tmp"):
+    for parent, folders, files in os.walk(folder):
+        for left in fnmatch.filter(folders + files, f".{name}.tmp"):
+            remove(Path(parent) / left)
+            if left in folders:
+                folders.remove(left)
+
+
+def files_below(folder: Path) -> Iterator[Path]:
+    """All files below a folder; other processes may remove theirs meanwhile, which `Path.rglob` does not survive."""
+    for parent, _, files in os.walk(folder):
+        yield from (Path(parent) / name for name in files)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it; nothing need be there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
         path.unlink(missing_ok=True)
 
 

@@ -11,6 +11,7 @@ known to be alive at the fullest moment:
 On a CPU both columns are RAM, and add up.
 """
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from olmoscope.activations.stream.rounds import ROUND_ROWS
 from olmoscope.cost.measure import Rates
 from olmoscope.cost.model import ModelCost, model_cost
 from olmoscope.errors import UserError
+from olmoscope.files import files_below
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.model.config import check_config, config_at_hand
 from olmoscope.model.dtype import ComputeDtype, fast_dtype
@@ -271,8 +273,8 @@ def _present(out: Path) -> int:
     """Bytes of an output folder's stores, runs and release; a file with two names counts once."""
     files = {}
     for part in ("store", "runs", "release"):
-        for path in (out / part).rglob("*"):
-            if path.is_file():
+        for path in files_below(out / part):
+            with contextlib.suppress(FileNotFoundError):  # a process at work may have renamed it since
                 status = path.stat()
                 files[status.st_dev, status.st_ino] = status.st_size
     return sum(files.values())

@@ -79,6 +79,13 @@ def garbage(path):
     path.write_text("{")
 
 
+def half_write(folder):
+    """What a kill leaves: our half-written file, and the one that safetensors was writing beside it."""
+    folder.mkdir()
+    (folder / "half-written").touch()
+    (folder / ".tmpFahwOx").write_bytes(b"half")
+
+
 def test_a_sound_folder_has_no_problem(job, whole):
     verified = verify_stores(whole)
     assert [(one.store.name, one.problems, one.live) for one in verified] == [
@@ -117,7 +124,8 @@ def test_info_of_a_finished_store(whole):
     ("statistics.safetensors", flip, "not what the segments' sums add up to"),
     ("statistics.json", garbage, "not what the segments' sums add up to"),
     ("statistics.json", delete, "missing"),
-    ("layer_01/.segment-000001.safetensors.99.tmp", lambda path: path.write_bytes(b"half"),
+    ("layer_01/.segment-000001.safetensors.99.tmp", half_write, "left half-written by a killed process"),
+    ("layer_01/.segment-000002.safetensors.99.tmp", lambda path: path.write_bytes(b"of an earlier version"),
      "left half-written by a killed process"),
 ])
 def test_damage_is_found_named_and_mended(job, whole, out, train, file, hurt, what):

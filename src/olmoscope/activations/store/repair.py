@@ -6,7 +6,7 @@ from olmoscope.activations.store.inspect import find_stores
 from olmoscope.activations.store.shares import TOKENS_LOCK
 from olmoscope.activations.store.verify import Verified, verify, with_disagreements
 from olmoscope.errors import UserError
-from olmoscope.files import is_locked, locked, sync_folder
+from olmoscope.files import is_locked, locked, remove, sync_folder
 
 
 def repair_stores(path: Path, *, dry_run: bool) -> list[Verified]:
@@ -33,6 +33,6 @@ def _repair(store: Path, dry_run: bool) -> Verified:
         found = verify(store, live=False)
         if not dry_run:
             for path in found.delete:
-                path.unlink()
+                remove(path)
                 sync_folder(path.parent)
     return found

@@ -28,7 +28,7 @@ from olmoscope.activations.store.single_file import (
 )
 from olmoscope.activations.store.statistics import add_up, in_terms_of_now
 from olmoscope.errors import UserError
-from olmoscope.files import is_locked, sha256
+from olmoscope.files import files_below, is_locked, sha256
 from olmoscope.progress import bar
 from olmoscope.tokens.segments import read_tensors, segment_name, token_checksum
 
@@ -42,7 +42,7 @@ SEGMENT_FILE = re.compile(r"(tokens|rows|statistics|layer_\d+\w*|embed)/segment-
 SEGMENT_FOLDERS = ("rows", "statistics", "layer_*", "embed")
 """Where the files are that are made of a segment's tokens."""
 SITE_FOLDERS = ("layer_", "embed/")
-TEMPORARY = re.compile(r"(.*/)?\.[^/]*\.tmp")
+TEMPORARY = re.compile(r"((?:.*/)?\.[^/]*\.tmp)(?:/.*)?")
 
 
 @dataclass(frozen=True)
@@ -316,11 +316,11 @@ class _Verification:
 
     def _find_strangers(self, count: int, manifest: Manifest | None) -> None:
         """Files that are not the store's, and what killed processes left."""
-        for path in sorted(path for path in self.store.rglob("*") if not path.is_dir()):
+        for path in sorted(files_below(self.store)):
             relative = path.relative_to(self.store).as_posix()
-            if TEMPORARY.fullmatch(relative):
+            if match := TEMPORARY.fullmatch(relative):
                 if not self.live:
-                    self._bad_file(path, "left half-written by a killed process")
+                    self._bad_file(self.store / match[1], "left half-written by a killed process")
             elif match := SEGMENT_FILE.fullmatch(relative):
                 folder, number = match[1] or "checksums", int(match[2] or match[3])
                 if manifest is not None and folder not in folders_of(manifest):
