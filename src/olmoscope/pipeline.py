@@ -16,8 +16,9 @@ from typing import Any
 from torch import Tensor
 
 from olmoscope.activations.collect.refusals import refuse_another_store
-from olmoscope.activations.collect.run import Collected, Split, collect
+from olmoscope.activations.collect.run import Collected, collect
 from olmoscope.activations.store.format import read_manifest
+from olmoscope.activations.store.parts import parts_for
 from olmoscope.activations.store.place import (
     find_elsewhere,
     is_elsewhere,
@@ -38,18 +39,17 @@ from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.model_source import at_revision
-from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.recipe.schema import SAE, SPLITS, Recipe, Split
 from olmoscope.release.validate import Validation, validate
 from olmoscope.sae.io.open import open_sae
 from olmoscope.site import Site
-from olmoscope.tokens.pack import refuse_other_tokens
+from olmoscope.tokens.identity import as_packed, identity_path, keep_wanted, refuse_other_tokens
 from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.group import train_from_store, train_live
-from olmoscope.train.run import refuse_other_run, refuse_other_store, run_folder
+from olmoscope.train.refusals import refuse_other_run, refuse_other_store
+from olmoscope.train.run import run_folder
 from olmoscope.train.trackers import TrackerName
 from olmoscope.units import format_seconds
-
-SPLITS: tuple[Split, ...] = ("train", "held_out")
 
 
 def settle_recipe(recipe: Recipe, out: Path, places: Mapping[str, Path] | None = None) -> Recipe:
@@ -82,17 +82,17 @@ def _with_bos(recipe: Recipe, stores: list[Path]) -> Recipe:
         return recipe
     both = [recipe.with_bos(bos) for bos in ("no", "yes")]
     for store in stores:
-        path = store / "tokens" / "recipe.json"
-        if path.exists():
-            begun = read_json(path)
+        if identity_path(store).exists():
+            begun = read_json(identity_path(store))["tokens_hash"]
             for settled in both:
-                if begun == {"tokens_hash": settled.tokens_hash()}:
+                if begun == as_packed(settled, store).tokens_hash():
                     return settled
     return both[bool(load_tokenizer(recipe.model).begin)]
 
 
 def collect_stores(recipe: Recipe, out: Path, worker: Worker = Worker()) -> list[Collected]:  # noqa: B008 (frozen)
-    """Collect the training rows and the held-out rows, or a worker's share of them.
+    """Collect the training rows and the held-out rows, or a worker's share of them. Of a folder that was collected for
+    fewer sites or tokens, what is missing is added.
 
     Raises:
         UserError: the folder was trained on a store that is elsewhere, or it holds another recipe's.
@@ -102,10 +102,19 @@ def collect_stores(recipe: Recipe, out: Path, worker: Worker = Worker()) -> list
                         "another --out")
     recipe = settle_recipe(recipe, out)
     for split in SPLITS:
-        refuse_another_store(store_folder(out, split), recipe)
-        refuse_other_tokens(recipe, store_folder(out, split))
+        for part, folder in parts_for(recipe, store_folder(out, split)):
+            refuse_another_store(folder, part)
+            refuse_other_tokens(part, split, folder)
+    for split in SPLITS:
+        keep_wanted(recipe, store_folder(out, split))
     _keep_recipe(recipe, out)  # now: it says what the stores are of, however soon they end
-    return [collect(recipe, split, store_folder(out, split), worker) for split in SPLITS]
+    return [one for split in SPLITS for one in _collect_parts(recipe, split, out, worker)]
+
+
+def _collect_parts(recipe: Recipe, split: Split, out: Path, worker: Worker = Worker()) -> list[Collected]:  # noqa: B008
+    first = store_folder(out, split)
+    return [collect(part, split, folder, worker, first=None if folder == first else first)
+            for part, folder in parts_for(recipe, first)]
 
 
 def _keep_recipe(recipe: Recipe, out: Path) -> None:
@@ -154,7 +163,7 @@ def train_saes(recipe: Recipe, out: Path, only: list[str],
     if stored:
         store = open_store(places["train"] if elsewhere is not None else store_folder(out, "train"))
         for sae in stored:
-            refuse_other_store(recipe, sae, store.manifest, store.path)
+            refuse_other_store(recipe, sae, store)
     else:
         refuse_another_store(store_folder(out, "train"), recipe)
     if elsewhere is not None:
@@ -178,7 +187,7 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
     recipe = settle_recipe(recipe, out)
     wanted = chosen(recipe, only)
     if any(recipe.train_of(sae).live for sae in wanted):  # nobody collected anything; held-out rows are few
-        collect(recipe, "held_out", store_folder(out, "held_out"))
+        _collect_parts(recipe, "held_out", out)
     store = open_store(store_folder(out, "held_out"))
     for sae in wanted:
         finished(run_folder(out, sae), sae)

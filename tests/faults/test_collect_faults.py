@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -12,7 +13,7 @@ import pytest
 from commands import Commands
 
 from helpers import recipe, write_documents
-from olmoscope.files import locked, sha256
+from olmoscope.files import files_below, locked, sha256
 
 SEGMENTS = 47
 
@@ -230,3 +231,35 @@ def test_a_full_disk_stops_it_and_space_lets_it_go_on(job, commands, whole, smal
     status, output = commands.run("collect", job, "-o", out)
     assert status == 0, output
     assert content(out) == whole
+
+
+def test_kills_while_a_store_grows(job, commands, tmp_path):
+    """Sites, training tokens and held-out tokens are added; ten kills, the first five as soon as something changes."""
+    more = ("--set", "activations.layers=[1, 3, 7]", "--set", "tokens.count=33000", "--set", "tokens.held_out=1500")
+    begun, whole, killed = (tmp_path / name for name in ("begun", "whole", "killed"))
+    assert commands.run("collect", job, "-o", begun)[0] == 0
+    shutil.copytree(begun, whole)
+    shutil.copytree(begun, killed)
+    status, output = commands.run("collect", job, *more, "-o", whole)
+    assert status == 0, output
+    random = np.random.default_rng(0)
+    for kill in range(10):
+        before = set(content(killed))
+        pid, output = commands.start("collect", job, *more, "-o", killed)
+        wait_for(lambda before=before: content_names(killed) != before)
+        status = commands.wait(pid, random.uniform(0, 0.02 if kill < 5 else 0.3))
+        assert status is None, f"it ended before it was killed ({kill} kills): {output.read_text()}"
+        os.kill(pid, signal.SIGKILL)
+        assert commands.wait(pid) == -signal.SIGKILL
+    status, output = commands.run("collect", job, *more, "-o", killed)
+    assert status == 0, output
+    assert content(killed) == content(whole)
+    assert commands.run("store", "verify", killed)[0] == 0
+    assert (content(whole).items() >= {name: digest for name, digest in content(begun).items()
+                                       if "/layer_" in name and "segment-000046" not in name
+                                       and "held_out" not in name}.items())
+
+
+def content_names(out):
+    """As `content`, of a folder in which a process is at work."""
+    return {str(path.relative_to(out)) for path in files_below(out) if not path.name.startswith(".lock")}

@@ -22,6 +22,7 @@ from olmoscope.site import Site
 from olmoscope.train.ends import ends_of, scales_for
 from olmoscope.train.group import train_from_store
 from olmoscope.train.initialize import initialize, initialize_transcoder
+from olmoscope.train.refusals import refuse_other_store
 from olmoscope.train.run import run_folder
 
 SITES = ["layers.1", "layers.2.mlp.in", "layers.2.mlp.out", "layers.2"]
@@ -218,12 +219,9 @@ def test_a_transcoder_of_widths_that_differ_needs_no_skip_but_may_have_one():
 
 
 def test_a_store_that_lacks_a_site_is_named(job, out, tmp_path):
-    from olmoscope.train.run import refuse_other_store
-
     made, _ = job
     fewer = made.model_copy(update={"activations": made.activations.model_copy(update={"sites": [Site(1)]}),
                                     "saes": [SAE(layer=1, **SMALL)]})
     collect(fewer, "train", tmp_path / "store")
-    manifest = open_store(tmp_path / "store").manifest
-    with pytest.raises(UserError, match=r"has the sites layers\.1, not layers\.2\.mlp\.in"):
-        refuse_other_store(made, made.saes[1], manifest, tmp_path / "store")
+    with pytest.raises(UserError, match=r"has no rows of layers\.2\.mlp\.in \(it has layers\.1\)"):
+        refuse_other_store(made, made.saes[1], open_store(tmp_path / "store"))

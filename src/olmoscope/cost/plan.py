@@ -22,6 +22,7 @@ import torch
 
 from olmoscope.activations.collect.refusals import NORM_BYTES, ROW_BYTES, TOKEN_BYTES
 from olmoscope.activations.store.format import read_manifest
+from olmoscope.activations.store.identity import is_of
 from olmoscope.activations.store.place import is_elsewhere, store_places
 from olmoscope.activations.stream.rounds import ROUND_ROWS
 from olmoscope.cost.measure import Rates
@@ -200,7 +201,7 @@ def _verdict(recipe: Recipe, out: Path, rates: Rates | None) -> str:
             begun = recipe.model_copy(update={"model": recipe.model.model_copy(
                 update={"dtype": found.model_dtype or "float32"})}) if recipe.model.dtype == "auto" else recipe
             settled_as = [begun] if begun.tokens.bos != "auto" else [begun.with_bos(bos) for bos in ("no", "yes")]
-            if found.recipe_hash in [each.store_hash() for each in settled_as]:
+            if any(is_of(each, store, found) for each in settled_as):
                 when, apart = f"when {store} was begun", found.documents_apart
     name = recipe.model.name + (f" --revision {recipe.model.revision}" if recipe.model.revision else "")
     if apart is None:

@@ -88,7 +88,7 @@ def evaluate_on_store(subjects: Sequence[Opened], store: Store, model: CausalLM,
     """
     sites = _sites_of(subjects)
     norms = [store.read_rows(segment) for segment in range(len(store.segment_rows))]
-    surveys = {site: LayerSurvey.refusing(read_mean(store.path, site), torch.cat(
+    surveys = {site: LayerSurvey.refusing(read_mean(store.folder_of(site), site), torch.cat(
         [rows[norm_name(site)] for rows in norms]).double().numpy(), f"{store.path}, {site}")
         for site in sites}
     work = _Work(subjects, surveys, model, setting)

@@ -138,7 +138,7 @@ def _make(subject: Opened, where: str, store: Store, model: Model, out: Path, fi
     if not subject.site.in_stream:
         unembedding, why_none = None, f"what is written at {subject.site} does not go into the residual stream"
     texts = token_texts(load_tokenizer(at_revision(model, manifest.model.revision), "no").backend)
-    kept = keep_of_store(filter_, store)
+    kept = keep_of_store(filter_, store, subject.reads)
     corpus, rows_at = corpus_of(store, kept.masks)
     texts += [""] * (int(corpus.tokens_T.max()) + 1 - len(texts))
     unembedding = None if unembedding is None else unembedding.of_first(len(texts))

@@ -20,7 +20,7 @@ def differs_from_store(store: Path, recipe: Recipe, is_of: Callable[[Recipe], bo
     """
     if store.absolute().parent.name != "store":
         return ""
-    return _differs(store.absolute().parents[1] / "recipe.yaml", is_of, recipe, Recipe.store_identity)
+    return _differs(store.absolute().parents[1] / "recipe.yaml", is_of, recipe, lambda of: _fixed(of.store_identity()))
 
 
 def differs_from_run(run: Path, sae_id: str, recipe: Recipe) -> str:
@@ -28,9 +28,22 @@ def differs_from_run(run: Path, sae_id: str, recipe: Recipe) -> str:
 
     def identity(of: Recipe) -> dict[str, Any]:
         sae = next((sae for sae in of.saes if sae.id == sae_id), None)
-        return of.store_identity() | ({} if sae is None else of.run_identity(sae))
+        return of.store_identity() if sae is None else of.alone(sae).store_identity() | of.run_identity(sae)
 
     return _differs(run / "recipe.yaml", lambda kept: True, recipe, identity)
+
+
+def _fixed(identity: dict[str, Any]) -> dict[str, Any]:
+    """What decides a store, without what may grow."""
+    grows = {"activations": ("layers", "sites"), "tokens": ("count", "held_out")}
+    return {key: {name: value for name, value in part.items() if name not in grows.get(key, ())}
+            if isinstance(part, dict) else part for key, part in identity.items()}
+
+
+def same_run(kept: Recipe, recipe: Recipe, sae_id: str) -> bool:
+    """Whether two recipes have an SAE of this id, of the same weights."""
+    found = [[of.alone(sae).run_hash(sae) for sae in of.saes if sae.id == sae_id] for of in (kept, recipe)]
+    return bool(found[0]) and found[0] == found[1]
 
 
 def _differs(path: Path, is_of: Callable[[Recipe], bool], recipe: Recipe,

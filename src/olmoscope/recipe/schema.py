@@ -26,6 +26,12 @@ from olmoscope.recipe.tree import merge
 from olmoscope.site import Site, wildcard
 
 Bos = Literal["auto", "yes", "no"]
+Split = Literal["train", "held_out"]
+Wanted = dict[Split, int]
+"""How many tokens of each split a recipe asks for."""
+SPLITS: tuple[Split, ...] = ("train", "held_out")
+COUNT_KEYS: dict[Split, str] = {"train": "count", "held_out": "held_out"}
+"""Where a recipe's `tokens` say it."""
 StoreDtype = Literal["bfloat16", "float32", "float16", "float8_e4m3"]
 
 
@@ -249,6 +255,20 @@ class Recipe(Frozen):
         """The same recipe with another `tokens.bos`."""
         return self.model_copy(update={"tokens": self.tokens.model_copy(update={"bos": bos})})
 
+    def with_sites(self, sites: list[Site]) -> "Recipe":
+        """The same recipe with other sites collected."""
+        return self.model_copy(update={"activations": self.activations.model_copy(update={"sites": sites})})
+
+    def with_wanted(self, wanted: "Wanted") -> "Recipe":
+        """The same recipe with other numbers of tokens."""
+        return self.model_copy(update={"tokens": self.tokens.model_copy(
+            update={"count": wanted["train"], "held_out": wanted["held_out"]})})
+
+    @property
+    def wanted(self) -> "Wanted":
+        """Tokens of each split."""
+        return {"train": self.tokens.count, "held_out": self.tokens.held_out}
+
     def tokens_hash(self) -> str:
         """Identifies what decides the token stage's bytes."""
         model = self.model.model_dump(mode="json", include={"name", "revision"})
@@ -279,6 +299,16 @@ class Recipe(Frozen):
                     if source[key] == plain:
                         del source[key]
         return tree
+
+    def sites_for(self, sae: SAE) -> list[Site]:
+        """The sites that decide the weights of one SAE: its own; where rows are left out by their norms, all of the
+        recipe."""
+        return self.activations.sites if self.train_of(sae).filter.max_norm is not None else sae.sites
+
+    def alone(self, sae: SAE) -> "Recipe":
+        """The recipe with nothing in it that the weights of one SAE do not depend on: other sites, held-out tokens. So
+        a store may grow, and the runs that were trained on it stay."""
+        return self.with_sites(self.sites_for(sae)).with_wanted(self.wanted | {"held_out": 1})
 
     def run_hash(self, sae: SAE) -> str:
         """Identifies what decides the weights of one SAE."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from olmoscope.errors import UserError
 from olmoscope.evaluate.report import REPORT, report_of_folders, write_report
 from olmoscope.files import locked, sha256, sync_folder, write_json, write_text
-from olmoscope.recipe.kept import differs_from_run
+from olmoscope.recipe.kept import differs_from_run, same_run
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import Recipe
 from olmoscope.release.card import CARD, model_card
@@ -84,7 +84,7 @@ def _runs(out: Path, recipe: Recipe) -> list[FinishedRun]:
         raise UserError(f"not evaluated: {', '.join(unmeasured)}; run `olmoscope evaluate {out}` first")
     runs = [read_run(folder) for folder in folders.values()]
     for run, sae in zip(runs, recipe.saes, strict=True):
-        if run.sae.id != sae.id or run.done.run_hash != recipe.run_hash(sae):
+        if run.sae.id != sae.id or not same_run(run.recipe, recipe, sae.id):
             raise UserError(f"{run.folder} holds a run of another recipe than {out / 'recipe.yaml'}"
                             f"{differs_from_run(run.folder, sae.id, recipe)}; move it away and train again")
     return runs

@@ -10,18 +10,16 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from olmoscope.errors import UserError
-from olmoscope.recipe.schema import Text
+from olmoscope.recipe.schema import Split, Text
 from olmoscope.seeds import generator
 from olmoscope.text.chat import ToText
 from olmoscope.text.document import Document
 from olmoscope.text.row import Malformed, Row
 from olmoscope.text.sources import Source, resolve
 from olmoscope.text.split import is_held_out
-
-Split = Literal["train", "held_out"]
 
 _log = logging.getLogger(__name__)
 

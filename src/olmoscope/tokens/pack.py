@@ -3,6 +3,10 @@
 A segment is written with the state from which the next one can be packed. Of the document that was read last, a rest
 may be waiting: up to a segment's tokens it is written as well; a longer rest (of a document of many megabytes) would be
 written again with every segment, so there the state says where the document is, and going on reads it again.
+
+Tokens grow: for a recipe that asks for more of them, packing goes on after the last whole segment. The tokens are then
+those that would have been packed at once, so the last segment, which ended where the old number was reached, is made
+anew.
 """
 
 import hashlib
@@ -11,21 +15,27 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json
 from olmoscope.progress import bar
-from olmoscope.recipe.kept import differs_from_store
-from olmoscope.recipe.schema import Model, Recipe
+from olmoscope.recipe.schema import Model, Recipe, Split
 from olmoscope.text.document import Document
 from olmoscope.text.mixture import Mixture
 from olmoscope.text.template import template_for
 from olmoscope.tokens.batches import plan_batches
 from olmoscope.tokens.chunks import Chunker, Sequence, Waiting, waiting_from_arrays, waiting_to_arrays
-from olmoscope.tokens.segments import TokenSegment, has_token_segment, read_packing_state, write_token_segment
+from olmoscope.tokens.identity import identity_path, refuse_other_tokens, wanted_of, write_identity
+from olmoscope.tokens.segments import (
+    TokenSegment,
+    has_token_segment,
+    read_packing_state,
+    token_checksum,
+    write_token_segment,
+)
 from olmoscope.tokens.tokenizer import Tokenizer
 
 DOCUMENTS_AT_ONCE = 64
@@ -35,10 +45,31 @@ CHARACTERS_AT_ONCE = 2**22
 
 def is_packed(store: Path) -> bool:
     """Whether all tokens of a store are there."""
-    return (store / "tokens" / "index.json").exists()
+    return _index_path(store).exists()
 
 
-def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out"], store: Path,
+def lacks_tokens(recipe: Recipe, split: Split, store: Path) -> bool:
+    """Whether all tokens were packed, for a recipe that asked for fewer."""
+    return is_packed(store) and bool(read_json(_index_path(store))["wanted"] < recipe.wanted[split])
+
+
+def reopen(store: Path) -> None:
+    """Let packing go on after the last segment but one."""
+    last = _packed_segments(store) - 1
+    if last >= 0:
+        token_checksum(store, last).unlink()  # first: with the index gone, it would pass for a whole one
+    _index_path(store).unlink(missing_ok=True)
+
+
+def _packed_segments(store: Path) -> int:
+    return next(number for number in itertools.count() if not has_token_segment(store, number))
+
+
+def _index_path(store: Path) -> Path:
+    return store / "tokens" / "index.json"
+
+
+def pack(recipe: Recipe, tokenizer: Tokenizer, split: Split, store: Path,
          model: Model | None = None) -> dict[str, Any]:
     """Write `tokens/` of a store; what is there already is kept.
 
@@ -54,19 +85,17 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
         UserError: no usable text, sequences that would hold nothing but BOS, or what the text stage raises.
     """
     assert recipe.tokens.bos != "auto" or not tokenizer.begin, "settle the recipe first (pipeline.py)"
-    refuse_other_tokens(recipe, store)
+    refuse_other_tokens(recipe, split, store)
     _refuse_nothing_but_bos(recipe, tokenizer)
-    if has_token_segment(store, 0) and not (store / "tokens" / "recipe.json").exists():  # lost since
-        write_json(store / "tokens" / "recipe.json", _identity(recipe))
-    index_path = store / "tokens" / "index.json"
+    _make_room(recipe, split, store)
     if is_packed(store):
-        return dict(read_json(index_path))
-    count = recipe.tokens.count if split == "train" else recipe.tokens.held_out
+        return dict(read_json(_index_path(store)))
+    count = recipe.wanted[split]
     mixture = Mixture(recipe.text, recipe.seed, split, template_for(recipe.text, model or recipe.model))
     chunker = Chunker(recipe.tokens.chunk_lengths, count, recipe.seed, tokenizer.begin,
                       apart=recipe.tokens.documents == "apart")
     sources = [source.name for source in recipe.text.sources]
-    done = next(number for number in itertools.count() if not has_token_segment(store, number))
+    done = _packed_segments(store)
     totals: dict[str, Any] = {"rows": [], "padded": 0, "source_tokens": [0] * len(recipe.text.sources)}
     at = _Place(mixture.state_dict())
     if done:
@@ -81,7 +110,7 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
     def close() -> None:
         """Write the segment, with the state from which the next one can be packed; before the first, whose it is."""
         if not totals["rows"]:
-            write_json(store / "tokens" / "recipe.json", _identity(recipe))
+            write_identity(recipe, store)
         tokens, padded = _segment(segment, recipe)
         totals["rows"].append(tokens.rows)
         totals["padded"] += padded
@@ -114,22 +143,20 @@ def pack(recipe: Recipe, tokenizer: Tokenizer, split: Literal["train", "held_out
         name: {"documents": mixture.documents[name], "tokens": tokens, "malformed": mixture.malformed[name],
                "empty": mixture.empty[name]} | ({"lost": lost} if (lost := mixture.lost[name]) else {})
         for name, tokens in zip(sources, totals["source_tokens"], strict=True)}}
-    write_json(index_path, index)
+    write_json(_index_path(store), index)
     return index
 
 
-def refuse_other_tokens(recipe: Recipe, store: Path) -> None:
-    """Packing is resumed only for the recipe that began it."""
-    path = store / "tokens" / "recipe.json"
-    if path.exists() and (begun := read_json(path)) != _identity(recipe):
-        differing = differs_from_store(store, recipe, lambda kept: _identity(kept) == begun)
-        what = differing or " (its text, tokens, model or seed differ)"
-        raise UserError(f"{store} holds tokens of another recipe{what}; choose another --out, or delete the folder to "
-                        "begin anew")
-
-
-def _identity(recipe: Recipe) -> dict[str, str]:
-    return {"tokens_hash": recipe.tokens_hash()}
+def _make_room(recipe: Recipe, split: Split, store: Path) -> None:
+    """Where a recipe asks for more tokens than the one of before it, take back the last segment; stopped anywhere, the
+    same recipe goes on here."""
+    grows = wanted_of(store, recipe)[split] < recipe.wanted[split]
+    if grows and not is_packed(store):
+        reopen(store)
+    if has_token_segment(store, 0) and (grows or not identity_path(store).exists()):  # or the file was lost
+        write_identity(recipe, store)
+    if lacks_tokens(recipe, split, store):
+        reopen(store)
 
 
 def _refuse_nothing_but_bos(recipe: Recipe, tokenizer: Tokenizer) -> None:

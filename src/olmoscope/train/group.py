@@ -30,7 +30,8 @@ from olmoscope.site import Site
 from olmoscope.train.derived import Settled, settled
 from olmoscope.train.interrupt import deferred_interrupts
 from olmoscope.train.memory import training_memory
-from olmoscope.train.run import Run, refuse_other_run, refuse_other_store, run_folder
+from olmoscope.train.refusals import refuse_other_run, refuse_other_store
+from olmoscope.train.run import Run, run_folder
 from olmoscope.train.trackers import TrackerName, open_tracker
 
 FIT_SHARE = 0.9
@@ -57,13 +58,14 @@ def train_from_store(recipe: Recipe, saes: list[SAE], store: Store, out: Path,
         KeyboardInterrupt: stopped by a signal, after saving checkpoints.
     """
     for sae in saes:
-        refuse_other_store(recipe, sae, store.manifest, store.path)
+        refuse_other_store(recipe, sae, store)
         refuse_other_run(recipe, sae, run_folder(out, sae))
     for sites in sorted({tuple(sae.sites) for sae in saes}):
         for train, group in by_stream(recipe, [sae for sae in saes if tuple(sae.sites) == sites]):
 
             def open_rounds(sites: list[Site], train: Train = train) -> Rounds:
-                return StoreRounds(store, sites, train.order, recipe.seed, keep_of_store(train.filter, store))
+                kept = keep_of_store(train.filter, store, recipe.activations.sites)
+                return StoreRounds(store, sites, train.order, recipe.seed, kept)
 
             yield from _train(recipe, group, open_rounds, out, tracker)
 

@@ -16,15 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from olmoscope.activations.store.format import Manifest
 from olmoscope.activations.stream.batches import START
 from olmoscope.activations.stream.rounds import Rounds
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json, write_text
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
-from olmoscope.recipe.kept import differs_from_run, differs_from_store
-from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import SAE, Recipe
 from olmoscope.sae.io.checkpoint import step_of
 from olmoscope.sae.topk import TopK
@@ -280,43 +277,3 @@ class Run:
         self.log(f"step {self.step.count}/{self.steps}  loss {line['loss']:.4f}  L0 {line['l0']:.1f}  dead {dead}  "
                  f"{rate:,.0f} tokens/s")
         return line
-
-
-def refuse_other_run(recipe: Recipe, sae: SAE, run: Path) -> None:
-    """A folder serves one run; whether its SAE was finished or not.
-
-    Raises:
-        UserError: it holds another.
-    """
-    wanted = recipe.run_hash(sae)
-    if (run / "recipe.yaml").exists():
-        before = load_recipe(str(run / "recipe.yaml"))
-        same = next((other for other in before.saes if other.id == sae.id), None)
-        if same is None or before.run_hash(same) != wanted:
-            raise UserError(f"{run} holds a different run of {sae.id}{differs_from_run(run, sae.id, recipe)}; choose "
-                            "another --out, name the run otherwise, or delete the folder to train anew")
-    if (run / "done.json").exists() and read_json(run / "done.json")["run_hash"] != wanted:
-        raise UserError(f"{run} holds a different finished run of {sae.id} than its recipe.yaml says; choose another "
-                        "--out, or delete the folder to train anew")
-
-
-def refuse_other_store(recipe: Recipe, sae: SAE, found: Manifest, store: Path) -> None:
-    """A store serves one recipe.
-
-    Raises:
-        UserError: it is of another model or recipe, or lacks the SAE's site.
-    """
-    wanted = recipe.model
-    if (wanted.name, wanted.d_model or found.model.d_model) != (found.model.name, found.model.d_model):
-        raise UserError(f"{store} holds activations of {found.model.name} (d_model {found.model.d_model}), the "
-                        f"recipe wants {wanted.name} (d_model {wanted.d_model}); collect again into another --out")
-    for site in sae.sites:
-        if site not in found.sites:
-            raise UserError(f"{store} has the sites {', '.join(map(str, found.sites))}, not {site}; collect it into "
-                            "another --out")
-    if found.recipe_hash != recipe.store_hash():
-        differing = differs_from_store(store, recipe, lambda kept: kept.store_hash() == found.recipe_hash)
-        what = differing or (f" (hash {found.recipe_hash}, this one's is {recipe.store_hash()}): its text, tokens, "
-                             "model revision, sites or seed differ")
-        raise UserError(f"{store} was collected with another recipe{what}; say it as it is there, or collect again "
-                        "into another --out")

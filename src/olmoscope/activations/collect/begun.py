@@ -1,20 +1,21 @@
-"""Which version of its model a store is of, where collection goes on or begins beside another split."""
+"""Which version of its model a store is of, where collection goes on or begins beside another split or part."""
 
 from pathlib import Path
 
 from olmoscope.activations.store.format import read_manifest
+from olmoscope.activations.store.identity import is_of
 from olmoscope.model_source import at_revision, pinned
 from olmoscope.recipe.schema import Model, Recipe
 
 
 def model_of_store(recipe: Recipe, store: Path) -> Model:
-    """The recipe's model at the commit that this store, or the other split's beside it, was begun with; if none was,
+    """The recipe's model at the commit that this store, or another one beside it, was begun with; if none was,
     at the commit of now. So a branch of the hub that moves cannot mix two versions.
 
     Raises:
         UserError: a manifest is damaged, or the hub and its cache do not have the model.
     """
     for path in (store / "manifest.json", *sorted(store.parent.glob("*/manifest.json"))):
-        if path.exists() and (found := read_manifest(path.parent)).recipe_hash == recipe.store_hash():
+        if path.exists() and is_of(recipe, path.parent, found := read_manifest(path.parent)):
             return at_revision(recipe.model, found.model.revision)
     return pinned(recipe.model)

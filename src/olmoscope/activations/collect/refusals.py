@@ -9,10 +9,12 @@ import torch
 
 from olmoscope.activations.store.format import read_manifest
 from olmoscope.activations.store.gather import SiteRows
+from olmoscope.activations.store.identity import as_collected, is_of
 from olmoscope.errors import UserError
 from olmoscope.recipe.kept import differs_from_store
 from olmoscope.recipe.schema import Recipe
 from olmoscope.site import Site
+from olmoscope.tokens.identity import refuse_fewer
 from olmoscope.tokens.segments import TokenSegment
 from olmoscope.units import format_bytes
 
@@ -26,14 +28,17 @@ FLOAT16_MAX = torch.finfo(torch.float16).max
 
 
 def refuse_another_store(store: Path, recipe: Recipe) -> None:
-    """A folder serves one recipe; checked before anything heavy is loaded."""
+    """A folder serves one recipe, which may ask for more sites and more tokens by now; checked before anything heavy is
+    loaded."""
     if (store / "manifest.json").exists():
         found = read_manifest(store)
-        if found.recipe_hash != recipe.store_hash():
-            differing = differs_from_store(store, recipe, lambda kept: kept.store_hash() == found.recipe_hash)
+        if not is_of(recipe, store, found):
+            differing = differs_from_store(store, as_collected(recipe, store, found),
+                                           lambda kept: is_of(kept, store, found))
             what = differing or f" (model {found.model.name}, sites {', '.join(map(str, found.sites))})"
             raise UserError(f"{store} holds the store of another recipe{what}; choose another --out, or delete the "
                             "folder to collect anew")
+        refuse_fewer(store, found.split, as_collected(recipe, store, found), recipe)
 
 
 def refuse_full_disk(store: Path, recipe: Recipe, widths: Iterable[int], rows: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from rich.markup import escape
 from torch import Tensor
 
 from olmoscope.activations.collect.begun import model_of_store
+from olmoscope.activations.collect.forget import forget_tail
 from olmoscope.activations.collect.forward import batches, site_rows
 from olmoscope.activations.collect.refusals import (
     refuse_another_store,
@@ -40,6 +41,7 @@ from olmoscope.activations.store.format import (
     write_segment,
 )
 from olmoscope.activations.store.gather import Buffer, SegmentRows
+from olmoscope.activations.store.parts import copy_tokens
 from olmoscope.activations.store.shares import Worker, claim_segment, manifest_locked, share_locked, tokens_locked
 from olmoscope.activations.store.statistics import read_statistics, segment_sums, write_statistics
 from olmoscope.activations.store.writer import Writer
@@ -50,13 +52,12 @@ from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.model.positions import check_context
 from olmoscope.progress import bar, console
 from olmoscope.provenance import provenance
-from olmoscope.recipe.schema import Model, Recipe
+from olmoscope.recipe.schema import Model, Recipe, Split
 from olmoscope.site import Site
 from olmoscope.tokens.pack import is_packed, pack
 from olmoscope.tokens.segments import TokenSegment, read_token_segment
 from olmoscope.tokens.tokenizer import Tokenizer, load_tokenizer
 
-Split = Literal["train", "held_out"]
 BUFFERS = 2
 """Segments in memory: one that is being filled, one that is being written."""
 
@@ -83,10 +84,12 @@ class Collected:
 
 
 def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker(),  # noqa: B008 (frozen)
-            load: Callable[[Model, Sequence[Site], torch.device], LoadedModel] = load_model) -> Collected:
+            load: Callable[[Model, Sequence[Site], torch.device], LoadedModel] = load_model,
+            first: Path | None = None) -> Collected:
     """Fill an activation store, or a worker's share of it; what is there already is kept.
 
     Args:
+        first: the part of the store whose tokens these are, where `store` is a later one (activations/store/parts.py).
         load: gives the model, cut off above the sites; whoever has made one gives it here.
 
     Raises:
@@ -102,12 +105,13 @@ def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker()
         # Before anything is packed: a model that cannot be read is refused at once.
         model = None if is_packed(store) else _load(recipe, wanted, worker, load)
         with tokens_locked(store):
-            index = pack(recipe, tokenizer, split, store, wanted)
+            forget_tail(recipe, split, store)
+            index = pack(recipe, tokenizer, split, store, wanted) if first is None else copy_tokens(first, store)
         share = [segment for segment in _missing(store, index) if worker.owns(segment)]
         made = 0
         if share or not (store / "manifest.json").exists():
             model = model or _load(recipe, wanted, worker, load)
-            begin_store(store, make_manifest(recipe, split, model, tokenizer, index))
+            begin_store(store, recipe, make_manifest(recipe, split, model, tokenizer, index))
             rows = sum(index["rows"][segment] for segment in share)
             refuse_full_disk(store, recipe, model.sites.widths.values(), rows)
             made = _make_segments(recipe, split, store, model, index, share)
@@ -209,8 +213,9 @@ def _rows(tokens: TokenSegment) -> dict[str, Tensor]:
             "source": torch.from_numpy(tokens.sources)}
 
 
-def begin_store(store: Path, wanted: Manifest) -> None:
-    """Write the manifest, or check that the one there is of the same model: the first worker to come decides."""
+def begin_store(store: Path, recipe: Recipe, wanted: Manifest) -> None:
+    """Write the manifest, or check that the one there is of the same model: the first worker to come decides. Of a
+    store that has grown since, write how large it is now."""
     with manifest_locked(store):
         if not (store / "manifest.json").exists():
             write_manifest(store, wanted)
@@ -222,6 +227,10 @@ def begin_store(store: Path, wanted: Manifest) -> None:
         if found.model_dtype != wanted.model_dtype:
             raise UserError(f"{store} was begun with model.dtype={found.model_dtype}, now it is {wanted.model_dtype}: "
                             f"set model.dtype={found.model_dtype}, or choose another --out")
+        if found.rows != wanted.rows:
+            write_manifest(store, found.model_copy(update={
+                "recipe_hash": recipe.with_sites(list(found.sites)).store_hash(), "wanted": wanted.wanted,
+                "segments": wanted.segments, "rows": wanted.rows, "sources": wanted.sources, "finished": False}))
 
 
 def _finish(store: Path, index: dict[str, Any]) -> None:
@@ -245,7 +254,8 @@ def make_manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer: T
     sources = {name: SourceCount(documents=counts["documents"], tokens=counts["tokens"])
                for name, counts in index["sources"].items()}
     return Manifest(model=identity, tokenizer_hash=tokenizer.hash(), special_token_ids=tokenizer.special_ids(),
-                    bos_token_ids=list(tokenizer.begin), recipe_hash=recipe.store_hash(), split=split,
+                    bos_token_ids=list(tokenizer.begin), recipe_hash=recipe.store_hash(), wanted=recipe.wanted,
+                    split=split,
                     sites=list(model.sites.widths), widths=list(model.sites.widths.values()),
                     modules=[model.module_of(site) for site in model.sites.widths],
                     dtype=recipe.activations.dtype,

@@ -5,12 +5,14 @@ from itertools import combinations
 from pathlib import Path
 
 from olmoscope.activations.store.format import Manifest, read_manifest
+from olmoscope.activations.store.identity import as_collected, is_of
 from olmoscope.activations.store.inspect import output_folder
 from olmoscope.errors import UserError
 from olmoscope.files import read_json
 from olmoscope.model_adapter import PAIR
 from olmoscope.model_source import revision_here
 from olmoscope.recipe.load import load_recipe
+from olmoscope.tokens.identity import as_packed
 
 
 def disagreements(stores: list[Path]) -> Iterator[tuple[Path, str]]:
@@ -20,7 +22,7 @@ def disagreements(stores: list[Path]) -> Iterator[tuple[Path, str]]:
     """
     manifests = {store: manifest for store in stores if (manifest := _readable(store)) is not None}
     for (first, one), (second, other) in combinations(manifests.items(), 2):
-        for key in ("model", "tokenizer_hash", "recipe_hash", "sites", "dtype"):
+        for key in ("model", "tokenizer_hash", "dtype"):
             if getattr(one, key) != getattr(other, key):
                 yield second / "manifest.json", (f"its {key} is {_short(other, key)}, that of {first.name} is "
                                                  f"{_short(one, key)}")
@@ -40,14 +42,14 @@ def _against_recipe(path: Path, store: Path, manifest: Manifest | None) -> Itera
     try:
         tokens_hash = read_json(tokens)["tokens_hash"]
     except (UserError, KeyError, TypeError):
-        tokens_hash = recipe.tokens_hash()  # verification of the store says what is wrong with it
-    if tokens_hash != recipe.tokens_hash():
-        yield tokens, f"is of another recipe (hash {tokens_hash}) than {path} ({recipe.tokens_hash()})"
+        tokens_hash = None  # verification of the store says what is wrong with it
+    if tokens_hash is not None and (wanted := as_packed(recipe, store).tokens_hash()) != tokens_hash:
+        yield tokens, f"is of another recipe (hash {tokens_hash}) than {path} ({wanted})"
     if manifest is None:
         return
-    if recipe.store_hash() != manifest.recipe_hash:
+    if not is_of(recipe, store, manifest):
         yield store / "manifest.json", (f"is of another recipe (hash {manifest.recipe_hash}) than {path} "
-                                        f"({recipe.store_hash()})")
+                                        f"({as_collected(recipe, store, manifest).store_hash()})")
     revision = revision_here(recipe.model)
     if revision is not None and PAIR.fullmatch(manifest.model.revision) and not PAIR.fullmatch(revision):
         return  # an adapter of the hub that is not in this cache: that of its base is not known

@@ -36,7 +36,7 @@ from olmoscope.activations.store.blocks import BLOCK_ROWS, checksums, read_block
 from olmoscope.activations.store.tensors_file import write_tensors
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, sha256, write_json
-from olmoscope.recipe.schema import SiteName, StoreDtype
+from olmoscope.recipe.schema import SiteName, Split, StoreDtype, Wanted
 from olmoscope.seeds import generator
 from olmoscope.site import Site, SiteModule
 from olmoscope.tokens.segments import damaged, read_tensors, segment_name
@@ -86,7 +86,10 @@ class Manifest(_Frozen):
     bos_token_ids: list[int] = []
     """What each sequence begins with (each document of it where they are kept apart): BOS, or nothing."""
     recipe_hash: str
-    split: Literal["train", "held_out"]
+    wanted: Wanted | None = None
+    """Tokens of each split that the recipe of `recipe_hash` asks for; None in stores made before this was written
+    down."""
+    split: Split
     sites: list[SiteName]
     """Where the activations were taken, in the order of the model."""
     widths: list[int]

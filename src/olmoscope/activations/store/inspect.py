@@ -6,10 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from olmoscope.activations.store.format import Manifest, has_segment, read_manifest
-from olmoscope.activations.store.place import SPLITS, store_places
+from olmoscope.activations.store.parts import parts_of
+from olmoscope.activations.store.place import store_places
 from olmoscope.errors import UserError
 from olmoscope.files import is_locked, read_json
+from olmoscope.recipe.schema import SPLITS
 from olmoscope.tokens.segments import has_token_segment, segment_name
+
+PART = rf"({'|'.join(SPLITS)})(-\d+)?"
+"""The name of a part's folder."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,8 @@ class StoreInfo:
 
 
 def find_stores(path: Path) -> list[Path]:
-    """The stores at a path: itself, or those of both splits of an output folder, wherever they are.
+    """The stores at a path: itself, or those of both splits of an output folder, wherever they are; with all their
+    parts.
 
     Raises:
         UserError: there is none.
@@ -42,7 +48,7 @@ def find_stores(path: Path) -> list[Path]:
         raise UserError(f"{path} does not exist")
     for stores in ([path], [path / split for split in SPLITS], list(store_places(path).values())):
         if found := [store for store in stores if _looks_like_a_store(store)]:
-            return found
+            return [part for store in found for part in parts_of(store)]
     raise UserError(f"{path} holds no activation store: give an output folder of `olmoscope collect`, or one store in "
                     "it (OUT/store/train)")
 
@@ -50,7 +56,7 @@ def find_stores(path: Path) -> list[Path]:
 def output_folder(store: Path) -> Path | None:
     """The output folder that a store belongs to, or None if it stands alone."""
     out = store.absolute().parent.parent
-    return out if store.absolute().parent.name == "store" and store.name in SPLITS else None
+    return out if store.absolute().parent.name == "store" and re.fullmatch(PART, store.name) else None
 
 
 def describe(store: Path) -> StoreInfo:

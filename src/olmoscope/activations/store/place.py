@@ -12,9 +12,9 @@ from pathlib import Path
 from olmoscope.activations.store.format import read_manifest
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json
+from olmoscope.recipe.schema import SPLITS
 
 RECORD = "store.json"
-SPLITS = ("train", "held_out")
 
 
 def store_folder(out: Path, split: str) -> Path:

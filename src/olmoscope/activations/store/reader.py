@@ -1,4 +1,4 @@
-"""A finished store, opened for reading, with everything checked that a reader relies on."""
+"""A finished store, opened for reading, with everything checked that a reader relies on; all its parts as one."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from olmoscope.activations.store.format import (
     read_rows,
     read_sums,
 )
+from olmoscope.activations.store.parts import parts_of
 from olmoscope.errors import UserError
 from olmoscope.files import read_json
 from olmoscope.sae.rows import Normalize, normalize_rows
@@ -30,9 +31,13 @@ class Store:
     """A store on disk."""
 
     path: Path
+    """Of its first part (activations/store/parts.py)."""
     manifest: Manifest
+    """The first part's, with the sites of all parts."""
     segment_rows: list[int]
-    _sums: dict[int, SegmentSums] = field(default_factory=dict, repr=False)
+    parts: dict[Path, list[Site]]
+    """The folder of each part, and its sites."""
+    _sums: dict[tuple[Path, int], SegmentSums] = field(default_factory=dict, repr=False)
     """Checksums of the segments used so far: a file that changes later is noticed."""
 
     @property
@@ -59,11 +64,19 @@ class Store:
         if step != 1:
             raise UserError(f"read: rows {part} have a step; read them all and leave out what is not wanted")
         part = slice(start, max(start, stop))
-        return read_activations(self.path, site, segment, part, self._sums_of(segment), out)
+        folder = self.folder_of(site)
+        return read_activations(folder, site, segment, part, self._sums_of(folder, segment), out)
 
     def read_rows(self, segment: int) -> dict[str, Tensor]:
         """What is known of each row of a segment; checked."""
-        return read_rows(self.path, segment, self._sums_of(segment))
+        rows: dict[str, Tensor] = {}
+        for folder in self.parts:
+            rows |= read_rows(folder, segment, self._sums_of(folder, segment))
+        return rows
+
+    def folder_of(self, site: Site) -> Path:
+        """The folder of the part that has a site."""
+        return next(folder for folder, sites in self.parts.items() if site in sites)
 
     def sample_mean(self, site: Site, normalize: Normalize, masks: list[np.ndarray] | None = None) -> Tensor:
         """Mean `[D]` (float32) of the rows, normalised as the SAE sees them.
@@ -98,10 +111,10 @@ class Store:
             norms.append(norm_R if masks is None else norm_R[masks[segment][: len(norm_R)]])
         return float(np.median(np.concatenate(norms)))
 
-    def _sums_of(self, segment: int) -> SegmentSums:
-        if segment not in self._sums:
-            self._sums[segment] = read_sums(self.path, segment)
-        return self._sums[segment]
+    def _sums_of(self, folder: Path, segment: int) -> SegmentSums:
+        if (folder, segment) not in self._sums:
+            self._sums[folder, segment] = read_sums(folder, segment)
+        return self._sums[folder, segment]
 
 
 def open_store(path: str | Path) -> Store:
@@ -129,6 +142,26 @@ def open_store(path: str | Path) -> Store:
     if (path / "store").is_dir():
         raise UserError(f"{path} is an output folder: open one of its stores, {path}/store/train or "
                         f"{path}/store/held_out")
+    first, segment_rows = _open_part(path)
+    later = [part for part in parts_of(path)[1:] if is_finished(part)]  # one that is being made is none yet
+    parts = {path: list(first.sites)}
+    for part in later:
+        found, rows = _open_part(part)
+        _refuse_other_part(path, first, segment_rows, part, found, rows)
+        parts[part] = [site for site in found.sites if not any(site in sites for sites in parts.values())]
+    return Store(path, _manifest_of_all(first, [read_manifest(part) for part in later]), segment_rows, parts)
+
+
+def is_finished(store: Path) -> bool:
+    """Whether a folder holds a finished store.
+
+    Raises:
+        UserError: its manifest is damaged.
+    """
+    return (store / "manifest.json").exists() and read_manifest(store).finished
+
+
+def _open_part(path: Path) -> tuple[Manifest, list[int]]:
     manifest = read_manifest(path)
     if not manifest.finished:
         raise UserError(f"{path} is not finished; run `olmoscope collect` again to finish it")
@@ -137,4 +170,27 @@ def open_store(path: str | Path) -> Store:
         if not has_segment(path, segment):
             raise UserError(f"{path} lacks segment {segment}; run `olmoscope collect` again: it makes anew what is "
                             "missing")
-    return Store(path, manifest, index["rows"])
+    return manifest, list(index["rows"])
+
+
+def _refuse_other_part(path: Path, first: Manifest, first_rows: list[int], part: Path, found: Manifest,
+                       rows: list[int]) -> None:
+    """Parts are of the same rows of the same model, in the same dtype; else their rows are not each other's."""
+    for what, one, other in (("model", first.model, found.model), ("dtype", first.dtype, found.dtype),
+                             ("tokenizer", first.tokenizer_hash, found.tokenizer_hash),
+                             ("rows", first_rows, rows), ("sources", first.sources, found.sources)):
+        if one != other:
+            raise UserError(f"{part} is no part of {path}: its {what} is another one; run `olmoscope collect` again to "
+                            "have them equal, or move the folder away")
+
+
+def _manifest_of_all(first: Manifest, later: list[Manifest]) -> Manifest:
+    if not later:
+        return first
+    all_ = (first, *later)
+    widths = {site: width for one in all_ for site, width in zip(one.sites, one.widths, strict=True)}
+    modules = {site: module for one in all_ for site, module in zip(one.sites, one.modules or (), strict=False)}
+    sites = sorted(widths)
+    return first.model_copy(update={
+        "sites": sites, "widths": [widths[site] for site in sites],
+        "modules": [modules[site] for site in sites] if len(modules) == len(sites) else None})

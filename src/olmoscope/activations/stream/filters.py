@@ -2,7 +2,7 @@
 starts, from what the store says of each row, so that the number of steps is known and batches stay full.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -82,13 +82,16 @@ def keep(filter_: Filter, facts: Iterable[RowFacts], special_ids: list[int], lar
     return kept
 
 
-def keep_of_store(filter_: Filter, store: Store) -> Kept:
+def keep_of_store(filter_: Filter, store: Store, sites: Sequence[Site] = ()) -> Kept:
     """Apply a filter to a store; reads rows/ only, 16 bytes and 4 for each site a row.
+
+    Args:
+        sites: those at which a row's norm counts.
 
     Raises:
         UserError: damaged files, or nothing is left.
     """
-    sites = store.manifest.sites if filter_.max_norm is not None else []
+    sites = sites if filter_.max_norm is not None else ()
     largest = {}
     if filter_.max_norm is not None:
         share = min(1.0, MEDIAN_ROWS / store.rows)
@@ -99,7 +102,7 @@ def keep_of_store(filter_: Filter, store: Store) -> Kept:
     return keep(filter_, _facts(store, sites), store.manifest.special_token_ids, largest, store.rows)
 
 
-def _facts(store: Store, sites: list[Site]) -> Iterator[RowFacts]:
+def _facts(store: Store, sites: Sequence[Site]) -> Iterator[RowFacts]:
     for segment in range(store.manifest.segments):
         rows = store.read_rows(segment)
         yield RowFacts(rows["token_id"].numpy(), rows["position"].numpy(),

@@ -22,16 +22,17 @@ import torch
 from torch import Tensor
 
 from olmoscope.activations.collect.begun import model_of_store
+from olmoscope.activations.collect.forget import forget_tail
 from olmoscope.activations.collect.forward import batches, site_rows
 from olmoscope.activations.collect.refusals import refuse_another_store, refuse_not_finite, refuse_overflow
-from olmoscope.activations.collect.run import Split, begin_store, make_manifest, ready_to_pack
-from olmoscope.activations.store.format import Manifest, read_manifest, stored_order
+from olmoscope.activations.collect.run import begin_store, make_manifest, ready_to_pack
+from olmoscope.activations.store.format import Manifest, stored_order
 from olmoscope.activations.store.gather import SiteRows
 from olmoscope.activations.store.shares import tokens_locked
 from olmoscope.activations.stream.filters import Kept, RowFacts, keep
 from olmoscope.activations.stream.rounds import Round
 from olmoscope.model.load import LoadedModel, load_model, pick_device
-from olmoscope.recipe.schema import Live, Recipe
+from olmoscope.recipe.schema import Live, Recipe, Split
 from olmoscope.sae.rows import Normalize, normalize_rows
 from olmoscope.seeds import generator
 from olmoscope.site import Site
@@ -61,9 +62,11 @@ def open_live(recipe: Recipe, sites: list[Site], split: Split, store: Path) -> "
     model = load_model(wanted, recipe.activations.sites, pick_device(recipe.device))
     model.probe.refuse_leak(wanted.name, recipe.tokens.documents)
     with tokens_locked(store):
+        forget_tail(recipe, split, store)
         index = pack(recipe, tokenizer, split, store, wanted)
-    begin_store(store, make_manifest(recipe, split, model, tokenizer, index))
-    return LiveRounds(recipe, sites, model, read_manifest(store), index["rows"], store)
+    manifest = make_manifest(recipe, split, model, tokenizer, index)
+    begin_store(store, recipe, manifest)
+    return LiveRounds(recipe, sites, model, manifest, index["rows"], store)
 
 
 class LiveRounds:

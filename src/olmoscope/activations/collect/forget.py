@@ -1,0 +1,39 @@
+"""What must be made anew of a store whose tokens grow: the last segment, which ended where the old number was
+reached."""
+
+from pathlib import Path
+
+from olmoscope.activations.store.format import read_manifest, segment_checksum, write_manifest
+from olmoscope.activations.store.identity import as_collected
+from olmoscope.activations.store.inspect import segment_numbers
+from olmoscope.activations.store.shares import manifest_locked
+from olmoscope.errors import UserError
+from olmoscope.files import try_lock
+from olmoscope.recipe.schema import Recipe, Split
+from olmoscope.tokens.pack import lacks_tokens
+from olmoscope.tokens.segments import segment_name
+
+
+def forget_tail(recipe: Recipe, split: Split, store: Path) -> None:
+    """Take back that a store is finished, and its last segment, if the recipe asks for more tokens than were packed;
+    stopped anywhere, the same command goes on here.
+
+    Raises:
+        UserError: another process makes that segment; a manifest is damaged.
+    """
+    if not lacks_tokens(recipe, split, store):
+        return
+    last = max(segment_numbers(store / "tokens"))
+    claim = try_lock(store / "tokens" / segment_name(last))
+    if claim is None:
+        raise UserError(f"another process is collecting in {store}, for a recipe that asks for fewer tokens; wait for "
+                        "it or stop it first")
+    with claim, manifest_locked(store):
+        if (store / "manifest.json").exists():
+            found = read_manifest(store)
+            write_manifest(store, found.model_copy(update={
+                "finished": False, "wanted": as_collected(recipe, store, found).wanted}))
+        segment_checksum(store, last).unlink(missing_ok=True)
+        for path in (*store.glob("statistics.*"), *(path for path in store.glob(f"*/{segment_name(last)}")
+                                                    if path.parent.name != "tokens")):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,22 @@
+"""Which recipe a store is of. What may grow, its sites and the tokens of its splits, is taken as it stands there."""
+
+from pathlib import Path
+
+from olmoscope.activations.store.format import Manifest
+from olmoscope.recipe.schema import Recipe
+from olmoscope.tokens.identity import as_packed
+
+
+def as_collected(recipe: Recipe, store: Path, manifest: Manifest) -> Recipe:
+    """The recipe with the store's sites, and with as many tokens of each split as the store's recipe asked for.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    there = as_packed(recipe, store) if manifest.wanted is None else recipe.with_wanted(manifest.wanted)
+    return there.with_sites(list(manifest.sites))
+
+
+def is_of(recipe: Recipe, store: Path, manifest: Manifest) -> bool:
+    """Whether a store is of a recipe, but for what may grow."""
+    return as_collected(recipe, store, manifest).store_hash() == manifest.recipe_hash

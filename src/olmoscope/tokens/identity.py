@@ -1,0 +1,93 @@
+"""Which recipe's tokens a folder holds: tokens/recipe.json.
+
+    {"tokens_hash": "84682330d71db1d5", "wanted": {"train": 300000, "held_out": 40000}}
+
+`wanted`, the numbers of tokens asked for, may grow: the recipe is compared with those that stand there (`as_packed`).
+Files of before it was written down have only the hash.
+"""
+
+from pathlib import Path
+
+from olmoscope.errors import UserError
+from olmoscope.files import read_json, write_json
+from olmoscope.recipe.kept import differs_from_store
+from olmoscope.recipe.schema import COUNT_KEYS, SPLITS, Recipe, Split, Wanted
+
+
+def identity_path(store: Path) -> Path:
+    """Where it stands."""
+    return store / "tokens" / "recipe.json"
+
+
+def wanted_of(store: Path, recipe: Recipe) -> Wanted:
+    """How many tokens of each split the recipe of these tokens asked for: as written down; else as many as were packed
+    of each split; else the recipe's.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    path = identity_path(store)
+    if path.exists() and "wanted" in (begun := read_json(path)):
+        return dict(begun["wanted"])
+    wanted = recipe.wanted
+    for split in SPLITS if store.name in SPLITS else ():
+        index = store.with_name(split) / "tokens" / "index.json"
+        if index.exists():
+            wanted = wanted | {split: read_json(index)["wanted"]}
+    return wanted
+
+
+def as_packed(recipe: Recipe, store: Path) -> Recipe:
+    """The recipe with as many tokens of each split as the recipe of these tokens asked for.
+
+    Raises:
+        UserError: a file is damaged.
+    """
+    return recipe.with_wanted(wanted_of(store, recipe))
+
+
+def write_identity(recipe: Recipe, store: Path) -> None:
+    """Write down whose tokens these are."""
+    write_json(identity_path(store), {"tokens_hash": recipe.tokens_hash(), "wanted": recipe.wanted})
+
+
+def keep_wanted(recipe: Recipe, store: Path) -> None:
+    """Write down what tokens of before this was written down were packed for, so that the other split may grow.
+
+    Args:
+        recipe: `refuse_other_tokens` has had nothing against it.
+    """
+    path = identity_path(store)
+    if path.exists() and "wanted" not in read_json(path):
+        write_identity(as_packed(recipe, store), store)
+
+
+def refuse_other_tokens(recipe: Recipe, split: Split, store: Path) -> None:
+    """Packing goes on only for the recipe that began it; that may ask for more tokens by now.
+
+    Raises:
+        UserError: the tokens are of another recipe, or more than it asks for.
+    """
+    path = identity_path(store)
+    if not path.exists():
+        return
+    begun, taken = read_json(path), as_packed(recipe, store)
+    if taken.tokens_hash() != begun["tokens_hash"]:
+        differing = differs_from_store(store, recipe, lambda kept: kept.tokens_hash() == begun["tokens_hash"])
+        what = differing or " (its text, tokens, model or seed differ)"
+        raise UserError(f"{store} holds tokens of another recipe{what}; choose another --out, or delete the folder to "
+                        "begin anew")
+    refuse_fewer(store, split, taken, recipe)
+
+
+def refuse_fewer(store: Path, split: Split, there: Recipe, recipe: Recipe) -> None:
+    """Tokens are added, never taken away.
+
+    Raises:
+        UserError: the recipe asks for fewer than are there.
+    """
+    had, asked = there.wanted[split], recipe.wanted[split]
+    if asked < had:
+        key = COUNT_KEYS[split]
+        raise UserError(f"{store} is of another recipe: tokens.{key} is {had} there, {asked} here; a store can grow, "
+                        f"not shrink: set tokens.{key}={had}, or choose another --out")
