@@ -103,7 +103,7 @@ def shuffled(stream: Stream) -> Iterator[Tensor]:
 
 
 def open_stream(store: Store, epochs: int, reader: tuple[int, int] = (0, 1)) -> Stream:
-    return Stream(StoreRounds(store, [SITE], "shuffled", 0, keep_of_store(Filter(), store)), BATCH, epochs, reader)
+    return Stream(StoreRounds(store, [SITE], "shuffled", 0, keep_of_store(Filter(), store, [])), BATCH, epochs, reader)
 
 
 def seconds_per_row(batches: Iterator[Tensor]) -> float:

@@ -171,7 +171,7 @@ def run(job: Job) -> dict[str, Any]:
     levers = replace(levers, aux_window=round(levers.aux_window * firings))
     training, held_out = stores(Path(job["out"]))
     rounds = StoreRounds(training, [Site(layer)], levers.order, job["seed"],  # type: ignore[arg-type]
-                         keep_of_store(Filter(), training))
+                         keep_of_store(Filter(), training, []))
     mean_D = rounds.sample_mean(Site(layer), levers.normalize)  # type: ignore[arg-type]
     sae = initialize(len(mean_D), job["d_sae"], job["k"], levers.normalize,  # type: ignore[arg-type]
                      mean_D, job["seed"], tied=levers.weights == "tied")

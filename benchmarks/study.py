@@ -58,7 +58,7 @@ def rounds_of(recipe: Recipe, out: Path) -> StoreRounds:
     """The training rows of a recipe's SAE."""
     training = stores(out)[0]
     return StoreRounds(training, [recipe.saes[0].site], recipe.train.order, recipe.seed,
-                       keep_of_store(recipe.train.filter, training))
+                       keep_of_store(recipe.train.filter, training, [recipe.saes[0].site]))
 
 
 def train(recipe: Recipe, out: Path) -> SparseCoder:

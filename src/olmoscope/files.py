@@ -196,6 +196,8 @@ def clean_temporary(folder: Path, name: str = "*") -> None:
 
 def files_below(folder: Path) -> Iterator[Path]:
     """All files below a folder; other processes may remove theirs meanwhile, which `Path.rglob` does not survive."""
+    if not folder.is_dir():  # also of a name that this locale cannot say
+        return
     for parent, _, files in os.walk(folder):
         yield from (Path(parent) / name for name in files)
 

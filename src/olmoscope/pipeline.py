@@ -39,7 +39,7 @@ from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.model_source import at_revision
-from olmoscope.recipe.schema import SAE, SPLITS, Recipe, Split
+from olmoscope.recipe.schema import SAE, SPLITS, Model, Recipe, Split
 from olmoscope.release.validate import Validation, validate
 from olmoscope.sae.io.open import open_sae
 from olmoscope.site import Site
@@ -53,8 +53,8 @@ from olmoscope.units import format_seconds
 
 
 def settle_recipe(recipe: Recipe, out: Path, places: Mapping[str, Path] | None = None) -> Recipe:
-    """The recipe with `model.dtype: auto` and `tokens.bos: auto` replaced: by those of the stores begun in `out`, else
-    by what is fast here, and by what the model's tokenizer does.
+    """The recipe with `model.dtype: auto` (of all its models) and `tokens.bos: auto` replaced: by those of the stores
+    begun in `out`, else by what is fast here, and by what the model's tokenizer does.
 
     Args:
         out: the output folder.
@@ -69,11 +69,11 @@ def settle_recipe(recipe: Recipe, out: Path, places: Mapping[str, Path] | None =
 
 def _with_dtype(recipe: Recipe, stores: list[Path]) -> Recipe:
     if recipe.model.dtype != "auto":
-        return recipe
+        return recipe.in_dtype(recipe.model.dtype)
     for store in stores:
         if (store / "manifest.json").exists() and (begun := read_manifest(store).model_dtype) is not None:
-            return recipe.model_copy(update={"model": recipe.model.model_copy(update={"dtype": begun})})
-    return recipe.model_copy(update={"model": settle_model(recipe.model, pick_device(recipe.device))})
+            return recipe.in_dtype(begun)
+    return recipe.in_dtype(settle_model(recipe.model, pick_device(recipe.device)).dtype)
 
 
 def _with_bos(recipe: Recipe, stores: list[Path]) -> Recipe:
@@ -102,9 +102,9 @@ def collect_stores(recipe: Recipe, out: Path, worker: Worker = Worker()) -> list
                         "another --out")
     recipe = settle_recipe(recipe, out)
     for split in SPLITS:
-        for part, folder in parts_for(recipe, store_folder(out, split)):
-            refuse_another_store(folder, part)
-            refuse_other_tokens(part, split, folder)
+        for part in parts_for(recipe, store_folder(out, split)):
+            refuse_another_store(part.folder, part.recipe)
+            refuse_other_tokens(recipe, split, part.folder)
     for split in SPLITS:
         keep_wanted(recipe, store_folder(out, split))
     _keep_recipe(recipe, out)  # now: it says what the stores are of, however soon they end
@@ -113,8 +113,8 @@ def collect_stores(recipe: Recipe, out: Path, worker: Worker = Worker()) -> list
 
 def _collect_parts(recipe: Recipe, split: Split, out: Path, worker: Worker = Worker()) -> list[Collected]:  # noqa: B008
     first = store_folder(out, split)
-    return [collect(part, split, folder, worker, first=None if folder == first else first)
-            for part, folder in parts_for(recipe, first)]
+    return [collect(part.recipe, split, part.folder, worker, first=None if part.folder == first else first, of=part.of)
+            for part in parts_for(recipe, first)]
 
 
 def _keep_recipe(recipe: Recipe, out: Path) -> None:
@@ -201,13 +201,22 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
     pending = [number for number, sae in enumerate(wanted)
                if not is_evaluated(run_folder(out, sae) / EVALUATION, identities[number])]
     if pending:
-        model = load_causal_lm(wanted_model, pick_device(recipe.device), [site for sae in wanted for site in sae.sites])
-        found = evaluate_on_store([subjects[number] for number in pending], store, model, setting)
+        sites = [site for number in pending for site in wanted[number].sites]
+        models = {name: load_causal_lm(_at_revision_of(recipe, store, name), pick_device(recipe.device),
+                                       [site.of("") for site in sites if site.model == name])
+                  for name in sorted({""} | {site.model for site in sites})}
+        found = evaluate_on_store([subjects[number] for number in pending], store, models.pop(""), setting, models)
         for number, evaluation in zip(pending, found, strict=True):
             write_evaluation(run_folder(out, wanted[number]) / EVALUATION, evaluation)
     forget_unfinished(out)
     for number, sae in enumerate(wanted):
         yield sae, number in pending
+
+
+def _at_revision_of(recipe: Recipe, store: Store, name: str) -> Model:
+    """The recipe's model of a name, at the commit that its rows in a store are of."""
+    folder = next(folder for folder, sites in store.parts.items() if sites[0].model == name)
+    return at_revision(recipe.model_of(name), read_manifest(folder).model.revision)
 
 
 def report_saes(recipe: Recipe, out: Path) -> list[Path]:

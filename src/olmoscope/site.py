@@ -8,6 +8,7 @@
     layers.7.mlp.in      what the MLP module is given
     layers.7.attn.z      what the attention's output projection is given: all heads, concatenated
     embed                what layer 0 is given: the embedding, scaled and with positions where the model adds them
+    base:layers.7        the same place in another model, which a recipe calls `base` (`models`)
 
 model/sites.py finds them in a model; docs/sites.md has what each architecture has, and what is refused.
 """
@@ -32,18 +33,21 @@ differences: its `attn.hook_z` has the heads apart, `[B, T, heads, width of a he
 has `attn.hook_in` and `mlp.hook_in`, not its older `HookedTransformer`. `hook_mlp_in` is no other name for
 `mlp.hook_in`: it is the stream before the MLP's norm, and has no name here."""
 
+MODEL_NAME = r"[A-Za-z][A-Za-z0-9_-]*"
+_OF_MODEL = re.compile(rf"({MODEL_NAME}):([^:]+)")
 _PARSED = re.compile(r"layers\.(\d+)(?:\.(" + "|".join(re.escape(part) for part in PARTS if part) + r"))?")
 _HOOK = re.compile(r"blocks\.(\d+)\.(.+)")
 
 
 @functools.total_ordering
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Site:
-    """A place in a decoder. Sites sort in the order in which a forward pass reaches them.
+    """A place in a decoder. Sites sort in the order in which a forward pass reaches them, model by model.
 
     Attributes:
         layer: the decoder layer, from 0; -1 for `embed`.
         part: of the layer, one of `PARTS`; empty for the layer's output.
+        model: what a recipe calls the model, where it reads several; empty for the model that it is about.
 
     Example:
         >>> from olmoscope import Site
@@ -57,6 +61,7 @@ class Site:
 
     layer: int
     part: str = ""
+    model: str = ""
 
     @classmethod
     def parse(cls, text: Any) -> "Site":
@@ -71,21 +76,33 @@ class Site:
             return cls(text)
         if text == "embed":
             return EMBED
+        of_model = _OF_MODEL.fullmatch(text) if isinstance(text, str) else None
+        if of_model is not None:
+            return cls.parse(of_model[2]).of(of_model[1])
         found = _PARSED.fullmatch(text) if isinstance(text, str) else None
         if found is None:
             raise UserError(f"{text!r} is no site; a site is embed, layers.L, or layers.L followed by one of "
                             f"{', '.join('.' + part for part in PARTS if part)}")
         return cls(int(found[1]), found[2] or "")
 
+    def of(self, model: str) -> "Site":
+        """The same place in the model of this name; of none, in the model that the recipe is about."""
+        return Site(self.layer, self.part, model)
+
     @property
     def layer_or_none(self) -> int | None:
         """The layer; None for `embed`."""
-        return None if self == EMBED else self.layer
+        return None if self.is_embedding else self.layer
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether it is what layer 0 is given."""
+        return self.layer < 0
 
     @property
     def is_layer_output(self) -> bool:
-        """Whether it is the residual stream after a layer."""
-        return not self.part and self.layer >= 0
+        """Whether it is the residual stream after a layer of the model that everything else is about."""
+        return not self.part and self.layer >= 0 and not self.model
 
     @property
     def in_stream(self) -> bool:
@@ -95,6 +112,8 @@ class Site:
     @property
     def folder(self) -> str:
         """A name for files and folders: `layer_07`, `layer_07_mlp_out`, `embed`."""
+        if self.model:
+            return f"{self.model}_{self.of('').folder}"
         if self == EMBED:
             return "embed"
         return f"layer_{self.layer:02d}" + (f"_{self.part.replace('.', '_')}" if self.part else "")
@@ -123,9 +142,15 @@ class Site:
         return next((cls(layer, part) for part, known in _TRANSFORMER_LENS.items() if known == name), None)
 
     def __lt__(self, other: "Site") -> bool:
-        return (self.layer, PARTS.index(self.part)) < (other.layer, PARTS.index(other.part))
+        return (self.model, self.layer, PARTS.index(self.part)) < (other.model, other.layer, PARTS.index(other.part))
+
+    def __repr__(self) -> str:
+        model = f", model={self.model!r}" if self.model else ""
+        return f"Site(layer={self.layer}, part={self.part!r}{model})"
 
     def __str__(self) -> str:
+        if self.model:
+            return f"{self.model}:{self.of('')}"
         if self == EMBED:
             return "embed"
         return f"layers.{self.layer}" + (f".{self.part}" if self.part else "")

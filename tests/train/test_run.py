@@ -194,7 +194,7 @@ def test_another_run_or_store_is_refused(job, tmp_path):
             ({"seed": 9}, "with another recipe")):
         with pytest.raises(UserError, match=message):
             train(recipe_.model_copy(update=change), sae, store, fresh)
-    with pytest.raises(UserError, match=r"has the sites layers.1, layers.7, not layers.3"):
+    with pytest.raises(UserError, match=r"has no rows of layers\.3 \(it has layers\.1, layers\.7\)"):
         train(recipe_, sae.model_copy(update={"reads": [Site(3)]}), store, fresh)
     assert not fresh.exists()
 

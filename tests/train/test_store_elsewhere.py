@@ -97,7 +97,7 @@ def test_what_differs_is_named_with_both_values(first, tmp_path):
     job, folder = first
     out = tmp_path / "out"
     refused(other(job, tokens__count=1501), out, folder,
-            r"collected with another recipe: tokens.count is 1500 there, 1501 here; say it as it is there, or collect")
+            r"collected with another recipe: tokens.count is 1500 there, 1501 here; set tokens.count=1500, or run `olm")
     refused(other(job, seed=9), out, folder, r"seed is 0 there, 9 here")
     refused(other(job, text__mixture={"web": 2.0}), out, folder, r"text.mixture.web is 1.0 there, 2.0 here")
     refused(other(job, model__revision="abc"), out, folder, r'model.revision is null there, "abc" here')

@@ -60,45 +60,51 @@ def measure(recipe: Recipe, batches: int = BATCHES, steps: int = STEPS) -> Rates
     """
     device = pick_device(recipe.device)
     sae = max(recipe.saes, key=lambda sae: sae.d_sae)
-    model = load_model(recipe.model, recipe.activations.sites, device)
-    model.probe.refuse_leak(recipe.model.name, recipe.tokens.documents)
-    tokens_per_second, timed, rows_RD = _time_collection(recipe, model, sae, batches)
-    step_seconds, stepped = _time_training(recipe, sae, rows_RD, device, steps)
-    return Rates(str(device), tokens_per_second, timed, sae, step_seconds, stepped,
-                 model.probe.documents_apart)
+    seconds, timed, apart = 0.0, 0, True
+    rows: dict[Site, Tensor] = {}
+    for name in ("", *recipe.models):
+        of = recipe.of_model(name)
+        model = load_model(of.model, of.activations.sites, device)
+        model.probe.refuse_leak(of.model.name, recipe.tokens.documents)
+        each, timed, found = _time_collection(of, model, settled(recipe, sae).batch, batches)
+        seconds, apart = seconds + each, apart and model.probe.documents_apart
+        rows |= {site.of(name): rows_RD for site, rows_RD in found.items()}
+    fewest = min(len(rows[site]) for site in sae.reads)
+    x_RD = torch.cat([rows[site][:fewest] for site in sae.reads], dim=1)
+    step_seconds, stepped = _time_training(recipe, sae, x_RD, device, steps)
+    return Rates(str(device), 1 / seconds, timed, sae, step_seconds, stepped, apart)
 
 
-def _time_collection(recipe: Recipe, model: LoadedModel, sae: SAE, most: int) -> tuple[float, int, Tensor]:
-    """Tokens a second, batches timed, and rows `[R, D]` for a batch of the SAE, on the CPU."""
+def _time_collection(recipe: Recipe, model: LoadedModel, rows: int, most: int) -> tuple[float, int, dict[Site, Tensor]]:
+    """Seconds a token, batches timed, and up to `rows` rows `[R, D]` of each site, on the CPU."""
     lengths = _sequence_lengths(recipe)
     batches = plan_batches(lengths, recipe.tokens.batch_tokens, recipe.tokens.max_padding)
     # Long and short sequences differ in speed: a sample in random order is fair wherever it ends.
     order = generator(recipe.seed, "batches to measure").permutation(len(batches))[:most]
-    parts: list[Tensor] = []
+    parts: list[dict[Site, Tensor]] = []
     tokens, seconds, timed = 0, 0.0, 0
     with bar("measuring the model", len(order) + 1, "batches") as advance:
         for number, batch in enumerate([order[0], *order]):
             started = time.monotonic()
-            rows_RD = _forward(recipe, model, lengths[batches[batch]], sae.site)
+            found = _forward(recipe, model, lengths[batches[batch]])
             if number:  # the first one warms up
                 seconds += time.monotonic() - started
-                tokens += len(rows_RD)
+                tokens += len(next(iter(found.values())))
                 timed += 1
             advance(1)
-            parts.append(rows_RD)
+            parts.append(found)
             if timed and seconds > SECONDS:
                 break
-    return tokens / seconds, timed, torch.cat(parts)[: settled(recipe, sae).batch]
+    return seconds / tokens, timed, {site: torch.cat([part[site] for part in parts])[:rows] for site in parts[0]}
 
 
-def _forward(recipe: Recipe, model: LoadedModel, lengths: np.ndarray, site: Site) -> Tensor:
-    """A batch through the model and into memory, as collection does it; the rows of a site."""
+def _forward(recipe: Recipe, model: LoadedModel, lengths: np.ndarray) -> dict[Site, Tensor]:
+    """A batch through the model and into memory, as collection does it."""
     real_BT = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).to(model.device)
     token_ids_BT = torch.randint(model.vocabulary, real_BT.shape).to(model.device)
     outputs = read_sites(model.module, list(model.sites.places.values()), token_ids_BT)
     dtype = getattr(torch, recipe.activations.dtype)
-    rows = {one: output_BTD[real_BT].to("cpu", dtype) for one, output_BTD in outputs.items()}
-    return rows[site]
+    return {site: output_BTD[real_BT].to("cpu", dtype) for site, output_BTD in outputs.items()}
 
 
 def _sequence_lengths(recipe: Recipe) -> np.ndarray:

@@ -149,18 +149,10 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
     Raises:
         UserError: the recipe does not say `model.d_model`, and the model's config cannot be had; or it does not fit it.
     """
-    config = config_at_hand(recipe.model)
-    warning = None
-    last = deepest(recipe.activations.sites)
-    if config is not None:
-        check_config(config, recipe.model, last)
-        warning = check_context(config, max(high for _, high in recipe.tokens.chunk_lengths), recipe.model.name)
-    elif recipe.model.d_model is None:
-        raise UserError(f"the config of {recipe.model.name} is not in the hub's cache and the hub cannot be reached; "
-                        "give model.d_model and model.num_layers in the recipe, then a plan needs neither")
-    cost = None if config is None else model_cost(config, last, whole=base_of(recipe.model) is not None)
-    d_model = cost.d_model if cost is not None else recipe.model.d_model
-    assert d_model is not None
+    read = {name: _model_read(recipe.of_model(name)) for name in ("", *recipe.models)}
+    cost, d_model = read[""].cost, read[""].d_model
+    costs = {name: one.cost for name, one in read.items() if one.cost is not None}
+    all_known = len(costs) == len(read)
     gpu = recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())
     compute_dtype = recipe.model.dtype
     if compute_dtype == "auto":  # every GPU of the last years has bfloat16
@@ -168,7 +160,8 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
     tokens = recipe.tokens.count + recipe.tokens.held_out
     lengths = recipe.tokens.chunk_lengths
     mean_length = sum(low + high for low, high in lengths) / 2 / len(lengths)
-    widths = {site: _width(site, d_model, config) for site in recipe.activations.sites}
+    widths = {site: _width(site, read[site.model].d_model, read[site.model].config)
+              for site in recipe.activations.sites}
     row_bytes = {site: recipe.activations.row_bytes(width) for site, width in widths.items()}
     store_bytes = tokens * (sum(row_bytes.values()) + NORM_BYTES * len(row_bytes) + TOKEN_BYTES + ROW_BYTES)
     saes = [_plan_sae(recipe, sae, widths, gpu) for sae in recipe.saes]
@@ -180,12 +173,40 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
         sequences=round(tokens / mean_length),
         segments=-(-tokens // recipe.tokens.segment_rows), store_bytes=store_bytes,
         site_bytes={site: tokens * each for site, each in row_bytes.items()},
-        cost=cost, collect_flops=None if cost is None else tokens * cost.flops_per_token(lengths),
-        collect_memory=(None if cost is None
-                        else _collect_memory(recipe, compute_dtype, cost, sum(row_bytes.values()), gpu)),
+        cost=cost,
+        collect_flops=tokens * sum(each.flops_per_token(lengths) for each in costs.values()) if all_known else None,
+        collect_memory=max((_collect_memory(recipe, compute_dtype, each, sum(
+            row_bytes[site] for site in row_bytes if site.model == name), gpu) for name, each in costs.items()),
+            key=lambda memory: memory.ram + memory.gpu) if all_known else None,
         saes=saes, disk_bytes=(0 if is_elsewhere(out) else store_bytes) + states + exports, present_bytes=_present(out),
         free_bytes=shutil.disk_usage(existing).free, rates=rates,
-        warnings=[] if warning is None else [warning], verdict=_verdict(recipe, out, rates))
+        warnings=[one.warning for one in read.values() if one.warning is not None],
+        verdict=_verdict(recipe, out, rates))
+
+
+@dataclass(frozen=True)
+class _ModelRead:
+    """One of the models that a recipe reads, as far as it is known without its weights."""
+
+    d_model: int
+    config: Any | None
+    cost: ModelCost | None
+    warning: str | None
+
+
+def _model_read(recipe: Recipe) -> _ModelRead:
+    """What is known of a recipe's model; its sites are all of it."""
+    model, last = recipe.model, deepest(recipe.activations.sites)
+    config = config_at_hand(model)
+    if config is None:
+        if model.d_model is None:
+            raise UserError(f"the config of {model.name} is not in the hub's cache and the hub cannot be reached; give "
+                            "model.d_model and model.num_layers in the recipe, then a plan needs neither")
+        return _ModelRead(model.d_model, None, None, None)
+    check_config(config, model, last)
+    cost = model_cost(config, last, whole=base_of(model) is not None)
+    return _ModelRead(cost.d_model, config, cost,
+                      check_context(config, max(high for _, high in recipe.tokens.chunk_lengths), model.name))
 
 
 def _verdict(recipe: Recipe, out: Path, rates: Rates | None) -> str:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -17,7 +18,6 @@ from torch import Tensor
 
 from olmoscope.activations.store.format import norm_name
 from olmoscope.activations.store.reader import Store
-from olmoscope.activations.store.statistics import read_mean
 from olmoscope.errors import UserError
 from olmoscope.evaluate import bootstrap
 from olmoscope.evaluate.dictionary import latents_measured, measure_dictionary
@@ -80,18 +80,20 @@ def _place(site: Site) -> int | str:
     return site.layer if site.is_layer_output else str(site)
 
 
-def evaluate_on_store(subjects: Sequence[Opened], store: Store, model: CausalLM, setting: Setting) -> list[Evaluation]:
+def evaluate_on_store(subjects: Sequence[Opened], store: Store, model: CausalLM, setting: Setting,
+                      others: Mapping[str, CausalLM] = MappingProxyType({})) -> list[Evaluation]:
     """Evaluate SAEs on all rows of a store, and with the model on the first tokens.
 
     Args:
         setting: its sequences are all the store's.
+        others: the other models whose sites crosscoders read, by the names that the sites have for them.
     """
     sites = _sites_of(subjects)
     norms = [store.read_rows(segment) for segment in range(len(store.segment_rows))]
-    surveys = {site: LayerSurvey.refusing(read_mean(store.folder_of(site), site), torch.cat(
+    surveys = {site: LayerSurvey.refusing(store.mean(site), torch.cat(
         [rows[norm_name(site)] for rows in norms]).double().numpy(), f"{store.path}, {site}")
         for site in sites}
-    work = _Work(subjects, surveys, model, setting)
+    work = _Work(subjects, surveys, {"": model, **others}, setting)
     starts_S = torch.from_numpy(setting.sequences.starts)
 
     def measure_rows(step: tuple[int, slice]) -> None:
@@ -116,7 +118,7 @@ def evaluate_on_store(subjects: Sequence[Opened], store: Store, model: CausalLM,
 def evaluate_on_text(subjects: Sequence[Opened], model: CausalLM, setting: Setting) -> list[Evaluation]:
     """Evaluate SAEs on tokens that the model reads now."""
     surveys = _survey(_sites_of(subjects), model, setting)
-    work = _Work(subjects, surveys, model, setting)
+    work = _Work(subjects, surveys, {"": model}, setting)
     work.run_model(reconstruct=True)
     return work.results(f"the {setting.sequences.rows:,} tokens of the text", [None] * len(subjects))
 
@@ -124,12 +126,20 @@ def evaluate_on_text(subjects: Sequence[Opened], model: CausalLM, setting: Setti
 class _Work:
     """The sums of all SAEs, and what goes through the model."""
 
-    def __init__(self, subjects: Sequence[Opened], surveys: dict[Site, LayerSurvey], model: CausalLM,
+    def __init__(self, subjects: Sequence[Opened], surveys: dict[Site, LayerSurvey], models: Mapping[str, CausalLM],
                  setting: Setting) -> None:
-        model.probe.refuse_leak(model.name, "apart" if setting.sequences.apart else "share")
-        self.subjects, self.surveys, self.model, self.setting = subjects, surveys, model, setting
+        """
+        Args:
+            models: by the names that sites have for them; the one that the coders are about has none.
+        """
+        self.subjects, self.surveys, self.setting = subjects, surveys, setting
+        self.models = {name: models[name] for name in sorted({site.model for site in surveys} | {""})}
+        for model in self.models.values():
+            model.probe.refuse_leak(model.name, "apart" if setting.sequences.apart else "share")
+        self.model = model = models[""]
         self.facts = TokenFacts(setting.sequences)
-        self.sites = model.find(surveys)
+        self.places = {name: one.find(site.of("") for site in surveys if site.model == name).places
+                       for name, one in self.models.items()}
         self.measured = [Measured.of(subject, model.device, surveys, self.facts.groups) for subject in subjects]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -173,32 +183,38 @@ class _Work:
         positions_BT = None if batch.positions_BT is None else batch.positions_BT.to(model.device)
         real_R = batch.real_R.to(model.device)
         facts = self.facts.at(batch.index_R)
-        reading = model.read(token_ids_BT, positions_BT, list(self.sites.places.values()))
+        readings = {name: one.read(token_ids_BT, positions_BT, list(self.places[name].values()))
+                    for name, one in self.models.items()}
 
         def go_on(site: Site, rows_RD: Tensor) -> Tensor:
-            replaced_ND = reading.at[site].flatten(0, 1).clone()
+            reading, place = readings[site.model], site.of("")
+            replaced_ND = reading.at[place].flatten(0, 1).clone()
             replaced_ND[real_R] = rows_RD.to(replaced_ND.dtype)
-            return model.go_on(self.sites.places[site], replaced_ND.view_as(reading.at[site]),
-                               reading).flatten(0, 1)[real_R]
+            return self.models[site.model].go_on(self.places[site.model][place],
+                                                 replaced_ND.view_as(reading.at[place]),
+                                                 reading).flatten(0, 1)[real_R]
 
-        hidden, runs = [reading.hidden_BTD.flatten(0, 1)[real_R]], []
-        rows_of = {site: x_BTD.flatten(0, 1)[real_R] for site, x_BTD in reading.at.items()}
+        passes = {name: [reading.hidden_BTD.flatten(0, 1)[real_R]] for name, reading in readings.items()}
+        runs = []
+        rows_of = {site.of(name): x_BTD.flatten(0, 1)[real_R] for name, reading in readings.items()
+                   for site, x_BTD in reading.at.items()}
         baselines: dict[Site, int] = {}
         for site in sorted({one.site for _, one in self._written()}):
-            x_RD = rows_of[site]
+            x_RD, hidden = rows_of[site], passes[site.model]
             baselines[site] = len(hidden)
             hidden += [go_on(site, torch.zeros_like(x_RD)),
                        go_on(site, self.surveys[site].mean_D.to(x_RD).expand_as(x_RD))]
         for measured in self.measured:
             parts = measured.reconstruct(rows_of, facts, count=reconstruct)
             for one, xhat_RD in zip(measured.writes, parts, strict=True):
-                zero = baselines[one.site]
+                zero, hidden = baselines[one.site], passes[one.site.model]
                 runs.append((one, (len(hidden), zero, zero + 1)))
                 hidden.append(go_on(one.site, xhat_RD))
-        divergence = Divergence(model, hidden, next_N[batch.index_R])
+        divergences = {name: Divergence(self.models[name], hidden, next_N[batch.index_R])
+                       for name, hidden in passes.items() if len(hidden) > 1}
         for one, numbers in runs:
             masks_SR = facts.masks(rows_of[one.site].double().norm(dim=1).cpu(), self.surveys[one.site])
-            one.language.add(divergence, numbers, facts, masks_SR)
+            one.language.add(divergences[one.site.model], numbers, facts, masks_SR)
 
     def results(self, mean_of: str, random: Sequence[float | None]) -> list[Evaluation]:
         """What evaluation.json says, for each SAE."""

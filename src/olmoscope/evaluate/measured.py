@@ -63,9 +63,9 @@ class Measured:
 
     @property
     def headline(self) -> Written:
-        """The site whose figures stand for the coder: the only one, or the last that a crosscoder writes, from which
-        the model goes on."""
-        return self.writes[-1]
+        """The site whose figures stand for the coder: the only one, or the last that a crosscoder writes in the model
+        that it is about, from which that model goes on."""
+        return [one for one in self.writes if not one.site.model][-1]
 
     def reconstruct(self, rows_of: Mapping[Site, Tensor], facts: RowFacts, count: bool) -> list[Tensor]:
         """What the coder makes of rows, for each site that it writes.

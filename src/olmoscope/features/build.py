@@ -147,9 +147,12 @@ def _make(subject: Opened, where: str, store: Store, model: Model, out: Path, fi
 
     runs = Runs(work, manifest.segments)
     parts = plan_parts(runs.counts())
-    # A crosscoder's directions at the last site that it writes promote tokens; all of them say which are alike.
-    last_FD = sae.W_dec[:, -manifest.width(subject.site):]
-    facts = gather_facts(corpus, len(manifest.sources), runs, last_FD, unit_directions(sae.W_dec), unembedding,
+    # A crosscoder's directions at its main site promote tokens; all of them say which are alike.
+    main_FD = sae.W_dec
+    if len(subject.writes) > 1:
+        before = sum(manifest.width(site) for site in subject.writes[: subject.writes.index(subject.site)])
+        main_FD = sae.W_dec[:, before : before + manifest.width(subject.site)]
+    facts = gather_facts(corpus, len(manifest.sources), runs, main_FD, unit_directions(sae.W_dec), unembedding,
                          len(texts), options)
     make_parts(out, work, parts, runs, facts)
     source_rows = dict(zip(manifest.sources, facts.source_rows_X.tolist(), strict=True))

@@ -46,7 +46,7 @@ class IndexedSAE(_Frozen):
 
     name: str
     site: SiteName
-    """What it writes; of a crosscoder the last site."""
+    """What it writes; of a crosscoder the last site in the model that it is about."""
     reads: list[SiteName] | None = None
     """What a transcoder or a crosscoder reads; None: the site that it writes."""
     d_model: int

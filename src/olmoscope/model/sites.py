@@ -77,6 +77,10 @@ def find_sites(module: nn.Module, layers: nn.ModuleList, wanted: Iterable[Site],
         UserError: a layer has no such module, the sum of the layer does not hold, or the layer has no such site.
     """
     wanted = sorted(set(wanted))
+    for site in wanted:
+        if site.model:
+            raise UserError(f"{site} is of another model, which the recipe calls {site.model}; {name} alone cannot "
+                            "give it")
     places: dict[Site, Place] = {}
     widths = {site: d_model for site in wanted}
     for site in wanted:

@@ -107,6 +107,9 @@ class SAE(Frozen):
         if self.writes is not None and max(self.reads) > max(self.writes):
             raise ValueError(f"it writes {self.writes[0]}, which the model reaches before {self.reads[0]}, which it "
                              "reads")
+        if any(site.model for site in self.sites) and (len(self.reads) == 1 or all(site.model for site in self.reads)):
+            raise ValueError("sites of other models are for crosscoders that read the recipe's own model too; for an "
+                             "SAE or a transcoder of another model, write a recipe of that model")
         if self.normalize != "none" and len(self.sites) > 1:
             raise ValueError(f"normalize: {self.normalize} is for SAEs of one site; leave it out")
         if self.skip and self.writes is None:
@@ -150,7 +153,7 @@ class SAE(Frozen):
         skip = "_skip" if self.skip else ""
         variant = f"{nested}{self.activation}_{self.k}_{_NORMALIZE_NAMES[self.normalize]}{untied}{skip}"
         place = "-".join(site.folder for site in self.reads)
-        if len(self.reads) > 1 and all(site.is_layer_output for site in self.reads):
+        if len(self.reads) > 1 and all(site.is_layer_output and not site.model for site in self.reads):
             place = "layers_" + "-".join(f"{site.layer:02d}" for site in self.reads)
         if self.writes is not None:
             place = f"{place}-to-{self.writes[0].folder.removeprefix(Site(self.reads[0].layer).folder + '_')}"

@@ -10,17 +10,20 @@ from olmoscope.recipe.schema import Recipe
 from olmoscope.recipe.tree import what_differs
 
 
-def differs_from_store(store: Path, recipe: Recipe, is_of: Callable[[Recipe], bool]) -> str:
+def differs_from_store(store: Path, recipe: Recipe, is_of: Callable[[Recipe], bool],
+                       part: Callable[[Recipe], Recipe] = lambda recipe: recipe) -> str:
     """What a store (or its tokens) is of and a recipe wants otherwise: `: KEY is A there, B here`; empty where nothing
     beside the store says it.
 
     Args:
         store: OUT/store/SPLIT, where OUT/recipe.yaml is.
         is_of: whether what is in the store was made by the recipe that is kept beside it.
+        part: what of a recipe the store is of.
     """
     if store.absolute().parent.name != "store":
         return ""
-    return _differs(store.absolute().parents[1] / "recipe.yaml", is_of, recipe, lambda of: _fixed(of.store_identity()))
+    return _differs(store.absolute().parents[1] / "recipe.yaml", is_of, recipe,
+                    lambda of: _fixed(part(of).store_identity()))
 
 
 def differs_from_run(run: Path, sae_id: str, recipe: Recipe) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from typing import Annotated, Any, Literal
 
 import yaml
@@ -23,9 +24,10 @@ from olmoscope.recipe.training import Filter as Filter
 from olmoscope.recipe.training import Live as Live
 from olmoscope.recipe.training import Train as Train
 from olmoscope.recipe.tree import merge
-from olmoscope.site import Site, wildcard
+from olmoscope.site import MODEL_NAME, Site, wildcard
 
 Bos = Literal["auto", "yes", "no"]
+ModelDtype = Literal["auto", "bfloat16", "float32"]
 Split = Literal["train", "held_out"]
 Wanted = dict[Split, int]
 """How many tokens of each split a recipe asks for."""
@@ -113,7 +115,7 @@ class Model(Frozen):
     d_model: Count | None = None
     num_layers: Count | None = None
     """Both are checked against the model when it is loaded; given here, a plan needs no network."""
-    dtype: Literal["auto", "bfloat16", "float32"] = "auto"
+    dtype: ModelDtype = "auto"
     """In which it computes; `auto`: bfloat16 where the hardware multiplies it natively, else float32
     (model/dtype.py)."""
     attention: Literal["sdpa", "flash_attention_2", "flex_attention", "eager"] = "sdpa"
@@ -189,6 +191,9 @@ class Recipe(Frozen):
     text: Text
     tokens: Tokens
     model: Model
+    models: dict[str, Model] = Field({})
+    """Other models that read the same tokens, by name: `base:layers.7` is a site of the one that is called `base`. For
+    crosscoders over several models or revisions of one; their vocabularies must be the same."""
     activations: Activations
     saes: Annotated[list[SAE], Field(min_length=1)]
     train: Train
@@ -204,14 +209,20 @@ class Recipe(Frozen):
         if not isinstance(activations, dict) or not isinstance(sites, list) or not any("*" in str(site)
                                                                                       for site in sites):
             return value
-        model = value.get("model")
-        layers = model.get("num_layers") if isinstance(model, dict) else None
-        if not isinstance(layers, int):
-            raise ValueError("activations.sites: * names all layers, and the recipe does not say how many there are: "
-                             "set model.num_layers")
+
+        def layers(pattern: str) -> int:
+            of, colon, _ = pattern.partition(":")
+            tree = (value.get("models") or {}).get(of) if colon else value.get("model")
+            found = tree.get("num_layers") if isinstance(tree, dict) else None
+            if not isinstance(found, int):
+                where = f"models.{of}" if colon else "model"
+                raise ValueError("activations.sites: * names all layers, and the recipe does not say how many there "
+                                 f"are: set {where}.num_layers")
+            return found
+
         try:
-            found = {site for one in sites for site in (wildcard(one, layers) if isinstance(one, str)
-                                                        else [Site.parse(one)])}
+            found = {site for one in sites for site in (
+                wildcard(one, layers(one)) if isinstance(one, str) and "*" in one else [Site.parse(one)])}
         except UserError as error:
             raise ValueError(f"activations.sites: {error}") from error
         return value | {"activations": activations | {"sites": sorted(found)}}
@@ -219,9 +230,7 @@ class Recipe(Frozen):
     @model_validator(mode="after")
     def _parts_agree(self) -> "Recipe":
         sites = self.activations.sites
-        if self.model.num_layers is not None and sites[-1].layer >= self.model.num_layers:
-            raise ValueError(f"activations.sites: {sites[-1]} is out of range, the model has layers 0 to "
-                             f"{self.model.num_layers - 1}")
+        self._models_agree()
         for number, sae in enumerate(self.saes):
             for site in sae.sites:
                 if site not in sites:
@@ -235,6 +244,36 @@ class Recipe(Frozen):
             raise ValueError("train.decoder_rate: all SAEs have tied weights, which have one rate; leave it out")
         refuse_colliding_names([sae.id for sae in self.saes])
         return self
+
+    def _models_agree(self) -> None:
+        sites = self.activations.sites
+        for name in self.models:
+            if not re.fullmatch(MODEL_NAME, name):
+                raise ValueError(f"models: {name!r} is no name for a model: letters, digits, - and _, a letter first")
+            if not any(site.model == name for site in sites):
+                raise ValueError(f"models.{name}: no site of it is collected; name one in activations.sites, such as "
+                                 f"{name}:{sites[0].of('')}, or leave the model out")
+        if sites[0].model:
+            raise ValueError("activations.sites: name a site of the recipe's own model too: the tokens are its tokens")
+        for site in sites:
+            if site.model and site.model not in self.models:
+                raise ValueError(f"activations.sites: {site} is of a model that the recipe does not know; say which it "
+                                 f"is in models.{site.model}")
+            layers = self.model_of(site.model).num_layers
+            if layers is not None and site.layer >= layers:
+                raise ValueError(f"activations.sites: {site} is out of range, the model has layers 0 to {layers - 1}")
+        if self.train.live and self.models:
+            raise ValueError("train.live: one model is read live, not several; leave out one of train.live and models")
+
+    def model_of(self, name: str) -> Model:
+        """The model that the sites of a name are of."""
+        return self.models[name] if name else self.model
+
+    def of_model(self, name: str) -> "Recipe":
+        """What is collected of one model: the recipe with that model as its own, and its sites alone. Without a name:
+        the recipe's own model."""
+        sites = [site.of("") for site in self.activations.sites if site.model == name]
+        return self.model_copy(update={"model": self.model_of(name), "models": {}}).with_sites(sites)
 
     def _checked_train(self, where: str, sae: SAE) -> Train:
         for key in sae.train:
@@ -254,6 +293,14 @@ class Recipe(Frozen):
     def with_bos(self, bos: Bos) -> "Recipe":
         """The same recipe with another `tokens.bos`."""
         return self.model_copy(update={"tokens": self.tokens.model_copy(update={"bos": bos})})
+
+    def in_dtype(self, dtype: ModelDtype) -> "Recipe":
+        """The same recipe with its models computed in this dtype, those that do not say theirs."""
+        def settled(model: Model) -> Model:
+            return model.model_copy(update={"dtype": dtype}) if model.dtype == "auto" else model
+
+        return self.model_copy(update={"model": settled(self.model),
+                                       "models": {name: settled(model) for name, model in self.models.items()}})
 
     def with_sites(self, sites: list[Site]) -> "Recipe":
         """The same recipe with other sites collected."""
@@ -281,7 +328,9 @@ class Recipe(Frozen):
 
     def store_identity(self) -> dict[str, Any]:
         """What decides the bytes of the activation store."""
-        return {"model": _model_identity(self.model),
+        others = {name: _model_identity(model) for name, model in self.models.items()
+                  if any(site.model == name for site in self.activations.sites)}
+        return {"model": _model_identity(self.model), **({"models": others} if others else {}),
                 "activations": _activations_identity(self.activations)} | self._tokens_identity()
 
     def _tokens_identity(self) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def refuse_other_store(recipe: Recipe, sae: SAE, store: Store) -> None:
                         f"recipe wants {wanted.name} (d_model {wanted.d_model}); collect again into another --out")
     first = read_manifest(store.path)
     if not is_of(recipe, store.path, first):
-        differing = differs_from_store(store.path, recipe, lambda kept: is_of(kept, store.path, first))
+        differing = differs_from_store(store.path, recipe, lambda kept: is_of(kept, store.path, first),
+                                       lambda of: as_collected(of, store.path, first))
         what = differing or (f" (hash {found.recipe_hash}, this one's is {recipe.store_hash()}): its text, tokens, "
                              "model revision or seed differ")
         raise UserError(f"{store.path} was collected with another recipe{what}; say it as it is there, or collect "

@@ -35,7 +35,7 @@ def several_rounds(monkeypatch):
 
 
 def open_stream(store, batch, order="shuffled", seed=0, layers=(1,), filter_=None, **options):
-    kept = keep_of_store(filter_ or Filter(), store)
+    kept = keep_of_store(filter_ or Filter(), store, store.manifest.sites)
     return Stream(StoreRounds(store, [Site(layer) for layer in layers], order, seed, kept), batch, epochs=2, **options)
 
 
@@ -161,7 +161,7 @@ def test_filters_leave_out_what_they_say(store, order, several_rounds):
 
 def test_a_filter_that_leaves_nothing_is_refused(store):
     with pytest.raises(UserError, match=r"train.filter leaves no row to train on: 0 of 3,000 rows"):
-        keep_of_store(Filter(first_positions=1000), store)
+        keep_of_store(Filter(first_positions=1000), store, [])
 
 
 def test_reads_one_round_ahead_and_no_more(store, several_rounds):

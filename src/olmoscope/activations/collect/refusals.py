@@ -33,8 +33,8 @@ def refuse_another_store(store: Path, recipe: Recipe) -> None:
     if (store / "manifest.json").exists():
         found = read_manifest(store)
         if not is_of(recipe, store, found):
-            differing = differs_from_store(store, as_collected(recipe, store, found),
-                                           lambda kept: is_of(kept, store, found))
+            differing = differs_from_store(store, recipe, lambda kept: is_of(kept, store, found),
+                                           lambda of: as_collected(of, store, found))
             what = differing or f" (model {found.model.name}, sites {', '.join(map(str, found.sites))})"
             raise UserError(f"{store} holds the store of another recipe{what}; choose another --out, or delete the "
                             "folder to collect anew")

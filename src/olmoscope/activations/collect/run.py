@@ -50,9 +50,10 @@ from olmoscope.model.bound import bounds_of
 from olmoscope.model.config import read_config
 from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.model.positions import check_context
+from olmoscope.model_source import at_revision
 from olmoscope.progress import bar, console
 from olmoscope.provenance import provenance
-from olmoscope.recipe.schema import Model, Recipe, Split
+from olmoscope.recipe.schema import Bos, Model, Recipe, Split
 from olmoscope.site import Site
 from olmoscope.tokens.pack import is_packed, pack
 from olmoscope.tokens.segments import TokenSegment, read_token_segment
@@ -85,11 +86,12 @@ class Collected:
 
 def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker(),  # noqa: B008 (frozen)
             load: Callable[[Model, Sequence[Site], torch.device], LoadedModel] = load_model,
-            first: Path | None = None) -> Collected:
+            first: Path | None = None, of: str = "") -> Collected:
     """Fill an activation store, or a worker's share of it; what is there already is kept.
 
     Args:
         first: the part of the store whose tokens these are, where `store` is a later one (activations/store/parts.py).
+        of: what the whole recipe calls the model; empty if it is the model that `first` was collected of.
         load: gives the model, cut off above the sites; whoever has made one gives it here.
 
     Raises:
@@ -102,6 +104,8 @@ def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker()
     with share_locked(store, worker):
         wanted = model_of_store(recipe, store)
         tokenizer = ready_to_pack(recipe, wanted, split)
+        if first is not None and of:
+            tokenizer = tokenizer_of_first(first, tokenizer, recipe.tokens.bos, wanted.name)
         # Before anything is packed: a model that cannot be read is refused at once.
         model = None if is_packed(store) else _load(recipe, wanted, worker, load)
         with tokens_locked(store):
@@ -111,7 +115,7 @@ def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker()
         made = 0
         if share or not (store / "manifest.json").exists():
             model = model or _load(recipe, wanted, worker, load)
-            begin_store(store, recipe, make_manifest(recipe, split, model, tokenizer, index))
+            begin_store(store, recipe, make_manifest(recipe, split, model, tokenizer, index, of))
             rows = sum(index["rows"][segment] for segment in share)
             refuse_full_disk(store, recipe, model.sites.widths.values(), rows)
             made = _make_segments(recipe, split, store, model, index, share)
@@ -136,6 +140,25 @@ def ready_to_pack(recipe: Recipe, model: Model, split: Split) -> Tokenizer:
     if (warning := check_context(read_config(model), longest, model.name)) and split == "train":
         console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True, highlight=False)
     return load_tokenizer(model, recipe.tokens.bos)
+
+
+def tokenizer_of_first(first: Path, own: Tokenizer, bos: Bos, name: str) -> Tokenizer:
+    """The tokenizer whose tokens the first part of a store holds, which another model is to read.
+
+    Args:
+        own: the other model's tokenizer, and `name` that model.
+
+    Raises:
+        UserError: the other model calls its tokens otherwise.
+    """
+    manifest = read_manifest(first)
+    if own.hash() == manifest.tokenizer_hash:
+        return own
+    tokenizer = load_tokenizer(at_revision(Model(name=manifest.model.name), manifest.model.revision), bos)
+    if own.backend.get_vocab() != tokenizer.backend.get_vocab():
+        raise UserError(f"{name} cannot read the tokens of {first}, which are of {manifest.model.name}: its tokenizer "
+                        "has another vocabulary")
+    return tokenizer
 
 
 def _load(recipe: Recipe, wanted: Model, worker: Worker,
@@ -245,8 +268,13 @@ def _finish(store: Path, index: dict[str, Any]) -> None:
 
 
 def make_manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer: Tokenizer,
-                  index: dict[str, Any]) -> Manifest:
-    """What a store of this recipe is, still unfinished."""
+                  index: dict[str, Any], of: str = "") -> Manifest:
+    """What a store of this recipe is, still unfinished.
+
+    Args:
+        tokenizer: whose tokens they are.
+        of: as in `collect`.
+    """
     assert recipe.model.dtype != "auto", "settle the recipe first (pipeline.py)"
     identity = ModelIdentity(name=recipe.model.name, revision=model.revision, architecture=model.architecture,
                              d_model=model.d_model, num_layers=model.num_layers, layers_path=model.layers_path,
@@ -255,7 +283,7 @@ def make_manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer: T
                for name, counts in index["sources"].items()}
     return Manifest(model=identity, tokenizer_hash=tokenizer.hash(), special_token_ids=tokenizer.special_ids(),
                     bos_token_ids=list(tokenizer.begin), recipe_hash=recipe.store_hash(), wanted=recipe.wanted,
-                    split=split,
+                    split=split, of=of or None,
                     sites=list(model.sites.widths), widths=list(model.sites.widths.values()),
                     modules=[model.module_of(site) for site in model.sites.widths],
                     dtype=recipe.activations.dtype,

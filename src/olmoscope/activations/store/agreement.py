@@ -22,7 +22,7 @@ def disagreements(stores: list[Path]) -> Iterator[tuple[Path, str]]:
     """
     manifests = {store: manifest for store in stores if (manifest := _readable(store)) is not None}
     for (first, one), (second, other) in combinations(manifests.items(), 2):
-        for key in ("model", "tokenizer_hash", "dtype"):
+        for key in ("model", "tokenizer_hash", "dtype") if one.of == other.of else ("tokenizer_hash", "dtype"):
             if getattr(one, key) != getattr(other, key):
                 yield second / "manifest.json", (f"its {key} is {_short(other, key)}, that of {first.name} is "
                                                  f"{_short(one, key)}")
@@ -45,12 +45,12 @@ def _against_recipe(path: Path, store: Path, manifest: Manifest | None) -> Itera
         tokens_hash = None  # verification of the store says what is wrong with it
     if tokens_hash is not None and (wanted := as_packed(recipe, store).tokens_hash()) != tokens_hash:
         yield tokens, f"is of another recipe (hash {tokens_hash}) than {path} ({wanted})"
-    if manifest is None:
-        return
+    if manifest is None or (manifest.of is not None and manifest.of not in recipe.models):
+        return  # a part of a model that the recipe does not read any more
     if not is_of(recipe, store, manifest):
         yield store / "manifest.json", (f"is of another recipe (hash {manifest.recipe_hash}) than {path} "
                                         f"({as_collected(recipe, store, manifest).store_hash()})")
-    revision = revision_here(recipe.model)
+    revision = revision_here(recipe.model_of(manifest.of or ""))
     if revision is not None and PAIR.fullmatch(manifest.model.revision) and not PAIR.fullmatch(revision):
         return  # an adapter of the hub that is not in this cache: that of its base is not known
     if revision is not None and revision != manifest.model.revision:

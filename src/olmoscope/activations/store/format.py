@@ -90,6 +90,8 @@ class Manifest(_Frozen):
     """Tokens of each split that the recipe of `recipe_hash` asks for; None in stores made before this was written
     down."""
     split: Split
+    of: str | None = None
+    """What the recipe calls the model of this part (`models`); None: the recipe's own model."""
     sites: list[SiteName]
     """Where the activations were taken, in the order of the model."""
     widths: list[int]

@@ -8,12 +8,18 @@ from olmoscope.tokens.identity import as_packed
 
 
 def as_collected(recipe: Recipe, store: Path, manifest: Manifest) -> Recipe:
-    """The recipe with the store's sites, and with as many tokens of each split as the store's recipe asked for.
+    """The recipe with the store's model and sites, and with as many tokens of each split as the store's recipe asked
+    for.
+
+    Args:
+        recipe: of all parts, or of this one.
 
     Raises:
         UserError: a file is damaged.
     """
     there = as_packed(recipe, store) if manifest.wanted is None else recipe.with_wanted(manifest.wanted)
+    if manifest.of is None or manifest.of in recipe.models:
+        there = there.of_model(manifest.of or "")
     return there.with_sites(list(manifest.sites))
 
 

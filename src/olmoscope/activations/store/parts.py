@@ -2,7 +2,7 @@
 
     OUT/store/train        tokens, and the sites that were collected first
     OUT/store/train-2      sites that came later, and a copy of the tokens (13 bytes each)
-    OUT/store/train-3      ...
+    OUT/store/train-3      sites of another model that reads the same tokens (a recipe's `models`)
 
 Each part is a whole store, which any reader of stores can read alone. All are of the same tokens, in the same order:
 row i of a segment is the same token in each. reader.py reads them as one.
@@ -10,6 +10,7 @@ row i of a segment is the same token in each. reader.py reads them as one.
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,23 +35,45 @@ def _part(store: Path, number: int) -> Path:
     return store.with_name(f"{store.name}-{number}")
 
 
-def parts_for(recipe: Recipe, store: Path) -> Iterator[tuple[Recipe, Path]]:
-    """What makes a store hold all sites of a recipe: for each part, old or new, a recipe of its sites.
+@dataclass(frozen=True)
+class Part:
+    """A part of a store, there or to be made."""
+
+    folder: Path
+    of: str
+    """What the recipe calls its model; empty: the recipe's own."""
+    recipe: Recipe
+    """With the part's own model and sites."""
+
+
+def parts_for(recipe: Recipe, store: Path) -> Iterator[Part]:
+    """What makes a store hold all sites of a recipe, part by part; the first is of the recipe's own model.
 
     Raises:
-        UserError: a manifest is damaged.
+        UserError: a manifest is damaged, or a part is of a model that the recipe does not know.
     """
     missing = recipe.activations.sites
-    for part in parts_of(store):
-        if (part / "manifest.json").exists():
-            sites = list(read_manifest(part).sites)
-            missing = [site for site in missing if site not in sites]
-            yield recipe.with_sites(sites), part
+
+    def part(folder: Path) -> Part:
+        """The next one to be made: one model's missing sites."""
+        nonlocal missing
+        of = missing[0].model
+        made = Part(folder, of, recipe.with_sites(missing).of_model(of))
+        missing = [site for site in missing if site.model != of]
+        return made
+
+    for folder in parts_of(store):
+        if (folder / "manifest.json").exists():
+            found = read_manifest(folder)
+            of = found.of or ""
+            if of and of not in recipe.models:
+                continue  # of another recipe over the same tokens; it stays as it is
+            missing = [site for site in missing if site.model != of or site.of("") not in found.sites]
+            yield Part(folder, of, recipe.of_model(of).with_sites(list(found.sites)))
         elif missing:  # begun, or not even that: nothing but its tokens
-            yield recipe.with_sites(missing), part
-            missing = []
-    if missing:
-        yield recipe.with_sites(missing), _part(store, len(parts_of(store)) + 1)
+            yield part(folder)
+    while missing:
+        yield part(_part(store, len(parts_of(store)) + 1))
 
 
 def copy_tokens(first: Path, part: Path) -> dict[str, Any]:

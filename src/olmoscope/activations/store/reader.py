@@ -18,12 +18,15 @@ from olmoscope.activations.store.format import (
     read_sums,
 )
 from olmoscope.activations.store.parts import parts_of
+from olmoscope.activations.store.statistics import read_mean
 from olmoscope.errors import UserError
 from olmoscope.files import read_json
 from olmoscope.sae.rows import Normalize, normalize_rows
 from olmoscope.site import Site
 
 SAMPLE_ROWS = 2**17
+NORM = "norm_"
+"""What the names of norms in rows/ begin with."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +68,24 @@ class Store:
             raise UserError(f"read: rows {part} have a step; read them all and leave out what is not wanted")
         part = slice(start, max(start, stop))
         folder = self.folder_of(site)
-        return read_activations(folder, site, segment, part, self._sums_of(folder, segment), out)
+        return read_activations(folder, site.of(""), segment, part, self._sums_of(folder, segment), out)
 
     def read_rows(self, segment: int) -> dict[str, Tensor]:
         """What is known of each row of a segment; checked."""
         rows: dict[str, Tensor] = {}
-        for folder in self.parts:
-            rows |= read_rows(folder, segment, self._sums_of(folder, segment))
+        for folder, sites in self.parts.items():
+            found = read_rows(folder, segment, self._sums_of(folder, segment))
+            norms = {norm_name(site): found[norm_name(site.of(""))] for site in sites}
+            rows |= {name: tensor for name, tensor in found.items() if not name.startswith(NORM)} | norms
         return rows
+
+    def mean(self, site: Site) -> Tensor:
+        """The mean of a site's rows, `[D]` float64.
+
+        Raises:
+            UserError: the store's statistics are missing or damaged.
+        """
+        return read_mean(self.folder_of(site), site.of(""))
 
     def folder_of(self, site: Site) -> Path:
         """The folder of the part that has a site."""
@@ -144,12 +157,13 @@ def open_store(path: str | Path) -> Store:
                         f"{path}/store/held_out")
     first, segment_rows = _open_part(path)
     later = [part for part in parts_of(path)[1:] if is_finished(part)]  # one that is being made is none yet
-    parts = {path: list(first.sites)}
+    manifests = {path: first}
     for part in later:
         found, rows = _open_part(part)
         _refuse_other_part(path, first, segment_rows, part, found, rows)
-        parts[part] = [site for site in found.sites if not any(site in sites for sites in parts.values())]
-    return Store(path, _manifest_of_all(first, [read_manifest(part) for part in later]), segment_rows, parts)
+        manifests[part] = found.model_copy(update={"sites": [site.of(found.of or "") for site in found.sites]})
+    return Store(path, _manifest_of_all(list(manifests.values())), segment_rows,
+                 {part: list(found.sites) for part, found in manifests.items()})
 
 
 def is_finished(store: Path) -> bool:
@@ -176,7 +190,8 @@ def _open_part(path: Path) -> tuple[Manifest, list[int]]:
 def _refuse_other_part(path: Path, first: Manifest, first_rows: list[int], part: Path, found: Manifest,
                        rows: list[int]) -> None:
     """Parts are of the same rows of the same model, in the same dtype; else their rows are not each other's."""
-    for what, one, other in (("model", first.model, found.model), ("dtype", first.dtype, found.dtype),
+    for what, one, other in (("model", first.model, first.model if found.of else found.model),
+                             ("dtype", first.dtype, found.dtype),
                              ("tokenizer", first.tokenizer_hash, found.tokenizer_hash),
                              ("rows", first_rows, rows), ("sources", first.sources, found.sources)):
         if one != other:
@@ -184,13 +199,12 @@ def _refuse_other_part(path: Path, first: Manifest, first_rows: list[int], part:
                             "have them equal, or move the folder away")
 
 
-def _manifest_of_all(first: Manifest, later: list[Manifest]) -> Manifest:
-    if not later:
-        return first
-    all_ = (first, *later)
-    widths = {site: width for one in all_ for site, width in zip(one.sites, one.widths, strict=True)}
-    modules = {site: module for one in all_ for site, module in zip(one.sites, one.modules or (), strict=False)}
+def _manifest_of_all(parts: list[Manifest]) -> Manifest:
+    if len(parts) == 1:
+        return parts[0]
+    widths = {site: width for one in parts for site, width in zip(one.sites, one.widths, strict=True)}
+    modules = {site: module for one in parts for site, module in zip(one.sites, one.modules or (), strict=False)}
     sites = sorted(widths)
-    return first.model_copy(update={
+    return parts[0].model_copy(update={
         "sites": sites, "widths": [widths[site] for site in sites],
         "modules": [modules[site] for site in sites] if len(modules) == len(sites) else None})

@@ -82,7 +82,7 @@ def keep(filter_: Filter, facts: Iterable[RowFacts], special_ids: list[int], lar
     return kept
 
 
-def keep_of_store(filter_: Filter, store: Store, sites: Sequence[Site] = ()) -> Kept:
+def keep_of_store(filter_: Filter, store: Store, sites: Sequence[Site]) -> Kept:
     """Apply a filter to a store; reads rows/ only, 16 bytes and 4 for each site a row.
 
     Args:

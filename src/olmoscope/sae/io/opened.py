@@ -67,8 +67,9 @@ class Opened:
 
     @property
     def site(self) -> Site:
-        """The site that it writes; of a crosscoder the last, from which the model goes on."""
-        return self.sae.writes[-1]
+        """The site that it writes; of a crosscoder the last in the model that it is about, from which that model goes
+        on."""
+        return [site for site in self.sae.writes if not site.model][-1]
 
     @property
     def d_model(self) -> int | None:
