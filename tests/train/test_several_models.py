@@ -16,6 +16,7 @@ from olmoscope.activations.store.format import read_manifest
 from olmoscope.activations.store.reader import open_store
 from olmoscope.activations.store.verify import verify_stores
 from olmoscope.errors import UserError
+from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.features.rows_of import index_sae
 from olmoscope.files import sha256
@@ -132,9 +133,15 @@ def test_the_sae_beside_it_is_what_it_is_without_the_other_model(job, out, tmp_p
     assert [fresh for _, fresh in train_saes(alone, copy, [])] == [False]
 
 
-def test_it_is_indexed_and_opened(job, out):
+def test_it_is_indexed_and_opened(job, out, tmp_path):
     run = run_folder(out, job.saes[1])
     assert index_sae(str(run), device="cpu").info.sae.name == job.saes[1].id
+    text = str(out / "recipe.yaml")
+    for command in (lambda: index_sae(str(run), text=text, out=tmp_path / "index"),
+                    lambda: evaluate_anywhere([str(run)], Options(tmp_path / "out", text=text))):
+        with pytest.raises(UserError, match=r"reads other models too \(base\), and .*text is read by one") as caught:
+            command()
+        assert "\n" not in str(caught.value)
     coder = olmoscope.load(run)
     assert coder.reads == coder.writes == (Site(3), BASE)
     model = load_causal_lm(job.model, torch.device("cpu")).module

@@ -32,7 +32,7 @@ from olmoscope.model_adapter import PAIR
 from olmoscope.model_source import at_revision, is_local, pinned, revision_of
 from olmoscope.progress import console
 from olmoscope.recipe.load import load_recipe
-from olmoscope.recipe.schema import Model, Recipe
+from olmoscope.recipe.schema import Model, Packing
 from olmoscope.sae.io.context import chosen_bos, text_context, warn_of_context
 from olmoscope.sae.io.open import find_saes, open_sae
 from olmoscope.sae.io.opened import Opened
@@ -138,6 +138,9 @@ def _evaluate_group(subjects: list[Opened], model: Model, text: str, options: Op
     revision = revision_of(model)
     d_model, _ = width_and_depth(config, model)
     for subject in subjects:
+        if others := sorted({site.model for site in subject.reads if site.model}):
+            raise UserError(f"{subject.name} reads other models too ({', '.join(others)}), and a text is read by one: "
+                            "evaluate it with its output folder")
         refuse_uncentred(subject, model)
         if subject.sae.d_model != d_model:
             raise UserError(f"{subject.name} reads rows of {subject.sae.d_model} values, those of {model.name} have "
@@ -170,19 +173,18 @@ def _sequences(subjects: Sequence[Opened], model: Model, text: str, options: Opt
     if (Path(text) / "recipe.yaml").is_file():
         return _held_out(Path(text), tokenizer, model)
     length = text_context(subjects, model)
-    recipe = Recipe.model_validate({
-        "name": "text", "text": given_text(text, model),
+    packing = Packing.model_validate({
+        "text": given_text(text, model),
         "tokens": {"count": options.tokens, "held_out": 1, "chunk_lengths": [(length, length)],
                    "bos": "yes" if tokenizer.begin else "no",
                    "segment_rows": max(65536, length), "batch_tokens": max(16384, length)},
-        "model": model, "activations": {"layers": [0]}, "saes": [{"layer": 0, "d_sae": 1, "k": 1}], "train": {},
-        "release": {"name": "text", "repo_id": "none/none"}})
+        "model": model})
     # A commit's tokenizer is another one than that of the commit after it.
     called = _slug(model.name if model.revision is None else f"{model.name}_{model.revision}")
-    folder = options.out / "text" / called / recipe.tokens_hash()
+    folder = options.out / "text" / called / packing.tokens_hash()
     if not is_packed(folder):
         whole()
-    pack(recipe, tokenizer, "train", folder)
+    pack(packing, tokenizer, "train", folder)
     return read_sequences(folder, tokenizer, apart=False, stored=tokenizer.begin)
 
 

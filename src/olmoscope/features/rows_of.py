@@ -14,7 +14,7 @@ from olmoscope.model.load import pick_device
 from olmoscope.model_source import at_revision, pinned
 from olmoscope.progress import console
 from olmoscope.recipe.load import load_recipe
-from olmoscope.recipe.schema import Bos, Filter, Model, Recipe
+from olmoscope.recipe.schema import Bos, Collection, Filter, Model
 from olmoscope.recipe.schema import Text as RecipeText
 from olmoscope.sae.io.context import chosen_bos, text_context
 from olmoscope.sae.io.open import open_sae
@@ -115,19 +115,22 @@ def _of_store(path: Path, subject: Opened) -> Text:
 
 def _of_text(subject: Opened, model: Model, text: str, tokens: int, bos: Bos, device: str) -> Text:
     """A text that the model reads into a store of its own, which is deleted when the index is finished."""
+    if others := sorted({site.model for site in subject.reads if site.model}):
+        raise UserError(f"{subject.name} reads other models too ({', '.join(others)}), and --text is read by one: "
+                        "index it over a store (--store)")
     given = given_text(text, model)
     begin = load_tokenizer(model, bos).begin
-    recipe = _recipe(subject, model, given, tokens, "yes" if begin else "no", device)
+    wanted = _collection(subject, model, given, tokens, "yes" if begin else "no", device)
 
     def collected(work: Path) -> Path:
-        return collect(recipe, "train", work / "store").store
+        return collect(wanted, "train", work / "store").store
 
-    return Text({"recipe_hash": recipe.store_hash(), "split": "train", "text_hash": str(given.content)},
+    return Text({"recipe_hash": wanted.store_hash(), "split": "train", "text_hash": str(given.content)},
                 lambda work: open_store(collected(work)))
 
 
-def _recipe(subject: Opened, model: Model, text: RecipeText, tokens: int, bos: Bos, device: str) -> Recipe:
-    """A recipe that reads this text, in sequences as long as those that the SAE was trained on."""
+def _collection(subject: Opened, model: Model, text: RecipeText, tokens: int, bos: Bos, device: str) -> Collection:
+    """The rows of this text that the coder reads, in sequences as long as those that it was trained on."""
     if subject.kind == "run":
         trained = load_recipe(str(subject.folder / "recipe.yaml")).tokens
         sequences = {"chunk_lengths": trained.chunk_lengths, "documents": trained.documents,
@@ -136,9 +139,6 @@ def _recipe(subject: Opened, model: Model, text: RecipeText, tokens: int, bos: B
         length = text_context([subject], model)
         sequences = {"chunk_lengths": [(length, length)], "segment_rows": max(65536, length),
                      "batch_tokens": max(16384, length)}
-    return Recipe.model_validate({
-        "name": "text", "device": device,
-        "text": text, "tokens": {"count": tokens, "held_out": 1, "bos": bos, **sequences},
-        "model": model, "activations": {"sites": [subject.site], "dtype": "float32"},
-        "saes": [{"site": subject.site, "d_sae": subject.sae.d_sae, "k": 1}],
-        "train": {}, "release": {"name": "text", "repo_id": "none/none"}})
+    return Collection.model_validate({
+        "device": device, "text": text, "tokens": {"count": tokens, "held_out": 1, "bos": bos, **sequences},
+        "model": model, "activations": {"sites": sorted(subject.reads), "dtype": "float32"}})

@@ -5,25 +5,31 @@ from pathlib import Path
 from typing import Any
 
 from olmoscope.errors import UserError
+from olmoscope.recipe.collection import Collection, Packing
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import Recipe
 from olmoscope.recipe.tree import what_differs
 
 
-def differs_from_store(store: Path, recipe: Recipe, is_of: Callable[[Recipe], bool],
-                       part: Callable[[Recipe], Recipe] = lambda recipe: recipe) -> str:
-    """What a store (or its tokens) is of and a recipe wants otherwise: `: KEY is A there, B here`; empty where nothing
-    beside the store says it.
+def differs_from_tokens(store: Path, recipe: Packing, is_of: Callable[[Packing], bool]) -> str:
+    """What a store's tokens are of and a recipe wants otherwise: `: KEY is A there, B here`; empty where nothing beside
+    the store says it.
 
     Args:
         store: OUT/store/SPLIT, where OUT/recipe.yaml is.
-        is_of: whether what is in the store was made by the recipe that is kept beside it.
+        is_of: whether the tokens were made by the recipe that is kept beside the store.
+    """
+    return _differs(_beside(store), is_of, recipe, lambda of: _fixed(of.tokens_identity()))
+
+
+def differs_from_store(store: Path, recipe: Collection, is_of: Callable[[Collection], bool],
+                       part: Callable[[Collection], Collection]) -> str:
+    """The same of a store.
+
+    Args:
         part: what of a recipe the store is of.
     """
-    if store.absolute().parent.name != "store":
-        return ""
-    return _differs(store.absolute().parents[1] / "recipe.yaml", is_of, recipe,
-                    lambda of: _fixed(part(of).store_identity()))
+    return _differs(_beside(store), is_of, recipe, lambda of: _fixed(part(of).store_identity()))
 
 
 def differs_from_run(run: Path, sae_id: str, recipe: Recipe) -> str:
@@ -34,6 +40,11 @@ def differs_from_run(run: Path, sae_id: str, recipe: Recipe) -> str:
         return of.store_identity() if sae is None else of.alone(sae).store_identity() | of.run_identity(sae)
 
     return _differs(run / "recipe.yaml", lambda kept: True, recipe, identity)
+
+
+def _beside(store: Path) -> Path | None:
+    """The recipe of the output folder that a store belongs to."""
+    return store.absolute().parents[1] / "recipe.yaml" if store.absolute().parent.name == "store" else None
 
 
 def _fixed(identity: dict[str, Any]) -> dict[str, Any]:
@@ -49,9 +60,9 @@ def same_run(kept: Recipe, recipe: Recipe, sae_id: str) -> bool:
     return bool(found[0]) and found[0] == found[1]
 
 
-def _differs(path: Path, is_of: Callable[[Recipe], bool], recipe: Recipe,
-             identity: Callable[[Recipe], dict[str, Any]]) -> str:
-    if not path.is_file():
+def _differs(path: Path | None, is_of: Callable[[Any], bool], recipe: Packing,
+             identity: Callable[[Any], dict[str, Any]]) -> str:
+    if path is None or not path.is_file():
         return ""
     try:
         kept = load_recipe(str(path))

@@ -7,11 +7,14 @@ Files of before it was written down have only the hash.
 """
 
 from pathlib import Path
+from typing import TypeVar
 
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json
-from olmoscope.recipe.kept import differs_from_store
-from olmoscope.recipe.schema import COUNT_KEYS, SPLITS, Recipe, Split, Wanted
+from olmoscope.recipe.collection import COUNT_KEYS, SPLITS, Packing, Split, Wanted
+from olmoscope.recipe.kept import differs_from_tokens
+
+AnyPacking = TypeVar("AnyPacking", bound=Packing)
 
 
 def identity_path(store: Path) -> Path:
@@ -19,7 +22,7 @@ def identity_path(store: Path) -> Path:
     return store / "tokens" / "recipe.json"
 
 
-def wanted_of(store: Path, recipe: Recipe) -> Wanted:
+def wanted_of(store: Path, recipe: Packing) -> Wanted:
     """How many tokens of each split the recipe of these tokens asked for: as written down; else as many as were packed
     of each split; else the recipe's.
 
@@ -37,7 +40,7 @@ def wanted_of(store: Path, recipe: Recipe) -> Wanted:
     return wanted
 
 
-def as_packed(recipe: Recipe, store: Path) -> Recipe:
+def as_packed(recipe: AnyPacking, store: Path) -> AnyPacking:
     """The recipe with as many tokens of each split as the recipe of these tokens asked for.
 
     Raises:
@@ -46,12 +49,12 @@ def as_packed(recipe: Recipe, store: Path) -> Recipe:
     return recipe.with_wanted(wanted_of(store, recipe))
 
 
-def write_identity(recipe: Recipe, store: Path) -> None:
+def write_identity(recipe: Packing, store: Path) -> None:
     """Write down whose tokens these are."""
     write_json(identity_path(store), {"tokens_hash": recipe.tokens_hash(), "wanted": recipe.wanted})
 
 
-def keep_wanted(recipe: Recipe, store: Path) -> None:
+def keep_wanted(recipe: Packing, store: Path) -> None:
     """Write down what tokens of before this was written down were packed for, so that the other split may grow.
 
     Args:
@@ -62,7 +65,7 @@ def keep_wanted(recipe: Recipe, store: Path) -> None:
         write_identity(as_packed(recipe, store), store)
 
 
-def refuse_other_tokens(recipe: Recipe, split: Split, store: Path) -> None:
+def refuse_other_tokens(recipe: Packing, split: Split, store: Path) -> None:
     """Packing goes on only for the recipe that began it; that may ask for more tokens by now.
 
     Raises:
@@ -73,14 +76,14 @@ def refuse_other_tokens(recipe: Recipe, split: Split, store: Path) -> None:
         return
     begun, taken = read_json(path), as_packed(recipe, store)
     if taken.tokens_hash() != begun["tokens_hash"]:
-        differing = differs_from_store(store, recipe, lambda kept: kept.tokens_hash() == begun["tokens_hash"])
+        differing = differs_from_tokens(store, recipe, lambda kept: kept.tokens_hash() == begun["tokens_hash"])
         what = differing or " (its text, tokens, model or seed differ)"
         raise UserError(f"{store} holds tokens of another recipe{what}; choose another --out, or delete the folder to "
                         "begin anew")
     refuse_fewer(store, split, taken, recipe)
 
 
-def refuse_fewer(store: Path, split: Split, there: Recipe, recipe: Recipe) -> None:
+def refuse_fewer(store: Path, split: Split, there: Packing, recipe: Packing) -> None:
     """Tokens are added, never taken away.
 
     Raises:
@@ -89,5 +92,5 @@ def refuse_fewer(store: Path, split: Split, there: Recipe, recipe: Recipe) -> No
     had, asked = there.wanted[split], recipe.wanted[split]
     if asked < had:
         key = COUNT_KEYS[split]
-        raise UserError(f"{store} is of another recipe: tokens.{key} is {had} there, {asked} here; a store can grow, "
-                        f"not shrink: set tokens.{key}={had}, or choose another --out")
+        raise UserError(f"{store} holds the store of another recipe: tokens.{key} is {had} there, {asked} here; a "
+                        f"store can grow, not shrink: set tokens.{key}={had}, or choose another --out")

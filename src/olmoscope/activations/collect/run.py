@@ -53,7 +53,7 @@ from olmoscope.model.positions import check_context
 from olmoscope.model_source import at_revision
 from olmoscope.progress import bar, console
 from olmoscope.provenance import provenance
-from olmoscope.recipe.schema import Bos, Model, Recipe, Split
+from olmoscope.recipe.collection import Bos, Collection, Model, Split
 from olmoscope.site import Site
 from olmoscope.tokens.pack import is_packed, pack
 from olmoscope.tokens.segments import TokenSegment, read_token_segment
@@ -84,7 +84,7 @@ class Collected:
     """
 
 
-def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker(),  # noqa: B008 (frozen)
+def collect(recipe: Collection, split: Split, store: Path, worker: Worker = Worker(),  # noqa: B008 (frozen)
             load: Callable[[Model, Sequence[Site], torch.device], LoadedModel] = load_model,
             first: Path | None = None, of: str = "") -> Collected:
     """Fill an activation store, or a worker's share of it; what is there already is kept.
@@ -127,7 +127,7 @@ def collect(recipe: Recipe, split: Split, store: Path, worker: Worker = Worker()
                          {name: counts["lost"] for name, counts in index["sources"].items() if "lost" in counts})
 
 
-def ready_to_pack(recipe: Recipe, model: Model, split: Split) -> Tokenizer:
+def ready_to_pack(recipe: Collection, model: Model, split: Split) -> Tokenizer:
     """The model's tokenizer, once it is known that the model takes such sequences.
 
     Args:
@@ -161,7 +161,7 @@ def tokenizer_of_first(first: Path, own: Tokenizer, bos: Bos, name: str) -> Toke
     return tokenizer
 
 
-def _load(recipe: Recipe, wanted: Model, worker: Worker,
+def _load(recipe: Collection, wanted: Model, worker: Worker,
           load: Callable[[Model, Sequence[Site], torch.device], LoadedModel]) -> LoadedModel:
     model = load(wanted, recipe.activations.sites, pick_device(recipe.device, worker.local_index))
     model.probe.refuse_leak(recipe.model.name, recipe.tokens.documents)
@@ -172,7 +172,7 @@ def _missing(store: Path, index: dict[str, Any]) -> list[int]:
     return [segment for segment in range(len(index["rows"])) if not has_segment(store, segment)]
 
 
-def _make_segments(recipe: Recipe, split: Split, store: Path, model: LoadedModel, index: dict[str, Any],
+def _make_segments(recipe: Collection, split: Split, store: Path, model: LoadedModel, index: dict[str, Any],
                    share: list[int]) -> int:
     """Make segments, but those that another process is making; returns how many."""
     bounds = bounds_of(model)
@@ -236,7 +236,7 @@ def _rows(tokens: TokenSegment) -> dict[str, Tensor]:
             "source": torch.from_numpy(tokens.sources)}
 
 
-def begin_store(store: Path, recipe: Recipe, wanted: Manifest) -> None:
+def begin_store(store: Path, recipe: Collection, wanted: Manifest) -> None:
     """Write the manifest, or check that the one there is of the same model: the first worker to come decides. Of a
     store that has grown since, write how large it is now."""
     with manifest_locked(store):
@@ -267,7 +267,7 @@ def _finish(store: Path, index: dict[str, Any]) -> None:
             write_manifest(store, manifest.model_copy(update={"finished": True}))
 
 
-def make_manifest(recipe: Recipe, split: Split, model: LoadedModel, tokenizer: Tokenizer,
+def make_manifest(recipe: Collection, split: Split, model: LoadedModel, tokenizer: Tokenizer,
                   index: dict[str, Any], of: str = "") -> Manifest:
     """What a store of this recipe is, still unfinished.
 

@@ -1,13 +1,16 @@
 """Which recipe a store is of. What may grow, its sites and the tokens of its splits, is taken as it stands there."""
 
 from pathlib import Path
+from typing import TypeVar
 
 from olmoscope.activations.store.format import Manifest
-from olmoscope.recipe.schema import Recipe
+from olmoscope.recipe.collection import Collection
 from olmoscope.tokens.identity import as_packed
 
+AnyCollection = TypeVar("AnyCollection", bound=Collection)
 
-def as_collected(recipe: Recipe, store: Path, manifest: Manifest) -> Recipe:
+
+def as_collected(recipe: AnyCollection, store: Path, manifest: Manifest) -> AnyCollection:
     """The recipe with the store's model and sites, and with as many tokens of each split as the store's recipe asked
     for.
 
@@ -23,6 +26,6 @@ def as_collected(recipe: Recipe, store: Path, manifest: Manifest) -> Recipe:
     return there.with_sites(list(manifest.sites))
 
 
-def is_of(recipe: Recipe, store: Path, manifest: Manifest) -> bool:
+def is_of(recipe: Collection, store: Path, manifest: Manifest) -> bool:
     """Whether a store is of a recipe, but for what may grow."""
     return as_collected(recipe, store, manifest).store_hash() == manifest.recipe_hash
