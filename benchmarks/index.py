@@ -33,10 +33,10 @@ import transformers
 from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.reader import Store, open_store
 from olmoscope.features import build
-from olmoscope.features.build import Text, build_index
+from olmoscope.features.build import IndexedText, build_index
 from olmoscope.features.format import Options
 from olmoscope.features.read import FeatureIndex
-from olmoscope.features.runs import ROWS_AT_ONCE
+from olmoscope.features.sorted_firings import ROWS_AT_ONCE
 from olmoscope.features.table import Filters, Table
 from olmoscope.files import write_json
 from olmoscope.model_source import locate
@@ -94,7 +94,7 @@ def worked(function: Callable[[], Any]) -> dict[str, float]:
 class Stages:
     """Seconds in the functions of the stages, summed; the size of the runs when they are all there."""
 
-    NAMES = ("_load_unembedding", "corpus_of", "write_corpus", "make_runs", "gather_facts", "make_parts",
+    NAMES = ("_load_unembedding", "corpus_of", "write_corpus", "write_sorted_firings", "gather_facts", "make_parts",
              "write_listing", "_files")
 
     def __init__(self) -> None:
@@ -108,7 +108,7 @@ class Stages:
             start = time.perf_counter()
             result = function(*arguments)
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-            if name == "make_runs":
+            if name == "write_sorted_firings":
                 self.spilled = size(arguments[2])
             return result
 
@@ -124,7 +124,7 @@ def measure(folder: Path, rows: int, d_model: int, d_sae: int, k: int, rounds: i
     sae = initialize(d_model, d_sae, k, "none", store.sample_mean(Site(0), "none"), seed=0)
     subject = Opened(sae.at([Site(0)]), "random", model.name, None, "topk", folder, "folder", "random", "no", None,
                      sae.W_dec.dtype, {})
-    text = Text({"recipe_hash": store.manifest.recipe_hash, "split": "train"}, lambda _: store)
+    text = IndexedText({"recipe_hash": store.manifest.recipe_hash, "split": "train"}, lambda _: store)
     stages = Stages()
     out = folder / "index"
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from olmoscope.recipe.load import load_recipe
-from olmoscope.recipe.schema import SAE, Recipe
-from olmoscope.sae.rows import normalize_rows
+from olmoscope.recipe.schema import CoderConfig, Recipe
+from olmoscope.sae.normalize import normalize_rows
 from olmoscope.site import PARTS, Site
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import save_checkpoint
@@ -36,7 +36,7 @@ def recipe_for_tests(saes: str = SAES, **overrides: str) -> Recipe:
     return load_recipe("tiny", overrides=[f"saes={saes}", *sites, "model.dtype=bfloat16", *texts])
 
 
-def evaluation(sae: SAE, run_hash: str, d_model: int) -> dict[str, Any]:
+def evaluation(sae: CoderConfig, run_hash: str, d_model: int) -> dict[str, Any]:
     """An evaluation.json with every key: invented figures."""
     return {
         "format": "olmoscope evaluation", "version": 1, "sae": sae.id, "run_hash": run_hash, "identity": "0123",

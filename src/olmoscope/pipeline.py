@@ -18,7 +18,7 @@ from torch import Tensor
 from olmoscope.activations.collect.refusals import refuse_another_store
 from olmoscope.activations.collect.run import Collected, collect
 from olmoscope.activations.store.format import read_manifest
-from olmoscope.activations.store.parts import parts_for
+from olmoscope.activations.store.growth import parts_for
 from olmoscope.activations.store.place import (
     find_elsewhere,
     is_elsewhere,
@@ -39,7 +39,7 @@ from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.model_source import at_revision
-from olmoscope.recipe.schema import SAE, SPLITS, Model, Recipe, Split
+from olmoscope.recipe.schema import SPLITS, CoderConfig, Model, Recipe, Split
 from olmoscope.release.validate import Validation, validate
 from olmoscope.sae.io.open import open_sae
 from olmoscope.site import Site
@@ -125,7 +125,7 @@ def _keep_recipe(recipe: Recipe, out: Path) -> None:
         write_text(path, text)
 
 
-def chosen(recipe: Recipe, only: list[str]) -> list[SAE]:
+def chosen(recipe: Recipe, only: list[str]) -> list[CoderConfig]:
     """The SAEs of a recipe whose ids were named; all if none were.
 
     Raises:
@@ -138,7 +138,7 @@ def chosen(recipe: Recipe, only: list[str]) -> list[SAE]:
 
 
 def train_saes(recipe: Recipe, out: Path, only: list[str],
-               tracker: TrackerName | None = None, elsewhere: Path | None = None) -> Iterator[tuple[SAE, bool]]:
+               tracker: TrackerName | None = None, elsewhere: Path | None = None) -> Iterator[tuple[CoderConfig, bool]]:
     """Train SAEs, from the store or (`train.live`) straight from the model.
 
     Args:
@@ -175,7 +175,7 @@ def train_saes(recipe: Recipe, out: Path, only: list[str],
         yield from train_live(recipe, live, store_folder(out, "train"), out, tracker)
 
 
-def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[SAE, bool]]:
+def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[CoderConfig, bool]]:
     """Evaluate finished SAEs on the held-out store, into `evaluation.json` of each run.
 
     Yields:
@@ -233,7 +233,7 @@ def report_saes(recipe: Recipe, out: Path) -> list[Path]:
     return write_reports(runs, out, study if study.compares else None)
 
 
-def finished(run: Path, sae: SAE) -> dict[str, Any]:
+def finished(run: Path, sae: CoderConfig) -> dict[str, Any]:
     """The `done.json` of a run.
 
     Raises:

@@ -9,7 +9,7 @@ from test_page import SAE, open_page
 
 from browse_server import ask
 from helpers import read_streams, save_small_model
-from olmoscope.browse.live import LiveModel
+from olmoscope.browse.language_model import LiveModel
 from olmoscope.errors import UserError
 from olmoscope.model.load import load_model
 from olmoscope.recipe.schema import Model

@@ -19,7 +19,7 @@ from olmoscope.recipe.schema import Model
 from olmoscope.sae.io import saelens
 from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.io.saelens_places import hook_names
-from olmoscope.sae.rows import normalize_rows
+from olmoscope.sae.normalize import normalize_rows
 from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer
 from olmoscope.train.adam import Adam

@@ -6,7 +6,7 @@ import torch
 from helpers import save_small_model, small_model, streams
 from olmoscope.evaluate import language
 from olmoscope.evaluate.language import Divergence, LanguageSums
-from olmoscope.evaluate.rows import SUBSETS, RowFacts
+from olmoscope.evaluate.subsets import SUBSETS, RowFacts
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.recipe.schema import Model
 

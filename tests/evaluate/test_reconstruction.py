@@ -6,9 +6,9 @@ import torch
 
 from olmoscope.errors import UserError
 from olmoscope.evaluate.reconstruction import RandomDirections, Reconstruction
-from olmoscope.evaluate.rows import SUBSETS, LayerSurvey, RowFacts
+from olmoscope.evaluate.subsets import SUBSETS, LayerSurvey, RowFacts
 from olmoscope.sae.codes import SparseCodes
-from olmoscope.sae.rows import normalize_rows, restore_rows
+from olmoscope.sae.normalize import normalize_rows, restore_rows
 from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
 from olmoscope.train.initialize import initialize

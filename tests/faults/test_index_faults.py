@@ -55,7 +55,7 @@ def content(out):
 
 def done(out):
     """Runs and parts that are finished."""
-    return len(list(out.glob("work/runs/[!.]*"))), len(list(out.glob("work/parts/[!.]*")))
+    return len(list(out.glob("work/firings/[!.]*"))), len(list(out.glob("work/parts/[!.]*")))
 
 
 def test_kills_at_random_moments(command, commands, whole, tmp_path):

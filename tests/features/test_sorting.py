@@ -12,8 +12,8 @@ from olmoscope.features import parts as parts_module
 from olmoscope.features.counting import _count_piece
 from olmoscope.features.format import BINS, INTERVALS, LOWEST_OCTAVE, bin_edges
 from olmoscope.features.parts import _pieces, plan_parts, position_bins
-from olmoscope.features.runs import Firings, Runs, _write_run, run_path
-from olmoscope.features.sorting import merge_runs, transpose
+from olmoscope.features.sorted_firings import Firings, SortedFirings, _write_sorted, sorted_path
+from olmoscope.features.sorting import merge_firings, transpose
 from olmoscope.kernels.compile import call
 
 LATENTS = 6
@@ -46,21 +46,22 @@ def test_runs_merge_to_the_transposed_codes(tmp_path_factory, segments, cuts, sh
     work = tmp_path_factory.mktemp("work")
     expected, sampled, first_place = {latent: [] for latent in range(LATENTS)}, [], 0
     for number, (codes, row_at) in enumerate(segments):
-        _write_run(run_path(work, number), firings(codes), np.array(row_at, np.int64), first_place, LATENTS, share)
+        rows = np.array(row_at, np.int64)
+        _write_sorted(sorted_path(work, number), firings(codes), rows, first_place, LATENTS, share)
         for local, row in enumerate(row_at):
             if row >= 0:
                 for latent, value in codes[row].items():
                     expected[latent].append((first_place + local, np.float32(value)))
         sampled += [sorted(code) for code in codes[: int(np.ceil(share * len(codes)))]]
         first_place += len(row_at)
-    runs = Runs(work, len(segments))
+    runs = SortedFirings(work, len(segments))
     assert runs.counts().tolist() == [len(expected[latent]) for latent in range(LATENTS)]
     bounds = sorted({0, *cuts, LATENTS})
     for first, stop in itertools.pairwise(bounds):
         begins, offsets, places, values = runs.read(first, stop)
         starts = offsets.sum(axis=0)
         merged_places, merged_values = np.empty_like(places), np.empty_like(values)
-        call(merge_runs, begins, offsets, places, values, starts, merged_places, merged_values)
+        call(merge_firings, begins, offsets, places, values, starts, merged_places, merged_values)
         for latent in range(first, stop):
             mine = slice(starts[latent - first], starts[latent - first + 1])
             assert list(zip(merged_places[mine].tolist(), merged_values[mine], strict=True)) == expected[latent]
@@ -147,14 +148,14 @@ def test_any_number_of_threads_gives_the_same_bits(tmp_path):
     generator = np.random.default_rng(0)
     codes = [{int(latent): float(generator.random()) + 0.1 for latent in generator.integers(0, LATENTS, 3)}
              for _ in range(500)]
-    _write_run(run_path(tmp_path, 0), firings(codes), generator.permutation(500), 0, LATENTS, 1.0)
-    begins, offsets, places, values = Runs(tmp_path, 1).read(0, LATENTS)
+    _write_sorted(sorted_path(tmp_path, 0), firings(codes), generator.permutation(500), 0, LATENTS, 1.0)
+    begins, offsets, places, values = SortedFirings(tmp_path, 1).read(0, LATENTS)
     results = []
     for threads in (1, 3):
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         merged = np.empty_like(places), np.empty_like(values)
-        call(merge_runs, begins, offsets, places, values, offsets.sum(axis=0), *merged)
+        call(merge_firings, begins, offsets, places, values, offsets.sum(axis=0), *merged)
         torch.set_num_threads(before)
         results.append(merged)
     assert all((one == other).all() for one, other in zip(*results, strict=True))

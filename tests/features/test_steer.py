@@ -7,7 +7,7 @@ import torch
 
 from helpers import small_model, streams
 from olmoscope.features.steer import Continuation, Edit, activation_of, pick, steer_rows, steering
-from olmoscope.sae.rows import Normalize
+from olmoscope.sae.normalize import Normalize
 from olmoscope.sae.topk import TopK
 from olmoscope.seeds import generator
 from olmoscope.train.initialize import initialize

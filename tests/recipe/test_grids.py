@@ -9,7 +9,7 @@ from helpers import recipe
 from olmoscope.errors import UserError
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.names import plain_text
-from olmoscope.recipe.schema import SAE, Train
+from olmoscope.recipe.schema import CoderConfig, Train
 from olmoscope.recipe.study import LISTS
 
 SMALL = {"layer": 1, "d_sae": 512, "k": 8}
@@ -85,7 +85,7 @@ def test_every_key_that_holds_a_list_is_known():
         return typing.get_origin(annotation) in (list, tuple) or any(
             holds_a_list(inner) for inner in typing.get_args(annotation))
 
-    assert {name for model in (SAE, Train) for name, field in model.model_fields.items()
+    assert {name for model in (CoderConfig, Train) for name, field in model.model_fields.items()
             if name != "train" and holds_a_list(field.annotation)} == set(LISTS)
 
 

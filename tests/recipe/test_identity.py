@@ -4,7 +4,7 @@ from pathlib import Path
 
 from helpers import recipe
 from olmoscope.recipe.load import load_recipe
-from olmoscope.recipe.schema import SAE
+from olmoscope.recipe.schema import CoderConfig
 from olmoscope.recipe.tree import differences, what_differs
 
 CORPUS = Path("/corpus")
@@ -48,7 +48,7 @@ def test_what_decides_the_weights_changes_the_run_and_not_the_store():
 
 
 def test_the_default_id_knows_no_name():
-    sae = SAE(layer=1, d_sae=512, k=8, name="mine", train={"seed": 3})
+    sae = CoderConfig(layer=1, d_sae=512, k=8, name="mine", train={"seed": 3})
     assert (sae.id, sae.default_id) == ("mine", "layer_01/width_512/topk_8_raw")
 
 

@@ -18,7 +18,7 @@ from olmoscope.recipe.schema import Model
 from olmoscope.release.validate import validate
 from olmoscope.sae.io import saelens
 from olmoscope.sae.io.saelens_places import hook_names
-from olmoscope.sae.rows import normalize_rows
+from olmoscope.sae.normalize import normalize_rows
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.site import Site, SiteModule
 from olmoscope.train.adam import Adam

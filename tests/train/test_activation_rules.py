@@ -11,7 +11,7 @@ from olmoscope.recipe.schema import Candidates
 from olmoscope.sae.codes import SparseCodes
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.checkpoint import read_checkpoint
-from olmoscope.sae.rows import normalize_rows, restore_rows
+from olmoscope.sae.normalize import normalize_rows, restore_rows
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
 from olmoscope.train.activation_rules import BANDWIDTH, CAP, DRIFT, RULES, SPARSITY

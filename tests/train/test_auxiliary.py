@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernel_backends import BACKENDS, DEVICE, FEW, SLOW, backend
-from olmoscope.sae.rows import normalize_rows, restore_rows
+from olmoscope.sae.normalize import normalize_rows, restore_rows
 from olmoscope.sae.topk import TopK
 from olmoscope.train.adam import Adam
 from olmoscope.train.auxiliary import REFRESH_STEPS

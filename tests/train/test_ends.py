@@ -14,7 +14,7 @@ from olmoscope.errors import UserError
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.pipeline import collect_stores, evaluate_saes, train_saes
 from olmoscope.recipe.load import load_recipe
-from olmoscope.recipe.schema import SAE, Live
+from olmoscope.recipe.schema import CoderConfig, Live
 from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.scales import fold_scales
 from olmoscope.sae.topk import TopK
@@ -56,17 +56,17 @@ def randn(seed, *shape):
 def test_scales_bring_sites_to_one_size():
     sizes = {Site(1): 10.0, Site(2): 40.0, Site(3, "mlp.out"): 5.0}
     widths = {Site(1): 4, Site(2): 4, Site(3, "mlp.out"): 16}
-    crosscoder = SAE(reads=[Site(1), Site(2)], d_sae=8, k=2)
+    crosscoder = CoderConfig(reads=[Site(1), Site(2)], d_sae=8, k=2)
     assert scales_for(crosscoder, widths, sizes.__getitem__) == pytest.approx((2.0, 0.5))
-    transcoder = SAE(reads=[Site(1)], writes=[Site(3, "mlp.out")], d_sae=8, k=2, weights="untied")
+    transcoder = CoderConfig(reads=[Site(1)], writes=[Site(3, "mlp.out")], d_sae=8, k=2, weights="untied")
     assert scales_for(transcoder, widths, sizes.__getitem__) == pytest.approx((5 / 4 / (10 / 2),))
-    assert scales_for(SAE(layer=1, d_sae=8, k=2), widths, sizes.__getitem__) == (1.0,)
+    assert scales_for(CoderConfig(layer=1, d_sae=8, k=2), widths, sizes.__getitem__) == (1.0,)
     assert scales_for(crosscoder, widths, lambda site: 0.0) == (1.0, 1.0)  # rows of zeros stay what they are
 
 
 def test_an_sae_is_given_the_very_rows():
     rows_BD = randn(0, 5, 4).bfloat16()
-    ends = ends_of(SAE(layer=1, d_sae=8, k=2), {Site(1): 4}, (1.0,))
+    ends = ends_of(CoderConfig(layer=1, d_sae=8, k=2), {Site(1): 4}, (1.0,))
     x_BD, target_BD = ends.rows({Site(1): rows_BD})
     assert x_BD is rows_BD and target_BD is None
 
@@ -221,7 +221,7 @@ def test_a_transcoder_of_widths_that_differ_needs_no_skip_but_may_have_one():
 def test_a_store_that_lacks_a_site_is_named(job, out, tmp_path):
     made, _ = job
     fewer = made.model_copy(update={"activations": made.activations.model_copy(update={"sites": [Site(1)]}),
-                                    "saes": [SAE(layer=1, **SMALL)]})
+                                    "saes": [CoderConfig(layer=1, **SMALL)]})
     collect(fewer, "train", tmp_path / "store")
     with pytest.raises(UserError, match=r"has no rows of layers\.2\.mlp\.in \(it has layers\.1\)"):
         refuse_other_store(made, made.saes[1], open_store(tmp_path / "store"))

@@ -10,7 +10,7 @@ from kernel_backends import BACKENDS, DEVICE, FEW, SLOW, backend
 from olmoscope.kernels import reference
 from olmoscope.kernels.interface import Kernels
 from olmoscope.sae.io.checkpoint import read_checkpoint
-from olmoscope.sae.rows import normalize_rows, restore_rows
+from olmoscope.sae.normalize import normalize_rows, restore_rows
 from olmoscope.sae.topk import TopK
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import load_checkpoint, save_checkpoint

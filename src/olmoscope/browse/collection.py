@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from olmoscope.browse.live import LiveModel
+from olmoscope.browse.language_model import LiveModel
 from olmoscope.errors import UserError
 from olmoscope.features.format import sae_place
 from olmoscope.features.labels import Entry, Labels

@@ -15,8 +15,8 @@ from olmoscope.kernels.prepare import prepare_kernels
 from olmoscope.model.capture import read_sites
 from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.progress import bar
-from olmoscope.recipe.schema import SAE, Recipe
-from olmoscope.sae.rows import normalize_rows
+from olmoscope.recipe.schema import CoderConfig, Recipe
+from olmoscope.sae.normalize import normalize_rows
 from olmoscope.seeds import generator
 from olmoscope.site import Site
 from olmoscope.tokens.batches import plan_batches
@@ -40,7 +40,7 @@ class Rates:
     tokens_per_second: float
     """Of collection without its disk: forward, and rows brought into memory."""
     batches: int
-    sae: SAE
+    sae: CoderConfig
     """The widest."""
     step_seconds: float
     steps: int
@@ -117,7 +117,8 @@ def _sequence_lengths(recipe: Recipe) -> np.ndarray:
     return np.array(lengths)
 
 
-def _time_training(recipe: Recipe, sae: SAE, rows_RD: Tensor, device: torch.device, most: int) -> tuple[float, int]:
+def _time_training(recipe: Recipe, sae: CoderConfig, rows_RD: Tensor, device: torch.device,
+                   most: int) -> tuple[float, int]:
     """Seconds a step, and steps timed."""
     train = settled(recipe, sae)
     x_BD = rows_RD.repeat(-(-train.batch // len(rows_RD)), 1)[: train.batch].to(device)

@@ -34,7 +34,7 @@ from olmoscope.model.config import check_config, config_at_hand
 from olmoscope.model.dtype import ComputeDtype, fast_dtype
 from olmoscope.model.positions import check_context
 from olmoscope.model_source import base_of
-from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.recipe.schema import CoderConfig, Recipe
 from olmoscope.site import Site, deepest
 from olmoscope.train.checkpoint import kept_checkpoints
 from olmoscope.train.derived import settled
@@ -63,7 +63,7 @@ class Memory:
 class SAEPlan:
     """One SAE's cost."""
 
-    sae: SAE
+    sae: CoderConfig
     parameters: int
     state_bytes: int
     """Parameters and Adam's two moments: what training holds, and a checkpoint on disk."""
@@ -260,13 +260,13 @@ def _shares(recipe: Recipe) -> dict[str, float] | None:
     return {name: weight / sum(mixture.values()) for name, weight in mixture.items()}
 
 
-def _ends(sae: SAE, widths: Mapping[Site, int]) -> tuple[int, int]:
+def _ends(sae: CoderConfig, widths: Mapping[Site, int]) -> tuple[int, int]:
     """Width of what a coder reads, and of what it writes."""
     d_in = sum(widths[site] for site in sae.reads)
     return d_in, d_in if sae.writes is None else widths[sae.writes[0]]
 
 
-def _plan_sae(recipe: Recipe, sae: SAE, widths: Mapping[Site, int], gpu: bool) -> SAEPlan:
+def _plan_sae(recipe: Recipe, sae: CoderConfig, widths: Mapping[Site, int], gpu: bool) -> SAEPlan:
     train = settled(recipe, sae)
     tokens, batch = recipe.tokens.count * train.epochs, train.batch
     d_in, d_out = _ends(sae, widths)

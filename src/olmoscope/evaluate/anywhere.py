@@ -32,7 +32,7 @@ from olmoscope.model_adapter import PAIR
 from olmoscope.model_source import at_revision, is_local, pinned, revision_of
 from olmoscope.progress import console
 from olmoscope.recipe.load import load_recipe
-from olmoscope.recipe.schema import Model, Packing
+from olmoscope.recipe.schema import Model, TokensRecipe
 from olmoscope.sae.io.context import chosen_bos, text_context, warn_of_context
 from olmoscope.sae.io.open import find_saes, open_sae
 from olmoscope.sae.io.opened import Opened
@@ -173,7 +173,7 @@ def _sequences(subjects: Sequence[Opened], model: Model, text: str, options: Opt
     if (Path(text) / "recipe.yaml").is_file():
         return _held_out(Path(text), tokenizer, model)
     length = text_context(subjects, model)
-    packing = Packing.model_validate({
+    packing = TokensRecipe.model_validate({
         "text": given_text(text, model),
         "tokens": {"count": options.tokens, "held_out": 1, "chunk_lengths": [(length, length)],
                    "bos": "yes" if tokenizer.begin else "no",

@@ -25,9 +25,9 @@ from olmoscope.evaluate.kept import KeptSums
 from olmoscope.evaluate.language import Divergence
 from olmoscope.evaluate.measured import Measured, Written
 from olmoscope.evaluate.reconstruction import RandomDirections
-from olmoscope.evaluate.results import Dictionary, Evaluation, Subset, Text
-from olmoscope.evaluate.rows import FIRST_POSITIONS, OUTLIER, SUBSETS, LayerSurvey, TokenFacts, refuse_not_finite
+from olmoscope.evaluate.results import Dictionary, EvaluatedText, Evaluation, Subset
 from olmoscope.evaluate.sequences import Sequences
+from olmoscope.evaluate.subsets import FIRST_POSITIONS, OUTLIER, SUBSETS, LayerSurvey, TokenFacts, refuse_not_finite
 from olmoscope.model.capture import read_sites
 from olmoscope.model.splice import CausalLM
 from olmoscope.progress import bar
@@ -245,7 +245,7 @@ class _Work:
             reads=list(measured.reads) if measured.reads != (one.site,) else None, by_site=measured.by_site(),
             architecture=subject.architecture, d_model=sae.d_model, d_sae=sae.d_sae,
             k=sae.k if isinstance(sae, TopK) else None, normalize=sae.normalize,
-            text=Text(kind="store" if self.setting.store else "text", name=self.setting.name,
+            text=EvaluatedText(kind="store" if self.setting.store else "text", name=self.setting.name,
                       tokens_hash=self.setting.sequences.hash(),
                       documents=self.facts.documents, resampled=self.facts.groups, first_positions=FIRST_POSITIONS,
                       outlier_norm=self.surveys[one.site].outlier_norm, mean_of=mean_of),

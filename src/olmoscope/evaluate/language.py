@@ -12,7 +12,7 @@ from torch import Tensor
 
 from olmoscope.evaluate.bootstrap import intervals
 from olmoscope.evaluate.results import Language
-from olmoscope.evaluate.rows import SUBSETS, RowFacts, Sums
+from olmoscope.evaluate.subsets import SUBSETS, RowFacts, Sums
 from olmoscope.model.splice import CausalLM
 
 LOGITS_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}

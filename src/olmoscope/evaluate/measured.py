@@ -12,7 +12,7 @@ from torch import Tensor
 from olmoscope.evaluate.language import LanguageSums
 from olmoscope.evaluate.reconstruction import Reconstruction
 from olmoscope.evaluate.results import DecoderNorm, SiteFigures
-from olmoscope.evaluate.rows import LayerSurvey, RowFacts
+from olmoscope.evaluate.subsets import LayerSurvey, RowFacts
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.topk import TopK

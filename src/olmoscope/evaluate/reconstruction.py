@@ -14,7 +14,7 @@ from torch import Tensor
 from olmoscope.errors import UserError
 from olmoscope.evaluate.bootstrap import intervals
 from olmoscope.evaluate.results import L0, Dead, Density, NormBin, PositionBin
-from olmoscope.evaluate.rows import SUBSETS, LayerSurvey, RowFacts, Sums
+from olmoscope.evaluate.subsets import SUBSETS, LayerSurvey, RowFacts, Sums
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.codes import SparseCodes
 from olmoscope.seeds import generator

@@ -162,7 +162,7 @@ class Dictionary(_Frozen):
     counts: list[int]
 
 
-class Text(_Frozen):
+class EvaluatedText(_Frozen):
     """What the SAE was measured on."""
 
     kind: Literal["store", "text"]
@@ -211,7 +211,7 @@ class Evaluation(_Frozen):
     k: int | None
     """Of a TopK SAE."""
     normalize: str
-    text: Text
+    text: EvaluatedText
 
     rows: int
     zero_rows: int = 0

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from olmoscope.evaluate.parts import parts_of_tokens
+from olmoscope.evaluate.chat_parts import parts_of_tokens
 from olmoscope.files import read_json
 from olmoscope.tokens.batches import plan_batches
 from olmoscope.tokens.begin import Begun, begun_with, is_begin

@@ -17,7 +17,7 @@ from olmoscope.evaluate.figures import DEAD, DELTA_CE, FVU, KL, L0, NMSE, RECOVE
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.files import read_json, write_text
 from olmoscope.recipe.names import plain_text
-from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.recipe.schema import CoderConfig, Recipe
 from olmoscope.recipe.tree import leaves
 from olmoscope.site import Site
 from olmoscope.train.derived import settled
@@ -125,7 +125,7 @@ def write_study(path: Path, study: Study) -> bool:
 
 
 def _study(recipe: Recipe, figures: Mapping[str, Mapping[str, float | None]], same_text: bool) -> Study:
-    groups: dict[str, list[SAE]] = {}
+    groups: dict[str, list[CoderConfig]] = {}
     for sae in recipe.saes:
         if sae.id in figures:
             groups.setdefault(json.dumps(_setting(recipe, sae), sort_keys=True), []).append(sae)
@@ -142,14 +142,15 @@ def _study(recipe: Recipe, figures: Mapping[str, Mapping[str, float | None]], sa
                  [sae.id for sae in recipe.saes if sae.id not in figures], same_text)
 
 
-def _setting(recipe: Recipe, sae: SAE) -> dict[str, Any]:
+def _setting(recipe: Recipe, sae: CoderConfig) -> dict[str, Any]:
     """What decides the weights of a run, but the seed."""
     tree = recipe.run_identity(sae)
     tree["train"].pop("seed", None)
     return tree
 
 
-def _names(recipe: Recipe, groups: list[list[SAE]], trees: list[dict[str, Any]], varying: list[str]) -> list[str]:
+def _names(recipe: Recipe, groups: list[list[CoderConfig]], trees: list[dict[str, Any]],
+           varying: list[str]) -> list[str]:
     """A setting is called as its runs are, without their seeds; where that is not one name, by what varies."""
     found = []
     for group, tree in zip(groups, trees, strict=True):

@@ -1,4 +1,5 @@
-"""Making an index: corpus, runs, parts, list, manifest. Each step does what is missing; the manifest comes last.
+"""Making an index: corpus, sorted firings, parts, list, manifest. Each step does what is missing; the manifest comes
+last.
 
 A killed process loses the segment or the part in hand. The finished index is the same, byte for byte.
 """
@@ -23,7 +24,7 @@ from olmoscope.features.format import VERSION, IndexedFile, IndexedSAE, Info, Op
 from olmoscope.features.listing import write_listing
 from olmoscope.features.parts import checksum_path, gather_facts, make_parts, plan_parts
 from olmoscope.features.read import FeatureIndex
-from olmoscope.features.runs import Rows, Runs, make_runs
+from olmoscope.features.sorted_firings import Rows, SortedFirings, write_sorted_firings
 from olmoscope.features.vocabulary import token_texts
 from olmoscope.files import clean_temporary, locked, read_json, sha256, write_json
 from olmoscope.model.unembed import NoUnembedding, Unembedding, load_unembedding
@@ -37,7 +38,7 @@ from olmoscope.tokens.tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True)
-class Text:
+class IndexedText:
     """Where the rows to index come from."""
 
     identity: dict[str, str]
@@ -56,8 +57,8 @@ class Indexed:
     """False: it was there already, and its checksums are right."""
 
 
-def build_index(subject: Opened, where: str, text: Text, model: Model, out: Path, filter_: Filter, options: Options,
-                device: torch.device) -> Indexed:
+def build_index(subject: Opened, where: str, text: IndexedText, model: Model, out: Path, filter_: Filter,
+                options: Options, device: torch.device) -> Indexed:
     """Index an SAE over the rows of a store.
 
     Args:
@@ -81,7 +82,7 @@ def build_index(subject: Opened, where: str, text: Text, model: Model, out: Path
     return Indexed(out, info, fresh=True)
 
 
-def _identity(subject: Opened, text: Text, model: Model, filter_: Filter, options: Options) -> str:
+def _identity(subject: Opened, text: IndexedText, model: Model, filter_: Filter, options: Options) -> str:
     value = {"version": VERSION, "sae": subject.identity, **_place(subject.site), "text": text.identity,
              "model": model.model_dump(mode="json", include={"name", "revision"}),
              "filter": filter_.model_dump(mode="json"), "options": options.model_dump(mode="json")}
@@ -132,7 +133,7 @@ def _refuse_other_rows(subject: Opened, store: Store, model: Model) -> None:
 
 
 def _make(subject: Opened, where: str, store: Store, model: Model, out: Path, filter_: Filter, options: Options,
-          device: torch.device, text: Text, identity: str) -> Info:
+          device: torch.device, text: IndexedText, identity: str) -> Info:
     work, manifest, sae = out / "work", store.manifest, subject.sae.to(device)
     unembedding, why_none = _load_unembedding(store, model, device)
     if not subject.site.in_stream:
@@ -143,18 +144,18 @@ def _make(subject: Opened, where: str, store: Store, model: Model, out: Path, fi
     texts += [""] * (int(corpus.tokens_T.max()) + 1 - len(texts))
     unembedding = None if unembedding is None else unembedding.of_first(len(texts))
     write_corpus(out / "corpus", corpus, texts)
-    make_runs(sae, Rows(store, subject.reads, kept.masks, rows_at), work)
+    write_sorted_firings(sae, Rows(store, subject.reads, kept.masks, rows_at), work)
 
-    runs = Runs(work, manifest.segments)
-    parts = plan_parts(runs.counts())
+    fired = SortedFirings(work, manifest.segments)
+    parts = plan_parts(fired.counts())
     # A crosscoder's directions at its main site promote tokens; all of them say which are alike.
     main_FD = sae.W_dec
     if len(subject.writes) > 1:
         before = sum(manifest.width(site) for site in subject.writes[: subject.writes.index(subject.site)])
         main_FD = sae.W_dec[:, before : before + manifest.width(subject.site)]
-    facts = gather_facts(corpus, len(manifest.sources), runs, main_FD, unit_directions(sae.W_dec), unembedding,
+    facts = gather_facts(corpus, len(manifest.sources), fired, main_FD, unit_directions(sae.W_dec), unembedding,
                          len(texts), options)
-    make_parts(out, work, parts, runs, facts)
+    make_parts(out, work, parts, fired, facts)
     source_rows = dict(zip(manifest.sources, facts.source_rows_X.tolist(), strict=True))
     write_listing(out, parts, texts, source_rows)
 
@@ -171,7 +172,7 @@ def _make(subject: Opened, where: str, store: Store, model: Model, out: Path, fi
         | ({"bos_token_ids": manifest.bos_token_ids} if manifest.bos_token_ids else {}),
         filter=filter_, options=options, tokens=len(corpus.tokens_T), rows=facts.rows,
         sequences=len(corpus.sequences_S1) - 1, documents=len(set(corpus.document_ids_N.tolist())),
-        firings=int(runs.counts().sum()), dead=int((runs.counts() == 0).sum()),
+        firings=int(fired.counts().sum()), dead=int((fired.counts() == 0).sum()),
         sample_rows=len(facts.starts_R1) - 1, sources=source_rows,
         position_rows=facts.position_rows_L.tolist(), unembedding=None if unembedding is None else str(unembedding),
         no_unembedding=why_none, parts=parts,

@@ -8,7 +8,7 @@
     corpus/vocabulary.parquet                what each token looks like, and how many rows it has
     features/part-000042.safetensors         all of some consecutive features: every firing, and what follows from it
     features.parquet                         a line for each feature, for the list
-    work/                                    while it is being made: sorted runs and what else is needed to go on
+    work/                                    while it is being made: sorted firings and what else is needed to go on
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A part: consecutive features with everything that the index has of them, merged from the runs and counted.
+"""A part: consecutive features with everything that the index has of them, merged from the sorted firings and counted.
 
 Shapes: C features of the part, P firings, F latents, A candidates kept, I intervals, T places, V vocabulary.
 """
@@ -17,8 +17,8 @@ from olmoscope.features.corpus import Corpus
 from olmoscope.features.counting import count_companions, count_features
 from olmoscope.features.directions import logit_extremes, nearest
 from olmoscope.features.format import BINS, INTERVALS, LOWEST_OCTAVE, Options, part_path
-from olmoscope.features.runs import Runs
-from olmoscope.features.sorting import merge_runs, transpose
+from olmoscope.features.sorted_firings import SortedFirings
+from olmoscope.features.sorting import merge_firings, transpose
 from olmoscope.files import write_json
 from olmoscope.kernels.compile import call
 from olmoscope.model.unembed import Unembedding
@@ -69,7 +69,7 @@ class Facts:
     options: Options
 
 
-def gather_facts(corpus: Corpus, sources: int, runs: Runs, W_dec_FD: Tensor, unit_FD: Tensor,
+def gather_facts(corpus: Corpus, sources: int, fired: SortedFirings, W_dec_FD: Tensor, unit_FD: Tensor,
                  unembedding: Unembedding | None, vocabulary: int, options: Options) -> Facts:
     """Bring together what all parts need.
 
@@ -79,7 +79,7 @@ def gather_facts(corpus: Corpus, sources: int, runs: Runs, W_dec_FD: Tensor, uni
     """
     bins_T = position_bins(corpus.positions_T)
     kept_T = corpus.kept_T > 0
-    sample = runs.sample()
+    sample = fired.sample()
     offsets_F1, rows_P = np.zeros(len(W_dec_FD) + 1, np.int64), np.empty(len(sample.latents_P), np.int32)
     transpose(sample.starts_R1, sample.latents_P, offsets_F1, rows_P)
     return Facts(
@@ -103,7 +103,7 @@ def checksum_path(work: Path, part: int) -> Path:
     return work / "parts" / f"part-{part:06d}.json"
 
 
-def make_parts(index: Path, work: Path, parts: list[int], runs: Runs, facts: Facts) -> None:
+def make_parts(index: Path, work: Path, parts: list[int], fired: SortedFirings, facts: Facts) -> None:
     """Write every part that is not there yet; one is hashed and written while the next is counted.
 
     Args:
@@ -116,7 +116,7 @@ def make_parts(index: Path, work: Path, parts: list[int], runs: Runs, facts: Fac
     with bar("counting", parts[-1], "features") as advance, ThreadPoolExecutor(1) as writer:
         for part, (first, stop) in enumerate(pairwise(parts)):
             if not checksum_path(work, part).exists():
-                tensors = part_tensors(first, stop, runs, facts)
+                tensors = part_tensors(first, stop, fired, facts)
                 if waiting is not None:
                     waiting.result()
                 waiting = writer.submit(_write_part, index, work, part, tensors)
@@ -125,12 +125,12 @@ def make_parts(index: Path, work: Path, parts: list[int], runs: Runs, facts: Fac
             waiting.result()
 
 
-def part_tensors(first: int, stop: int, runs: Runs, facts: Facts) -> dict[str, np.ndarray]:
+def part_tensors(first: int, stop: int, fired: SortedFirings, facts: Facts) -> dict[str, np.ndarray]:
     """What the part of features `first` to `stop` holds: docs/formats.md."""
-    begins_G, offsets_GC1, places_Q, values_Q = runs.read(first, stop)
+    begins_G, offsets_GC1, places_Q, values_Q = fired.read(first, stop)
     offsets_C1 = offsets_GC1.sum(axis=0)
     places_P, values_P = np.empty_like(places_Q), np.empty_like(values_Q)
-    call(merge_runs, begins_G, offsets_GC1, places_Q, values_Q, offsets_C1, places_P, values_P)
+    call(merge_firings, begins_G, offsets_GC1, places_Q, values_Q, offsets_C1, places_P, values_P)
     del places_Q, values_Q
     tensors = {"firings.offsets": offsets_C1, "firings.places": places_P, "firings.values": values_P}
     tensors |= _counted(first, offsets_C1, places_P, values_P, facts)

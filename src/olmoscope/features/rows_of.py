@@ -7,15 +7,14 @@ from olmoscope.activations.store.format import read_manifest
 from olmoscope.activations.store.place import is_elsewhere, store_folder, store_places
 from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
-from olmoscope.features.build import Indexed, Text, build_index
+from olmoscope.features.build import Indexed, IndexedText, build_index
 from olmoscope.features.format import Options
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model_source import at_revision, pinned
 from olmoscope.progress import console
 from olmoscope.recipe.load import load_recipe
-from olmoscope.recipe.schema import Bos, Collection, Filter, Model
-from olmoscope.recipe.schema import Text as RecipeText
+from olmoscope.recipe.schema import Bos, Filter, Model, StoreRecipe, Text
 from olmoscope.sae.io.context import chosen_bos, text_context
 from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.io.opened import Opened
@@ -104,16 +103,16 @@ def _default_store(subject: Opened) -> Path:
                     "model read a text now")
 
 
-def _of_store(path: Path, subject: Opened) -> Text:
+def _of_store(path: Path, subject: Opened) -> IndexedText:
     manifest = read_manifest(path)
     if subject.bos != "auto" and (subject.bos == "yes") != bool(manifest.bos_token_ids):
         were, are = ("", "do not") if subject.bos == "yes" else ("not ", "do")
         console.print(f"note: {subject.name} was {were}trained on sequences that begin with BOS; those of {path} {are}",
                       soft_wrap=True, highlight=False)
-    return Text({"recipe_hash": manifest.recipe_hash, "split": manifest.split}, lambda _: open_store(path))
+    return IndexedText({"recipe_hash": manifest.recipe_hash, "split": manifest.split}, lambda _: open_store(path))
 
 
-def _of_text(subject: Opened, model: Model, text: str, tokens: int, bos: Bos, device: str) -> Text:
+def _of_text(subject: Opened, model: Model, text: str, tokens: int, bos: Bos, device: str) -> IndexedText:
     """A text that the model reads into a store of its own, which is deleted when the index is finished."""
     if others := sorted({site.model for site in subject.reads if site.model}):
         raise UserError(f"{subject.name} reads other models too ({', '.join(others)}), and --text is read by one: "
@@ -125,11 +124,11 @@ def _of_text(subject: Opened, model: Model, text: str, tokens: int, bos: Bos, de
     def collected(work: Path) -> Path:
         return collect(wanted, "train", work / "store").store
 
-    return Text({"recipe_hash": wanted.store_hash(), "split": "train", "text_hash": str(given.content)},
+    return IndexedText({"recipe_hash": wanted.store_hash(), "split": "train", "text_hash": str(given.content)},
                 lambda work: open_store(collected(work)))
 
 
-def _collection(subject: Opened, model: Model, text: RecipeText, tokens: int, bos: Bos, device: str) -> Collection:
+def _collection(subject: Opened, model: Model, text: Text, tokens: int, bos: Bos, device: str) -> StoreRecipe:
     """The rows of this text that the coder reads, in sequences as long as those that it was trained on."""
     if subject.kind == "run":
         trained = load_recipe(str(subject.folder / "recipe.yaml")).tokens
@@ -139,6 +138,6 @@ def _collection(subject: Opened, model: Model, text: RecipeText, tokens: int, bo
         length = text_context([subject], model)
         sequences = {"chunk_lengths": [(length, length)], "segment_rows": max(65536, length),
                      "batch_tokens": max(16384, length)}
-    return Collection.model_validate({
+    return StoreRecipe.model_validate({
         "device": device, "text": text, "tokens": {"count": tokens, "held_out": 1, "bos": bos, **sequences},
         "model": model, "activations": {"sites": sorted(subject.reads), "dtype": "float32"}})

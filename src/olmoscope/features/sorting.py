@@ -1,6 +1,6 @@
-"""The sort of the pass, on a CPU: firings by latent, then by place; and the merge of such runs.
+"""The sort of the pass, on a CPU: firings by latent, then by place; and the merge of what was sorted.
 
-Shapes: R rows of a segment, P firings, F latents, G runs, C latents of a part.
+Shapes: R rows of a segment, P firings, F latents, G segments, C latents of a part.
 """
 
 from numba import prange
@@ -38,8 +38,8 @@ def sort_firings(starts_R1, latents_P, values_P, row_at_T, first_place, offsets_
 
 
 @compiled(parallel=True)
-def merge_runs(begins_G, offsets_GC1, places_Q, values_Q, starts_C1, places_P, values_P):
-    """Join the firings of some latents from all runs: latent by latent, the runs in their order.
+def merge_firings(begins_G, offsets_GC1, places_Q, values_Q, starts_C1, places_P, values_P):
+    """Join the firings of some latents from all segments: latent by latent, the segments in their order.
 
     Args:
         begins_G: where each run's firings of these latents begin in `places_Q`, `values_Q`.

@@ -1,5 +1,20 @@
 """What a run is. schema.py has the models, load.py reads them from YAML."""
 
-from olmoscope.recipe.schema import SAE, Activations, Evaluate, Filter, Model, Recipe, Release, Text, Tokens, Train
+from olmoscope.recipe.schema import (
+    Activations,
+    CoderConfig,
+    Evaluate,
+    Filter,
+    Model,
+    Recipe,
+    Release,
+    Text,
+    Tokens,
+    Train,
+)
 
-__all__ = ["SAE", "Activations", "Evaluate", "Filter", "Model", "Recipe", "Release", "Text", "Tokens", "Train"]
+SAE = CoderConfig
+"""What it was called before it configured transcoders and crosscoders too."""
+
+__all__ = ["SAE", "Activations", "CoderConfig", "Evaluate", "Filter", "Model", "Recipe", "Release", "Text", "Tokens",
+           "Train"]

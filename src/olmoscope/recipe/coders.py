@@ -1,6 +1,6 @@
 """What is to be trained: an entry of a recipe's `saes`."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, PlainSerializer, field_validator, model_validator
 
@@ -27,7 +27,7 @@ _NORMALIZE_NAMES = {"none": "raw", "layer_norm": "layernorm"}
 DECIDES_THE_STORE = "decides the store, which all SAEs of a recipe share; change it at the top of the recipe"
 
 
-class SAE(Frozen):
+class CoderConfig(Frozen):
     """One sparse coder to train, a run: an SAE, a transcoder, or a crosscoder.
 
     `site: layers.7` (or `layer: 7`) is short for an SAE that reads and writes that site.
@@ -95,7 +95,7 @@ class SAE(Frozen):
         return value
 
     @model_validator(mode="after")
-    def _ends_make_sense(self) -> "SAE":
+    def _ends_make_sense(self) -> Self:
         for key, sites in (("reads", self.reads), ("writes", self.writes or [])):
             if len(set(sites)) < len(sites):
                 raise ValueError(f"{key} names a site twice: {', '.join(map(str, sites))}")
@@ -119,13 +119,13 @@ class SAE(Frozen):
         return self
 
     @model_validator(mode="after")
-    def _k_fits(self) -> "SAE":
+    def _k_fits(self) -> Self:
         if self.k > self.d_sae:
             raise ValueError(f"k ({self.k}) is over d_sae ({self.d_sae})")
         return self
 
     @model_validator(mode="after")
-    def _variant_makes_sense(self) -> "SAE":
+    def _variant_makes_sense(self) -> Self:
         if self.activation == "groupmax" and self.d_sae % self.k:
             raise ValueError(f"activation: groupmax needs k groups of equal size; d_sae ({self.d_sae}) is not a "
                              f"multiple of k ({self.k})")

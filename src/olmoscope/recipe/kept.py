@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from olmoscope.errors import UserError
-from olmoscope.recipe.collection import Collection, Packing
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import Recipe
+from olmoscope.recipe.store import StoreRecipe, TokensRecipe
 from olmoscope.recipe.tree import what_differs
 
 
-def differs_from_tokens(store: Path, recipe: Packing, is_of: Callable[[Packing], bool]) -> str:
+def differs_from_tokens(store: Path, recipe: TokensRecipe, is_of: Callable[[TokensRecipe], bool]) -> str:
     """What a store's tokens are of and a recipe wants otherwise: `: KEY is A there, B here`; empty where nothing beside
     the store says it.
 
@@ -22,8 +22,8 @@ def differs_from_tokens(store: Path, recipe: Packing, is_of: Callable[[Packing],
     return _differs(_beside(store), is_of, recipe, lambda of: _fixed(of.tokens_identity()))
 
 
-def differs_from_store(store: Path, recipe: Collection, is_of: Callable[[Collection], bool],
-                       part: Callable[[Collection], Collection]) -> str:
+def differs_from_store(store: Path, recipe: StoreRecipe, is_of: Callable[[StoreRecipe], bool],
+                       part: Callable[[StoreRecipe], StoreRecipe]) -> str:
     """The same of a store.
 
     Args:
@@ -60,7 +60,7 @@ def same_run(kept: Recipe, recipe: Recipe, sae_id: str) -> bool:
     return bool(found[0]) and found[0] == found[1]
 
 
-def _differs(path: Path | None, is_of: Callable[[Any], bool], recipe: Packing,
+def _differs(path: Path | None, is_of: Callable[[Any], bool], recipe: TokensRecipe,
              identity: Callable[[Any], dict[str, Any]]) -> str:
     if path is None or not path.is_file():
         return ""

@@ -6,25 +6,25 @@ import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from olmoscope.recipe.coders import DECIDES_THE_STORE
-from olmoscope.recipe.coders import SAE as SAE
 from olmoscope.recipe.coders import Activation as Activation
+from olmoscope.recipe.coders import CoderConfig as CoderConfig
 from olmoscope.recipe.coders import SiteName as SiteName
-from olmoscope.recipe.collection import COUNT_KEYS as COUNT_KEYS  # all of a recipe can be had from here
-from olmoscope.recipe.collection import SPLITS as SPLITS
-from olmoscope.recipe.collection import STORE_KEYS, hash_of
-from olmoscope.recipe.collection import Activations as Activations
-from olmoscope.recipe.collection import Bos as Bos
-from olmoscope.recipe.collection import Collection as Collection
-from olmoscope.recipe.collection import Model as Model
-from olmoscope.recipe.collection import Packing as Packing
-from olmoscope.recipe.collection import Split as Split
-from olmoscope.recipe.collection import StoreDtype as StoreDtype
-from olmoscope.recipe.collection import Text as Text
-from olmoscope.recipe.collection import Tokens as Tokens
-from olmoscope.recipe.collection import Wanted as Wanted
 from olmoscope.recipe.mistakes import first_mistake
 from olmoscope.recipe.names import refuse_colliding_names
 from olmoscope.recipe.sources import Count, Frozen
+from olmoscope.recipe.store import COUNT_KEYS as COUNT_KEYS  # all of a recipe can be had from here
+from olmoscope.recipe.store import SPLITS as SPLITS
+from olmoscope.recipe.store import STORE_KEYS, hash_of
+from olmoscope.recipe.store import Activations as Activations
+from olmoscope.recipe.store import Bos as Bos
+from olmoscope.recipe.store import Model as Model
+from olmoscope.recipe.store import Split as Split
+from olmoscope.recipe.store import StoreDtype as StoreDtype
+from olmoscope.recipe.store import StoreRecipe as StoreRecipe
+from olmoscope.recipe.store import Text as Text
+from olmoscope.recipe.store import Tokens as Tokens
+from olmoscope.recipe.store import TokensRecipe as TokensRecipe
+from olmoscope.recipe.store import Wanted as Wanted
 from olmoscope.recipe.training import MOST_MARGIN as MOST_MARGIN
 from olmoscope.recipe.training import Auxiliary as Auxiliary
 from olmoscope.recipe.training import Candidates as Candidates
@@ -52,12 +52,12 @@ class Release(Frozen):
     """The hub repository that users will load from, `OWNER/NAME`."""
 
 
-class Recipe(Collection):
+class Recipe(StoreRecipe):
     """Everything that decides the result of a run, and the device it runs on."""
 
     name: str
     form: str = "default"
-    saes: Annotated[list[SAE], Field(min_length=1)]
+    saes: Annotated[list[CoderConfig], Field(min_length=1)]
     train: Train
     evaluate: Evaluate = Evaluate()
     release: Release
@@ -81,7 +81,7 @@ class Recipe(Collection):
         refuse_colliding_names([sae.id for sae in self.saes])
         return self
 
-    def _checked_train(self, where: str, sae: SAE) -> Train:
+    def _checked_train(self, where: str, sae: CoderConfig) -> Train:
         for key in sae.train:
             if key not in Train.model_fields and key in STORE_KEYS:
                 raise ValueError(f"{where}.{key}: {DECIDES_THE_STORE}")
@@ -92,25 +92,25 @@ class Recipe(Collection):
         except ValidationError as error:
             raise ValueError(f"{where}.{first_mistake(error)}") from error
 
-    def train_of(self, sae: SAE) -> Train:
+    def train_of(self, sae: CoderConfig) -> Train:
         """How one SAE of the recipe is trained: the recipe's `train`, with what the SAE says otherwise."""
         return Train.model_validate(merge(self.train.model_dump(), sae.train)) if sae.train else self.train
 
-    def sites_for(self, sae: SAE) -> list[Site]:
+    def sites_for(self, sae: CoderConfig) -> list[Site]:
         """The sites that decide the weights of one SAE: its own; where rows are left out by their norms, all of the
         recipe."""
         return self.activations.sites if self.train_of(sae).filter.max_norm is not None else sae.sites
 
-    def alone(self, sae: SAE) -> Self:
+    def alone(self, sae: CoderConfig) -> Self:
         """The recipe with nothing in it that the weights of one SAE do not depend on: other sites, held-out tokens. So
         a store may grow, and the runs that were trained on it stay."""
         return self.with_sites(self.sites_for(sae)).with_wanted(self.wanted | {"held_out": 1})
 
-    def run_hash(self, sae: SAE) -> str:
+    def run_hash(self, sae: CoderConfig) -> str:
         """Identifies what decides the weights of one SAE."""
         return hash_of({"store": self.store_hash()} | self.run_identity(sae))
 
-    def run_identity(self, sae: SAE) -> dict[str, Any]:
+    def run_identity(self, sae: CoderConfig) -> dict[str, Any]:
         """What decides the weights of one SAE beside the store. A key that came later is left out where it says what
         was so before it came: hashes of older runs stay."""
         train = self.train_of(sae)

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from olmoscope.recipe.names import plain_text
-from olmoscope.recipe.schema import SAE
+from olmoscope.recipe.schema import CoderConfig
 
 LISTS = ("matryoshka", "betas", "reads", "writes")
 """Keys whose single value is a list."""
@@ -69,7 +69,7 @@ def _run(entry: dict[str, Any], chosen: dict[tuple[str, ...], Any]) -> dict[str,
         run["name"] = "_".join([str(given), *labels])
     elif labels:
         try:
-            sae = SAE.model_validate({key: value for key, value in run.items() if key not in ("name", "train")})
+            sae = CoderConfig.model_validate({key: value for key, value in run.items() if key not in ("name", "train")})
         except ValidationError:
             return run  # whoever reads the whole recipe says what is wrong with it
         run["name"] = "_".join([sae.default_id, *labels])

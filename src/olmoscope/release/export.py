@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from olmoscope.errors import UserError
-from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.recipe.schema import CoderConfig, Recipe
 from olmoscope.recipe.sources import ChatSource, DolmaSource, HubSource, Source, TableSource
 from olmoscope.release.finished_run import FinishedRun, read_run
 from olmoscope.sae.io import saelens
@@ -33,7 +33,7 @@ def export_run(run: Path) -> Exported:
     return Exported(run / "sae", saelens.write(finished.load(), run / "sae", saelens_metadata(finished)))
 
 
-def refuse_unexportable(sae: SAE) -> None:
+def refuse_unexportable(sae: CoderConfig) -> None:
     """SAELens must be able to compute what it is given.
 
     Raises:

@@ -6,7 +6,7 @@ from pathlib import Path
 from olmoscope.errors import UserError
 from olmoscope.sae.io import reference_trainer, saelens
 from olmoscope.sae.io.saelens_places import hook_names
-from olmoscope.sae.rows import Normalize
+from olmoscope.sae.normalize import Normalize
 from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
 

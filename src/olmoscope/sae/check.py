@@ -11,7 +11,7 @@ from torch import Tensor
 
 from olmoscope.errors import UserError
 from olmoscope.sae.codes import SparseCodes
-from olmoscope.sae.rows import Normalize
+from olmoscope.sae.normalize import Normalize
 from olmoscope.site import Site
 
 

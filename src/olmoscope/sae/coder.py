@@ -25,7 +25,7 @@ from olmoscope.kernels.interface import Kernels
 from olmoscope.sae.autograd import activations, decoded
 from olmoscope.sae.check import check_codes, check_rows, check_shapes, check_sites
 from olmoscope.sae.codes import SparseCodes
-from olmoscope.sae.rows import Normalize, RowStatistics, normalize_rows, restore_rows
+from olmoscope.sae.normalize import Normalize, RowStatistics, normalize_rows, restore_rows
 from olmoscope.sae.source import Source
 from olmoscope.site import Site
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from olmoscope.sae.rows import RowStatistics
+from olmoscope.sae.normalize import RowStatistics
 
 
 @dataclass(frozen=True, eq=False)

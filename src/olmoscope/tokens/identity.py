@@ -11,10 +11,10 @@ from typing import TypeVar
 
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json
-from olmoscope.recipe.collection import COUNT_KEYS, SPLITS, Packing, Split, Wanted
 from olmoscope.recipe.kept import differs_from_tokens
+from olmoscope.recipe.store import COUNT_KEYS, SPLITS, Split, TokensRecipe, Wanted
 
-AnyPacking = TypeVar("AnyPacking", bound=Packing)
+AnyRecipe = TypeVar("AnyRecipe", bound=TokensRecipe)
 
 
 def identity_path(store: Path) -> Path:
@@ -22,7 +22,7 @@ def identity_path(store: Path) -> Path:
     return store / "tokens" / "recipe.json"
 
 
-def wanted_of(store: Path, recipe: Packing) -> Wanted:
+def wanted_of(store: Path, recipe: TokensRecipe) -> Wanted:
     """How many tokens of each split the recipe of these tokens asked for: as written down; else as many as were packed
     of each split; else the recipe's.
 
@@ -40,7 +40,7 @@ def wanted_of(store: Path, recipe: Packing) -> Wanted:
     return wanted
 
 
-def as_packed(recipe: AnyPacking, store: Path) -> AnyPacking:
+def as_packed(recipe: AnyRecipe, store: Path) -> AnyRecipe:
     """The recipe with as many tokens of each split as the recipe of these tokens asked for.
 
     Raises:
@@ -49,12 +49,12 @@ def as_packed(recipe: AnyPacking, store: Path) -> AnyPacking:
     return recipe.with_wanted(wanted_of(store, recipe))
 
 
-def write_identity(recipe: Packing, store: Path) -> None:
+def write_identity(recipe: TokensRecipe, store: Path) -> None:
     """Write down whose tokens these are."""
     write_json(identity_path(store), {"tokens_hash": recipe.tokens_hash(), "wanted": recipe.wanted})
 
 
-def keep_wanted(recipe: Packing, store: Path) -> None:
+def keep_wanted(recipe: TokensRecipe, store: Path) -> None:
     """Write down what tokens of before this was written down were packed for, so that the other split may grow.
 
     Args:
@@ -65,7 +65,7 @@ def keep_wanted(recipe: Packing, store: Path) -> None:
         write_identity(as_packed(recipe, store), store)
 
 
-def refuse_other_tokens(recipe: Packing, split: Split, store: Path) -> None:
+def refuse_other_tokens(recipe: TokensRecipe, split: Split, store: Path) -> None:
     """Packing goes on only for the recipe that began it; that may ask for more tokens by now.
 
     Raises:
@@ -83,7 +83,7 @@ def refuse_other_tokens(recipe: Packing, split: Split, store: Path) -> None:
     refuse_fewer(store, split, taken, recipe)
 
 
-def refuse_fewer(store: Path, split: Split, there: Packing, recipe: Packing) -> None:
+def refuse_fewer(store: Path, split: Split, there: TokensRecipe, recipe: TokensRecipe) -> None:
     """Tokens are added, never taken away.
 
     Raises:

@@ -22,7 +22,7 @@ import numpy as np
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json
 from olmoscope.progress import bar
-from olmoscope.recipe.collection import Model, Packing, Split
+from olmoscope.recipe.store import Model, Split, TokensRecipe
 from olmoscope.text.document import Document
 from olmoscope.text.mixture import Mixture
 from olmoscope.text.template import template_for
@@ -48,7 +48,7 @@ def is_packed(store: Path) -> bool:
     return _index_path(store).exists()
 
 
-def lacks_tokens(recipe: Packing, split: Split, store: Path) -> bool:
+def lacks_tokens(recipe: TokensRecipe, split: Split, store: Path) -> bool:
     """Whether all tokens were packed, for a recipe that asked for fewer."""
     return is_packed(store) and bool(read_json(_index_path(store))["wanted"] < recipe.wanted[split])
 
@@ -69,7 +69,7 @@ def _index_path(store: Path) -> Path:
     return store / "tokens" / "index.json"
 
 
-def pack(recipe: Packing, tokenizer: Tokenizer, split: Split, store: Path,
+def pack(recipe: TokensRecipe, tokenizer: Tokenizer, split: Split, store: Path,
          model: Model | None = None) -> dict[str, Any]:
     """Write `tokens/` of a store; what is there already is kept.
 
@@ -147,7 +147,7 @@ def pack(recipe: Packing, tokenizer: Tokenizer, split: Split, store: Path,
     return index
 
 
-def _make_room(recipe: Packing, split: Split, store: Path) -> None:
+def _make_room(recipe: TokensRecipe, split: Split, store: Path) -> None:
     """Where a recipe asks for more tokens than the one of before it, take back the last segment; stopped anywhere, the
     same recipe goes on here."""
     grows = wanted_of(store, recipe)[split] < recipe.wanted[split]
@@ -159,7 +159,7 @@ def _make_room(recipe: Packing, split: Split, store: Path) -> None:
         reopen(store)
 
 
-def _refuse_nothing_but_bos(recipe: Packing, tokenizer: Tokenizer) -> None:
+def _refuse_nothing_but_bos(recipe: TokensRecipe, tokenizer: Tokenizer) -> None:
     shortest = min(low for low, _ in recipe.tokens.chunk_lengths)
     if shortest <= len(tokenizer.begin):
         raise UserError(f"tokens.chunk_lengths: a sequence of {shortest} would hold nothing but BOS; the shortest must "
@@ -249,7 +249,7 @@ def _with_state(mixture: Mixture) -> Iterator[tuple[Document, dict[str, Any]]]:
         yield document, mixture.state_dict()
 
 
-def _segment(sequences: list[Sequence], recipe: Packing) -> tuple[TokenSegment, int]:
+def _segment(sequences: list[Sequence], recipe: TokensRecipe) -> tuple[TokenSegment, int]:
     """The sequences in batches, and how many tokens the model computes for them, padding included."""
     lengths = np.array([len(sequence.token_ids) for sequence in sequences])
     batches = plan_batches(lengths, recipe.tokens.batch_tokens, recipe.tokens.max_padding)

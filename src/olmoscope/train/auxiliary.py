@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from olmoscope.kernels.interface import Kernels
-from olmoscope.sae.rows import EPS, RowStatistics
+from olmoscope.sae.normalize import EPS, RowStatistics
 from olmoscope.sae.topk import TopK
 from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.gradients import Gradients

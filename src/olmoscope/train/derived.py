@@ -16,7 +16,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.recipe.schema import CoderConfig, Recipe
 from olmoscope.recipe.sources import Count
 from olmoscope.recipe.training import Auxiliary, Train
 
@@ -54,7 +54,7 @@ def batch_of(recipe: Recipe, train: Train) -> int:
     return min(LARGEST_BATCH, max(SMALLEST_BATCH, 1 << max(0, power)))
 
 
-def settled(recipe: Recipe, sae: SAE) -> Settled:
+def settled(recipe: Recipe, sae: CoderConfig) -> Settled:
     """How an SAE of a recipe is trained."""
     train = recipe.train_of(sae)
     auxiliary = train.auxiliary

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from olmoscope.recipe.schema import SAE
+from olmoscope.recipe.schema import CoderConfig
 from olmoscope.site import Site
 
 
@@ -59,7 +59,7 @@ class Ends:
         return torch.cat([part.float() * scale for part, scale in zip(parts, self.scales, strict=True)], dim=-1)
 
 
-def ends_of(spec: SAE, widths: Mapping[Site, int], scales: Sequence[float]) -> Ends:
+def ends_of(spec: CoderConfig, widths: Mapping[Site, int], scales: Sequence[float]) -> Ends:
     """The ends of a coder of a recipe.
 
     Args:
@@ -70,7 +70,8 @@ def ends_of(spec: SAE, widths: Mapping[Site, int], scales: Sequence[float]) -> E
     return Ends(reads, tuple(spec.writes or reads), tuple(widths[site] for site in reads), tuple(scales))
 
 
-def scales_for(spec: SAE, widths: Mapping[Site, int], median_norm: Callable[[Site], float]) -> tuple[float, ...]:
+def scales_for(spec: CoderConfig, widths: Mapping[Site, int],
+               median_norm: Callable[[Site], float]) -> tuple[float, ...]:
     """What the rows of each site read are to be multiplied by; 1 in an SAE of one site.
 
     Args:

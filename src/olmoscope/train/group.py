@@ -25,7 +25,7 @@ from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.prepare import prepare_kernels
 from olmoscope.model.load import pick_device
 from olmoscope.progress import bar, console
-from olmoscope.recipe.schema import SAE, Recipe, Train
+from olmoscope.recipe.schema import CoderConfig, Recipe, Train
 from olmoscope.site import Site
 from olmoscope.train.derived import Settled, settled
 from olmoscope.train.interrupt import deferred_interrupts
@@ -42,8 +42,8 @@ STREAM = ("batch", "order", "epochs", "filter", "live", "together")
 """Keys of `train` that SAEs on one read have in common."""
 
 
-def train_from_store(recipe: Recipe, saes: list[SAE], store: Store, out: Path,
-                     tracker: TrackerName | None = None) -> Iterator[tuple[SAE, bool]]:
+def train_from_store(recipe: Recipe, saes: list[CoderConfig], store: Store, out: Path,
+                     tracker: TrackerName | None = None) -> Iterator[tuple[CoderConfig, bool]]:
     """Train SAEs of a recipe from a store, those of a site together.
 
     Args:
@@ -70,8 +70,8 @@ def train_from_store(recipe: Recipe, saes: list[SAE], store: Store, out: Path,
             yield from _train(recipe, group, open_rounds, out, tracker)
 
 
-def train_live(recipe: Recipe, saes: list[SAE], store: Path, out: Path,
-               tracker: TrackerName | None = None) -> Iterator[tuple[SAE, bool]]:
+def train_live(recipe: Recipe, saes: list[CoderConfig], store: Path, out: Path,
+               tracker: TrackerName | None = None) -> Iterator[tuple[CoderConfig, bool]]:
     """Train SAEs of a recipe straight from its model, all together.
 
     Args:
@@ -91,9 +91,9 @@ def train_live(recipe: Recipe, saes: list[SAE], store: Path, out: Path,
         yield from _train(recipe, group, open_rounds, out, tracker)
 
 
-def by_stream(recipe: Recipe, saes: list[SAE]) -> list[tuple[Train, list[SAE]]]:
+def by_stream(recipe: Recipe, saes: list[CoderConfig]) -> list[tuple[Train, list[CoderConfig]]]:
     """SAEs in groups that can share a read, with the settings of the first of each, whose `STREAM` all of it have."""
-    groups: list[tuple[Settled, list[SAE]]] = []
+    groups: list[tuple[Settled, list[CoderConfig]]] = []
     for sae in saes:
         train = settled(recipe, sae)
         for other, group in groups:
@@ -105,8 +105,8 @@ def by_stream(recipe: Recipe, saes: list[SAE]) -> list[tuple[Train, list[SAE]]]:
     return list(groups)
 
 
-def _train(recipe: Recipe, saes: list[SAE], open_rounds: Callable[[list[Site]], Rounds], out: Path,
-           tracker: TrackerName | None) -> Iterator[tuple[SAE, bool]]:
+def _train(recipe: Recipe, saes: list[CoderConfig], open_rounds: Callable[[list[Site]], Rounds], out: Path,
+           tracker: TrackerName | None) -> Iterator[tuple[CoderConfig, bool]]:
     """Train SAEs that share a read, as many at once as fit."""
     device = pick_device(recipe.device)
     missing = [sae for sae in saes if not (run_folder(out, sae) / "done.json").exists()]
@@ -183,7 +183,7 @@ def _stop(runs: list[Run], why: str) -> None:
         run.log(f"{why} after step {run.step.count}")
 
 
-def how_many(recipe: Recipe, saes: list[SAE], width: Callable[[Site], int], device: torch.device) -> int:
+def how_many(recipe: Recipe, saes: list[CoderConfig], width: Callable[[Site], int], device: torch.device) -> int:
     """How many of some SAEs that share a read to train at once, from the first on; at least one.
 
     Args:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from olmoscope.sae.rows import Normalize
+from olmoscope.sae.normalize import Normalize
 from olmoscope.sae.topk import TopK
 from olmoscope.seeds import generator
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from olmoscope.kernels.interface import Kernels
-from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.recipe.schema import CoderConfig, Recipe
 from olmoscope.site import Site
 from olmoscope.train.activation_rules import CAP
 from olmoscope.train.derived import settled
@@ -34,7 +34,7 @@ class TrainingMemory:
     """Besides, at the fullest moment of a step."""
 
 
-def training_memory(recipe: Recipe, sae: SAE, width: Callable[[Site], int], kernels: Kernels) -> TrainingMemory:
+def training_memory(recipe: Recipe, sae: CoderConfig, width: Callable[[Site], int], kernels: Kernels) -> TrainingMemory:
     """Of an SAE of a recipe.
 
     Args:

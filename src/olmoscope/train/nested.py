@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from olmoscope.kernels.interface import Kernels, Residual
-from olmoscope.sae.rows import RowStatistics
+from olmoscope.sae.normalize import RowStatistics
 from olmoscope.sae.topk import TopK
 from olmoscope.train.gradients import Gradients
 

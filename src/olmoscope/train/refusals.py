@@ -9,10 +9,10 @@ from olmoscope.errors import UserError
 from olmoscope.files import read_json
 from olmoscope.recipe.kept import differs_from_run, differs_from_store, same_run
 from olmoscope.recipe.load import load_recipe
-from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.recipe.schema import CoderConfig, Recipe
 
 
-def refuse_other_run(recipe: Recipe, sae: SAE, run: Path) -> None:
+def refuse_other_run(recipe: Recipe, sae: CoderConfig, run: Path) -> None:
     """A folder serves one run; whether its SAE was finished or not.
 
     Raises:
@@ -29,7 +29,7 @@ def refuse_other_run(recipe: Recipe, sae: SAE, run: Path) -> None:
                             "another --out, or delete the folder to train anew")
 
 
-def refuse_other_store(recipe: Recipe, sae: SAE, store: Store) -> None:
+def refuse_other_store(recipe: Recipe, sae: CoderConfig, store: Store) -> None:
     """A store serves one recipe; it may have more sites than that, and stand beside fewer held-out tokens.
 
     Raises:

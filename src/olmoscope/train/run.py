@@ -22,7 +22,7 @@ from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json, write_text
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
-from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.recipe.schema import CoderConfig, Recipe
 from olmoscope.sae.io.checkpoint import step_of
 from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
@@ -54,7 +54,7 @@ def learning_rate(train: Settled, step: int, steps: int) -> float:
     return train.lr * min(1.0, (steps - step) / (train.decay * steps))
 
 
-def run_folder(out: Path, sae: SAE) -> Path:
+def run_folder(out: Path, sae: CoderConfig) -> Path:
     """Where an SAE's run lives."""
     return out / "runs" / sae.id
 
@@ -71,7 +71,7 @@ class _Counts:
 class Run:
     """An SAE in training, from its last checkpoint (or the start)."""
 
-    def __init__(self, recipe: Recipe, spec: SAE, rounds: Rounds, folder: Path, device: torch.device,
+    def __init__(self, recipe: Recipe, spec: CoderConfig, rounds: Rounds, folder: Path, device: torch.device,
                  tracker: Tracker | None = None) -> None:
         """
         Args:

@@ -29,7 +29,7 @@ from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.interface import AdamStep, Kernels, Residual, SortedPairs
 from olmoscope.recipe.schema import Activation, Candidates
 from olmoscope.sae.io.checkpoint import rule_tensor
-from olmoscope.sae.rows import RowStatistics
+from olmoscope.sae.normalize import RowStatistics
 from olmoscope.sae.topk import TopK
 from olmoscope.train.activation_rules import RULES
 from olmoscope.train.adam import Adam, update_parameter

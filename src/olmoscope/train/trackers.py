@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json
-from olmoscope.recipe.schema import SAE, Recipe
+from olmoscope.recipe.schema import CoderConfig, Recipe
 
 TrackerName = Literal["wandb", "tensorboard"]
 Line = dict[str, Any]
@@ -50,7 +50,7 @@ class Tracker:
             self._send({key: value for key, value in line.items() if value is not None})
 
 
-def open_tracker(name: TrackerName | None, recipe: Recipe, sae: SAE,
+def open_tracker(name: TrackerName | None, recipe: Recipe, sae: CoderConfig,
                  run: Path) -> contextlib.AbstractContextManager[Tracker | None]:
     """The tracker of an SAE's run folder, to be left when the run ends; None without a name.
 
@@ -63,7 +63,7 @@ def open_tracker(name: TrackerName | None, recipe: Recipe, sae: SAE,
 
 
 @contextlib.contextmanager
-def _wandb(recipe: Recipe, sae: SAE, run: Path) -> Iterator[Tracker]:
+def _wandb(recipe: Recipe, sae: CoderConfig, run: Path) -> Iterator[Tracker]:
     """Its own settings hold: WANDB_MODE=offline needs no account and keeps all in the run folder until `wandb sync`.
 
     What an offline session has written before it ends is a matter of chance, so one that was killed is deleted, and its

@@ -5,10 +5,10 @@ from pathlib import Path
 from olmoscope.activations.store.format import read_manifest
 from olmoscope.activations.store.identity import is_of
 from olmoscope.model_source import at_revision, pinned
-from olmoscope.recipe.collection import Collection, Model
+from olmoscope.recipe.store import Model, StoreRecipe
 
 
-def model_of_store(recipe: Collection, store: Path) -> Model:
+def model_of_store(recipe: StoreRecipe, store: Path) -> Model:
     """The recipe's model at the commit that this store, or another one beside it, was begun with; if none was,
     at the commit of now. So a branch of the hub that moves cannot mix two versions.
 

@@ -9,12 +9,12 @@ from olmoscope.activations.store.inspect import segment_numbers
 from olmoscope.activations.store.shares import manifest_locked
 from olmoscope.errors import UserError
 from olmoscope.files import try_lock
-from olmoscope.recipe.collection import Collection, Split
+from olmoscope.recipe.store import Split, StoreRecipe
 from olmoscope.tokens.pack import lacks_tokens
 from olmoscope.tokens.segments import segment_name
 
 
-def forget_tail(recipe: Collection, split: Split, store: Path) -> None:
+def forget_tail(recipe: StoreRecipe, split: Split, store: Path) -> None:
     """Take back that a store is finished, and its last segment, if the recipe asks for more tokens than were packed;
     stopped anywhere, the same command goes on here.
 

@@ -11,8 +11,8 @@ from olmoscope.activations.store.format import read_manifest
 from olmoscope.activations.store.gather import SiteRows
 from olmoscope.activations.store.identity import as_collected, is_of
 from olmoscope.errors import UserError
-from olmoscope.recipe.collection import Collection
 from olmoscope.recipe.kept import differs_from_store
+from olmoscope.recipe.store import StoreRecipe
 from olmoscope.site import Site
 from olmoscope.tokens.identity import refuse_fewer
 from olmoscope.tokens.segments import TokenSegment
@@ -27,7 +27,7 @@ NORM_BYTES = 4
 FLOAT16_MAX = torch.finfo(torch.float16).max
 
 
-def refuse_another_store(store: Path, recipe: Collection) -> None:
+def refuse_another_store(store: Path, recipe: StoreRecipe) -> None:
     """A folder serves one recipe, which may ask for more sites and more tokens by now; checked before anything heavy is
     loaded."""
     if (store / "manifest.json").exists():
@@ -41,7 +41,7 @@ def refuse_another_store(store: Path, recipe: Collection) -> None:
         refuse_fewer(store, found.split, as_collected(recipe, store, found), recipe)
 
 
-def refuse_full_disk(store: Path, recipe: Collection, widths: Iterable[int], rows: int) -> None:
+def refuse_full_disk(store: Path, recipe: StoreRecipe, widths: Iterable[int], rows: int) -> None:
     """What is still to be written must fit: activations, norms, and what each row is. (Its tokens are written.)
 
     Args:
@@ -54,7 +54,7 @@ def refuse_full_disk(store: Path, recipe: Collection, widths: Iterable[int], row
                         "room, choose another --out, or lower tokens.count")
 
 
-def refuse_unsafe_float16(recipe: Collection, bounds: Mapping[Site, float]) -> None:
+def refuse_unsafe_float16(recipe: StoreRecipe, bounds: Mapping[Site, float]) -> None:
     """float16 is not begun where the weights cannot rule out an overflow; where nothing is provable, values decide."""
     if recipe.activations.dtype == "float16":
         for site in recipe.activations.sites:

@@ -41,7 +41,7 @@ from olmoscope.activations.store.format import (
     write_segment,
 )
 from olmoscope.activations.store.gather import Buffer, SegmentRows
-from olmoscope.activations.store.parts import copy_tokens
+from olmoscope.activations.store.growth import copy_tokens
 from olmoscope.activations.store.shares import Worker, claim_segment, manifest_locked, share_locked, tokens_locked
 from olmoscope.activations.store.statistics import read_statistics, segment_sums, write_statistics
 from olmoscope.activations.store.writer import Writer
@@ -53,7 +53,7 @@ from olmoscope.model.positions import check_context
 from olmoscope.model_source import at_revision
 from olmoscope.progress import bar, console
 from olmoscope.provenance import provenance
-from olmoscope.recipe.collection import Bos, Collection, Model, Split
+from olmoscope.recipe.store import Bos, Model, Split, StoreRecipe
 from olmoscope.site import Site
 from olmoscope.tokens.pack import is_packed, pack
 from olmoscope.tokens.segments import TokenSegment, read_token_segment
@@ -84,13 +84,13 @@ class Collected:
     """
 
 
-def collect(recipe: Collection, split: Split, store: Path, worker: Worker = Worker(),  # noqa: B008 (frozen)
+def collect(recipe: StoreRecipe, split: Split, store: Path, worker: Worker = Worker(),  # noqa: B008 (frozen)
             load: Callable[[Model, Sequence[Site], torch.device], LoadedModel] = load_model,
             first: Path | None = None, of: str = "") -> Collected:
     """Fill an activation store, or a worker's share of it; what is there already is kept.
 
     Args:
-        first: the part of the store whose tokens these are, where `store` is a later one (activations/store/parts.py).
+        first: the part of the store whose tokens these are, where `store` is a later one (activations/store/growth.py).
         of: what the whole recipe calls the model; empty if it is the model that `first` was collected of.
         load: gives the model, cut off above the sites; whoever has made one gives it here.
 
@@ -127,7 +127,7 @@ def collect(recipe: Collection, split: Split, store: Path, worker: Worker = Work
                          {name: counts["lost"] for name, counts in index["sources"].items() if "lost" in counts})
 
 
-def ready_to_pack(recipe: Collection, model: Model, split: Split) -> Tokenizer:
+def ready_to_pack(recipe: StoreRecipe, model: Model, split: Split) -> Tokenizer:
     """The model's tokenizer, once it is known that the model takes such sequences.
 
     Args:
@@ -161,7 +161,7 @@ def tokenizer_of_first(first: Path, own: Tokenizer, bos: Bos, name: str) -> Toke
     return tokenizer
 
 
-def _load(recipe: Collection, wanted: Model, worker: Worker,
+def _load(recipe: StoreRecipe, wanted: Model, worker: Worker,
           load: Callable[[Model, Sequence[Site], torch.device], LoadedModel]) -> LoadedModel:
     model = load(wanted, recipe.activations.sites, pick_device(recipe.device, worker.local_index))
     model.probe.refuse_leak(recipe.model.name, recipe.tokens.documents)
@@ -172,7 +172,7 @@ def _missing(store: Path, index: dict[str, Any]) -> list[int]:
     return [segment for segment in range(len(index["rows"])) if not has_segment(store, segment)]
 
 
-def _make_segments(recipe: Collection, split: Split, store: Path, model: LoadedModel, index: dict[str, Any],
+def _make_segments(recipe: StoreRecipe, split: Split, store: Path, model: LoadedModel, index: dict[str, Any],
                    share: list[int]) -> int:
     """Make segments, but those that another process is making; returns how many."""
     bounds = bounds_of(model)
@@ -236,7 +236,7 @@ def _rows(tokens: TokenSegment) -> dict[str, Tensor]:
             "source": torch.from_numpy(tokens.sources)}
 
 
-def begin_store(store: Path, recipe: Collection, wanted: Manifest) -> None:
+def begin_store(store: Path, recipe: StoreRecipe, wanted: Manifest) -> None:
     """Write the manifest, or check that the one there is of the same model: the first worker to come decides. Of a
     store that has grown since, write how large it is now."""
     with manifest_locked(store):
@@ -267,7 +267,7 @@ def _finish(store: Path, index: dict[str, Any]) -> None:
             write_manifest(store, manifest.model_copy(update={"finished": True}))
 
 
-def make_manifest(recipe: Collection, split: Split, model: LoadedModel, tokenizer: Tokenizer,
+def make_manifest(recipe: StoreRecipe, split: Split, model: LoadedModel, tokenizer: Tokenizer,
                   index: dict[str, Any], of: str = "") -> Manifest:
     """What a store of this recipe is, still unfinished.
 

@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from olmoscope.activations.store.format import Manifest
-from olmoscope.recipe.collection import Collection
+from olmoscope.recipe.store import StoreRecipe
 from olmoscope.tokens.identity import as_packed
 
-AnyCollection = TypeVar("AnyCollection", bound=Collection)
+AnyRecipe = TypeVar("AnyRecipe", bound=StoreRecipe)
 
 
-def as_collected(recipe: AnyCollection, store: Path, manifest: Manifest) -> AnyCollection:
+def as_collected(recipe: AnyRecipe, store: Path, manifest: Manifest) -> AnyRecipe:
     """The recipe with the store's model and sites, and with as many tokens of each split as the store's recipe asked
     for.
 
@@ -26,6 +26,6 @@ def as_collected(recipe: AnyCollection, store: Path, manifest: Manifest) -> AnyC
     return there.with_sites(list(manifest.sites))
 
 
-def is_of(recipe: Collection, store: Path, manifest: Manifest) -> bool:
+def is_of(recipe: StoreRecipe, store: Path, manifest: Manifest) -> bool:
     """Whether a store is of a recipe, but for what may grow."""
     return as_collected(recipe, store, manifest).store_hash() == manifest.recipe_hash

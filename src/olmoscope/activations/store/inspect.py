@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from olmoscope.activations.store.format import Manifest, has_segment, read_manifest
-from olmoscope.activations.store.parts import parts_of
+from olmoscope.activations.store.growth import parts_of
 from olmoscope.activations.store.place import store_places
 from olmoscope.errors import UserError
 from olmoscope.files import is_locked, read_json

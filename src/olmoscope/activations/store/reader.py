@@ -17,11 +17,11 @@ from olmoscope.activations.store.format import (
     read_rows,
     read_sums,
 )
-from olmoscope.activations.store.parts import parts_of
+from olmoscope.activations.store.growth import parts_of
 from olmoscope.activations.store.statistics import read_mean
 from olmoscope.errors import UserError
 from olmoscope.files import read_json
-from olmoscope.sae.rows import Normalize, normalize_rows
+from olmoscope.sae.normalize import Normalize, normalize_rows
 from olmoscope.site import Site
 
 SAMPLE_ROWS = 2**17
@@ -34,7 +34,7 @@ class Store:
     """A store on disk."""
 
     path: Path
-    """Of its first part (activations/store/parts.py)."""
+    """Of its first part (activations/store/growth.py)."""
     manifest: Manifest
     """The first part's, with the sites of all parts."""
     segment_rows: list[int]

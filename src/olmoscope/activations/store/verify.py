@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from olmoscope.activations.store.agreement import disagreements
+from olmoscope.activations.store.consistency import disagreements
 from olmoscope.activations.store.format import VERSION, Manifest, has_segment, read_manifest, segment_checksum
 from olmoscope.activations.store.inspect import find_stores, segment_numbers
 from olmoscope.activations.store.single_file import (

@@ -33,7 +33,7 @@ from olmoscope.activations.stream.filters import Kept, RowFacts, keep
 from olmoscope.activations.stream.rounds import Round
 from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.recipe.schema import Live, Recipe, Split
-from olmoscope.sae.rows import Normalize, normalize_rows
+from olmoscope.sae.normalize import Normalize, normalize_rows
 from olmoscope.seeds import generator
 from olmoscope.site import Site
 from olmoscope.tokens.pack import pack

@@ -22,7 +22,7 @@ from olmoscope.activations.store.blocks import BLOCK_ROWS
 from olmoscope.activations.store.format import Manifest, read_dtype
 from olmoscope.activations.store.reader import Store
 from olmoscope.activations.stream.filters import Kept
-from olmoscope.sae.rows import Normalize
+from olmoscope.sae.normalize import Normalize
 from olmoscope.seeds import generator
 from olmoscope.site import Site
 

@@ -21,7 +21,7 @@ from olmoscope.errors import UserError
 from olmoscope.files import sha256
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.torch_file import is_torch_file, load_torch_file
-from olmoscope.sae.rows import Normalize
+from olmoscope.sae.normalize import Normalize
 from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
 

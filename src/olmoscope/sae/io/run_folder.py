@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from olmoscope.errors import UserError
 from olmoscope.files import read_json
 from olmoscope.recipe.load import load_recipe
-from olmoscope.recipe.schema import SAE, Recipe, SiteName
+from olmoscope.recipe.schema import CoderConfig, Recipe, SiteName
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.checkpoint import read_checkpoint
 from olmoscope.sae.io.opened import Opened
@@ -95,7 +95,7 @@ class RunFolder:
 
     folder: Path
     recipe: Recipe
-    sae: SAE
+    sae: CoderConfig
     done: DoneRead
 
     @property

@@ -15,7 +15,7 @@ import torch
 
 from olmoscope.errors import UserError
 from olmoscope.model_errors import damage
-from olmoscope.sae.rows import Normalize
+from olmoscope.sae.normalize import Normalize
 from olmoscope.site import Site
 
 CONFIG = "cfg.json"

@@ -21,7 +21,7 @@ from olmoscope.errors import UserError
 from olmoscope.model_errors import damage
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.io.saelens_settings import CONFIG, weights_dtype
-from olmoscope.sae.rows import Normalize
+from olmoscope.sae.normalize import Normalize
 from olmoscope.sae.threshold import Gated, JumpReLU
 from olmoscope.sae.topk import TopK
 

@@ -17,7 +17,7 @@ from typing import Any
 from olmoscope.activations.store.format import read_manifest
 from olmoscope.errors import UserError
 from olmoscope.files import atomic_path, read_json
-from olmoscope.recipe.collection import Collection
+from olmoscope.recipe.store import StoreRecipe
 from olmoscope.tokens.identity import identity_path
 from olmoscope.tokens.pack import reopen
 from olmoscope.tokens.segments import segment_name, token_checksum
@@ -42,11 +42,11 @@ class Part:
     folder: Path
     of: str
     """What the recipe calls its model; empty: the recipe's own."""
-    recipe: Collection
+    recipe: StoreRecipe
     """With the part's own model and sites."""
 
 
-def parts_for(recipe: Collection, store: Path) -> Iterator[Part]:
+def parts_for(recipe: StoreRecipe, store: Path) -> Iterator[Part]:
     """What makes a store hold all sites of a recipe, part by part; the first is of the recipe's own model.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The pass over the rows: each is encoded once; a segment's firings are sorted by latent and put on the disk, a run.
+"""The pass over the rows: each is encoded once; a segment's firings are sorted by latent and put on the disk.
 
 Shapes: R rows of a segment, B rows of a batch, K places, P firings, F latents.
 """
@@ -61,13 +61,14 @@ class Firings:
     """float32."""
 
 
-def run_path(work: Path, segment: int) -> Path:
-    """Where the run of a segment stands."""
-    return work / "runs" / f"segment-{segment:06d}.safetensors"
+def sorted_path(work: Path, segment: int) -> Path:
+    """Where the sorted firings of a segment stand."""
+    return work / "firings" / f"segment-{segment:06d}.safetensors"
 
 
-def make_runs(sae: SparseCoder, rows: Rows, work: Path) -> None:
-    """Write the run of each segment that has none yet. A segment is sorted and written while the next is encoded.
+def write_sorted_firings(sae: SparseCoder, rows: Rows, work: Path) -> None:
+    """Write the sorted firings of each segment that has none yet. A segment is sorted and written while the next is
+    encoded.
 
     Memory: the firings of two segments, twice (8 bytes each).
 
@@ -75,7 +76,7 @@ def make_runs(sae: SparseCoder, rows: Rows, work: Path) -> None:
         UserError: damaged files, activations that are not finite, or no room on the disk.
     """
     segments = range(rows.store.manifest.segments)
-    missing = [segment for segment in segments if not run_path(work, segment).exists()]
+    missing = [segment for segment in segments if not sorted_path(work, segment).exists()]
     done = sum(len(rows.kept(segment)) for segment in segments if segment not in missing)
     first_places = np.cumsum([0, *rows.store.segment_rows])
     sampled = min(max(LEAST_SAMPLE, rows.count * SAMPLE_SHARE), MOST_SAMPLE)
@@ -86,7 +87,7 @@ def make_runs(sae: SparseCoder, rows: Rows, work: Path) -> None:
             firings = encode_segment(sae, rows, segment)
             if waiting is not None:
                 waiting.result()
-            waiting = writer.submit(_write_run, run_path(work, segment), firings, _encoded_at(rows, segment),
+            waiting = writer.submit(_write_sorted, sorted_path(work, segment), firings, _encoded_at(rows, segment),
                                     int(first_places[segment]), sae.d_sae, share)
             advance(len(firings.starts_R1) - 1)
         if waiting is not None:
@@ -131,7 +132,8 @@ def _encoded_at(rows: Rows, segment: int) -> np.ndarray:
     return np.asarray(numbers_R[rows.rows_at[segment]])
 
 
-def _write_run(path: Path, firings: Firings, row_at_T: np.ndarray, first_place: int, d_sae: int, share: float) -> None:
+def _write_sorted(path: Path, firings: Firings, row_at_T: np.ndarray, first_place: int, d_sae: int,
+                  share: float) -> None:
     offsets_F1 = np.zeros(d_sae + 1, np.int64)
     places_P, values_P = np.empty(len(firings.latents_P), np.int32), np.empty(len(firings.latents_P), np.float32)
     sort_firings(firings.starts_R1, firings.latents_P, firings.values_P, row_at_T, first_place, offsets_F1, places_P,
@@ -162,16 +164,16 @@ class Sample:
     latents_P: np.ndarray
 
 
-class Runs:
-    """The runs of all segments, for merging. Holds their offsets: 4 bytes a latent and segment."""
+class SortedFirings:
+    """The sorted firings of all segments, for merging. Holds their offsets: 4 bytes a latent and segment."""
 
     def __init__(self, work: Path, segments: int) -> None:
         """
         Raises:
             UserError: one is missing or damaged.
         """
-        self._runs = [map_tensors(run_path(work, segment)) for segment in range(segments)]
-        self.offsets_GF1 = np.stack([run["offsets"] for run in self._runs])
+        self._segments = [map_tensors(sorted_path(work, segment)) for segment in range(segments)]
+        self.offsets_GF1 = np.stack([one["offsets"] for one in self._segments])
 
     def counts(self) -> np.ndarray:
         """Firings of each latent, `[F]` int64."""
@@ -179,21 +181,21 @@ class Runs:
 
     def sample(self) -> Sample:
         """All sampled rows, segment by segment."""
-        counts = np.concatenate([run["sample.counts"] for run in self._runs])
-        latents = np.concatenate([_unpacked(run["sample.latents"]) for run in self._runs])
+        counts = np.concatenate([one["sample.counts"] for one in self._segments])
+        latents = np.concatenate([_unpacked(one["sample.latents"]) for one in self._segments])
         return Sample(np.concatenate([[0], np.cumsum(counts, dtype=np.int64)]), latents)
 
     def read(self, first: int, stop: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-        """The firings of latents `first` to `stop`, run after run.
+        """The firings of latents `first` to `stop`, segment after segment.
 
         Returns:
-            What `merge_runs` takes: where each run's begin, its offsets from there, places and values.
+            What `merge_firings` takes: where each segment's begin, its offsets from there, places and values.
         """
         offsets_GC1 = self.offsets_GF1[:, first : stop + 1].astype(np.int64)
         begins_G = np.concatenate([[0], np.cumsum(offsets_GC1[:, -1] - offsets_GC1[:, 0])])
         places, values = np.empty(begins_G[-1], np.int32), np.empty(begins_G[-1], np.float32)
-        for number, run in enumerate(self._runs):
+        for number, one in enumerate(self._segments):
             part = slice(int(offsets_GC1[number, 0]), int(offsets_GC1[number, -1]))
-            places[begins_G[number] : begins_G[number + 1]] = run["places"][part]
-            values[begins_G[number] : begins_G[number + 1]] = run["values"][part]
+            places[begins_G[number] : begins_G[number + 1]] = one["places"][part]
+            values[begins_G[number] : begins_G[number + 1]] = one["values"][part]
         return begins_G[:-1], offsets_GC1 - offsets_GC1[:, :1], places, values

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from olmoscope.evaluate.parts import NAMES, parts_of_tokens
+from olmoscope.evaluate.chat_parts import NAMES, parts_of_tokens
 from olmoscope.evaluate.sequences import Sequences
 
 CHAT = ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"

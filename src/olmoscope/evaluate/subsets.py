@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from olmoscope.errors import UserError
-from olmoscope.evaluate.parts import NAMES as PARTS
+from olmoscope.evaluate.chat_parts import NAMES as PARTS
 from olmoscope.evaluate.sequences import Sequences
 
 SUBSETS = ("all", "without_special", "without_first", "without_outliers", "ordinary", "prompt", "thinking", "answer")

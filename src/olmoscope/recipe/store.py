@@ -151,7 +151,7 @@ class Activations(Frozen):
                 "float8_e4m3": width + 4}[self.dtype]
 
 
-class Packing(Frozen):
+class TokensRecipe(Frozen):
     """What decides the tokens of a store."""
 
     seed: Annotated[int, Field(ge=0)] = 0
@@ -198,7 +198,7 @@ class Packing(Frozen):
         return tree
 
 
-class Collection(Packing):
+class StoreRecipe(TokensRecipe):
     """What decides an activation store, and the device that makes it."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
