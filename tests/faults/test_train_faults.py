@@ -14,7 +14,7 @@ from helpers import checkpoint_contents, recipe, write_documents
 from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
-from olmoscope.recipe.schema import Filter, Live
+from olmoscope.recipe.schema import CoderConfig, Filter, Live
 from olmoscope.site import Site
 from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.group import train_from_store
@@ -59,9 +59,17 @@ def result(out, sae):
     return [checkpoint_contents(path) for path in checkpoints(run)], (run / "metrics.jsonl").read_text(), done
 
 
-@pytest.mark.parametrize("mode", ["store", "live"])
-def test_killed_25_times_and_the_same_in_the_end(job, mode, tmp_path):
+TRANSCODER_AND_CROSSCODER = [
+    CoderConfig(reads=[Site(1)], writes=[Site(7)], skip=True, d_sae=256, k=4, weights="untied"),
+    CoderConfig(reads=[Site(1), Site(7)], d_sae=256, k=4, activation="batchtopk")]
+
+
+@pytest.mark.parametrize(("mode", "saes"), [
+    ("store", None), ("live", None), ("store", TRANSCODER_AND_CROSSCODER)])
+def test_killed_25_times_and_the_same_in_the_end(job, mode, saes, tmp_path):
     job, store = job
+    if saes is not None:
+        job = job.model_copy(update={"saes": saes})
     if mode == "live":
         job = job.model_copy(update={"saes": [job.saes[0], job.saes[1].model_copy(update={"reads": [Site(7)]})],
                                      "train": job.train.model_copy(update={"live": Live(rows=1500)})})
