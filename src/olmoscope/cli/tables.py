@@ -166,18 +166,28 @@ def _figure(value: float | None, form: str) -> str:
 
 def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
     """SAEs side by side; docs/metrics.md defines the figures."""
-    table = new_table_of_names("SAEs", "SAE", "NMSE", "FVU", "L0", "dead", "ΔCE", "rec.", "KL")
+    apart = any(one.outliers for one in evaluations)  # figures with and without rows of outlier norm
+    table = new_table_of_names("SAEs", "SAE", "NMSE", "FVU", *(["all"] if apart else []), "L0", "dead", "ΔCE",
+                               *(["kept"] if apart else []), "rec.", "KL")
     for one in evaluations:
-        language = one.language
-        recovered = language.loss_recovered_zero
-        table.add_row(in_lines(one.sae), f"{one.nmse:.4f}", f"{one.fvu:.3f}", f"{one.l0.mean:.1f}",
-                      f"{one.dead.share:.1%}", f"{language.delta_ce:.3f}",
-                      _figure(recovered, ".3f"), f"{language.kl:.3f}")
+        language, usual = one.language, one.usual
+        table.add_row(in_lines(one.sae), _figure(usual.nmse, ".4f"), _figure(usual.fvu, ".3f"),
+                      *([f"{one.fvu:.3f}"] if apart else []), f"{one.l0.mean:.1f}", f"{one.dead.share:.1%}",
+                      f"{language.delta_ce:.3f}",
+                      *([_figure(language.delta_ce_outliers_kept, ".3f")] if apart else []),
+                      _figure(language.loss_recovered_zero, ".3f"), f"{language.kl:.3f}")
         for at in one.by_site or []:
-            recovered = at.loss_recovered_zero
-            table.add_row(f"  at {at.site}", _figure(at.nmse, ".4f"), _figure(at.fvu, ".3f"), "", "",
-                          f"{at.delta_ce:.3f}", _figure(recovered, ".3f"), f"{at.kl:.3f}")
+            table.add_row(f"  at {at.site}", _figure(at.nmse, ".4f"), *([""] if apart else []), _figure(at.fvu, ".3f"),
+                          "", "", f"{at.delta_ce:.3f}", *([""] if apart else []),
+                          _figure(at.loss_recovered_zero, ".3f"), f"{at.kl:.3f}")
     console.print(table)
+    for site, outliers, norm, rows in sorted({(one.site, one.outliers, one.text.outlier_norm, one.rows)
+                                              for one in evaluations if one.outliers}):
+        console.print(f"{site}: {outliers:,} of {rows:,} rows are outliers, of a norm over {norm:,.0f}, 10 times the "
+                      "median.", highlight=False)
+    if apart:
+        console.print("NMSE and FVU are of rows that are no outliers; all: FVU of all rows. ΔCE is with x̂ in every "
+                      "place; kept: with the outliers left as they are.", highlight=False)
     if any(one.by_site for one in evaluations):
         console.print("A crosscoder's own line is that of the last site that it writes; ΔCE and KL of a site are those "
                       "with that site alone replaced.")

@@ -22,7 +22,7 @@ from olmoscope.errors import UserError
 from olmoscope.evaluate import bootstrap
 from olmoscope.evaluate.dictionary import latents_measured, measure_dictionary
 from olmoscope.evaluate.kept import KeptSums
-from olmoscope.evaluate.language import Divergence
+from olmoscope.evaluate.language import Divergence, Replaced
 from olmoscope.evaluate.measured import Measured, Written
 from olmoscope.evaluate.reconstruction import RandomDirections
 from olmoscope.evaluate.results import Dictionary, EvaluatedText, Evaluation, Subset
@@ -173,7 +173,7 @@ class _Work:
         def measure(sequences: np.ndarray) -> None:
             self._measure_batch(read, sequences, next_N, reconstruct=reconstruct)
 
-        self.kept("language", tensors).go_through(
+        self.kept("model", tensors).go_through(
             read.plan(self.setting.batch_tokens), lambda sequences: int(np.diff(read.starts)[sequences].sum()), measure,
             "language model")
 
@@ -208,8 +208,14 @@ class _Work:
             parts = measured.reconstruct(rows_of, facts, count=reconstruct)
             for one, xhat_RD in zip(measured.writes, parts, strict=True):
                 zero, hidden = baselines[one.site], passes[one.site.model]
-                runs.append((one, (len(hidden), zero, zero + 1)))
+                spliced = kept = len(hidden)
                 hidden.append(go_on(one.site, xhat_RD))
+                x_RD = rows_of[one.site]
+                outlier_R1 = x_RD.double().norm(dim=1, keepdim=True) > self.surveys[one.site].outlier_norm
+                if outlier_R1.any():
+                    kept = len(hidden)
+                    hidden.append(go_on(one.site, torch.where(outlier_R1, x_RD, xhat_RD.to(x_RD.dtype))))
+                runs.append((one, Replaced(spliced, kept, zero, zero + 1)))
         divergences = {name: Divergence(self.models[name], hidden, next_N[batch.index_R])
                        for name, hidden in passes.items() if len(hidden) > 1}
         for one, numbers in runs:

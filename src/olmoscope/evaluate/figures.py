@@ -53,17 +53,30 @@ def _rows(evaluation: Evaluation) -> Mapping[str, Interval]:
     return evaluation.intervals
 
 
+def _usual(evaluation: Evaluation) -> Mapping[str, Interval]:
+    return evaluation.usual.intervals
+
+
+def _beside_outliers(value: float | None, evaluation: Evaluation) -> float | None:
+    """A figure that says something of its own only where there are rows of outlier norm."""
+    return value if evaluation.outliers else None
+
+
 def _language(evaluation: Evaluation) -> Mapping[str, Interval]:
     return evaluation.language.intervals
 
 
 FVU = Figure("fvu", "Fraction of variance unexplained (FVU)",
              "Σ‖x − x̂‖² / Σ‖x − μ‖², μ the mean row. 0 is perfect, 1 is no better than the mean. Rows of large norm "
-             "weigh most.", lambda e: e.fvu, intervals=_rows, short="FVU")
-EXPLAINED = Figure("explained_variance", "Explained variance", "1 − FVU.", lambda e: e.explained_variance, "share")
+             "weigh most; rows of outlier norm are left out.", lambda e: e.usual.fvu, intervals=_usual, short="FVU")
+FVU_ALL = Figure("fvu_all", "FVU, outliers among the rows", "A few rows of outlier norm decide it.",
+                 lambda e: _beside_outliers(e.fvu, e))
+EXPLAINED = Figure("explained_variance", "Explained variance", "1 − FVU.", lambda e: e.usual.explained_variance,
+                   "share")
 NMSE = Figure("nmse", "Normalised mean squared error (NMSE)",
               "Mean over rows of ‖x − x̂‖² / ‖x‖². Every row weighs the same; x is not centred, so a large mean row "
-              "makes it small.", lambda e: e.nmse, intervals=_rows, short="NMSE")
+              "makes it small. Rows of outlier norm are left out.", lambda e: e.usual.nmse, intervals=_usual,
+              short="NMSE")
 L0 = Figure("l0", "L0", "Active latents of a row, on average.", lambda e: e.l0.mean, intervals=_rows, short="L0")
 DEAD = Figure("dead", "Dead latents", "Share of latents that fired on none of the rows measured. Rare is not dead: "
               "compare only equal numbers of rows.", lambda e: e.dead.share, "share", short="dead")
@@ -76,6 +89,12 @@ RECOVERED = Figure("loss_recovered_zero", "Loss recovered, of zero ablation",
 RECOVERED_MEAN = Figure("loss_recovered_mean", "Loss recovered, of mean ablation",
                         "1 − ΔCE / (what the mean row in the place of x costs).",
                         lambda e: e.language.loss_recovered_mean, "share", intervals=_language)
+DELTA_CE_KEPT = Figure("delta_ce_outliers_kept", "Added cross-entropy, outliers kept",
+                       "The same with rows of outlier norm left as they are.",
+                       lambda e: _beside_outliers(e.language.delta_ce_outliers_kept, e), unit="nats",
+                       intervals=_language)
+KL_KEPT = Figure("kl_outliers_kept", "KL divergence, outliers kept", "The same with rows of outlier norm left as they "
+                 "are.", lambda e: _beside_outliers(e.language.kl_outliers_kept, e), unit="nats", intervals=_language)
 KL = Figure("kl", "KL divergence", "Of the spliced model's next-token distribution from the clean one's.",
             lambda e: e.language.kl, unit="nats", intervals=_language, short="KL, nats")
 
@@ -85,7 +104,7 @@ GROUPS: tuple[tuple[str, tuple[Figure, ...]], ...] = (
         Figure("nmse_random_directions", "NMSE of random directions",
                "What k random directions around the mean would give: the floor that an SAE must be far below.",
                lambda e: e.nmse_random_directions),
-        FVU, EXPLAINED,
+        FVU, EXPLAINED, FVU_ALL,
         Figure("cosine", "Cosine", "Mean over rows of cos(x, x̂). Blind to shrinkage.", lambda e: e.cosine,
                intervals=_rows),
         Figure("l2_ratio", "Length ratio", "Mean over rows of ‖x̂‖ / ‖x‖.", lambda e: e.l2_ratio, intervals=_rows),
@@ -101,7 +120,7 @@ GROUPS: tuple[tuple[str, tuple[Figure, ...]], ...] = (
         Figure("over_10_percent", "Latents that fire on over 10% of rows", "Share of all latents.",
                lambda e: e.density.over_10_percent, "share"))),
     ("The model, with the reconstruction spliced in", (
-        DELTA_CE, RECOVERED, RECOVERED_MEAN, KL,
+        DELTA_CE, DELTA_CE_KEPT, RECOVERED, RECOVERED_MEAN, KL, KL_KEPT,
         Figure("ce_clean", "Cross-entropy, clean", "Of the model as it is.", lambda e: e.language.ce_clean,
                unit="nats", intervals=_language),
         Figure("ce_spliced", "Cross-entropy, spliced", "With x̂ in the place of x.", lambda e: e.language.ce_spliced,

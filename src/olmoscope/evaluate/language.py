@@ -4,7 +4,7 @@ KL(clean ‖ other) is Σ_v p_v (log p_v − log q_v), both logarithms from log-
 rounded to 0 before its logarithm is taken. Shapes: R rows of a batch, C of a chunk, D d_model, V vocabulary, S subsets.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,19 @@ from olmoscope.model.splice import CausalLM
 
 LOGITS_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}
 """Most logits of one run held at a time: on a CPU what stays near its caches, on a GPU what keeps it busy."""
-_QUANTITIES = ("rows", "kl", "kl_zero", "kl_mean", "predictions", "ce_clean", "ce_spliced", "ce_zero", "ce_mean")
+_QUANTITIES = ("rows", "kl", "kl_zero", "kl_mean", "kl_outliers_kept", "predictions", "ce_clean", "ce_spliced",
+               "ce_zero", "ce_mean", "ce_outliers_kept")
+
+
+class Replaced(NamedTuple):
+    """Which passes of the model had what in x's place."""
+
+    spliced: int
+    """x̂."""
+    kept: int
+    """x̂, but for rows of outlier norm, which stayed as they are; the same pass as `spliced` where there are none."""
+    zero: int
+    mean: int
 
 
 class Divergence:
@@ -55,16 +67,17 @@ class LanguageSums:
     def __init__(self, groups: int) -> None:
         self.sums = Sums(_QUANTITIES, groups)
 
-    def add(self, measured: Divergence, runs: tuple[int, int, int], facts: RowFacts, masks_SR: Tensor) -> None:
+    def add(self, measured: Divergence, passes: Replaced, facts: RowFacts, masks_SR: Tensor) -> None:
         """Count a batch.
 
         Args:
-            runs: which runs of `measured` had x̂, zero and the mean in x's place.
+            passes: those of `measured`.
         """
-        spliced, zero, mean = runs
+        spliced, kept, zero, mean = passes
         self.sums.add({
             "rows": torch.ones_like(measured.predicted_R), "predictions": measured.predicted_R,
             "kl": measured.kl[spliced], "kl_zero": measured.kl[zero], "kl_mean": measured.kl[mean],
+            "kl_outliers_kept": measured.kl[kept], "ce_outliers_kept": measured.ce[kept],
             "ce_clean": measured.ce[0], "ce_spliced": measured.ce[spliced], "ce_zero": measured.ce[zero],
             "ce_mean": measured.ce[mean]}, facts.group_R, masks_SR)
 
@@ -83,8 +96,9 @@ class LanguageSums:
 
 def _figures(sums: dict[str, Any]) -> dict[str, Any]:
     """From sums; definitions in docs/metrics.md."""
-    ce = {key: sums[key] / sums["predictions"] for key in ("ce_clean", "ce_spliced", "ce_zero", "ce_mean")}
-    kl = {key: sums[key] / sums["rows"] for key in ("kl", "kl_zero", "kl_mean")}
+    ce = {key: sums[key] / sums["predictions"] for key in _QUANTITIES if key.startswith("ce_")}
+    kl = {key: sums[key] / sums["rows"] for key in _QUANTITIES if key.startswith("kl")}
     recovered = {f"loss_recovered_{key}": (ce[f"ce_{key}"] - ce["ce_spliced"]) / (ce[f"ce_{key}"] - ce["ce_clean"])
                  for key in ("zero", "mean")}
-    return ce | kl | recovered | {"delta_ce": ce["ce_spliced"] - ce["ce_clean"]}
+    return ce | kl | recovered | {"delta_ce": ce["ce_spliced"] - ce["ce_clean"],
+                                  "delta_ce_outliers_kept": ce["ce_outliers_kept"] - ce["ce_clean"]}

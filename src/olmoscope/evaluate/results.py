@@ -72,6 +72,11 @@ class Language(_Frozen):
     kl: FiniteFloat
     kl_zero: FiniteFloat
     kl_mean: FiniteFloat
+    ce_outliers_kept: FiniteFloat | None = None
+    """With x̂ in the place of x but for rows of outlier norm, which stay as they are; None, as the two below, in files
+    of before this was measured."""
+    delta_ce_outliers_kept: FiniteFloat | None = None
+    kl_outliers_kept: FiniteFloat | None = None
     intervals: dict[str, Interval]
     """Of these figures, by name."""
 
@@ -244,6 +249,17 @@ class Evaluation(_Frozen):
     subsets: dict[str, Subset]
     """`without_special`, `without_first`, `without_outliers`, `ordinary` (none of the three); where chats are marked,
     `prompt`, `thinking`, `answer`. A subset without rows is absent."""
+
+    @property
+    def outliers(self) -> int:
+        """Rows of outlier norm."""
+        subset = self.subsets.get("without_outliers")
+        return 0 if subset is None else self.rows - subset.rows
+
+    @property
+    def usual(self) -> "Subset | Evaluation":
+        """The figures of reconstruction that count first: of all rows but outliers, which would hide the others."""
+        return self.subsets["without_outliers"] if self.outliers else self
 
 
 def write_evaluation(path: Path, evaluation: Evaluation) -> None:

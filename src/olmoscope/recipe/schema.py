@@ -118,6 +118,8 @@ class Recipe(StoreRecipe):
             "checkpoint_every": True, "checkpoints": True, "log_every": True, "together": True, "live": {"buffer"}})
         if train.seed in (None, self.seed):
             del tree["seed"]
+        if train.sinks == "auto":  # runs of before have none, and are what they are
+            del tree["sinks"]
         return {"sae": sae.identity(), "train": tree}
 
     def to_yaml(self) -> str:

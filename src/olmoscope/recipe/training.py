@@ -105,6 +105,10 @@ class Train(Frozen):
     steps time both ways, and the faster one is used."""
     auxiliary: Auxiliary | None = Auxiliary()
     """Keeps latents from staying dead; null: no such loss."""
+    sinks: Literal["auto", "off"] = "auto"
+    """Latents for attention sinks, rows of huge norm along a direction of their own (sae/sinks.py): as many of the
+    d_sae as the site has such directions, in nearly all models one or none. They are found before training and fixed.
+    For SAEs of one site, without layer norm or groups."""
     dead_window: Count = 500_000
     """A latent is counted as dead if it did not fire in this many tokens."""
     checkpoint_every: Count = 1000

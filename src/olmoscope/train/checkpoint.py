@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from olmoscope.recipe.training import Train
-from olmoscope.sae.io.checkpoint import opened_checkpoint, write_checkpoint
+from olmoscope.sae.io.checkpoint import SINKS, opened_checkpoint, read_sinks, write_checkpoint
+from olmoscope.sae.sinks import Sinks
 from olmoscope.train.ends import Ends
 from olmoscope.train.step import Step
 
@@ -51,8 +52,20 @@ def save_checkpoint(path: Path, step: Step, state: dict[str, Any], ends: Ends | 
         ends: of the coder; None: those of an SAE of one site.
         state: JSON values of the loop's own, given back by `load_checkpoint`.
     """
-    write_checkpoint(path, step.sae, step.activation, step.tensors(),
+    sinks = {} if ends is None or ends.sinks is None else {
+        f"{SINKS}.{name}": tensor for name, tensor in ends.sinks.tensors().items()}
+    write_checkpoint(path, step.sae, step.activation, step.tensors() | sinks,
                      {"step": step.count, "tokens": step.tokens, "loop": state} | _said(ends))
+
+
+def sinks_of(path: Path) -> Sinks | None:
+    """The sinks of a checkpoint's SAE.
+
+    Raises:
+        UserError: damaged file.
+    """
+    with opened_checkpoint(path) as (_, file):
+        return read_sinks(file)
 
 
 def scales_of(path: Path) -> tuple[float, ...]:

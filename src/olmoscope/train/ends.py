@@ -1,7 +1,8 @@
 """What a coder in training is given and compared with: rows of the sites that it reads and writes.
 
-An SAE reads and writes the rows of one site, as they are. A transcoder reads the rows of one site and is compared with
-those of another. A crosscoder's rows are those of several sites, one beside the other.
+An SAE reads and writes the rows of one site, as they are, but for attention sinks (sae/sinks.py). A transcoder reads
+the rows of one site and is compared with those of another. A crosscoder's rows are those of several sites, one beside
+the other.
 
 Sites differ in the size of their rows. So that the rates of training mean the same for all parameters, the rows read
 are first multiplied by a number for each site: a transcoder's by what brings them to the size of the rows written, a
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from olmoscope.recipe.schema import CoderConfig
+from olmoscope.sae.sinks import Sinks
 from olmoscope.site import Site
 
 
@@ -32,6 +34,8 @@ class Ends:
     """D of each site read."""
     scales: tuple[float, ...]
     """What the rows of each site read are multiplied by."""
+    sinks: Sinks | None = None
+    """Of an SAE of one site: what is taken out of its rows before the latents in training see them."""
 
     @property
     def is_transcoder(self) -> bool:
@@ -50,7 +54,8 @@ class Ends:
             batch: of each site its rows, any float dtype.
         """
         if self.is_plain:
-            return batch[self.reads[0]], None
+            x_BD = batch[self.reads[0]]
+            return (x_BD, None) if self.sinks is None else self.sinks.split(x_BD.float())
         x_BD = self.joined([batch[site] for site in self.reads])
         return x_BD, batch[self.writes[0]].float() if self.is_transcoder else None
 
@@ -59,7 +64,8 @@ class Ends:
         return torch.cat([part.float() * scale for part, scale in zip(parts, self.scales, strict=True)], dim=-1)
 
 
-def ends_of(spec: CoderConfig, widths: Mapping[Site, int], scales: Sequence[float]) -> Ends:
+def ends_of(spec: CoderConfig, widths: Mapping[Site, int], scales: Sequence[float],
+            sinks: Sinks | None = None) -> Ends:
     """The ends of a coder of a recipe.
 
     Args:
@@ -67,7 +73,7 @@ def ends_of(spec: CoderConfig, widths: Mapping[Site, int], scales: Sequence[floa
         scales: of each site read.
     """
     reads = tuple(spec.reads)
-    return Ends(reads, tuple(spec.writes or reads), tuple(widths[site] for site in reads), tuple(scales))
+    return Ends(reads, tuple(spec.writes or reads), tuple(widths[site] for site in reads), tuple(scales), sinks)
 
 
 def scales_for(spec: CoderConfig, widths: Mapping[Site, int],

@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from olmoscope.progress import console
 from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import CoderConfig, Recipe
 from olmoscope.sae.io.checkpoint import step_of
+from olmoscope.sae.sinks import Sinks
 from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
 from olmoscope.train.adam import Adam
@@ -36,9 +37,11 @@ from olmoscope.train.checkpoint import (
     load_checkpoint,
     save_checkpoint,
     scales_of,
+    sinks_of,
 )
 from olmoscope.train.derived import Settled, settled
 from olmoscope.train.ends import Ends, ends_of, scales_for
+from olmoscope.train.find_sinks import OUTLIER, SAMPLE, sinks_at
 from olmoscope.train.initialize import initialize, initialize_transcoder
 from olmoscope.train.step import Step
 from olmoscope.train.trackers import Tracker
@@ -95,6 +98,8 @@ class Run:
         write_text(folder / "recipe.yaml", recipe.to_yaml())
         self.step = Step(self._fresh(device, bool(found)), Adam.of(self.settings), self.settings.auxiliary,
                          candidates=self.settings.candidates, activation=spec.activation, matryoshka=spec.matryoshka)
+        if self.ends.sinks is not None:
+            self.ends = replace(self.ends, sinks=self.ends.sinks.to(device))
         if found:
             self._load(found[-1])
         self._begin_trial()
@@ -108,6 +113,15 @@ class Run:
         self.log(f"resumed after step {self.step.count} of {self.steps}" if found else
                  f"training {spec.id}: {self.steps} steps of {self.settings.batch} rows, rate {self.settings.lr:g}, on "
                  f"{device}; {rounds.kept}")
+        if self.ends.sinks is not None and not found:
+            self._say_sinks(self.ends.sinks)
+
+    def _say_sinks(self, sinks: Sinks) -> None:
+        many = f"{sinks.count} latents are" if sinks.count > 1 else "1 latent is"
+        text = (f"{many} for attention sinks, rows of over {OUTLIER:g} times the median norm along one direction; they "
+                "are found before training and fixed (train.sinks)")
+        self.log(text)
+        console.print(f"{self.spec.id}: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def train_on(self, batch: Mapping[Site, Tensor], position: dict[str, int]) -> dict[str, Any] | None:
         """One step, with what is due after it: a line of metrics, a checkpoint.
@@ -166,6 +180,7 @@ class Run:
             "l0": counts.l0 / counts.tokens,
             "dead_share": self.step.dead_share(self.settings.dead_window),
             "dead_window": self.settings.dead_window,
+            "sinks": 0 if self.ends.sinks is None else self.ends.sinks.count,
             "rows": {"kept": kept.rows, "of": kept.of, "dropped_share": kept.dropped_share, "reasons": kept.dropped},
             "seconds": self._seconds(),
             "store": self.rounds.manifest.model_dump(mode="json", include={"model", "sources", "sites", "widths",
@@ -180,8 +195,10 @@ class Run:
     def _ends(self, found: list[Path]) -> Ends:
         """The sites, with the scales of the last checkpoint, or with new ones."""
         widths = {site: self.rounds.manifest.width(site) for site in self.spec.sites}
-        scales = scales_of(found[-1]) if found else scales_for(self.spec, widths, self.rounds.median_norm)
-        return ends_of(self.spec, widths, scales)
+        if found:
+            return ends_of(self.spec, widths, scales_of(found[-1]), sinks_of(found[-1]))
+        return ends_of(self.spec, widths, scales_for(self.spec, widths, self.rounds.median_norm),
+                       sinks_at(self.rounds, self.spec) if self.settings.sinks == "auto" else None)
 
     def _fresh(self, device: torch.device, replaced: bool) -> TopK:
         """The coder that training begins with.
@@ -194,13 +211,16 @@ class Run:
         def mean(site: Site) -> Tensor:
             if replaced:
                 return torch.zeros(self.rounds.manifest.width(site))
+            if ends.sinks is not None:
+                return ends.sinks.split(self.rounds.sample(site, SAMPLE))[1].mean(dim=0)
             return self.rounds.sample_mean(site, spec.normalize)
 
         mean_D = (mean(spec.site) if ends.is_plain else ends.joined([mean(site) for site in ends.reads])).to(device)
         if ends.is_transcoder:
             return initialize_transcoder(spec.d_sae, spec.k, mean_D, mean(ends.writes[0]).to(device),
                                          self.settings.seed, spec.default_id, skip=spec.skip)
-        return initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D, self.settings.seed,
+        trained = spec.d_sae - (0 if ends.sinks is None else ends.sinks.count)
+        return initialize(len(mean_D), trained, spec.k, spec.normalize, mean_D, self.settings.seed,
                           spec.default_id, tied=spec.weights == "tied")
 
     def _load(self, path: Path) -> None:

@@ -111,6 +111,30 @@ class Store:
             count += len(x_BD)
         return (sum_D / count).float()
 
+    def sample(self, site: Site, rows: int, masks: list[np.ndarray] | None = None) -> Tensor:
+        """About so many rows, `[N, D]` float32, the same share of every segment; at random, as in `sample_mean`.
+
+        Args:
+            masks: as in `sample_mean`.
+        """
+        share = min(1.0, rows / self.rows)
+        parts = []
+        for segment, count in enumerate(self.segment_rows):
+            x_ND = self.read(site, segment, slice(0, int(np.ceil(count * share)))).float()
+            parts.append(x_ND if masks is None else x_ND[torch.from_numpy(masks[segment][: len(x_ND)])])
+        return torch.cat(parts)
+
+    def outliers(self, site: Site, over: float, rows: int) -> Tensor:
+        """Rows whose norm is over `over`, `[N, D]` float32: the first ones, up to so many."""
+        found: list[Tensor] = []
+        for segment in range(len(self.segment_rows)):
+            norm_R = self.read_rows(segment)[norm_name(site)]
+            for row in torch.nonzero(norm_R > over)[: rows - len(found), 0].tolist():
+                found.append(self.read(site, segment, slice(row, row + 1)).float())
+            if len(found) == rows:
+                break
+        return torch.cat(found) if found else torch.empty(0, self.manifest.width(site))
+
     def median_norm(self, site: Site, masks: list[np.ndarray] | None = None) -> float:
         """Median ‖x‖ of the rows of a site; of up to 2**17, as in `sample_mean`.
 

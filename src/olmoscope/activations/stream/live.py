@@ -125,6 +125,17 @@ class LiveRounds:
         self._sampled = self._sampled or self.read(0, 0, None)
         return float(self._sampled[site].float().norm(dim=1).median())
 
+    def sample(self, site: Site, rows: int) -> Tensor:
+        """Of the first round; see `Rounds`."""
+        self._sampled = self._sampled or self.read(0, 0, None)
+        return self._sampled[site][:rows].float().cpu()
+
+    def outliers(self, site: Site, over: float, rows: int) -> Tensor:
+        """Of the first round; see `Rounds`."""
+        self._sampled = self._sampled or self.read(0, 0, None)
+        x_ND = self._sampled[site].float()
+        return x_ND[x_ND.norm(dim=1) > over][:rows].cpu()
+
     def _run(self, segment: int, first: int) -> dict[Part, dict[Site, Tensor]]:
         """A segment through the model; its parts from `first` on."""
         tokens = read_token_segment(self.store, segment)

@@ -65,6 +65,13 @@ class Rounds(Protocol):
     def median_norm(self, site: Site) -> float:
         """Median ‖x‖ of the rows dealt out, or of a random sample."""
 
+    def sample(self, site: Site, rows: int) -> Tensor:
+        """About so many rows of those dealt out, at random, `[N, D]` (float32, CPU)."""
+
+    def outliers(self, site: Site, over: float, rows: int) -> Tensor:
+        """Rows whose norm is over `over`, up to so many, `[N, D]` (float32, CPU); also of those that are not dealt
+        out, where they are known."""
+
 
 class StoreRounds:
     """Rounds of some sites of a store. Memory: the rows of a round, twice (one dealt out, one being read)."""
@@ -136,6 +143,14 @@ class StoreRounds:
     def median_norm(self, site: Site) -> float:
         """See `Rounds`."""
         return self.store.median_norm(site, self.kept.masks)
+
+    def sample(self, site: Site, rows: int) -> Tensor:
+        """See `Rounds`."""
+        return self.store.sample(site, rows, self.kept.masks)
+
+    def outliers(self, site: Site, over: float, rows: int) -> Tensor:
+        """See `Rounds`."""
+        return self.store.outliers(site, over, rows)
 
     def _order(self, epoch: int, number: int) -> np.ndarray:
         """Which of the rows read is dealt out first, second and so on."""

@@ -2,6 +2,7 @@
 
     W, or W_enc and W_dec, b_latent, b_pre     the parameters, as `SparseCoder.state_dict` names them; of a transcoder
                                                b_in, b_out and perhaps W_skip in place of b_pre
+    sinks.directions_SD, ...                   of an SAE with latents for attention sinks (sae/sinks.py)
     ACTIVATION.threshold or .log_threshold     the threshold of a rule that has one (`THRESHOLDS`)
 
 The rest is the trainer's own (train/checkpoint.py). What the file says stands in its metadata as JSON, under
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -24,6 +26,7 @@ from olmoscope.errors import UserError
 from olmoscope.files import atomic_path
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.scales import fold_scales
+from olmoscope.sae.sinks import Sinks, fold_sinks
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
 
@@ -31,6 +34,9 @@ METADATA = "olmoscope"
 
 PARAMETERS = ("W", "W_enc", "W_dec", "b_latent", "b_pre", "b_in", "b_out", "W_skip")
 """All that a coder in training may have; a file has those that its kind needs."""
+
+SINKS = "sinks"
+"""What the tensors of the sinks' latents begin with."""
 
 THRESHOLDS = {"batchtopk": "threshold", "jumprelu": "log_threshold"}
 """What the threshold of a rule is called: one for all latents, or the logarithm of each latent's."""
@@ -83,12 +89,22 @@ def read_checkpoint(path: Path) -> TopK | JumpReLU:
         sae = kind.from_state_dict(parameters, k=metadata["k"], normalize=metadata["normalize"],
                                    transcoder=metadata.get("transcoder", False))
         sae = fold_scales(sae, metadata.get("scales", []), metadata.get("widths", []))
+        trained, sinks = sae.d_sae, read_sinks(file)
+        sae = fold_sinks(sae, sinks)
         if activation not in THRESHOLDS:
             return sae
         threshold = file.get_tensor(rule_tensor(activation, THRESHOLDS[activation]))
-        threshold_F = threshold.exp() if activation == "jumprelu" else threshold.float().repeat(sae.d_sae)
+        threshold_F = threshold.exp() if activation == "jumprelu" else threshold.float().repeat(trained)
+        if sinks is not None:
+            threshold_F = torch.cat([torch.zeros(sinks.count), threshold_F])
         return JumpReLU(sae.W_enc, sae.W_dec, sae.b_in, sae.normalize, sae.b_latent, threshold_F, b_out=sae.b_out,
                         W_skip=sae.W_skip, transcoder=sae.transcoder)
+
+
+def read_sinks(file: Any) -> Sinks | None:
+    """The sinks in an open checkpoint; None: its SAE has none."""
+    names = [name for name in file.keys() if name.startswith(f"{SINKS}.")]  # noqa: SIM118  (the file is no mapping)
+    return Sinks(**{name.removeprefix(f"{SINKS}."): file.get_tensor(name) for name in names}) if names else None
 
 
 @contextlib.contextmanager

@@ -1,0 +1,78 @@
+"""Which directions attention sinks lie along (sae/sinks.py), from a sample of a site's rows. D width of the site."""
+
+import torch
+from torch import Tensor
+
+from olmoscope.activations.stream.rounds import Rounds
+from olmoscope.recipe.schema import CoderConfig
+from olmoscope.sae.sinks import Sinks
+
+OUTLIER = 10.0
+"""A row may be a sink's if its norm is over this many times the median: as evaluation calls rows outliers."""
+SINKS = 512
+"""Rows of such norm that are looked at, at most."""
+SAMPLE = 2**14
+"""Rows from which it is learned what is usual."""
+ALIKE = 0.9
+"""Cosine from which on two rows lie along one direction."""
+FEWEST = 8
+"""Rows that make a direction."""
+MOST = 4
+"""Directions."""
+APART = 3.0
+"""How far out sinks must be at least, as a multiple of the largest coordinate of an ordinary row."""
+
+
+def sinks_at(rounds: Rounds, spec: CoderConfig) -> Sinks | None:
+    """The sinks of the site of an SAE that is to be trained; None: there are none, or it is of a kind that has no
+    latents for them (several sites; rows normalised one by one, which are all of one size; groups)."""
+    if len(spec.sites) > 1 or spec.normalize != "none" or spec.activation == "groupmax":
+        return None
+    over = OUTLIER * rounds.median_norm(spec.site)
+    outliers_ND = rounds.outliers(spec.site, over, SINKS)
+    if len(outliers_ND) < FEWEST:
+        return None
+    sample_ND = rounds.sample(spec.site, SAMPLE)
+    return find_sinks(outliers_ND, sample_ND[sample_ND.norm(dim=1) <= over])
+
+
+def find_sinks(outliers_ND: Tensor, ordinary_ND: Tensor) -> Sinks | None:
+    """The directions along which rows of huge norm lie, as far as such rows are apart from all others; None: there are
+    none.
+
+    Args:
+        outliers_ND: rows of huge norm, float32.
+        ordinary_ND: a sample of the others.
+    """
+    clusters = _clusters(outliers_ND)
+    while clusters:
+        directions_SD = torch.stack([direction_D for direction_D, _ in clusters])
+        coordinates_SD = torch.linalg.solve(directions_SD @ directions_SD.T, directions_SD)
+        usual_NS = ordinary_ND.double() @ coordinates_SD.T
+        largest_S = usual_NS.abs().amax(dim=0)
+        members = [rows_ND.double() @ coordinates_SD[number] for number, (_, rows_ND) in enumerate(clusters)]
+        apart = [bool(c_N.min() > APART * largest) for c_N, largest in zip(members, largest_S, strict=True)]
+        if all(apart):
+            typical_S = torch.stack([c_N.mean() for c_N in members])
+            onset_S = torch.stack([(c_N.min() * largest).sqrt() for c_N, largest in
+                                   zip(members, largest_S, strict=True)])
+            usual_S = usual_NS.mean(dim=0)
+            gain_S = (typical_S - usual_S) / (typical_S - onset_S)
+            return Sinks(*(tensor.float() for tensor in (directions_SD, coordinates_SD, gain_S, onset_S, usual_S)))
+        clusters = [cluster for cluster, kept in zip(clusters, apart, strict=True) if kept]
+    return None
+
+
+def _clusters(outliers_ND: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Directions, float64 unit vectors, each with its rows; found one after the other, from the longest row left."""
+    found: list[tuple[Tensor, Tensor]] = []
+    left_ND = outliers_ND
+    while len(left_ND) >= FEWEST and len(found) < MOST:
+        unit_ND = left_ND.double() / left_ND.double().norm(dim=1, keepdim=True)
+        alike_N = unit_ND @ unit_ND[left_ND.norm(dim=1).argmax()] > ALIKE
+        direction_D = unit_ND[alike_N].mean(dim=0)
+        direction_D /= direction_D.norm()
+        if alike_N.sum() >= FEWEST and all(abs(float(direction_D @ other_D)) < ALIKE for other_D, _ in found):
+            found.append((direction_D, left_ND[alike_N]))
+        left_ND = left_ND[~alike_N]
+    return found
