@@ -5,7 +5,7 @@ import torch
 
 from helpers import save_small_model, small_model, streams
 from olmoscope.evaluate import language
-from olmoscope.evaluate.language import Divergence, LanguageSums
+from olmoscope.evaluate.language import Divergence, LanguageSums, Replaced
 from olmoscope.evaluate.subsets import SUBSETS, RowFacts
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.recipe.schema import Model
@@ -41,7 +41,8 @@ def measured(model, tokens_BT, replacement):
     masks_SR = torch.zeros(len(SUBSETS), B * T, dtype=torch.bool)
     masks_SR[0] = True
     masks_SR[1] = rows % T == T - 1
-    sums.add(Divergence(model, [run.flatten(0, 1) for run in runs], next_of(tokens_BT)), (1, 2, 3), facts, masks_SR)
+    measured = Divergence(model, [run.flatten(0, 1) for run in runs], next_of(tokens_BT))
+    sums.add(measured, Replaced(spliced=1, kept=1, zero=2, mean=3), facts, masks_SR)
     assert sums.subset("without_special") is None  # last tokens only: nothing is predicted
     return sums.subset("all")
 

@@ -10,7 +10,7 @@ from helpers import checkpoint_contents, recipe, write_documents
 from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.reader import open_store
 from olmoscope.model.load import load_model
-from olmoscope.recipe.schema import CoderConfig
+from olmoscope.recipe.schema import CoderConfig, Train
 from olmoscope.release.export import export_run
 from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.sinks import fold_sinks
@@ -194,6 +194,7 @@ def test_rows_that_a_filter_leaves_out_have_their_latent(job, store, tmp_path):
 
 
 def test_the_setting_decides_the_run_and_runs_of_before_keep_their_hash(job):
+    assert Train(sinks=False).sinks == "off"  # as YAML has it
     plain, off = job.saes[0], job.saes[0].model_copy(update={"train": {"sinks": "off"}})
     assert job.run_hash(plain) != job.run_hash(off)
     assert "sinks" not in job.run_identity(plain)["train"]

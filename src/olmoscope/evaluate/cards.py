@@ -13,7 +13,7 @@ from markupsafe import Markup
 
 from olmoscope.evaluate import charts
 from olmoscope.evaluate.charts import Bar, Counts, Point, Series
-from olmoscope.evaluate.figures import DELTA_CE, KL, RECOVERED, Figure
+from olmoscope.evaluate.figures import DELTA_CE, FVU, KL, NMSE, RECOVERED, Figure
 from olmoscope.evaluate.results import Evaluation, Interval, PositionBin
 from olmoscope.evaluate.scales import Axis, exact, fitting, linear, log_label, round_step, say
 from olmoscope.site import Site
@@ -166,14 +166,14 @@ def frontier_cards(shown: Sequence[Shown]) -> list[Card]:
     links = [places for places in sites.values() if len(places) > 1]
     x = linear("L0", [sae.evaluation.l0.mean for sae in shown], zero=False)
 
-    def against_l0(label: str, value: Callable[[Evaluation], float]) -> Card:
-        points = [Point(sae.letter, f"{sae.letter}  {sae.name}", sae.number, sae.evaluation.l0.mean,
-                        value(sae.evaluation)) for sae in shown]
+    def against_l0(label: str, value: Callable[[Evaluation], float | None]) -> Card:
+        points = [Point(sae.letter, f"{sae.letter}  {sae.name}", sae.number, sae.evaluation.l0.mean, y)
+                  for sae in shown if (y := value(sae.evaluation)) is not None]
         title = f"{label} against L0"
         return Card(title, "Down and left is better. A line joins the SAEs of a site.", charts.scatter(
             title, points, x, linear(label, [point.y for point in points]), links))
 
-    return [against_l0("FVU", lambda e: e.fvu), against_l0("NMSE", lambda e: e.nmse),
+    return [against_l0("FVU", FVU.value), against_l0("NMSE", NMSE.value),
             against_l0("ΔCE", lambda e: e.language.delta_ce)]
 
 

@@ -155,8 +155,9 @@ class _Work:
     def kept(self, name: str, tensors: dict[str, Tensor]) -> KeptSums:
         """Where sums are kept meanwhile."""
         subjects = [identity(subject, self.model.revision, self.setting) for subject in self.subjects]
+        numbers = sum(tensor.numel() for tensor in tensors.values())  # another version may keep others
         return KeptSums(self.setting.folder / f".unfinished-{name}.safetensors",
-                        ":".join([name, str(self.setting.batch_tokens), *subjects]), tensors)
+                        ":".join([name, str(self.setting.batch_tokens), str(numbers), *subjects]), tensors)
 
     def run_model(self, *, reconstruct: bool) -> None:
         """Let the model read the tokens: clean, and with every replacement of every site.
@@ -173,7 +174,7 @@ class _Work:
         def measure(sequences: np.ndarray) -> None:
             self._measure_batch(read, sequences, next_N, reconstruct=reconstruct)
 
-        self.kept("model", tensors).go_through(
+        self.kept("language", tensors).go_through(
             read.plan(self.setting.batch_tokens), lambda sequences: int(np.diff(read.starts)[sequences].sum()), measure,
             "language model")
 

@@ -3,7 +3,7 @@
 docs/metrics.md has the definitions in full.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from olmoscope.evaluate.results import Evaluation, Interval
@@ -18,6 +18,7 @@ class Figure:
         short: its name at the head of a column, with the unit; "" for figures that no such table has.
         intervals: where its interval stands, under `key`; None if it never has one.
         unit: written after the value.
+        beside_outliers: whether it says something of its own only where there are rows of outlier norm.
     """
 
     key: str
@@ -28,6 +29,7 @@ class Figure:
     unit: str = ""
     short: str = ""
     intervals: Callable[[Evaluation], Mapping[str, Interval]] | None = None
+    beside_outliers: bool = False
 
     def said(self, evaluation: Evaluation) -> str | None:
         """The value, written; None if it was not to be had."""
@@ -57,11 +59,6 @@ def _usual(evaluation: Evaluation) -> Mapping[str, Interval]:
     return evaluation.usual.intervals
 
 
-def _beside_outliers(value: float | None, evaluation: Evaluation) -> float | None:
-    """A figure that says something of its own only where there are rows of outlier norm."""
-    return value if evaluation.outliers else None
-
-
 def _language(evaluation: Evaluation) -> Mapping[str, Interval]:
     return evaluation.language.intervals
 
@@ -70,7 +67,7 @@ FVU = Figure("fvu", "Fraction of variance unexplained (FVU)",
              "Σ‖x − x̂‖² / Σ‖x − μ‖², μ the mean row. 0 is perfect, 1 is no better than the mean. Rows of large norm "
              "weigh most; rows of outlier norm are left out.", lambda e: e.usual.fvu, intervals=_usual, short="FVU")
 FVU_ALL = Figure("fvu_all", "FVU, outliers among the rows", "A few rows of outlier norm decide it.",
-                 lambda e: _beside_outliers(e.fvu, e))
+                 lambda e: e.fvu, beside_outliers=True)
 EXPLAINED = Figure("explained_variance", "Explained variance", "1 − FVU.", lambda e: e.usual.explained_variance,
                    "share")
 NMSE = Figure("nmse", "Normalised mean squared error (NMSE)",
@@ -91,14 +88,15 @@ RECOVERED_MEAN = Figure("loss_recovered_mean", "Loss recovered, of mean ablation
                         lambda e: e.language.loss_recovered_mean, "share", intervals=_language)
 DELTA_CE_KEPT = Figure("delta_ce_outliers_kept", "Added cross-entropy, outliers kept",
                        "The same with rows of outlier norm left as they are.",
-                       lambda e: _beside_outliers(e.language.delta_ce_outliers_kept, e), unit="nats",
-                       intervals=_language)
+                       lambda e: e.language.delta_ce_outliers_kept, unit="nats", intervals=_language,
+                       beside_outliers=True)
 KL_KEPT = Figure("kl_outliers_kept", "KL divergence, outliers kept", "The same with rows of outlier norm left as they "
-                 "are.", lambda e: _beside_outliers(e.language.kl_outliers_kept, e), unit="nats", intervals=_language)
+                 "are.", lambda e: e.language.kl_outliers_kept, unit="nats", intervals=_language,
+                 beside_outliers=True)
 KL = Figure("kl", "KL divergence", "Of the spliced model's next-token distribution from the clean one's.",
             lambda e: e.language.kl, unit="nats", intervals=_language, short="KL, nats")
 
-GROUPS: tuple[tuple[str, tuple[Figure, ...]], ...] = (
+_ALL: tuple[tuple[str, tuple[Figure, ...]], ...] = (
     ("Reconstruction", (
         NMSE,
         Figure("nmse_random_directions", "NMSE of random directions",
@@ -137,4 +135,10 @@ GROUPS: tuple[tuple[str, tuple[Figure, ...]], ...] = (
         Figure("over_90_percent", "Latents with a near copy", "Share of latents whose largest cosine is over 0.9.",
                lambda e: e.dictionary.over_90_percent, "share"))),
 )
-"""Every figure of the page's table, in order, under headings."""
+
+
+def groups_of(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[Figure]]]:
+    """The figures of the page's table for some evaluations, in order, under headings."""
+    outliers = any(evaluation.outliers for evaluation in evaluations)
+    return [(heading, [figure for figure in figures if outliers or not figure.beside_outliers])
+            for heading, figures in _ALL]

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from olmoscope.errors import UserError
 from olmoscope.evaluate import cards
 from olmoscope.evaluate.cards import COLOURS, Card, Shown, TrainingLine, subset_name
-from olmoscope.evaluate.figures import DEAD, DELTA_CE, FVU, GROUPS, L0, NMSE, RECOVERED, Figure
+from olmoscope.evaluate.figures import DEAD, DELTA_CE, EXPLAINED, FVU, L0, NMSE, RECOVERED, Figure, groups_of
 from olmoscope.evaluate.results import Evaluation, Subset, read_evaluation
 from olmoscope.evaluate.scales import say
 from olmoscope.evaluate.study import FIGURES, Study
@@ -75,7 +75,8 @@ def report_page(shown: Sequence[Shown], study: Study | None = None) -> str:
     return environment.from_string((page / "report.html").read_text(encoding="utf-8")).render(
         style=Markup(style), script=Markup(script), policy=_policy(style, script), shown=shown,
         title=shown[0].name if len(shown) == 1 else f"{len(shown)} SAEs compared", say=say,
-        tiles=_tiles(shown[0]) if len(shown) == 1 else [], overview=OVERVIEW, groups=GROUPS,
+        tiles=_tiles(shown[0]) if len(shown) == 1 else [], overview=OVERVIEW,
+        groups=groups_of([sae.evaluation for sae in shown]),
         sections=_sections(shown[:COLOURS]), colours=COLOURS, data=_data(shown),
         subsets={sae.number: _subsets(sae.evaluation) for sae in shown},
         facts={sae.number: _facts(sae) for sae in shown},
@@ -113,8 +114,8 @@ def _tiles(sae: Shown) -> list[tuple[str, str, str, str]]:
 
     recovered = RECOVERED.said(e)
     return [
-        ("Explained variance", say(e.explained_variance, "share"), "", f"FVU {say(e.fvu)}"),
-        ("NMSE", say(e.nmse), "", interval(NMSE)),
+        ("Explained variance", EXPLAINED.said(e) or "none", "", f"FVU {FVU.said(e) or 'none'}"),
+        ("NMSE", NMSE.said(e) or "none", "", interval(NMSE)),
         ("L0", f"{e.l0.mean:,.1f}", "", f"of {e.d_sae:,} latents"),
         ("Dead latents", say(e.dead.share, "share"), "", f"in {e.dead.window:,} rows"),
         ("Added cross-entropy", say(e.language.delta_ce), "nats", interval(DELTA_CE)),

@@ -119,6 +119,12 @@ class Train(Frozen):
     log_every: Count = 50
     """Steps between lines of metrics.jsonl."""
 
+    @field_validator("sinks", mode="before")
+    @classmethod
+    def _yaml_off(cls, value: object) -> object:
+        """YAML 1.1 reads `off` as a boolean."""
+        return "off" if value is False else value
+
     @field_validator("checkpoints", mode="before")
     @classmethod
     def _which_checkpoints(cls, value: object) -> object:

@@ -118,9 +118,10 @@ def _table(runs: Sequence[FinishedRun]) -> str:
         language = held_out.language
         recovered = language.loss_recovered_zero
         place = " → ".join(map(str, [sae.reads[0], *(sae.writes or [])]))
-        cells = (code(sae.id), place, sae.d_sae, sae.k, sae.normalize.replace("_", " "), f"{held_out.nmse:.6f}",
-                 f"{held_out.explained_variance:.4f}", f"{language.delta_ce:.4f}",
-                 "" if recovered is None else f"{recovered:.2%}", f"{language.kl:.4f}", f"{held_out.l0.mean:.2f}",
+        cells = (code(sae.id), place, sae.d_sae, sae.k, sae.normalize.replace("_", " "),
+                 _said(held_out.usual.nmse, ".6f"), _said(held_out.usual.explained_variance, ".4f"),
+                 f"{language.delta_ce:.4f}", "" if recovered is None else f"{recovered:.2%}",
+                 f"{language.kl:.4f}", f"{held_out.l0.mean:.2f}",
                  f"{held_out.dead.share:.2%}",
                  f"{run.done.nmse:.6f}", "yes" if sae.canonical else "")
         rows.append(f"| {' | '.join(map(str, cells))} |")
@@ -161,7 +162,7 @@ What the columns say:
 - **NMSE, explained variance, L0, dead**: on {counts} held-out rows, from documents that were not trained on.
   NMSE is the mean over rows of ‖x − x̂‖² / ‖x‖² (x not centred).{left_out} Explained variance is 1 − Σ‖x − x̂‖² / Σ‖x −
   μ‖², with μ the mean over all these rows; L0 is the mean number of active latents of a row; dead is the share
-  of latents that did not fire in a window of {windows} tokens.
+  of latents that did not fire in a window of {windows} tokens.{_outliers(runs)}
 - **ΔCE, loss recovered, KL**: what the model does when x̂ takes the place of x, on {read} held-out tokens. ΔCE is by
   how many nats its cross-entropy rises (without any SAE it is {clean:.4f}); loss recovered is 100 % if it does not
   rise, and 0 % if it rises as much as with zeros in the place of x; KL is the mean of KL(without ‖ with x̂) of its
@@ -236,6 +237,29 @@ def _how_made(runs: Sequence[FinishedRun]) -> str:
 def _each(trains: Sequence[Settled], say: Callable[[Settled], str]) -> str:
     """What is said of all SAEs, or of some and of others."""
     return " or ".join(dict.fromkeys(map(say, trains)))
+
+
+def _said(value: float | None, form: str) -> str:
+    return "" if value is None else f"{value:{form}}"
+
+
+def _outliers(runs: Sequence[FinishedRun]) -> str:
+    """What the figures say of rows of outlier norm, where there are some, and what becomes of them."""
+    found = sorted({(run.sae.site, one.outliers, one.rows, one.text.outlier_norm) for run in runs
+                    if (one := run.evaluation()).outliers})
+    if not found:
+        return ""
+    lines = "; ".join(f"at {site} {outliers:,} of {rows:,} rows, of a norm over {norm:,.0f}"
+                      for site, outliers, rows, norm in found)
+    text = f"""
+- **Outliers** are rows of over 10 times the median norm ({lines}).
+  NMSE and explained variance leave them out, since a few such rows would decide both; ΔCE, loss recovered and KL
+  are with x̂ in every place, outliers among them."""
+    if any(run.done.sinks for run in runs):
+        text += """
+  The first latents of the SAEs there are for such rows (attention sinks) and give them back almost exactly; that
+  needs no rule or setting, in SAELens or elsewhere."""
+    return text
 
 
 def _rates(trains: Sequence[Settled]) -> str:

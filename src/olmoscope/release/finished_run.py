@@ -39,6 +39,8 @@ class Done(DoneRead):
     dead_share: FiniteFloat | None
     """None: fewer tokens than `dead_window` were seen."""
     dead_window: int
+    sinks: int = 0
+    """Latents for attention sinks."""
     store: StoreOfSources
     provenance: dict[str, Any]
 

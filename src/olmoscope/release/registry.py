@@ -23,6 +23,10 @@ def registry_yaml(runs: Sequence[FinishedRun]) -> str:
     for run in runs:
         held_out = run.evaluation()
         saes.append({"id": run.sae.id, "path": run.sae.id, "l0": round(held_out.l0.mean, 3),
-                     "variance_explained": round(held_out.explained_variance, 4), "neuronpedia": None})
+                     "variance_explained": _rounded(held_out.usual.explained_variance), "neuronpedia": None})
     entry = {"conversion_func": None, "links": links, "model": model, "repo_id": release.repo_id, "saes": saes}
     return yaml.safe_dump({release.name: entry}, sort_keys=False, allow_unicode=True)
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

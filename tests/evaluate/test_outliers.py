@@ -1,0 +1,91 @@
+"""Rows of outlier norm: what counts without them, and what splicing costs where they stay as they are."""
+
+import pytest
+import torch
+
+from helpers import recipe, write_documents
+from olmoscope.cli.tables import show_evaluations
+from olmoscope.evaluate import subsets
+from olmoscope.evaluate.evaluate import Setting, evaluate_on_text
+from olmoscope.evaluate.figures import FVU, NMSE, groups_of
+from olmoscope.evaluate.sequences import read_sequences
+from olmoscope.model.splice import load_causal_lm
+from olmoscope.pipeline import collect_stores, train_saes
+from olmoscope.sae.io.open import open_sae
+from olmoscope.tokens.tokenizer import load_tokenizer
+from olmoscope.train.run import run_folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("job")
+    write_documents(folder / "corpus", count=90)
+    job = recipe(folder / "corpus", activations={"layers": [3]}, saes=[{"layer": 3, "d_sae": 256, "k": 4}])
+    collect_stores(job, folder / "out")
+    list(train_saes(job, folder / "out", []))
+    model = load_causal_lm(job.model, torch.device("cpu"), job.activations.sites)
+    sequences = read_sequences(folder / "out" / "store" / "held_out", load_tokenizer(job.model), apart=False, stored=())
+    return job, open_sae(run_folder(folder / "out", job.saes[0])), model, sequences
+
+
+def evaluated(trained, folder):
+    _, opened, model, sequences = trained
+    found, = evaluate_on_text([opened], model, Setting(sequences, sequences.rows, 256, "a text", "float32", folder))
+    return found
+
+
+def test_outliers_kept_is_a_hook_that_leaves_them_alone(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(subsets, "OUTLIER", 1.02)
+    found = evaluated(trained, tmp_path)
+    assert 10 < found.outliers < found.rows / 2
+    _, opened, model, sequences = trained
+    losses = {"clean": [], "spliced": [], "kept": []}
+
+    def put(kept):
+        def hook(module, arguments, output):
+            x = output[0] if isinstance(output, tuple) else output
+            y = opened.sae.reconstruct(x)[0]
+            if kept:
+                y = torch.where(x.double().norm(dim=-1, keepdim=True) > found.text.outlier_norm, x, y)
+            return (y, *output[1:]) if isinstance(output, tuple) else y
+        return hook
+
+    for number in range(len(sequences.starts) - 1):
+        first, end = sequences.starts[number : number + 2]
+        ids = torch.from_numpy(sequences.token_ids[first:end]).long()[None]
+        for name, hooks in (("clean", []), ("spliced", [put(False)]), ("kept", [put(True)])):
+            handles = [model.layers[3].register_forward_hook(hook) for hook in hooks]
+            with torch.no_grad():
+                logits = model.module(input_ids=ids, use_cache=False).logits[0, :-1].double()
+            losses[name].append(torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="none"))
+            for handle in handles:
+                handle.remove()
+    clean, spliced, kept = (float(torch.cat(parts).mean()) for parts in losses.values())
+    assert found.language.delta_ce == pytest.approx(spliced - clean, abs=1e-4)
+    assert found.language.delta_ce_outliers_kept == pytest.approx(kept - clean, abs=1e-4)
+    assert found.language.ce_outliers_kept == pytest.approx(kept, abs=1e-4)
+    assert 0 < found.language.kl_outliers_kept < found.language.kl
+    assert found.language.intervals.keys() >= {"delta_ce_outliers_kept", "kl_outliers_kept"}
+
+
+def test_figures_of_the_others_come_first_and_those_of_all_beside_them(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(subsets, "OUTLIER", 1.02)
+    found = evaluated(trained, tmp_path)
+    rest = found.subsets["without_outliers"]
+    assert (NMSE.value(found), FVU.value(found)) == (rest.nmse, rest.fvu) != (found.nmse, found.fvu)
+    assert FVU.interval(found) == rest.intervals["fvu"]
+    keys = {figure.key for _, figures in groups_of([found]) for figure in figures}
+    assert keys >= {"fvu_all", "delta_ce_outliers_kept", "kl_outliers_kept"}
+    show_evaluations([found])
+    said = capsys.readouterr().out
+    assert f"{found.outliers:,} of {found.rows:,} rows are outliers" in " ".join(said.split()) and " kept " in said
+
+
+def test_without_outliers_nothing_is_said_of_them(trained, tmp_path, capsys):
+    found = evaluated(trained, tmp_path)
+    assert found.outliers == 0 and found.usual is found
+    assert found.language.delta_ce_outliers_kept == found.language.delta_ce
+    assert found.language.kl_outliers_kept == found.language.kl
+    assert not [figure for _, figures in groups_of([found]) for figure in figures if figure.beside_outliers]
+    show_evaluations([found])
+    assert "outliers" not in capsys.readouterr().out
