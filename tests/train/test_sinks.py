@@ -193,6 +193,13 @@ def test_rows_that_a_filter_leaves_out_have_their_latent(job, store, tmp_path):
     assert (sae.reconstruct(sinks_ND)[0] - sinks_ND).norm(dim=1).median() < ordinary_ND.norm(dim=1).median()
 
 
+def test_rows_that_nothing_gives_back_are_warned_of(job, store, tmp_path, capsys):
+    spec = CoderConfig(layer=1, d_sae=512, k=8, train={"filter": {"max_norm": 10}, "sinks": "off"})
+    train_alone(job, spec, store, tmp_path)
+    said = (run_folder(tmp_path, spec) / "training.log").read_text()
+    assert "train.filter.max_norm leaves out rows that nothing gives back where the SAE is spliced in" in said
+
+
 def test_the_setting_decides_the_run_and_runs_of_before_keep_their_hash(job):
     assert Train(sinks=False).sinks == "off"  # as YAML has it
     plain, off = job.saes[0], job.saes[0].model_copy(update={"train": {"sinks": "off"}})

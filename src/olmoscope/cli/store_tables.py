@@ -6,6 +6,7 @@ from pathlib import Path
 from rich.markup import escape
 
 from olmoscope.activations.store.inspect import StoreInfo, output_folder
+from olmoscope.activations.store.statistics import outliers_said, read_statistics
 from olmoscope.activations.store.verify import Verified
 from olmoscope.cli.tables import console, new_table
 from olmoscope.units import format_bytes
@@ -32,6 +33,9 @@ def show_info(info: StoreInfo) -> None:
                  ("recipe", manifest.recipe_hash), ("format version", str(manifest.version)),
                  *((f"made with {name}" if name == "olmoscope" else f"  {name}", str(value))
                    for name, value in (made | made.get("libraries", {})).items() if name != "libraries")]
+    if manifest is not None and manifest.finished:
+        rows += [(f"outliers at {site}", said) for site, figures in read_statistics(info.store)["sites"].items()
+                 if (said := outliers_said(figures)) is not None]
     rows += [(f"bytes of {folder}", format_bytes(size)) for folder, size in info.bytes.items()]
     for name, value in rows:
         shown.add_row(name, escape(value))

@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from olmoscope.activations.collect.run import Collected
+from olmoscope.activations.store.statistics import outliers_said
 from olmoscope.cost.plan import Memory, Plan
 from olmoscope.evaluate.results import EVALUATION, Evaluation, read_evaluation
 from olmoscope.files import read_json
@@ -148,6 +149,9 @@ def show_statistics(collected: list[Collected]) -> None:
                 figures["largest"], figures["bound"])),
                 "safe" if figures["float16"] else "no", f"{figures['added_fvu']:.1e}")
         console.print(table)
+        for site, figures in one.statistics["sites"].items():
+            if (said := outliers_said(figures)) is not None:
+                console.print(f"{site}: {said}.", highlight=False)
 
 
 def show_results(recipe: Recipe, out: Path, only: list[str]) -> None:

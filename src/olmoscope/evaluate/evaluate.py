@@ -18,6 +18,7 @@ from torch import Tensor
 
 from olmoscope.activations.store.format import norm_name
 from olmoscope.activations.store.reader import Store
+from olmoscope.activations.store.statistics import OUTLIER
 from olmoscope.errors import UserError
 from olmoscope.evaluate import bootstrap
 from olmoscope.evaluate.dictionary import latents_measured, measure_dictionary
@@ -27,7 +28,7 @@ from olmoscope.evaluate.measured import Measured, Written
 from olmoscope.evaluate.reconstruction import RandomDirections
 from olmoscope.evaluate.results import Dictionary, EvaluatedText, Evaluation, Subset
 from olmoscope.evaluate.sequences import Sequences
-from olmoscope.evaluate.subsets import FIRST_POSITIONS, OUTLIER, SUBSETS, LayerSurvey, TokenFacts, refuse_not_finite
+from olmoscope.evaluate.subsets import FIRST_POSITIONS, SUBSETS, LayerSurvey, TokenFacts, refuse_not_finite
 from olmoscope.model.capture import read_sites
 from olmoscope.model.splice import CausalLM
 from olmoscope.progress import bar

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from olmoscope.activations.store.statistics import OUTLIER  # whose norm is over so many medians
 from olmoscope.errors import UserError
 from olmoscope.evaluate.chat_parts import NAMES as PARTS
 from olmoscope.evaluate.sequences import Sequences
@@ -17,8 +18,6 @@ from olmoscope.evaluate.sequences import Sequences
 SUBSETS = ("all", "without_special", "without_first", "without_outliers", "ordinary", "prompt", "thinking", "answer")
 FIRST_POSITIONS = 1
 """Positions of a sequence that `without_first` leaves out."""
-OUTLIER = 10.0
-"""`without_outliers` leaves out rows whose norm is over this many times the median."""
 MOST_GROUPS = 8192
 """Documents are summed one by one up to this many; more share sums, every MOST_GROUPS-th one document's."""
 

@@ -3,12 +3,11 @@
 import torch
 from torch import Tensor
 
+from olmoscope.activations.store.statistics import OUTLIER
 from olmoscope.activations.stream.rounds import Rounds
 from olmoscope.recipe.schema import CoderConfig
 from olmoscope.sae.sinks import Sinks
 
-OUTLIER = 10.0
-"""A row may be a sink's if its norm is over this many times the median: as evaluation calls rows outliers."""
 SINKS = 512
 """Rows of such norm that are looked at, at most."""
 SAMPLE = 2**14

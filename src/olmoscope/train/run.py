@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from olmoscope.activations.store.statistics import OUTLIER
 from olmoscope.activations.stream.batches import START
 from olmoscope.activations.stream.rounds import Rounds
 from olmoscope.errors import UserError
@@ -41,7 +42,7 @@ from olmoscope.train.checkpoint import (
 )
 from olmoscope.train.derived import Settled, settled
 from olmoscope.train.ends import Ends, ends_of, scales_for
-from olmoscope.train.find_sinks import OUTLIER, SAMPLE, sinks_at
+from olmoscope.train.find_sinks import SAMPLE, sinks_at
 from olmoscope.train.initialize import initialize, initialize_transcoder
 from olmoscope.train.step import Step
 from olmoscope.train.trackers import Tracker
@@ -115,6 +116,9 @@ class Run:
                  f"{device}; {rounds.kept}")
         if self.ends.sinks is not None and not found:
             self._say_sinks(self.ends.sinks)
+        elif self.settings.filter.max_norm is not None and rounds.kept.dropped_share and not found:
+            self._warn("train.filter.max_norm leaves out rows that nothing gives back where the SAE is spliced in; "
+                       "what that costs the model, evaluation says (ΔCE, and ΔCE with outliers kept)")
 
     def _say_sinks(self, sinks: Sinks) -> None:
         many = f"{sinks.count} latents are" if sinks.count > 1 else "1 latent is"
@@ -142,8 +146,7 @@ class Run:
         if self.step.candidates and self.step.candidates.trial and self.step.count >= TRIAL_STEPS:
             self._end_trial(self.step.candidates, self.step.candidates.trial)
         if self.step.candidates and (warning := self.step.candidates.judge(self.step.count)):
-            self.log(warning)
-            console.print(f"{self.spec.id}: {warning}", style="yellow", markup=False, highlight=False)
+            self._warn(warning)
         line = None
         last = self.step.count == self.steps
         if self.step.count % self.settings.log_every == 0 or last:
@@ -191,6 +194,10 @@ class Run:
         """Add a line to training.log."""
         with (self.folder / "training.log").open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
+
+    def _warn(self, message: str) -> None:
+        self.log(message)
+        console.print(f"{self.spec.id}: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def _ends(self, found: list[Path]) -> Ends:
         """The sites, with the scales of the last checkpoint, or with new ones."""

@@ -12,6 +12,7 @@ quantile is off by at most 0.8%. Counts of bins add up, whatever was counted whe
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ BIN_SHIFT = 17
 BINS = 1 << (31 - BIN_SHIFT)
 POSITIONS = [0, 1, 2, 3, 4, *(2**power for power in range(3, 32))]
 """Where each group of positions starts: the first four alone, then octaves."""
+OUTLIER = 10.0
+"""A norm over this many times the median is an outlier's."""
 QUANTILES = {"p1": 0.01, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 
 
@@ -117,6 +120,26 @@ def read_statistics(store: Path) -> dict[str, Any]:
         UserError: missing or damaged.
     """
     return dict(in_terms_of_now(read_json(store / "statistics.json")))
+
+
+def outliers_said(figures: Mapping[str, Any]) -> str | None:
+    """What a person should know of a site's rows of huge norm, and what follows from it; None: it has none.
+
+    Args:
+        figures: of the site, from statistics.json.
+    """
+    usual = figures["norm"]["p50"]
+    far = [group for group in figures["norm_by_position"] if group["p50"] > OUTLIER * usual]
+    if far:
+        first, last = far[0]["from"], far[-1]["to"]
+        where = f"position {first}" if first == last else f"positions {first} to {last}"
+        size = far[0]["p50"]
+        return (f"rows at {where} have a norm of {size:,.0f}, {size / usual:,.0f} times the median: attention sinks. "
+                "An SAE of this site gets a latent for them (train.sinks)")
+    if figures["norm"]["p99.9"] > OUTLIER * usual:
+        return (f"over 0.1% of the rows have a norm over {OUTLIER:g} times the median, at no position in particular; "
+                "evaluation gives figures without them")
+    return None
 
 
 def in_terms_of_now(figures: Any) -> Any:
