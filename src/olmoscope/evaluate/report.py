@@ -17,7 +17,7 @@ from markupsafe import Markup
 from olmoscope.errors import UserError
 from olmoscope.evaluate import cards
 from olmoscope.evaluate.cards import COLOURS, Card, Shown, TrainingLine, subset_name
-from olmoscope.evaluate.figures import DEAD, DELTA_CE, EXPLAINED, FVU, L0, NMSE, RECOVERED, Figure, groups_of
+from olmoscope.evaluate.figures import DEAD, DELTA_CE, EXPLAINED, FVU, FVU_ALL, L0, NMSE, RECOVERED, Figure, groups_of
 from olmoscope.evaluate.results import Evaluation, Subset, read_evaluation
 from olmoscope.evaluate.scales import say
 from olmoscope.evaluate.study import FIGURES, Study
@@ -114,7 +114,8 @@ def _tiles(sae: Shown) -> list[tuple[str, str, str, str]]:
 
     recovered = RECOVERED.said(e)
     return [
-        ("Explained variance", EXPLAINED.said(e) or "none", "", f"FVU {FVU.said(e) or 'none'}"),
+        ("Explained variance", EXPLAINED.said(e) or "none", "", f"FVU {FVU.said(e) or 'none'}"
+         + (f"; outliers among the rows {FVU_ALL.said(e)}" if e.outliers else "")),
         ("NMSE", NMSE.said(e) or "none", "", interval(NMSE)),
         ("L0", f"{e.l0.mean:,.1f}", "", f"of {e.d_sae:,} latents"),
         ("Dead latents", say(e.dead.share, "share"), "", f"in {e.dead.window:,} rows"),
