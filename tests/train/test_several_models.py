@@ -15,6 +15,8 @@ from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.format import read_manifest
 from olmoscope.activations.store.reader import open_store
 from olmoscope.activations.store.verify import verify_stores
+from olmoscope.cost.measure import measure
+from olmoscope.cost.plan import plan
 from olmoscope.errors import UserError
 from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
@@ -202,3 +204,12 @@ def test_mistakes_are_one_line(job, tmp_path, changes, message):
     with pytest.raises(UserError, match=message) as caught:
         load_recipe(str(path))
     assert "\n" not in str(caught.value)
+
+
+def test_a_plan_counts_all_models(job, tmp_path):
+    alone = job.of_model("").model_copy(update={"saes": job.saes[:1]})
+    both, one = plan(job, tmp_path), plan(alone, tmp_path)
+    assert both.collect_flops == 2 * one.collect_flops and both.collect_memory == one.collect_memory
+    assert list(both.site_bytes) == [Site(3), BASE]
+    rates = measure(job, batches=2, steps=1)
+    assert rates.tokens_per_second > 0 and rates.sae.id == job.saes[0].id

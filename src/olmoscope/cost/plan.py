@@ -175,7 +175,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
         site_bytes={site: tokens * each for site, each in row_bytes.items()},
         cost=cost,
         collect_flops=tokens * sum(each.flops_per_token(lengths) for each in costs.values()) if all_known else None,
-        collect_memory=max((_collect_memory(recipe, compute_dtype, each, sum(
+        collect_memory=max((_collect_memory(recipe.of_model(name), compute_dtype, each, sum(
             row_bytes[site] for site in row_bytes if site.model == name), gpu) for name, each in costs.items()),
             key=lambda memory: memory.ram + memory.gpu) if all_known else None,
         saes=saes, disk_bytes=(0 if is_elsewhere(out) else store_bytes) + states + exports, present_bytes=_present(out),
