@@ -153,7 +153,7 @@ class CoderConfig(Frozen):
         skip = "_skip" if self.skip else ""
         variant = f"{nested}{self.activation}_{self.k}_{_NORMALIZE_NAMES[self.normalize]}{untied}{skip}"
         place = "-".join(site.folder for site in self.reads)
-        if len(self.reads) > 1 and all(site.is_layer_output and not site.model for site in self.reads):
+        if len(self.reads) > 1 and all(site.is_layer_output for site in self.reads):
             place = "layers_" + "-".join(f"{site.layer:02d}" for site in self.reads)
         if self.writes is not None:
             place = f"{place}-to-{self.writes[0].folder.removeprefix(Site(self.reads[0].layer).folder + '_')}"

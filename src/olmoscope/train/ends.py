@@ -35,7 +35,7 @@ class Ends:
     scales: tuple[float, ...]
     """What the rows of each site read are multiplied by."""
     sinks: Sinks | None = None
-    """Of an SAE of one site: what is taken out of its rows before the latents in training see them."""
+    """What is taken out of the rows before the trained latents see them; only SAEs of one site have any."""
 
     @property
     def is_transcoder(self) -> bool:

@@ -1,5 +1,5 @@
-"""A store grows: sites and tokens are added, nothing that is there is made again, and what comes out is what a
-collection of all at once would have made."""
+"""A store grows: collecting more sites or tokens keeps the finished segments and gives the same store as collecting
+everything at once."""
 
 import json
 import shutil
@@ -218,3 +218,14 @@ def test_what_cannot_be_added_is_refused_before_anything_starts(corpus, out, cha
     with pytest.raises(UserError, match=message) as caught:
         collect_stores(wanted, out)
     assert "\n" not in str(caught.value) and files(out) == before
+
+
+def test_a_text_that_runs_out_while_a_store_grows(corpus, out):
+    """There are no more tokens to add, and the store is as good as any."""
+    more = make(corpus, ["layers.1"], tokens__count=1_000_000, saes=[RUN | {"name": "longer"}])
+    made = collect_stores(more, out)[0]
+    assert COUNT < made.manifest.rows < 1_000_000
+    again = make(corpus, ["layers.1"], tokens__count=2_000_000, saes=[RUN | {"name": "longer"}])
+    assert collect_stores(again, out)[0].manifest.rows == made.manifest.rows
+    assert [fresh for _, fresh in train_saes(again, out, [])] == [True]
+    assert all(not one.problems for one in verify_stores(out))

@@ -250,7 +250,9 @@ def begin_store(store: Path, recipe: StoreRecipe, wanted: Manifest) -> None:
         if found.model_dtype != wanted.model_dtype:
             raise UserError(f"{store} was begun with model.dtype={found.model_dtype}, now it is {wanted.model_dtype}: "
                             f"set model.dtype={found.model_dtype}, or choose another --out")
-        if found.rows != wanted.rows:
+        # A text may run out: then a store that was to grow has the rows that it had, and still asks for more of them.
+        grown = found.wanted is not None and found.wanted[found.split] != recipe.wanted[found.split]
+        if grown or found.rows != wanted.rows:
             write_manifest(store, found.model_copy(update={
                 "recipe_hash": recipe.with_sites(list(found.sites)).store_hash(), "wanted": wanted.wanted,
                 "segments": wanted.segments, "rows": wanted.rows, "sources": wanted.sources, "finished": False}))

@@ -246,9 +246,13 @@ def read_activations(store: Path, site: Site, segment: int, part: slice, sums: S
     return rows_RD if out is None else out.copy_(rows_RD)
 
 
+NORM = "norm_"
+"""What the names of norms in rows/ begin with."""
+
+
 def norm_name(site: Site) -> str:
     """The name of a site's norms in rows/: `norm_07`, `norm_07_mlp_out`, `norm_embed`."""
-    return f"norm_{site.folder.removeprefix('layer_')}"
+    return f"{NORM}{site.folder.removeprefix('layer_')}"
 
 
 def read_dtype(dtype: StoreDtype) -> torch.dtype:

@@ -50,7 +50,7 @@ def parts_for(recipe: StoreRecipe, store: Path) -> Iterator[Part]:
     """What makes a store hold all sites of a recipe, part by part; the first is of the recipe's own model.
 
     Raises:
-        UserError: a manifest is damaged, or a part is of a model that the recipe does not know.
+        UserError: a manifest is damaged.
     """
     missing = recipe.activations.sites
 

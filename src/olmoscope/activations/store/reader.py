@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from olmoscope.activations.store.format import (
+    NORM,
     Manifest,
     SegmentSums,
     has_segment,
@@ -25,8 +26,6 @@ from olmoscope.sae.normalize import Normalize, normalize_rows
 from olmoscope.site import Site
 
 SAMPLE_ROWS = 2**17
-NORM = "norm_"
-"""What the names of norms in rows/ begin with."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Store:
     """A store on disk."""
 
     path: Path
-    """Of its first part (activations/store/growth.py)."""
+    """The folder of its first part (activations/store/growth.py)."""
     manifest: Manifest
     """The first part's, with the sites of all parts."""
     segment_rows: list[int]

@@ -126,12 +126,12 @@ class LiveRounds:
         return float(self._sampled[site].float().norm(dim=1).median())
 
     def sample(self, site: Site, rows: int) -> Tensor:
-        """Of the first round; see `Rounds`."""
+        """Rows of the first round; see `Rounds`."""
         self._sampled = self._sampled or self.read(0, 0, None)
         return self._sampled[site][:rows].float().cpu()
 
     def outliers(self, site: Site, over: float, rows: int) -> Tensor:
-        """Of the first round; see `Rounds`."""
+        """Outliers among the rows of the first round; see `Rounds`."""
         self._sampled = self._sampled or self.read(0, 0, None)
         x_ND = self._sampled[site].float()
         return x_ND[x_ND.norm(dim=1) > over][:rows].cpu()
