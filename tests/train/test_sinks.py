@@ -1,4 +1,4 @@
-"""Attention sinks: found, given back almost exactly, and the finished SAE is an ordinary one."""
+"""Attention sinks: found, reconstructed almost exactly, and the finished SAE is an ordinary one."""
 
 import json
 import shutil
@@ -84,7 +84,7 @@ def train_alone(job, spec, store, out):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_sinks_are_given_back_and_ordinary_rows_lose_nothing(job, store, out, name, tmp_path):
+def test_sinks_are_reconstructed_and_ordinary_rows_lose_nothing(job, store, out, name, tmp_path):
     spec = next(sae for sae in job.saes if sae.id == name)
     ordinary_ND, sinks_ND = rows_of(store)
     sae = open_sae(run_folder(out, spec)).sae
@@ -107,7 +107,7 @@ def test_sinks_are_given_back_and_ordinary_rows_lose_nothing(job, store, out, na
     assert not (values.values[values.indices == 0] > 0).any()  # the latent of the sinks is theirs alone
 
 
-def test_it_says_so(job, out, capsys):
+def test_it_says_so(job, out):
     said = (run_folder(out, job.saes[0]) / "training.log").read_text()
     assert "1 latent is for attention sinks, rows of over 10 times the median norm along one direction" in said
 
@@ -129,7 +129,7 @@ def test_going_on_from_a_checkpoint_is_the_same(job, store, out, tmp_path):
 
 @pytest.mark.parametrize("name", ["topk", "tied", "jumprelu"])
 def test_the_real_sae_lens_gives_the_same(job, store, out, name):
-    """No rule of ours is needed to splice it in: SAELens's own class gives sinks back as ours does."""
+    """No rule of ours is needed to splice it in: SAELens's own class reconstructs sinks as ours does."""
     sae_lens = pytest.importorskip("sae_lens")
     spec = next(sae for sae in job.saes if sae.id == name)
     run = run_folder(out, spec)
@@ -193,11 +193,11 @@ def test_rows_that_a_filter_leaves_out_have_their_latent(job, store, tmp_path):
     assert (sae.reconstruct(sinks_ND)[0] - sinks_ND).norm(dim=1).median() < ordinary_ND.norm(dim=1).median()
 
 
-def test_rows_that_nothing_gives_back_are_warned_of(job, store, tmp_path, capsys):
+def test_rows_left_out_and_not_reconstructed_are_warned_of(job, store, tmp_path):
     spec = CoderConfig(layer=1, d_sae=512, k=8, train={"filter": {"max_norm": 10}, "sinks": "off"})
     train_alone(job, spec, store, tmp_path)
     said = (run_folder(tmp_path, spec) / "training.log").read_text()
-    assert "train.filter.max_norm leaves out rows that nothing gives back where the SAE is spliced in" in said
+    assert "train.filter.max_norm leaves out rows that the SAE will still get when it is spliced into the model" in said
 
 
 def test_the_setting_decides_the_run_and_runs_of_before_keep_their_hash(job):

@@ -257,8 +257,8 @@ def _outliers(runs: Sequence[FinishedRun]) -> str:
   are with x̂ in every place, outliers among them."""
     if any(run.done.sinks for run in runs):
         text += """
-  The first latents of the SAEs there are for such rows (attention sinks) and give them back almost exactly; that
-  needs no rule or setting, in SAELens or elsewhere."""
+  The first latents of these SAEs are for such rows (attention sinks) and reconstruct them almost exactly; SAELens
+  and other tools need no rule or setting for that."""
     return text
 
 

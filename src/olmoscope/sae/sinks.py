@@ -1,4 +1,4 @@
-"""Latents for attention sinks: a few fixed directions that give rows of huge norm back almost exactly.
+"""Latents for attention sinks: a few fixed directions that reconstruct rows of huge norm almost exactly.
 
 In most language models some rows, above all that of the first position, have a norm tens or hundreds of times the
 median, along nearly one direction (attention sinks; massive activations: Sun et al. 2024, arXiv:2402.17762). A loss
@@ -6,7 +6,7 @@ that counts a row's error relative to the row learns little from them, and what 
 an ordinary row: spliced into the model, it does more harm than all other errors together.
 
 So these directions are found before training (train/find_sinks.py), and each has a latent of its own, which is not
-trained. With c_j a row's coordinate along direction j, it is active only far out, and then gives back all of the
+trained. With c_j a row's coordinate along direction j, it is active only far out, and then reconstructs all of the
 coordinate but what is usual:
 
     a_j = gain_j max(0, c_j − onset_j)        gain_j = (typical_j − usual_j) / (typical_j − onset_j)

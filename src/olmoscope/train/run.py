@@ -117,8 +117,8 @@ class Run:
         if self.ends.sinks is not None and not found:
             self._say_sinks(self.ends.sinks)
         elif self.settings.filter.max_norm is not None and rounds.kept.dropped_share and not found:
-            self._warn("train.filter.max_norm leaves out rows that nothing gives back where the SAE is spliced in; "
-                       "what that costs the model, evaluation says (ΔCE, and ΔCE with outliers kept)")
+            self._warn("train.filter.max_norm leaves out rows that the SAE will still get when it is spliced into the "
+                       "model; evaluation says what that costs (ΔCE, and ΔCE with outliers kept)")
 
     def _say_sinks(self, sinks: Sinks) -> None:
         many = f"{sinks.count} latents are" if sinks.count > 1 else "1 latent is"
