@@ -1,54 +1,49 @@
-"""The training step with levers that are no settings of the product; docs/recipes.md tells what they did.
+"""Levers that are no settings of the product: a run of ours trained again with one of them, by the same evaluation.
 
-Built of the package's own step, losses and kernels: a lever that wins would cost the same there. Shapes as in
-olmoscope.train.step.
+    python benchmarks/levers.py OUT RUN [RUN ...] [--levers NAME ...]
+
+OUT is an output folder with its stores, RUN a finished run in it: an SAE of one site. It is trained again on the same
+rows, from the same start, by the package's own step, losses and kernels, with one lever on top: what wins would cost
+the same in the product. Results are OUT/levers/RUN/NAME.json, made once; the table has the run itself first. Settings
+of the product are varied by a study (recipes/quality.yaml, form `settings`). Shapes as in olmoscope.train.step.
 """
 
-from dataclasses import dataclass
+import argparse
+import contextlib
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from olmoscope.activations.stream.batches import Stream
+from olmoscope.evaluate.results import write_evaluation
 from olmoscope.kernels.interface import SortedPairs
+from olmoscope.model.load import pick_device
+from olmoscope.recipe.schema import CoderConfig, Recipe
+from olmoscope.sae.io.checkpoint import read_checkpoint
+from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.topk import TopK
 from olmoscope.train.adam import Adam, update_parameter
-from olmoscope.train.derived import SettledAuxiliary
+from olmoscope.train.checkpoint import checkpoints
+from olmoscope.train.derived import settled
 from olmoscope.train.gradients import Gradients, sorted_together
+from olmoscope.train.run import Run
 from olmoscope.train.step import Step
+from runs_of import evaluate, recipe_and_coder, rounds_of, table
 
 
 @dataclass(frozen=True)
 class Levers:
-    """One way to train; by default a rate of 1e-3 and nothing else."""
+    """What training does besides; by default nothing."""
 
-    order: str = "shuffled"
-    batch: int = 256
-    lr: float = 1e-3
-    decoder_rate: float = 1.0
-    scale_biases: bool = False
-    decay: float = 0.2
-    """Share of the steps over which the rate falls linearly to 0, at the end."""
-    warmup: float = 0.0
-    """Share of the steps over which it rises, at the start."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    adam: str = "exact"
-    normalize: str = "none"
-    weights: str = "tied"
-    init: str = "random"
-    """Rows of unit norm: `random`, or `data` (centred training rows)."""
+    data_rows: bool = False
+    """Both matrices start as training rows (centred, unit norm)."""
     encoder_scale: float = 1.0
-    """Untied: rows of the encoder start as this times those of the decoder."""
-    k_aux: int = 0
-    """The auxiliary loss's k; 0: no such loss."""
-    aux: float = 1 / 32
-    aux_window: int = 20_480
-    aux_lift: float = 0.0
-    """Of the auxiliary loss: how fast biases of dead latents rise."""
-    lift: float = 0.0
-    """The bias of a quiet latent rises, over `lift_window` tokens, by this times the mean k-th activation."""
-    lift_window: int = 50_000
-    """Tokens without firing after which a latent is quiet."""
+    """Rows of the encoder start as this times those of the decoder."""
+    warmup: float = 0.0
+    """Share of the steps over which the rate rises."""
     resample: int = 0
     """Tokens between revivals: latents dead for as long become residuals of badly reconstructed rows of the batch."""
     anneal: int = 0
@@ -61,35 +56,52 @@ class Levers:
     """Decay of the running mean of the weights; the mean is evaluated."""
 
 
+LEVERS = {
+    "data rows": Levers(data_rows=True),
+    "data rows, encoder 0.1": Levers(data_rows=True, encoder_scale=0.1),
+    "encoder 0.5": Levers(encoder_scale=0.5),
+    "encoder 0.3": Levers(encoder_scale=0.3),
+    "warmup 0.05": Levers(warmup=0.05),
+    "resampling": Levers(resample=100_000),
+    "k from 128": Levers(anneal=128),
+    "Multi-TopK": Levers(multi=4),
+    "clipped to 0.03": Levers(clip=0.03),
+    "EMA 0.999": Levers(ema=0.999),
+}
+
+
 class LeverStep(Step):
     """An SAE in training under `Levers`."""
 
-    def __init__(self, sae: TopK, levers: Levers, steps: int, seed: int) -> None:
-        auxiliary = None
-        if levers.k_aux:
-            auxiliary = SettledAuxiliary(weight=levers.aux, k=levers.k_aux, dead_window=levers.aux_window,
-                                         lift=levers.aux_lift)
-        super().__init__(sae, Adam(levers.betas, levers.eps, levers.adam,  # type: ignore[arg-type]
-                                   decoder_rate=levers.decoder_rate, scale_biases=levers.scale_biases), auxiliary)
+    def __init__(self, recipe: Recipe, spec: CoderConfig, sae: TopK, levers: Levers, steps: int, x_BD: Tensor) -> None:
+        """
+        Args:
+            x_BD: some training rows, at least `d_sae` where latents start from them.
+        """
+        settings = settled(recipe, spec)
+        super().__init__(sae, Adam.of(settings), settings.auxiliary)
         self.levers, self.steps = levers, steps
-        self.rng = torch.Generator().manual_seed(seed + 1)
+        self.rng = torch.Generator().manual_seed(settings.seed + 1)
+        if levers.data_rows:
+            order = torch.randperm(len(x_BD), generator=self.rng)[:sae.d_sae]
+            rows_FD = sae.center(x_BD[order].float())[0]
+            for matrix_FD in (sae.W_enc, sae.W_dec):
+                matrix_FD.copy_(rows_FD / rows_FD.norm(dim=1, keepdim=True))
+        if not sae.tied:
+            sae.W_enc.mul_(levers.encoder_scale)
         self.last_used_F = torch.zeros_like(self.last_fired_F)
         """As `last_fired_F`, but a revival counts: nobody is revived twice within the window."""
         self.mean = {name: value.clone() for name, value in sae.state_dict().items()} if levers.ema else {}
 
-    def rate(self) -> float:
-        """The learning rate of the step to come."""
-        levers, left = self.levers, self.steps - self.count
-        decay = min(1.0, left / (levers.decay * self.steps)) if levers.decay else 1.0
-        return levers.lr * min(decay, (self.count + 1) / (levers.warmup * self.steps) if levers.warmup else 1.0)
-
     @torch.no_grad()
-    def __call__(self, x_BD: Tensor, lr: float) -> None:
+    def __call__(self, x_BD: Tensor, lr: float, target_BD: Tensor | None = None) -> None:
         sae, levers, kernels, moments = self.sae, self.levers, self.kernels, self.moments
         x_BD = x_BD.to(sae.W_dec.dtype).contiguous()
         u_BD, statistics = sae.center(x_BD)
         if self.count == 0:
             self._start(u_BD)
+        if levers.warmup:
+            lr *= min(1.0, (self.count + 1) / (levers.warmup * self.steps))
         mean_B1, std_B1 = (None, None) if statistics is None else (statistics.mean_B1, statistics.std_B1)
         k = self._k()
         wide_BK, places_BK = kernels.encode_topk(u_BD, sae.W_enc, sae.b_latent, k * max(1, levers.multi))
@@ -115,25 +127,23 @@ class LeverStep(Step):
         update_parameter(sae.b_in, e_sum_D - b_pull_D, moments["b_pre"], biases)
         if self.auxiliary is not None:
             self.auxiliary.lift(values_BK)
-        if levers.lift:
-            quiet_F = self.tokens - self.last_fired_F >= levers.lift_window
-            sae.b_latent.add_(quiet_F * float(levers.lift * values_BK[:, -1].mean() * len(x_BD) / levers.lift_window))
         if levers.resample and self.tokens % levers.resample < len(x_BD) and self.count < 0.6 * self.steps:
             self._resample(residual.loss_B, residual.e_BD)
-        for name, value in self.mean.items():
-            value.lerp_(sae.state_dict()[name], 1 - min(levers.ema, self.count / (self.count + 10)))
-
-    def finished(self) -> TopK:
-        """The SAE to evaluate."""
-        if not self.mean:
-            return self.sae
-        sae = TopK.from_state_dict(self.mean, k=self.sae.k, normalize=self.sae.normalize)
-        sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
-        return sae
+        self._average()
 
     def _k(self) -> int:
         share = min(1.0, 2 * self.count / self.steps)
         return round(self.levers.anneal * (1 - share) + self.sae.k * share) if self.levers.anneal else self.sae.k
+
+    def _average(self) -> None:
+        """The running mean of the weights; it takes their place after the last step."""
+        now = self.sae.state_dict()
+        for name, value in self.mean.items():
+            value.lerp_(now[name], 1 - min(self.levers.ema, self.count / (self.count + 10)))
+            if self.count == self.steps:
+                now[name].copy_(value)
+        if self.mean and self.count == self.steps:
+            self.sae.W_dec.div_(self.sae.W_dec.norm(dim=1, keepdim=True))
 
     def _norm(self, pairs: SortedPairs, e_RD: Tensor, u_RD: Tensor) -> float:
         """Of the gradient of the matrices."""
@@ -162,3 +172,42 @@ class LeverStep(Step):
                 moments.first[dead_M] = 0.0
                 moments.second[dead_M] = moments.second.mean(dim=0)
         self.last_used_F[dead_M] = self.tokens
+
+
+def main() -> None:
+    """Read the arguments, train and measure what is missing, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("runs", nargs="+", help="ids of SAEs")
+    parser.add_argument("--levers", nargs="*", default=list(LEVERS), choices=list(LEVERS), metavar="NAME",
+                        help=f"of: {', '.join(LEVERS)}")
+    arguments = parser.parse_args()
+    for run in arguments.runs:
+        folder = arguments.out / "levers" / run
+        ours = open_sae(arguments.out / "runs" / run)
+        for name in arguments.levers:
+            if (folder / f"{name}.json").exists():
+                continue
+            sae = train(arguments.out, run, LEVERS[name]).at(ours.reads)
+            evaluation = evaluate(arguments.out, replace(ours, sae=sae, name=name, identity=name))
+            write_evaluation(folder / f"{name}.json", evaluation)
+        print(table(arguments.out, run, folder))
+
+
+def train(out: Path, run: str, levers: Levers) -> TopK:
+    """A run again, with levers."""
+    recipe, spec = recipe_and_coder(out, run)
+    rounds, settings = rounds_of(out, run), settled(recipe, spec)
+    with tempfile.TemporaryDirectory() as folder, contextlib.closing(Stream(rounds, settings.batch)) as stream:
+        training = Run(recipe, spec, rounds, Path(folder), pick_device("cpu"))
+        x_ND = rounds.sample(spec.site, spec.d_sae)
+        if training.ends.sinks is not None:
+            x_ND = training.ends.sinks.split(x_ND)[1]
+        training.step = LeverStep(recipe, spec, training.step.sae, levers, training.steps, x_ND)
+        for _ in range(training.steps):
+            training.train_on(stream.next_batch(), stream.state())
+        return read_checkpoint(checkpoints(Path(folder))[-1])
+
+
+if __name__ == "__main__":
+    main()
