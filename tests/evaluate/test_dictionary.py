@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from olmoscope.evaluate import dictionary
-from olmoscope.evaluate.dictionary import largest_cosines, measure_dictionary
+from olmoscope.evaluate.dictionary import decoder_cosines, measure_dictionary
 from olmoscope.sae.topk import TopK
 
 F, D = 300, 24
@@ -29,11 +29,14 @@ def dense(W_FD):
 def test_equals_a_dense_computation(monkeypatch, at_once):
     monkeypatch.setattr(dictionary, "_ELEMENTS_AT_ONCE", at_once)
     one = sae()
-    found_F, want_F = largest_cosines(one, torch.arange(F)), dense(one.W_dec)
+    (found_F, absolute_F), want_F = decoder_cosines(one, torch.arange(F)), dense(one.W_dec)
+    every_F = torch.nn.functional.cosine_similarity(one.W_dec.double()[:, None], one.W_dec.double()[None], dim=2).abs()
+    torch.testing.assert_close(absolute_F.double(), (every_F.sum(1) - every_F.diagonal()) / (F - 1), rtol=0, atol=1e-6)
     torch.testing.assert_close(found_F.double(), want_F, rtol=0, atol=1e-6)
     assert torch.allclose(found_F[torch.tensor([0, 7, 8])], torch.ones(3), atol=1e-6)
     measured = measure_dictionary(one)
     assert measured.latents == sum(measured.counts) == F
+    assert measured.mean_absolute == pytest.approx(float(absolute_F.mean()))
     assert measured.mean == pytest.approx(float(want_F.mean()), abs=1e-6)
     assert measured.p95 == pytest.approx(float(np.percentile(want_F, 95)), abs=1e-6)
     assert measured.largest == pytest.approx(1, abs=1e-6)

@@ -89,7 +89,7 @@ def test_it_says_what_evaluation_json_says(page, runs):
         "over_90_percent": evaluation["dictionary"]["over_90_percent"]}
     intervals = evaluation["intervals"] | evaluation["language"]["intervals"]
     rows = {row.get_attribute("data-figure"): row.locator("td") for row in page.locator("tr[data-figure]").all()}
-    assert len(rows) == 23
+    assert len(rows) == 24
     for key, cell in rows.items():
         if flat[key] is None:
             assert cell.inner_text() == "none"
@@ -158,7 +158,7 @@ def test_the_figures_can_be_copied(browser, runs):
 def test_nothing_is_lost_without_scripts(browser, runs):
     page = browser.page(scripts=False)
     page.goto((runs[0] / REPORT).as_uri())
-    assert page.locator("tr[data-figure]").count() == 23
+    assert page.locator("tr[data-figure]").count() == 24
     assert page.locator("svg .hit title").count() > 50
     assert not page.locator("#copy").is_visible()
 

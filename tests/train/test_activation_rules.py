@@ -84,7 +84,7 @@ def dense_codes(activation, p_BF, k, t_F) -> tuple[Tensor, Tensor]:
     return z_BF, SPARSITY * (active_BF.sum() / (rows * k) - 1) ** 2 + DRIFT * t_F.mean()
 
 
-def dense_loss(x_BD, sae, parameters, activation, shares, t_F) -> Tensor:
+def dense_loss(x_BD, sae, parameters, activation, shares, t_F, v_BD) -> Tensor:
     *matrices, b_latent_F, b_pre_D = parameters
     n_BD, statistics = normalize_rows(x_BD, sae.normalize)
     z_BF, loss = dense_codes(activation, (n_BD - b_pre_D) @ matrices[0].T + b_latent_F, sae.k, t_F)
@@ -92,14 +92,15 @@ def dense_loss(x_BD, sae, parameters, activation, shares, t_F) -> Tensor:
     for stop in stops:
         xhat_BD = restore_rows(z_BF[:, :stop] @ matrices[-1][:stop] + b_pre_D, statistics)
         loss = loss + ((xhat_BD - x_BD).square().sum(1) / x_BD.square().sum(1)).mean() / len(stops)
-    return loss
+    return loss + (xhat_BD * v_BD).sum()  # another loss of the whole reconstruction, whose gradient there is v
 
 
 @settings(max_examples=6 if FEW else 60, deadline=None)
 @given(activation=st.sampled_from(sorted(RULES)), shares=st.sampled_from([(), (0.3,), (0.1, 0.5)]),
        d_model=st.integers(3, 33), size=st.integers(2, 14), rows=st.integers(1, 40), k=st.integers(1, 5),
-       seed=st.integers(0, 2**31), normalize=st.sampled_from(["none", "layer_norm"]), tied=st.booleans())
-def test_gradients_equal_autograd(kernels, activation, shares, d_model, size, rows, k, seed, normalize, tied):
+       seed=st.integers(0, 2**31), normalize=st.sampled_from(["none", "layer_norm"]), tied=st.booleans(),
+       pulled=st.booleans())
+def test_gradients_equal_autograd(kernels, activation, shares, d_model, size, rows, k, seed, normalize, tied, pulled):
     sae = fresh(d_model, k * size, k, normalize, seed, tied)
     x_BD = randn(seed + 2, rows, d_model)
     step = Step(sae, Adam((0.0, 0.999), 1e-8), activation=activation, matryoshka=shares, kernels=kernels)
@@ -111,10 +112,11 @@ def test_gradients_equal_autograd(kernels, activation, shares, d_model, size, ro
     step.count = 1
     parameters = [p.clone().requires_grad_() for p in sae.state_dict().values()]
     wanted = parameters if t_F is None else [*parameters, t_F]
-    expected = list(torch.autograd.grad(dense_loss(x_BD, sae, parameters, activation, shares, t_F), wanted))
+    v_BD = pulled * randn(seed + 4, rows, d_model)
+    expected = list(torch.autograd.grad(dense_loss(x_BD, sae, parameters, activation, shares, t_F, v_BD), wanted))
     decoder = expected[0 if tied else 1]
     decoder -= (decoder * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
-    step(x_BD, lr=1.0)
+    step(x_BD, lr=1.0, pull=(lambda xhat_BD, y_BD, e_BD: v_BD) if pulled else None)
     moments = step.moments | ({} if t_F is None else {"log_threshold": step.rule.moments})
     # With β₁ = 0 the first moment is the gradient.
     for (name, got), want in zip(moments.items(), expected, strict=True):

@@ -17,11 +17,17 @@ def test_batch_grows_with_the_tokens(tmp_path, tokens, batch):
 def test_rate_and_window_follow_width_and_k():
     full, tiny = load_recipe("olmo3-7b-think"), load_recipe("tiny")
     narrow, wide = settled(tiny, tiny.saes[0]), settled(full, full.saes[0])
-    assert (narrow.lr, narrow.auxiliary.k, narrow.auxiliary.dead_window) == (2e-3, 32, 20480)
+    assert (narrow.lr, narrow.auxiliary.k, narrow.auxiliary.dead_window) == (2e-3, 32, 140_000 // 30)
     assert (narrow.auxiliary.weight, wide.auxiliary.weight) == (1 / 8, 1 / 8)
     assert wide.lr == pytest.approx(2e-3 / 32**0.5)
     assert (narrow.decoder_rate, wide.decoder_rate) == (8, 8)
     assert (wide.batch, wide.auxiliary.k, wide.auxiliary.dead_window) == (4096, 64, 327680)
+
+
+@pytest.mark.parametrize(("tokens", "window"), [(3000, 16 * 512 // 8), (60_000, 2000), (10**7, 160 * 512 // 8)])
+def test_latents_are_revived_early_enough(tmp_path, tokens, window):
+    one = recipe(tmp_path, tokens__count=tokens)
+    assert settled(one, one.saes[0]).auxiliary.dead_window == window
 
 
 def test_tied_weights_get_the_lift_alone(tmp_path):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from rich.markup import escape
 
 from olmoscope.cli.tables import console, in_lines, new_table_of_names
+from olmoscope.evaluate.l0_advice import l0_advice
 from olmoscope.evaluate.study import FRONTIERS, Setting, Study
 
 MEASURED = (("nmse", "NMSE", ".4f"), ("fvu", "FVU", ".4f"), ("l0", "L0", ".1f"), ("dead", "dead", ".1%"),
@@ -22,6 +23,8 @@ def show_study(study: Study) -> None:
         console.print("*: no other setting of its site has less FVU (ΔCE) at no more L0, by the means.")
     if study.seeds:
         console.print("±: sample standard deviation over n seeds of training.")
+    for advice in l0_advice(study.settings):
+        console.print(advice, markup=False, highlight=False)
     if not study.same_text:
         console.print("[yellow]These runs were not measured on the same tokens: small differences mean nothing.[/]")
 

@@ -24,24 +24,31 @@ def _nobody(count: int) -> None:
 
 
 @torch.no_grad()
-def largest_cosines(sae: SparseCoder, latents_C: torch.Tensor,
-                    advance: Callable[[int], None] = _nobody) -> torch.Tensor:
-    """For some latents the largest cosine of their decoder direction with any other's, float32 on the CPU.
+def decoder_cosines(sae: SparseCoder, latents_C: torch.Tensor,
+                    advance: Callable[[int], None] = _nobody) -> tuple[torch.Tensor, torch.Tensor]:
+    """How alike some latents' decoder directions are to all others.
 
     A direction of length 0 has cosine 0 with all.
 
     Args:
         advance: told of every few latents that are done.
+
+    Returns:
+        Of each latent its largest cosine with another, and the mean absolute value of all its cosines with others;
+        float32 on the CPU.
     """
     W_FD = sae.W_dec.float()
     unit_FD = W_FD / W_FD.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-    found = []
+    largest, absolute = [], []
     for chunk in torch.split(latents_C.to(W_FD.device), max(1, _ELEMENTS_AT_ONCE // sae.d_sae)):
         cosines_CF = unit_FD[chunk] @ unit_FD.T
-        cosines_CF[torch.arange(len(chunk), device=W_FD.device), chunk] = -torch.inf
-        found.append(cosines_CF.max(dim=1).values.cpu())
+        itself = torch.arange(len(chunk), device=W_FD.device), chunk
+        cosines_CF[itself] = 0
+        absolute.append(cosines_CF.abs().sum(dim=1).cpu() / max(1, sae.d_sae - 1))
+        cosines_CF[itself] = -torch.inf
+        largest.append(cosines_CF.max(dim=1).values.cpu())
         advance(len(chunk))
-    return torch.cat(found).clamp(-1, 1)
+    return torch.cat(largest).clamp(-1, 1), torch.cat(absolute)
 
 
 def latents_measured(d_sae: int) -> int:
@@ -50,15 +57,15 @@ def latents_measured(d_sae: int) -> int:
 
 
 def measure_dictionary(sae: SparseCoder, advance: Callable[[int], None] = _nobody) -> Dictionary:
-    """The distribution of `largest_cosines`."""
+    """The distribution of largest cosines, and the mean of all."""
     count = latents_measured(sae.d_sae)
     latents = np.arange(sae.d_sae)
     if count < sae.d_sae:
         draws = generator(0, "latents whose cosines are measured")
         latents = np.sort(draws.choice(sae.d_sae, count, replace=False))
-    cosines = largest_cosines(sae, torch.from_numpy(latents), advance).double().numpy()
+    cosines, absolute = (found.double().numpy() for found in decoder_cosines(sae, torch.from_numpy(latents), advance))
     return Dictionary(
-        latents=len(latents), mean=float(cosines.mean()), p50=float(np.percentile(cosines, 50)),
-        p95=float(np.percentile(cosines, 95)), largest=float(cosines.max()),
+        latents=len(latents), mean_absolute=float(absolute.mean()), mean=float(cosines.mean()),
+        p50=float(np.percentile(cosines, 50)), p95=float(np.percentile(cosines, 95)), largest=float(cosines.max()),
         over_90_percent=float((cosines > 0.9).mean()), bin_edges=BIN_EDGES.tolist(),
         counts=np.histogram(cosines, bins=BIN_EDGES)[0].tolist())

@@ -96,6 +96,10 @@ KL_KEPT = Figure("kl_outliers_kept", "KL divergence, outliers kept", "The same w
 KL = Figure("kl", "KL divergence", "Of the spliced model's next-token distribution from the clean one's.",
             lambda e: e.language.kl, unit="nats", intervals=_language, short="KL, nats")
 
+DECODER_COSINE = Figure("decoder_cosine", "Decoder cosine, mean absolute value",
+                        "Mean |cosine| of pairs of decoder directions. Over several L0 of one site: l0_advice.py.",
+                        lambda e: e.dictionary.mean_absolute)
+
 _ALL: tuple[tuple[str, tuple[Figure, ...]], ...] = (
     ("Reconstruction", (
         NMSE,
@@ -132,6 +136,7 @@ _ALL: tuple[tuple[str, tuple[Figure, ...]], ...] = (
                "For each latent, the largest cosine of its decoder direction with another's: low is diverse.",
                lambda e: e.dictionary.mean),
         Figure("cosine_p95", "Largest decoder cosine, 95th percentile", "As above.", lambda e: e.dictionary.p95),
+        DECODER_COSINE,
         Figure("over_90_percent", "Latents with a near copy", "Share of latents whose largest cosine is over 0.9.",
                lambda e: e.dictionary.over_90_percent, "share"))),
 )

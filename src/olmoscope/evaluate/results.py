@@ -157,6 +157,8 @@ class Dictionary(_Frozen):
 
     latents: int
     """How many were looked at (against all others): all, or a sample of a wide dictionary."""
+    mean_absolute: FiniteFloat | None = None
+    """Mean |cosine| of pairs of directions; null in evaluations of earlier versions."""
     mean: FiniteFloat
     p50: FiniteFloat
     p95: FiniteFloat

@@ -13,7 +13,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from olmoscope.errors import UserError
-from olmoscope.evaluate.figures import DEAD, DELTA_CE, FVU, KL, L0, NMSE, RECOVERED
+from olmoscope.evaluate.figures import DEAD, DECODER_COSINE, DELTA_CE, FVU, KL, L0, NMSE, RECOVERED
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.files import read_json, write_text
 from olmoscope.recipe.names import plain_text
@@ -100,7 +100,7 @@ def study_of(recipe: Recipe, out: Path) -> Study:
                    if (path := run_folder(out, sae) / EVALUATION).exists()}
     if not evaluations:
         raise UserError(f"no run of {out} is evaluated yet; run `olmoscope evaluate {out}` first")
-    figures = {run: {figure.key: figure.value(evaluation) for figure in FIGURES}
+    figures = {run: {figure.key: figure.value(evaluation) for figure in (*FIGURES, DECODER_COSINE)}
                for run, evaluation in evaluations.items()}
     texts = {(evaluation.text.tokens_hash, evaluation.rows, evaluation.language.rows)
              for evaluation in evaluations.values()}

@@ -92,9 +92,9 @@ class CausalLM:
             hidden_BTD = self._run(token_ids_BT, positions_BT)
         return Reading(token_ids_BT, positions_BT, hidden_BTD, dict(found), dict(lower))
 
-    @torch.no_grad()
     def go_on(self, place: Place, x_BTD: Tensor, reading: Reading) -> Tensor:
-        """The last hidden state if `x_BTD` stood at a site; with what stood there, exactly `reading`'s.
+        """The last hidden state if `x_BTD` stood at a site; with what stood there, exactly `reading`'s. Gradients go to
+        `x_BTD`, if it asks for any.
 
         Args:
             reading: of the same tokens, with this place among those read.
@@ -110,9 +110,9 @@ class CausalLM:
                 stack.enter_context(replaced(place, lambda _: x_BTD))
             return self._run(reading.token_ids_BT, reading.positions_BT)
 
-    @torch.no_grad()
     def logits(self, hidden_CD: Tensor) -> Tensor:
-        """Logits `[C, V]` of last hidden states, by the model's own forward: it may cap or scale them."""
+        """Logits `[C, V]` of last hidden states, by the model's own forward: it may cap or scale them. Gradients go to
+        the states, if they ask for any."""
         return _logits(self.module, self.body, self.body_output, hidden_CD)
 
     def find(self, sites: Iterable[Site]) -> Sites:
@@ -148,7 +148,7 @@ def load_causal_lm(model: Model, device: torch.device, sites: Sequence[Site] = (
     config = read_config(model)
     check_config(config, model, deepest(sites))
     text = config.get_text_config()
-    module = read_weights(model, config).to(device)
+    module = read_weights(model, config).to(device).requires_grad_(False)
     path, layers = find_layers(module, text.num_hidden_layers)
     tried = try_causal_lm(module, path, layers, model.name, revision_of(model), text.hidden_size,
                           module.config.get_text_config().vocab_size)

@@ -30,6 +30,7 @@ from olmoscope.recipe.training import Auxiliary as Auxiliary
 from olmoscope.recipe.training import Candidates as Candidates
 from olmoscope.recipe.training import Every as Every
 from olmoscope.recipe.training import Filter as Filter
+from olmoscope.recipe.training import Finish as Finish
 from olmoscope.recipe.training import Live as Live
 from olmoscope.recipe.training import Train as Train
 from olmoscope.recipe.tree import merge
@@ -71,6 +72,9 @@ class Recipe(StoreRecipe):
                     raise ValueError(f"saes.{number}: {site} is not collected (activations.sites: "
                                      f"{', '.join(map(str, sites))})")
             train = self._checked_train(f"saes.{number}.train", sae)
+            if train.finish and (len(sae.reads) > 1 or sae.sites[0].model):
+                raise ValueError(f"saes.{number}: train.finish is for coders that write one site of the recipe's own "
+                                 "model; set train: {finish: null} for this one")
             if sae.activation == "groupmax" and train.candidates:
                 raise ValueError(f"saes.{number}.activation: groupmax needs all pre-activations; leave out one of it "
                                  "and train.candidates")
@@ -120,6 +124,8 @@ class Recipe(StoreRecipe):
             del tree["seed"]
         if train.sinks == "auto":  # runs of before have none, and are what they are
             del tree["sinks"]
+        if train.finish is None:
+            del tree["finish"]
         return {"sae": sae.identity(), "train": tree}
 
     def to_yaml(self) -> str:

@@ -61,6 +61,15 @@ class Candidates(Frozen):
     training, they become more."""
 
 
+class Finish(Frozen):
+    """The end of training on the language model's own loss as well (train/finish.py)."""
+
+    kl: Annotated[float, Field(gt=0)] = 1.0
+    """How hard the divergence of the model's predictions pulls at a reconstruction, beside how hard its error does."""
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Of the steps, the last ones."""
+
+
 class Every(Frozen):
     """Checkpoints to keep, by their steps."""
 
@@ -109,6 +118,10 @@ class Train(Frozen):
     """Latents for attention sinks, rows of huge norm along a direction of their own (sae/sinks.py): as many of the
     d_sae as the site has such directions, in nearly all models one or none. They are found before training and fixed.
     For SAEs of one site, without layer norm or groups."""
+    finish: Finish | None = None
+    """In the last steps the language model reads sequences with reconstructions in them, and what that does to its
+    predictions counts as well; null: training ends as it began. Costs passes of the whole model over as many tokens as
+    these steps have rows."""
     dead_window: Count = 500_000
     """A latent is counted as dead if it did not fire in this many tokens."""
     checkpoint_every: Count = 1000
@@ -141,4 +154,10 @@ class Train(Frozen):
                              "leave out one of live and filter.max_norm")
         if self.live and self.order == "reading":
             raise ValueError("a live stream is always shuffled: leave out one of live and order: reading")
+        return self
+
+    @model_validator(mode="after")
+    def _finish_can_do_it(self) -> "Train":
+        if self.finish and self.filter != Filter():
+            raise ValueError("finish trains on whole sequences: leave out one of finish and filter")
         return self

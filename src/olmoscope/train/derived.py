@@ -8,7 +8,8 @@ What stands in a recipe counts; what is null there is found here, by rules that 
 - `decoder_rate`: 8 times `lr`. What a code means is cheap to learn and to change; when to fire is not.
 - `auxiliary.weight`: 1/8; 0 where weights are tied, which the loss harms.
 - `auxiliary.k`: the SAE's own k.
-- `auxiliary.dead_window`: the tokens in which a latent would fire 160 times, if all fired equally often.
+- `auxiliary.dead_window`: a thirtieth of the tokens, so that there is time to revive a latent; but no fewer than those
+  in which a latent would fire 16 times, and no more than for 160 times, if all fired equally often.
 """
 
 import math
@@ -25,7 +26,8 @@ SMALLEST_BATCH, LARGEST_BATCH = 256, 4096
 RATE, RATE_WIDTH = 2e-3, 4096
 DECODER_RATE = 8.0
 WEIGHT = 1 / 8
-FIRINGS = 160
+WINDOWS = 30
+FEWEST_FIRINGS, MOST_FIRINGS = 16, 160
 
 
 class SettledAuxiliary(Auxiliary):
@@ -61,7 +63,8 @@ def settled(recipe: Recipe, sae: CoderConfig) -> Settled:
     lr = RATE * math.sqrt(RATE_WIDTH / sae.d_sae) if train.lr is None else train.lr
     decoder_rate = (train.decoder_rate or DECODER_RATE) if sae.weights == "untied" else 1.0
     if auxiliary is not None:
-        window = max(1, FIRINGS * sae.d_sae // sae.k)
+        fewest, most = (max(1, firings * sae.d_sae // sae.k) for firings in (FEWEST_FIRINGS, MOST_FIRINGS))
+        window = min(most, max(fewest, recipe.tokens.count * train.epochs // WINDOWS))
         weight = auxiliary.weight
         if weight is None:
             weight = WEIGHT if sae.weights == "untied" else 0.0

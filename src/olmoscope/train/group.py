@@ -9,6 +9,7 @@ what they have had already.
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from olmoscope.files import clean_temporary, locked
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.prepare import prepare_kernels
 from olmoscope.model.load import pick_device
+from olmoscope.model.splice import load_causal_lm
+from olmoscope.model_source import at_revision
 from olmoscope.progress import bar, console
 from olmoscope.recipe.schema import CoderConfig, Recipe, Train
 from olmoscope.site import Site
@@ -115,6 +118,7 @@ def _train(recipe: Recipe, saes: list[CoderConfig], open_rounds: Callable[[list[
         return
     prepare_kernels(device, candidates=any(recipe.train_of(sae).candidates is not None for sae in missing))
     rounds = open_rounds(sorted({site for sae in missing for site in sae.sites}))
+    model = cache(lambda: load_causal_lm(at_revision(recipe.model, rounds.manifest.model.revision), device))
     while missing:
         count = how_many(recipe, missing, rounds.manifest.width, device)
         group, missing = missing[:count], missing[count:]
@@ -123,7 +127,7 @@ def _train(recipe: Recipe, saes: list[CoderConfig], open_rounds: Callable[[list[
                 held.enter_context(locked(run_folder(out, sae), "training"))
                 clean_temporary(run_folder(out, sae))
             trackers = [held.enter_context(open_tracker(tracker, recipe, sae, run_folder(out, sae))) for sae in group]
-            _train_group([Run(recipe, sae, rounds, run_folder(out, sae), device, each)
+            _train_group([Run(recipe, sae, rounds, run_folder(out, sae), device, model, each)
                           for sae, each in zip(group, trackers, strict=True)], rounds, device)
         yield from ((sae, True) for sae in group)
 

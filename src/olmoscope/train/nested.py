@@ -10,7 +10,8 @@ and each active pair is still used once. Shapes: B rows, D d_model, K places of 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -31,6 +32,12 @@ class NestedResidual:
     """dL/dz; 0 where the value is."""
     e_GBD: list[Tensor]
     """What each group's decoder rows are given."""
+
+
+    def pulled(self, kernels: Kernels, sae: TopK, e_BD: Tensor, values_BK: Tensor, indices_BK: Tensor) -> Self:
+        """With the gradient `e_BD` of another loss of the whole reconstruction added: all groups have a part in it."""
+        dz_BK = kernels.code_gradient(e_BD, values_BK, indices_BK, sae.W_dec)
+        return replace(self, dz_BK=self.dz_BK + dz_BK, e_GBD=[group_BD + e_BD for group_BD in self.e_GBD])
 
 
 class NestedLoss:

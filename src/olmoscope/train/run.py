@@ -8,7 +8,7 @@ a CPU. What it is fed comes from the loop (group.py), which may feed several at 
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from olmoscope.activations.stream.batches import START
 from olmoscope.activations.stream.rounds import Rounds
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json, write_text
+from olmoscope.model.splice import CausalLM
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import CoderConfig, Recipe
@@ -43,6 +44,7 @@ from olmoscope.train.checkpoint import (
 from olmoscope.train.derived import Settled, settled
 from olmoscope.train.ends import Ends, ends_of, scales_for
 from olmoscope.train.find_sinks import SAMPLE, sinks_at
+from olmoscope.train.finish import ModelLoss, Piece, draw_steps
 from olmoscope.train.initialize import initialize, initialize_transcoder
 from olmoscope.train.step import Step
 from olmoscope.train.trackers import Tracker
@@ -76,10 +78,11 @@ class Run:
     """An SAE in training, from its last checkpoint (or the start)."""
 
     def __init__(self, recipe: Recipe, spec: CoderConfig, rounds: Rounds, folder: Path, device: torch.device,
-                 tracker: Tracker | None = None) -> None:
+                 model: Callable[[], CausalLM], tracker: Tracker | None = None) -> None:
         """
         Args:
             folder: its run folder, held by this process.
+            model: gives the language model, on the device; asked only where `train.finish` needs it.
             tracker: where metrics go besides the folder.
 
         Raises:
@@ -88,6 +91,11 @@ class Run:
         self.recipe, self.spec, self.rounds, self.folder = recipe, spec, rounds, folder
         self.settings = settled(recipe, spec)
         self.steps = -(-rounds.kept.rows // self.settings.batch) * self.settings.epochs
+        self.finish_steps: list[tuple[Piece, ...]] = []
+        """The sequences that the last steps read (finish.py)."""
+        if finish := self.settings.finish:
+            self.finish_steps = draw_steps(rounds.tokens, max(1, round(finish.share * self.steps)),
+                                           self.settings.batch, recipe.seed)
         self.counts = _Counts()
         """Up to the last line of metrics.jsonl."""
         self.position = START
@@ -97,6 +105,9 @@ class Run:
         found = checkpoints(folder)
         self.ends = self._ends(found)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
+        if self.settings.finish:
+            self.model_loss = ModelLoss(model, self.ends.reads, self.ends.writes[0], rounds.tokens,
+                                        recipe.tokens.documents == "apart", self.settings.finish.kl)
         self.step = Step(self._fresh(device, bool(found)), Adam.of(self.settings), self.settings.auxiliary,
                          candidates=self.settings.candidates, activation=spec.activation, matryoshka=spec.matryoshka)
         if self.ends.sinks is not None:
@@ -140,8 +151,13 @@ class Run:
         Raises:
             UserError: the loss is not finite.
         """
+        pull = None
+        if (left := self.steps - self.step.count) <= len(self.finish_steps):
+            read = self.model_loss.read(self.finish_steps[-left])
+            batch = {site: torch.cat([batch[site], rows_RD]) for site, rows_RD in read.items()}
+            pull = self.model_loss.pull
         x_BD, target_BD = self.ends.rows(batch)
-        self.step(x_BD, learning_rate(self.settings, self.step.count, self.steps), target_BD)
+        self.step(x_BD, learning_rate(self.settings, self.step.count, self.steps), target_BD, pull)
         self.position = position
         if self.step.candidates and self.step.candidates.trial and self.step.count >= TRIAL_STEPS:
             self._end_trial(self.step.candidates, self.step.candidates.trial)

@@ -29,7 +29,7 @@ from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.interface import AdamStep, Kernels, Residual, SortedPairs
 from olmoscope.recipe.schema import Activation, Candidates
 from olmoscope.sae.io.checkpoint import rule_tensor
-from olmoscope.sae.normalize import RowStatistics
+from olmoscope.sae.normalize import RowStatistics, restore_rows
 from olmoscope.sae.topk import TopK
 from olmoscope.train.activation_rules import RULES
 from olmoscope.train.adam import Adam, update_parameter
@@ -38,6 +38,10 @@ from olmoscope.train.candidates import CandidateSearch
 from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.gradients import Gradients, sorted_together
 from olmoscope.train.nested import NestedLoss
+
+Pull = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A loss beside the NMSE. Given the reconstructions x̂, the rows wanted, and the gradient of the NMSE at x̂, it returns
+the gradient to add, each `[B, D_out]`."""
 
 
 class Sums(NamedTuple):
@@ -87,11 +91,12 @@ class Step:
         self.candidates = CandidateSearch(candidates, sae, self.kernels) if candidates else None
 
     @torch.no_grad()
-    def __call__(self, x_BD: Tensor, lr: float, target_BD: Tensor | None = None) -> None:
+    def __call__(self, x_BD: Tensor, lr: float, target_BD: Tensor | None = None, pull: Pull | None = None) -> None:
         """Train on one batch of activations `[B, D]`, any float dtype, on the coder's device.
 
         Args:
             target_BD: the rows to be written, `[B, D_out]`, of a transcoder.
+            pull: a loss beside the NMSE.
         """
         sae, kernels, moments = self.sae, self.kernels, self.moments
         x_BD = x_BD.to(sae.W_dec.dtype).contiguous()
@@ -103,6 +108,12 @@ class Step:
         values_BK, indices_BK = self.rule.encode(u_BD)
         skip_BD = None if sae.W_skip is None else x_BD @ sae.W_skip.T
         residual = self.nested.residual(kernels, sae, y_BD, values_BK, indices_BK, statistics, skip_BD)
+        if pull is not None:
+            xhat_BD = kernels.decode(values_BK, indices_BK, sae.W_dec) + sae.b_out
+            xhat_BD = restore_rows(xhat_BD if skip_BD is None else xhat_BD + skip_BD, statistics)
+            std = 1 if statistics is None else statistics.std_B1  # in e, which is of normalised rows
+            e_BD = std * pull(xhat_BD, y_BD, residual.whole.e_BD / std)
+            residual = residual.pulled(kernels, sae, e_BD, values_BK, indices_BK)
         self.sums[4] += self.rule.capped(values_BK)
         values_BK, dz_BK = self.rule.learn(values_BK, residual.dz_BK, indices_BK, adam)
         losses = self.nested.gradients(residual, values_BK, dz_BK, indices_BK, u_BD)

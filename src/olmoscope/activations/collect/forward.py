@@ -48,17 +48,22 @@ def batches(tokens: TokenSegment, apart: bool) -> Iterator[Batch]:
         apart: whether documents are kept apart.
     """
     for first, last in pairwise(tokens.batch_starts):
-        starts = tokens.sequence_starts[first : last + 1]
-        lengths = np.diff(starts)
-        real_BT = np.arange(lengths.max()) < lengths[:, None]
-        token_ids_BT = np.zeros(real_BT.shape, dtype=np.int64)
-        token_ids_BT[real_BT] = tokens.token_ids[starts[0] : starts[-1]]
-        positions_BT = np.zeros(real_BT.shape, dtype=np.int64)
-        if apart:
-            positions_BT[real_BT] = np.concatenate([
-                positions(tokens.document_ids[start:end], "apart") for start, end in pairwise(starts)])
-        yield Batch(slice(int(starts[0]), int(starts[-1])), torch.from_numpy(token_ids_BT),
-                    torch.from_numpy(positions_BT) if apart else None, torch.from_numpy(np.flatnonzero(real_BT)))
+        yield batch_of(tokens, first, last, apart)
+
+
+def batch_of(tokens: TokenSegment, first: int, last: int, apart: bool) -> Batch:
+    """Some sequences of a segment, from the `first` up to the `last`, which is not in it."""
+    starts = tokens.sequence_starts[first : last + 1]
+    lengths = np.diff(starts)
+    real_BT = np.arange(lengths.max()) < lengths[:, None]
+    token_ids_BT = np.zeros(real_BT.shape, dtype=np.int64)
+    token_ids_BT[real_BT] = tokens.token_ids[starts[0] : starts[-1]]
+    positions_BT = np.zeros(real_BT.shape, dtype=np.int64)
+    if apart:
+        positions_BT[real_BT] = np.concatenate([
+            positions(tokens.document_ids[start:end], "apart") for start, end in pairwise(starts)])
+    return Batch(slice(int(starts[0]), int(starts[-1])), torch.from_numpy(token_ids_BT),
+                 torch.from_numpy(positions_BT) if apart else None, torch.from_numpy(np.flatnonzero(real_BT)))
 
 
 def site_rows(model: LoadedModel, sites: Sequence[Site], batch: Batch) -> Iterator[tuple[Site, Tensor]]:

@@ -92,6 +92,11 @@ class LiveRounds:
         self._sampled: Round | None = None
         """The first round, from its use for the mean until it is dealt out."""
 
+    @property
+    def tokens(self) -> Path:
+        """See `Rounds`."""
+        return self.store
+
     def read(self, epoch: int, number: int, spare: Round | None) -> Round:
         """Run the segments that are not held yet, and mix a round; see `Rounds`.
 

@@ -11,6 +11,7 @@ and each row is copied to its place in the round: one pass over the round's memo
 
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal, Protocol
 
@@ -48,6 +49,10 @@ class Rounds(Protocol):
     """Rows dealt out in each round of an epoch."""
     ahead: bool
     """Whether a thread should read the next round while one is dealt out."""
+
+    @property
+    def tokens(self) -> Path:
+        """The store whose `tokens/` has the sequences that the rows are of."""
 
     def read(self, epoch: int, number: int, spare: Round | None) -> Round:
         """Round `number` of an epoch.
@@ -92,6 +97,11 @@ class StoreRounds:
             self._scratch.put(torch.empty(ROWS_AT_ONCE * max(map(self.manifest.width, sites)),
                                           dtype=read_dtype(self.manifest.dtype)))
         self.sizes = [sum(self._kept(segment, part) for segment, part in slices) for slices in self._slices]
+
+    @property
+    def tokens(self) -> Path:
+        """See `Rounds`."""
+        return self.store.path
 
     def read(self, epoch: int, number: int, spare: Round | None) -> Round:
         """Read, check and mix a round; see `Rounds`.

@@ -1,0 +1,169 @@
+"""The last steps of a run, on the language model's own loss as well (`train.finish`).
+
+A reconstruction may be close to a row and still miss what the model reads in it. So in the last steps of training
+reconstructions are put in the rows' place, and KL(clean ‖ spliced) of the model's predictions pulls at them, beside the
+error (Karvonen 2025, arXiv:2503.17272).
+
+The model needs whole sequences, while the rows of a batch come from all over the store. So each of these steps reads
+sequences besides, of about as many rows as its batch has: the error counts in all rows, the model's loss in the
+sequences. With e = dNMSE/dx̂ and g = dKL/dx̂ of these, what the step gets there is
+
+    e + kl · (‖e‖ / ‖g‖) · g
+
+so `kl` means the same whatever the unit of either loss is. Shapes: B rows of a step, R of them of its sequences, D
+width of the site written, T positions, C rows of a chunk, V tokens.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from olmoscope.activations.collect.forward import Batch, batch_of
+from olmoscope.files import read_json
+from olmoscope.model.sites import Place
+from olmoscope.model.splice import CausalLM, Reading
+from olmoscope.seeds import generator
+from olmoscope.site import Site
+from olmoscope.tokens.segments import TokenSegment, read_token_segment
+
+LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
+"""Most logits held at a time."""
+SEGMENTS_HELD = 64
+"""Token segments kept in memory, of which sequences are drawn at random."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Sequences of a segment that the model reads in one pass."""
+
+    segment: int
+    first: int
+    last: int
+    """The first one that is not in it."""
+    rows: int
+
+
+def draw_steps(store: Path, steps: int, batch: int, seed: int) -> list[tuple[Piece, ...]]:
+    """The sequences that each of some steps reads, of about `batch` rows.
+
+    Args:
+        store: with its `tokens/`.
+        seed: of the draw.
+
+    Raises:
+        UserError: damaged tokens.
+    """
+    segments = range(len(read_json(store / "tokens" / "index.json")["rows"]))
+    pieces = [piece for number in segments for piece in _pieces(read_token_segment(store, number), number, batch)]
+    rng = generator(seed, "sequences of the finish")
+    drawn, wanted = 0, []
+    order: list[int] = []
+    for step in range(1, steps + 1):
+        read: list[Piece] = []
+        while not read or drawn < step * batch:  # so all steps together have the rows wanted, to one piece
+            order = order or rng.permutation(len(pieces)).tolist()
+            read.append(pieces[order.pop()])
+            drawn += read[-1].rows
+        wanted.append(tuple(read))
+    return wanted
+
+
+def _pieces(tokens: TokenSegment, segment: int, batch: int) -> list[Piece]:
+    """A segment's sequences in passes of at most `batch` tokens, or one sequence. In a planned batch all are of about
+    one length."""
+    found = []
+    for start, stop in pairwise(tokens.batch_starts.tolist()):
+        longest = int(np.diff(tokens.sequence_starts[start : stop + 1]).max())
+        size = max(1, batch // longest)
+        for first in range(start, stop, size):
+            last = min(stop, first + size)
+            found.append(Piece(segment, first, last, int(tokens.sequence_starts[last] - tokens.sequence_starts[first])))
+    return found
+
+
+class ModelLoss:
+    """KL of a model's predictions with reconstructions in the place of rows.
+
+    Args:
+        model: gives the model; it is asked when it is first needed.
+        reads: the sites that a coder reads.
+        writes: the one that it writes.
+        apart: whether documents are kept apart.
+        kl: how hard it pulls beside the error.
+    """
+
+    def __init__(self, model: Callable[[], CausalLM], reads: tuple[Site, ...], writes: Site, tokens: Path, apart: bool,
+                 kl: float) -> None:
+        self._model, self.writes, self.apart, self.kl = model, writes, apart, kl
+        self.sites = sorted({*reads, writes})
+        self._segment = lru_cache(SEGMENTS_HELD)(lambda segment: read_token_segment(tokens, segment))
+        self.passes: list[tuple[Batch, Reading]] = []
+        """Of the sequences last read."""
+
+    @property
+    def model(self) -> CausalLM:
+        return self._model()
+
+    @cached_property
+    def places(self) -> Mapping[Site, Place]:
+        """Where the sites are in the model."""
+        return self.model.find(self.sites).places
+
+    def read(self, step: tuple[Piece, ...]) -> Mapping[Site, Tensor]:
+        """Let the model read the sequences of a step.
+
+        Returns:
+            The rows of each site, `[R, D]` in the model's dtype. Until the next call, `pull` is of these.
+        """
+        places = list(self.places.values())
+        self.passes = []
+        for piece in step:
+            batch = batch_of(self._segment(piece.segment), piece.first, piece.last, self.apart).to(self.model.device)
+            self.passes.append((batch, self.model.read(batch.token_ids_BT, batch.positions_BT, places)))
+        return {place.site: torch.cat([reading.at[place.site].flatten(0, 1)[batch.real_R]
+                                       for batch, reading in self.passes]) for place in places}
+
+    def pull(self, xhat_BD: Tensor, y_BD: Tensor, e_BD: Tensor) -> Tensor:
+        """The gradient to add to that of the error, `[B, D]`; see `step.Pull`.
+
+        Args:
+            xhat_BD: of a batch whose last rows are those that the model last read. What a row has beside what the
+                trained latents are to give (its part along sinks) stays as it is: only `xhat_BD - y_BD` counts.
+        """
+        rows = [len(batch.real_R) for batch, _ in self.passes]
+        others = len(y_BD) - sum(rows)
+        off_RD = torch.split((xhat_BD - y_BD)[others:], rows)
+        g_RD = torch.cat([self._gradient(batch, reading, off) for (batch, reading), off in zip(
+            self.passes, off_RD, strict=True)]).to(e_BD.dtype)
+        scale = float(e_BD[others:].norm() / g_RD.norm().clamp_min(torch.finfo(g_RD.dtype).tiny))
+        return torch.cat([torch.zeros_like(e_BD[:others]), self.kl * scale * g_RD])
+
+    @torch.enable_grad()
+    def _gradient(self, batch: Batch, reading: Reading, off_RD: Tensor) -> Tensor:
+        """d(sum of KL over a pass's rows)/dx̂, `[R, D]`."""
+        x_BTD = reading.at[self.writes]
+        spliced_ND = x_BTD.flatten(0, 1).index_add(0, batch.real_R, off_RD.to(x_BTD.dtype)).requires_grad_()
+        hidden_ND = self.model.go_on(self.places[self.writes], spliced_ND.view_as(x_BTD), reading).flatten(0, 1)
+        hidden_RD = hidden_ND[batch.real_R]
+        clean_RD = reading.hidden_BTD.flatten(0, 1)[batch.real_R]
+        (gradient_ND,) = torch.autograd.grad(hidden_RD, spliced_ND, self._at_the_head(clean_RD, hidden_RD.detach()))
+        return gradient_ND[batch.real_R]
+
+    def _at_the_head(self, clean_RD: Tensor, hidden_RD: Tensor) -> Tensor:
+        """dKL/d(last hidden state) `[R, D]`, some rows at a time: dKL/dlogits is q − p."""
+        size = max(1, LOGITS_AT_ONCE.get(self.model.device.type, 2**24) // self.model.vocabulary)
+        found: list[Tensor] = []
+        for start in range(0, len(clean_RD), size):
+            with torch.no_grad():
+                p_CV = self.model.logits(clean_RD[start : start + size]).float().softmax(1)
+            state_CD = hidden_RD[start : start + size].clone().requires_grad_()
+            logits_CV = self.model.logits(state_CD)
+            asked_CV = (logits_CV.detach().float().softmax(1) - p_CV).to(logits_CV.dtype)
+            found += torch.autograd.grad(logits_CV, state_CD, asked_CV)
+        return torch.cat(found)
