@@ -27,6 +27,8 @@ from olmoscope.recipe.schema import Model
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CONFIG = "config.json"
+FETCHED = {"SmolLM2-135M-Instruct": "smollm2"}
+"""Folders that `olmoscope fetch-model` makes by default, and of which model."""
 
 
 def is_local(model: Model) -> bool:
@@ -250,6 +252,9 @@ def refuse_path(model: Model) -> None:
     path = Path(model.name)
     if path.exists():
         raise UserError(f"cannot load model {model.name!r}: it is a file; give the folder that it is in")
+    if model.name in FETCHED:
+        raise UserError(f"cannot load model {model.name!r}: there is no such folder in {Path.cwd()}; make it with "
+                        f"`olmoscope fetch-model {FETCHED[model.name]}`, or say where it is (model.name)")
     if model.name.startswith((".", "/", "~")) or model.name.endswith("/") or model.name.count("/") > 1:
         where = "" if path.is_absolute() else f" in {Path.cwd()}"
         raise UserError(f"cannot load model {model.name!r}: there is no such folder{where}; give its full path")
