@@ -9,11 +9,14 @@ import pytest
 import transformers
 
 from helpers import recipe, save_small_model, write_documents
+from olmoscope.activations.store import outliers
+from olmoscope.cli.tables import show_plan
 from olmoscope.cost.measure import Rates, measure
 from olmoscope.cost.plan import plan, refuse_full_disk
 from olmoscope.errors import UserError
 from olmoscope.pipeline import collect_stores
 from olmoscope.recipe.load import load_recipe
+from olmoscope.site import Site
 
 
 def run_plan(*arguments, environment=None):
@@ -70,13 +73,20 @@ def test_shards_give_no_shares(tmp_path):
     assert plan(load_recipe("tiny", overrides=["text.mixture=shards"]), tmp_path).shares is None
 
 
-def test_measured_rates_are_those_of_the_work(tmp_path):
+def test_measured_rates_are_those_of_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(outliers, "OUTLIER", 1.05)
     job = recipe(tmp_path / "corpus")
     rates = measure(job)
     assert rates.device == "cpu" and rates.batches >= 1 and rates.steps >= 1
     assert rates.tokens_per_second > 0
     assert rates.sae.d_sae == 512 and 0 < rates.step_seconds < 5
     assert plan(job, tmp_path, rates).hours() > 0
+    assert list(rates.outliers) == [Site(1), Site(7)]
+    found = rates.outliers[Site(7)]
+    assert 0 < found.count < found.rows and 0 <= found.first <= found.count and 0 < found.alike <= 1
+    show_plan(plan(job, tmp_path, rates))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"layers.7, random tokens: {found.count:,} of {found.rows:,} rows" in said
 
 
 def test_what_is_known_of_the_model(tmp_path):
