@@ -1,4 +1,4 @@
-"""The training step with levers that are no settings of the product; docs/recipes.md tells what they did.
+"""The training step with levers that are no settings of the product; docs/recipe-study.md tells what they did.
 
 Built of the package's own step, losses and kernels: a lever that wins would cost the same there. Shapes as in
 olmoscope.train.step.
