@@ -132,8 +132,8 @@ def test_a_model_that_is_still_to_be_fetched(tmp_path, monkeypatch):
     planned = plan(job, tmp_path / "out")
     assert planned.cost is None and planned.d_model == 576
     assert planned.warnings == [
-        f"The model is not here: there is no such folder in {tmp_path}; make it with `olmoscope fetch-model smollm2`, or "
-        "say where it is: --set model.name=FOLDER."]
+        f"The model is not here: there is no such folder in {tmp_path}; make it with `olmoscope fetch-model smollm2`, "
+        "or say where it is: --set model.name=FOLDER."]
     for refused in (lambda: measure(job), lambda: collect_stores(job, tmp_path / "out")):
         with pytest.raises(UserError, match=r"cannot load model 'SmolLM2-135M-Instruct': .*olmoscope fetch-model"):
             refused()
