@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -188,6 +189,7 @@ def test_card(built):
     assert "`hidden_states[8]` are" in body and f"Here this concerns `{LAYER_NORM}`" in body
     assert "512 held-out rows" in " ".join(body.split())
     assert "These SAEs: Olmo3ForCausalLM, d_model 32, 140,000 tokens, which is within these sizes." in body
+    assert "`layer norm` SAEs centre" in body and "SAEs centre" not in card.model_card([read_run(built / "runs" / RAW)])
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", body, flags=re.S)):
         compile(block, f"block {number} of the card", "exec")
     assert f"`hidden_states[{8}]`" in body and body.count("```") == 4
@@ -219,6 +221,18 @@ def test_names_from_a_recipe_are_text_in_the_card(tmp_path):
     assert row.startswith(r"| a\|b\`\<script\>alert(1)\</script\>\[x\](http://evil) \# Title |")
     assert code("a`b") == "``a`b``" and code("`") == "`` ` ``" and code("a|b") == r"`a\|b`"
     assert escape("a&b *c* _d_") == r"a&amp;b \*c\* \_d\_"
+
+
+@pytest.mark.parametrize("path, line", [
+    ("/home/someone/SmolLM2-135M-Instruct",
+     "name = 'SmolLM2-135M-Instruct'  # the folder that `olmoscope fetch-model smollm2` makes"),
+    ("/home/someone/model", "name = 'model'  # the model's folder")])
+def test_a_folder_of_this_machine_is_called_by_its_name(built, path, line):
+    run = read_run(built / "runs" / RAW)
+    model = run.done.store.model.model_copy(update={"name": path})
+    store = run.done.store.model_copy(update={"model": model})
+    text = card.model_card([replace(run, done=run.done.model_copy(update={"store": store}))])
+    assert "/home" not in text and f"\n{line}\n" in text and f"They are of `{Path(path).name}`;" in text
 
 
 def test_a_model_and_datasets_of_the_hub_are_linked(tmp_path):
