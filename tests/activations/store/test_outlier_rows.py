@@ -49,6 +49,7 @@ def test_in_a_sentence():
     assert Outliers(1000, 20, 1.0, 0, 11.0, 0.4).said_for_training().endswith(
         "0% of them at the first position of a sequence, along no single direction (mean cosine 0.40); training gives "
         "those of them that share a direction latents of their own (train.sinks: auto)")
+    assert Outliers(1000, 0, 4633.2).said() == "none of 1,000 rows has a norm over 10 times the median (4,633)"
     assert Outliers(1000, 20, 1.0).said() == "20 of 1,000 rows (2.00%) have a norm over 10 times the median (1)"
 
 

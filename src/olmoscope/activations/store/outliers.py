@@ -52,10 +52,11 @@ class Outliers:
 
     def said(self) -> str:
         """What they are, as a sentence without its full stop."""
+        median = f"{self.median:,.0f}" if self.median >= 100 else f"{self.median:.3g}"
         if not self.count:
-            return f"none of {self.rows:,} rows has a norm over {OUTLIER:g} times the median ({self.median:,.3g})"
+            return f"none of {self.rows:,} rows has a norm over {OUTLIER:g} times the median ({median})"
         parts = [f"{self.count:,} of {self.rows:,} rows ({self.count / self.rows:.2%}) have a norm over {OUTLIER:g} "
-                 f"times the median ({self.median:,.3g})"]
+                 f"times the median ({median})"]
         if self.norm is not None:
             parts.append(f"{self.norm / self.median:,.0f} times on average")
         if self.first is not None:
