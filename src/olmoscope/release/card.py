@@ -253,16 +253,16 @@ def _outliers(runs: Sequence[FinishedRun]) -> str:
     found = sorted({(run.sae.site, one.outliers_found.said()) for run in runs if (one := run.evaluation()).outliers})
     if not found:
         return ""
-    lines = "\n".join(f"  - at {site} {said}" for site, said in found)
+    lines = "\n".join(f"  - {site}: {said}" for site, said in found)
     text = f"""
 - **Outliers** are rows of over 10 times the median norm. NMSE and explained variance leave them out, since a few such
   rows would decide both; ΔCE, loss recovered and KL are with x̂ in every place, outliers among them:
 {lines}"""
-    if any(run.done.sinks for run in runs):
-        text += """
+    if sites := sorted({run.sae.site for run in runs if run.done.sinks}):
+        text += f"""
 
-  The first latents of these SAEs are for such rows (attention sinks) and reconstruct them almost exactly; SAELens
-  and other tools need no rule or setting for that."""
+  The first latents of the SAEs of {', '.join(map(str, sites))} are for such rows (attention sinks) and reconstruct them
+  almost exactly; SAELens and other tools need no rule or setting for that."""
     return text
 
 
