@@ -188,18 +188,20 @@ def test_card(built):
     assert ["modules", "30", "3,000", "75.0%"] in table
     assert "`hidden_states[8]` are" in body and f"Here this concerns `{LAYER_NORM}`" in body
     assert "512 held-out rows" in " ".join(body.split())
-    assert "These SAEs: Olmo3ForCausalLM, d_model 32, 140,000 tokens, which is within these sizes." in body
     assert "`layer norm` SAEs centre" in body and "SAEs centre" not in card.model_card([read_run(built / "runs" / RAW)])
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", body, flags=re.S)):
         compile(block, f"block {number} of the card", "exec")
     assert f"`hidden_states[{8}]`" in body and body.count("```") == 4
 
 
-def test_the_card_says_where_settings_are_extrapolated(built, monkeypatch):
-    monkeypatch.setattr(card, "WIDEST", 16)
-    runs = [read_run(built / "runs" / RAW)]
-    assert "These SAEs: Olmo3ForCausalLM, d_model 32, 140,000 tokens, to which the rules are extrapolated." in (
-        card.model_card(runs))
+@pytest.mark.parametrize("widths, tokens, inside", [
+    ((32, 64), (100_000, 140_000), True), ((16, 31), (100_000, 140_000), False), ((32, 64), (140_001, 200_000), False)])
+def test_the_card_says_where_settings_are_extrapolated(built, monkeypatch, widths, tokens, inside):
+    monkeypatch.setattr(card, "TESTED_WIDTHS", widths)
+    monkeypatch.setattr(card, "TESTED_TOKENS", tokens)
+    text = card.model_card([read_run(built / "runs" / RAW)])
+    said = "within these sizes." if inside else "outside these sizes, so the rules are extrapolated."
+    assert f"These SAEs: Olmo3ForCausalLM, d_model 32, 140,000 tokens: {said}" in text
 
 
 def test_names_from_a_recipe_are_text_in_the_card(tmp_path):

@@ -18,8 +18,8 @@ from olmoscope.train.derived import Settled, settled
 
 CARD = "README.md"
 
-WIDEST, LONGEST = 576, 1_000_000
-"""d_model and training tokens up to which the rules for open settings were tested (docs/recipe-study.md)."""
+TESTED_WIDTHS, TESTED_TOKENS = (192, 576), (300_000, 1_000_000)
+"""d_model and training tokens between which the rules for open settings were tested (docs/recipe-study.md)."""
 
 
 def model_card(runs: Sequence[FinishedRun]) -> str:
@@ -303,17 +303,18 @@ def _limits(runs: Sequence[FinishedRun]) -> str:
 
 
 def _tested(runs: Sequence[FinishedRun]) -> str:
-    """At what sizes the rules were tested that settings follow, and whether these SAEs are beyond them."""
+    """At what sizes the rules were tested that settings follow, and whether these SAEs are outside them."""
     d_model = runs[0].done.store.model.d_model
-    tokens = max(run.recipe.tokens.count * settled(run.recipe, run.sae).epochs for run in runs)
-    beyond = d_model > WIDEST or tokens > LONGEST
+    tokens = {run.recipe.tokens.count * settled(run.recipe, run.sae).epochs for run in runs}
+    inside = TESTED_WIDTHS[0] <= d_model <= TESTED_WIDTHS[1] and all(
+        TESTED_TOKENS[0] <= each <= TESTED_TOKENS[1] for each in tokens)
     return f"""\
 - Settings that the recipe leaves open (batch, rates, auxiliary loss, latents for attention sinks) follow rules. They
   were tested on SmolLM2-135M-Instruct (Llama architecture, d_model 576) with 300,000 training tokens, and on two small
   models (Olmo 3 and Qwen 3 architectures, d_model 256 and 192) with 1,000,000; Olmoscope's `docs/recipe-study.md` has
   the figures.
-  These SAEs: {escape(runs[0].done.store.model.architecture)}, d_model {d_model:,}, {tokens:,} tokens, \
-{"to which the rules are extrapolated" if beyond else "which is within these sizes"}."""
+  These SAEs: {escape(runs[0].done.store.model.architecture)}, d_model {d_model:,}, {_numbers(tokens)} tokens: \
+{"within these sizes" if inside else "outside these sizes, so the rules are extrapolated"}."""
 
 
 def _numbers(values: set[int]) -> str:
