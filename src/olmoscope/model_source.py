@@ -27,6 +27,8 @@ from olmoscope.recipe.schema import Model
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CONFIG = "config.json"
+FETCHED = {"SmolLM2-135M-Instruct": "smollm2"}
+"""Folders that `olmoscope fetch-model` makes by default, and of which model."""
 
 
 def is_local(model: Model) -> bool:
@@ -250,9 +252,19 @@ def refuse_path(model: Model) -> None:
     path = Path(model.name)
     if path.exists():
         raise UserError(f"cannot load model {model.name!r}: it is a file; give the folder that it is in")
+    if to_fetch := not_fetched(model):
+        raise UserError(f"cannot load model {model.name!r}: {to_fetch}")
     if model.name.startswith((".", "/", "~")) or model.name.endswith("/") or model.name.count("/") > 1:
         where = "" if path.is_absolute() else f" in {Path.cwd()}"
         raise UserError(f"cannot load model {model.name!r}: there is no such folder{where}; give its full path")
+
+
+def not_fetched(model: Model) -> str | None:
+    """What to do about a model that `olmoscope fetch-model` makes and has not made yet; None of any other."""
+    if model.name not in FETCHED or Path(model.name).is_dir():
+        return None
+    return (f"there is no such folder in {Path.cwd()}; make it with `olmoscope fetch-model {FETCHED[model.name]}`, or "
+            "say where it is: --set model.name=FOLDER")
 
 
 def at_revision(model: Model, revision: str | None) -> Model:

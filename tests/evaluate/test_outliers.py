@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from markupsafe import escape
 
 from helpers import recipe, write_documents
 from olmoscope.cli.tables import show_evaluations
 from olmoscope.evaluate import subsets
+from olmoscope.evaluate.cards import Shown, outliers_said
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_text
 from olmoscope.evaluate.figures import FVU, NMSE, groups_of
+from olmoscope.evaluate.report import report_page
 from olmoscope.evaluate.sequences import read_sequences
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.pipeline import collect_stores, train_saes
@@ -78,12 +81,42 @@ def test_figures_of_the_others_come_first_and_those_of_all_beside_them(trained, 
     assert keys >= {"fvu_all", "delta_ce_outliers_kept", "kl_outliers_kept"}
     show_evaluations([found])
     said = capsys.readouterr().out
-    assert f"{found.outliers:,} of {found.rows:,} rows are outliers" in " ".join(said.split()) and " kept " in said
+    assert f"{found.outliers:,} of {found.rows:,} rows (" in " ".join(said.split()) and " kept " in said
+
+
+def test_it_is_said_what_they_are(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(subsets, "OUTLIER", 1.02)
+    found = evaluated(trained, tmp_path)
+    _, _, model, sequences = trained
+    outliers, first = [], 0
+    for number in range(len(sequences.starts) - 1):
+        start, end = sequences.starts[number : number + 2]
+        ids = torch.from_numpy(sequences.token_ids[start:end]).long()[None]
+        with torch.no_grad():
+            x_TD = model.module(input_ids=ids, output_hidden_states=True).hidden_states[4][0].double()
+        over_T = x_TD.norm(dim=1) > found.text.outlier_norm
+        outliers.append(x_TD[over_T])
+        first += int(over_T[0])
+    x_ND = torch.cat(outliers)
+    unit_ND = torch.nn.functional.normalize(x_ND, dim=1)
+    like = found.outlier_rows
+    assert like.first == first and len(x_ND) == found.outliers
+    assert like.norm == pytest.approx(float(x_ND.norm(dim=1).mean()), rel=1e-5)
+    mean_D = unit_ND.mean(0)
+    assert like.alike == pytest.approx(float((unit_ND @ (mean_D / mean_D.norm())).mean()), abs=1e-5)
+    said = outliers_said(found)
+    assert said.startswith(f"{found.outliers:,} of {found.rows:,} rows (") and "on average" in said
+    assert f"(mean cosine {like.alike:.2f}); with the SAE's reconstruction in their places too" in said
+    page = report_page([Shown(1, "one", found, [])])
+    assert page.count(str(escape(said))) == 2  # above the charts, and among the facts
+    before = found.model_copy(update={"outlier_rows": None})  # of a file of before
+    assert "cosine" not in outliers_said(before) and outliers_said(before).startswith(f"{found.outliers:,} of")
 
 
 def test_without_outliers_nothing_is_said_of_them(trained, tmp_path, capsys):
     found = evaluated(trained, tmp_path)
-    assert found.outliers == 0 and found.usual is found
+    assert found.outliers == 0 and found.usual is found and found.outlier_rows is None
+    assert outliers_said(found).startswith(f"none of {found.rows:,} rows has a norm over 10 times the median (")
     assert found.language.delta_ce_outliers_kept == found.language.delta_ce
     assert found.language.kl_outliers_kept == found.language.kl
     assert not [figure for _, figures in groups_of([found]) for figure in figures if figure.beside_outliers]

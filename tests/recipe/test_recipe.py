@@ -41,9 +41,9 @@ def test_the_reference_form_is_the_reference_recipe():
     assert default.tokens.count == reference.tokens.count
 
 
-@pytest.mark.parametrize("name", ["tiny", "olmo3-7b-think"])
+@pytest.mark.parametrize("name", ["tiny", "smollm2", "olmo3-7b-think"])
 def test_a_resolved_recipe_reads_back_equal(name, tmp_path):
-    for form in (["default", "reference"] if name != "tiny" else ["default"]):
+    for form in {"tiny": ["default"], "smollm2": ["default", "wide"]}.get(name, ["default", "reference"]):
         resolved = load_recipe(name, form, ["model.dtype=bfloat16"])
         (tmp_path / "recipe.yaml").write_text(resolved.to_yaml())
         again = load_recipe(str(tmp_path / "recipe.yaml"))
@@ -90,7 +90,7 @@ def test_every_mistake_is_named(override, message):
 
 
 def test_files_and_forms_that_are_not_there(tmp_path):
-    with pytest.raises(UserError, match=r"no recipe 'nothing'.*\(olmo3-7b-think, tiny\)"):
+    with pytest.raises(UserError, match=r"no recipe 'nothing'.*\(olmo3-7b-think, smollm2, tiny\)"):
         load_recipe("nothing")
     with pytest.raises(UserError, match="has no form 'best'; it has: default, reference"):
         load_recipe("olmo3-7b-think", "best")

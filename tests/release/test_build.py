@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,10 @@ import yaml
 
 from olmoscope.errors import UserError
 from olmoscope.recipe.schema import Recipe
+from olmoscope.release import card
 from olmoscope.release.build import build_release
 from olmoscope.release.card import code, escape
+from olmoscope.release.finished_run import read_run
 from release_runs import LAYER_NORM, RAW, WIDTH, edit_json, make_out, make_run, recipe_for_tests, synthetic_rows
 
 
@@ -174,8 +177,8 @@ def test_runs_of_another_recipe_are_refused(out):
 
 
 def test_card(built):
-    card = (built / "release" / "README.md").read_text()
-    head, _, body = card.removeprefix("---\n").partition("\n---\n")
+    page = (built / "release" / "README.md").read_text()
+    head, _, body = page.removeprefix("---\n").partition("\n---\n")
     assert yaml.safe_load(head)["library_name"] == "saelens"
     rows = [line.strip("|").split("|") for line in body.splitlines() if line.startswith("|")]
     table = [[cell.strip() for cell in row] for row in rows]
@@ -185,9 +188,20 @@ def test_card(built):
     assert ["modules", "30", "3,000", "75.0%"] in table
     assert "`hidden_states[8]` are" in body and f"Here this concerns `{LAYER_NORM}`" in body
     assert "512 held-out rows" in " ".join(body.split())
+    assert "`layer norm` SAEs centre" in body and "SAEs centre" not in card.model_card([read_run(built / "runs" / RAW)])
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", body, flags=re.S)):
         compile(block, f"block {number} of the card", "exec")
     assert f"`hidden_states[{8}]`" in body and body.count("```") == 4
+
+
+@pytest.mark.parametrize("widths, tokens, inside", [
+    ((32, 64), (100_000, 140_000), True), ((16, 31), (100_000, 140_000), False), ((32, 64), (140_001, 200_000), False)])
+def test_the_card_says_where_settings_are_extrapolated(built, monkeypatch, widths, tokens, inside):
+    monkeypatch.setattr(card, "TESTED_WIDTHS", widths)
+    monkeypatch.setattr(card, "TESTED_TOKENS", tokens)
+    text = card.model_card([read_run(built / "runs" / RAW)])
+    said = "within these sizes." if inside else "outside these sizes, so the rules are extrapolated."
+    assert f"These SAEs: Olmo3ForCausalLM, d_model 32, 140,000 tokens: {said}" in text
 
 
 def test_names_from_a_recipe_are_text_in_the_card(tmp_path):
@@ -209,6 +223,18 @@ def test_names_from_a_recipe_are_text_in_the_card(tmp_path):
     assert row.startswith(r"| a\|b\`\<script\>alert(1)\</script\>\[x\](http://evil) \# Title |")
     assert code("a`b") == "``a`b``" and code("`") == "`` ` ``" and code("a|b") == r"`a\|b`"
     assert escape("a&b *c* _d_") == r"a&amp;b \*c\* \_d\_"
+
+
+@pytest.mark.parametrize("path, line", [
+    ("/home/someone/SmolLM2-135M-Instruct",
+     "name = 'SmolLM2-135M-Instruct'  # the folder that `olmoscope fetch-model smollm2` makes"),
+    ("/home/someone/model", "name = 'model'  # the model's folder")])
+def test_a_folder_of_this_machine_is_called_by_its_name(built, path, line):
+    run = read_run(built / "runs" / RAW)
+    model = run.done.store.model.model_copy(update={"name": path})
+    store = run.done.store.model_copy(update={"model": model})
+    text = card.model_card([replace(run, done=run.done.model_copy(update={"store": store}))])
+    assert "/home" not in text and f"\n{line}\n" in text and f"They are of `{Path(path).name}`;" in text
 
 
 def test_a_model_and_datasets_of_the_hub_are_linked(tmp_path):

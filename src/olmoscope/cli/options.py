@@ -9,7 +9,8 @@ if TYPE_CHECKING:
     from olmoscope.site import Site
 
 RecipeArgument = Annotated[str, typer.Argument(
-    metavar="RECIPE", help="A YAML file, a recipe of the package (tiny, olmo3-7b-think), or an output folder.")]
+    metavar="RECIPE", help=(
+        "A YAML file, a recipe of the package (tiny, smollm2, olmo3-7b-think), or an output folder."))]
 FormOption = Annotated[str | None, typer.Option("--form", help="A form of the recipe, e.g. reference.")]
 SetOption = Annotated[list[str] | None, typer.Option(
     "--set", metavar="KEY=VALUE", help="Change a key: train.lr=1e-3.")]

@@ -1,4 +1,4 @@
-"""Commands about SAEs and the models they are of: model, evaluate, study, index, browse."""
+"""Commands about SAEs: evaluate, study, index, browse."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,17 +11,6 @@ from olmoscope.terminal import say
 
 EVALUATED_TOKENS, EVALUATED_AT_ONCE = 100_000, 16384
 """Defaults of --tokens and --batch-tokens of `evaluate`."""
-
-
-def model(name: Annotated[str, typer.Argument(metavar="ID", help="A hub id, a folder, or tiny.")],
-          revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None) -> None:
-    """What a language model is like, and which commands work with it. Loads all of it."""
-    from olmoscope.cli.tables import show_model
-    from olmoscope.model.describe import describe_model
-    from olmoscope.model.load import pick_device
-    from olmoscope.recipe.schema import Model
-
-    show_model(name, describe_model(Model(name=name, revision=revision), pick_device("auto")))
 
 
 def evaluate(

@@ -6,9 +6,12 @@ from pathlib import Path
 from rich.markup import escape
 
 from olmoscope.activations.store.inspect import StoreInfo, output_folder
-from olmoscope.activations.store.statistics import outliers_said, read_statistics
+from olmoscope.activations.store.outliers import outliers_of
+from olmoscope.activations.store.reader import open_store
 from olmoscope.activations.store.verify import Verified
 from olmoscope.cli.tables import console, new_table
+from olmoscope.errors import UserError
+from olmoscope.site import Site
 from olmoscope.units import format_bytes
 
 
@@ -33,13 +36,21 @@ def show_info(info: StoreInfo) -> None:
                  ("recipe", manifest.recipe_hash), ("format version", str(manifest.version)),
                  *((f"made with {name}" if name == "olmoscope" else f"  {name}", str(value))
                    for name, value in (made | made.get("libraries", {})).items() if name != "libraries")]
-    if manifest is not None and manifest.finished:
-        rows += [(f"outliers at {site}", said) for site, figures in read_statistics(info.store)["sites"].items()
-                 if (said := outliers_said(figures)) is not None]
+    if manifest is not None and manifest.finished and not info.missing:
+        rows += _outliers(info.store, manifest.sites)
     rows += [(f"bytes of {folder}", format_bytes(size)) for folder, size in info.bytes.items()]
     for name, value in rows:
         shown.add_row(name, escape(value))
     console.print(shown)
+
+
+def _outliers(path: Path, sites: list[Site]) -> list[tuple[str, str]]:
+    """What to know of rows of outlier norm, at each site; where rows are damaged, that."""
+    try:
+        store = open_store(path)
+        return [(f"outliers at {site}", outliers_of(store, site).said_for_training()) for site in sites]
+    except UserError as error:
+        return [("outliers", f"unknown: {error}")]
 
 
 def show_verified(path: Path, verified: list[Verified]) -> None:

@@ -8,7 +8,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from olmoscope.activations.collect.run import Collected
-from olmoscope.activations.store.statistics import outliers_said
+from olmoscope.activations.store.outliers import outliers_of
+from olmoscope.activations.store.reader import open_store
 from olmoscope.cost.plan import Memory, Plan
 from olmoscope.evaluate.results import EVALUATION, Evaluation, read_evaluation
 from olmoscope.files import read_json
@@ -105,6 +106,8 @@ def show_plan(plan: Plan) -> None:
         console.print(f"Measured on {rates.device}: {rates.tokens_per_second:,.0f} tokens/s through the model "
                       f"({rates.batches} batches), {rates.step_seconds:.3g} s a step of {rates.sae.id} ({rates.steps} "
                       f"steps); other SAEs in proportion to their width. In all {_time(plan.hours())}.")
+        for site, outliers in rates.outliers.items():
+            console.print(f"{site}, random tokens: {outliers.said_for_training()}.", highlight=False)
     console.print(plan.verdict, soft_wrap=True, highlight=False, markup=False)
     for warning in plan.warnings:
         console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True, highlight=False)
@@ -149,9 +152,10 @@ def show_statistics(collected: list[Collected]) -> None:
                 figures["largest"], figures["bound"])),
                 "safe" if figures["float16"] else "no", f"{figures['added_fvu']:.1e}")
         console.print(table)
-        for site, figures in one.statistics["sites"].items():
-            if (said := outliers_said(figures)) is not None:
-                console.print(f"{site}: {said}.", highlight=False)
+        store = open_store(one.store)
+        for site in one.manifest.sites:
+            if (outliers := outliers_of(store, site)).count:
+                console.print(f"{site}: {outliers.said_for_training()}.", highlight=False)
 
 
 def show_results(recipe: Recipe, out: Path, only: list[str]) -> None:
@@ -185,13 +189,11 @@ def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
                           "", "", f"{at.delta_ce:.3f}", *([""] if apart else []),
                           _figure(at.loss_recovered_zero, ".3f"), f"{at.kl:.3f}")
     console.print(table)
-    for site, outliers, norm, rows in sorted({(one.site, one.outliers, one.text.outlier_norm, one.rows)
-                                              for one in evaluations if one.outliers}):
-        console.print(f"{site}: {outliers:,} of {rows:,} rows are outliers, of a norm over {norm:,.0f}, 10 times the "
-                      "median.", highlight=False)
+    for said in dict.fromkeys(f"{one.site}: {one.outliers_found.said()}." for one in evaluations if one.outliers):
+        console.print(said, highlight=False)
     if apart:
-        console.print("NMSE and FVU are of rows that are no outliers; all: FVU of all rows. ΔCE is with x̂ in every "
-                      "place; kept: with the outliers left as they are.", highlight=False)
+        console.print("Such rows are outliers. NMSE and FVU are of the other rows; all: FVU of all rows. ΔCE is with x̂ "
+                      "in every place; kept: with the outliers left as they are.", highlight=False)
     if any(one.by_site for one in evaluations):
         console.print("A crosscoder's own line is that of the last site that it writes; ΔCE and KL of a site are those "
                       "with that site alone replaced.")

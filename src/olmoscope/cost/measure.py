@@ -5,12 +5,13 @@ which no dense model's speed depends on. Training steps read the rows that came 
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from olmoscope.activations.store.outliers import Outliers, outliers_among
 from olmoscope.kernels.prepare import prepare_kernels
 from olmoscope.model.capture import read_sites
 from olmoscope.model.load import LoadedModel, load_model, pick_device
@@ -46,6 +47,8 @@ class Rates:
     steps: int
     documents_apart: bool | None = None
     """What the model's probe found (model/probe.py); None if it was not tried."""
+    outliers: dict[Site, Outliers] = field(default_factory=dict)
+    """Of each site, among the rows of the random tokens."""
 
 
 def measure(recipe: Recipe, batches: int = BATCHES, steps: int = STEPS) -> Rates:
@@ -62,26 +65,34 @@ def measure(recipe: Recipe, batches: int = BATCHES, steps: int = STEPS) -> Rates
     sae = max(recipe.saes, key=lambda sae: sae.d_sae)
     seconds, timed, apart = 0.0, 0, True
     rows: dict[Site, Tensor] = {}
+    outliers: dict[Site, Outliers] = {}
     for name in ("", *recipe.models):
         of = recipe.of_model(name)
         model = load_model(of.model, of.activations.sites, device)
         model.probe.refuse_leak(of.model.name, recipe.tokens.documents)
-        each, timed, found = _time_collection(of, model, settled(recipe, sae).batch, batches)
+        each, timed, found, position_R = _time_collection(of, model, batches)
         seconds, apart = seconds + each, apart and model.probe.documents_apart
-        rows |= {site.of(name): rows_RD for site, rows_RD in found.items()}
+        rows |= {site.of(name): rows_RD[: settled(recipe, sae).batch] for site, rows_RD in found.items()}
+        outliers |= {site.of(name): _outliers(rows_RD, position_R) for site, rows_RD in found.items()}
     fewest = min(len(rows[site]) for site in sae.reads)
     x_RD = torch.cat([rows[site][:fewest] for site in sae.reads], dim=1)
     step_seconds, stepped = _time_training(recipe, sae, x_RD, device, steps)
-    return Rates(str(device), 1 / seconds, timed, sae, step_seconds, stepped, apart)
+    return Rates(str(device), 1 / seconds, timed, sae, step_seconds, stepped, apart, outliers)
 
 
-def _time_collection(recipe: Recipe, model: LoadedModel, rows: int, most: int) -> tuple[float, int, dict[Site, Tensor]]:
-    """Seconds a token, batches timed, and up to `rows` rows `[R, D]` of each site, on the CPU."""
+def _outliers(rows_RD: Tensor, position_R: Tensor) -> Outliers:
+    return outliers_among(rows_RD.float().norm(dim=1).numpy(), position_R.numpy(),
+                          lambda numbers: rows_RD[torch.from_numpy(numbers)])
+
+
+def _time_collection(recipe: Recipe, model: LoadedModel, most: int) -> tuple[float, int, dict[Site, Tensor], Tensor]:
+    """Seconds a token, batches timed, the rows `[R, D]` of each site, on the CPU, and their positions `[R]`."""
     lengths = _sequence_lengths(recipe)
     batches = plan_batches(lengths, recipe.tokens.batch_tokens, recipe.tokens.max_padding)
     # Long and short sequences differ in speed: a sample in random order is fair wherever it ends.
     order = generator(recipe.seed, "batches to measure").permutation(len(batches))[:most]
     parts: list[dict[Site, Tensor]] = []
+    positions: list[Tensor] = []
     tokens, seconds, timed = 0, 0.0, 0
     with bar("measuring the model", len(order) + 1, "batches") as advance:
         for number, batch in enumerate([order[0], *order]):
@@ -93,9 +104,11 @@ def _time_collection(recipe: Recipe, model: LoadedModel, rows: int, most: int) -
                 timed += 1
             advance(1)
             parts.append(found)
+            positions.append(torch.cat([torch.arange(int(length)) for length in lengths[batches[batch]]]))
             if timed and seconds > SECONDS:
                 break
-    return seconds / tokens, timed, {site: torch.cat([part[site] for part in parts])[:rows] for site in parts[0]}
+    rows = {site: torch.cat([part[site] for part in parts]) for site in parts[0]}
+    return seconds / tokens, timed, rows, torch.cat(positions)
 
 
 def _forward(recipe: Recipe, model: LoadedModel, lengths: np.ndarray) -> dict[Site, Tensor]:

@@ -33,7 +33,7 @@ from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.model.config import check_config, config_at_hand
 from olmoscope.model.dtype import ComputeDtype, fast_dtype
 from olmoscope.model.positions import check_context
-from olmoscope.model_source import base_of
+from olmoscope.model_source import base_of, not_fetched
 from olmoscope.recipe.schema import CoderConfig, Recipe
 from olmoscope.site import Site, deepest
 from olmoscope.train.checkpoint import kept_checkpoints
@@ -202,7 +202,8 @@ def _model_read(recipe: Recipe) -> _ModelRead:
         if model.d_model is None:
             raise UserError(f"the config of {model.name} is not in the hub's cache and the hub cannot be reached; give "
                             "model.d_model and model.num_layers in the recipe, then a plan needs neither")
-        return _ModelRead(model.d_model, None, None, None)
+        to_fetch = not_fetched(model)
+        return _ModelRead(model.d_model, None, None, to_fetch and f"The model is not here: {to_fetch}.")
     check_config(config, model, last)
     cost = model_cost(config, last, whole=base_of(model) is not None)
     return _ModelRead(cost.d_model, config, cost,

@@ -40,6 +40,16 @@ def subset_name(key: str) -> str:
     return _SUBSETS.get(key, key.replace("_", " "))
 
 
+def outliers_said(e: Evaluation) -> str:
+    """What rows of outlier norm there are, and what the SAE makes of them, as a sentence without its full stop."""
+    said, language = e.outliers_found.said(), e.language
+    if not e.outliers or language.delta_ce_outliers_kept is None:
+        return said
+    return (f"{said}; with the SAE's reconstruction in their places too, cross-entropy rises by "
+            f"{say(language.delta_ce)} nats, with the outliers left as they are by "
+            f"{say(language.delta_ce_outliers_kept)}")
+
+
 @dataclass(frozen=True)
 class TrainingLine:
     """A line of a run's metrics.jsonl."""

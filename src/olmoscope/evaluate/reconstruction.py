@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from olmoscope.activations.store.outliers import mean_cosine
 from olmoscope.errors import UserError
 from olmoscope.evaluate.bootstrap import intervals
-from olmoscope.evaluate.results import L0, Dead, Density, NormBin, PositionBin
+from olmoscope.evaluate.results import L0, Dead, Density, NormBin, OutlierRows, PositionBin
 from olmoscope.evaluate.subsets import SUBSETS, LayerSurvey, RowFacts, Sums
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.codes import SparseCodes
@@ -50,11 +51,15 @@ class Reconstruction:
         self.fired_F = torch.zeros(sae.d_sae, dtype=torch.int64)
         self.by_position = torch.zeros(POSITION_BINS, 4, dtype=torch.float64)
         self.by_norm = torch.zeros(10, 5, dtype=torch.float64)
+        self.outliers_3 = torch.zeros(3, dtype=torch.float64)
+        """Of rows of outlier norm: how many, how many at a first position, Σ‖x‖."""
+        self.outlier_units_D = torch.zeros(len(survey.mean_D), dtype=torch.float64)
 
     def tensors(self) -> dict[str, Tensor]:
         """All sums, to be kept and put back in place."""
         return {"sums": self.sums.table_SGQ, "centred_sum": self.centred_sum_SD, "l0_counts": self.l0_counts,
-                "fired": self.fired_F, "by_position": self.by_position, "by_norm": self.by_norm}
+                "fired": self.fired_F, "by_position": self.by_position, "by_norm": self.by_norm,
+                "outliers": self.outliers_3, "outlier_units": self.outlier_units_D}
 
     @torch.no_grad()
     def add(self, x_RD: Tensor, facts: RowFacts) -> Tensor:
@@ -99,6 +104,14 @@ class Reconstruction:
             [values["rows"], norm_R, values["nmse"], values["zero_rows"]], dim=1))
         self.by_norm.index_add_(0, torch.bucketize(norm_R, self.survey.norm_edges), torch.stack(
             [values[name] for name in ("rows", "nmse", "error2", "centred2", "zero_rows")], dim=1))
+
+        self._add_outliers(x_RD.cpu(), norm_R, facts.position_R)
+
+    def _add_outliers(self, x_RD: Tensor, norm_R: Tensor, position_R: Tensor) -> None:
+        over_R = norm_R > self.survey.outlier_norm
+        norm_N = norm_R[over_R]
+        self.outliers_3 += torch.stack([over_R.sum(), (position_R[over_R] == 0).sum(), norm_N.sum()])
+        self.outlier_units_D += (x_RD[over_R] / norm_N[:, None]).sum(0)
 
     def subset(self, name: str) -> dict[str, Any] | None:
         """The figures of a subset of the rows, by the names of `results.Subset`; None if it has no rows."""
@@ -146,7 +159,14 @@ class Reconstruction:
                             nmse=nmse / (count - zeros) if count > zeros else None)
                 for place, (count, norm, nmse, zeros) in enumerate(self.by_position.tolist()) if count],
             "by_norm": self._norm_bins(),
+            "outlier_rows": self._outlier_rows(),
         }
+
+    def _outlier_rows(self) -> OutlierRows | None:
+        count, first, norm = self.outliers_3.tolist()
+        if not count:
+            return None
+        return OutlierRows(first=round(first), norm=norm / count, alike=mean_cosine(self.outlier_units_D, round(count)))
 
     def _norm_bins(self) -> list[NormBin]:
         survey = self.survey

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from olmoscope.errors import UserError
 from olmoscope.evaluate import cards
-from olmoscope.evaluate.cards import COLOURS, Card, Shown, TrainingLine, subset_name
+from olmoscope.evaluate.cards import COLOURS, Card, Shown, TrainingLine, outliers_said, subset_name
 from olmoscope.evaluate.figures import DEAD, DELTA_CE, EXPLAINED, FVU, FVU_ALL, L0, NMSE, RECOVERED, Figure, groups_of
 from olmoscope.evaluate.results import Evaluation, Subset, read_evaluation
 from olmoscope.evaluate.scales import say
@@ -133,7 +133,8 @@ def _sections(drawn: Sequence[Shown]) -> list[tuple[str, str, list[Card]]]:
          "while the model runs, and by the mean row and by zeros for comparison. Thin lines are 95% intervals.",
          cards.model_cards(drawn)),
         ("Sparsity and dictionary", "", cards.sparsity_cards(drawn)),
-        ("Where the error is", "", cards.place_cards(drawn)),
+        ("Where the error is", f"Outliers: {outliers_said(drawn[0].evaluation)}." if len(drawn) == 1 else "",
+         cards.place_cards(drawn)),
         ("Training", "" if training else "Not known: no metrics.jsonl of a run lies beside these evaluations.",
          training),
     ]
@@ -169,7 +170,7 @@ def _facts(sae: Shown) -> list[tuple[str, str]]:
         ("Tokens", f"hash {text.tokens_hash}"),
         ("First positions", "the first of each sequence" if text.first_positions == 1
          else f"the first {text.first_positions} of each sequence"),
-        ("Outlier norm", f"over {say(text.outlier_norm)}"),
+        ("Outlier norm", f"over {say(text.outlier_norm)}"), ("Outliers", f"{outliers_said(e)}."),
         ("Mean ablation", f"mean over {text.mean_of}"),
         ("Intervals", f"95%, bootstrap over {text.resampled:,} "
          + ("documents" if text.resampled == text.documents else "groups of documents")),

@@ -8,6 +8,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, computed_field, model_validator
 
+from olmoscope.activations.store.outliers import Outliers
+from olmoscope.activations.store.statistics import OUTLIER
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json
 from olmoscope.recipe.schema import SiteName
@@ -169,6 +171,17 @@ class Dictionary(_Frozen):
     counts: list[int]
 
 
+class OutlierRows(_Frozen):
+    """The rows of outlier norm."""
+
+    first: int
+    """At the first position of their sequence."""
+    norm: FiniteFloat
+    """Mean of ‖x‖."""
+    alike: FiniteFloat
+    """Mean cosine with their mean direction."""
+
+
 class EvaluatedText(_Frozen):
     """What the SAE was measured on."""
 
@@ -234,6 +247,8 @@ class Evaluation(_Frozen):
     l1: FiniteFloat
     dead: Dead
     density: Density
+    outlier_rows: OutlierRows | None = None
+    """None: there are none, or the file is of before this was recorded."""
     _of_before = model_validator(mode="before")(layer_as_site)
 
     @computed_field  # type: ignore[prop-decorator]
@@ -257,6 +272,12 @@ class Evaluation(_Frozen):
         """Rows of outlier norm."""
         subset = self.subsets.get("without_outliers")
         return 0 if subset is None else self.rows - subset.rows
+
+    @property
+    def outliers_found(self) -> Outliers:
+        """The same, as far as it is known what they are like."""
+        like = self.outlier_rows.model_dump() if self.outlier_rows is not None else {}
+        return Outliers(self.rows, self.outliers, self.text.outlier_norm / OUTLIER, **like)
 
     @property
     def usual(self) -> "Subset | Evaluation":

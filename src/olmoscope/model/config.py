@@ -6,7 +6,17 @@ import urllib.request
 from typing import Any
 
 from olmoscope.errors import UserError
-from olmoscope.model_source import base_of, is_local, loading, locate, naming_base, pinned, refuse_path, require_peft
+from olmoscope.model_source import (
+    base_of,
+    is_local,
+    loading,
+    locate,
+    naming_base,
+    not_fetched,
+    pinned,
+    refuse_path,
+    require_peft,
+)
 from olmoscope.recipe.schema import Model
 
 REACH_SECONDS = 5
@@ -33,11 +43,14 @@ def read_config(model: Model, *, cached: bool = False) -> Any:
 
 
 def config_at_hand(model: Model) -> Any | None:
-    """The config of a model, None if it is on the hub, not in its cache, and the hub cannot be reached.
+    """The config of a model; None if it is on the hub, not in its cache, and the hub cannot be reached, or if
+    `olmoscope fetch-model` has still to make it.
 
     Raises:
         UserError: the hub answers, and the config is not there or is not for us; a local one is damaged.
     """
+    if not_fetched(model):
+        return None
     require_peft(model)
     base = base_of(model)
     if is_local(base or model):

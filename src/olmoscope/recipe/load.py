@@ -48,8 +48,8 @@ def load_recipe(recipe: str | Recipe, form: str | None = None, overrides: Overri
     """Read a recipe.
 
     Args:
-        recipe: a YAML file, or the name of a recipe in the package (`tiny`, `olmo3-7b-think`); or one that was read
-            before.
+        recipe: a YAML file, or the name of a recipe in the package (`tiny`, `smollm2`, `olmo3-7b-think`); or one that
+            was read before.
         form: an overlay of the file's `forms`; `default` is the recipe without one. None: what the file itself says,
             as a resolved recipe does, else `default`.
         overrides: `["train.lr=1e-3"]` or `{"train.lr": 1e-3}`.

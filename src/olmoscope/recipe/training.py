@@ -38,7 +38,7 @@ class Auxiliary(Frozen):
 
     weight: Annotated[float, Field(ge=0)] | None = None
     """Of the loss, the NMSE left if the dead latents added their part, beside the main loss; 0: only `lift`. null:
-    1/8, and 0 where weights are tied, which the loss harms (docs/recipes.md)."""
+    1/8, and 0 where weights are tied, which the loss harms (docs/recipe-study.md)."""
     k: Count | None = None
     """Dead latents active in a row; null: the SAE's k. The loss costs as much as the step's sparse part would with
     this k."""

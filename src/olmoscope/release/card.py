@@ -18,6 +18,9 @@ from olmoscope.train.derived import Settled, settled
 
 CARD = "README.md"
 
+TESTED_WIDTHS, TESTED_TOKENS = (192, 576), (300_000, 1_000_000)
+"""d_model and training tokens between which the rules for open settings were tested (docs/recipe-study.md)."""
+
 
 def model_card(runs: Sequence[FinishedRun]) -> str:
     """The whole card, markdown with the hub's YAML head.
@@ -86,7 +89,7 @@ def _introduction(runs: Sequence[FinishedRun]) -> str:
     return f"""\
 # {escape(recipe.release.name)}
 
-{what} {code(model.name)}
+{what} {code(model.shown)}
 ({escape(model.architecture)}, {model.num_layers} layers, d_model {model.d_model}{revision}), in
 [SAELens](https://github.com/decoderesearch/SAELens) format. {reads} Rows of the
 decoder `W` have unit norm. With pre-activations `p`, an SAE's reconstruction is `x̂ = z W + b`,{written} where
@@ -155,6 +158,10 @@ def _figures(runs: Sequence[FinishedRun]) -> str:
     transcoders = ("""
 - **transcoders**: x is what the model has at the site that is written, and x̂ what the transcoder writes there."""
                    if any(run.sae.writes for run in runs) else "")
+    normalised = ("""\
+- **input**: `layer norm` SAEs centre each row and divide it by its standard deviation before encoding, and undo
+  that after decoding; SAELens does both.
+""" if any(run.sae.normalize == "layer_norm" for run in runs) else "")
     left_out = f" {zeros} rows of zeros are left out of it: they have no NMSE." if zeros else ""
     return f"""\
 What the columns say:
@@ -169,9 +176,7 @@ What the columns say:
   predictions.{transcoders}
 - **training NMSE**: the mean of the loss over the whole training run, from its first step on. It is no figure
   on held-out data: it is there to compare with releases that give it as their final NMSE.
-- **input**: `layer norm` SAEs centre each row and divide it by its standard deviation before encoding, and undo
-  that after decoding; SAELens does both.
-- **canonical**: the one to take for its layer, if in doubt.
+{normalised}- **canonical**: the one to take for its layer, if in doubt.
 
 `manifest.json` has more digits and 95 % intervals, the checksum of every file, and the provenance of each SAE;
 `evaluation.json` in each folder has all figures. [report.html](report.html) shows them as a page, all SAEs side by
@@ -245,28 +250,28 @@ def _said(value: float | None, form: str) -> str:
 
 def _outliers(runs: Sequence[FinishedRun]) -> str:
     """What the figures say of rows of outlier norm, where there are some, and what becomes of them."""
-    found = sorted({(run.sae.site, one.outliers, one.rows, one.text.outlier_norm) for run in runs
-                    if (one := run.evaluation()).outliers})
+    found = sorted({(run.sae.site, one.outliers_found.said()) for run in runs if (one := run.evaluation()).outliers})
     if not found:
         return ""
-    lines = "; ".join(f"at {site} {outliers:,} of {rows:,} rows, of a norm over {norm:,.0f}"
-                      for site, outliers, rows, norm in found)
+    lines = "\n".join(f"  - {site}: {said}" for site, said in found)
     text = f"""
-- **Outliers** are rows of over 10 times the median norm ({lines}).
-  NMSE and explained variance leave them out, since a few such rows would decide both; ΔCE, loss recovered and KL
-  are with x̂ in every place, outliers among them."""
-    if any(run.done.sinks for run in runs):
-        text += """
-  The first latents of these SAEs are for such rows (attention sinks) and reconstruct them almost exactly; SAELens
-  and other tools need no rule or setting for that."""
+- **Outliers** are rows of over 10 times the median norm. NMSE and explained variance leave them out, since a few such
+  rows would decide both; ΔCE, loss recovered and KL are with x̂ in every place, outliers among them:
+{lines}"""
+    if sites := sorted({run.sae.site for run in runs if run.done.sinks}):
+        text += f"""
+
+  The first latents of the SAEs of {', '.join(map(str, sites))} are for such rows (attention sinks) and reconstruct them
+  almost exactly; SAELens and other tools need no rule or setting for that."""
     return text
 
 
 def _rates(trains: Sequence[Settled]) -> str:
-    lr = " or ".join(f"{rate:g}" for rate in sorted({each.lr for each in trains}))
+    lr = " or ".join(f"{rate:.3g}" for rate in sorted({each.lr for each in trains}))
     decoder = " or ".join(f"{rate:g}" for rate in sorted({each.decoder_rate for each in trains}))
-    return (lr + (f" (of the decoder {decoder} times that)" if decoder != "1" else "")
-            + (" (of the biases times the RMS of the activations)" if trains[0].scale_biases else ""))
+    others = ([f"{decoder} times that for the decoder"] if decoder != "1" else []) + (
+        ["for biases, times the RMS of the activations"] if trains[0].scale_biases else [])
+    return f"{lr} ({'; '.join(others)})" if others else lr
 
 
 def _auxiliary(trains: Sequence[Settled]) -> str:
@@ -275,8 +280,9 @@ def _auxiliary(trains: Sequence[Settled]) -> str:
     if not settings:
         return "no auxiliary loss"
     windows = _numbers({each.dead_window for each in settings})
-    return (f"an auxiliary loss (weight {settings[0].weight:g}) on latents that did not fire in {windows} tokens, of "
-            f"which {_numbers({each.k for each in settings})} take part in a row")
+    most = _numbers({each.k for each in settings})
+    return (f"an auxiliary loss (weight {settings[0].weight:g}) on up to {most} latents a row that did not fire in "
+            f"{windows} tokens")
 
 
 def _limits(runs: Sequence[FinishedRun]) -> str:
@@ -291,8 +297,24 @@ def _limits(runs: Sequence[FinishedRun]) -> str:
 - The figures say how well rows are reconstructed and how much of the model's prediction survives that. A latent is
   not by itself a concept.
 - Dead latents stay in the files, so that latents keep their numbers.
-- They are of {code(runs[0].done.store.model.name)}; another checkpoint of the same architecture needs its own.\
+- They are of {code(runs[0].done.store.model.shown)}; another checkpoint of the same architecture needs its own.
+{_tested(runs)}\
 {layer_norm if any(run.sae.normalize == "layer_norm" for run in runs) else ""}"""
+
+
+def _tested(runs: Sequence[FinishedRun]) -> str:
+    """At what sizes the rules were tested that settings follow, and whether these SAEs are outside them."""
+    d_model = runs[0].done.store.model.d_model
+    tokens = {run.recipe.tokens.count * settled(run.recipe, run.sae).epochs for run in runs}
+    inside = TESTED_WIDTHS[0] <= d_model <= TESTED_WIDTHS[1] and all(
+        TESTED_TOKENS[0] <= each <= TESTED_TOKENS[1] for each in tokens)
+    return f"""\
+- Settings that the recipe leaves open (batch, rates, auxiliary loss, latents for attention sinks) follow rules. They
+  were tested on SmolLM2-135M-Instruct (Llama architecture, d_model 576) with 300,000 training tokens, and on two small
+  models (Olmo 3 and Qwen 3 architectures, d_model 256 and 192) with 1,000,000; Olmoscope's `docs/recipe-study.md` has
+  the figures.
+  These SAEs: {escape(runs[0].done.store.model.architecture)}, d_model {d_model:,}, {_numbers(tokens)} tokens: \
+{"within these sizes" if inside else "outside these sizes, so the rules are extrapolated"}."""
 
 
 def _numbers(values: set[int]) -> str:

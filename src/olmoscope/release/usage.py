@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from olmoscope.model.layer_pass import ROWS
-from olmoscope.model_source import COMMIT
+from olmoscope.model_source import COMMIT, FETCHED
 from olmoscope.release.export import module_of
 from olmoscope.release.finished_run import FinishedRun
 from olmoscope.sae.io.saelens_places import INPUT
@@ -18,7 +18,11 @@ def usage(runs: Sequence[FinishedRun]) -> str:
     recipe, model = runs[0].recipe, runs[0].done.store.model
     run = next((run for run in runs if run.sae.canonical), runs[0])
     revision = f", revision={model.revision!r}" if model.on_hub else ""
-    name = repr(model.name)
+    name = repr(model.shown)
+    if model.shown in FETCHED:
+        name += f"  # the folder that `olmoscope fetch-model {FETCHED[model.shown]}` makes"
+    elif model.shown != model.name:
+        name += "  # the model's folder"
     if model.name == TINY:
         name = 'str(importlib.resources.files("olmoscope") / "model" / "tiny")  # the model inside the package'
     load = f"model = AutoModelForCausalLM.from_pretrained(name{revision}, dtype=torch.{recipe.model.dtype})"

@@ -102,7 +102,8 @@ def _local(source: str, patterns: list[str]) -> list[str]:
         matches = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
         files = [match for match in matches if Path(match).is_file()]
         if not files:
-            raise UserError(f"source {source}: no file matches {pattern!r} (looked from {Path.cwd()})")
+            raise UserError(f"source {source}: no file matches {pattern!r} (looked from {Path.cwd()}); name the files "
+                            "under text.sources in the recipe, or with --set 'text.sources.0.paths=[FILE, ...]'")
         found += files
     return found
 

@@ -1,6 +1,6 @@
 """The settings that a recipe leaves open, found from the SAE's width and k and the number of tokens.
 
-What stands in a recipe counts; what is null there is found here, by rules that docs/recipes.md gives the evidence for:
+What stands in a recipe counts; what is null there is found here, by rules whose evidence is in docs/recipe-study.md:
 
 - `batch`: the power of two nearest to tokens / 4000, from 256 to 4096: a few thousand steps, whatever the number of
   tokens, and no larger than it takes to fill a GPU.

