@@ -9,6 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, computed_field, model_validator
 
 from olmoscope.errors import UserError
+from olmoscope.evaluate.behaviour_results import Probing
 from olmoscope.files import read_json, write_json
 from olmoscope.recipe.schema import SiteName
 from olmoscope.site import layer_as_site
@@ -249,6 +250,8 @@ class Evaluation(_Frozen):
     subsets: dict[str, Subset]
     """`without_special`, `without_first`, `without_outliers`, `ordinary` (none of the three); where chats are marked,
     `prompt`, `thinking`, `answer`. A subset without rows is absent."""
+    probing: Probing | None = None
+    """None: not measured (`--probing`)."""
 
     @property
     def outliers(self) -> int:
