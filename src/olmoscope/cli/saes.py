@@ -45,7 +45,7 @@ def evaluate(
     probing: Annotated[bool, typer.Option("--probing", help=(
         "Also sparse probing: how well 1, 5 and 16 latents tell labelled texts apart."))] = False,
     probing_sets: Annotated[str | None, typer.Option(metavar="N|NAME,...|all", help=(
-        "How many of the labelled tables of short texts, or which tables; by default 16."))] = None,
+        "How many of the labelled tables of short texts, or which tables; by default 12."))] = None,
     probing_data: Annotated[Path | None, typer.Option(metavar="DIR", help=(
         "Labelled tables (CSV: prompt, target); by default those of the package sae-probes."))] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the results of SAEs from anywhere go.")] = None,

@@ -26,7 +26,7 @@ TRAIN, TEST, LEAST_TEST = 1024, 512, 100
 SHORT = 200
 """Characters of a table's mean text up to which it is one of those that are measured unless tables are named: long
 texts take a laptop hours."""
-SETS = 16
+SETS = 12
 """Tables, if nobody says how many."""
 
 
