@@ -72,11 +72,7 @@ def measure_probing(subjects: Sequence[Probed], tables: Tables, reader: str, mod
                for table in missing_tables(one, reader, tables)}
     for number, table in enumerate(missing.values(), 1):
         train, test = table.split()
-        texts = [table.texts[row] for row in (*train, *test)]
-        ids = [np.array([*tokenizer.begin, *encoded[:-1][-CONTEXT + len(tokenizer.begin):]], dtype=np.int64)
-               for encoded in tokenizer.encode(texts)]
-        if not all(map(len, ids)):
-            raise UserError(f"table {table.name} holds a text of no tokens; take it out")
+        ids = token_ids_of(tokenizer, table, [*train, *test])
         with bar(f"probing {number}/{len(missing)}, {table.name}"[:44], sum(map(len, ids)), "tokens") as advance:
             rows_of = last_rows(model, ids, batch_tokens, advance)
         y_N = torch.tensor([table.labels[row] for row in (*train, *test)], device=model.device)
@@ -95,6 +91,19 @@ def measure_probing(subjects: Sequence[Probed], tables: Tables, reader: str, mod
                                 "activations": baselines[reads]}
             write_json(one.folder / PROBING, {"format": FORMAT, "version": VERSION, "identity": _identity(
                 one, reader), "tables": kept})
+
+
+def token_ids_of(tokenizer: Tokenizer, table: Table, rows: Sequence[int]) -> list[np.ndarray]:
+    """Of some texts of a table, as the model reads them.
+
+    Raises:
+        UserError: one has no tokens.
+    """
+    ids = [np.array([*tokenizer.begin, *encoded[:-1][len(tokenizer.begin) - CONTEXT :]], dtype=np.int64)
+           for encoded in tokenizer.encode([table.texts[row] for row in rows])]
+    if not all(map(len, ids)):
+        raise UserError(f"table {table.name} holds a text of no tokens; take it out")
+    return ids
 
 
 def by_difference(codes: SparseCodes, y_N: Tensor, train: int) -> Tensor:
