@@ -48,6 +48,8 @@ def evaluate(
         "How many of the labelled tables of short texts, or which tables; by default 12."))] = None,
     probing_data: Annotated[Path | None, typer.Option(metavar="DIR", help=(
         "Labelled tables (CSV: prompt, target); by default those of the package sae-probes."))] = None,
+    absorption: Annotated[bool, typer.Option("--absorption", help=(
+        "Also feature absorption: on how many words other latents stand for the first letter."))] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the results of SAEs from anywhere go.")] = None,
 ) -> None:
     """Measure SAEs: how well they reconstruct, and what the language model makes of it."""
@@ -62,7 +64,7 @@ def evaluate(
     from olmoscope.pipeline import evaluate_saes, report_saes
     from olmoscope.recipe.load import find_recipe
 
-    behaviour = Behaviour(probing, probing_sets, probing_data)
+    behaviour = Behaviour(probing, probing_sets, probing_data, absorption)
     if is_output_folder(saes) and not (text or model or out):
         idle = [name for name, given, default in (
             ("--site", site, None), ("--tokens", tokens, EVALUATED_TOKENS), ("--dtype", dtype, "auto"),

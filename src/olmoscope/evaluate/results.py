@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, computed_field, model_validator
 
 from olmoscope.errors import UserError
-from olmoscope.evaluate.behaviour_results import Probing
+from olmoscope.evaluate.behaviour_results import Absorption, Probing
 from olmoscope.files import read_json, write_json
 from olmoscope.recipe.schema import SiteName
 from olmoscope.site import layer_as_site
@@ -252,6 +252,8 @@ class Evaluation(_Frozen):
     `prompt`, `thinking`, `answer`. A subset without rows is absent."""
     probing: Probing | None = None
     """None: not measured (`--probing`)."""
+    absorption: Absorption | None = None
+    """None: not measured (`--absorption`)."""
 
     @property
     def outliers(self) -> int:
