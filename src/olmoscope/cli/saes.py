@@ -55,14 +55,16 @@ def evaluate(
     """Measure SAEs: how well they reconstruct, and what the language model makes of it."""
     from olmoscope.api import is_output_folder
     from olmoscope.cli import tables
+    from olmoscope.cli.behaviour_tables import show_behaviour
     from olmoscope.cli.study_tables import show_study
     from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
     from olmoscope.evaluate.behaviour import Behaviour
     from olmoscope.evaluate.report import write_reports
     from olmoscope.evaluate.results import EVALUATION, read_evaluation
     from olmoscope.evaluate.study import study_of
-    from olmoscope.pipeline import evaluate_saes, report_saes
+    from olmoscope.pipeline import chosen, evaluate_saes, report_saes
     from olmoscope.recipe.load import find_recipe
+    from olmoscope.train.run import run_folder
 
     behaviour = Behaviour(probing, probing_sets, probing_data, absorption)
     if is_output_folder(saes) and not (text or model or out):
@@ -81,6 +83,7 @@ def evaluate(
             say(f"A row for each run: `olmoscope study {folder} --runs`.")
         else:
             tables.show_results(recipe, folder, only or [])
+        show_behaviour([read_evaluation(run_folder(folder, sae) / EVALUATION) for sae in chosen(recipe, only or [])])
         say(f"Report: {report_saes(recipe, folder)[-1]}")
         return
     if only:
@@ -90,7 +93,9 @@ def evaluate(
                                                 behaviour))
     for one in evaluated:
         say(f"{one.name}: " + (f"evaluated, {one.folder}" if one.fresh else "evaluated before, nothing to do"))
-    tables.show_evaluations([read_evaluation(one.folder / EVALUATION) for one in evaluated])
+    figures = [read_evaluation(one.folder / EVALUATION) for one in evaluated]
+    tables.show_evaluations(figures)
+    show_behaviour(figures)
     say(f"Report: {write_reports([one.folder for one in evaluated], out)[-1]}")
 
 

@@ -10,7 +10,6 @@ from rich.table import Table
 from olmoscope.activations.collect.run import Collected
 from olmoscope.activations.store.statistics import outliers_said
 from olmoscope.cost.plan import Memory, Plan
-from olmoscope.evaluate.behaviour_results import ProbeFigures
 from olmoscope.evaluate.results import EVALUATION, Evaluation, read_evaluation
 from olmoscope.files import read_json
 from olmoscope.model.describe import Described
@@ -203,28 +202,6 @@ def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
                       "read by the model for ΔCE and KL.")
     for site, zeros in sorted({(one.site, one.zero_rows) for one in evaluations if one.zero_rows}):
         console.print(f"{zeros:,} of the rows of {site} are zeros: they are left out of NMSE.")
-    if probed := [one for one in evaluations if one.probing]:
-        _show_probing(probed)
-
-
-def _show_probing(evaluations: Sequence[Evaluation]) -> None:
-    """Sparse probing, side by side; those that were not measured are left out."""
-    counts = sorted({k for one in evaluations if one.probing for k in one.probing.latents})
-    table = new_table_of_names("Probing: AUC of the best k latents", "SAE", *(f"k {k}" for k in counts), "activations")
-    for one in evaluations:
-        assert one.probing is not None
-        table.add_row(in_lines(one.sae), *(_with_interval(one.probing.latents[k]) for k in counts),
-                      _with_interval(one.probing.activations))
-    console.print(table)
-    for source, tables in sorted({(one.probing.source, len(one.probing.tables)) for one in evaluations if one.probing}):
-        console.print(f"Means over {tables} tables of {escape(source)}, in brackets 95% over tables; activations: "
-                      "probes of what the SAE reads.", highlight=False)
-
-
-def _with_interval(figures: ProbeFigures) -> str:
-    """`0.812 [0.77, 0.85]`, without brackets where there is one table."""
-    low, high = figures.intervals.get("auc", (None, None))
-    return f"{figures.auc:.3f}" + ("" if low is None else f" \\[{low:.2f}, {high:.2f}]")
 
 
 def show_validation(validation: Validation) -> None:

@@ -79,6 +79,23 @@ def _probing(k: int) -> Figure:
                   lambda e: None if (found := figures(e)) is None else found.auc, intervals=intervals)
 
 
+def _absorption_intervals(evaluation: Evaluation) -> dict[str, Interval]:
+    found = evaluation.absorption
+    return {} if found is None else {f"absorption_{name}": interval for name, interval in found.intervals.items()}
+
+
+_ABSORPTION = (
+    Figure("absorption_fraction", "Absorption fraction",
+           "How far other latents stand for a word's first letter in the place of the letter's own. 0 is best.",
+           lambda e: None if e.absorption is None else e.absorption.fraction, "share", intervals=_absorption_intervals),
+    Figure("absorption_full", "Full absorption", "Share of words on which the letter's latents are silent and one "
+           "other stands for it.", lambda e: None if e.absorption is None else e.absorption.full, "share",
+           intervals=_absorption_intervals),
+    Figure("absorption_latents", "Latents a letter", "How many latents stand for a letter: over 1, features are split.",
+           lambda e: None if e.absorption is None else e.absorption.latents, intervals=_absorption_intervals),
+)
+
+
 def _language(evaluation: Evaluation) -> Mapping[str, Interval]:
     return evaluation.language.intervals
 
@@ -163,4 +180,8 @@ def groups_of(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[Figure]
     groups = [(heading, [figure for figure in figures if outliers or not figure.beside_outliers])
               for heading, figures in _ALL]
     probed = sorted({k for one in evaluations if one.probing for k in one.probing.latents})
-    return groups + ([("Sparse probing", [_probing(k) for k in (*probed, 0)])] if probed else [])
+    if probed:
+        groups.append(("Sparse probing", [_probing(k) for k in (*probed, 0)]))
+    if any(one.absorption for one in evaluations):
+        groups.append(("Feature absorption in first letters", list(_ABSORPTION)))
+    return groups

@@ -10,13 +10,12 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, comput
 
 from olmoscope.errors import UserError
 from olmoscope.evaluate.behaviour_results import Absorption, Probing
+from olmoscope.evaluate.behaviour_results import Interval as Interval
 from olmoscope.files import read_json, write_json
 from olmoscope.recipe.schema import SiteName
 from olmoscope.site import layer_as_site
 
 EVALUATION = "evaluation.json"
-
-Interval = tuple[FiniteFloat, FiniteFloat]
 
 
 class _Frozen(BaseModel):
