@@ -1,6 +1,6 @@
 """Feature absorption by SAEBench's own code, on the rows, words and SAE of `olmoscope evaluate --absorption`.
 
-    python benchmarks/absorption_peers.py SAE --model MODEL --peers peers/bin/python [--rows rows.safetensors]
+    python benchmarks/absorption_peers.py SAE --model MODEL --peers peers/bin/python [--rows FILE] [--words 250]
 
 SAE is a folder in SAELens' format, for a residual stream. The peers' environment has sae-bench. SAEBench asks
 TransformerLens for the model by a name of its list, so its own run cannot read a folder; here it gets the rows of the
@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from olmoscope.evaluate import first_letter
 from olmoscope.evaluate.absorption import LEAST_LETTERS, measure_absorption, truth_probes
 from olmoscope.evaluate.first_letter import LETTERS, first_letter_task, rows_of_words
 from olmoscope.model.load import load_model, pick_device
@@ -34,7 +35,9 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--peers", type=Path, required=True, help="Python of the peers' environment")
     parser.add_argument("--rows", type=Path)
+    parser.add_argument("--words", type=int, default=first_letter.WORDS, help="of a letter at most")
     arguments = parser.parse_args()
+    first_letter.WORDS = arguments.words
     subject = open_sae(arguments.sae)
     model = Model(name=arguments.model, dtype=arguments.dtype)
     tokenizer = load_tokenizer(model, subject.bos)

@@ -27,7 +27,7 @@ def _show_probing(probed: Sequence[tuple[str, Probing]]) -> None:
         table.add_row(in_lines(name), *(_with_interval(each.auc, each.intervals.get("auc")) for each in figures))
     console.print(table)
     for source, tables in sorted({(found.source, len(found.tables)) for _, found in probed}):
-        console.print(f"Means over {tables} labelled tables of {escape(source)}, in brackets 95% over tables; of x: "
+        console.print(f"Means over {tables} labelled table(s) of {escape(source)}, in brackets 95% over tables; of x: "
                       "probes of the activations that the SAE reads.", highlight=False)
 
 
