@@ -28,7 +28,6 @@ from sae_bench.evals.absorption.k_sparse_probing import (
     sae_k_sparse_metadata,
     train_k_sparse_probes,
 )
-from sae_bench.evals.absorption.main import _aggregate_results_df
 from sae_bench.evals.absorption.probing import LinearProbe, train_multi_probe
 from sae_bench.evals.absorption.vocab import LETTERS
 from sae_lens import SAE
@@ -93,13 +92,17 @@ def main() -> None:
 def by_letter(calculator: FeatureAbsorptionCalculator, sae: Any, probe: LinearProbe,
               stats: dict[str, StatsAndLikelyFalseNegativeResults], probe_f1: dict[str, float]) -> dict[str, Any]:
     """Its figures of the letters that its ground-truth probe knows."""
-    lines = _aggregate_results_df(calculate_projection_and_cos_sims(
-        calculator, sae, probe, LAYER, {letter: one for letter, one in stats.items() if one.potential_false_negatives}))
-    return {line["letter"]: {"fraction": float(line["mean_absorption_fraction"]),
-                             "full": float(line["full_absorption_rate"]),
-                             "split": [int(latent) for latent in line["split_feats"]],
-                             "probe_f1": float(probe_f1[line["letter"]])}
-            for _, line in lines.iterrows() if probe_f1[line["letter"]] > 0.6}
+    words = calculate_projection_and_cos_sims(
+        calculator, sae, probe, LAYER, {letter: one for letter, one in stats.items() if one.potential_false_negatives})
+    found = {}
+    for letter, lines in words.groupby("letter"):
+        if probe_f1[letter] > 0.6:
+            positives = int(lines["num_probe_true_positives"].iloc[0])
+            found[letter] = {"fraction": float(lines["absorption_fraction"].sum()) / positives,
+                             "full": int(lines["is_full_absorption"].sum()) / positives,
+                             "split": [int(latent) for latent in lines["split_feats"].iloc[0]],
+                             "probe_f1": float(probe_f1[letter])}
+    return found
 
 
 with contextlib.redirect_stdout(sys.stderr):

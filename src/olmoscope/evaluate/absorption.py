@@ -96,7 +96,7 @@ def latents_by_letter(codes: SparseCodes, letter_N: Tensor, train: int) -> Tenso
     values_NK, indices_NK = codes.values[:train].float(), codes.indices[:train]
     rows_NK = torch.arange(train, device=values_NK.device)[:, None].expand_as(indices_NK)
     z_NF = torch.sparse_coo_tensor(torch.stack([rows_NK.flatten(), indices_NK.flatten()]), values_NK.flatten(),
-                                   (train, codes.d_sae)).coalesce()
+                                   (train, codes.d_sae), check_invariants=False).coalesce()
     y_NL = torch.nn.functional.one_hot(letter_N[:train], len(LETTERS)).float()
     positive_L = y_NL.sum(0)
     weight_L = (train - positive_L) / positive_L.clamp_min(1)
