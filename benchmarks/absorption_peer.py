@@ -65,7 +65,9 @@ def main() -> None:
     y_NL = torch.nn.functional.one_hot(given["letters"][:train], len(LETTERS))
     probe = train_multi_probe(x_ND[:train].clone(), y_NL, batch_size=64, num_epochs=50, lr=1e-2, weight_decay=1e-4,
                               device=torch.device("cpu"), show_progress=False)
-    sparse = train_k_sparse_probes(sae, words[:train], x_ND[:train], ks=list(range(1, MOST + 1)), precalc_sae_acts=True)
+    # Ten batches an epoch, as its 4096 words are of a whole vocabulary: so that Adam takes as many steps as there.
+    sparse = train_k_sparse_probes(sae, words[:train], x_ND[:train], ks=list(range(1, MOST + 1)),
+                                   batch_size=-(-train // 10), precalc_sae_acts=True)
     with torch.no_grad():
         scores = eval_probe_and_sae_k_sparse_raw_scores(sae, probe, sparse, words[train:], x_ND[train:], 512)
         metrics = build_metrics_df(scores, sae_k_sparse_metadata(sae, probe, sparse, NAME, LAYER), MOST)
