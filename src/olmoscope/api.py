@@ -13,6 +13,7 @@ from olmoscope.activations.collect.run import Collected
 from olmoscope.activations.store.shares import parse_worker, worker_from_environment
 from olmoscope.errors import UserError
 from olmoscope.evaluate import anywhere
+from olmoscope.evaluate.behaviour import NOTHING_MORE, Behaviour
 from olmoscope.evaluate.report import write_reports
 from olmoscope.evaluate.results import EVALUATION, Evaluation, read_evaluation
 from olmoscope.features.build import Indexed
@@ -94,7 +95,7 @@ def train(recipe: str | Path | Recipe, out: str | Path | None = None, *, form: s
 def evaluate(saes: str | Path | Sequence[str | Path], *, only: Sequence[str] = (), text: str | Path | None = None,
              tokens: int | None = None, model: str | Path | None = None,
              dtype: Literal["auto", "bfloat16", "float32"] | None = None, site: Site | str | int | None = None,
-             batch_tokens: int | None = None, bos: bool | None = None,
+             batch_tokens: int | None = None, bos: bool | None = None, behaviour: Behaviour = NOTHING_MORE,
              out: str | Path | None = None) -> list[Evaluation]:
     """Measure SAEs: how well they reconstruct, and what the language model makes of it.
 
@@ -110,6 +111,7 @@ def evaluate(saes: str | Path | Sequence[str | Path], *, only: Sequence[str] = (
         site: what the SAEs read, if they do not say.
         batch_tokens: in one pass of the model; by default 16,384.
         bos: whether sequences begin with BOS, if the SAEs do not say; by default as the tokenizer does.
+        behaviour: what else is measured (`olmoscope.evaluate.behaviour.Behaviour`): probing, absorption.
         out: where the results of SAEs from anywhere go; by default `evaluation`.
 
     Returns:
@@ -132,7 +134,7 @@ def evaluate(saes: str | Path | Sequence[str | Path], *, only: Sequence[str] = (
             raise UserError(f"{idle[0]} does nothing here: the SAEs of {named[0]} are evaluated as its recipe says; "
                             "give a text (or the output folder again, as text) to evaluate them otherwise")
         recipe, folder = find_recipe(named[0])
-        evaluated = [run_folder(folder, sae) for sae, _ in evaluate_saes(recipe, folder, list(only))]
+        evaluated = [run_folder(folder, sae) for sae, _ in evaluate_saes(recipe, folder, list(only), behaviour)]
         report_saes(recipe, folder)
     else:
         if only:
@@ -140,7 +142,8 @@ def evaluate(saes: str | Path | Sequence[str | Path], *, only: Sequence[str] = (
         given = {name: value for name, value in settings.items() if value is not None and name != "site"}
         options = anywhere.Options(
             Path(out or "evaluation"), None if text is None else str(text), model=None if model is None else str(model),
-            site=None if site is None else Site.parse(site), **given)  # type: ignore[arg-type]
+            site=None if site is None else Site.parse(site), behaviour=behaviour,
+            **given)  # type: ignore[arg-type]
         evaluated = [one.folder for one in anywhere.evaluate_anywhere(named, options)]
         write_reports(evaluated, options.out)
     return [read_evaluation(folder / EVALUATION) for folder in evaluated]

@@ -29,7 +29,9 @@ from olmoscope.activations.store.place import store_folder as store_folder
 from olmoscope.activations.store.reader import Store, open_store
 from olmoscope.activations.store.shares import Worker
 from olmoscope.errors import UserError
+from olmoscope.evaluate.behaviour import NOTHING_MORE, Behaviour, measure_behaviour
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_store, forget_unfinished, identity
+from olmoscope.evaluate.probing import Probed
 from olmoscope.evaluate.report import write_reports
 from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
 from olmoscope.evaluate.sequences import read_sequences
@@ -175,8 +177,12 @@ def train_saes(recipe: Recipe, out: Path, only: list[str],
         yield from train_live(recipe, live, store_folder(out, "train"), out, tracker)
 
 
-def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[CoderConfig, bool]]:
+def evaluate_saes(recipe: Recipe, out: Path, only: list[str],
+                  behaviour: Behaviour = NOTHING_MORE) -> Iterator[tuple[CoderConfig, bool]]:
     """Evaluate finished SAEs on the held-out store, into `evaluation.json` of each run.
+
+    Args:
+        behaviour: what else is measured.
 
     Yields:
         Each SAE, and False if the same evaluation was there already.
@@ -209,6 +215,8 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str]) -> Iterator[tuple[
         for number, evaluation in zip(pending, found, strict=True):
             write_evaluation(run_folder(out, wanted[number]) / EVALUATION, evaluation)
     forget_unfinished(out)
+    measure_behaviour([Probed(subject, run_folder(out, sae)) for subject, sae in zip(subjects, wanted, strict=True)],
+                      wanted_model, tokenizer, recipe.tokens.batch_tokens, pick_device(recipe.device), behaviour)
     for number, sae in enumerate(wanted):
         yield sae, number in pending
 

@@ -3,8 +3,10 @@
 import pytest
 
 from helpers import recipe, write_documents
-from olmoscope.evaluate import evaluate, kept
+from olmoscope.cli.behaviour_tables import show_behaviour
+from olmoscope.evaluate import evaluate, first_letter, kept
 from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
+from olmoscope.evaluate.behaviour import Behaviour
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.pipeline import collect_stores, evaluate_saes, train_saes
 from olmoscope.train.run import run_folder
@@ -103,3 +105,22 @@ def test_rows_at_once_do_not_matter(job, out, monkeypatch):
         for name in ("fvu", "nmse", "cosine", "l1"):
             assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-6), name
         assert one.l0 == other.l0
+
+
+def test_behaviour_of_all_runs(job, out, tmp_path, monkeypatch, capsys):
+    """Last in this file: it adds to the evaluations."""
+    monkeypatch.setattr(first_letter, "WORDS", 12)
+    rows = "".join(f"the {'cat' if number % 2 else 'dog'} of row {number},{number % 2}\n" for number in range(240))
+    (tmp_path / "animals.csv").write_text(f"prompt,target\n{rows}")
+    before = [read_evaluation(path) for path in paths(job, out)]
+    wanted = Behaviour(True, None, tmp_path, absorption=True)
+    assert [fresh for _, fresh in evaluate_saes(job, out, [], wanted)] == [False, False]
+    found = [read_evaluation(path) for path in paths(job, out)]
+    for one, other in zip(before, found, strict=True):
+        assert other.probing.tables == ["animals"] and 0 <= other.probing.latents[16].auc <= 1
+        assert len(other.absorption.letters) == 26
+        assert other.model_copy(update={"probing": None, "absorption": None}) == one
+    show_behaviour(found)
+    printed = capsys.readouterr().out
+    assert "Sparse probing" in printed and "Absorption of first letters" in printed
+    assert "Means over 1 labelled table" in printed and max(map(len, printed.splitlines())) <= 80

@@ -16,13 +16,13 @@ from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
 from olmoscope.features.read import FeatureIndex, find_indexes
 from olmoscope.features.rows_of import index_sae
-from olmoscope.features.vocabulary import token_texts
 from olmoscope.files import sha256
 from olmoscope.model.dtype import fast_dtype
 from olmoscope.model.load import load_model
 from olmoscope.recipe.schema import Filter, Model
 from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer
+from olmoscope.tokens.vocabulary import token_texts
 from olmoscope.train.initialize import initialize
 
 

@@ -31,19 +31,31 @@ def evaluate(
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one pass of the model.")] = EVALUATED_AT_ONCE,
     bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help=(
         "Whether sequences begin with BOS, if the SAEs do not say; by default as the tokenizer does."))] = None,
+    probing: Annotated[bool, typer.Option("--probing", help=(
+        "Also sparse probing: how well 1, 5 and 16 latents tell labelled texts apart."))] = False,
+    probing_sets: Annotated[str | None, typer.Option(metavar="N|NAME,...|all", help=(
+        "How many of the labelled tables of short texts, or which tables; by default 12."))] = None,
+    probing_data: Annotated[Path | None, typer.Option(metavar="DIR", help=(
+        "Labelled tables (CSV: prompt, target); by default those of the package sae-probes."))] = None,
+    absorption: Annotated[bool, typer.Option("--absorption", help=(
+        "Also feature absorption: on how many words other latents stand for the first letter."))] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the results of SAEs from anywhere go.")] = None,
 ) -> None:
     """Measure SAEs: how well they reconstruct, and what the language model makes of it."""
     from olmoscope.api import is_output_folder
     from olmoscope.cli import tables
+    from olmoscope.cli.behaviour_tables import show_behaviour
     from olmoscope.cli.study_tables import show_study
     from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
+    from olmoscope.evaluate.behaviour import Behaviour
     from olmoscope.evaluate.report import write_reports
     from olmoscope.evaluate.results import EVALUATION, read_evaluation
     from olmoscope.evaluate.study import study_of
-    from olmoscope.pipeline import evaluate_saes, report_saes
+    from olmoscope.pipeline import chosen, evaluate_saes, report_saes
     from olmoscope.recipe.load import find_recipe
+    from olmoscope.train.run import run_folder
 
+    behaviour = Behaviour(probing, probing_sets, probing_data, absorption)
     if is_output_folder(saes) and not (text or model or out):
         idle = [name for name, given, default in (
             ("--site", site, None), ("--tokens", tokens, EVALUATED_TOKENS), ("--dtype", dtype, "auto"),
@@ -52,7 +64,7 @@ def evaluate(
             raise UserError(f"{idle[0]} does nothing here: the SAEs of {saes[0]} are evaluated as its recipe says; "
                             "give --text (a text, or the output folder again) to evaluate them otherwise")
         recipe, folder = find_recipe(saes[0])
-        for sae, fresh in evaluate_saes(recipe, folder, only or []):
+        for sae, fresh in evaluate_saes(recipe, folder, only or [], behaviour):
             say(f"{sae.id}: evaluated" if fresh else f"{sae.id}: evaluated before, nothing to do")
         study = study_of(recipe, folder)
         if study.seeds and not only:
@@ -60,15 +72,19 @@ def evaluate(
             say(f"A row for each run: `olmoscope study {folder} --runs`.")
         else:
             tables.show_results(recipe, folder, only or [])
+        show_behaviour([read_evaluation(run_folder(folder, sae) / EVALUATION) for sae in chosen(recipe, only or [])])
         say(f"Report: {report_saes(recipe, folder)[-1]}")
         return
     if only:
         raise UserError("--only is for the SAEs of one output folder; name the SAEs themselves instead")
     out = out or Path("evaluation")
-    evaluated = evaluate_anywhere(saes, Options(out, text, tokens, model, dtype, site_of(site), batch_tokens, bos))
+    evaluated = evaluate_anywhere(saes, Options(out, text, tokens, model, dtype, site_of(site), batch_tokens, bos,
+                                                behaviour))
     for one in evaluated:
         say(f"{one.name}: " + (f"evaluated, {one.folder}" if one.fresh else "evaluated before, nothing to do"))
-    tables.show_evaluations([read_evaluation(one.folder / EVALUATION) for one in evaluated])
+    figures = [read_evaluation(one.folder / EVALUATION) for one in evaluated]
+    tables.show_evaluations(figures)
+    show_behaviour(figures)
     say(f"Report: {write_reports([one.folder for one in evaluated], out)[-1]}")
 
 

@@ -20,7 +20,9 @@ import numpy as np
 from olmoscope.activations.store.format import read_manifest
 from olmoscope.activations.store.place import is_elsewhere, store_folder
 from olmoscope.errors import UserError
+from olmoscope.evaluate.behaviour import NOTHING_MORE, Behaviour, measure_behaviour
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_text, forget_unfinished, identity
+from olmoscope.evaluate.probing import Probed
 from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
 from olmoscope.evaluate.sequences import Sequences, read_sequences
 from olmoscope.files import locked
@@ -57,6 +59,7 @@ class Options:
         site: for SAEs that do not say which.
         batch_tokens: in one pass of the model.
         bos: whether sequences begin with BOS, for SAEs that do not say. None: as the SAEs were trained.
+        behaviour: what else is measured.
     """
 
     out: Path
@@ -67,6 +70,7 @@ class Options:
     site: Site | None = None
     batch_tokens: int = 16384
     bos: bool | None = None
+    behaviour: Behaviour = NOTHING_MORE
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,10 @@ def _evaluate_group(subjects: list[Opened], model: Model, text: str, options: Op
                                                                 setting), strict=True):
             write_evaluation(paths[number], evaluation)
         forget_unfinished(options.out)
+    whole.cache_clear()  # what is measured next loads less of the model
+    measure_behaviour([Probed(subject, path.parent) for subject, path in zip(subjects, paths, strict=True)], model,
+                      _tokenizer(subjects, model, options), options.batch_tokens, pick_device("auto"),
+                      options.behaviour)
     for number, subject in enumerate(subjects):
         yield Evaluated(subject.name, paths[number].parent, number in pending)
 

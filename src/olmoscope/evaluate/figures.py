@@ -6,6 +6,7 @@ docs/metrics.md has the definitions in full.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from olmoscope.evaluate.behaviour_results import ProbeFigures
 from olmoscope.evaluate.results import Evaluation, Interval
 from olmoscope.evaluate.scales import Kind, say
 
@@ -57,6 +58,42 @@ def _rows(evaluation: Evaluation) -> Mapping[str, Interval]:
 
 def _usual(evaluation: Evaluation) -> Mapping[str, Interval]:
     return evaluation.usual.intervals
+
+
+def _probing(k: int) -> Figure:
+    """AUC of the probes that read k latents; k 0: of those that read the activations."""
+    key = f"probing_{k}" if k else "probing_activations"
+
+    def figures(evaluation: Evaluation) -> ProbeFigures | None:
+        if (found := evaluation.probing) is None:
+            return None
+        return found.latents[k] if k else found.activations
+
+    def intervals(evaluation: Evaluation) -> dict[str, Interval]:
+        found = figures(evaluation)
+        return {key: found.intervals["auc"]} if found and found.intervals else {}
+
+    return Figure(key, f"AUC of {k} latent{'s' if k > 1 else ''}" if k else "AUC of the activations",
+                  f"Of probes that read the best {k} latents on labelled texts, mean over tables." if k
+                  else "Of probes that read what the SAE reads: the mark to come near.",
+                  lambda e: None if (found := figures(e)) is None else found.auc, intervals=intervals)
+
+
+def _absorption_intervals(evaluation: Evaluation) -> dict[str, Interval]:
+    found = evaluation.absorption
+    return {} if found is None else {f"absorption_{name}": interval for name, interval in found.intervals.items()}
+
+
+_ABSORPTION = (
+    Figure("absorption_fraction", "Absorption fraction",
+           "How far other latents stand for a word's first letter in the place of the letter's own. 0 is best.",
+           lambda e: None if e.absorption is None else e.absorption.fraction, "share", intervals=_absorption_intervals),
+    Figure("absorption_full", "Full absorption", "Share of words on which the letter's latents are silent and one "
+           "other stands for it.", lambda e: None if e.absorption is None else e.absorption.full, "share",
+           intervals=_absorption_intervals),
+    Figure("absorption_latents", "Latents a letter", "How many latents stand for a letter: over 1, features are split.",
+           lambda e: None if e.absorption is None else e.absorption.latents, intervals=_absorption_intervals),
+)
 
 
 def _language(evaluation: Evaluation) -> Mapping[str, Interval]:
@@ -145,5 +182,11 @@ _ALL: tuple[tuple[str, tuple[Figure, ...]], ...] = (
 def groups_of(evaluations: Sequence[Evaluation]) -> list[tuple[str, list[Figure]]]:
     """The figures of the page's table for some evaluations, in order, under headings."""
     outliers = any(evaluation.outliers for evaluation in evaluations)
-    return [(heading, [figure for figure in figures if outliers or not figure.beside_outliers])
-            for heading, figures in _ALL]
+    groups = [(heading, [figure for figure in figures if outliers or not figure.beside_outliers])
+              for heading, figures in _ALL]
+    probed = sorted({k for one in evaluations if one.probing for k in one.probing.latents})
+    if probed:
+        groups.append(("Sparse probing", [_probing(k) for k in (*probed, 0)]))
+    if any(one.absorption for one in evaluations):
+        groups.append(("Feature absorption in first letters", list(_ABSORPTION)))
+    return groups

@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, FiniteFloat, ValidationError, comput
 from olmoscope.activations.store.outliers import Outliers
 from olmoscope.activations.store.statistics import OUTLIER
 from olmoscope.errors import UserError
+from olmoscope.evaluate.behaviour_results import Absorption, Probing
+from olmoscope.evaluate.behaviour_results import Interval as Interval
 from olmoscope.files import read_json, write_json
 from olmoscope.recipe.schema import SiteName
 from olmoscope.site import layer_as_site
 
 EVALUATION = "evaluation.json"
-
-Interval = tuple[FiniteFloat, FiniteFloat]
 
 
 class _Frozen(BaseModel):
@@ -266,6 +266,10 @@ class Evaluation(_Frozen):
     subsets: dict[str, Subset]
     """`without_special`, `without_first`, `without_outliers`, `ordinary` (none of the three); where chats are marked,
     `prompt`, `thinking`, `answer`. A subset without rows is absent."""
+    probing: Probing | None = None
+    """None: not measured (`--probing`)."""
+    absorption: Absorption | None = None
+    """None: not measured (`--absorption`)."""
 
     @property
     def outliers(self) -> int:

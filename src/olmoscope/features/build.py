@@ -25,7 +25,6 @@ from olmoscope.features.listing import write_listing
 from olmoscope.features.parts import checksum_path, gather_facts, make_parts, plan_parts
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.sorted_firings import Rows, SortedFirings, write_sorted_firings
-from olmoscope.features.vocabulary import token_texts
 from olmoscope.files import clean_temporary, locked, read_json, sha256, write_json
 from olmoscope.model.unembed import NoUnembedding, Unembedding, load_unembedding
 from olmoscope.model_source import at_revision
@@ -35,6 +34,7 @@ from olmoscope.recipe.schema import Filter, Model
 from olmoscope.sae.io.opened import Opened
 from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer
+from olmoscope.tokens.vocabulary import token_texts
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,144 @@
+"""Labelled tables: short texts of two classes each, on which probes are trained.
+
+A table is a CSV file (perhaps compressed, `.csv.zst`) with the columns `prompt` and `target`, the label. Those of the
+package sae-probes (arXiv 2502.16681) are read as files; its code is never imported, nor its dependencies needed. Tables
+with more or fewer than two labels are passed over.
+"""
+
+import csv
+import hashlib
+import io
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import numpy as np
+import zstandard
+
+from olmoscope.errors import UserError
+from olmoscope.seeds import generator
+
+PACKAGE, INSIDE = "sae-probes", "sae_probes/data/cleaned_data"
+SUFFIXES = (".csv", ".csv.zst")
+TRAIN, TEST, LEAST_TEST = 1024, 512, 100
+"""Texts of a table, at most; of a small one, so many at least are kept to test on, as sae-probes does."""
+SHORT = 200
+"""Characters of a table's mean text up to which it is one of those that are measured unless tables are named: long
+texts take a laptop hours."""
+SETS = 12
+"""Tables, if nobody says how many."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Texts of two classes."""
+
+    name: str
+    texts: tuple[str, ...]
+    labels: tuple[bool, ...]
+
+    @cached_property
+    def content(self) -> str:
+        """Identifies the texts and labels."""
+        parts = hashlib.sha256()
+        for text, label in zip(self.texts, self.labels, strict=True):
+            parts.update(f"{int(label)}{len(text)}:{text}".encode())
+        return parts.hexdigest()[:16]
+
+    @property
+    def mean_length(self) -> float:
+        """Characters."""
+        return sum(map(len, self.texts)) / len(self.texts)
+
+    def split(self) -> tuple[np.ndarray, np.ndarray]:
+        """Rows to train on and rows to test on, both in random order and with as many of either class.
+
+        At most TRAIN and TEST of them; of fewer than TRAIN + LEAST_TEST, LEAST_TEST are for testing.
+
+        Raises:
+            UserError: too few.
+        """
+        labels = np.array(self.labels)
+        random = generator(0, "texts of a labelled table", int(self.content, 16) % 2**32)
+        classes = [random.permutation(np.flatnonzero(labels == label)) for label in (False, True)]
+        half = min(map(len, classes))
+        train = min(half - LEAST_TEST // 2, TRAIN // 2)
+        if train < LEAST_TEST // 2:
+            raise UserError(f"table {self.name}: only {half} texts have its rarer label; a probe needs {LEAST_TEST} of "
+                            "each")
+        test = min(half - train, TEST // 2)
+        return (random.permutation(np.concatenate([rows[:train] for rows in classes])),
+                random.permutation(np.concatenate([rows[train : train + test] for rows in classes])))
+
+
+@dataclass(frozen=True)
+class Tables:
+    """Some tables, and what they are of, for people."""
+
+    source: str
+    tables: list[Table]
+
+
+def read_tables(folder: Path | None, wanted: str | None) -> Tables:
+    """The tables to measure on.
+
+    Args:
+        folder: where they are; None: those of the installed package sae-probes.
+        wanted: how many, `all`, or names, with commas between them. None: SETS. How many are taken from the tables of
+            short texts, in an order that depends on their names alone: of more, the first are the same.
+
+    Raises:
+        UserError: no such package, folder or table.
+    """
+    if folder is not None:
+        source = folder.name
+    else:
+        folder, source = _installed()
+    files = {path.name.removesuffix(".zst").removesuffix(".csv"): path for path in sorted(folder.glob("*"))
+             if path.name.endswith(SUFFIXES)} if folder.is_dir() else {}
+    if not files:
+        raise UserError(f"{folder} holds no labelled tables (*.csv or *.csv.zst, with the columns prompt and target)")
+    if wanted is not None and wanted != "all" and not wanted.isdecimal():
+        names = [name.strip() for name in wanted.split(",")]
+        if unknown := [name for name in names if name not in files]:
+            raise UserError(f"--probing-sets: {folder} holds no table {unknown[0]!r}; it holds, for example, "
+                            f"{', '.join(list(files)[:3])}")
+        tables = [_read(name, files[name]) for name in names]
+        if several := [name for name, table in zip(names, tables, strict=True) if table is None]:
+            raise UserError(f"--probing-sets: {several[0]} does not have exactly two labels")
+        return Tables(source, [table for table in tables if table])
+    found = [table for name, path in files.items() if (table := _read(name, path))]
+    found.sort(key=lambda table: hashlib.sha256(table.name.encode()).hexdigest())
+    if wanted != "all":
+        count = SETS if wanted is None else int(wanted)
+        found = [table for table in found if table.mean_length <= SHORT][:count]
+    if not found:
+        raise UserError(f"--probing-sets {wanted or SETS}: {folder} holds no table of short texts with two labels; "
+                        "name tables, or give all")
+    return Tables(source, found)
+
+
+def _installed() -> tuple[Path, str]:
+    try:
+        found = distribution(PACKAGE)
+    except PackageNotFoundError as error:
+        raise UserError("--probing reads the labelled tables of the package sae-probes, which is not installed here: "
+                        "`pip install --no-deps sae-probes`, or name a folder of tables with --probing-data") from error
+    return Path(str(found.locate_file(INSIDE))), f"{PACKAGE} {found.version}"
+
+
+def _read(name: str, path: Path) -> Table | None:
+    """A table; None if its labels are not two."""
+    try:
+        data = path.read_bytes()
+        text = (zstandard.ZstdDecompressor().stream_reader(data).read() if path.suffix == ".zst" else data).decode()
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+    except (OSError, UnicodeDecodeError, csv.Error, zstandard.ZstdError) as error:
+        raise UserError(f"{path} is no labelled table ({error})") from error
+    if not rows or not {"prompt", "target"} <= rows[0].keys():
+        raise UserError(f"{path} is no labelled table: it needs rows, and the columns prompt and target")
+    labels = sorted({row["target"] for row in rows})
+    if len(labels) != 2:
+        return None
+    return Table(name, tuple(row["prompt"] for row in rows), tuple(row["target"] == labels[1] for row in rows))
