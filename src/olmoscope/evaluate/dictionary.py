@@ -10,6 +10,7 @@ import torch
 
 from olmoscope.evaluate.results import Dictionary
 from olmoscope.sae.coder import SparseCoder
+from olmoscope.sae.directions import unit_directions
 from olmoscope.seeds import generator
 
 ALL_UP_TO = 2**15
@@ -33,12 +34,11 @@ def largest_cosines(sae: SparseCoder, latents_C: torch.Tensor,
     Args:
         advance: told of every few latents that are done.
     """
-    W_FD = sae.W_dec.float()
-    unit_FD = W_FD / W_FD.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    unit_FD = unit_directions(sae.W_dec)
     found = []
-    for chunk in torch.split(latents_C.to(W_FD.device), max(1, _ELEMENTS_AT_ONCE // sae.d_sae)):
+    for chunk in torch.split(latents_C.to(unit_FD.device), max(1, _ELEMENTS_AT_ONCE // sae.d_sae)):
         cosines_CF = unit_FD[chunk] @ unit_FD.T
-        cosines_CF[torch.arange(len(chunk), device=W_FD.device), chunk] = -torch.inf
+        cosines_CF[torch.arange(len(chunk), device=unit_FD.device), chunk] = -torch.inf
         found.append(cosines_CF.max(dim=1).values.cpu())
         advance(len(chunk))
     return torch.cat(found).clamp(-1, 1)
