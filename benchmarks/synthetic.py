@@ -9,7 +9,8 @@ directions. `--full` is the published size, drawn anew by its recipe (nothing is
 dimensions, SAEs of 4096 latents, L0 25, 200 million rows; without it the same recipe at a sixteenth of the features.
 
 Every trainer gets the same rows in the same order. Ours is at its own defaults; SAELens's at each of `--rates`, with
-the linear decay over the last third that the paper has. All SAEs are measured as SAELens opens them from disk, by its
+the linear decay over the last third that the paper has, and with its window for dead latents at a twentieth of the
+steps where that is less than the default. All SAEs are measured as SAELens opens them from disk, by its
 own evaluation, on the same held-out rows. A result that stands in FILE is not made again.
 """
 
@@ -110,7 +111,8 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--rows", type=int, help="to train on, in place of the size's own")
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=KINDS)
-    parser.add_argument("--rates", nargs="*", type=float, default=[3e-4, 1e-3, 3e-3], help="of SAELens's trainers")
+    parser.add_argument("--rates", nargs="*", type=float, default=[3e-4, 1e-3, 3e-3, 1e-2],
+                        help="of SAELens's trainers")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where results stand")
     parser.add_argument("--table", action="store_true", help="only print what there is")
@@ -175,6 +177,7 @@ class Draws:
         self.rows = rows
         self._draw, self._seed, self._keep = draw, seed, 4 * rows * width <= IN_MEMORY
         self._kept: dict[int, Tensor] = {}
+        self._walk: Iterator[Tensor] = iter(())
 
     @torch.no_grad()
     def chunks(self) -> Iterator[Tensor]:
@@ -243,7 +246,9 @@ def saelens_own(size: Size, kind: str, rows: Draws, seed: int, lr: float, device
                k=size.k, matryoshka_widths=[*(round(share * size.latents) for share in PREFIXES), size.latents],
                **shape))}[kind]()
     steps = size.rows // size.batch
-    config = SAETrainerConfig(size.rows, size.batch, lr=lr, lr_end=lr, lr_decay_steps=steps // 3, device=device)
+    # Its auxiliary loss takes a latent for dead after 1000 steps, which is nearly all of a short training.
+    config = SAETrainerConfig(size.rows, size.batch, lr=lr, lr_end=lr, lr_decay_steps=steps // 3, device=device,
+                              dead_feature_window=min(1000, max(1, steps // 20)))
     return SAETrainer(config, sae, rows.batches(size.batch)).fit()
 
 
