@@ -142,17 +142,15 @@ def run_all(size: Size, device: str, jobs: list[tuple[int, str, float | None]], 
     rows = Draws(model.sample, size.rows, size.width, TRAINING)
     held_out = Draws(model.activation_generator.sample, size.held_out, size.features, HELD_OUT)
     for seed, kind, lr in missing:
-        start = time.perf_counter()
         with tempfile.TemporaryDirectory() as scratch:
             folder = Path(scratch)
             if lr is None:
                 saelens.write(ours(size, kind, rows, seed), folder, METADATA)
             else:
                 saelens_own(size, kind, rows, seed, lr, device).save_inference_model(folder)
-            trained = time.perf_counter()
             figures = measure(sae_lens.SAE.load_from_disk(folder, device=device), model, held_out)
         results.append({"trainer": "olmoscope" if lr is None else "saelens", "kind": kind, "lr": lr, "seed": seed,
-                        "training_seconds": round(trained - start, 1), **figures})
+                        **figures})
         print(json.dumps(results[-1]), flush=True)
         write_json(path, {"benchmark": "synthetic", "date": time.strftime("%Y-%m-%d"), "hardware": hardware(device),
                           "provenance": provenance(), "sae_lens": sae_lens.__version__, "size": vars(size),
