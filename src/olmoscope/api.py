@@ -18,7 +18,7 @@ from olmoscope.evaluate.report import write_reports
 from olmoscope.evaluate.results import EVALUATION, Evaluation, read_evaluation
 from olmoscope.features.build import Indexed
 from olmoscope.features.rows_of import index_sae
-from olmoscope.pipeline import collect_stores, evaluate_saes, report_saes, train_saes
+from olmoscope.pipeline import collect_stores, compare_seeds, evaluate_saes, report_saes, train_saes
 from olmoscope.recipe.load import Overrides, find_recipe, made_live
 from olmoscope.recipe.schema import Filter, Recipe
 from olmoscope.sae.io.open import find_saes
@@ -96,7 +96,7 @@ def evaluate(saes: str | Path | Sequence[str | Path], *, only: Sequence[str] = (
              tokens: int | None = None, model: str | Path | None = None,
              dtype: Literal["auto", "bfloat16", "float32"] | None = None, site: Site | str | int | None = None,
              batch_tokens: int | None = None, bos: bool | None = None, behaviour: Behaviour = NOTHING_MORE,
-             out: str | Path | None = None) -> list[Evaluation]:
+             out: str | Path | None = None, stability: bool = False) -> list[Evaluation]:
     """Measure SAEs: how well they reconstruct, and what the language model makes of it.
 
     Args:
@@ -113,6 +113,8 @@ def evaluate(saes: str | Path | Sequence[str | Path], *, only: Sequence[str] = (
         bos: whether sequences begin with BOS, if the SAEs do not say; by default as the tokenizer does.
         behaviour: what else is measured (`olmoscope.evaluate.behaviour.Behaviour`): probing, absorption.
         out: where the results of SAEs from anywhere go; by default `evaluation`.
+        stability: also compares the latents of an output folder's SAEs that differ in the seed alone; the figures are
+            in `study.json` there.
 
     Returns:
         The figures of each, as `evaluation.json` holds them; docs/metrics.md defines them. Reports are written too.
@@ -129,12 +131,17 @@ def evaluate(saes: str | Path | Sequence[str | Path], *, only: Sequence[str] = (
     """
     named = [str(saes)] if isinstance(saes, str | Path) else [str(one) for one in saes]
     settings = {"site": site, "tokens": tokens, "dtype": dtype, "batch_tokens": batch_tokens, "bos": bos}
+    if stability and (only or not is_output_folder(named) or not text is model is out is None):
+        raise UserError("stability compares all seeds of an output folder's settings; give one output folder, and no "
+                        "only, text, model or out")
     if is_output_folder(named) and text is model is out is None:
         if idle := [name for name, value in settings.items() if value is not None]:
             raise UserError(f"{idle[0]} does nothing here: the SAEs of {named[0]} are evaluated as its recipe says; "
                             "give a text (or the output folder again, as text) to evaluate them otherwise")
         recipe, folder = find_recipe(named[0])
         evaluated = [run_folder(folder, sae) for sae, _ in evaluate_saes(recipe, folder, list(only), behaviour)]
+        if stability:
+            list(compare_seeds(recipe, folder))
         report_saes(recipe, folder)
     else:
         if only:

@@ -35,18 +35,23 @@ from olmoscope.evaluate.probing import Probed
 from olmoscope.evaluate.report import write_reports
 from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
 from olmoscope.evaluate.sequences import read_sequences
+from olmoscope.evaluate.stability import SeedPair, compare_latents, read_stability, write_stability
 from olmoscope.evaluate.study import STUDY, study_of, write_study
 from olmoscope.files import read_json, write_text
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.model_source import at_revision
+from olmoscope.progress import bar
 from olmoscope.recipe.schema import SPLITS, CoderConfig, Model, Recipe, Split
 from olmoscope.release.validate import Validation, validate
+from olmoscope.sae.io.checkpoint import read_alive
 from olmoscope.sae.io.open import open_sae
+from olmoscope.sae.io.run_folder import read_run_folder
 from olmoscope.site import Site
 from olmoscope.tokens.identity import as_packed, identity_path, keep_wanted, refuse_other_tokens
 from olmoscope.tokens.tokenizer import load_tokenizer
+from olmoscope.train.derived import settled
 from olmoscope.train.group import train_from_store, train_live
 from olmoscope.train.refusals import refuse_other_run, refuse_other_store
 from olmoscope.train.run import run_folder
@@ -225,6 +230,36 @@ def _at_revision_of(recipe: Recipe, store: Store, name: str) -> Model:
     """The recipe's model of a name, at the commit that its rows in a store are of."""
     folder = next(folder for folder, sites in store.parts.items() if sites[0].model == name)
     return at_revision(recipe.model_of(name), read_manifest(folder).model.revision)
+
+
+def compare_seeds(recipe: Recipe, out: Path) -> Iterator[tuple[SeedPair, bool]]:
+    """Compare the latents of evaluated runs that differ in the seed of training alone, two by two, into
+    `stability.json`; it is written after each pair.
+
+    Yields:
+        Each pair, and False if it was compared before.
+
+    Raises:
+        UserError: no setting has two evaluated runs; a run or stability.json is damaged.
+    """
+    wanted = [two for setting in study_of(recipe, out).settings for two in setting.pairs_of_runs()]
+    if not wanted:
+        raise UserError(f"--stability compares runs that differ in the seed of training alone, and {out} has no two "
+                        "such runs that are evaluated; give an SAE of the recipe a list, such as train: {seed: [0, 1]}")
+    configs, device = {sae.id: sae for sae in recipe.saes}, pick_device(recipe.device)
+    runs = {run: read_run_folder(run_folder(out, configs[run])) for run in dict.fromkeys(sum(wanted, ()))}
+    known = read_stability(out, {run: folder.done.run_hash for run, folder in runs.items()})
+    for two in wanted:
+        if fresh := frozenset(two) not in known:
+            first, second = (runs[run] for run in two)
+            first_sae, second_sae = (run.load().to(device) for run in (first, second))
+            alive = [read_alive(run.checkpoint, settled(run.recipe, run.sae).dead_window) for run in (first, second)]
+            with bar("same latents", int(alive[0].sum()), "latents") as advance:
+                figures = compare_latents(first_sae, second_sae, alive[0], alive[1], advance)
+            known[frozenset(two)] = SeedPair(runs=two, hashes=(first.done.run_hash, second.done.run_hash),
+                                             latents=(int(alive[0].sum()), int(alive[1].sum())), **figures)
+            write_stability(out, known.values())
+        yield known[frozenset(two)], fresh
 
 
 def report_saes(recipe: Recipe, out: Path) -> list[Path]:

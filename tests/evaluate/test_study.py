@@ -1,6 +1,7 @@
 """Runs compared by setting: means and spread over seeds, frontiers, study.json, the table, the report."""
 
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -8,14 +9,18 @@ import sys
 import pytest
 
 from helpers import recipe, write_documents
+from olmoscope import api
 from olmoscope.errors import UserError
 from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
 from olmoscope.evaluate.results import read_evaluation
+from olmoscope.evaluate.stability import compare_latents
 from olmoscope.evaluate.study import study_of, study_of_training
 from olmoscope.features.rows_of import index_sae
-from olmoscope.pipeline import collect_stores, evaluate_saes, report_saes, train_saes
+from olmoscope.pipeline import collect_stores, compare_seeds, evaluate_saes, report_saes, train_saes
 from olmoscope.recipe.load import load_recipe
+from olmoscope.sae.io.checkpoint import read_alive
 from olmoscope.sae.io.open import find_saes, open_sae
+from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.run import run_folder
 
 COLUMNS = {"NMSE", "FVU", "L0", "dead", "ΔCE", "rec.", "KL"}
@@ -160,3 +165,64 @@ def test_kept_checkpoints_are_evaluated_and_indexed(out, job, tmp_path):
             place.write_bytes(b"")
         with pytest.raises(UserError, match=message):
             open_sae(place)
+
+
+def test_seeds_are_compared_once(page, out, job, tmp_path):
+    shutil.copytree(out, tmp_path / "out")
+    out, names = tmp_path / "out", [sae.id for sae in job.saes]
+    assert json.loads((out / "study.json").read_text())["settings"][0]["stability"] is None
+    first = olmoscope("evaluate", out, "--stability")
+    assert first.returncode == 0, first.stderr
+    assert first.stdout.count(": compared\n") == 6 and "MMCS" in first.stdout
+    shown = first.stdout[first.stdout.index("The same latents from another seed"):first.stdout.index("A row for each")]
+    assert shown.count("topk_4_raw_lr") == 2 and max(map(len, shown.splitlines())) <= 80
+    slow, _, deep = study_of(job, out).settings
+    assert [pair.runs for pair in slow.pairs] == [(names[0], names[1]), (names[0], names[2]), (names[1], names[2])]
+    for pair in slow.pairs:
+        saes = [open_sae(out / "runs" / run).sae for run in pair.runs]
+        alive = [read_alive(checkpoints(out / "runs" / run)[-1], job.train.dead_window) for run in pair.runs]
+        assert pair.latents == tuple(int(one.sum()) for one in alive)
+        assert compare_latents(*saes, *alive) == pair.model_dump(include={"matched_share", "matched_share_decoder",
+                                                                          "mmcs"})
+    values = [pair.mmcs for pair in slow.pairs]
+    spread = slow.stability["mmcs"]
+    assert (spread.mean, spread.sd, spread.n) == (statistics.mean(values), statistics.stdev(values), 3)
+    assert deep.stability is None
+    tree = json.loads((out / "study.json").read_text())
+    assert tree["settings"][0]["stability"]["figures"]["mmcs"] == vars(spread)
+    assert tree["settings"][0]["stability"]["pairs"][0]["runs"] == names[:2] and not tree["settings"][2]["stability"]
+    assert not any(fresh for _, fresh in compare_seeds(job, out))
+    assert "MMCS" in olmoscope("study", out).stdout and json.loads((out / "study.json").read_text()) == tree
+    page.goto((out / "report.html").as_uri())
+    heads = page.get_by_test_id("settings").locator("th").all_inner_texts()
+    cells = page.get_by_test_id("settings").locator("tbody tr").first.locator("td").all_inner_texts()
+    assert float(cells[heads.index("MMCS")].split()[0]) == pytest.approx(spread.mean, rel=1e-3)
+
+    kept = json.loads((out / "stability.json").read_text())  # as if one run had been trained anew
+    kept["pairs"][0]["hashes"][0] = "another"
+    (out / "stability.json").write_text(json.dumps(kept))
+    assert study_of(job, out).settings[0].stability is None
+    assert [fresh for _, fresh in compare_seeds(job, out)] == [True, False, False, False, False, False]
+    (out / "stability.json").write_text('{"pairs": [{}]}')
+    with pytest.raises(UserError, match=r"stability.json: pairs\.0\.runs: Field required; delete it and run"):
+        study_of(job, out)
+
+
+def test_what_cannot_be_compared_is_said(out, job, tmp_path):
+    refused = olmoscope("evaluate", out, "--stability", "--only", job.saes[0].id)
+    assert refused.returncode == 1 and "give one output folder" in refused.stderr and "Traceback" not in refused.stderr
+    with pytest.raises(UserError, match="give one output folder"):
+        api.evaluate(run_folder(out, job.saes[0]), stability=True)
+    path = run_folder(tmp_path, job.saes[0]) / "evaluation.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes((run_folder(out, job.saes[0]) / "evaluation.json").read_bytes())
+    with pytest.raises(UserError, match=r"has no two such runs that are evaluated; give an SAE of the recipe a list"):
+        list(compare_seeds(job, tmp_path))
+
+
+def test_alive_is_what_training_says(out, job):
+    for sae in job.saes[:2]:
+        path, done = checkpoints(run_folder(out, sae))[-1], json.loads((run_folder(out, sae) / "done.json").read_text())
+        alive, ever = (read_alive(path, window) for window in (done["dead_window"], 10**9))
+        assert done["dead_share"] == pytest.approx(float((~alive).double().mean()))
+        assert len(alive) == sae.d_sae and alive.sum() < ever.sum() and bool((ever | ~alive).all())

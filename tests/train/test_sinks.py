@@ -12,6 +12,7 @@ from olmoscope.activations.store.reader import open_store
 from olmoscope.model.load import load_model
 from olmoscope.recipe.schema import CoderConfig, Train
 from olmoscope.release.export import export_run
+from olmoscope.sae.io.checkpoint import read_alive
 from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.sinks import fold_sinks
 from olmoscope.sae.topk import TopK
@@ -90,6 +91,8 @@ def test_sinks_are_reconstructed_and_ordinary_rows_lose_nothing(job, store, out,
     sae = open_sae(run_folder(out, spec)).sae
     assert sae.d_sae == 512 and json.loads((run_folder(out, spec) / "done.json").read_text())["sinks"] == 1
     assert sae.W_dec[0] @ direction(256) > 0.99
+    alive_F = read_alive(checkpoints(run_folder(out, spec))[-1], 1)
+    assert len(alive_F) == 512 and alive_F[0] and not alive_F.all()  # it is not trained, and counts as alive
 
     without = spec.model_copy(update={"train": {"sinks": "off"}, "name": "without"})
     train_alone(job, without, store, tmp_path)

@@ -40,6 +40,8 @@ def evaluate(
     absorption: Annotated[bool, typer.Option("--absorption", help=(
         "Also feature absorption: on how many words other latents stand for the first letter."))] = False,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the results of SAEs from anywhere go.")] = None,
+    stability: Annotated[bool, typer.Option("--stability", help=(
+        "Also compare the latents of an output folder's SAEs that differ in the seed alone."))] = False,
 ) -> None:
     """Measure SAEs: how well they reconstruct, and what the language model makes of it."""
     from olmoscope.api import is_output_folder
@@ -51,11 +53,14 @@ def evaluate(
     from olmoscope.evaluate.report import write_reports
     from olmoscope.evaluate.results import EVALUATION, read_evaluation
     from olmoscope.evaluate.study import study_of
-    from olmoscope.pipeline import chosen, evaluate_saes, report_saes
+    from olmoscope.pipeline import chosen, compare_seeds, evaluate_saes, report_saes
     from olmoscope.recipe.load import find_recipe
     from olmoscope.train.run import run_folder
 
     behaviour = Behaviour(probing, probing_sets, probing_data, absorption)
+    if stability and (only or text or model or out or not is_output_folder(saes)):
+        raise UserError("--stability compares all seeds of an output folder's settings; give one output folder, and "
+                        "no --only, --text, --model or --out")
     if is_output_folder(saes) and not (text or model or out):
         idle = [name for name, given, default in (
             ("--site", site, None), ("--tokens", tokens, EVALUATED_TOKENS), ("--dtype", dtype, "auto"),
@@ -66,6 +71,9 @@ def evaluate(
         recipe, folder = find_recipe(saes[0])
         for sae, fresh in evaluate_saes(recipe, folder, only or [], behaviour):
             say(f"{sae.id}: evaluated" if fresh else f"{sae.id}: evaluated before, nothing to do")
+        if stability:
+            for pair, fresh in compare_seeds(recipe, folder):
+                say(f"{pair.runs[0]}, {pair.runs[1]}: " + ("compared" if fresh else "compared before, nothing to do"))
         study = study_of(recipe, folder)
         if study.seeds and not only:
             show_study(study)

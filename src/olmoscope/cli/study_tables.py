@@ -7,10 +7,12 @@ from rich.markup import escape
 
 from olmoscope.cli.tables import console, in_lines, new_table_of_names
 from olmoscope.evaluate.l0_advice import l0_advice
-from olmoscope.evaluate.study import FRONTIERS, Setting, Study
+from olmoscope.evaluate.study import FRONTIERS, Setting, Spread, Study
 
 MEASURED = (("nmse", "NMSE", ".4f"), ("fvu", "FVU", ".4f"), ("l0", "L0", ".1f"), ("dead", "dead", ".1%"),
             ("delta_ce", "ΔCE", ".3f"), ("loss_recovered_zero", "rec.", ".3f"), ("kl", "KL", ".3f"))
+SAME_LATENTS = (("matched_share", "matched", ".1%"), ("matched_share_decoder", "by decoder", ".1%"),
+                ("mmcs", "MMCS", ".3f"))
 IN_TRAINING = (("nmse", "NMSE", ".4f"), ("l0", "L0", ".1f"), ("dead", "dead", ".1%"))
 Columns = Sequence[tuple[str, str, str]]
 """Key of a figure, head of its column, how it is written."""
@@ -23,6 +25,8 @@ def show_study(study: Study) -> None:
         console.print("*: no other setting of its site has less FVU (ΔCE) at no more L0, by the means.")
     if study.seeds:
         console.print("±: sample standard deviation over n seeds of training.")
+    if study.stability:
+        _show_stability(study)
     for advice in l0_advice(study.settings):
         console.print(advice, markup=False, highlight=False)
     if not study.same_text:
@@ -46,12 +50,28 @@ def _show(title: str, study: Study, columns: Columns) -> None:
                       f"{escape(', '.join(study.missing))}[/]", soft_wrap=True)
 
 
+def _show_stability(study: Study) -> None:
+    table = new_table_of_names("The same latents from another seed", "setting", "pairs",
+                               *(head for _, head, _ in SAME_LATENTS))
+    for setting in study.settings:
+        if (figures := setting.stability) is not None:
+            table.add_row(in_lines(setting.name), str(len(setting.pairs)),
+                          *(_said(figures[key], form) for key, _, form in SAME_LATENTS))
+    console.print(table)
+    console.print("matched: latents with a counterpart of cosine over 0.7 in decoder and encoder. MMCS: mean of the "
+                  "largest decoder cosines. ±: over pairs of seeds.")
+
+
 def _cell(setting: Setting, key: str, form: str) -> str:
-    spread = setting.figures[key]
+    star = "*" if key in FRONTIERS and setting.unbeaten.get(key) else ""
+    return star + _said(setting.figures[key], form)
+
+
+def _said(spread: Spread, form: str) -> str:
+    """Mean and, under it, standard deviation."""
     if spread.mean is None:
         return "-"
-    star = "*" if key in FRONTIERS and setting.unbeaten.get(key) else ""
-    line = f"{star}{spread.mean:{form}}"
+    line = f"{spread.mean:{form}}"
     return line if spread.sd is None else f"{line}\n±{_one_digit(spread.sd, form)}"
 
 

@@ -10,6 +10,7 @@ import torch
 
 from olmoscope.evaluate.results import Dictionary
 from olmoscope.sae.coder import SparseCoder
+from olmoscope.sae.directions import unit_directions
 from olmoscope.seeds import generator
 
 ALL_UP_TO = 2**15
@@ -37,12 +38,11 @@ def decoder_cosines(sae: SparseCoder, latents_C: torch.Tensor,
         Of each latent its largest cosine with another, and the mean absolute value of all its cosines with others;
         float32 on the CPU.
     """
-    W_FD = sae.W_dec.float()
-    unit_FD = W_FD / W_FD.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    unit_FD = unit_directions(sae.W_dec)
     largest, absolute = [], []
-    for chunk in torch.split(latents_C.to(W_FD.device), max(1, _ELEMENTS_AT_ONCE // sae.d_sae)):
+    for chunk in torch.split(latents_C.to(unit_FD.device), max(1, _ELEMENTS_AT_ONCE // sae.d_sae)):
         cosines_CF = unit_FD[chunk] @ unit_FD.T
-        itself = torch.arange(len(chunk), device=W_FD.device), chunk
+        itself = torch.arange(len(chunk), device=unit_FD.device), chunk
         cosines_CF[itself] = 0
         absolute.append(cosines_CF.abs().sum(dim=1).cpu() / max(1, sae.d_sae - 1))
         cosines_CF[itself] = -torch.inf

@@ -20,8 +20,8 @@ from olmoscope.evaluate.cards import COLOURS, Card, Shown, TrainingLine, outlier
 from olmoscope.evaluate.figures import DEAD, DELTA_CE, EXPLAINED, FVU, FVU_ALL, L0, NMSE, RECOVERED, Figure, groups_of
 from olmoscope.evaluate.results import Evaluation, Subset, read_evaluation
 from olmoscope.evaluate.scales import say
-from olmoscope.evaluate.study import FIGURES, Study
-from olmoscope.evaluate.study_cards import study_cards, study_rows
+from olmoscope.evaluate.study import Study
+from olmoscope.evaluate.study_cards import study_cards, study_heads, study_rows
 from olmoscope.files import write_text
 from olmoscope.units import format_count
 
@@ -80,7 +80,8 @@ def report_page(shown: Sequence[Shown], study: Study | None = None) -> str:
         sections=_sections(shown[:COLOURS]), colours=COLOURS, data=_data(shown),
         subsets={sae.number: _subsets(sae.evaluation) for sae in shown},
         facts={sae.number: _facts(sae) for sae in shown},
-        settings=study_rows(study) if study else [], setting_figures=FIGURES,
+        settings=study_rows(study) if study else [], setting_heads=study_heads(study) if study else [],
+        stability=study is not None and study.stability,
         setting_cards=study_cards(study) if study else [], missing=list(study.missing) if study else [],
         models=len({(sae.evaluation.model, sae.evaluation.model_revision) for sae in shown}),
         mixed=len({sae.evaluation.text.tokens_hash for sae in shown}) > 1)

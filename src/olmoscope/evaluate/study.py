@@ -7,7 +7,8 @@ docs/metrics.md defines the figures; study.json has them.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -15,6 +16,8 @@ from typing import Any
 from olmoscope.errors import UserError
 from olmoscope.evaluate.figures import DEAD, DECODER_COSINE, DELTA_CE, FVU, KL, L0, NMSE, RECOVERED
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
+from olmoscope.evaluate.stability import FIGURES as SAME_LATENTS
+from olmoscope.evaluate.stability import SeedPair, read_stability
 from olmoscope.files import read_json, write_text
 from olmoscope.recipe.names import plain_text
 from olmoscope.recipe.schema import CoderConfig, Recipe
@@ -57,6 +60,7 @@ class Setting:
     Attributes:
         varies: what tells it from other settings of the study, by the path of the key.
         unbeaten: for each error, whether no other setting of the site has less of it at no more L0.
+        pairs: its runs two by two, as far as their latents were compared (stability.py).
     """
 
     name: str
@@ -65,6 +69,18 @@ class Setting:
     runs: Sequence[StudyRun]
     figures: Mapping[str, Spread]
     unbeaten: Mapping[str, bool]
+    pairs: Sequence[SeedPair] = ()
+
+    def pairs_of_runs(self) -> list[tuple[str, str]]:
+        """Its runs two by two, by id."""
+        return list(combinations([run.id for run in self.runs], 2))
+
+    @property
+    def stability(self) -> dict[str, Spread] | None:
+        """The figures of `pairs`, by name; None where not all pairs were compared."""
+        if not self.pairs or len(self.pairs) < len(self.pairs_of_runs()):
+            return None
+        return {key: _spread([getattr(pair, key) for pair in self.pairs]) for key in SAME_LATENTS}
 
 
 @dataclass(frozen=True)
@@ -82,6 +98,11 @@ class Study:
     def seeds(self) -> bool:
         """Whether a setting has several runs."""
         return any(len(setting.runs) > 1 for setting in self.settings)
+
+    @property
+    def stability(self) -> bool:
+        """Whether the latents of a setting's runs were compared."""
+        return any(setting.stability for setting in self.settings)
 
     @property
     def compares(self) -> bool:
@@ -104,7 +125,8 @@ def study_of(recipe: Recipe, out: Path) -> Study:
                for run, evaluation in evaluations.items()}
     texts = {(evaluation.text.tokens_hash, evaluation.rows, evaluation.language.rows)
              for evaluation in evaluations.values()}
-    return _study(recipe, figures, same_text=len(texts) == 1)
+    pairs = read_stability(out, {run: evaluation.run_hash for run, evaluation in evaluations.items()})
+    return _study(recipe, figures, same_text=len(texts) == 1, pairs=pairs)
 
 
 def study_of_training(recipe: Recipe, out: Path) -> Study:
@@ -112,7 +134,7 @@ def study_of_training(recipe: Recipe, out: Path) -> Study:
     trained on."""
     done = {sae.id: read_json(path) for sae in recipe.saes if (path := run_folder(out, sae) / "done.json").exists()}
     return _study(recipe, {run: {"nmse": one["nmse"], "l0": one["l0"], "dead": one["dead_share"]}
-                           for run, one in done.items()}, same_text=True)
+                           for run, one in done.items()}, same_text=True, pairs={})
 
 
 def write_study(path: Path, study: Study) -> bool:
@@ -124,7 +146,8 @@ def write_study(path: Path, study: Study) -> bool:
     return True
 
 
-def _study(recipe: Recipe, figures: Mapping[str, Mapping[str, float | None]], same_text: bool) -> Study:
+def _study(recipe: Recipe, figures: Mapping[str, Mapping[str, float | None]], same_text: bool,
+           pairs: Mapping[frozenset[str], SeedPair]) -> Study:
     groups: dict[str, list[CoderConfig]] = {}
     for sae in recipe.saes:
         if sae.id in figures:
@@ -136,8 +159,10 @@ def _study(recipe: Recipe, figures: Mapping[str, Mapping[str, float | None]], sa
     for name, group, tree in zip(_names(recipe, list(groups.values()), trees, varying), groups.values(), trees,
                                  strict=True):
         runs = [StudyRun(sae.id, settled(recipe, sae).seed, figures[sae.id]) for sae in group]
-        settings.append(Setting(name, group[0].site, {key: tree.get(key) for key in varying}, runs,
-                                {key: _spread([run.figures[key] for run in runs]) for key in runs[0].figures}, {}))
+        setting = Setting(name, group[0].site, {key: tree.get(key) for key in varying}, runs,
+                          {key: _spread([run.figures[key] for run in runs]) for key in runs[0].figures}, {})
+        known = [pairs[both] for two in setting.pairs_of_runs() if (both := frozenset(two)) in pairs]
+        settings.append(replace(setting, pairs=known))
     return Study(recipe.name, [_with_frontiers(setting, settings) for setting in settings],
                  [sae.id for sae in recipe.saes if sae.id not in figures], same_text)
 
@@ -176,7 +201,7 @@ def _with_frontiers(setting: Setting, all_: list[Setting]) -> Setting:
             others = [point for other in all_ if other.site == setting.site and other is not setting
                       and (point := _point(other, error)) is not None]
             unbeaten[error] = not any(l0 <= SAME_L0 * mine[0] and value < mine[1] for l0, value in others)
-    return Setting(setting.name, setting.site, setting.varies, setting.runs, setting.figures, unbeaten)
+    return replace(setting, unbeaten=unbeaten)
 
 
 def _point(setting: Setting, error: str) -> tuple[float, float] | None:
@@ -192,6 +217,14 @@ def _tree(study: Study) -> dict[str, Any]:
         "settings": [{"setting": setting.name, "site": str(setting.site), "varies": dict(setting.varies),
                       "runs": [run.id for run in setting.runs], "seeds": [run.seed for run in setting.runs],
                       "figures": {key: vars(spread) for key, spread in setting.figures.items()},
-                      "unbeaten": dict(setting.unbeaten)} for setting in study.settings],
+                      "unbeaten": dict(setting.unbeaten), "stability": _stability_tree(setting)}
+                     for setting in study.settings],
         "runs": [{"run": run.id, "setting": setting.name, "site": str(setting.site), "seed": run.seed, **run.figures}
                  for setting in study.settings for run in setting.runs]}
+
+
+def _stability_tree(setting: Setting) -> dict[str, Any] | None:
+    if (figures := setting.stability) is None:
+        return None
+    return {"figures": {key: vars(spread) for key, spread in figures.items()},
+            "pairs": [pair.model_dump(mode="json", exclude={"hashes"}) for pair in setting.pairs]}

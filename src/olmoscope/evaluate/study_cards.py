@@ -7,9 +7,14 @@ from olmoscope.evaluate import charts
 from olmoscope.evaluate.cards import COLOURS, Card
 from olmoscope.evaluate.charts import Point
 from olmoscope.evaluate.figures import Figure
-from olmoscope.evaluate.scales import linear, say
-from olmoscope.evaluate.study import FIGURES, FRONTIERS, Setting, Study
+from olmoscope.evaluate.scales import Kind, linear, say
+from olmoscope.evaluate.study import FIGURES, FRONTIERS, Setting, Spread, Study
 from olmoscope.site import Site
+
+SAME_LATENTS: Sequence[tuple[str, str, Kind]] = (
+    ("matched_share", "matched latents", "share"), ("matched_share_decoder", "matched by decoder", "share"),
+    ("mmcs", "MMCS", "number"))
+"""Figures of `Setting.stability`: key, head of the column, how it is written."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +32,17 @@ class Row:
     cells: Sequence[tuple[str, str, bool]]
 
 
+def study_heads(study: Study) -> list[str]:
+    """The heads of the columns that `study_rows` fills."""
+    return [figure.short for figure in FIGURES] + [head for _, head, _ in SAME_LATENTS if study.stability]
+
+
 def study_rows(study: Study) -> list[Row]:
     """The table's rows, in the order of the recipe."""
     return [Row(number, _colour(number), setting.name, len(setting.runs),
-                [_cell(setting, figure) for figure in FIGURES]) for number, setting in enumerate(study.settings, 1)]
+                [_cell(setting, figure) for figure in FIGURES]
+                + (_same_latents(setting) if study.stability else []))
+            for number, setting in enumerate(study.settings, 1)]
 
 
 def study_cards(study: Study) -> list[Card]:
@@ -59,11 +71,20 @@ def _card(study: Study, error: str, label: str) -> Card | None:
 
 
 def _cell(setting: Setting, figure: Figure) -> tuple[str, str, bool]:
-    spread = setting.figures[figure.key]
+    return (*_said(setting.figures[figure.key], figure.kind), setting.unbeaten.get(figure.key, False))
+
+
+def _same_latents(setting: Setting) -> list[tuple[str, str, bool]]:
+    figures = setting.stability
+    return [("—", "", False) if figures is None else (*_said(figures[key], kind), False)
+            for key, _, kind in SAME_LATENTS]
+
+
+def _said(spread: Spread, kind: Kind) -> tuple[str, str]:
+    """Mean and spread; "—" and "" where there is none."""
     if spread.mean is None:
-        return "—", "", False
-    return (say(spread.mean, figure.kind), "" if spread.sd is None else f"± {say(spread.sd, figure.kind)}",
-            setting.unbeaten.get(figure.key, False))
+        return "—", ""
+    return say(spread.mean, kind), "" if spread.sd is None else f"± {say(spread.sd, kind)}"
 
 
 def _colour(number: int) -> int:

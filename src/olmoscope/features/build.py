@@ -19,7 +19,6 @@ from olmoscope.activations.store.reader import Store
 from olmoscope.activations.stream.filters import keep_of_store
 from olmoscope.errors import UserError
 from olmoscope.features.corpus import corpus_of, write_corpus
-from olmoscope.features.directions import unit_directions
 from olmoscope.features.format import VERSION, IndexedFile, IndexedSAE, Info, Options, part_path, read_info
 from olmoscope.features.listing import write_listing
 from olmoscope.features.parts import checksum_path, gather_facts, make_parts, plan_parts
@@ -31,6 +30,7 @@ from olmoscope.model_source import at_revision
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import Filter, Model
+from olmoscope.sae.directions import unit_directions
 from olmoscope.sae.io.opened import Opened
 from olmoscope.site import Site
 from olmoscope.tokens.tokenizer import load_tokenizer

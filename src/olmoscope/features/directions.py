@@ -25,18 +25,11 @@ class Ranked:
     """float32."""
 
 
-def unit_directions(W_dec_FD: Tensor) -> Tensor:
-    """Directions of unit norm in float32; one without length stays 0, at cosine 0 to all."""
-    W_dec_FD = W_dec_FD.float()
-    length_F1: Tensor = W_dec_FD.norm(dim=1, keepdim=True)
-    return W_dec_FD / length_F1.clamp_min(torch.finfo(torch.float32).tiny)
-
-
 def nearest(unit_FD: Tensor, first: int, stop: int, count: int) -> Ranked:
     """The latents with the largest cosine, over 0, to each of latents `first` to `stop`; itself left out.
 
     Args:
-        unit_FD: directions of unit norm (`unit_directions`).
+        unit_FD: directions of unit norm (`sae/directions.py`).
     """
     found = _best(unit_FD[first:stop], unit_FD, min(count + 1, len(unit_FD)))
     own_C1 = torch.arange(first, stop, dtype=torch.int32)[:, None]

@@ -101,6 +101,19 @@ def read_checkpoint(path: Path) -> TopK | JumpReLU:
                         W_skip=sae.W_skip, transcoder=sae.transcoder)
 
 
+def read_alive(path: Path, window: int) -> Tensor:
+    """Which latents of a checkpoint's SAE fired in the last `window` tokens that it was trained on (in all of them, if
+    they were fewer), bool `[F]`. Latents for sinks are not trained, and count as alive.
+
+    Raises:
+        UserError: damaged file.
+    """
+    with opened_checkpoint(path) as (metadata, file):
+        alive_F = metadata["tokens"] - file.get_tensor("last_fired") < min(window, metadata["tokens"])
+        sinks = read_sinks(file)
+        return alive_F if sinks is None else torch.cat([torch.ones(sinks.count, dtype=torch.bool), alive_F])
+
+
 def read_sinks(file: Any) -> Sinks | None:
     """The sinks in an open checkpoint; None: its SAE has none."""
     names = [name for name in file.keys() if name.startswith(f"{SINKS}.")]  # noqa: SIM118  (the file is no mapping)
