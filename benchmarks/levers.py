@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import tempfile
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +21,6 @@ from olmoscope.activations.stream.batches import Stream
 from olmoscope.evaluate.results import write_evaluation
 from olmoscope.kernels.interface import SortedPairs
 from olmoscope.model.load import pick_device
-from olmoscope.model.splice import load_causal_lm
 from olmoscope.recipe.schema import CoderConfig, Recipe
 from olmoscope.sae.io.checkpoint import read_checkpoint
 from olmoscope.sae.io.open import open_sae
@@ -201,8 +199,7 @@ def train(out: Path, run: str, levers: Levers) -> TopK:
     recipe, spec = recipe_and_coder(out, run)
     rounds, settings, device = rounds_of(out, run), settled(recipe, spec), pick_device("cpu")
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(Stream(rounds, settings.batch)) as stream:
-        training = Run(recipe, spec, rounds, Path(folder), device,
-                       partial(load_causal_lm, recipe.model, device))
+        training = Run(recipe, spec, rounds, Path(folder), device)
         x_ND = rounds.sample(spec.site, spec.d_sae)
         if training.ends.sinks is not None:
             x_ND = training.ends.sinks.split(x_ND)[1]

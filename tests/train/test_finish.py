@@ -12,7 +12,7 @@ from olmoscope.model.splice import load_causal_lm
 from olmoscope.recipe.schema import Model, Recipe
 from olmoscope.site import Site
 from olmoscope.tokens.segments import read_token_segment
-from olmoscope.train.finish import ModelLoss, draw_steps
+from olmoscope.train.finish import ModelLoss, SequenceReader, draw_steps
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import run_folder
 
@@ -32,9 +32,11 @@ def job(tmp_path_factory):
     return job, open_store(folder / "store")
 
 
-def loss_on(store, writes: str, reads: str | None = None) -> ModelLoss:
+def loss_on(store, *sites: str) -> ModelLoss:
+    """Of the last of some sites."""
     model = load_causal_lm(Model(name="tiny", dtype="float32"), CPU)
-    return ModelLoss(lambda: model, (Site.parse(reads or writes),), Site.parse(writes), store.path, apart=False, kl=2.0)
+    wanted = [Site.parse(site) for site in sites]
+    return ModelLoss(SequenceReader(lambda: model, wanted, store.path, apart=False), wanted[-1], kl=2.0)
 
 
 def test_steps_read_the_rows_wanted_and_no_sequence_twice_before_all_were_read(job):
@@ -55,17 +57,19 @@ def test_the_pull_is_the_gradient_of_the_divergence(job, site):
     _, store = job
     loss = loss_on(store, site)
     (step,) = draw_steps(store.path, 1, 300, seed=0)
-    x_BD = loss.read(step)[Site.parse(site)]
+    read = loss.reader.read(step)
+    assert loss.reader.read(step) is read  # by all runs of a group
+    x_BD = read.rows[Site.parse(site)]
     torch.manual_seed(0)
     y_BD = x_BD - 0.3  # what the trained latents are to give: the rest stays in the row
     xhat_BD = y_BD + 0.1 * x_BD.norm(dim=1, keepdim=True) * torch.randn_like(x_BD) / x_BD.shape[1] ** 0.5
     e_BD = torch.randn_like(x_BD)
     before_BD = torch.randn(7, x_BD.shape[1])  # rows of the stream, which the model does not read
-    pulled_BD = loss.pull(*(torch.cat([before_BD, rows_BD]) for rows_BD in (xhat_BD, y_BD, e_BD)))
+    pulled_BD = loss.pull(read, *(torch.cat([before_BD, rows_BD]) for rows_BD in (xhat_BD, y_BD, e_BD)))
     assert not pulled_BD[:7].any()
     found_BD = pulled_BD[7:]
 
-    module = loss.model.module
+    module = loss.reader.model.module
     layer = module.model.layers[Site.parse(site).layer]
     spliced_BD = (xhat_BD + 0.3).requires_grad_()
     total, done = torch.zeros(()), 0
@@ -121,16 +125,16 @@ def _divergence(job: Recipe, store, out) -> float:
 
     coder = open_sae(run_folder(out, job.saes[0])).sae
     (writes,), (reads,) = job.saes[0].writes or job.saes[0].reads, job.saes[0].reads
-    loss = loss_on(store, str(writes), str(reads))
+    loss = loss_on(store, str(reads), str(writes))
     total = count = 0.0
     for step in draw_steps(store.path, 6, 500, seed=5):
-        rows = loss.read(step)
-        for (batch, reading), part in zip(loss.passes, rows[reads].split([len(one.real_R) for one, _ in loss.passes]),
-                                          strict=True):
+        read = loss.reader.read(step)
+        parts = read.rows[reads].split([len(one.real_R) for one, _ in read.passes])
+        for (batch, reading), part in zip(read.passes, parts, strict=True):
             spliced = reading.at[writes].flatten(0, 1).clone()
             spliced[batch.real_R] = coder.reconstruct(part)[0].detach()
-            hidden = loss.model.go_on(loss.places[writes], spliced.view_as(reading.at[writes]), reading)
-            p, q = (loss.model.logits(one.flatten(0, 1)[batch.real_R]).log_softmax(-1)
+            hidden = loss.reader.model.go_on(loss.reader.places[writes], spliced.view_as(reading.at[writes]), reading)
+            p, q = (loss.reader.model.logits(one.flatten(0, 1)[batch.real_R]).log_softmax(-1)
                     for one in (reading.hidden_BTD, hidden))
             total += float((p.exp() * (p - q)).sum())
             count += len(part)

@@ -14,7 +14,7 @@ so `kl` means the same whatever the unit of either loss is. Shapes: B rows of a 
 width of the site written, T positions, C rows of a chunk, V tokens.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import pairwise
@@ -87,24 +87,29 @@ def _pieces(tokens: TokenSegment, segment: int, batch: int) -> list[Piece]:
     return found
 
 
-class ModelLoss:
-    """KL of a model's predictions with reconstructions in the place of rows.
+@dataclass(frozen=True)
+class Read:
+    """Sequences that the model has read."""
+
+    rows: Mapping[Site, Tensor]
+    """`[R, D]` of each site, in the model's dtype."""
+    passes: list[tuple[Batch, Reading]]
+
+
+class SequenceReader:
+    """Lets the language model read the sequences of a step, once for all coders that are trained together.
 
     Args:
         model: gives the model; it is asked when it is first needed.
-        reads: the sites that a coder reads.
-        writes: the one that it writes.
+        sites: those whose rows are wanted.
+        tokens: the store whose `tokens/` has the sequences.
         apart: whether documents are kept apart.
-        kl: how hard it pulls beside the error.
     """
 
-    def __init__(self, model: Callable[[], CausalLM], reads: tuple[Site, ...], writes: Site, tokens: Path, apart: bool,
-                 kl: float) -> None:
-        self._model, self.writes, self.apart, self.kl = model, writes, apart, kl
-        self.sites = sorted({*reads, writes})
+    def __init__(self, model: Callable[[], CausalLM], sites: Sequence[Site], tokens: Path, apart: bool) -> None:
+        self._model, self.sites, self.apart = model, sites, apart
         self._segment = lru_cache(SEGMENTS_HELD)(lambda segment: read_token_segment(tokens, segment))
-        self.passes: list[tuple[Batch, Reading]] = []
-        """Of the sequences last read."""
+        self.read = lru_cache(1)(self._read)
 
     @property
     def model(self) -> CausalLM:
@@ -115,32 +120,39 @@ class ModelLoss:
         """Where the sites are in the model."""
         return self.model.find(self.sites).places
 
-    def read(self, step: tuple[Piece, ...]) -> Mapping[Site, Tensor]:
-        """Let the model read the sequences of a step.
+    def _read(self, step: tuple[Piece, ...]) -> Read:
+        batches = [batch_of(self._segment(piece.segment), piece.first, piece.last, self.apart).to(self.model.device)
+                   for piece in step]
+        passes = [(batch, self.model.read(batch.token_ids_BT, batch.positions_BT, list(self.places.values())))
+                  for batch in batches]
+        return Read({site: torch.cat([reading.at[site].flatten(0, 1)[batch.real_R] for batch, reading in passes])
+                     for site in self.places}, passes)
 
-        Returns:
-            The rows of each site, `[R, D]` in the model's dtype. Until the next call, `pull` is of these.
-        """
-        places = list(self.places.values())
-        self.passes = []
-        for piece in step:
-            batch = batch_of(self._segment(piece.segment), piece.first, piece.last, self.apart).to(self.model.device)
-            self.passes.append((batch, self.model.read(batch.token_ids_BT, batch.positions_BT, places)))
-        return {place.site: torch.cat([reading.at[place.site].flatten(0, 1)[batch.real_R]
-                                       for batch, reading in self.passes]) for place in places}
 
-    def pull(self, xhat_BD: Tensor, y_BD: Tensor, e_BD: Tensor) -> Tensor:
+class ModelLoss:
+    """KL of a model's predictions with reconstructions in the place of rows.
+
+    Args:
+        writes: the site that the coder writes.
+        kl: how hard it pulls beside the error.
+    """
+
+    def __init__(self, reader: SequenceReader, writes: Site, kl: float) -> None:
+        self.reader, self.writes, self.kl = reader, writes, kl
+
+    def pull(self, read: Read, xhat_BD: Tensor, y_BD: Tensor, e_BD: Tensor) -> Tensor:
         """The gradient to add to that of the error, `[B, D]`; see `step.Pull`.
 
         Args:
-            xhat_BD: of a batch whose last rows are those that the model last read. What a row has beside what the
-                trained latents are to give (its part along sinks) stays as it is: only `xhat_BD - y_BD` counts.
+            read: of the sequences whose rows are the last ones of the batch.
+            xhat_BD: reconstructions. What a row has beside what the trained latents are to give (its part along sinks)
+                stays as it is: only `xhat_BD - y_BD` counts.
         """
-        rows = [len(batch.real_R) for batch, _ in self.passes]
+        rows = [len(batch.real_R) for batch, _ in read.passes]
         others = len(y_BD) - sum(rows)
         off_RD = torch.split((xhat_BD - y_BD)[others:], rows)
         g_RD = torch.cat([self._gradient(batch, reading, off) for (batch, reading), off in zip(
-            self.passes, off_RD, strict=True)]).to(e_BD.dtype)
+            read.passes, off_RD, strict=True)]).to(e_BD.dtype)
         scale = float(e_BD[others:].norm() / g_RD.norm().clamp_min(torch.finfo(g_RD.dtype).tiny))
         return torch.cat([torch.zeros_like(e_BD[:others]), self.kl * scale * g_RD])
 
@@ -149,21 +161,23 @@ class ModelLoss:
         """d(sum of KL over a pass's rows)/dx̂, `[R, D]`."""
         x_BTD = reading.at[self.writes]
         spliced_ND = x_BTD.flatten(0, 1).index_add(0, batch.real_R, off_RD.to(x_BTD.dtype)).requires_grad_()
-        hidden_ND = self.model.go_on(self.places[self.writes], spliced_ND.view_as(x_BTD), reading).flatten(0, 1)
-        hidden_RD = hidden_ND[batch.real_R]
+        place = self.reader.places[self.writes]
+        hidden_BTD = self.reader.model.go_on(place, spliced_ND.view_as(x_BTD), reading)
+        hidden_RD = hidden_BTD.flatten(0, 1)[batch.real_R]
         clean_RD = reading.hidden_BTD.flatten(0, 1)[batch.real_R]
         (gradient_ND,) = torch.autograd.grad(hidden_RD, spliced_ND, self._at_the_head(clean_RD, hidden_RD.detach()))
         return gradient_ND[batch.real_R]
 
     def _at_the_head(self, clean_RD: Tensor, hidden_RD: Tensor) -> Tensor:
         """dKL/d(last hidden state) `[R, D]`, some rows at a time: dKL/dlogits is q − p."""
-        size = max(1, LOGITS_AT_ONCE.get(self.model.device.type, 2**24) // self.model.vocabulary)
+        model = self.reader.model
+        size = max(1, LOGITS_AT_ONCE.get(model.device.type, 2**24) // model.vocabulary)
         found: list[Tensor] = []
         for start in range(0, len(clean_RD), size):
             with torch.no_grad():
-                p_CV = self.model.logits(clean_RD[start : start + size]).float().softmax(1)
+                p_CV = model.logits(clean_RD[start : start + size]).float().softmax(1)
             state_CD = hidden_RD[start : start + size].clone().requires_grad_()
-            logits_CV = self.model.logits(state_CD)
+            logits_CV = model.logits(state_CD)
             asked_CV = (logits_CV.detach().float().softmax(1) - p_CV).to(logits_CV.dtype)
             found += torch.autograd.grad(logits_CV, state_CD, asked_CV)
         return torch.cat(found)

@@ -31,6 +31,7 @@ from olmoscope.progress import bar, console
 from olmoscope.recipe.schema import CoderConfig, Recipe, Train
 from olmoscope.site import Site
 from olmoscope.train.derived import Settled, settled
+from olmoscope.train.finish import SequenceReader
 from olmoscope.train.interrupt import deferred_interrupts
 from olmoscope.train.memory import training_memory
 from olmoscope.train.refusals import refuse_other_run, refuse_other_store
@@ -118,7 +119,10 @@ def _train(recipe: Recipe, saes: list[CoderConfig], open_rounds: Callable[[list[
         return
     prepare_kernels(device, candidates=any(recipe.train_of(sae).candidates is not None for sae in missing))
     rounds = open_rounds(sorted({site for sae in missing for site in sae.sites}))
-    model = cache(lambda: load_causal_lm(at_revision(recipe.model, rounds.manifest.model.revision), device))
+    reader = SequenceReader(cache(lambda: load_causal_lm(at_revision(recipe.model, rounds.manifest.model.revision),
+                                                         device)),
+                            [site for site in rounds.sites if not site.model], rounds.tokens,
+                            recipe.tokens.documents == "apart")
     while missing:
         count = how_many(recipe, missing, rounds.manifest.width, device)
         group, missing = missing[:count], missing[count:]
@@ -127,7 +131,7 @@ def _train(recipe: Recipe, saes: list[CoderConfig], open_rounds: Callable[[list[
                 held.enter_context(locked(run_folder(out, sae), "training"))
                 clean_temporary(run_folder(out, sae))
             trackers = [held.enter_context(open_tracker(tracker, recipe, sae, run_folder(out, sae))) for sae in group]
-            _train_group([Run(recipe, sae, rounds, run_folder(out, sae), device, model, each)
+            _train_group([Run(recipe, sae, rounds, run_folder(out, sae), device, reader, each)
                           for sae, each in zip(group, trackers, strict=True)], rounds, device)
         yield from ((sae, True) for sae in group)
 

@@ -8,8 +8,9 @@ a CPU. What it is fed comes from the loop (group.py), which may feed several at 
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from olmoscope.activations.stream.batches import START
 from olmoscope.activations.stream.rounds import Rounds
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json, write_text
-from olmoscope.model.splice import CausalLM
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import CoderConfig, Recipe
@@ -44,7 +44,7 @@ from olmoscope.train.checkpoint import (
 from olmoscope.train.derived import Settled, settled
 from olmoscope.train.ends import Ends, ends_of, scales_for
 from olmoscope.train.find_sinks import SAMPLE, sinks_at
-from olmoscope.train.finish import ModelLoss, Piece, draw_steps
+from olmoscope.train.finish import ModelLoss, Piece, SequenceReader, draw_steps
 from olmoscope.train.initialize import initialize, initialize_transcoder
 from olmoscope.train.step import Step
 from olmoscope.train.trackers import Tracker
@@ -78,11 +78,11 @@ class Run:
     """An SAE in training, from its last checkpoint (or the start)."""
 
     def __init__(self, recipe: Recipe, spec: CoderConfig, rounds: Rounds, folder: Path, device: torch.device,
-                 model: Callable[[], CausalLM], tracker: Tracker | None = None) -> None:
+                 reader: SequenceReader | None = None, tracker: Tracker | None = None) -> None:
         """
         Args:
             folder: its run folder, held by this process.
-            model: gives the language model, on the device; asked only where `train.finish` needs it.
+            reader: lets the language model read sequences, for `train.finish`; of the sites of this coder at least.
             tracker: where metrics go besides the folder.
 
         Raises:
@@ -105,9 +105,8 @@ class Run:
         found = checkpoints(folder)
         self.ends = self._ends(found)
         write_text(folder / "recipe.yaml", recipe.to_yaml())
-        if self.settings.finish:
-            self.model_loss = ModelLoss(model, self.ends.reads, self.ends.writes[0], rounds.tokens,
-                                        recipe.tokens.documents == "apart", self.settings.finish.kl)
+        self.model_loss = (ModelLoss(reader, self.ends.writes[0], self.settings.finish.kl)
+                           if reader and self.settings.finish else None)
         self.step = Step(self._fresh(device, bool(found)), Adam.of(self.settings), self.settings.auxiliary,
                          candidates=self.settings.candidates, activation=spec.activation, matryoshka=spec.matryoshka)
         if self.ends.sinks is not None:
@@ -153,9 +152,10 @@ class Run:
         """
         pull = None
         if (left := self.steps - self.step.count) <= len(self.finish_steps):
-            read = self.model_loss.read(self.finish_steps[-left])
-            batch = {site: torch.cat([batch[site], rows_RD]) for site, rows_RD in read.items()}
-            pull = self.model_loss.pull
+            assert self.model_loss is not None, "a run with train.finish needs a reader"
+            read = self.model_loss.reader.read(self.finish_steps[-left])
+            batch = {site: torch.cat([batch[site], read.rows[site]]) for site in self.spec.sites}
+            pull = partial(self.model_loss.pull, read)
         x_BD, target_BD = self.ends.rows(batch)
         self.step(x_BD, learning_rate(self.settings, self.step.count, self.steps), target_BD, pull)
         self.position = position
