@@ -205,3 +205,11 @@ def test_a_hub_config_is_used(hub_endpoint, tmp_path):
                    "--set", "model.d_model=32", environment=environment)
     assert ran.returncode == 1 and ran.stderr.count("\n") == 1
     assert "cannot load model 'someone/else'" in ran.stderr
+
+
+def test_what_a_finish_costs_beside_is_said(tmp_path):
+    one = recipe(tmp_path, train={"finish": {"share": 0.1}})
+    assert len(one.saes) == 2
+    (said,) = plan(one, tmp_path).warnings
+    assert "reads 600 tokens more" in said and "neither its memory nor its time" in said
+    assert not plan(recipe(tmp_path), tmp_path).warnings

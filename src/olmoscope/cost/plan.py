@@ -180,7 +180,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
             key=lambda memory: memory.ram + memory.gpu) if all_known else None,
         saes=saes, disk_bytes=(0 if is_elsewhere(out) else store_bytes) + states + exports, present_bytes=_present(out),
         free_bytes=shutil.disk_usage(existing).free, rates=rates,
-        warnings=[one.warning for one in read.values() if one.warning is not None],
+        warnings=[one.warning for one in read.values() if one.warning is not None] + _finish(recipe),
         verdict=_verdict(recipe, out, rates))
 
 
@@ -208,6 +208,14 @@ def _model_read(recipe: Recipe) -> _ModelRead:
     cost = model_cost(config, last, whole=base_of(model) is not None)
     return _ModelRead(cost.d_model, config, cost,
                       check_context(config, max(high for _, high in recipe.tokens.chunk_lengths), model.name))
+
+
+def _finish(recipe: Recipe) -> list[str]:
+    """What a plan does not work out of `train.finish`; nothing where no SAE has it."""
+    tokens = sum(recipe.tokens.count * train.epochs * train.finish.share for train in map(recipe.train_of, recipe.saes)
+                 if train.finish)
+    return [f"train.finish: the whole language model reads {tokens:,.0f} tokens more while it trains, forward and "
+            "backward; neither its memory nor its time is in these figures."] if tokens else []
 
 
 def _verdict(recipe: Recipe, out: Path, rates: Rates | None) -> str:
