@@ -5,16 +5,19 @@ import shutil
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from helpers import recipe, write_documents
 from olmoscope import api
+from olmoscope.cli.study_tables import show_study
 from olmoscope.errors import UserError
 from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
+from olmoscope.evaluate.report import report_of_folders, write_report
 from olmoscope.evaluate.results import read_evaluation
 from olmoscope.evaluate.stability import compare_latents
-from olmoscope.evaluate.study import study_of, study_of_training
+from olmoscope.evaluate.study import Spread, study_of, study_of_training
 from olmoscope.features.rows_of import index_sae
 from olmoscope.pipeline import collect_stores, compare_seeds, evaluate_saes, report_saes, train_saes
 from olmoscope.recipe.load import load_recipe
@@ -122,6 +125,23 @@ def test_the_report_compares_settings(page, out, job):
     titles = page.locator("figure h3").all_inner_texts()
     assert titles[:2] == ["FVU against L0, by setting", "ΔCE against L0, by setting"]
     assert page.get_by_test_id("overview").locator("tbody tr").count() == 7
+
+
+def test_advice_on_l0_is_in_the_table_and_in_the_report(page, out, job, tmp_path, capsys):
+    """Of settings that differ in k alone; this study has none, so its first setting stands for three."""
+    study = study_of(job, out)
+    first = study.settings[0]
+    planted = [replace(first, name=f"k-{k}", varies={"sae.k": k, "sae.layer": 1}, figures={
+        **first.figures, "l0": Spread(k, 0.0, 3), "decoder_cosine": Spread(cosine, 0.001, 3)})
+        for k, cosine in ((8.0, 0.08), (16.0, 0.06), (32.0, 0.07))]
+    show_study(replace(study, settings=planted))
+    assert "the mean |cosine| of decoder directions is smallest at L0 16" in " ".join(capsys.readouterr().out.split())
+    folders = [run_folder(out, sae) for sae in job.saes[:3]]
+    write_report(tmp_path / "report.html", report_of_folders(folders), replace(study, settings=planted))
+    page.goto((tmp_path / "report.html").as_uri())
+    assert "is smallest at L0 16" in page.get_by_test_id("l0-advice").inner_text()
+    page.goto((out / "report.html").as_uri())
+    assert page.get_by_test_id("l0-advice").count() == 0
 
 
 def test_runs_without_figures_are_named(out, job, tmp_path):

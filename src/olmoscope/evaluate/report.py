@@ -18,6 +18,7 @@ from olmoscope.errors import UserError
 from olmoscope.evaluate import cards
 from olmoscope.evaluate.cards import COLOURS, Card, Shown, TrainingLine, outliers_said, subset_name
 from olmoscope.evaluate.figures import DEAD, DELTA_CE, EXPLAINED, FVU, FVU_ALL, L0, NMSE, RECOVERED, Figure, groups_of
+from olmoscope.evaluate.l0_advice import l0_advice
 from olmoscope.evaluate.results import Evaluation, Subset, read_evaluation
 from olmoscope.evaluate.scales import say
 from olmoscope.evaluate.study import Study
@@ -81,7 +82,7 @@ def report_page(shown: Sequence[Shown], study: Study | None = None) -> str:
         subsets={sae.number: _subsets(sae.evaluation) for sae in shown},
         facts={sae.number: _facts(sae) for sae in shown},
         settings=study_rows(study) if study else [], setting_heads=study_heads(study) if study else [],
-        stability=study is not None and study.stability,
+        stability=study is not None and study.stability, l0_advice=l0_advice(study.settings) if study else [],
         setting_cards=study_cards(study) if study else [], missing=list(study.missing) if study else [],
         models=len({(sae.evaluation.model, sae.evaluation.model_revision) for sae in shown}),
         mixed=len({sae.evaluation.text.tokens_hash for sae in shown}) > 1)
