@@ -69,7 +69,7 @@ from olmoscope.train.step import Step
 sys.path.insert(0, str(Path(__file__).parent))
 from common import hardware
 
-RECIPE = Path(__file__).parent / "quality.yaml"
+RECIPE = Path(__file__).parent / "recipes" / "quality.yaml"
 KINDS = ("topk", "batchtopk", "jumprelu", "matryoshka")
 """The last one is a BatchTopK SAE with nested losses at `PREFIXES`."""
 PREFIXES = [1 / 32, 1 / 8, 1 / 2]

@@ -76,7 +76,7 @@ def test_rows_of_zeros_are_said_and_their_figures_left_out():
         {"low": 0.0, "high": 50.0, "rows": 500, "nmse": 0.2, "share_of_error": 1.0, "share_of_variance": 1.0}])
     page = report_page([some])
     assert "12, left out of NMSE, cosine and length ratio" in page
-    assert page.count('<td><span class="none">none</span></td>') == 3 and "None" not in page
+    assert page.count('<td><span class="none">none</span></td>') == 4 and "None" not in page
     drawn = {card.title: tips(card) for card in cards.place_cards([some])}
     assert len(drawn["Norm by position"]) == 2 and len(drawn["Error by position"]) == 1
     assert len(drawn["Error by norm"]) == 1

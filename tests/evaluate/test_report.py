@@ -86,7 +86,8 @@ def test_it_says_what_evaluation_json_says(page, runs):
     flat = evaluation | evaluation["language"] | evaluation["density"] | {
         "l0": evaluation["l0"]["mean"], "dead": evaluation["dead"]["share"],
         "cosine_mean": evaluation["dictionary"]["mean"], "cosine_p95": evaluation["dictionary"]["p95"],
-        "over_90_percent": evaluation["dictionary"]["over_90_percent"]}
+        "over_90_percent": evaluation["dictionary"]["over_90_percent"],
+        "decoder_cosine": evaluation["dictionary"]["mean_absolute"]}
     intervals = evaluation["intervals"] | evaluation["language"]["intervals"]
     rows = {row.get_attribute("data-figure"): row.locator("td") for row in page.locator("tr[data-figure]").all()}
     assert len(rows) == 24

@@ -26,14 +26,21 @@ def test_rate_and_window_follow_width_and_k():
 
 @pytest.mark.parametrize(("tokens", "window"), [(3000, 16 * 512 // 8), (60_000, 2000), (10**7, 160 * 512 // 8)])
 def test_latents_are_revived_early_enough(tmp_path, tokens, window):
-    one = recipe(tmp_path, tokens__count=tokens)
-    assert settled(one, one.saes[0]).auxiliary.dead_window == window
+    one = recipe(tmp_path, tokens__count=tokens, saes=[{"layer": 1, "d_sae": 512, "k": 8, "weights": "untied"}])
+    auxiliary = settled(one, one.saes[0]).auxiliary
+    assert auxiliary.dead_window == window
+    assert auxiliary.lift == pytest.approx(0.1 * (window / (160 * 512 / 8)) ** 0.5)
+    shared = recipe(tmp_path, tokens__count=tokens, saes=[
+        {"layer": 1, "d_sae": 512, "k": 8, "weights": "untied", "activation": "batchtopk"}])
+    lift = settled(shared, shared.saes[0]).auxiliary.lift
+    assert lift / window == pytest.approx(0.1 / (160 * 512 / 8))  # biases rise as fast at any length
 
 
 def test_tied_weights_get_the_lift_alone(tmp_path):
     tied = recipe(tmp_path)
     found = settled(tied, tied.saes[0])
     assert (found.auxiliary.weight, found.auxiliary.lift, found.decoder_rate) == (0, 0.1, 1)
+    assert found.auxiliary.dead_window == 160 * 512 / 8
 
 
 def test_what_a_recipe_says_stays(tmp_path):

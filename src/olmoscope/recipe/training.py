@@ -46,7 +46,8 @@ class Auxiliary(Frozen):
     """A latent takes part while it has not fired in this many tokens; null: found from width and k
     (train/derived.py)."""
     lift: Annotated[float, Field(ge=0)] = 0.1
-    """The bias of a dead latent rises by this times the mean activation in `dead_window` tokens, until it fires."""
+    """The bias of a dead latent rises by this times the mean activation in `dead_window` tokens, until it fires. Where
+    `dead_window` is null and found to be short, the lift is smaller (train/derived.py)."""
 
 
 MOST_MARGIN = 448

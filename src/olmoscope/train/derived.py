@@ -9,7 +9,10 @@ What stands in a recipe counts; what is null there is found here, by rules whose
 - `auxiliary.weight`: 1/8; 0 where weights are tied, which the loss harms.
 - `auxiliary.k`: the SAE's own k.
 - `auxiliary.dead_window`: a thirtieth of the tokens, so that there is time to revive a latent; but no fewer than those
-  in which a latent would fire 16 times, and no more than for 160 times, if all fired equally often.
+  in which a latent would fire 16 times, and no more than for 160 times, if all fired equally often. For 160 times
+  where weights are tied: the lift alone, which is all that they get, does harm so early.
+- `auxiliary.lift`: of a window that is found here and is shorter than the longest by a factor s: times s, so that biases
+  rise no faster; times √s where each row has k latents whatever the biases are (TopK, group-max), which bears more.
 """
 
 import math
@@ -28,6 +31,7 @@ DECODER_RATE = 8.0
 WEIGHT = 1 / 8
 WINDOWS = 30
 FEWEST_FIRINGS, MOST_FIRINGS = 16, 160
+FIXED_L0 = ("topk", "groupmax")
 
 
 class SettledAuxiliary(Auxiliary):
@@ -64,12 +68,17 @@ def settled(recipe: Recipe, sae: CoderConfig) -> Settled:
     decoder_rate = (train.decoder_rate or DECODER_RATE) if sae.weights == "untied" else 1.0
     if auxiliary is not None:
         fewest, most = (max(1, firings * sae.d_sae // sae.k) for firings in (FEWEST_FIRINGS, MOST_FIRINGS))
-        window = min(most, max(fewest, recipe.tokens.count * train.epochs // WINDOWS))
+        window = most
+        if sae.weights == "untied":
+            window = min(most, max(fewest, recipe.tokens.count * train.epochs // WINDOWS))
+        shorter = window / most
+        lift = auxiliary.lift * (math.sqrt(shorter) if sae.activation in FIXED_L0 else shorter)
         weight = auxiliary.weight
         if weight is None:
             weight = WEIGHT if sae.weights == "untied" else 0.0
         auxiliary = SettledAuxiliary(weight=weight, k=auxiliary.k or sae.k,
-                                     dead_window=auxiliary.dead_window or window, lift=auxiliary.lift)
+                                     dead_window=auxiliary.dead_window or window,
+                                     lift=auxiliary.lift if auxiliary.dead_window else lift)
     given = {name: getattr(train, name) for name in Train.model_fields}
     return Settled(**given | {"seed": recipe.seed if train.seed is None else train.seed,
                               "batch": batch_of(recipe, train), "lr": lr, "decoder_rate": decoder_rate,
