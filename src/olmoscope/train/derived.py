@@ -11,8 +11,8 @@ What stands in a recipe counts; what is null there is found here, by rules whose
 - `auxiliary.dead_window`: a thirtieth of the tokens, so that there is time to revive a latent; but no fewer than those
   in which a latent would fire 16 times, and no more than for 160 times, if all fired equally often. For 160 times
   where weights are tied: the lift alone, which is all that they get, does harm so early.
-- `auxiliary.lift`: of a window that is found here and is shorter than the longest by a factor s: times s, so that biases
-  rise no faster; times √s where each row has k latents whatever the biases are (TopK, group-max), which bears more.
+- `auxiliary.lift`: times s for a window that is found here and is s of the longest one, so that biases rise no faster;
+  times √s where each row has k latents whatever the biases are (TopK, group-max), which bears more.
 """
 
 import math
