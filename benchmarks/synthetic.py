@@ -98,7 +98,7 @@ class Size:
     rows: int
     held_out: int
     batch: int
-    """Of SAELens's trainers; ours finds its own."""
+    """For SAELens's trainers; our package derives its batch from the number of rows."""
 
 
 SMALL = Size(1024, 96, 8, 256, 5, 2**18, 2**14, 256)

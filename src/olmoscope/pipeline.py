@@ -220,8 +220,10 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str],
         for number, evaluation in zip(pending, found, strict=True):
             write_evaluation(run_folder(out, wanted[number]) / EVALUATION, evaluation)
     forget_unfinished(out)
-    measure_behaviour([Probed(subject, run_folder(out, sae)) for subject, sae in zip(subjects, wanted, strict=True)],
-                      wanted_model, tokenizer, recipe.tokens.batch_tokens, pick_device(recipe.device), behaviour)
+    if behaviour != NOTHING_MORE:
+        evaluated = [Probed(subject, run_folder(out, sae)) for subject, sae in zip(subjects, wanted, strict=True)]
+        measure_behaviour(evaluated, wanted_model, tokenizer, recipe.tokens.batch_tokens, pick_device(recipe.device),
+                          behaviour)
     for number, sae in enumerate(wanted):
         yield sae, number in pending
 

@@ -23,6 +23,10 @@ RECENT_LINES = 3
 """A line's rate is that since so many lines before it: a slow start is soon forgotten, a short pause does not show."""
 
 
+def nobody(count: int) -> None:
+    """In the place of what a bar yields, where nobody is to be told."""
+
+
 @contextlib.contextmanager
 def bar(doing: str, total: float | None, unit: str, done: int = 0) -> Iterator[Callable[..., None]]:
     """Show a bar, or print lines, while the block runs.

@@ -212,4 +212,7 @@ def test_what_a_finish_costs_beside_is_said(tmp_path):
     assert len(one.saes) == 2
     (said,) = plan(one, tmp_path).warnings
     assert "reads 600 tokens more" in said and "neither its memory nor its time" in said
-    assert not plan(recipe(tmp_path), tmp_path).warnings
+    without = plan(recipe(tmp_path), tmp_path)
+    assert not without.warnings
+    with_sequences = plan(one, tmp_path).saes[0].memory  # as many rows again in a step
+    assert sum(vars(with_sequences).values()) > sum(vars(without.saes[0].memory).values())

@@ -1,7 +1,6 @@
 """The command line: each command parses, calls one function, prints. Heavy imports wait until a command runs.
 
-The commands stand in files by group: models.py, recipes.py, saes.py, releases.py,
-stores.py.
+The commands stand in files by group: models.py, recipes.py, saes.py, releases.py, stores.py.
 """
 
 import errno

@@ -48,7 +48,7 @@ class Rates:
     documents_apart: bool | None = None
     """What the model's probe found (model/probe.py); None if it was not tried."""
     outliers: dict[Site, Outliers] = field(default_factory=dict)
-    """Of each site, among the rows of the random tokens."""
+    """The outliers of each site, among the rows that were read for the measurement."""
 
 
 def measure(recipe: Recipe, batches: int = BATCHES, steps: int = STEPS) -> Rates:

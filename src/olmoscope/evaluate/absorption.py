@@ -77,13 +77,13 @@ def measure_absorption(sae: SparseCoder, x_ND: Tensor, task: Task, probes: Seque
     rank_LF = latents_by_letter(codes, letter_N, task.train)
     letters = [_letter(number, sae, x_ND, codes, letter_N == number, task.train, probe, rank_LF[number])
                for number, probe in enumerate(probes)]
-    counted = [one for one in letters if one.fraction is not None]
+    counted = [(one.fraction, one.full, len(one.split)) for one in letters
+               if one.fraction is not None and one.full is not None]
     figures = ("fraction", "full", "latents")
     if len(counted) < LEAST_LETTERS:
         return Absorption(identity=identity, words=len(task.words), left_out=task.left_out, letters=letters,
                           counted=len(counted), **dict.fromkeys(figures), intervals={})
-    table_GQ = torch.tensor([[1.0, one.fraction or 0.0, one.full or 0.0, len(one.split)] for one in counted],
-                            dtype=torch.float64)
+    table_GQ = torch.tensor([[1.0, *each] for each in counted], dtype=torch.float64)
     means = dict(zip(figures, (table_GQ.sum(0) / len(counted)).tolist()[1:], strict=True))
     intervals = bootstrap.intervals(table_GQ, ("letters", *figures),
                                     lambda sums: {name: sums[name] / sums["letters"] for name in figures})

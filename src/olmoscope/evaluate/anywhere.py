@@ -162,10 +162,11 @@ def _evaluate_group(subjects: list[Opened], model: Model, text: str, options: Op
                                                                 setting), strict=True):
             write_evaluation(paths[number], evaluation)
         forget_unfinished(options.out)
-    whole.cache_clear()  # what is measured next loads less of the model
-    measure_behaviour([Probed(subject, path.parent) for subject, path in zip(subjects, paths, strict=True)], model,
-                      _tokenizer(subjects, model, options), options.batch_tokens, pick_device("auto"),
-                      options.behaviour)
+    if options.behaviour != NOTHING_MORE:
+        whole.cache_clear()  # what is measured next loads less of the model
+        measure_behaviour([Probed(subject, path.parent) for subject, path in zip(subjects, paths, strict=True)], model,
+                          _tokenizer(subjects, model, options), options.batch_tokens, pick_device("auto"),
+                          options.behaviour)
     for number, subject in enumerate(subjects):
         yield Evaluated(subject.name, paths[number].parent, number in pending)
 

@@ -55,7 +55,7 @@ def measure_behaviour(evaluated: Sequence[Probed], model: Model, tokenizer: Toke
     Raises:
         UserError: no tables, or a coder that cannot be measured so.
     """
-    for one in evaluated if wanted.probing or wanted.absorption else ():
+    for one in evaluated:
         _refuse(one, wanted)
     reader = " ".join(map(str, (revision_of(model), model.dtype, *tokenizer.begin)))
     sites = sorted({site for one in evaluated for site in one.subject.reads})

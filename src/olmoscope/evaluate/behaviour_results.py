@@ -19,7 +19,7 @@ class ProbeFigures(_Frozen):
     """Area under the ROC curve."""
     accuracy: FiniteFloat
     intervals: dict[str, Interval]
-    """Of these two, by bootstrap over tables."""
+    """For `auc` and `accuracy`, by bootstrap over tables."""
 
 
 class Probing(_Frozen):
@@ -29,9 +29,9 @@ class Probing(_Frozen):
     """Where the labelled tables are from."""
     tables: list[str]
     latents: dict[int, ProbeFigures]
-    """Of probes that read the best k latents, by k."""
+    """For each k, the probes that read the best k latents."""
     activations: ProbeFigures
-    """Of probes that read the activations themselves: the baseline."""
+    """The baseline: probes that read the activations themselves."""
 
 
 class LetterAbsorption(_Frozen):
@@ -40,9 +40,10 @@ class LetterAbsorption(_Frozen):
     letter: str
     words: int
     probe_f1: FiniteFloat | None
-    """Of the ground-truth probe on the words to test on: whether the model knows the letter. None: no such word."""
+    """How well the ground-truth probe does on the test words: whether the model knows the letter. None if no word
+    begins with it."""
     recognised: int
-    """Words of the letter, of those to test on, that this probe recognises."""
+    """Test words of the letter that this probe recognises."""
     split: list[int]
     """The latents that stand for the letter."""
     fraction: FiniteFloat | None
@@ -67,4 +68,4 @@ class Absorption(_Frozen):
     latents: FiniteFloat | None
     """Mean number of latents that stand for a letter."""
     intervals: dict[str, Interval]
-    """Of these three, by bootstrap over letters."""
+    """For `fraction`, `full` and `latents`, by bootstrap over letters."""

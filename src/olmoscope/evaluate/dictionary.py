@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from olmoscope.evaluate.results import Dictionary
+from olmoscope.progress import nobody
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.directions import unit_directions
 from olmoscope.seeds import generator
@@ -20,13 +21,9 @@ BIN_EDGES = np.linspace(-1, 1, 81).round(3)
 _ELEMENTS_AT_ONCE = 2**25
 
 
-def _nobody(count: int) -> None:
-    """Tells nobody how far it is."""
-
-
 @torch.no_grad()
 def decoder_cosines(sae: SparseCoder, latents_C: torch.Tensor,
-                    advance: Callable[[int], None] = _nobody) -> tuple[torch.Tensor, torch.Tensor]:
+                    advance: Callable[[int], None] = nobody) -> tuple[torch.Tensor, torch.Tensor]:
     """How alike some latents' decoder directions are to all others.
 
     A direction of length 0 has cosine 0 with all.
@@ -56,7 +53,7 @@ def latents_measured(d_sae: int) -> int:
     return d_sae if d_sae <= ALL_UP_TO else SAMPLE
 
 
-def measure_dictionary(sae: SparseCoder, advance: Callable[[int], None] = _nobody) -> Dictionary:
+def measure_dictionary(sae: SparseCoder, advance: Callable[[int], None] = nobody) -> Dictionary:
     """The distribution of largest cosines, and the mean of all."""
     count = latents_measured(sae.d_sae)
     latents = np.arange(sae.d_sae)

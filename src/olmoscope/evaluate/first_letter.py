@@ -40,9 +40,9 @@ class Word:
     letter: int
     """0 for a."""
     before: tuple[int, ...]
-    """Tokens of its line before it;"""
+    """The tokens of its line before it."""
     after: tuple[int, ...]
-    """and after it, the answer among them."""
+    """The tokens of its line after it, with the answer."""
 
 
 @dataclass(frozen=True)
@@ -101,20 +101,25 @@ def first_letter_task(tokenizer: Tokenizer) -> Task:
         random = generator(0, "words of a letter", letter)
         drawn += [(letter, *found[number]) for number in random.permutation(len(found))[:WORDS]]
     lines = tokenizer.encode([LINE.format(word=text, letter=LETTERS[letter].upper()) for letter, _, text in drawn])
-    words = [Word(token, letter, tuple(ids[:place]), tuple(ids[place + 1 : -1]))
-             for (letter, token, _), line in zip(drawn, lines, strict=True)
-             if (ids := line.tolist()) and token in ids for place in [ids.index(token)]]
+    words = []
+    for (letter, token, _), line in zip(drawn, lines, strict=True):
+        ids = line.tolist()
+        if token in ids:
+            place = ids.index(token)
+            words.append(Word(token, letter, tuple(ids[:place]), tuple(ids[place + 1 : -1])))
     # A word that is one token by itself but merges with its neighbours in the line has another line around it.
     usual = {letter: Counter((word.before, word.after) for word in words if word.letter == letter).most_common(1)
              for letter in range(len(LETTERS))}
     before = Counter(word.before for word in words).most_common(1)
     kept = [word for word in words if (word.before, word.after) == usual[word.letter][0][0]
             and word.before == before[0][0]]
-    test = [number for letter in range(len(LETTERS))
-            for of_letter in [[number for number, word in enumerate(kept) if word.letter == letter]]
-            for number in of_letter[: round(TEST_SHARE * len(of_letter))]]
-    train = [word for number, word in enumerate(kept) if number not in set(test)]
-    return Task([*train, *(kept[number] for number in test)], len(train), len(drawn) - len(kept))
+    train, test = [], []
+    for letter in range(len(LETTERS)):
+        of_letter = [word for word in kept if word.letter == letter]
+        tested = round(TEST_SHARE * len(of_letter))
+        test += of_letter[:tested]
+        train += of_letter[tested:]
+    return Task([*train, *test], len(train), len(drawn) - len(kept))
 
 
 def rows_of_words(model: LoadedModel, task: Task, begin: tuple[int, ...]) -> dict[Site, Tensor]:

@@ -35,17 +35,16 @@ def _advice(group: list[Setting]) -> str | None:
     known = [(l0, c, setting.figures[DECODER_COSINE.key].sd) for setting in group
              if (l0 := setting.figures[L0.key].mean) is not None
              and (c := setting.figures[DECODER_COSINE.key].mean) is not None]
-    if len(known) < max(FEWEST, len(group)):
+    if len(known) < len(group):
         return None
     known.sort()
     spreads = [sd for _, _, sd in known if sd is not None]
     sd = math.sqrt(sum(one * one for one in spreads) / len(spreads)) if spreads else None
     best = min(range(len(known)), key=lambda number: known[number][1])
     near = [l0 for l0, c, _ in known if c <= known[best][1] + 2 * (sd or 0.0)]
-    what = group[0].name if len({setting.name for setting in group}) == 1 else _common(group)
     listed = ", ".join(f"{c:.4f} at L0 {l0:.3g}" for l0, c, _ in known)
     sure = ("one seed each, so how sure that is is not known" if sd is None
-            else f"±{sd:.4f} over seeds, so {_range(near)} cannot be told apart" if len(near) > 1
+            else f"±{sd:.4f} over seeds, so L0 {near[0]:.3g} to {near[-1]:.3g} cannot be told apart" if len(near) > 1
             else f"±{sd:.4f} over seeds")
     if best == len(known) - 1:
         says = f"falls up to the largest L0 tried ({known[best][0]:.3g}): k may be too low, try a larger one"
@@ -53,11 +52,8 @@ def _advice(group: list[Setting]) -> str | None:
         says = f"is smallest at the smallest L0 tried ({known[best][0]:.3g}): k may be too high, try a smaller one"
     else:
         says = f"is smallest at L0 {known[best][0]:.3g}: fewer active latents may mix features, and so may more"
-    return f"{what}: the mean |cosine| of decoder directions {says}. It is {listed} ({sure}; arXiv:2508.16560)."
-
-
-def _range(near: list[float]) -> str:
-    return f"L0 {min(near):.3g} to {max(near):.3g}"
+    return (f"{_common(group)}: the mean |cosine| of decoder directions {says}. It is {listed} ({sure}; "
+            "arXiv:2508.16560).")
 
 
 def _common(group: list[Setting]) -> str:

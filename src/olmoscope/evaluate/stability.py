@@ -20,6 +20,7 @@ from torch import Tensor
 
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json
+from olmoscope.progress import nobody
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.directions import unit_directions
 
@@ -55,13 +56,9 @@ class _File(_Frozen):
     pairs: list[SeedPair]
 
 
-def _nobody(count: int) -> None:
-    """Tells nobody how far it is."""
-
-
 @torch.no_grad()
 def compare_latents(first: SparseCoder, second: SparseCoder, alive_first: Tensor, alive_second: Tensor,
-                    advance: Callable[[int], None] = _nobody) -> dict[str, float | None]:
+                    advance: Callable[[int], None] = nobody) -> dict[str, float | None]:
     """How far two dictionaries of one width have the same latents.
 
     Args:

@@ -1,6 +1,7 @@
 """What an SAE in training takes on its device: what stays between steps, and what is there at the fullest of one.
 
-d = width of the rows, F = d_sae, B = rows of a batch, K = places of a row's codes.
+d = width of the rows, F = d_sae, B = rows of a batch (twice as many where `train.finish` adds sequences; the language
+model that reads them is not counted), K = places of a row's codes.
 
     held    12 (F d + F + d) of parameters and Adam's moments (8 F d if those of the matrix are bfloat16; 2 F d where
             weights are untied), 8 F of when each latent last fired, 9 F of which are dead for an auxiliary loss; with
@@ -45,7 +46,7 @@ def training_memory(recipe: Recipe, sae: CoderConfig, width: Callable[[Site], in
     d_in = sum(width(site) for site in sae.reads)
     d_out = d_in if sae.writes is None else width(sae.writes[0])
     widest = max(d_in, d_out)
-    batch, matrix = train.batch, sae.d_sae * widest
+    batch, matrix = train.batch * (2 if train.finish else 1), sae.d_sae * widest
     biases = sae.d_sae * (2 if sae.activation == "jumprelu" else 1) + (d_in if sae.writes is None else d_in + d_out)
     if sae.skip:
         biases += d_in * d_out  # whose moments are float32, as a bias's

@@ -33,7 +33,6 @@ class NestedResidual:
     e_GBD: list[Tensor]
     """What each group's decoder rows are given."""
 
-
     def pulled(self, kernels: Kernels, sae: TopK, e_BD: Tensor, values_BK: Tensor, indices_BK: Tensor) -> Self:
         """With the gradient `e_BD` of another loss of the whole reconstruction added: all groups have a part in it."""
         dz_BK = kernels.code_gradient(e_BD, values_BK, indices_BK, sae.W_dec)
