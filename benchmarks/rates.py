@@ -8,9 +8,9 @@ model.name=FOLDER, for qwen3; recipes/smollm2-sites.yaml, form `sinks`, for Smol
 drawn by SAELens's `synthetic` module, as in synthetic.py. Rows of outlier norm are left out: the package has latents of
 their own for them.
 
-For each cell SAEs are trained at rates a factor of √2 apart until the best one has worse neighbours, all else as the
-package derives it; then one at the rate of the rule. The rule was chosen on the cells that are `known`, and the others
-judge it. A result that stands in FILE is not made again, unless it is of a rule that has changed.
+For each cell SAEs are trained at rates a factor of √2 apart, from `START` on, until the best one has worse neighbours,
+all else as the package derives it; then one at the rate of the rule, if it is another. The rule was chosen on the cells
+that are `known`, and the others judge it. A result that stands in FILE is not made again.
 """
 
 import argparse
@@ -33,10 +33,11 @@ from olmoscope.activations.stream.batches import Stream
 from olmoscope.activations.stream.filters import keep_of_store
 from olmoscope.activations.stream.rounds import StoreRounds
 from olmoscope.recipe.load import load_recipe
+from olmoscope.recipe.schema import Recipe
 from olmoscope.recipe.training import Filter
 from olmoscope.site import Site
 from olmoscope.train.adam import Adam
-from olmoscope.train.derived import Settled, settled
+from olmoscope.train.derived import rate_of, settled
 from olmoscope.train.initialize import initialize
 from olmoscope.train.run import learning_rate
 from olmoscope.train.step import Step
@@ -44,9 +45,13 @@ from olmoscope.train.step import Step
 sys.path.insert(0, str(Path(__file__).parent))
 
 RECIPE = Path(__file__).parent / "recipes" / "quality.yaml"
+WIDTHS = {"tiny": 256, "qwen3": 192, "smollm2": 576}
+"""Of the models' rows; synthetic ones have it in their name."""
 HELD_OUT = 2**15
 """Rows that an SAE is measured on."""
 SEED = 0
+START = 1.4
+"""Times 1 / width: where the search begins."""
 
 
 @dataclass(frozen=True)
@@ -85,15 +90,15 @@ CELLS = [
     Cell(True, "smollm2:8", 4608, 32, 300_000),
     Cell(False, "smollm2:16", 4608, 32, 300_000),
     Cell(True, "smollm2:16", 2304, 16, 300_000),
-    Cell(False, "smollm2:8", 18432, 32, 300_000),
-    Cell(True, "smollm2:16", 18432, 32, 100_000),
-    Cell(False, "smollm2:8", 9216, 64, 150_000),
-    Cell(True, "synthetic:1024", 4096, 32, 250_000),
-    Cell(False, "synthetic:1024", 8192, 32, 150_000),
-    Cell(True, "synthetic:1024", 8192, 32, 250_000, 1024),
+    Cell(False, "smollm2:8", 18432, 32, 150_000),
+    Cell(True, "smollm2:16", 18432, 32, 75_000),
+    Cell(False, "smollm2:8", 9216, 64, 75_000),
+    Cell(True, "synthetic:1024", 4096, 32, 125_000),
+    Cell(False, "synthetic:1024", 8192, 32, 75_000),
+    Cell(True, "synthetic:1024", 4096, 32, 250_000, 1024),
     Cell(False, "synthetic:1024", 2048, 32, 250_000),
-    Cell(True, "synthetic:2048", 8192, 32, 100_000),
-    Cell(False, "synthetic:2048", 4096, 32, 150_000),
+    Cell(True, "synthetic:2048", 8192, 32, 50_000),
+    Cell(False, "synthetic:2048", 4096, 32, 75_000),
 ]
 
 
@@ -128,42 +133,51 @@ def measure_cell(cell: Cell, stores: dict[str, Path], path: Path, rule_only: boo
             file.write(json.dumps(result) + "\n")
         return float(result["nmse"])
 
-    rule = settings_of(cell, None).lr
+    rule = rule_of(cell)
     if not rule_only:
-        search(nmse, round(2 * math.log2(rule)))
+        search(nmse, START / width_of(cell))
     nmse(rule)
 
 
-def search(nmse: Callable[[float], float], start: int) -> None:
-    """Find the least error over rates 2^(n/2), n from `start`, by walking down until both neighbours are worse."""
-    best = start
-    while True:
-        better = min((best - 1, best, best + 1), key=lambda n: nmse(2 ** (n / 2)))
-        if better == best:
-            return
+def search(nmse: Callable[[float], float], start: float) -> None:
+    """Find the least error over rates start · 2^(n/2), by walking down until both neighbours are worse."""
+    best = 0
+    while (better := min((best - 1, best, best + 1), key=lambda n: nmse(start * 2 ** (n / 2)))) != best:
         best = better
 
 
-def settings_of(cell: Cell, lr: float | None) -> Settled:
-    """How the package would train an SAE of this shape."""
+def recipe_of(cell: Cell) -> Recipe:
+    """A recipe for an SAE of this shape."""
     sae = {"layer": 3, "d_sae": cell.d_sae, "k": cell.k, "weights": "untied"}
-    train = {"batch": cell.batch, "lr": lr, "epochs": cell.epochs}
-    recipe = load_recipe(str(RECIPE), overrides=[f"saes=[{json.dumps(sae)}]", f"tokens.count={cell.tokens}",
-                                                 f"train={json.dumps(train)}"])
-    return settled(recipe, recipe.saes[0])
+    train = {"batch": cell.batch, "epochs": cell.epochs}
+    return load_recipe(str(RECIPE), overrides=[f"saes=[{json.dumps(sae)}]", f"tokens.count={cell.tokens}",
+                                               f"train={json.dumps(train)}"])
+
+
+def rule_of(cell: Cell) -> float:
+    """The rate that the package would take."""
+    recipe = recipe_of(cell)
+    return rate_of(recipe, recipe.saes[0], width_of(cell))
+
+
+def width_of(cell: Cell) -> int:
+    """Of the rows."""
+    kind, what = cell.rows.split(":")
+    return WIDTHS.get(kind) or int(what)
 
 
 @torch.no_grad()
 def train(cell: Cell, stores: dict[str, Path], lr: float) -> dict[str, Any]:
     """An SAE of a cell at a rate: its error and its dead latents on held-out rows."""
     x_ND, held_out_ND = rows_of(cell.rows, stores)
-    settings, count = settings_of(cell, lr), min(cell.tokens, len(x_ND))
+    recipe, count = recipe_of(cell), min(cell.tokens, len(x_ND))
+    settings = settled(recipe, recipe.saes[0])
     step = Step(initialize(x_ND.shape[1], cell.d_sae, cell.k, "none", x_ND[:HELD_OUT].float().mean(dim=0), SEED,
                            cell.rows, tied=False), Adam.of(settings), settings.auxiliary)
     batches = [part for epoch in range(cell.epochs) for part in torch.split(
         torch.randperm(count, generator=torch.Generator().manual_seed(SEED + epoch)), settings.batch)]
     for places in batches:
-        step(x_ND[places].float(), learning_rate(settings, step.count, len(batches)))
+        step(x_ND[places].float(), learning_rate(lr, settings.decay, step.count, len(batches)))
     fired_F, error, rows = torch.zeros(cell.d_sae, dtype=torch.bool), 0.0, 0
     for part_BD in torch.split(held_out_ND, 2048):
         x_BD = part_BD.float()
@@ -208,10 +222,9 @@ def _synthetic(width: int) -> tuple[Tensor, Tensor]:
     """A world of synthetic.py with 4 features for each dimension."""
     from synthetic import Size, world
 
-    model = world(Size(4 * width, width, width // 32, 0, 0, 0, 0, 0), "cpu")
+    model = world(Size(4 * width, width, width // 32, 0, 0, 0, 0, 0), "cpu", apart=False)
     torch.manual_seed(SEED)
-    with torch.no_grad():
-        parts = [model.sample(4096).bfloat16() for _ in range((250_000 + HELD_OUT) // 4096 + 1)]
+    parts = [model.sample(4096).bfloat16() for _ in range((250_000 + HELD_OUT) // 4096 + 1)]
     rows_ND = torch.cat(parts)
     return rows_ND[HELD_OUT:], rows_ND[:HELD_OUT]
 
@@ -229,7 +242,7 @@ def table(results: list[dict[str, Any]]) -> str:
         found = {one["lr"]: one for one in results if one["cell"] == cell.name}
         if not found:
             continue
-        best, rule = min(found.values(), key=lambda one: float(one["nmse"])), settings_of(cell, None).lr
+        best, rule = min(found.values(), key=lambda one: float(one["nmse"])), rule_of(cell)
         at_rule = next((one for lr, one in found.items() if math.isclose(lr, rule)), None)
         told = (f"{at_rule['nmse'] / best['nmse'] - 1:+.1%} | {at_rule['dead']:.1%}" if at_rule else "| ")
         lines.append(f"| {cell.name} | {'yes' if cell.known else ''} | {best['width']} | {best['steps']} "

@@ -61,7 +61,7 @@ from olmoscope.sae.io import saelens
 from olmoscope.sae.io.checkpoint import read_checkpoint
 from olmoscope.train.adam import Adam
 from olmoscope.train.checkpoint import save_checkpoint
-from olmoscope.train.derived import settled
+from olmoscope.train.derived import rate_of, settled
 from olmoscope.train.initialize import initialize
 from olmoscope.train.run import learning_rate
 from olmoscope.train.step import Step
@@ -157,13 +157,18 @@ def run_all(size: Size, device: str, jobs: list[tuple[int, str, float | None]], 
                           "results": results})
 
 
-def world(size: Size, device: str) -> SyntheticModel:
-    """The published recipe at any size (SAELens's page on SynthSAEBench has it)."""
+def world(size: Size, device: str, apart: bool = True) -> SyntheticModel:
+    """The published recipe at any size (SAELens's page on SynthSAEBench has it).
+
+    Args:
+        apart: whether the features' directions are pushed apart, which takes minutes where there are thousands.
+    """
     return SyntheticModel(SyntheticModelConfig(
         size.features, size.width, ZipfianFiringProbabilityConfig(exponent=0.5, max_prob=0.4, min_prob=5e-4),
         HierarchyConfig(size.roots, branching_factor=4, max_depth=3, mutually_exclusive_portion=1.0,
                         compensate_probabilities=True),
-        OrthogonalizationConfig(num_steps=100, lr=3e-4), LowRankCorrelationConfig(rank=25, correlation_scale=0.1),
+        OrthogonalizationConfig(num_steps=100, lr=3e-4) if apart else None,
+        LowRankCorrelationConfig(rank=25, correlation_scale=0.1),
         std_firing_magnitudes=FoldedNormalMagnitudeConfig(mean=0.5, std=0.5),
         mean_firing_magnitudes=LinearMagnitudeConfig(5.0, 4.0), seed=42), device=device)
 
@@ -224,9 +229,9 @@ def ours(size: Size, kind: str, rows: Draws, seed: int) -> SparseCoder:
     mean_D = next(rows.chunks()).mean(dim=0)
     step = Step(initialize(size.width, spec.d_sae, spec.k, "none", mean_D, seed, spec.default_id, tied=False),
                 Adam.of(settings), settings.auxiliary, activation=spec.activation, matryoshka=spec.matryoshka)
-    steps = -(-size.rows // settings.batch)
+    steps, lr = -(-size.rows // settings.batch), rate_of(recipe, spec, size.width)
     for x_BD in rows.batches(settings.batch):
-        step(x_BD, learning_rate(settings, step.count, steps))
+        step(x_BD, learning_rate(lr, settings.decay, step.count, steps))
     with tempfile.TemporaryDirectory() as folder:
         save_checkpoint(Path(folder) / "last.safetensors", step, {})
         return read_checkpoint(Path(folder) / "last.safetensors")

@@ -18,7 +18,7 @@ from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
 from olmoscope.files import locked, sha256
-from olmoscope.recipe.schema import Auxiliary, Train
+from olmoscope.recipe.schema import Auxiliary
 from olmoscope.sae.io.checkpoint import read_checkpoint
 from olmoscope.site import Site
 from olmoscope.train.checkpoint import checkpoints
@@ -227,12 +227,10 @@ def test_cuda_asked_for_and_absent(job, tmp_path):
 
 
 def test_learning_rate():
-    flat = Train(lr=2.0, decay=0)
-    assert {learning_rate(flat, step, 100) for step in range(100)} == {2.0}
-    falling = Train(lr=2.0, decay=0.2)
-    assert {learning_rate(falling, step, 100) for step in range(81)} == {2.0}
-    assert learning_rate(falling, 90, 100) == pytest.approx(1.0)
-    assert learning_rate(falling, 99, 100) == pytest.approx(0.1)
+    assert {learning_rate(2.0, 0, step, 100) for step in range(100)} == {2.0}
+    assert {learning_rate(2.0, 0.2, step, 100) for step in range(81)} == {2.0}
+    assert learning_rate(2.0, 0.2, 90, 100) == pytest.approx(1.0)
+    assert learning_rate(2.0, 0.2, 99, 100) == pytest.approx(0.1)
 
 
 def test_interrupting_leaves_handlers_as_they_were():

@@ -1,6 +1,6 @@
 """Results as tables in the terminal."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich import box
@@ -10,7 +10,7 @@ from rich.table import Table
 from olmoscope.activations.collect.run import Collected
 from olmoscope.activations.store.outliers import outliers_of
 from olmoscope.activations.store.reader import open_store
-from olmoscope.cost.plan import Memory, Plan
+from olmoscope.cost.plan import Memory, Plan, SAEPlan
 from olmoscope.evaluate.results import EVALUATION, Evaluation, read_evaluation
 from olmoscope.files import read_json
 from olmoscope.model.describe import Described
@@ -18,6 +18,7 @@ from olmoscope.pipeline import chosen
 from olmoscope.recipe.schema import Recipe
 from olmoscope.release.validate import Validation
 from olmoscope.terminal import Terminal
+from olmoscope.train.find_sinks import can_have_sinks
 from olmoscope.train.run import run_folder
 from olmoscope.units import format_bytes
 
@@ -91,11 +92,14 @@ def show_plan(plan: Plan) -> None:
     ):
         table.add_row(*row)
     console.print(table)
-    table = new_table_of_names("SAEs", "id", "steps", "FLOP", "GPU" if plan.gpu else "RAM", "time")
+    table = new_table_of_names("SAEs", "id", "steps", "batch", "rate", "FLOP", "GPU" if plan.gpu else "RAM", "time")
     for sae in plan.saes:
-        table.add_row(in_lines(sae.sae.id), f"{sae.steps:,}", _flops(sae.flops, short=True),
-                      format_bytes(sae.memory.gpu or sae.memory.ram), _time(plan.train_hours(sae)))
+        table.add_row(in_lines(sae.sae.id), f"{sae.steps:,}", f"{sae.train.batch:,}", f"{sae.lr:.2e}",
+                      _flops(sae.flops, short=True), format_bytes(sae.memory.gpu or sae.memory.ram),
+                      _time(plan.train_hours(sae)))
     console.print(table)
+    for line in _training(plan.saes):
+        console.print(line, soft_wrap=True, highlight=False)
     if (kept := sum(sae.kept for sae in plan.saes)) > len(plan.saes):
         console.print(f"Checkpoints kept (train.checkpoints): {kept:,}, "
                       f"{format_bytes(sum(sae.kept * sae.state_bytes for sae in plan.saes))}.")
@@ -115,6 +119,26 @@ def show_plan(plan: Plan) -> None:
     there = f", {format_bytes(plan.present_bytes)} of it there already" if plan.present_bytes else ""
     console.print(f"Disk: {format_bytes(plan.disk_bytes)} needed{there}; {format_bytes(plan.free_bytes)} free, "
                   f"{enough}")
+
+
+def _training(saes: Sequence[SAEPlan]) -> list[str]:
+    """What else will happen in training, a sentence for each setting that any of the SAEs has."""
+    trains = [sae.train for sae in saes]
+
+    def each(values: Iterable[float]) -> str:
+        return " or ".join(f"{value:,g}" for value in sorted(set(values)))
+
+    lines = []
+    if decoders := [train.decoder_rate for train in trains if train.decoder_rate != 1]:
+        lines.append(f"The decoder's rate is {each(decoders)} times that of the encoder.")
+    if windows := [train.auxiliary.dead_window for train in trains if train.auxiliary]:
+        lines.append(f"A latent is revived when it has not fired in {each(windows)} tokens.")
+    if any(sae.train.sinks == "auto" and can_have_sinks(sae.sae) for sae in saes):
+        lines.append("Attention sinks get latents of their own, where a site has any.")
+    if finishes := [train.finish.share for train in trains if train.finish]:
+        shares = each(100 * share for share in finishes)
+        lines.append(f"In the last {shares}% of the steps the model's own loss counts too.")
+    return lines
 
 
 def show_stores(collected: list[Collected]) -> None:

@@ -23,7 +23,7 @@ from olmoscope.site import Site
 from olmoscope.tokens.batches import plan_batches
 from olmoscope.tokens.chunks import Chunker
 from olmoscope.train.adam import Adam
-from olmoscope.train.derived import settled
+from olmoscope.train.derived import rate_of, settled
 from olmoscope.train.initialize import initialize
 from olmoscope.train.step import Step
 
@@ -145,7 +145,7 @@ def _time_training(recipe: Recipe, sae: CoderConfig, rows_RD: Tensor, device: to
     with bar(f"measuring {sae.id}", most + 1, "steps") as advance:
         for number in range(most + 1):
             started = time.monotonic()
-            step(x_BD, train.lr)
+            step(x_BD, rate_of(recipe, sae, x_BD.shape[1]))
             step.take_sums()  # waits for the device
             if number:
                 seconds += time.monotonic() - started

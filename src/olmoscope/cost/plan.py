@@ -37,7 +37,7 @@ from olmoscope.model_source import base_of, not_fetched
 from olmoscope.recipe.schema import CoderConfig, Recipe
 from olmoscope.site import Site, deepest
 from olmoscope.train.checkpoint import kept_checkpoints
-from olmoscope.train.derived import settled
+from olmoscope.train.derived import Settled, rate_of, settled
 from olmoscope.train.memory import training_memory
 from olmoscope.units import format_bytes
 
@@ -69,7 +69,10 @@ class SAEPlan:
     """Parameters and Adam's two moments: what training holds, and a checkpoint on disk."""
     kept: int
     """Checkpoints that stay in the end."""
-    batch: int
+    train: Settled
+    """How it is trained."""
+    lr: float
+    """The rate at which training begins."""
     steps: int
     flops: float
     """Of the one dense product of each step, 2 F d a row; all else is sparse and under 1% of it."""
@@ -130,7 +133,7 @@ class Plan:
         """At the measured rate of the widest SAE, in proportion to the dense product."""
         if self.rates is None:
             return None
-        share = sae.sae.d_sae * sae.batch / (self.rates.sae.d_sae * settled(self.recipe, self.rates.sae).batch)
+        share = sae.sae.d_sae * sae.train.batch / (self.rates.sae.d_sae * settled(self.recipe, self.rates.sae).batch)
         return self.rates.step_seconds * share * sae.steps / 3600
 
     def hours(self) -> float | None:
@@ -287,8 +290,8 @@ def _plan_sae(recipe: Recipe, sae: CoderConfig, widths: Mapping[Site, int], gpu:
     rounds = min(ROUND_ROWS, recipe.tokens.count) * row_bytes * ROUNDS_HELD
     ram = PROCESS_BYTES + rounds
     memory = Memory(ram + needed.state, device) if gpu else Memory(ram + device, 0)
-    return SAEPlan(sae, parameters, needed.state, kept_checkpoints(train, steps), batch, steps,
-                   2.0 * sae.d_sae * d_in * tokens, memory)
+    return SAEPlan(sae, parameters, needed.state, kept_checkpoints(train, steps), train,
+                   rate_of(recipe, sae, d_in), steps, 2.0 * sae.d_sae * d_in * tokens, memory)
 
 
 def _collect_memory(recipe: Recipe, compute_dtype: ComputeDtype, cost: ModelCost, row_bytes: int, gpu: bool) -> Memory:

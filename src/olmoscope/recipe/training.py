@@ -96,9 +96,10 @@ class Train(Frozen):
     does not depend on the unit of the activations. False: plain `lr`."""
     betas: tuple[Share, Share] = (0.9, 0.999)
     eps: Annotated[float, Field(gt=0)] = 1e-8
-    adam: Literal["exact", "touched"] = "exact"
+    adam: Literal["exact", "touched"] = "touched"
     """Adam on every row of the dictionary at every step, or only on rows with an active latent in the batch: cheaper
-    where the batch is small, and rows without a gradient do not drift on with their momentum."""
+    where the batch is small, and rows without a gradient do not drift on with their momentum, which kills latents at
+    high rates."""
     moments: Literal["float32", "bfloat16"] = "float32"
     """Of Adam, for the dictionary: bfloat16 (rounded stochastically) halves their memory and traffic."""
     order: Literal["shuffled", "reading"] = "shuffled"

@@ -14,7 +14,7 @@ from olmoscope.release.finished_run import FinishedRun
 from olmoscope.release.usage import usage
 from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.site import Site
-from olmoscope.train.derived import Settled, settled
+from olmoscope.train.derived import Settled, rate_of, settled
 
 CARD = "README.md"
 
@@ -233,7 +233,7 @@ def _how_made(runs: Sequence[FinishedRun]) -> str:
 - Activations: {what}, computed in {recipe.model.dtype}, kept as
   {recipe.activations.dtype}.
 - Training: NMSE as the loss, {_auxiliary(trains)}; Adam (betas {betas}), learning rate
-  {_rates(trains)}, {rate}; batches of {batches} rows, {orders}; {epochs},
+  {_rates(runs)}, {rate}; batches of {batches} rows, {orders}; {epochs},
   {steps} steps; the rows of `W` kept at unit norm.
 - Recipe {code(recipe.name)}, form {code(recipe.form)}, seed {recipe.seed}{own_seed}: whole in `manifest.json`. The log
   of each run is in its folder."""
@@ -266,8 +266,10 @@ def _outliers(runs: Sequence[FinishedRun]) -> str:
     return text
 
 
-def _rates(trains: Sequence[Settled]) -> str:
-    lr = " or ".join(f"{rate:.3g}" for rate in sorted({each.lr for each in trains}))
+def _rates(runs: Sequence[FinishedRun]) -> str:
+    trains = [settled(run.recipe, run.sae) for run in runs]
+    found = {rate_of(run.recipe, run.sae, sum(run.done.store.width(site) for site in run.sae.reads)) for run in runs}
+    lr = " or ".join(f"{rate:.3g}" for rate in sorted(found))
     decoder = " or ".join(f"{rate:g}" for rate in sorted({each.decoder_rate for each in trains}))
     others = ([f"{decoder} times that for the decoder"] if decoder != "1" else []) + (
         ["for biases, times the RMS of the activations"] if trains[0].scale_biases else [])

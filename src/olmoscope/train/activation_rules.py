@@ -48,8 +48,8 @@ BANDWIDTH = 0.5
 """Width of the thresholds' kernel, as a share of the threshold."""
 SPARSITY = 3.0
 """Weight of JumpReLU's sparsity loss: the squared share by which L0 is off its target k."""
-LEARNING_RATE = 30
-"""That of the thresholds' logarithms, in multiples of the other parameters'."""
+THRESHOLDS_RATE = 0.03
+"""That of the thresholds' logarithms, times D times the rate of the matrices, which falls with D (derived.py)."""
 DRIFT = 0.005
 """Weight of the mean of the thresholds' logarithms in JumpReLU's loss."""
 BARELY = 1e-30
@@ -158,7 +158,8 @@ class JumpReLURule(CappedRule):
         pairs = self.kernels.sort_pairs(near_BK.to(dz_BK.dtype), pull_BK, indices_BK, self.sae.d_sae)
         gradient_F = torch.segment_reduce(pairs.gradients, "sum", offsets=pairs.offsets, initial=0, unsafe=True)
         gradient_F += DRIFT / self.sae.d_sae
-        update_parameter(self.log_threshold_F, gradient_F, self.moments, replace(adam, lr=adam.lr * LEARNING_RATE))
+        lr = adam.lr * THRESHOLDS_RATE * self.sae.W_enc.shape[1]
+        update_parameter(self.log_threshold_F, gradient_F, self.moments, replace(adam, lr=lr))
         return torch.where(active_BK, values_BK, 0), torch.where(active_BK, dz_BK, 0)
 
     def tensors(self) -> dict[str, Tensor]:

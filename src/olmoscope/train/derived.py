@@ -4,7 +4,8 @@ What stands in a recipe counts; what is null there is found here, by rules whose
 
 - `batch`: the power of two nearest to tokens / 4000, from 256 to 4096: a few thousand steps, whatever the number of
   tokens, and no larger than it takes to fill a GPU.
-- `lr`: 2e-3 for 4096 latents, falling with the square root of their number.
+- `lr`: 1.4 / (channels of the rows read), 2 / channels where weights are tied: a step of Adam moves each of a latent's
+  entries by the rate. Where there are fewer than 1200 steps, times √(1200 / steps), at most as for 250.
 - `decoder_rate`: 8 times `lr`. What a code means is cheap to learn and to change; when to fire is not.
 - `auxiliary.weight`: 1/8; 0 where weights are tied, which the loss harms.
 - `auxiliary.k`: the SAE's own k.
@@ -26,7 +27,9 @@ from olmoscope.recipe.training import Auxiliary, Train
 
 STEPS = 4000
 SMALLEST_BATCH, LARGEST_BATCH = 256, 4096
-RATE, RATE_WIDTH = 2e-3, 4096
+RATE, TIED_RATE = 1.4, 2.0
+FEW_STEPS, FEWEST_STEPS = 1200, 250
+"""Fewer than 250 were not tried."""
 DECODER_RATE = 8.0
 WEIGHT = 1 / 8
 WINDOWS = 30
@@ -43,11 +46,10 @@ class SettledAuxiliary(Auxiliary):
 
 
 class Settled(Train):
-    """`Train` with nothing left open."""
+    """`Train` with nothing left open but the rate, which depends on the rows as well (`rate_of`)."""
 
     seed: Annotated[int, Field(ge=0)]
     batch: Count
-    lr: Annotated[float, Field(gt=0)]
     decoder_rate: Annotated[float, Field(gt=0)]
     auxiliary: SettledAuxiliary | None
 
@@ -64,7 +66,6 @@ def settled(recipe: Recipe, sae: CoderConfig) -> Settled:
     """How an SAE of a recipe is trained."""
     train = recipe.train_of(sae)
     auxiliary = train.auxiliary
-    lr = RATE * math.sqrt(RATE_WIDTH / sae.d_sae) if train.lr is None else train.lr
     decoder_rate = (train.decoder_rate or DECODER_RATE) if sae.weights == "untied" else 1.0
     if auxiliary is not None:
         fewest, most = (max(1, firings * sae.d_sae // sae.k) for firings in (FEWEST_FIRINGS, MOST_FIRINGS))
@@ -81,5 +82,18 @@ def settled(recipe: Recipe, sae: CoderConfig) -> Settled:
                                      lift=auxiliary.lift if auxiliary.dead_window else lift)
     given = {name: getattr(train, name) for name in Train.model_fields}
     return Settled(**given | {"seed": recipe.seed if train.seed is None else train.seed,
-                              "batch": batch_of(recipe, train), "lr": lr, "decoder_rate": decoder_rate,
+                              "batch": batch_of(recipe, train), "decoder_rate": decoder_rate,
                               "auxiliary": auxiliary})
+
+
+def rate_of(recipe: Recipe, sae: CoderConfig, width: int) -> float:
+    """The rate at which the training of an SAE begins.
+
+    Args:
+        width: of the rows that it reads; of a crosscoder's, all of its sites' together.
+    """
+    train = recipe.train_of(sae)
+    if train.lr is not None:
+        return train.lr
+    steps = max(FEWEST_STEPS, recipe.tokens.count * train.epochs / batch_of(recipe, train))
+    return (RATE if sae.weights == "untied" else TIED_RATE) / width * max(1.0, math.sqrt(FEW_STEPS / steps))

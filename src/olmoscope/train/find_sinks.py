@@ -19,10 +19,16 @@ APART = 3.0
 """How far out sinks must be at least, as a multiple of the largest coordinate of an ordinary row."""
 
 
+def can_have_sinks(spec: CoderConfig) -> bool:
+    """Whether an SAE is of a kind that has latents for sinks: not of several sites, of groups, or of rows normalised
+    one by one, which are all of one size."""
+    return len(spec.sites) == 1 and spec.normalize == "none" and spec.activation != "groupmax"
+
+
 def sinks_at(rounds: Rounds, spec: CoderConfig) -> Sinks | None:
-    """The sinks of the site of an SAE that is to be trained; None: there are none, or it is of a kind that has no
-    latents for them (several sites; rows normalised one by one, which are all of one size; groups)."""
-    if len(spec.sites) > 1 or spec.normalize != "none" or spec.activation == "groupmax":
+    """The sinks of the site of an SAE that is to be trained; None: there are none, or it cannot have latents for
+    them."""
+    if not can_have_sinks(spec):
         return None
     over = OUTLIER * rounds.median_norm(spec.site)
     outliers_ND = rounds.outliers(spec.site, over, SINKS)

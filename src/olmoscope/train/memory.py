@@ -4,8 +4,9 @@ d = width of the rows, F = d_sae, B = rows of a batch (twice as many where `trai
 model that reads them is not counted), K = places of a row's codes.
 
     held    12 (F d + F + d) of parameters and Adam's moments (8 F d if those of the matrix are bfloat16; 2 F d where
-            weights are untied), 8 F of when each latent last fired, 9 F of which are dead for an auxiliary loss; with
-            candidates F d of the encoder in 8 bits
+            weights are untied), 8 F of when each latent last fired, 4 F for each matrix of when each row was last
+            updated (not with `adam: exact`), 9 F of which are dead for an auxiliary loss; with candidates F d of the
+            encoder in 8 bits
     step    6 arrays [B, d] in float32, 40 B K of codes (four times as many where their number varies), and the kernels'
             own workspace; with an auxiliary loss 6 more arrays, its codes, and 4 F d (the encoder's rows of dead
             latents, if all are); with Matryoshka prefixes 3 more arrays and codes for each
@@ -52,7 +53,8 @@ def training_memory(recipe: Recipe, sae: CoderConfig, width: Callable[[Site], in
         biases += d_in * d_out  # whose moments are float32, as a bias's
     moments = 2 * (2 if train.moments == "bfloat16" else 4)
     state = (4 + moments) * (sae.parameters(d_in, d_out) - biases) + 12 * biases
-    held = state + (8 + (9 if train.auxiliary else 0)) * sae.d_sae
+    updated = 0 if train.adam == "exact" else 4 * (2 if sae.weights == "untied" else 1)
+    held = state + (8 + updated + (9 if train.auxiliary else 0)) * sae.d_sae
     places = sae.k * (CAP if sae.activation in ("batchtopk", "jumprelu") else 1)
     arrays, gathered = 6 if sae.writes is None else 8, 0
     if sae.matryoshka:  # u and e once more for each prefix, and another e while it is decoded

@@ -41,7 +41,7 @@ from olmoscope.train.checkpoint import (
     scales_of,
     sinks_of,
 )
-from olmoscope.train.derived import Settled, settled
+from olmoscope.train.derived import rate_of, settled
 from olmoscope.train.ends import Ends, ends_of, scales_for
 from olmoscope.train.find_sinks import SAMPLE, sinks_at
 from olmoscope.train.finish import ModelLoss, Piece, SequenceReader, draw_steps
@@ -53,11 +53,9 @@ TRIAL = "candidates.json"
 """The verdict of the trial of candidates, in the run folder."""
 
 
-def learning_rate(train: Settled, step: int, steps: int) -> float:
-    """The rate of a step (counted from 0): constant, then linear to 0 over the last `decay` of all steps."""
-    if train.decay == 0:
-        return train.lr
-    return train.lr * min(1.0, (steps - step) / (train.decay * steps))
+def learning_rate(lr: float, decay: float, step: int, steps: int) -> float:
+    """The rate of a step (counted from 0): `lr`, then linear to 0 over the last `decay` of all steps."""
+    return lr * min(1.0, (steps - step) / (decay * steps)) if decay else lr
 
 
 def run_folder(out: Path, sae: CoderConfig) -> Path:
@@ -90,6 +88,7 @@ class Run:
         """
         self.recipe, self.spec, self.rounds, self.folder = recipe, spec, rounds, folder
         self.settings = settled(recipe, spec)
+        self.lr = rate_of(recipe, spec, sum(rounds.manifest.width(site) for site in spec.reads))
         self.steps = -(-rounds.kept.rows // self.settings.batch) * self.settings.epochs
         self.finish_steps: list[tuple[Piece, ...]] = []
         """The sequences that the last steps read (finish.py)."""
@@ -122,7 +121,7 @@ class Run:
             tracker.catch_up(folder / "metrics.jsonl")
         self._started, self._tokens_before = time.monotonic(), self.step.tokens
         self.log(f"resumed after step {self.step.count} of {self.steps}" if found else
-                 f"training {spec.id}: {self.steps} steps of {self.settings.batch} rows, rate {self.settings.lr:g}, on "
+                 f"training {spec.id}: {self.steps} steps of {self.settings.batch} rows, rate {self.lr:g}, on "
                  f"{device}; {rounds.kept}")
         if self.ends.sinks is not None and not found:
             self._say_sinks(self.ends.sinks)
@@ -157,7 +156,7 @@ class Run:
             batch = {site: torch.cat([batch[site], read.rows[site]]) for site in self.spec.sites}
             pull = partial(self.model_loss.pull, read)
         x_BD, target_BD = self.ends.rows(batch)
-        self.step(x_BD, learning_rate(self.settings, self.step.count, self.steps), target_BD, pull)
+        self.step(x_BD, learning_rate(self.lr, self.settings.decay, self.step.count, self.steps), target_BD, pull)
         self.position = position
         if self.step.candidates and self.step.candidates.trial and self.step.count >= TRIAL_STEPS:
             self._end_trial(self.step.candidates, self.step.candidates.trial)
@@ -191,7 +190,8 @@ class Run:
         write_json(self.folder / "done.json", {
             "sae": self.spec.id,
             "run_hash": self.recipe.run_hash(self.spec),
-            "train": self.settings.model_dump(mode="json", include={"batch", "lr", "decoder_rate", "auxiliary"}),
+            "train": self.settings.model_dump(mode="json", include={"batch", "decoder_rate", "auxiliary"})
+            | {"lr": self.lr},
             "checkpoint": str(checkpoint_path(self.folder, self.step.count).relative_to(self.folder)),
             "steps": self.step.count,
             "tokens": counts.tokens,
@@ -304,7 +304,7 @@ class Run:
         line: dict[str, Any] = {
             "step": self.step.count, "tokens": self.step.tokens, "loss": sums.loss / rows, "l0": sums.l0 / rows,
             "dead_share": self.step.dead_share(self.settings.dead_window),
-            "lr": learning_rate(self.settings, self.step.count - 1, self.steps)}
+            "lr": learning_rate(self.lr, self.settings.decay, self.step.count - 1, self.steps)}
         if self.spec.activation in ("batchtopk", "jumprelu"):
             line["capped_share"] = sums.capped / rows
         if self.settings.auxiliary:
