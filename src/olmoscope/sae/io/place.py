@@ -1,0 +1,297 @@
+"""Where an SAE's files are, on this machine or on the hub: listed and looked into first, fetched only to be loaded.
+
+What a file holds is seen from its header (headers.py), of which the hub gives the few bytes alone. So an SAE of many
+gigabytes is described, or refused, before it is downloaded.
+"""
+
+import difflib
+import json
+import posixpath
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import yaml
+
+from olmoscope.errors import UserError
+from olmoscope.hub_errors import hub_exceptions, hub_reason, is_unreachable
+from olmoscope.model_errors import damage, first_line
+from olmoscope.sae.io.headers import Header, read_header
+from olmoscope.sae.io.registered import Registered
+
+BLOCK = 2**16
+"""Bytes of a file on the hub that are asked for at a time while only its header is wanted."""
+
+
+class Place(ABC):
+    """A folder of files, or one file in it.
+
+    Attributes:
+        name: what the user called it.
+        file: the name of the file, where one was named; None: the whole folder.
+        registered: what SAELens' registry says of it, if it was named by that.
+    """
+
+    def __init__(self, name: str, file: str | None, registered: Registered | None) -> None:
+        self.name, self.file, self.registered = name, file, registered
+        self._headers: dict[str, Header] = {}
+
+    @property
+    @abstractmethod
+    def words(self) -> str:
+        """The whole path, with the repository's name: some formats keep the model or the layer in it alone."""
+
+    @cached_property
+    @abstractmethod
+    def names(self) -> Sequence[str]:
+        """All files in the folder, those in folders below it too, by their paths in it; sorted."""
+
+    @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this path, which may begin with `../`."""
+
+    @abstractmethod
+    def size(self, name: str) -> int:
+        """Of a file, in bytes."""
+
+    @abstractmethod
+    def open(self, name: str) -> BinaryIO:
+        """A file, to look into."""
+
+    @abstractmethod
+    def fetch(self, name: str) -> Path:
+        """A file on this machine: downloaded if it must be.
+
+        Raises:
+            UserError: it cannot be had.
+        """
+
+    @abstractmethod
+    def at(self, name: str) -> "Place":
+        """A file or folder in this folder as a place of its own."""
+
+    @abstractmethod
+    def at_name(self, name: str) -> str:
+        """What a user calls a file or folder in this folder."""
+
+    @abstractmethod
+    def where(self, name: str | None = None) -> str:
+        """The place, or a file of it, for messages."""
+
+    def only(self, *suffixes: str) -> str | None:
+        """The file that was named, or the only one in the folder, if its name ends like this; None: there is none."""
+        if self.file is not None:
+            return self.file if self.file.endswith(suffixes) else None
+        found = [name for name in self.names if name.endswith(suffixes) and "/" not in name]
+        return found[0] if len(found) == 1 else None
+
+    def header(self, name: str) -> Header:
+        """The tensors in a file.
+
+        Raises:
+            UserError: damaged, a pickle that would execute code, or missing.
+        """
+        if name not in self._headers:
+            with self.open(name) as file:
+                self._headers[name] = read_header(file, self.where(name))
+        return self._headers[name]
+
+    def json(self, name: str) -> Any:
+        """What stands in a JSON file.
+
+        Raises:
+            UserError: it is none, or missing.
+        """
+        path = self.fetch(name)
+        try:
+            return json.loads(path.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(damage(path) or f"{path} is damaged (not JSON: {error})") from error
+
+    def mapping(self, name: str) -> dict[str, Any]:
+        """What stands in a JSON or YAML file that holds a mapping.
+
+        Raises:
+            UserError: it holds something else, or is missing.
+        """
+        found = self.yaml(name) if name.endswith((".yaml", ".yml")) else self.json(name)
+        if not isinstance(found, dict):
+            raise UserError(f"{self.where(name)} is damaged: it holds no mapping")
+        return found
+
+    def yaml(self, name: str) -> Any:
+        """What stands in a YAML file.
+
+        Raises:
+            UserError: it is none, or missing.
+        """
+        path = self.fetch(name)
+        try:
+            return yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is damaged (no YAML: {first_line(error)})") from error
+
+
+class Here(Place):
+    """A folder or file on this machine."""
+
+    def __init__(self, path: Path, name: str | None = None) -> None:
+        super().__init__(name or str(path), None if path.is_dir() else path.name, None)
+        self.path, self.folder = path, path if path.is_dir() else path.parent
+
+    @property
+    def words(self) -> str:
+        return self.path.resolve().as_posix()
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
+
+    def has(self, name: str) -> bool:
+        return (self.folder / name).is_file()
+
+    def size(self, name: str) -> int:
+        return (self.folder / name).stat().st_size
+
+    def open(self, name: str) -> BinaryIO:
+        return self.fetch(name).open("rb")
+
+    def fetch(self, name: str) -> Path:
+        if not (path := self.folder / name).is_file():
+            raise UserError(f"{path} is missing")
+        return path
+
+    def at(self, name: str) -> "Here":
+        return Here(self.folder / name)
+
+    def at_name(self, name: str) -> str:
+        return str(self.folder / name)
+
+    def where(self, name: str | None = None) -> str:
+        return str(self.path if name is None else self.folder / name)
+
+
+class OnHub(Place):
+    """A folder or file of a repository on the hub, at one commit."""
+
+    def __init__(self, name: str, repo: str, commit: str, files: Sequence[str], path: str,
+                 registered: Registered | None = None) -> None:
+        """
+        Args:
+            files: all of the repository.
+            path: in it; empty: the whole repository.
+
+        Raises:
+            UserError: there is nothing of this path.
+        """
+        self.repo, self.commit, self.files = repo, commit, files
+        is_file = path in files
+        super().__init__(name, posixpath.basename(path) if is_file else None, registered)
+        self.folder = posixpath.dirname(path) if is_file else path
+        if not is_file and not self.names:
+            raise UserError(f"cannot have {path or 'the SAE'} of hub repository {repo}: it has no such file or folder"
+                            f"{_near(path, files)}")
+
+    @property
+    def words(self) -> str:
+        return posixpath.join(self.repo, self.folder, self.file or "")
+
+    @cached_property
+    def names(self) -> Sequence[str]:
+        prefix = f"{self.folder}/" if self.folder else ""
+        return sorted(file.removeprefix(prefix) for file in self.files if file.startswith(prefix))
+
+    def has(self, name: str) -> bool:
+        return self._in_repo(name) in self.files
+
+    def size(self, name: str) -> int:
+        from huggingface_hub import HfApi
+
+        try:
+            found = HfApi().get_paths_info(self.repo, [self._in_repo(name)], revision=self.commit)
+        except hub_exceptions() as error:
+            raise self._refused(error, name) from error
+        return cast(int, getattr(found[0], "size", 0))
+
+    def open(self, name: str) -> BinaryIO:
+        from huggingface_hub import HfFileSystem, try_to_load_from_cache
+
+        cached = try_to_load_from_cache(self.repo, self._in_repo(name), revision=self.commit)
+        if isinstance(cached, str):
+            return Path(cached).open("rb")
+        try:
+            return cast(BinaryIO, HfFileSystem().open(f"{self.repo}@{self.commit}/{self._in_repo(name)}", "rb",
+                                                      block_size=BLOCK))
+        except hub_exceptions() as error:
+            raise self._refused(error, name) from error
+
+    def fetch(self, name: str) -> Path:
+        from huggingface_hub import hf_hub_download
+
+        try:
+            return Path(hf_hub_download(self.repo, self._in_repo(name), revision=self.commit))
+        except hub_exceptions() as error:
+            raise self._refused(error, name) from error
+
+    def at(self, name: str) -> "OnHub":
+        return OnHub(self.at_name(name), self.repo, self.commit, self.files, self._in_repo(name), self.registered)
+
+    def at_name(self, name: str) -> str:
+        repo = self.repo if self.registered else self.name.partition(":")[0]
+        return f"{repo}:{self._in_repo(name)}"
+
+    def where(self, name: str | None = None) -> str:
+        return self.name if name in (None, self.file) else self.at_name(str(name))
+
+    def _in_repo(self, name: str) -> str:
+        return posixpath.normpath(posixpath.join(self.folder, name))
+
+    def _refused(self, error: BaseException, name: str) -> UserError:
+        return cannot_have(error, self.repo, self._in_repo(name), self.commit)
+
+
+def on_hub(name: str, repo: str, revision: str | None, path: str, registered: Registered | None = None) -> OnHub:
+    """A folder or file of a repository; where the hub cannot be asked, what its cache on this machine has of it.
+
+    Args:
+        name: what the user called it.
+        revision: a branch, tag or commit; None: the main branch.
+
+    Raises:
+        UserError: the hub does not give it, or has nothing of this path.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        info = HfApi().model_info(repo, revision=revision)
+    except hub_exceptions() as error:
+        cached = _cached(repo, revision) if is_unreachable(error) else None
+        if cached is None:
+            raise cannot_have(error, repo, path, revision) from error
+        return OnHub(name, repo, cached.name, Here(cached).names, path, registered)
+    return OnHub(name, repo, str(info.sha), [file.rfilename for file in info.siblings or []], path, registered)
+
+
+def cannot_have(error: BaseException, repo: str, path: str, revision: str | None) -> UserError:
+    """What to tell the user of a hub that does not give something."""
+    reason = hub_reason(error, repo, revision=revision) or first_line(error)
+    return UserError(f"cannot have {path or 'the SAE'} of hub repository {repo}: {reason}")
+
+
+def _cached(repo: str, revision: str | None) -> Path | None:
+    """The folder of a repository in the hub's cache."""
+    from huggingface_hub import errors, snapshot_download
+
+    try:
+        return Path(snapshot_download(repo, revision=revision, local_files_only=True))
+    except errors.LocalEntryNotFoundError:
+        return None
+
+
+def _near(path: str, files: Sequence[str]) -> str:
+    """What there is of a similar name."""
+    folders = {posixpath.dirname(file) for file in files} - {""}
+    found = difflib.get_close_matches(path, sorted(folders | set(files)), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(found)}?" if found else ""
