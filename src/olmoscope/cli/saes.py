@@ -16,7 +16,8 @@ EVALUATED_TOKENS, EVALUATED_AT_ONCE = 100_000, 16384
 def evaluate(
     saes: Annotated[list[str], typer.Argument(metavar="SAE...", help=(
         "An output folder (its SAEs, on its held-out text); or any number of SAEs to compare: a run's folder, "
-        "anybody's SAE (a folder, a file, OWNER/NAME:PATH on the hub, saelens:RELEASE/ID), a release, output folders."))],
+        "anybody's SAE (a folder, a file, OWNER/NAME:PATH on the hub, saelens:RELEASE/ID), a release, output "
+        "folders."))],
     only: OnlyOption = None,
     text: Annotated[str | None, typer.Option(help=(
         "A file, a folder (plain text; JSON lines or parquet of texts or chats), a hub dataset (OWNER/NAME), or an "

@@ -2,7 +2,24 @@
 
 from typing import Protocol
 
-from olmoscope.sae.io import reference_trainer, run_checkpoint, run_folder, saelens
+from olmoscope.sae.io import (
+    circuit_tracer,
+    clt,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    goodfire,
+    hook_z,
+    llama_scope,
+    llamascopium,
+    openai,
+    qwen_scope,
+    reference_trainer,
+    run_checkpoint,
+    run_folder,
+    saelens,
+    sparsify,
+)
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Place
 from olmoscope.sae.io.reading import Reading
@@ -47,5 +64,7 @@ class Format(Protocol):
         """
 
 
-FORMATS: tuple[Format, ...] = (run_folder, run_checkpoint, saelens, reference_trainer)
+FORMATS: tuple[Format, ...] = (
+    run_folder, run_checkpoint, sparsify, saelens, llamascopium, llama_scope, dictionary_learning, gemma_scope,
+    gemma_scope_2, clt, circuit_tracer, openai, hook_z, qwen_scope, goodfire, reference_trainer)
 """In the order in which they are asked."""

@@ -5,6 +5,7 @@ The tensors themselves are read by `read_tensors`, where they are wanted.
 
 import json
 import pickle
+import struct
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,9 @@ _LONGEST_HEADER = 100_000_000
 _SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Its names of the dtypes that weights have."""
 
+_NUMBERS = {"F64": "<d", "F32": "<f"}
+"""How single numbers of them are packed."""
+
 
 @dataclass(frozen=True)
 class Header:
@@ -36,7 +40,8 @@ class Header:
     Attributes:
         shapes: of the tensors, by name; of a torch file those in mappings inside it too, their names joined by dots.
         dtypes: of the tensors; None: no dtype that weights have.
-        values: of a torch file, whatever else it holds at its top: numbers, texts.
+        values: of a torch file, whatever else it holds at its top: numbers, texts, mappings; of a safetensors file its
+            tensors without dimensions, as numbers.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -104,10 +109,20 @@ def _safetensors(file: BinaryIO, where: str) -> Header:
         raise UserError(f"{where} is damaged: it is no file of safetensors, numpy or torch (it begins with {start!r})")
     try:
         entries = {name: entry for name, entry in json.loads(file.read(length)).items() if name != "__metadata__"}
+        numbers = {}
+        for name, entry in entries.items():
+            if not entry["shape"] and entry["dtype"] in _NUMBERS:
+                file.seek(8 + length + entry["data_offsets"][0])
+                (numbers[name],) = struct.unpack(*_packed(file, entry["dtype"]))
         return Header({name: tuple(entry["shape"]) for name, entry in entries.items()},
-                      {name: _SAFETENSORS.get(entry["dtype"]) for name, entry in entries.items()}, {})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+                      {name: _SAFETENSORS.get(entry["dtype"]) for name, entry in entries.items()}, numbers)
+    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise UserError(f"{where} is damaged (its header cannot be read): download it again") from error
+
+
+def _packed(file: BinaryIO, dtype: str) -> tuple[str, bytes]:
+    """How a number is packed, and its bytes."""
+    return _NUMBERS[dtype], file.read(struct.calcsize(_NUMBERS[dtype]))
 
 
 def _npz(file: BinaryIO, where: str) -> Header:

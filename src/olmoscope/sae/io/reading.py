@@ -16,6 +16,7 @@ import torch
 
 from olmoscope.errors import UserError
 from olmoscope.recipe.schema import Bos
+from olmoscope.sae.io.place import Place
 from olmoscope.sae.normalize import Normalize
 from olmoscope.site import Site
 
@@ -114,3 +115,10 @@ def settled(where: str, said: Site | None, given: Site | None, does: str = "read
         raise UserError(f"--site {given}: {where} says that this SAE {does} {said}; leave --site out")
     found = said or given
     return () if found is None else (found,)
+
+
+def stated(place: Place, **more: float) -> dict[str, float]:
+    """What an SAE's owner states of it: in SAELens' registry, and elsewhere (`more`)."""
+    entry = place.registered
+    found = {} if entry is None else {"L0": entry.l0, "explained variance": entry.explained_variance}
+    return {name: value for name, value in found.items() if value is not None} | more
