@@ -24,10 +24,10 @@ def rows(width=D, seed=0):
     return x_BD
 
 
-def parameters(latents=F, width=D, out=None, seed=1):
-    """W_enc `[D, F]`, W_dec `[F, O]`, biases, thresholds; latents 0 and 1 tie."""
+def parameters(latents=F, width=None, seed=1):
+    """W_enc `[D, F]`, W_dec `[F, D]`, biases, thresholds; latents 0 and 1 tie."""
     generator = torch.Generator().manual_seed(seed)
-    out = out or width
+    out = width = width or D
     shapes = {"W_enc": (width, latents), "b_enc": (latents,), "W_dec": (latents, out), "b_dec": (out,),
               "threshold": (latents,), "W_skip": (out, width)}
     made = {name: 0.4 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
@@ -102,15 +102,15 @@ def llama_scope_r1(root, repo="fnlp/Llama-Scope-R1-Distill", path="400M-Slimpaja
     return path
 
 
-def qwen_scope(root, repo="Qwen/SAE-Res-Qwen3-1.7B-Base-W1K-L0_20", path="layer9.sae.pt"):
-    p = parameters(1024)
+def qwen_scope(root, repo="Qwen/SAE-Res-Qwen3-1.7B-Base-W1K-L0_20", path="layer9.sae.pt", width=None):
+    p = parameters(1024, width)
     _saved(root / repo / path, {"W_enc": p["W_enc"].T.contiguous(), "W_dec": p["W_dec"].T.contiguous(),
                                 "b_enc": p["b_enc"], "b_dec": p["b_dec"]})
     return path
 
 
-def goodfire(root, repo="Goodfire/Llama-3.1-8B-Instruct-SAE-l19", path="Llama-3.1-8B-Instruct-SAE-l19.pth"):
-    p = parameters()
+def goodfire(root, width=None, repo="Goodfire/Llama-3.1-8B-Instruct-SAE-l19", path="Llama-3.1-8B-Instruct-SAE-l19.pth"):
+    p = parameters(width=width)
     _saved(root / repo / path, {
         "encoder_linear.weight": p["W_enc"].T, "encoder_linear.bias": p["b_enc"],
         "decoder_linear.weight": p["W_dec"].T, "decoder_linear.bias": p["b_dec"]})
@@ -123,8 +123,8 @@ def goodfire_r1(root, repo="Goodfire/DeepSeek-R1-SAE-l37", path="logic/DeepSeek-
     return path
 
 
-def deepseek(root, repo="qresearch/DeepSeek-R1-Distill-Llama-8B-SAE-l19", path="DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt"):
-    p = parameters()
+def deepseek(root, repo="qresearch/DeepSeek-R1-Distill-Llama-8B-SAE-l19"):
+    p, path = parameters(), "DeepSeek-R1-Distill-Llama-8B-SAE-l19.pt"
     _saved(root / repo / path, {"encoder.weight": p["W_enc"].T, "encoder.bias": p["b_enc"],
                                 "decoder.weight": p["W_dec"].T, "decoder.bias": p["b_dec"]})
     return path
@@ -139,8 +139,8 @@ def hook_z(root, repo="ckkissane/attn-saes-gpt2-small-all-layers", path="gpt2-sm
 
 
 def circuit_tracer(root, repo="mwhanna/qwen3-4b-transcoders", path="layer_4.safetensors", config=(), skip=False,
-                   threshold=False):
-    p = parameters()
+                   threshold=False, width=None):
+    p = parameters(width=width)
     tensors = {"W_enc": p["W_enc"].T, "W_dec": p["W_dec"], "b_enc": p["b_enc"], "b_dec": p["b_dec"]}
     if skip:
         tensors["W_skip"] = p["W_skip"]

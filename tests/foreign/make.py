@@ -1,6 +1,6 @@
-"""Makes the files in this folder: small SAEs written by their owners' own classes, with what those compute of some rows.
+"""Makes the files in this folder: small SAEs written by their owners' own classes, and what those compute of rows.
 
-    python tests/foreign/make.py sparsify             eai-sparsify 1.3.3, with SPARSIFY_DISABLE_TRITON=1 where there is no GPU
+    python tests/foreign/make.py sparsify             eai-sparsify 1.3.3; without a GPU, with SPARSIFY_DISABLE_TRITON=1
     python tests/foreign/make.py dictionary_learning  dictionary-learning 0.1.0
     python tests/foreign/make.py llamascopium         llamascopium 2.0.0b34
 

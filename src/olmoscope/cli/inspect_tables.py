@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from rich.markup import escape
 
 from olmoscope.cli.tables import console, new_table
+from olmoscope.sae.io.coverage import Covered
 from olmoscope.sae.io.place import Place
 from olmoscope.sae.io.reading import Reading
 from olmoscope.site import Site
@@ -32,6 +33,19 @@ def show_set(name: str, saes: Sequence[str]) -> None:
         say(f"  olmoscope inspect {one}")
     if len(saes) > SHOWN:
         say("  ...")
+
+
+def show_coverage(found: Sequence[Covered]) -> None:
+    """How much of SAELens' registry can be opened."""
+    shown = new_table("SAELens' registry", "SAELens' loader", "read as", "releases", "dictionaries")
+    shown.columns[1].justify = "left"
+    for one in found:
+        shown.add_row(one.loader or "(its own format)", one.format or "not read", f"{one.releases:,}",
+                      f"{one.dictionaries:,}")
+    console.print(shown)
+    all_of_them = sum(one.dictionaries for one in found)
+    read = sum(one.dictionaries for one in found if one.format)
+    say(f"{read:,} of {all_of_them:,} dictionaries ({read / all_of_them:.2%}) are in a format that is read.")
 
 
 def _rows(place: Place, reading: Reading) -> Iterator[tuple[str, str]]:

@@ -102,10 +102,21 @@ def inspect(
         "saelens:RELEASE/ID."))],
     site: SiteOption = None,
 ) -> None:
-    """Say what an SAE is and how it will be read, before anything large is loaded or downloaded."""
-    from olmoscope.cli.inspect_tables import show_reading, show_set
-    from olmoscope.sae.io.open import find_saes, look_at
+    """Say what an SAE is and how it will be read, before anything large is loaded or downloaded.
 
+    `saelens:` alone: how much of SAELens' registry can be opened; `saelens:RELEASE`: what is in a release.
+    """
+    from olmoscope.cli.inspect_tables import show_coverage, show_reading, show_set
+    from olmoscope.sae.io.coverage import coverage
+    from olmoscope.sae.io.open import find_saes, look_at
+    from olmoscope.sae.io.registry import PREFIX, in_release
+
+    if sae == PREFIX:
+        show_coverage(coverage())
+        return
+    if sae.startswith(PREFIX) and "/" not in sae:
+        show_set(sae, in_release(sae))
+        return
     found = find_saes(sae)
     if len(found) > 1:
         show_set(sae, found)

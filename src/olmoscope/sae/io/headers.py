@@ -17,7 +17,6 @@ import torch
 from numpy.lib import format as npy
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from olmoscope.errors import UserError
 from olmoscope.model_errors import POINTER, damage
@@ -145,6 +144,8 @@ def _npz(file: BinaryIO, where: str) -> Header:
 
 def _pickled(file: BinaryIO, where: str) -> Header:
     """Of `torch.save`: what it holds, without its numbers."""
+    from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import, and few files need it
+
     try:
         with FakeTensorMode():
             tree = torch.load(file, map_location="cpu", weights_only=True)

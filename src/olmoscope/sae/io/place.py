@@ -21,7 +21,7 @@ from olmoscope.model_errors import damage, first_line
 from olmoscope.sae.io.headers import Header, read_header
 from olmoscope.sae.io.registered import Registered
 
-BLOCK = 2**16
+BLOCK = 2**18
 """Bytes of a file on the hub that are asked for at a time while only its header is wanted."""
 
 
@@ -223,7 +223,7 @@ class OnHub(Place):
             return Path(cached).open("rb")
         try:
             return cast(BinaryIO, HfFileSystem().open(f"{self.repo}@{self.commit}/{self._in_repo(name)}", "rb",
-                                                      block_size=BLOCK))
+                                                      block_size=BLOCK, cache_type="blockcache"))
         except hub_exceptions() as error:
             raise self._refused(error, name) from error
 

@@ -30,9 +30,6 @@ def registered(address: str) -> Registered:
         UserError: SAELens is not installed, or its registry has no such release or id.
     """
     release, _, number = address.removeprefix(PREFIX).partition("/")
-    found = releases()
-    if release not in found:
-        raise UserError(f"{address}: SAELens' registry has no release {release!r}{_near(release, found)}")
     entry = read_release(release)
     saes = {str(sae["id"]): sae for sae in entry["saes"]}
     if number not in saes:
@@ -40,6 +37,16 @@ def registered(address: str) -> Registered:
         raise UserError(f"{address}: release {release} has {len(saes)} dictionaries, none of them {number!r}"
                         f"{_near(number, saes) or f' (they are called {few}, ...)'}")
     return _entry(release, entry, saes[number])
+
+
+def in_release(address: str) -> list[str]:
+    """The addresses of all that `saelens:RELEASE` holds.
+
+    Raises:
+        UserError: SAELens is not installed, or its registry has no such release.
+    """
+    release = address.removeprefix(PREFIX)
+    return [f"{PREFIX}{release}/{sae['id']}" for sae in read_release(release)["saes"]]
 
 
 def entries() -> Iterator[Registered]:
@@ -54,7 +61,13 @@ def entries() -> Iterator[Registered]:
 
 
 def read_release(release: str) -> Mapping[str, Any]:
-    """What the registry says of one release."""
+    """What the registry says of one release.
+
+    Raises:
+        UserError: SAELens is not installed, or its registry has no such release.
+    """
+    if release not in (found := releases()):
+        raise UserError(f"{PREFIX}{release}: SAELens' registry has no release {release!r}{_near(release, found)}")
     entry: Mapping[str, Any] = _parsed(f"{release}:\n{releases()[release]}")[release]
     return entry
 

@@ -1,6 +1,6 @@
 """sparsify (EleutherAI): a folder for each module of the model, called as the module is.
 
-    layers.10/cfg.json           activation (topk, groupmax), k, num_latents (0: d_in · expansion_factor), transcode, ...
+    layers.10/cfg.json           activation (topk, groupmax), k, num_latents (0: d_in · expansion_factor), transcode
     layers.10/sae.safetensors    encoder.weight [F, D], encoder.bias [F], W_dec [F, D], b_dec [D], perhaps W_skip [D, D]
     config.json                  of the whole run: model, ctx_len, ...
 
