@@ -1,5 +1,6 @@
 """One address for all: on the hub, in SAELens' registry, in a folder; looked at before anything large is fetched."""
 
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -11,8 +12,10 @@ import torch
 
 import foreign_files as made
 from olmoscope.errors import UserError
+from olmoscope.sae.io import circuit_tracer, coverage, gemma_scope, gemma_scope_2, goodfire, qwen_scope
 from olmoscope.sae.io.open import find_saes, open_sae
-from olmoscope.sae.io.registry import entries, read_release, registered
+from olmoscope.sae.io.registry import FILE, entries, read_release, registered, releases
+from olmoscope.sae.io.site_names import of_module
 from olmoscope.site import Site
 
 FOREIGN = Path(__file__).parents[2] / "foreign"
@@ -136,17 +139,56 @@ def test_without_saelens(monkeypatch):
         registered("saelens:gemma-scope-2b-pt-res/x")
 
 
-def test_the_registry_is_read_as_saelens_reads_it():
-    from sae_lens.loading.pretrained_saes_directory import get_pretrained_saes_directory
+@pytest.fixture(scope="module")
+def registry():
+    return list(entries())
 
-    theirs = get_pretrained_saes_directory()
-    ours = list(entries())
-    assert len(ours) == sum(len(lookup.saes_map) for lookup in theirs.values())
-    for entry in ours[::1500]:
-        lookup = theirs[entry.release]
-        assert (entry.repo, entry.model, entry.loader) == (lookup.repo_id, lookup.model, lookup.conversion_func)
-        assert entry.scale == lookup.norm_scaling_factor.get(entry.id) and lookup.saes_map[entry.id] in entry.path
+
+def test_most_of_the_registry_is_in_a_format_that_is_read(registry, monkeypatch):
+    monkeypatch.setattr(coverage, "entries", lambda: registry)
+    found = coverage.coverage()
+    assert sum(one.dictionaries for one in found) == len(registry) > 13_000
+    assert [one.loader for one in found if one.format is None] == ["temporal"]
+    assert sum(one.dictionaries for one in found if one.format) / len(registry) > 0.999
+
+
+class Words:
+    """A place of which only the path is known."""
+
+    def __init__(self, entry):
+        self.words = f"{entry.repo}/{entry.path}"
+
+
+def test_what_names_alone_say(registry):
+    """Of releases without settings, layer, place and model are in the path: of every one that is registered."""
+    told = {"gemma_2": lambda words: gemma_scope._REPOSITORY.search(words) and gemma_scope._PLACE.search(words),
+            "gemma_3": lambda words: gemma_scope_2._LAYER.search(words) and gemma_scope_2._REPOSITORY.search(words),
+            "qwen_scope": lambda words: qwen_scope._REPOSITORY.search(words) and qwen_scope._LAYER.search(words),
+            "goodfire": goodfire._LAYER.search, "deepseek_r1": goodfire._LAYER.search,
+            "mwhanna_transcoder": circuit_tracer._QWEN.search}
+    told["gemma_2_transcoder"] = told["gemma_2"]
+    seen = set()
+    for entry in registry:
+        if entry.loader in told:
+            words = Words(entry).words
+            assert told[entry.loader](words), words
+            seen.add(entry.loader)
+            if entry.loader == "gemma_3":
+                assert of_module(gemma_scope_2._places(Words(entry), {})[0]) is not None, words
+    assert seen == set(told)
+
+
+def test_a_release_at_a_time_is_the_whole_registry(registry):
+    """The text is cut into releases; each by itself says what the whole says."""
+    text = importlib.metadata.distribution("sae-lens").locate_file(FILE).read_text()
+    assert len(releases()) == len({entry.release for entry in registry}) == text.count("\n  repo_id: ")
+    for entry in registry[::1500]:
         assert registered(f"saelens:{entry.release}/{entry.id}") == entry
+    gemma = registered("saelens:gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71")
+    assert (gemma.repo, gemma.path, gemma.l0) == ("google/gemma-scope-2b-pt-res",
+                                                  "layer_20/width_16k/average_l0_71", 71)
+    scope = registered("saelens:llama_scope_lxr_8x/l0r_8x")
+    assert (scope.loader, scope.scale, scope.model) == ("llama_scope", 58.935251798561154, "meta-llama/Llama-3.1-8B")
 
 
 def test_a_folder_of_many_stands_for_all(tmp_path):

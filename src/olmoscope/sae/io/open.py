@@ -37,9 +37,9 @@ def load(address: str | Path, site: Site | str | int | None = None) -> SparseCod
     """Load an SAE, transcoder or crosscoder, wherever it is and whoever trained it.
 
     Args:
-        address: the folder of a finished run; a folder in SAELens' format; a file of the reference trainer; an address
-            on the hub, `OWNER/NAME:PATH/IN/REPO` or `OWNER/NAME@REVISION:PATH`; an output folder or a release with a
-            single SAE in it.
+        address: the folder of a finished run; anybody's folder or file in one of the formats of docs/formats.md; an
+            address on the hub, `OWNER/NAME:PATH/IN/REPO` or `OWNER/NAME@REVISION:PATH`; `saelens:RELEASE/ID` for an
+            entry of SAELens' registry; an output folder or a release with a single SAE in it.
         site: what it reads, for one whose files do not say it.
 
     Returns:
