@@ -155,16 +155,17 @@ def circuit_tracer(root, repo="mwhanna/qwen3-4b-transcoders", path="layer_4.safe
     return path
 
 
-def clt(root, layer=1, layers=3, repo="mntss/clt-gemma-2-2b-2.5M", hook="hook_resid_mid", threshold=False):
+def clt(root, layer=1, layers=3, repo="mntss/clt-gemma-2-2b-2.5M", hook="hook_resid_mid", threshold=False,
+        width=None):
     for number in range(layers):
-        p = parameters(seed=number)
+        p = parameters(seed=number, width=width)
         generator = torch.Generator().manual_seed(number)
         encoder = {f"W_enc_{number}": p["W_enc"].T, f"b_enc_{number}": p["b_enc"], f"b_dec_{number}": p["b_dec"]}
         if threshold:
             encoder[f"threshold_{number}"] = p["threshold"]
         _saved(root / repo / f"W_enc_{number}.safetensors", encoder)
         _saved(root / repo / f"W_dec_{number}.safetensors",
-               {f"W_dec_{number}": torch.randn(F, layers - number, D, generator=generator)})
+               {f"W_dec_{number}": torch.randn(F, layers - number, width or D, generator=generator)})
     (root / repo / "config.yaml").write_text(
         f"model_name: google/gemma-2-2b\nmodel_kind: cross_layer_transcoder\nfeature_input_hook: {hook}\n"
         "feature_output_hook: hook_mlp_out\n")
