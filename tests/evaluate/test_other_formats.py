@@ -40,7 +40,7 @@ def test_three_families_in_one_evaluation_and_one_page(job, tmp_path):
                                     out=tmp_path / "pages" / str(number))
         assert indexed.info.sae.d_sae == open_sae(address).sae.d_sae and indexed.info.firings > 0
     collection = open_collection(tmp_path / "pages", model)
-    assert sorted(type(shown.sae).__name__ for shown in collection.values()) == ["JumpReLU", "JumpReLU", "TopK"]
+    assert sorted(type(shown.sae()).__name__ for shown in collection.values()) == ["JumpReLU", "JumpReLU", "TopK"]
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import foreign_files as made
+from hub_endpoint import HubEndpoint, Trouble
 from olmoscope.errors import UserError
 from olmoscope.sae.io import circuit_tracer, coverage, gemma_scope, gemma_scope_2, goodfire, qwen_scope
 from olmoscope.sae.io.open import find_saes, open_sae
@@ -47,13 +48,12 @@ print(json.dumps(found))
 GEMMA, R1 = "saelens:gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71", "saelens:llama_scope_r1_distill/"
 QWEN, SET, SPARSE = "Qwen/SAE-Res-Qwen3-1.7B-Base-W1K-L0_20", "mwhanna/qwen3-4b-transcoders", "someone/sparse"
 CROSS = "saelens:mntss-gemma-2-2b-2.5m-clt-as-per-layer/layer_1"
+GATED = "layer_20/width_16k/average_l0_71"
 
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
     """What a process says of addresses, in this order, with a hub of its own."""
-    from hub_endpoint import HubEndpoint
-
     root = tmp_path_factory.mktemp("hub")
     made.gemma_scope(root)
     made.qwen_scope(root)
@@ -65,11 +65,16 @@ def told(tmp_path_factory):
     shutil.copytree(FOREIGN / "sparsify/topk", root / SPARSE)
     (root / SPARSE / "layers.3/expected.safetensors").unlink()
     addresses = [GEMMA, f"{QWEN}:layer9.sae.pt", QWEN, f"{SET}@main:layer_2.safetensors", SET, f"{SPARSE}:layers.3",
-                 R1 + r1.id, f"{r1.repo}:{r1.path}", CROSS, f"{SET}:layer_3.safetensors", "no/such:x"]
+                 R1 + r1.id, f"{r1.repo}:{r1.path}", CROSS, f"{SET}:layer_3.safetensors", "no/such:x",
+                 f"some/gated:{GATED}", f"some/busy:{GATED}"]
     with HubEndpoint() as hub:
         for repo in {GEMMA: "google/gemma-scope-2b-pt-res", QWEN: QWEN, SET: SET, SPARSE: SPARSE, R1: r1.repo,
                      CROSS: "mntss/clt-gemma-2-2b-2.5M"}.values():
             hub.add("model", repo, root / repo)
+        for repo in ("some/gated", "some/busy"):
+            hub.add("model", repo, root / "google/gemma-scope-2b-pt-res")
+        hub.close("model", "some/gated", "gated")
+        hub.troubles.append(Trouble("some/busy/resolve", status=403))
         done = subprocess.run([sys.executable, "-c", CODE, *addresses], capture_output=True, text=True, timeout=240,
                               env=hub.environment(root / "hf"))
     assert done.returncode == 0, done.stderr
@@ -99,6 +104,14 @@ def test_a_set_is_told_from_an_sae(told):
     assert answers[9].startswith(f"cannot have layer_3.safetensors of hub repository {SET}: it has no such file or "
                                  "folder; did you mean layer_2.safetensors")
     assert answers[10].startswith("cannot have x of hub repository no/such: the hub has no such model")
+
+
+def test_what_the_hub_refuses_while_it_is_looked_into(told):
+    """The reason is the hub's, and not that the file is damaged."""
+    answers, _, _ = told
+    assert answers[11].startswith(f"cannot have {GATED}/params.npz of hub repository some/gated: it is gated: accept")
+    assert answers[12].startswith(f"cannot have {GATED}/params.npz of hub repository some/busy: the hub refuses access "
+                                  "(status 403)")
 
 
 def test_the_run_beside_a_folder_is_read(told):

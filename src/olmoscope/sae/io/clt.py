@@ -61,7 +61,7 @@ def look(place: Place, site: Site | None = None) -> Reading:
     hooks: Hooks = hooks_of(place, layer)
     reads = settled(place.where(), hooks.reads, None)
     settled(place.where(), hooks.writes, site, "writes")
-    layers = sum(1 for name in place.names if _FILE.fullmatch(name))
+    layers = sum(1 for name in place.beside if _FILE.fullmatch(name))
     jumps = f"threshold_{layer}" in place.header(file).shapes
     return Reading(
         NAME, "jumprelu" if jumps else "relu", found["D"], found["O"] * of_decoder["L"], found["F"],

@@ -59,7 +59,7 @@ def look(place: Place, site: Site | None = None) -> Reading:
     reads = settled(place.where(), ends[0], None if transcoder else site)
     writes = settled(place.where(), ends[1] if transcoder else ends[0], site, "writes")
     if across:
-        writes = written(place, reads, found["L"], sum(1 for name in place.names if _LAYER.fullmatch(
+        writes = written(place, reads, found["L"], sum(1 for name in place.beside if _LAYER.fullmatch(
             name.removesuffix(".safetensors"))))
     return Reading(
         NAME, "jumprelu", found["D"], found.get("O", found["D"]) * found.get("L", 1), found["F"],

@@ -115,6 +115,8 @@ def _safetensors(file: BinaryIO, where: str) -> Header:
                 (numbers[name],) = struct.unpack(*_packed(file, entry["dtype"]))
         return Header({name: tuple(entry["shape"]) for name, entry in entries.items()},
                       {name: _SAFETENSORS.get(entry["dtype"]) for name, entry in entries.items()}, numbers)
+    except UserError:  # of the hub, while it is read
+        raise
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise UserError(f"{where} is damaged (its header cannot be read): download it again") from error
 
@@ -133,6 +135,8 @@ def _npz(file: BinaryIO, where: str) -> Header:
                     read = npy.read_array_header_1_0 if npy.read_magic(array) == (1, 0) else npy.read_array_header_2_0
                     shape, _, dtype = read(array)
                     found[name.removesuffix(".npy")] = (shape, dtype)
+    except UserError:
+        raise
     except (zipfile.BadZipFile, ValueError, EOFError) as error:
         raise UserError(f"{where} is damaged ({error}): download it again") from error
     if pickled := [name for name, (_, dtype) in found.items() if dtype.hasobject]:
@@ -149,6 +153,8 @@ def _pickled(file: BinaryIO, where: str) -> Header:
     try:
         with FakeTensorMode():
             tree = torch.load(file, map_location="cpu", weights_only=True)
+    except UserError:
+        raise
     except pickle.UnpicklingError as error:
         raise UserError(f"{where} was refused: it is a pickle that would execute code of its own; save its tensors, "
                         "numbers and texts alone (state_dict)") from error

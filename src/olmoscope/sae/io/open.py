@@ -121,11 +121,12 @@ def find_saes(where: str) -> list[str]:
         UserError: a folder without SAEs.
     """
     folder = Path(where)
-    if not folder.is_dir() or any(form.detect(Here(folder)) for form in FORMATS):
+    place = Here(folder)
+    if not folder.is_dir() or any(form.detect(place) for form in FORMATS):
         return [where]
     if kept := sorted(path for path in folder.iterdir() if run_checkpoint.detect(Here(path))):
         return [str(path) for path in kept]
-    if found := members(Here(folder)):
+    if found := members(place):
         return [str(folder / name) for name in found]
     kinds = " and no ".join(dict.fromkeys(f"{form.NAME.partition(' ')[2]} ({form.SEARCH.lstrip('=')})"
                                           for form in FORMATS if form.SEARCH))
@@ -164,7 +165,7 @@ def format_of(place: Place) -> Format:
 def _seen(place: Place) -> str:
     """What there is, for the message that it is of no format."""
     if place.file is None:
-        return f"{_few(place.names) or 'nothing'}"
+        return _few(place.names) or "nothing"
     header = place.header(place.file)
     return _few(sorted(header.shapes)) or f"no tensors ({_few(sorted(header.values)) or 'nothing else'})"
 

@@ -5,10 +5,11 @@ gigabytes is described, or refused, before it is downloaded.
 """
 
 import difflib
+import io
 import json
 import posixpath
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -48,6 +49,11 @@ class Place(ABC):
     def names(self) -> Sequence[str]:
         """All files in the folder, those in folders below it too, by their paths in it; sorted."""
 
+    @cached_property
+    @abstractmethod
+    def beside(self) -> Sequence[str]:
+        """The files in the folder itself, sorted."""
+
     @abstractmethod
     def has(self, name: str) -> bool:
         """Whether there is a file of this path, which may begin with `../`."""
@@ -84,7 +90,7 @@ class Place(ABC):
         """The file that was named, or the only one in the folder, if its name ends like this; None: there is none."""
         if self.file is not None:
             return self.file if self.file.endswith(suffixes) else None
-        found = [name for name in self.names if name.endswith(suffixes) and "/" not in name]
+        found = [name for name in self.beside if name.endswith(suffixes)]
         return found[0] if len(found) == 1 else None
 
     def header(self, name: str) -> Header:
@@ -149,6 +155,10 @@ class Here(Place):
     def names(self) -> Sequence[str]:
         return sorted(path.relative_to(self.folder).as_posix() for path in self.folder.rglob("*") if path.is_file())
 
+    @cached_property
+    def beside(self) -> Sequence[str]:
+        return sorted(path.name for path in self.folder.iterdir() if path.is_file())
+
     def has(self, name: str) -> bool:
         return (self.folder / name).is_file()
 
@@ -203,6 +213,10 @@ class OnHub(Place):
         prefix = f"{self.folder}/" if self.folder else ""
         return sorted(file.removeprefix(prefix) for file in self.files if file.startswith(prefix))
 
+    @cached_property
+    def beside(self) -> Sequence[str]:
+        return [name for name in self.names if "/" not in name]
+
     def has(self, name: str) -> bool:
         return self._in_repo(name) in self.files
 
@@ -222,10 +236,11 @@ class OnHub(Place):
         if isinstance(cached, str):
             return Path(cached).open("rb")
         try:
-            return cast(BinaryIO, HfFileSystem().open(f"{self.repo}@{self.commit}/{self._in_repo(name)}", "rb",
-                                                      block_size=BLOCK, cache_type="blockcache"))
+            opened = HfFileSystem().open(f"{self.repo}@{self.commit}/{self._in_repo(name)}", "rb", block_size=BLOCK,
+                                         cache_type="blockcache")
         except hub_exceptions() as error:
             raise self._refused(error, name) from error
+        return cast(BinaryIO, _Remote(opened, lambda error: self._refused(error, name)))
 
     def fetch(self, name: str) -> Path:
         from huggingface_hub import hf_hub_download
@@ -250,6 +265,35 @@ class OnHub(Place):
 
     def _refused(self, error: BaseException, name: str) -> UserError:
         return cannot_have(error, self.repo, self._in_repo(name), self.commit)
+
+
+class _Remote(io.BufferedIOBase):
+    """A file on the hub that is open: what goes wrong while it is read is said as of any other."""
+
+    def __init__(self, opened: Any, refused: Callable[[BaseException], UserError]) -> None:
+        self._opened, self._refused = opened, refused
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return cast(int, self._opened.seek(offset, whence))
+
+    def tell(self) -> int:
+        return cast(int, self._opened.tell())
+
+    def read(self, size: int | None = -1) -> bytes:
+        try:
+            return cast(bytes, self._opened.read(-1 if size is None else size))
+        except hub_exceptions() as error:
+            raise self._refused(error) from error
+
+    def close(self) -> None:
+        self._opened.close()
+        super().close()
 
 
 def on_hub(name: str, repo: str, revision: str | None, path: str, registered: Registered | None = None) -> OnHub:
