@@ -366,3 +366,20 @@ def test_heads_side_by_side(tmp_path):
         torch.testing.assert_close(opened.sae.encode(x_BD).to_dense(), z_BF, rtol=1e-5, atol=1e-5)
         torch.testing.assert_close(opened.sae.reconstruct(x_BD)[0], theirs.decode(z_BF).view(ROWS, D), rtol=1e-5,
                                    atol=1e-5)
+
+
+@pytest.mark.parametrize(("architecture", "settings"), [
+    ("topk", {"k": 7}), ("abstopk", {"k": 7}), ("standard", {}), ("jumprelu", {}), ("gated", {}),
+    ("topk", {"k": 7, "rescale_acts_by_decoder_norm": True, "apply_b_dec_to_input": False}),
+    ("jumprelu", {"normalize_activations": "layer_norm"})])
+def test_what_is_looked_at_is_what_is_read(tmp_path, architecture, settings):
+    place = Here(theirs_in(tmp_path, architecture, **settings))
+    reading, opened = saelens.look(place), saelens.read(place)
+    sae = opened.sae
+    assert (reading.d_in, reading.d_sae, reading.k) == (sae.d_in, sae.d_sae, getattr(sae, "k", None))
+    assert (reading.reads, reading.normalize, reading.model_name) == (sae.reads, sae.normalize, "tiny")
+    assert reading.centred == settings.get("apply_b_dec_to_input", True) == (sae.b_in is sae.b_out)
+    assert ("folded into the encoder" in " ".join(reading.notes)) == ("rescale_acts_by_decoder_norm" in settings)
+    change(tmp_path, d_sae=95)
+    with pytest.raises(UserError, match="says 24, 95"):
+        saelens.look(place)

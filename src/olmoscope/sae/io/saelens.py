@@ -43,7 +43,16 @@ from olmoscope.sae.io.saelens_settings import (
     row_scale,
     weights_dtype,
 )
-from olmoscope.sae.io.saelens_tensors import KINDS, WEIGHTS, is_centred, raw_tensors, read_coder, rescales, tensors_of
+from olmoscope.sae.io.saelens_tensors import (
+    KINDS,
+    WEIGHTS,
+    check_tensors,
+    is_centred,
+    raw_tensors,
+    read_coder,
+    rescales,
+    tensors_of,
+)
 from olmoscope.sae.normalize import Normalize
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
@@ -147,7 +156,10 @@ def look(place: Place, site: Site | None = None) -> Reading:
     """
     told = _told(place, site)
     config, metadata, architecture = told.config, told.metadata, told.config["architecture"]
-    d_in, d_sae = (_number(place, config, key) for key in ("d_in", "d_sae"))
+    there = {name.replace("log_threshold", "threshold"): shape
+             for name, shape in place.header(WEIGHTS).shapes.items() if name != "scaling_factor"}
+    check_tensors(place.where(WEIGHTS), there, config)
+    d_in, d_sae = config["d_in"], config["d_sae"]
     rule: Rule = {"topk": "topk", "abstopk": "abstopk", "gated": "gated"}.get(  # type: ignore[assignment]
         architecture, "jumprelu" if architecture.startswith(("jumprelu", "batch", "matryoshka")) else "relu")
     rescaled = ("latents are compared by their decoder row's length times p: it is folded into the encoder, and the "
@@ -162,12 +174,6 @@ def look(place: Place, site: Site | None = None) -> Reading:
         "skip" in architecture, begins_with_bos(metadata, Path(place.where(CONFIG))),
         context if isinstance(context, int) else None, weights_dtype(config, Path(place.where(CONFIG))),
         rescaled + twice, metadata=metadata, unread=unread(metadata))
-
-
-def _number(place: Place, config: Mapping[str, Any], key: str) -> int:
-    if not isinstance(value := config.get(key), int):
-        raise UserError(f"{place.where(CONFIG)}: {key} must be a whole number, not {value!r}")
-    return value
 
 
 def read(place: Place, site: Site | None = None) -> Opened:

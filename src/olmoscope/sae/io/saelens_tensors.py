@@ -218,23 +218,37 @@ def _read_weights(path: Path, architecture: str, config: Mapping[str, Any]) -> d
             raise UserError(f"{path}: scaling_factor: activations are scaled after encoding, which SAELens itself "
                             "dropped in version 6; fold the factor into W_dec and save it again")
         del tensors["scaling_factor"]
-    wanted = set(KINDS[architecture].tensors)
-    if set(tensors) != wanted:
-        raise UserError(f"{path} holds {', '.join(sorted(tensors))}; a {architecture} SAE has "
-                        f"{', '.join(sorted(wanted))}")
-    F, D_out = (*tensors["W_dec"].shape, 0, 0)[:2]
-    D = tensors["W_enc"].shape[0] if architecture.endswith("transcoder") else D_out
-    shapes = {"W_enc": (D, F), "W_dec": (F, D_out), "b_dec": (D_out,), "W_skip": (D_out, D), "topk_threshold": ()}
+    check_tensors(str(path), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, config)
     for name, tensor in tensors.items():
-        if tuple(tensor.shape) != shapes.get(name, (F,)):
-            raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, not {list(shapes.get(name, (F,)))}")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {name} holds NaN or inf")
+    return tensors
+
+
+def check_tensors(path: str, there: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> None:
+    """Refuse tensors that are not those of the settings.
+
+    Args:
+        there: the shape of each by its name.
+
+    Raises:
+        UserError: naming the first that is not.
+    """
+    architecture = config["architecture"]
+    wanted = set(KINDS[architecture].tensors)
+    if set(there) != wanted:
+        raise UserError(f"{path} holds {', '.join(sorted(there))}; a {architecture} SAE has "
+                        f"{', '.join(sorted(wanted))}")
+    F, D_out = (*there["W_dec"], 0, 0)[:2]
+    D = (*there["W_enc"], 0)[0] if architecture.endswith("transcoder") else D_out
+    shapes = {"W_enc": (D, F), "W_dec": (F, D_out), "b_dec": (D_out,), "W_skip": (D_out, D), "topk_threshold": ()}
+    for name, shape in there.items():
+        if shape != shapes.get(name, (F,)):
+            raise UserError(f"{path}: {name} has shape {list(shape)}, not {list(shapes.get(name, (F,)))}")
     if (config.get("d_in"), config.get("d_sae")) != (D, F):
         raise UserError(f"{path} is of d_in {D}, d_sae {F}; {CONFIG} says {config.get('d_in')}, {config.get('d_sae')}")
     if architecture.endswith("transcoder") and config.get("d_out") != D_out:
         raise UserError(f"{path} is of d_out {D_out}; {CONFIG} says {config.get('d_out')}")
-    return tensors
 
 
 def _fold_decoder_norms(tensors: dict[str, Tensor]) -> None:
