@@ -20,6 +20,9 @@ from olmoscope.sae.io.reading import Reading
 from olmoscope.sae.threshold import Gated, JumpReLU
 from olmoscope.sae.topk import TopK
 
+_ROWS_AT_ONCE = 4096
+"""Rows of a matrix that are held in float64 at a time."""
+
 
 def opened(place: Place, reading: Reading, tensors: Mapping[str, Tensor]) -> Opened:
     """An SAE whose tensors are loaded.
@@ -55,53 +58,55 @@ def identity(place: Place, reading: Reading) -> str:
 
 def coder(reading: Reading, tensors: Mapping[str, Tensor]) -> SparseCoder:
     """The coder, float32, on the CPU; its sites are not said yet."""
-    W_enc_FD, W_dec_FO = (tensors["W"],) * 2 if "W" in tensors else (tensors["W_enc"], tensors["W_dec"])
+    there = _folded(reading, dict(tensors))
+    W_enc_FD, W_dec_FO = there["W_enc"], there["W_dec"]
     if W_enc_FD.shape == W_dec_FO.shape and torch.equal(W_enc_FD, W_dec_FO):
         W_enc_FD = W_dec_FO
-    b_enc_F = tensors.get("b_enc")
-    b_dec_O = tensors.get("b_dec", W_dec_FO.new_zeros(reading.d_out))
-    if reading.by_decoder_norm and reading.rule != "gated":
-        norms_F = W_dec_FO.double().norm(dim=1)
-        if reading.rule in ("topk", "groupmax", "abstopk"):  # which compare latents: codes of unit decoder rows
-            W_enc_FD, b_enc_F = _by_rows(W_enc_FD, norms_F), _by_rows(_present(b_enc_F, W_dec_FO), norms_F)
-            W_dec_FO = _by_rows(W_dec_FO, 1 / norms_F.clamp_min(torch.finfo(torch.float32).tiny))
-        elif "threshold" in tensors:
-            tensors = dict(tensors) | {"threshold": _by_rows(tensors["threshold"].expand(reading.d_sae), 1 / norms_F)}
-    if reading.scale != 1:
-        W_enc_FD = (W_enc_FD.double() * reading.scale).float()
-    b_in_D = b_dec_O if reading.centred else W_enc_FD.new_zeros(reading.d_in)
-    if reading.centred and reading.scale != 1:
-        b_in_D = (b_in_D.double() / reading.scale).float()
-    if reading.scale_out != 1:
-        W_dec_FO, b_dec_O = ((tensor.double() / reading.scale_out).float() for tensor in (W_dec_FO, b_dec_O))
-        if reading.centred and reading.scale == reading.scale_out:
-            b_in_D = b_dec_O
-    ends: dict[str, Any] = {"b_out": b_dec_O} if b_in_D is not b_dec_O else {}
+    b_dec_O = there.get("b_dec", W_dec_FO.new_zeros(reading.d_out))
+    common = (W_enc_FD, W_dec_FO, b_dec_O if reading.centred else W_enc_FD.new_zeros(reading.d_in), reading.normalize)
+    ends: dict[str, Any] = {} if reading.centred else {"b_out": b_dec_O}
     if reading.transcoder:
-        ends |= {"b_out": b_dec_O, "W_skip": tensors.get("W_skip"), "transcoder": True}
-    common = (W_enc_FD, W_dec_FO, b_in_D, reading.normalize)
+        ends |= {"W_skip": there.get("W_skip"), "transcoder": True}
     if reading.rule == "gated":
-        return Gated(*common, tensors["b_gate"], tensors["b_mag"], tensors["r_mag"], **ends)
-    b_enc_F = _present(b_enc_F, W_dec_FO)
-    if reading.rule == "abstopk":
-        both = (torch.cat([W_enc_FD, -W_enc_FD]), torch.cat([W_dec_FO, -W_dec_FO]), *common[2:])
-        return TopK(*both, torch.cat([b_enc_F, -b_enc_F]), _k(reading), **ends)
+        return Gated(*common, there["b_gate"], there["b_mag"], there["r_mag"], **ends)
     if reading.rule in ("topk", "groupmax"):
-        return (TopK if reading.rule == "topk" else GroupMax)(*common, b_enc_F, _k(reading), **ends)
-    threshold_F = tensors.get("threshold", torch.zeros(())).expand(reading.d_sae).contiguous()
-    return JumpReLU(*common, b_enc_F, threshold_F, **ends)
+        assert reading.k is not None
+        return (TopK if reading.rule == "topk" else GroupMax)(*common, there["b_enc"], reading.k, **ends)
+    threshold_F = there.get("threshold", torch.zeros(())).expand(reading.d_sae).contiguous()
+    return JumpReLU(*common, there["b_enc"], threshold_F, **ends)
 
 
-def _present(b_F: Tensor | None, W_FO: Tensor) -> Tensor:
-    """A bias, or zeros where the files have none."""
-    return W_FO.new_zeros(len(W_FO)) if b_F is None else b_F
+def _folded(reading: Reading, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of an SAE that needs no `by_decoder_norm`, `scale` and `scale_out`. Latents that are compared with
+    each other have codes of unit decoder rows; else codes stay."""
+    if "W" in tensors:
+        tensors["W_enc"] = tensors["W_dec"] = tensors["W"]
+    if reading.by_decoder_norm:
+        norms_F = torch.linalg.vector_norm(tensors["W_dec"], dim=1, dtype=torch.float64)
+        if reading.rule == "jumprelu":
+            tensors["threshold"] = scaled(tensors["threshold"], 1 / norms_F)
+        else:
+            for name in ("W_enc", "b_enc"):
+                tensors[name] = scaled(tensors[name], norms_F)
+            tensors["W_dec"] = scaled(tensors["W_dec"], 1 / norms_F.clamp_min(torch.finfo(torch.float32).tiny))
+    if reading.scale != 1:
+        assert not reading.centred, "b_dec would be of another scale than the rows"
+        tensors["W_enc"] = scaled(tensors["W_enc"], reading.scale)
+    if reading.scale_out != 1:
+        tensors |= {name: scaled(tensors[name], 1 / reading.scale_out) for name in ("W_dec", "b_dec")
+                    if name in tensors}
+    return tensors
 
 
-def _by_rows(tensor: Tensor, factor_F: Tensor) -> Tensor:
-    factors = factor_F if tensor.dim() == 1 else factor_F[:, None]
-    return (tensor.double() * factors).float()
+def scaled(tensor: Tensor, factor: float | Tensor) -> Tensor:
+    """A tensor times a number, or each row times its own, in float64 and some rows at a time.
 
-
-def _k(reading: Reading) -> int:
-    assert reading.k is not None
-    return reading.k
+    Args:
+        factor: a number, or float64 `[F]`.
+    """
+    made = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    for start in range(0, len(tensor), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        by = factor if isinstance(factor, float) else factor[rows].view(-1, *[1] * (tensor.dim() - 1))
+        made[rows] = tensor[rows].double() * by
+    return made

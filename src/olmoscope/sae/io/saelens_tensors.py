@@ -20,6 +20,7 @@ from torch import Tensor
 from olmoscope.errors import UserError
 from olmoscope.model_errors import damage
 from olmoscope.sae.coder import SparseCoder
+from olmoscope.sae.io.assemble import scaled
 from olmoscope.sae.io.saelens_settings import CONFIG, weights_dtype
 from olmoscope.sae.normalize import Normalize
 from olmoscope.sae.threshold import Gated, JumpReLU
@@ -264,6 +265,6 @@ def _fold_scale(tensors: dict[str, Tensor], scale: float) -> None:
     pre-activations, which stay too."""
     if scale == 1:
         return
-    tensors["W_enc"] = (tensors["W_enc"].double() * scale).float()
+    tensors["W_enc"] = scaled(tensors["W_enc"], scale)
     for name in ("W_dec", "b_dec"):
-        tensors[name] = (tensors[name].double() / scale).float()
+        tensors[name] = scaled(tensors[name], 1 / scale)
