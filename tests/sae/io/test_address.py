@@ -212,6 +212,19 @@ def test_a_folder_of_many_stands_for_all(tmp_path):
     assert len(find_saes(str(FOREIGN / "sparsify"))) == 5
 
 
+def test_a_set_whose_transcoders_are_elsewhere(tmp_path):
+    """circuit-tracer's config.yaml may list them."""
+    (tmp_path / "config.yaml").write_text(
+        "transcoders:\n- hf://google/gemma-scope-2b-pt-transcoders//layer_0/width_16k/average_l0_76/params.npz\n"
+        "- hf://someone/set/layer_1.safetensors@v2\n- layer_2.safetensors\n")
+    assert find_saes(str(tmp_path)) == [
+        "google/gemma-scope-2b-pt-transcoders:layer_0/width_16k/average_l0_76/params.npz",
+        "someone/set@v2:layer_1.safetensors", str(tmp_path / "layer_2.safetensors")]
+    (tmp_path / "config.yaml").write_text("transcoders: ['hf://someone']\n")
+    with pytest.raises(UserError, match="transcoders: 'hf://someone' is no address"):
+        find_saes(str(tmp_path))
+
+
 def broken(folder, change):
     """A made SAE whose tensors are changed, as a torch file."""
     path = folder / "Goodfire" / made.goodfire(folder, repo="Goodfire")
@@ -254,6 +267,7 @@ def test_bad_settings(tmp_path):
         fails(tmp_path / "fnlp/Llama3_1-8B-Base-LXR-8x/Llama3_1-8B-Base-L15R-8x", message)
     path = tmp_path / SET / made.circuit_tracer(tmp_path, config={"feature_input_hook": "odd.hook"})
     fails(path, "feature_input_hook 'odd.hook' is no site that is known here")
+    fails(path.rename(path.with_name("renamed.safetensors")), "does not say which site it reads")
     made.circuit_tracer(tmp_path, config={"activation": "topk"})
     fails(path, "k must be a number from 1 to 48, not None")
     clt = tmp_path / "some/clt" / made.clt(tmp_path, repo="some/clt")

@@ -33,6 +33,8 @@ THRESHOLD = "activation_function.threshold"
 
 _FILE, _QWEN = re.compile(r"layer_(\d+)\.safetensors"), re.compile(r"qwen3-([\d.]+)b")
 
+_ADDRESS = re.compile(r"hf://(?P<repo>[\w.-]+/[\w.-]+)/(?P<path>[^@]+)(?:@(?P<revision>.+))?")
+
 _LAYOUT: Layout = {"W_enc": ("W_enc", "FD"), "b_enc": ("b_enc", "F"), "W_dec": ("W_dec", "FO"), "b_dec": ("b_dec", "O"),
                    "W_skip": ("W_skip", "OD"), THRESHOLD: ("threshold", "F")}
 
@@ -49,9 +51,30 @@ class Hooks:
 
 
 def detect(place: Place) -> bool:
-    """Whether it is a file that is called as a layer is, with an encoder of one latent a row."""
-    return (_FILE.fullmatch(place.file or "") is not None and holds(place, place.file, "W_enc", "W_dec", "b_enc")
-            and place.header(str(place.file)).shapes["W_enc"][:1] == place.header(str(place.file)).shapes["b_enc"])
+    """Whether it is a safetensors file with an encoder of one latent a row."""
+    if place.file is None or not place.file.endswith(".safetensors"):
+        return False
+    return (holds(place, place.file, "W_enc", "W_dec", "b_enc")
+            and place.header(place.file).shapes["W_enc"][:1] == place.header(place.file).shapes["b_enc"])
+
+
+def listed(place: Place) -> list[str]:
+    """The addresses of a set's transcoders where config.yaml lists them, layer by layer; none: it does not.
+
+    Raises:
+        UserError: one is no address.
+    """
+    if place.file is not None or not place.has(CONFIG):
+        return []
+    found = []
+    for one in place.mapping(CONFIG).get("transcoders") or []:
+        address = _ADDRESS.fullmatch(str(one))
+        if address is None and str(one).startswith("hf://"):
+            raise UserError(f"{place.where(CONFIG)}: transcoders: {one!r} is no address (hf://OWNER/NAME/PATH@REVISION)")
+        revision = address["revision"] if address else None
+        found.append(f"{address['repo']}{f'@{revision}' if revision else ''}:{address['path'].strip('/')}" if address
+                     else place.at_name(str(one)))
+    return found
 
 
 def look(place: Place, site: Site | None = None) -> Reading:
@@ -61,9 +84,9 @@ def look(place: Place, site: Site | None = None) -> Reading:
         UserError: tensors that do not fit together, a config that is not understood, another site than `site`.
     """
     file, number = str(place.file), _FILE.fullmatch(place.file or "")
-    assert number is not None
     found = sizes(place, file, _LAYOUT, NAME, optional=("W_skip", THRESHOLD))
-    hooks = hooks_of(place, int(number[1]))
+    hooks = hooks_of(place, int(number[1])) if number else Hooks(None, None, None, "none", (
+        f"which layer it is of only a file's name says, {MARK}",))
     shapes, config = place.header(file).shapes, place.mapping(CONFIG) if place.has(CONFIG) else {}
     activation, k, notes = config.get("activation"), None, hooks.notes
     rule: Rule = "jumprelu" if THRESHOLD in shapes else "relu"

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from olmoscope.errors import UserError
 from olmoscope.sae.coder import SparseCoder
-from olmoscope.sae.io import run_checkpoint
+from olmoscope.sae.io import circuit_tracer, run_checkpoint
 from olmoscope.sae.io.formats import FORMATS, Format
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Here, OnHub, Place, on_hub
@@ -127,22 +127,25 @@ def find_saes(where: str) -> list[str]:
     if kept := sorted(path for path in folder.iterdir() if run_checkpoint.detect(Here(path))):
         return [str(path) for path in kept]
     if found := members(place):
-        return [str(folder / name) for name in found]
+        return found
     kinds = " and no ".join(dict.fromkeys(f"{form.NAME.partition(' ')[2]} ({form.SEARCH.lstrip('=')})"
                                           for form in FORMATS if form.SEARCH))
     raise UserError(f"{folder} holds no {kinds}")
 
 
 def members(place: Place) -> list[str]:
-    """The SAEs below a folder of many, by their paths in it: those of the first format of which there are any. Which
-    format they are, and whether they are any, is not looked at."""
+    """The addresses of the SAEs of a set: those that a circuit-tracer config.yaml lists, else the files and folders
+    below that the first format of which there are any is searched by. Whether they are any is not looked at."""
+    if found := circuit_tracer.listed(place):
+        return found
     for form in FORMATS:
         if form.SEARCH is None:
             continue
         pattern, is_file = form.SEARCH.removeprefix("="), form.SEARCH.startswith("=")
         found = [name for name in place.names if _matches(name, pattern)]
         if found:
-            return sorted({name if is_file else PurePosixPath(name).parent.as_posix() for name in found}, key=_natural)
+            paths = {name if is_file else PurePosixPath(name).parent.as_posix() for name in found}
+            return [place.at_name(path) for path in sorted(paths, key=_natural)]
     return []
 
 
@@ -157,7 +160,7 @@ def format_of(place: Place) -> Format:
             return form
     if place.file is None and (within := members(place)):
         raise UserError(f"{place.where()} is no SAE itself, but a set of {len(within)}; name one of them: "
-                        f"{_few([place.at_name(name) for name in within])}")
+                        f"{_few(within)}")
     raise UserError(f"{place.where()} is of no format that is known: it holds {_seen(place)}; known are "
                     f"{', '.join(f'{form.NAME} ({form.MARK})' for form in FORMATS)}")
 
