@@ -20,8 +20,9 @@ from olmoscope.errors import UserError
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.io import circuit_tracer, run_checkpoint
 from olmoscope.sae.io.formats import FORMATS, Format
+from olmoscope.sae.io.hub import OnHub, on_hub
 from olmoscope.sae.io.opened import Opened
-from olmoscope.sae.io.place import Here, OnHub, Place, on_hub
+from olmoscope.sae.io.place import Here, Place
 from olmoscope.sae.io.reading import Reading
 from olmoscope.sae.io.registry import PREFIX, registered
 from olmoscope.sae.source import Source
