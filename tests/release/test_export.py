@@ -12,6 +12,7 @@ from olmoscope.release.build import build_release
 from olmoscope.release.export import export_run
 from olmoscope.sae.io import saelens
 from olmoscope.sae.io.checkpoint import read_checkpoint
+from olmoscope.sae.io.place import Here
 from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.site import Site
 from olmoscope.train.initialize import initialize
@@ -52,7 +53,7 @@ def test_one_latent_and_width_one(tmp_path, tied, d_sae, d_model):
     assert saelens.write(sae, tmp_path / "sae", metadata) and not saelens.write(sae, tmp_path / "sae", metadata)
     tensors = load_file(tmp_path / "sae" / "sae_weights.safetensors")
     assert torch.equal(tensors["W_enc"], sae.W_enc.T) and torch.equal(tensors["W_dec"], sae.W_dec)
-    read, theirs = saelens.read(tmp_path / "sae").sae, SAE.load_from_disk(tmp_path / "sae")
+    read, theirs = saelens.read(Here(tmp_path / "sae")).sae, SAE.load_from_disk(tmp_path / "sae")
     x_BD = torch.randn(20, d_model)
     torch.testing.assert_close(read.reconstruct(x_BD)[0], sae.reconstruct(x_BD)[0])
     torch.testing.assert_close(theirs(x_BD), sae.reconstruct(x_BD)[0])

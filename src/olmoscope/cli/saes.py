@@ -1,4 +1,4 @@
-"""Commands about SAEs: evaluate, study, index, browse."""
+"""Commands about SAEs: evaluate, inspect, study, index, browse."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -15,9 +15,9 @@ EVALUATED_TOKENS, EVALUATED_AT_ONCE = 100_000, 16384
 
 def evaluate(
     saes: Annotated[list[str], typer.Argument(metavar="SAE...", help=(
-        "An output folder (its SAEs, on its held-out text); or any number of SAEs to compare: a run's folder, a folder "
-        "in SAELens' format, a checkpoint of a run or of the reference trainer, a hub id (OWNER/NAME:PATH), a release, "
-        "output folders."))],
+        "An output folder (its SAEs, on its held-out text); or any number of SAEs to compare: a run's folder, "
+        "anybody's SAE (a folder, a file, OWNER/NAME:PATH on the hub, saelens:RELEASE/ID), a release, output "
+        "folders."))],
     only: OnlyOption = None,
     text: Annotated[str | None, typer.Option(help=(
         "A file, a folder (plain text; JSON lines or parquet of texts or chats), a hub dataset (OWNER/NAME), or an "
@@ -96,6 +96,34 @@ def evaluate(
     say(f"Report: {write_reports([one.folder for one in evaluated], out)[-1]}")
 
 
+def inspect(
+    sae: Annotated[str, typer.Argument(metavar="ADDRESS", help=(
+        "An SAE: a run's folder, anybody's folder or file, OWNER/NAME[@REVISION][:PATH] on the hub, "
+        "saelens:RELEASE/ID."))],
+    site: SiteOption = None,
+) -> None:
+    """Say what an SAE is and how it will be read, before anything large is loaded or downloaded.
+
+    `saelens:` alone: how much of SAELens' registry can be opened; `saelens:RELEASE`: what is in a release.
+    """
+    from olmoscope.cli.inspect_tables import show_coverage, show_reading, show_set
+    from olmoscope.sae.io.coverage import coverage
+    from olmoscope.sae.io.open import find_saes, look_at
+    from olmoscope.sae.io.registry import PREFIX, in_release
+
+    if sae == PREFIX:
+        show_coverage(coverage())
+        return
+    if sae.startswith(PREFIX) and "/" not in sae:
+        show_set(sae, in_release(sae))
+        return
+    found = find_saes(sae)
+    if len(found) > 1:
+        show_set(sae, found)
+        return
+    show_reading(*look_at(found[0], site_of(site)))
+
+
 def study(out: OutArgument, runs: Annotated[bool, typer.Option(
         "--runs", help="Also a row for each run.")] = False) -> None:
     """Compare the evaluated runs of a recipe by setting: mean and spread over seeds, and which settings none beats."""
@@ -120,8 +148,8 @@ def study(out: OutArgument, runs: Annotated[bool, typer.Option(
 
 def index(
     sae: Annotated[str, typer.Argument(help=(
-        "A run's folder, an SAE in SAELens' format, a checkpoint of a run or of the reference trainer, or a hub id, "
-        "OWNER/NAME:PATH; an output folder: all its SAEs."))],
+        "A run's folder or anybody's SAE: a folder, a file, OWNER/NAME:PATH on the hub, saelens:RELEASE/ID; an output "
+        "folder: all its SAEs."))],
     store: Annotated[Path | None, typer.Option(
         help="The activation store to index; by default the training store of the SAE's output folder.")] = None,
     text: Annotated[str | None, typer.Option(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from olmoscope.errors import UserError
 from olmoscope.sae.io import reference_trainer, saelens
+from olmoscope.sae.io.place import Here
 from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.sae.normalize import Normalize
 from olmoscope.sae.topk import TopK
@@ -44,7 +45,7 @@ def import_checkpoint(path: Path, folder: Path, *, model_name: str, layer: int |
     """
     if layer is not None and layer < 0:
         raise UserError(f"{path}: layer {layer} does not exist")
-    opened = reference_trainer.read(path, None if layer is None else Site(layer))
+    opened = reference_trainer.read(Here(path), None if layer is None else Site(layer))
     sae = opened.sae
     assert isinstance(sae, TopK)
     metadata = {
@@ -55,7 +56,7 @@ def import_checkpoint(path: Path, folder: Path, *, model_name: str, layer: int |
         "training": opened.metadata,
     }
     # A weights file without its cfg.json is what an import that was killed leaves: not another SAE.
-    if saelens.detect(folder) and not saelens.is_written(sae, folder, metadata):
+    if saelens.detect(Here(folder)) and not saelens.is_written(sae, folder, metadata):
         raise UserError(f"{folder} already holds another SAE than {path}; import into a new folder")
     written = saelens.write(sae, folder, metadata)
     return Imported(folder, written, opened.site.layer, sae.d_sae, sae.d_model, sae.k, sae.normalize, _notes(sae))

@@ -29,6 +29,7 @@ from olmoscope.release.layout import SAE_FILES, check_root
 from olmoscope.release.manifest import MANIFEST, SAERead, read_manifest
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.io import saelens
+from olmoscope.sae.io.place import Here
 from olmoscope.sae.io.saelens import KEYS, architecture_of, fixed, required
 from olmoscope.sae.io.saelens_places import is_transcoder
 from olmoscope.sae.io.saelens_settings import CONFIG, raw_settings
@@ -122,7 +123,7 @@ class _SAECheck:
         self._metadata(config, theirs)
         self._tensors(tensors, config)
         try:
-            ours = self.trained or saelens.read(self.folder).sae
+            ours = self.trained or saelens.read(Here(self.folder)).sae
         except UserError as error:
             self._say("same codes and reconstructions", False, str(error))
             return self.checks

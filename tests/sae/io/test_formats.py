@@ -1,21 +1,42 @@
-"""The list of formats is complete, and each format knows its own; on the hub the files tell which one it is."""
+"""The list of formats is complete, and each is known by what is in its files, whatever they are called."""
 
 import importlib
-import json
 import pkgutil
-import subprocess
-import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+import foreign_files
 import olmoscope.sae.io
 from olmoscope.release.export import export_run
-from olmoscope.sae.io import reference_trainer, run_checkpoint, run_folder, saelens
+from olmoscope.sae.io import (
+    circuit_tracer,
+    clt,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    goodfire,
+    hook_z,
+    llama_scope,
+    llamascopium,
+    openai,
+    qwen_scope,
+    reference_trainer,
+    run_checkpoint,
+    run_folder,
+    saelens,
+    sparsify,
+)
 from olmoscope.sae.io.formats import FORMATS
 from olmoscope.sae.io.open import format_of
+from olmoscope.sae.io.place import Here
 from reference_checkpoint import checkpoint
 from release_runs import RAW, make_out
+
+FOREIGN = Path(__file__).parents[2] / "foreign"
+REPO = "someone/anything"
+"""A name that says nothing: what is in the files tells the format."""
 
 
 @pytest.fixture(scope="module")
@@ -25,8 +46,17 @@ def places(tmp_path_factory):
     run = make_out(folder / "out") / "runs" / RAW
     torch.save(checkpoint(), folder / "trained.pt")
     kept = next((run / "checkpoints").iterdir())
+    made = {
+        gemma_scope: foreign_files.gemma_scope, gemma_scope_2: foreign_files.gemma_scope_2,
+        llama_scope: foreign_files.llama_scope, qwen_scope: foreign_files.qwen_scope, hook_z: foreign_files.hook_z,
+        goodfire: foreign_files.goodfire, circuit_tracer: foreign_files.circuit_tracer, clt: foreign_files.clt,
+        openai: foreign_files.openai}
     return {run_folder: run, run_checkpoint: kept, saelens: export_run(run).folder,
-            reference_trainer: folder / "trained.pt"}
+            reference_trainer: folder / "trained.pt", sparsify: FOREIGN / "sparsify/topk/layers.3",
+            dictionary_learning: FOREIGN / "dictionary_learning/AutoEncoder/trainer_0",
+            llamascopium: FOREIGN / "llamascopium/relu",
+            **{form: folder / form.__name__ / REPO / make(folder / form.__name__, repo=REPO)
+               for form, make in made.items()}}
 
 
 def test_every_module_of_a_format_is_in_the_list():
@@ -39,31 +69,8 @@ def test_every_module_of_a_format_is_in_the_list():
 def test_each_knows_its_own(places):
     assert set(places) == set(FORMATS)
     for form, place in places.items():
-        assert [other for other in FORMATS if other.detect(place)] == [form]
-        assert format_of(place) is form
+        assert format_of(Here(place)) is form
 
 
-def test_a_missing_place_is_of_no_format(tmp_path):
-    assert not any(form.detect(tmp_path / "absent") or form.detect(tmp_path) for form in FORMATS)
-
-
-FETCH = """
-import json, sys
-from olmoscope.errors import UserError
-from olmoscope.sae.io.hub import fetch
-for formats in ([["absent.json"], ["cfg.json", "sae_weights.safetensors"]], [["absent.json"], ["gone.json"]]):
-    try:
-        print(json.dumps(sorted(path.name for path in fetch("someone/sae", "", None, formats).iterdir())))
-    except UserError as error:
-        print(json.dumps(str(error)))
-"""
-
-
-def test_the_first_file_that_is_there_tells_the_format(places, hub_endpoint, tmp_path):
-    hub_endpoint.add("model", "someone/sae", places[saelens])
-    done = subprocess.run([sys.executable, "-c", FETCH], capture_output=True, text=True, timeout=120,
-                          env=hub_endpoint.environment(tmp_path / "hf"))
-    assert done.returncode == 0, done.stderr
-    fetched, refused = map(json.loads, done.stdout.splitlines())
-    assert fetched == ["cfg.json", "sae_weights.safetensors"]
-    assert refused.startswith("cannot have the SAE of hub repository someone/sae: someone/sae has no file absent.json")
+def test_an_empty_folder_is_of_no_format(tmp_path):
+    assert not any(form.detect(Here(tmp_path)) for form in FORMATS)

@@ -67,8 +67,8 @@ def test_from_the_hub(out, hub_endpoint, tmp_path):
     local = open_sae(out / "release" / RAW)
     assert opened == [f"someone/saes:{RAW}", "layers.3", "hub", local.identity, float(local.sae.W_dec.sum())]
     assert len(errors) == 2
-    assert errors[0].startswith("cannot have no/such/sae/ of hub repository someone/saes: ")
-    assert errors[1].startswith("cannot have x/ of hub repository nobody/nothing: ")
+    assert errors[0].startswith("cannot have no/such/sae of hub repository someone/saes: it has no such file ")
+    assert errors[1].startswith("cannot have x of hub repository nobody/nothing: ")
 
 
 def changed(out, tmp_path, **metadata):
@@ -124,9 +124,9 @@ def test_rows_that_training_left_out_are_named(out, tmp_path, metadata, words):
 
 
 def test_what_is_no_sae_is_said_so(out, tmp_path):
-    with pytest.raises(UserError, match="neither a finished run"):
+    with pytest.raises(UserError, match="is of no format that is known: it holds nothing; known are a finished run"):
         open_sae(tmp_path)
-    with pytest.raises(UserError, match="is no folder or file, and no hub id"):
+    with pytest.raises(UserError, match="is no folder or file, no hub id"):
         open_sae("no-such-folder")
     with pytest.raises(UserError, match="holds no finished run"):
         find_saes(str(tmp_path))

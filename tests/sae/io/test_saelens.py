@@ -11,6 +11,8 @@ from olmoscope.release.agreement import code_difference
 from olmoscope.sae import threshold
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io import saelens
+from olmoscope.sae.io.place import Here
+from olmoscope.sae.io.registered import Registered
 from olmoscope.site import Site
 from olmoscope.train.initialize import initialize
 
@@ -48,7 +50,7 @@ def theirs_in(folder, architecture, **settings):
 def assert_agrees(folder, x_BD):
     from sae_lens import SAE
 
-    theirs, ours = SAE.load_from_disk(folder), saelens.read(folder).sae
+    theirs, ours = SAE.load_from_disk(folder), saelens.read(Here(folder)).sae
     with torch.no_grad():
         z_BF = theirs.encode(x_BD)
         xhat_BD = theirs.decode(z_BF)
@@ -75,6 +77,21 @@ def test_agrees_with_saelens(tmp_path, architecture, normalize):
         assert_agrees(folder, rows())
 
 
+@pytest.mark.parametrize("rescale", [True, False])
+def test_latents_of_both_signs_stand_twice(tmp_path, rescale):
+    """AbsTopK: latent F + j is latent j where it fires negatively."""
+    from sae_lens import SAE
+
+    folder = theirs_in(tmp_path, "abstopk", k=7, rescale_acts_by_decoder_norm=rescale)
+    theirs, ours, x_BD = SAE.load_from_disk(folder), saelens.read(Here(folder)).sae, rows()
+    with torch.no_grad():
+        z_BF = theirs.encode(x_BD)
+        codes_BF = ours.encode(x_BD).to_dense()
+        torch.testing.assert_close(codes_BF[:, :F] - codes_BF[:, F:], z_BF.to_dense(), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours.reconstruct(x_BD)[0], theirs.decode(z_BF), rtol=1e-5, atol=1e-5)
+    assert float(z_BF.to_dense().min()) < 0
+
+
 def test_rescaling_by_decoder_norms_is_folded(tmp_path):
     assert_agrees(theirs_in(tmp_path, "topk", k=7, rescale_acts_by_decoder_norm=True), rows())
 
@@ -95,14 +112,14 @@ def test_batch_topk_as_trained_and_as_published(tmp_path, architecture, rescale)
     trained.save_model(tmp_path / "checkpoint")
     trained.save_inference_model(tmp_path / "published")
     assert_agrees(tmp_path / "published", rows())
-    published = saelens.read(tmp_path / "published").sae
-    checkpoint = saelens.read(tmp_path / "checkpoint").sae
+    published = saelens.read(Here(tmp_path / "published")).sae
+    checkpoint = saelens.read(Here(tmp_path / "checkpoint")).sae
     torch.testing.assert_close(checkpoint.reconstruct(rows())[0], published.reconstruct(rows())[0])
 
 
 def test_dense_codes_are_bounded(tmp_path, monkeypatch):
     """Chunks of a few rows give the same codes as all at once."""
-    sae = saelens.read(theirs_in(tmp_path, "jumprelu")).sae
+    sae = saelens.read(Here(theirs_in(tmp_path, "jumprelu"))).sae
     whole = sae.encode(rows())
     monkeypatch.setattr(threshold, "DENSE_AT_ONCE", 5 * F)
     seen = []
@@ -121,7 +138,7 @@ def test_layout_before_version_6(tmp_path):
            "normalize_activations": False, "sae_lens_training_version": None}
     (tmp_path / "cfg.json").write_text(json.dumps(old))
     assert_agrees(tmp_path, rows())
-    read = saelens.read(tmp_path)
+    read = saelens.read(Here(tmp_path))
     assert (read.architecture, read.metadata["hook_name"]) == ("topk", "blocks.3.hook_resid_post")
     assert read.metadata["prepend_bos"] is True
 
@@ -134,7 +151,7 @@ def test_weights_are_rounded_to_the_dtype_that_is_said(tmp_path, architecture, d
 
     theirs_in(tmp_path, architecture, **({"k": 7} if architecture == "topk" else {}))
     change(tmp_path, dtype=dtype)
-    theirs, ours = SAE.load_from_disk(tmp_path).to(torch.float32), saelens.read(tmp_path).sae
+    theirs, ours = SAE.load_from_disk(tmp_path).to(torch.float32), saelens.read(Here(tmp_path)).sae
     assert torch.equal(ours.W_dec, theirs.W_dec) and torch.equal(ours.W_enc.T, theirs.W_enc)
     exact = load_file(tmp_path / "sae_weights.safetensors")["W_dec"]
     assert not torch.equal(ours.W_dec, exact)
@@ -162,7 +179,7 @@ def test_centred_writing_weights(tmp_path, architecture, centred, normalize):
     settings = {"k": 7} if architecture == "topk" else {}
     folder = centring(theirs_in(tmp_path, architecture, apply_b_dec_to_input=centred, normalize_activations=normalize,
                                 **settings), center_writing_weights=True, fold_ln=True)
-    theirs, ours, x_BD = SAE.load_from_disk(folder), saelens.read(folder).sae, rows()
+    theirs, ours, x_BD = SAE.load_from_disk(folder), saelens.read(Here(folder)).sae, rows()
     mean_B1 = x_BD.mean(dim=1, keepdim=True)
     assert float(mean_B1.abs().min()) > 0.1
     with torch.no_grad():
@@ -202,7 +219,7 @@ def test_what_changes_nothing_is_passed_over(tmp_path):
     tensors = load_file(folder / "sae_weights.safetensors")
     save_file(tensors | {"scaling_factor": torch.ones(F)}, folder / "sae_weights.safetensors")
     assert_agrees(folder, rows())
-    read = saelens.read(folder)
+    read = saelens.read(Here(folder))
     assert read.sae.normalize == "none" and read.metadata["model_revision"] == "step1000"
 
 
@@ -225,7 +242,7 @@ def change(folder, **values):
     ({"normalize_activations": "expected_average_only_in"}, "not in the folder"),
     ({"normalize_activations": "covariance_whitening"}, "not in the folder"),
     ({"normalize_activations": "odd"}, "'odd' is unknown"),
-    ({"reshape_activations": "hook_z"}, "attention heads"),
+    ({"reshape_activations": "hook_z"}, "heads of attn.hook_z"),
     ({"d_sae": 95}, "says 24, 95"),
     ({"metadata": {}, "activation_fn": "tanh-relu"}, "'tanh-relu' is not read"),
     ({"metadata": {}, "activation_fn": "topk", "activation_fn_kwargs": {"k": 7, "postact_fn": "identity"}},
@@ -235,7 +252,7 @@ def change(folder, **values):
     ({"input_scale": 0.5}, r"input_scale \(0.5\) is no setting that is known"),
     ({"d_out": 24}, "d_out"),
     ({"architecture": "skip_transcoder"}, "which site the transcoder writes"),
-    ({"architecture": "abstopk"}, "'abstopk' is not one that is read"),
+    ({"architecture": "matching_pursuit"}, "'matching_pursuit' is not one that is read"),
     (meaning(hook_head_index=3), "hook_head_index 3: this SAE is of one attention head"),
     ({"hook_head_index": 3}, "hook_head_index 3"),
     (meaning(model_class_name="HookedMamba"), "model_class_name 'HookedMamba'"),
@@ -248,7 +265,7 @@ def test_what_cannot_be_read_is_refused(tmp_path, values, message):
     theirs_in(tmp_path, "topk", k=7)
     change(tmp_path, **values)
     with pytest.raises(UserError, match=message) as refusal:
-        saelens.read(tmp_path)
+        saelens.read(Here(tmp_path))
     assert str(tmp_path) in str(refusal.value) and "cfg.json" in str(refusal.value)
     assert "\n" not in str(refusal.value)
 
@@ -268,19 +285,19 @@ def test_damaged_folders_are_refused(tmp_path):
                              ({"b_enc": torch.full((F,), torch.nan)}, "b_enc holds NaN")):
         saved(**changes)
         with pytest.raises(UserError, match=message):
-            saelens.read(tmp_path)
+            saelens.read(Here(tmp_path))
     (tmp_path / "sae_weights.safetensors").write_bytes(b"no tensors")
     with pytest.raises(UserError, match="is damaged"):
-        saelens.read(tmp_path)
+        saelens.read(Here(tmp_path))
     (tmp_path / "sae_weights.safetensors").unlink()
     with pytest.raises(UserError, match=r"sae_weights.safetensors is missing"):
-        saelens.read(tmp_path)
+        saelens.read(Here(tmp_path))
     (tmp_path / "cfg.json").write_text("{")
     with pytest.raises(UserError, match="not JSON"):
-        saelens.read(tmp_path)
+        saelens.read(Here(tmp_path))
     (tmp_path / "cfg.json").unlink()
     with pytest.raises(UserError, match=r"cfg.json is missing"):
-        saelens.read(tmp_path)
+        saelens.read(Here(tmp_path))
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -293,7 +310,7 @@ def test_what_is_written_is_read_bit_by_bit(tmp_path, kind, normalize, tied):
         sae = threshold.JumpReLU(sae.W_enc, sae.W_dec, sae.b_in, normalize, sae.b_latent, torch.rand(F))
     metadata = METADATA | {"hf_hook_name": "model.layers.3", "prepend_bos": True}
     assert saelens.write(sae, tmp_path / "sae", metadata) and not saelens.write(sae, tmp_path / "sae", metadata)
-    opened = saelens.read(tmp_path / "sae")
+    opened = saelens.read(Here(tmp_path / "sae"))
     assert type(opened.sae) is type(sae)
     for name, value in vars(sae).items():
         found, wanted = getattr(opened.sae, name), (Site(3),) if name in ("reads", "writes") else value
@@ -304,7 +321,65 @@ def test_what_is_written_is_read_bit_by_bit(tmp_path, kind, normalize, tied):
 
 def test_what_saelens_cannot_compute_is_not_written(tmp_path):
     fresh = initialize(D, F, 6, "none", torch.zeros(D), seed=0)
-    for sae in (GroupMax(**vars(fresh)), saelens.read(theirs_in(tmp_path / "gated", "gated")).sae):
+    for sae in (GroupMax(**vars(fresh)), saelens.read(Here(theirs_in(tmp_path / "gated", "gated"))).sae):
         with pytest.raises(UserError, match="SAE is not written in SAELens' format"):
             saelens.write(sae, tmp_path / "sae", METADATA | {"hf_hook_name": None, "prepend_bos": True})
     assert not (tmp_path / "sae").exists()
+
+
+def test_the_scale_of_the_registry_is_folded(tmp_path):
+    """`expected_average_only_in` as SAELens itself folds it; without the figure it is refused."""
+    from sae_lens import SAE
+
+    for kind in ("standard", "jumprelu", "gated"):
+        for centred in (True, False):
+            folder = theirs_in(tmp_path / kind / str(centred), kind, apply_b_dec_to_input=centred,
+                               normalize_activations="expected_average_only_in")
+            place = Here(folder)
+            with pytest.raises(UserError, match="open it as saelens:RELEASE/ID"):
+                saelens.read(place)
+            place.registered = Registered("release", "id", "some/repo", "", "tiny", None, scale=0.25)
+            theirs, x_BD = SAE.load_from_disk(folder), 4 * rows()
+            theirs.fold_activation_norm_scaling_factor(0.25)
+            ours = saelens.read(place).sae
+            with torch.no_grad():
+                z_BF = theirs.encode(x_BD)
+                torch.testing.assert_close(ours.encode(x_BD).to_dense(), z_BF, rtol=1e-5, atol=1e-5)
+                torch.testing.assert_close(ours.reconstruct(x_BD)[0], theirs.decode(z_BF), rtol=1e-5, atol=1e-4)
+            assert saelens.look(place).scale == 0.25
+
+
+def test_heads_side_by_side(tmp_path):
+    """hook_z: SAELens flattens [.., heads, width] to what layers.L.attn.z is."""
+    from sae_lens.registry import get_sae_class
+    from sae_lens.saes.sae import SAEMetadata
+
+    sae_class, config_class = get_sae_class("standard")
+    config = config_class(d_in=D, d_sae=F, reshape_activations="hook_z",
+                          metadata=SAEMetadata(model_name="tiny", hook_name="blocks.3.attn.hook_z"))
+    theirs = random_parameters(sae_class(config))
+    theirs.save_model(tmp_path)
+    opened, x_BD = saelens.read(Here(tmp_path)), rows()
+    assert opened.site == Site(3, "attn.z")
+    with torch.no_grad():
+        z_BF = theirs.encode(x_BD.view(ROWS, 4, D // 4))
+        torch.testing.assert_close(opened.sae.encode(x_BD).to_dense(), z_BF, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(opened.sae.reconstruct(x_BD)[0], theirs.decode(z_BF).view(ROWS, D), rtol=1e-5,
+                                   atol=1e-5)
+
+
+@pytest.mark.parametrize(("architecture", "settings"), [
+    ("topk", {"k": 7}), ("abstopk", {"k": 7}), ("standard", {}), ("jumprelu", {}), ("gated", {}),
+    ("topk", {"k": 7, "rescale_acts_by_decoder_norm": True, "apply_b_dec_to_input": False}),
+    ("jumprelu", {"normalize_activations": "layer_norm"})])
+def test_what_is_looked_at_is_what_is_read(tmp_path, architecture, settings):
+    place = Here(theirs_in(tmp_path, architecture, **settings))
+    reading, opened = saelens.look(place), saelens.read(place)
+    sae = opened.sae
+    assert (reading.d_in, reading.d_sae, reading.k) == (sae.d_in, sae.d_sae, getattr(sae, "k", None))
+    assert (reading.reads, reading.normalize, reading.model_name) == (sae.reads, sae.normalize, "tiny")
+    assert reading.centred == settings.get("apply_b_dec_to_input", True) == (sae.b_in is sae.b_out)
+    assert ("folded into the encoder" in " ".join(reading.notes)) == ("rescale_acts_by_decoder_norm" in settings)
+    change(tmp_path, d_sae=95)
+    with pytest.raises(UserError, match="says 24, 95"):
+        saelens.look(place)

@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 from olmoscope.errors import UserError
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io import saelens
+from olmoscope.sae.io.place import Here
 from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
@@ -71,7 +72,7 @@ def both(folder, x_BD):
     """Codes and outputs of the real SAELens, and ours, dense."""
     from sae_lens import SAE
 
-    theirs, ours = SAE.load_from_disk(folder), saelens.read(folder).sae
+    theirs, ours = SAE.load_from_disk(folder), saelens.read(Here(folder)).sae
     with torch.no_grad():
         z_BF, y_BD = theirs.encode(x_BD), theirs(x_BD)
     found_BD, codes = ours.reconstruct(x_BD)
@@ -92,7 +93,7 @@ def assert_equal(theirs, ours):
 def test_agrees_with_saelens(tmp_path, architecture, normalize):
     folder = theirs_in(tmp_path, architecture, normalize_activations=normalize)
     assert_equal(*both(folder, rows()))
-    opened = saelens.read(folder)
+    opened = saelens.read(Here(folder))
     assert (opened.reads, opened.writes, opened.site) == ((READS,), (WRITES,), WRITES)
     assert opened.architecture == architecture and opened.sae.transcoder
     tensors = load_file(folder / "sae_weights.safetensors")
@@ -106,7 +107,7 @@ def test_agrees_with_saelens(tmp_path, architecture, normalize):
 
 def test_a_row_of_zeros_gets_what_the_biases_say(tmp_path):
     theirs_in(tmp_path, "skip_transcoder")
-    sae = saelens.read(tmp_path).sae
+    sae = saelens.read(Here(tmp_path)).sae
     y_BD, codes = sae.reconstruct(torch.zeros(1, D_IN))
     z_F = sae.b_latent.relu()
     torch.testing.assert_close(codes.to_dense()[0], z_F)
@@ -122,12 +123,12 @@ def test_an_sae_that_writes_elsewhere_is_a_transcoder(tmp_path, architecture, ce
     folder = theirs_in(tmp_path, architecture, apply_b_dec_to_input=centred, **settings)
     theirs, ours = both(folder, x_BD)
     torch.testing.assert_close(ours[1], theirs[1], rtol=1e-4, atol=1e-3)
-    opened = saelens.read(folder)
+    opened = saelens.read(Here(folder))
     assert opened.sae.transcoder and (opened.reads, opened.writes) == ((READS,), (WRITES,))
     assert bool(opened.sae.b_in.any()) == centred
     change(folder, normalize_activations="layer_norm")
     with pytest.raises(UserError, match="normalize_activations 'layer_norm': SAELens undoes it"):
-        saelens.read(folder)
+        saelens.read(Here(folder))
 
 
 def made(kind, skip, d_out=D_OUT, normalize="none", b_in=True):
@@ -163,7 +164,7 @@ def test_what_is_written_is_what_saelens_computes(tmp_path, kind, skip, normaliz
         torch.testing.assert_close(theirs.encode(x_BD), codes.to_dense(), rtol=1e-4, atol=1e-3)
         torch.testing.assert_close(theirs(x_BD), y_BD, rtol=1e-4, atol=1e-3)
     assert_equal(*both(tmp_path, x_BD))
-    opened = saelens.read(tmp_path)
+    opened = saelens.read(Here(tmp_path))
     assert (opened.reads, opened.writes) == ((READS,), (WRITES,))
 
 
@@ -171,7 +172,7 @@ def test_what_is_written_is_what_saelens_computes(tmp_path, kind, skip, normaliz
 def test_what_is_written_is_read_bit_by_bit(tmp_path, kind, skip):
     sae = made(kind, skip, b_in=False)
     saelens.write(sae, tmp_path, METADATA)
-    found = saelens.read(tmp_path).sae
+    found = saelens.read(Here(tmp_path)).sae
     for name, tensor in sae.state_dict().items():
         assert torch.equal(found.state_dict()[name], tensor)
     assert not saelens.write(found, tmp_path, METADATA)
@@ -190,7 +191,7 @@ def test_the_k_largest_between_rows_of_one_width(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(theirs.encode(x_BD), codes.to_dense(), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(theirs(x_BD), y_BD, rtol=1e-4, atol=1e-3)
-    opened = saelens.read(tmp_path)
+    opened = saelens.read(Here(tmp_path))
     assert isinstance(opened.sae, TopK) and (opened.reads, opened.writes) == ((READS,), (WRITES,))
     torch.testing.assert_close(opened.sae.reconstruct(x_BD)[0], y_BD, rtol=1e-4, atol=1e-3)
 
@@ -231,7 +232,7 @@ def test_what_is_not_understood_is_refused(tmp_path, values, saying):
     theirs_in(tmp_path, "jumprelu_skip_transcoder")
     change(tmp_path, **values)
     with pytest.raises(UserError, match=saying) as refusal:
-        saelens.read(tmp_path)
+        saelens.read(Here(tmp_path))
     assert "\n" not in str(refusal.value) and str(tmp_path) in str(refusal.value)
 
 
@@ -245,28 +246,28 @@ def test_tensors_of_another_kind_are_refused(tmp_path):
                             ({"b_dec": torch.zeros(D_IN)}, r"b_dec has shape \[24\], not \[18\]")):
         save_file(tensors | changes, tmp_path / "sae_weights.safetensors")
         with pytest.raises(UserError, match=saying):
-            saelens.read(tmp_path)
+            saelens.read(Here(tmp_path))
     del tensors["W_skip"]
     save_file(tensors, tmp_path / "sae_weights.safetensors")
     with pytest.raises(UserError, match="a skip_transcoder SAE has"):
-        saelens.read(tmp_path)
+        saelens.read(Here(tmp_path))
 
 
 def test_a_site_stands_in_for_what_is_written(tmp_path):
     theirs_in(tmp_path, "transcoder")
     change(tmp_path, metadata={"hook_name_out": ..., "hf_hook_name_out": ...})
-    assert saelens.read(tmp_path, Site(4, "mlp.out")).writes == (Site(4, "mlp.out"),)
+    assert saelens.read(Here(tmp_path), Site(4, "mlp.out")).writes == (Site(4, "mlp.out"),)
     change(tmp_path, metadata={"hook_name_out": "blocks.3.hook_mlp_out"})
-    assert saelens.read(tmp_path, WRITES).site == WRITES
+    assert saelens.read(Here(tmp_path), WRITES).site == WRITES
     with pytest.raises(UserError, match=r"--site layers.3.mlp.in: .* says that this SAE writes layers.3.mlp.out"):
-        saelens.read(tmp_path, READS)
+        saelens.read(Here(tmp_path), READS)
 
 
 def test_older_names_have_the_layer_beside_them(tmp_path):
     theirs_in(tmp_path, "transcoder")
     change(tmp_path, metadata={"hook_name": "blocks.{layer}.hook_resid_mid", "hook_layer": 2,
                                "hook_name_out": "blocks.{layer}.hook_mlp_out", "hook_layer_out": 5})
-    opened = saelens.read(tmp_path)
+    opened = saelens.read(Here(tmp_path))
     assert (opened.reads, opened.writes) == ((Site(2, "mid"),), (Site(5, "mlp.out"),))
 
 
@@ -281,7 +282,7 @@ def test_every_site_has_names_that_lead_back(tmp_path, site):
     assert set(hook_names("model.layers", site, module, out=True)) == {f"{key}_out" for key in names}
     theirs_in(tmp_path, "standard", apply_b_dec_to_input=True)
     change(tmp_path, metadata=hook_names("model.layers", site) | {"hook_name_out": ..., "hf_hook_name_out": ...})
-    assert saelens.read(tmp_path).site == site
+    assert saelens.read(Here(tmp_path)).site == site
 
 
 def test_a_layers_own_names(tmp_path):
@@ -290,4 +291,4 @@ def test_a_layers_own_names(tmp_path):
     theirs_in(tmp_path, "standard", apply_b_dec_to_input=True)
     for name, site in (("model.layers.3.output", Site(3)), ("model.layers.3.input", Site(2)), ("h.0.input", EMBED)):
         change(tmp_path, metadata={"hook_name": ..., "hf_hook_name": name, "hook_name_out": ...})
-        assert saelens.read(tmp_path).site == site
+        assert saelens.read(Here(tmp_path)).site == site

@@ -1,10 +1,28 @@
 """The formats in which an SAE is opened. To add one: a module like those imported here, and its name in `FORMATS`."""
 
-from pathlib import Path
 from typing import Protocol
 
-from olmoscope.sae.io import reference_trainer, run_checkpoint, run_folder, saelens
+from olmoscope.sae.io import (
+    circuit_tracer,
+    clt,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    goodfire,
+    hook_z,
+    llama_scope,
+    llamascopium,
+    openai,
+    qwen_scope,
+    reference_trainer,
+    run_checkpoint,
+    run_folder,
+    saelens,
+    sparsify,
+)
 from olmoscope.sae.io.opened import Opened
+from olmoscope.sae.io.place import Place
+from olmoscope.sae.io.reading import Reading
 from olmoscope.site import Site
 
 
@@ -21,27 +39,32 @@ class Format(Protocol):
 
     @property
     def SEARCH(self) -> str | None:
-        """A pattern of such files below a folder of many SAEs; each lies in the folder of its SAE. None: not searched
-        for."""
+        """A pattern of such files below a folder of many SAEs: each lies in the folder of its SAE, or (a pattern that
+        begins with `=`) is one. None: not searched for."""
 
-    @property
-    def HUB_FILES(self) -> tuple[str, ...]:
-        """The files of such a folder on the hub, the first of which tells the format; none: not fetched from there."""
-
-    def detect(self, path: Path) -> bool:
+    def detect(self, place: Place) -> bool:
         """Whether a folder or file is of this format, by what is in it; damaged ones are, so that `read` says why."""
 
-    def read(self, path: Path, site: Site | None = None) -> Opened:
-        """Read an SAE.
+    def look(self, place: Place, site: Site | None = None) -> Reading:
+        """How an SAE will be read, from its settings and the headers of its files.
 
         Args:
-            path: what `detect` takes.
+            place: what `detect` takes.
             site: what it reads, for an SAE that does not say it.
 
         Raises:
             UserError: missing or damaged files, an SAE of a kind that is not read, or of another site than `site`.
         """
 
+    def read(self, place: Place, site: Site | None = None) -> Opened:
+        """Read an SAE.
 
-FORMATS: tuple[Format, ...] = (run_folder, run_checkpoint, saelens, reference_trainer)
+        Raises:
+            UserError: as `look`; tensors that are damaged, or hold NaN; a site that nothing says.
+        """
+
+
+FORMATS: tuple[Format, ...] = (
+    run_folder, run_checkpoint, sparsify, saelens, llamascopium, llama_scope, dictionary_learning, gemma_scope,
+    gemma_scope_2, clt, circuit_tracer, openai, hook_z, qwen_scope, goodfire, reference_trainer)
 """In the order in which they are asked."""

@@ -20,6 +20,8 @@ from torch import Tensor
 from olmoscope.errors import UserError
 from olmoscope.files import sha256
 from olmoscope.sae.io.opened import Opened
+from olmoscope.sae.io.place import Place
+from olmoscope.sae.io.reading import Reading
 from olmoscope.sae.io.torch_file import is_torch_file, load_torch_file
 from olmoscope.sae.normalize import Normalize
 from olmoscope.sae.topk import TopK
@@ -28,7 +30,6 @@ from olmoscope.site import Site
 NAME = "a checkpoint of the reference trainer"
 MARK = "a torch file"
 SEARCH: str | None = None
-HUB_FILES: tuple[str, ...] = ()
 
 STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
 """Buffers that the trainer keeps for itself."""
@@ -46,12 +47,28 @@ SETTINGS = ("batch_size", "lr", "mean_loss", "epoch", "step", "seed")
 """Numbers beside the model that are kept in the metadata where they are there."""
 
 
-def detect(path: Path) -> bool:
-    """Whether it is a torch file. That it is another program's, `read` says by the keys that it lacks."""
-    return is_torch_file(path)
+def detect(place: Place) -> bool:
+    """Whether it is a torch file that holds a `model`, as the trainer saves it."""
+    if place.file is None or not is_torch_file(place.open(place.file)):
+        return False
+    header = place.header(place.file)
+    return "model" in header.values or not header.shapes
 
 
-def read(path: Path, site: Site | None = None) -> Opened:
+def look(place: Place, site: Site | None = None) -> Reading:
+    """How the SAE of a checkpoint is read. Its numbers decide, so it is loaded.
+
+    Raises:
+        UserError: see `read`.
+    """
+    found = read(place, site)
+    sae = found.sae
+    assert isinstance(sae, TopK)
+    return Reading(NAME, "topk", sae.d_in, sae.d_out, sae.d_sae, (str(place.file),), sae.reads, sae.writes, k=sae.k,
+                   normalize=sae.normalize, dtype=found.dtype, metadata=found.metadata, notes=("it is tied",))
+
+
+def read(place: Place, site: Site | None = None) -> Opened:
     """Read the SAE of a checkpoint.
 
     Args:
@@ -61,6 +78,9 @@ def read(path: Path, site: Site | None = None) -> Opened:
         UserError: missing, damaged or executable file, another kind of SAE, parts that disagree, weights that are not
             finite, or another site than `site`.
     """
+    if place.file is None:
+        raise UserError(f"{place.where()} is a folder; name the checkpoint file in it")
+    path = place.fetch(place.file)
     tree = load_torch_file(path)
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds a {type(tree).__name__}, not the mapping with `model` that the trainer saves")

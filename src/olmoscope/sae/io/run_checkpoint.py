@@ -4,25 +4,38 @@
 """
 
 from dataclasses import replace
-from pathlib import Path
 
 from olmoscope.sae.io.checkpoint import step_of
 from olmoscope.sae.io.opened import Opened
-from olmoscope.sae.io.run_folder import opened, read_run_folder
+from olmoscope.sae.io.place import Here, Place
+from olmoscope.sae.io.reading import Reading
+from olmoscope.sae.io.run_folder import opened, read_run_folder, reading
 from olmoscope.site import Site
 
 NAME = "a checkpoint of a run"
 MARK = "checkpoints/step-N.safetensors"
 SEARCH: str | None = None
-HUB_FILES: tuple[str, ...] = ()
 
 
-def detect(path: Path) -> bool:
-    """Whether it is a file that is called as a checkpoint is."""
-    return path.is_file() and path.parent.name == "checkpoints" and path.suffix == ".safetensors"
+def detect(place: Place) -> bool:
+    """Whether it is a file on this machine that is called as a checkpoint is."""
+    return (isinstance(place, Here) and place.path.is_file() and place.folder.name == "checkpoints"
+            and place.path.suffix == ".safetensors")
 
 
-def read(path: Path, site: Site | None = None) -> Opened:
+def look(place: Place, site: Site | None = None) -> Reading:
+    """How the SAE of a checkpoint is read.
+
+    Raises:
+        UserError: see `read`.
+    """
+    assert isinstance(place, Here)
+    step_of(place.path)
+    of_run = reading(read_run_folder(place.path.parents[1]), site, place.path)
+    return replace(of_run, format=NAME, files=(f"../{of_run.files[0]}", *(f"../{name}" for name in of_run.files[1:])))
+
+
+def read(place: Place, site: Site | None = None) -> Opened:
     """Read the SAE of a checkpoint. It is called `RUN@STEP`.
 
     Args:
@@ -31,6 +44,8 @@ def read(path: Path, site: Site | None = None) -> Opened:
     Raises:
         UserError: the run is not finished, or see `run_folder.read`.
     """
+    assert isinstance(place, Here)
+    path = place.path
     step = step_of(path)
     of_run = opened(read_run_folder(path.parents[1]), site, path)
     return replace(of_run, name=f"{of_run.name}@{step}", identity=f"{of_run.identity}@{step}", step=step)

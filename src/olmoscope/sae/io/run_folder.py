@@ -20,7 +20,10 @@ from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import CoderConfig, Recipe, SiteName
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.checkpoint import read_checkpoint
+from olmoscope.sae.io.headers import read_header
 from olmoscope.sae.io.opened import Opened
+from olmoscope.sae.io.place import Here, Place
+from olmoscope.sae.io.reading import Reading, Rule
 from olmoscope.sae.io.saelens_places import refuse_other_site
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
@@ -29,7 +32,9 @@ from olmoscope.site import Site, SiteModule, module_by_layer
 NAME = "a finished run"
 MARK = "done.json"
 SEARCH: str | None = f"runs/**/{MARK}"
-HUB_FILES: tuple[str, ...] = ()
+
+_RULES: dict[str, Rule] = {"topk": "topk", "groupmax": "groupmax"}
+"""Of those that are no thresholds once trained."""
 
 
 class _Read(BaseModel):
@@ -131,12 +136,22 @@ class RunFolder:
         return sae.at(wanted.reads, wanted.writes)
 
 
-def detect(path: Path) -> bool:
-    """Whether there is a done.json: training writes it last."""
-    return (path / MARK).is_file()
+def detect(place: Place) -> bool:
+    """Whether there is a done.json, on this machine: training writes it last."""
+    return isinstance(place, Here) and place.file is None and place.has(MARK)
 
 
-def read(path: Path, site: Site | None = None) -> Opened:
+def look(place: Place, site: Site | None = None) -> Reading:
+    """How the SAE of a run folder is read.
+
+    Raises:
+        UserError: see `read`.
+    """
+    assert isinstance(place, Here)
+    return reading(read_run_folder(place.path), site)
+
+
+def read(place: Place, site: Site | None = None) -> Opened:
     """Read the SAE of a run folder.
 
     Args:
@@ -145,7 +160,32 @@ def read(path: Path, site: Site | None = None) -> Opened:
     Raises:
         UserError: see `read_run_folder` and `RunFolder.load`; another site.
     """
-    return opened(read_run_folder(path), site)
+    assert isinstance(place, Here)
+    return opened(read_run_folder(place.path), site)
+
+
+def reading(run: RunFolder, site: Site | None, checkpoint: Path | None = None) -> Reading:
+    """How the SAE of a run is read, as it ended or at an earlier checkpoint.
+
+    Raises:
+        UserError: damaged checkpoint; another site than `site`.
+    """
+    refuse_other_site(run.folder, site, run.sae.site)
+    sae, store, path = run.sae, run.done.store, checkpoint or run.checkpoint
+    try:
+        with path.open("rb") as file:
+            header = read_header(file, str(path))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing") from error
+    sinks = header.shapes.get("sinks.gain_S", (0,))[0]
+    writes = sae.writes or sae.reads
+    return Reading(
+        NAME, _RULES.get(sae.activation, "jumprelu"), sum(map(store.width, sae.reads)), sum(map(store.width, writes)),
+        sae.d_sae + sinks, (str(path.relative_to(run.folder)), MARK, "recipe.yaml"), tuple(sae.reads), tuple(writes),
+        store.model.name, store.model.revision, sae.k if sae.activation in _RULES else None,
+        transcoder=sae.writes is not None, normalize=sae.normalize, skip=sae.skip,
+        bos="yes" if run.recipe.tokens.bos == "yes" else "no", context_size=_longest(run.recipe),
+        notes=(f"its first {sinks} latents are of attention sinks, and were not trained",) if sinks else ())
 
 
 def opened(run: RunFolder, site: Site | None, checkpoint: Path | None = None) -> Opened:
@@ -160,8 +200,13 @@ def opened(run: RunFolder, site: Site | None, checkpoint: Path | None = None) ->
     return Opened(sae, run.sae.id, model.name, model.revision,
                   "jumprelu" if isinstance(sae, JumpReLU) else run.sae.activation, path, "run", run.done.run_hash,
                   bos="yes" if tokens.bos == "yes" else "no",
-                  context_size=max(high for _, high in tokens.chunk_lengths), dtype=sae.W_dec.dtype, metadata={},
+                  context_size=_longest(run.recipe), dtype=sae.W_dec.dtype, metadata={},
                   model_architecture=model.architecture, model_layers=model.num_layers)
+
+
+def _longest(recipe: Recipe) -> int:
+    """Tokens of the longest sequences."""
+    return max(high for _, high in recipe.tokens.chunk_lengths)
 
 
 def read_run_folder(folder: Path) -> RunFolder:

@@ -19,6 +19,7 @@ Shapes: D d_model, D_out width written, F latents. Source: SAELens 6.54.12, `sae
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,28 @@ from olmoscope.files import atomic_path, sha256, write_json
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.opened import Opened
+from olmoscope.sae.io.place import Here, Place
+from olmoscope.sae.io.reading import Reading, Rule
 from olmoscope.sae.io.saelens_places import begins_with_bos, ends, is_transcoder, unread
-from olmoscope.sae.io.saelens_settings import CONFIG, raw_settings, read_settings, row_normalisation, weights_dtype
-from olmoscope.sae.io.saelens_tensors import KINDS, WEIGHTS, raw_tensors, read_coder, tensors_of
+from olmoscope.sae.io.saelens_settings import (
+    CONFIG,
+    raw_settings,
+    read_settings,
+    row_normalisation,
+    row_scale,
+    weights_dtype,
+)
+from olmoscope.sae.io.saelens_tensors import (
+    KINDS,
+    WEIGHTS,
+    check_tensors,
+    is_centred,
+    raw_tensors,
+    read_coder,
+    rescales,
+    tensors_of,
+)
+from olmoscope.sae.normalize import Normalize
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
@@ -41,13 +61,13 @@ from olmoscope.site import Site
 NAME = "an SAE in SAELens' format"
 MARK = CONFIG
 SEARCH: str | None = f"**/{CONFIG}"
-HUB_FILES: tuple[str, ...] = (CONFIG, WEIGHTS)
 
 VERSION = "6.54.12"
 """The version of SAELens whose format this is."""
 
 FIXED = {"dtype": "float32", "apply_b_dec_to_input": True, "reshape_activations": "none"}
-"""Settings that are the same for every SAE that is written; a transcoder's `b_dec` is not of the rows that it reads."""
+"""Settings that are the same for every SAE of ours that is written; a transcoder's `b_dec` is not of the rows that it
+reads."""
 
 _KEYS = (*FIXED, "architecture", "d_in", "d_sae", "normalize_activations", "device", "metadata")
 _TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
@@ -63,9 +83,9 @@ METADATA_OUT = ("hook_name_out", "hf_hook_name_out")
 """The same of what a transcoder writes."""
 
 
-def fixed(transcoder: bool) -> dict[str, Any]:
-    """The settings that are the same for all SAEs, or for all transcoders."""
-    return FIXED | {"apply_b_dec_to_input": not transcoder}
+def fixed(uncentred: bool) -> dict[str, Any]:
+    """The settings that are the same for all SAEs, or for all transcoders and the SAEs that subtract nothing."""
+    return FIXED | {"apply_b_dec_to_input": not uncentred}
 
 
 def architecture_of(sae: SparseCoder) -> str:
@@ -91,12 +111,72 @@ def architecture_of(sae: SparseCoder) -> str:
     return "topk"
 
 
-def detect(path: Path) -> bool:
+def detect(place: Place) -> bool:
     """Whether there is a cfg.json, which says the rest."""
-    return (path / CONFIG).is_file()
+    return place.file is None and place.has(CONFIG)
 
 
-def read(path: Path, site: Site | None = None) -> Opened:
+@dataclass(frozen=True)
+class _Told:
+    """What cfg.json says, as far as it is needed to read the tensors."""
+
+    config: dict[str, Any]
+    metadata: dict[str, Any]
+    transcoder: bool
+    ends: tuple[Site, Site]
+    normalize: Normalize
+    scale: float
+
+
+def _told(place: Place, site: Site | None) -> _Told:
+    """Read cfg.json.
+
+    Raises:
+        UserError: see `read`.
+    """
+    path = (place.folder / CONFIG if isinstance(place, Here) else place.fetch(CONFIG)).parent
+    registered = place.registered
+    config, metadata = read_settings(path, registered.overrides if registered else None)
+    architecture = config["architecture"]
+    if architecture not in KINDS:
+        raise UserError(f"{path / CONFIG}: architecture {architecture!r} is not one that is read; those are "
+                        f"{', '.join(KINDS)}")
+    transcoder = is_transcoder(architecture, metadata)
+    reads, writes = ends(metadata, transcoder, site, path / CONFIG)
+    return _Told(config, metadata, transcoder, (reads, writes),
+                 row_normalisation(config, metadata, path / CONFIG, reads, transcoder),
+                 row_scale(config, path / CONFIG, registered))
+
+
+def look(place: Place, site: Site | None = None) -> Reading:
+    """How the SAE of a folder is read.
+
+    Raises:
+        UserError: see `read`.
+    """
+    told = _told(place, site)
+    config, metadata, architecture = told.config, told.metadata, told.config["architecture"]
+    there = {name.replace("log_threshold", "threshold"): shape
+             for name, shape in place.header(WEIGHTS).shapes.items() if name != "scaling_factor"}
+    check_tensors(place.where(WEIGHTS), there, config)
+    d_in, d_sae = config["d_in"], config["d_sae"]
+    rule: Rule = {"topk": "topk", "abstopk": "abstopk", "gated": "gated"}.get(  # type: ignore[assignment]
+        architecture, "jumprelu" if architecture.startswith(("jumprelu", "batch", "matryoshka")) else "relu")
+    rescaled = ("latents are compared by their decoder row's length times p: it is folded into the encoder, and the "
+                "decoder has unit rows",) if rescales(config) else ()
+    twice = ("each latent stands here twice, for either sign",) if architecture == "abstopk" else ()
+    context = metadata.get("context_size")
+    return Reading(
+        NAME, rule, d_in, config.get("d_out") or d_in, d_sae * (2 if twice else 1), (WEIGHTS, CONFIG), told.ends[:1],
+        told.ends[1:], metadata.get("model_name"), metadata.get("model_revision"),
+        config.get("k") if architecture.removeprefix("abs") == "topk" else None, told.transcoder,
+        bool(config.get("apply_b_dec_to_input", True)), told.normalize, told.scale, told.scale, rescales(config),
+        "skip" in architecture, begins_with_bos(metadata, Path(place.where(CONFIG))),
+        context if isinstance(context, int) else None, weights_dtype(config, Path(place.where(CONFIG))),
+        rescaled + twice, metadata=metadata, unread=unread(metadata))
+
+
+def read(place: Place, site: Site | None = None) -> Opened:
     """Read the SAE of a folder.
 
     Args:
@@ -106,18 +186,14 @@ def read(path: Path, site: Site | None = None) -> Opened:
         UserError: missing or damaged files, an SAE of a kind that is not read, of a site that is not known, or of
             another site than `site`.
     """
-    config, metadata = read_settings(path)
-    architecture = config["architecture"]
-    if architecture not in KINDS:
-        raise UserError(f"{path / CONFIG}: architecture {architecture!r} is not one that is read; those are "
-                        f"{', '.join(KINDS)}")
-    transcoder = is_transcoder(architecture, metadata)
-    reads, writes = ends(metadata, transcoder, site, path / CONFIG)
-    normalize = row_normalisation(config, metadata, path / CONFIG, reads, transcoder)
-    sae = read_coder(path, config, normalize, transcoder).at([reads], [writes])
+    told = _told(place, site)
+    config, metadata = told.config, told.metadata
+    path = place.folder if isinstance(place, Here) else place.fetch(WEIGHTS).parent
+    sae = read_coder(path, config, told.normalize, told.transcoder, told.scale).at(told.ends[:1], told.ends[1:])
     context = metadata.get("context_size")
     return Opened(
-        sae, path.resolve().name, metadata.get("model_name"), metadata.get("model_revision"), architecture, path,
+        sae, path.resolve().name, metadata.get("model_name"), metadata.get("model_revision"), config["architecture"],
+        path,
         "folder", f"sha256:{sha256(path / WEIGHTS)[:32]}-{sha256(path / CONFIG)[:8]}",
         bos=begins_with_bos(metadata, path / CONFIG), context_size=context if isinstance(context, int) else None,
         dtype=weights_dtype(config, path / CONFIG), metadata=metadata, unread=unread(metadata))
@@ -189,7 +265,7 @@ def _config_of(sae: TopK | JumpReLU, metadata: Mapping[str, Any]) -> dict[str, A
     width = {"d_out": sae.d_out} if architecture in _TRANSCODERS else {}
     return {
         "architecture": architecture,
-        **fixed(sae.transcoder),
+        **fixed(not is_centred(sae)),
         "d_in": sae.d_in,
         **width,
         "d_sae": sae.d_sae,

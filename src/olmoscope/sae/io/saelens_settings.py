@@ -15,6 +15,7 @@ import torch
 
 from olmoscope.errors import UserError
 from olmoscope.model_errors import damage
+from olmoscope.sae.io.registered import Registered
 from olmoscope.sae.normalize import Normalize
 from olmoscope.site import Site
 
@@ -51,6 +52,9 @@ _TRAINING = {"decoder_init_norm", "use_sparse_activations", "aux_loss_coefficien
              "exclude_special_tokens", "n_batches_for_norm_estimate", "neuronpedia_id"}
 """Settings of a training run, which do not change what the trained SAE computes."""
 
+_METADATA = {"model_name", "hook_name", "dataset_path", "model_from_pretrained_kwargs", "neuronpedia_id"}
+"""Settings of the registry that are metadata since version 6."""
+
 _HARMLESS_LOADING = {"fold_ln", "fold_value_biases", "center_unembed", "refactor_factored_attn_matrices", "device",
                      "device_map", "n_devices", "move_to_device", "dtype", "torch_dtype", "trust_remote_code",
                      "cache_dir", "token", "local_files_only", "attn_implementation", "low_cpu_mem_usage",
@@ -73,8 +77,11 @@ def raw_settings(folder: Path) -> Any:
     return json.loads((folder / CONFIG).read_text(encoding="utf-8"))
 
 
-def read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_settings(folder: Path, overrides: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
     """The settings in version 6's terms, and the metadata; what stands there and is not understood is refused.
+
+    Args:
+        overrides: settings that SAELens' registry puts in place of those of the file.
 
     Raises:
         UserError: missing or damaged, or it changes the SAE's meaning in a way that is not known here.
@@ -89,6 +96,8 @@ def read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     metadata = config.get("metadata") or {} if isinstance(config, dict) else None
     if not isinstance(metadata, dict):
         raise UserError(f"{path} is damaged: it holds no mapping")
+    config |= {key: value for key, value in (overrides or {}).items() if key not in _METADATA}
+    metadata |= {key: value for key, value in (overrides or {}).items() if key in _METADATA}
     version = config.get("sae_lens_version") or metadata.get("sae_lens_version")
     if re.match(r"\d+", str(version or "")) and int(str(version).split(".")[0]) >= 6:
         config.setdefault("architecture", None)
@@ -100,9 +109,25 @@ def read_settings(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return config, metadata
 
 
+def row_scale(config: Mapping[str, Any], path: Path, registered: Registered | None) -> float:
+    """By what rows are multiplied before encoding, and the reconstruction divided: `expected_average_only_in` makes
+    their mean norm √D. The number is of the training data, and stands in SAELens' registry alone.
+
+    Raises:
+        UserError: it is needed, and nothing says it. (SAELens then leaves it out, with a warning.)
+    """
+    if config.get("normalize_activations") != "expected_average_only_in":
+        return 1.0
+    if registered is None or registered.scale is None:
+        raise UserError(f"{path}: normalize_activations 'expected_average_only_in' needs a figure of the training data "
+                        "that is not in the folder: open it as saelens:RELEASE/ID, whose entry in SAELens' registry "
+                        "may have it, or fold it into the weights with SAELens and save it again")
+    return registered.scale
+
+
 def row_normalisation(config: dict[str, Any], metadata: dict[str, Any], path: Path, reads: Site,
                       transcoder: bool = False) -> Normalize:
-    """The normalisation of rows.
+    """The normalisation of rows, apart from `row_scale`.
 
     `center_writing_weights` of TransformerLens takes the mean off every row of the residual stream, exactly: each
     matrix and bias that writes into it is centred. An SAE of such rows reads centred ones. What attention and the MLP
@@ -113,12 +138,16 @@ def row_normalisation(config: dict[str, Any], metadata: dict[str, Any], path: Pa
             rows that only a model loaded in another way has.
     """
     wanted = config.get("normalize_activations") or "none"
-    if (config.get("reshape_activations") or "none") != "none":
-        raise UserError(f"{path}: reshape_activations {config['reshape_activations']!r}: this SAE reads attention "
-                        "heads one by one, which is not read")
-    if wanted in ("expected_average_only_in", "covariance_whitening"):
+    if wanted == "expected_average_only_in":
+        wanted = "none"
+    reshape = config.get("reshape_activations") or "none"
+    if reshape not in ("none", "hook_z") or (reshape == "hook_z" and reads.part != "attn.z"):
+        raise UserError(f"{path}: reshape_activations {reshape!r} of an SAE that reads {reads} is not read; only "
+                        "hook_z is, the heads of attn.hook_z side by side")
+    if wanted == "covariance_whitening":
         raise UserError(f"{path}: normalize_activations {wanted!r} needs figures of the training data that are not in "
-                        "the folder; fold them into the weights with SAELens and save it again")
+                        "the folder: SAELens' trainer folds them into the weights when it ends; take the SAE that it "
+                        "wrote then")
     if wanted not in ("none", "layer_norm", "constant_norm_rescale"):
         raise UserError(f"{path}: normalize_activations {wanted!r} is unknown")
     if transcoder and wanted != "none" and not config["architecture"].endswith("transcoder"):

@@ -1,7 +1,7 @@
 """The tensors of an SAE in SAELens' format: what each kind of SAE has, and what it becomes here.
 
-What ours cannot express directly is folded into the weights (`apply_b_dec_to_input: false`,
-`rescale_acts_by_decoder_norm`); so is what SAELens cannot, the `b_in` of a transcoder. A kind that is not read yet is
+What ours cannot express directly is folded into the weights (`rescale_acts_by_decoder_norm`,
+`expected_average_only_in`); so is what SAELens cannot, a `b_in` that is not `b_out`. A kind that is not read yet is
 one more entry of `KINDS`, with a function that builds it. Source: sae-lens 6.54.12, `sae_lens/saes/*_sae.py` and
 `transcoder.py`.
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from olmoscope.errors import UserError
 from olmoscope.model_errors import damage
 from olmoscope.sae.coder import SparseCoder
+from olmoscope.sae.io.assemble import scaled
 from olmoscope.sae.io.saelens_settings import CONFIG, weights_dtype
 from olmoscope.sae.normalize import Normalize
 from olmoscope.sae.threshold import Gated, JumpReLU
@@ -45,16 +46,16 @@ class _Parts:
 
     @property
     def b_in(self) -> Tensor:
-        """What the encoder subtracts. SAELens' transcoders subtract nothing."""
-        if self.transcoder and not self.config.get("apply_b_dec_to_input", True):
+        """What the encoder subtracts."""
+        if not self.config.get("apply_b_dec_to_input", True):
             return self.W_enc_FD.new_zeros(self.W_enc_FD.shape[1])
         return self.tensors["b_dec"]
 
     @property
     def ends(self) -> dict[str, Any]:
-        """What a transcoder has beside what SAEs have."""
+        """What is added after decoding, where it is not what the encoder subtracts; and what transcoders have."""
         if not self.transcoder:
-            return {}
+            return {} if self.config.get("apply_b_dec_to_input", True) else {"b_out": self.tensors["b_dec"]}
         return {"b_out": self.tensors["b_dec"], "W_skip": self.tensors.get("W_skip"), "transcoder": True}
 
 
@@ -64,6 +65,14 @@ def _topk(parts: _Parts) -> TopK:
         raise UserError(f"{parts.where}: k must be a number from 1 to {latents}, not {k!r} (for a missing one SAELens "
                         "would silently take 100)")
     return TopK(parts.W_enc_FD, parts.W_dec_FD, parts.b_in, parts.normalize, parts.tensors["b_enc"], k, **parts.ends)
+
+
+def _abs_topk(parts: _Parts) -> TopK:
+    """Latents of largest |p|, of either sign: the k largest of twice as many latents, F + j being j with the other
+    sign."""
+    halves, b_enc_F = _topk(parts), parts.tensors["b_enc"]
+    return TopK(torch.cat([halves.W_enc, -halves.W_enc]), torch.cat([halves.W_dec, -halves.W_dec]), halves.b_in,
+                parts.normalize, torch.cat([b_enc_F, -b_enc_F]), halves.k, **parts.ends)
 
 
 def _jumprelu(parts: _Parts, threshold_F: Tensor) -> JumpReLU:
@@ -101,6 +110,7 @@ _COMMON = ("W_enc", "b_enc", "W_dec", "b_dec")
 
 KINDS = {
     "topk": _Kind(_COMMON, _topk),
+    "abstopk": _Kind(_COMMON, _abs_topk),
     "standard": _Kind(_COMMON, _relu),
     "jumprelu": _Kind((*_COMMON, "threshold"), _thresholds),
     "gated": _Kind(("W_enc", "b_gate", "b_mag", "r_mag", "W_dec", "b_dec"), _gated),
@@ -127,13 +137,22 @@ def raw_tensors(folder: Path) -> dict[str, Tensor]:
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (the file is no mapping)
 
 
-def read_coder(folder: Path, config: Mapping[str, Any], normalize: Normalize, transcoder: bool = False) -> SparseCoder:
+def rescales(config: Mapping[str, Any]) -> bool:
+    """Whether latents are compared by what they add, their pre-activation times the length of their decoder row."""
+    kind = config["architecture"]
+    return kind in ("topk", "abstopk", *_BATCH_TOPK) and bool(config.get("rescale_acts_by_decoder_norm",
+                                                                         kind in _BATCH_TOPK))
+
+
+def read_coder(folder: Path, config: Mapping[str, Any], normalize: Normalize, transcoder: bool = False,
+               scale: float = 1.0) -> SparseCoder:
     """The SAE or transcoder of a folder, float32, on the CPU.
 
     Args:
         config: its settings, of an architecture in `KINDS`.
         normalize: how it normalises rows.
         transcoder: it writes another site than it reads.
+        scale: by what it multiplies rows first.
 
     Raises:
         UserError: missing or damaged weights, or tensors that are not those of the settings.
@@ -143,11 +162,9 @@ def read_coder(folder: Path, config: Mapping[str, Any], normalize: Normalize, tr
         raise UserError(f"{folder / CONFIG}: apply_b_dec_to_input must be false in a {architecture}: its b_dec is of "
                         "the rows that it writes")
     tensors = _read_weights(folder / WEIGHTS, architecture, config)
-    if config.get("rescale_acts_by_decoder_norm", architecture in _BATCH_TOPK) and architecture in ("topk",
-                                                                                                   *_BATCH_TOPK):
+    if rescales(config):
         _fold_decoder_norms(tensors)
-    if not centred and not transcoder:
-        _fold_missing_centring(tensors)
+    _fold_scale(tensors, scale)
     W_dec_FD = tensors["W_dec"]
     W_enc_FD = W_dec_FD if is_tied(tensors) else tensors["W_enc"].T.contiguous()
     return KINDS[architecture].build(_Parts(W_enc_FD, W_dec_FD, tensors, config, normalize, folder / CONFIG,
@@ -158,6 +175,11 @@ def is_tied(tensors: Mapping[str, Tensor]) -> bool:
     """Whether the encoder is the decoder transposed, value by value."""
     transposed_FD = tensors["W_enc"].T
     return transposed_FD.shape == tensors["W_dec"].shape and torch.equal(transposed_FD, tensors["W_dec"])
+
+
+def is_centred(sae: SparseCoder) -> bool:
+    """Whether an SAE encodes rows without what it adds after decoding, as SAELens has it."""
+    return not sae.transcoder and (sae.b_in is sae.b_out or torch.equal(sae.b_in, sae.b_out))
 
 
 def tensors_of(sae: TopK | JumpReLU) -> dict[str, Tensor]:
@@ -172,8 +194,8 @@ def tensors_of(sae: TopK | JumpReLU) -> dict[str, Tensor]:
 
 
 def _b_enc(sae: TopK | JumpReLU) -> Tensor:
-    """The latents' bias; in a transcoder less what `b_in` takes from each pre-activation."""
-    if not sae.transcoder or not sae.b_in.any():
+    """The latents' bias; where `b_in` is not `b_out`, less what it takes from each pre-activation."""
+    if is_centred(sae) or not sae.b_in.any():
         return sae.b_latent.float()
     # Not a matrix product: its last bits may depend on the number of threads, and an export must come out the same.
     taken_F = torch.cat([(part_FD.double() * sae.b_in.double()).sum(dim=1)
@@ -197,23 +219,37 @@ def _read_weights(path: Path, architecture: str, config: Mapping[str, Any]) -> d
             raise UserError(f"{path}: scaling_factor: activations are scaled after encoding, which SAELens itself "
                             "dropped in version 6; fold the factor into W_dec and save it again")
         del tensors["scaling_factor"]
-    wanted = set(KINDS[architecture].tensors)
-    if set(tensors) != wanted:
-        raise UserError(f"{path} holds {', '.join(sorted(tensors))}; a {architecture} SAE has "
-                        f"{', '.join(sorted(wanted))}")
-    F, D_out = (*tensors["W_dec"].shape, 0, 0)[:2]
-    D = tensors["W_enc"].shape[0] if architecture.endswith("transcoder") else D_out
-    shapes = {"W_enc": (D, F), "W_dec": (F, D_out), "b_dec": (D_out,), "W_skip": (D_out, D), "topk_threshold": ()}
+    check_tensors(str(path), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, config)
     for name, tensor in tensors.items():
-        if tuple(tensor.shape) != shapes.get(name, (F,)):
-            raise UserError(f"{path}: {name} has shape {list(tensor.shape)}, not {list(shapes.get(name, (F,)))}")
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {name} holds NaN or inf")
+    return tensors
+
+
+def check_tensors(path: str, there: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> None:
+    """Refuse tensors that are not those of the settings.
+
+    Args:
+        there: the shape of each by its name.
+
+    Raises:
+        UserError: naming the first that is not.
+    """
+    architecture = config["architecture"]
+    wanted = set(KINDS[architecture].tensors)
+    if set(there) != wanted:
+        raise UserError(f"{path} holds {', '.join(sorted(there))}; a {architecture} SAE has "
+                        f"{', '.join(sorted(wanted))}")
+    F, D_out = (*there["W_dec"], 0, 0)[:2]
+    D = (*there["W_enc"], 0)[0] if architecture.endswith("transcoder") else D_out
+    shapes = {"W_enc": (D, F), "W_dec": (F, D_out), "b_dec": (D_out,), "W_skip": (D_out, D), "topk_threshold": ()}
+    for name, shape in there.items():
+        if shape != shapes.get(name, (F,)):
+            raise UserError(f"{path}: {name} has shape {list(shape)}, not {list(shapes.get(name, (F,)))}")
     if (config.get("d_in"), config.get("d_sae")) != (D, F):
         raise UserError(f"{path} is of d_in {D}, d_sae {F}; {CONFIG} says {config.get('d_in')}, {config.get('d_sae')}")
     if architecture.endswith("transcoder") and config.get("d_out") != D_out:
         raise UserError(f"{path} is of d_out {D_out}; {CONFIG} says {config.get('d_out')}")
-    return tensors
 
 
 def _fold_decoder_norms(tensors: dict[str, Tensor]) -> None:
@@ -224,10 +260,11 @@ def _fold_decoder_norms(tensors: dict[str, Tensor]) -> None:
     tensors["W_dec"] = tensors["W_dec"] / norms_F.clamp_min(torch.finfo(norms_F.dtype).tiny)[:, None]
 
 
-def _fold_missing_centring(tensors: dict[str, Tensor]) -> None:
-    """The encoder saw rows without `b_dec` subtracted; ours subtracts it, so each bias gets it back."""
-    back_F = tensors["b_dec"].double() @ tensors["W_enc"].double()
-    for name, scale_F in (("b_enc", None), ("b_gate", None), ("b_mag", tensors.get("r_mag"))):
-        if name in tensors:
-            share_F = back_F if scale_F is None else back_F * scale_F.double().exp()
-            tensors[name] = (tensors[name].double() + share_F).float()
+def _fold_scale(tensors: dict[str, Tensor], scale: float) -> None:
+    """Rows times a number before encoding, what is decoded divided by it: as weights. The codes stay. A threshold is of
+    pre-activations, which stay too."""
+    if scale == 1:
+        return
+    tensors["W_enc"] = scaled(tensors["W_enc"], scale)
+    for name in ("W_dec", "b_dec"):
+        tensors[name] = scaled(tensors[name], 1 / scale)

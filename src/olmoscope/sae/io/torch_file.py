@@ -4,24 +4,22 @@ import pickle
 import struct
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
 from olmoscope.errors import UserError
 
-_DAMAGED = (OSError, EOFError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError,
+DAMAGED = (OSError, EOFError, LookupError, RuntimeError, ValueError, TypeError, AttributeError, AssertionError,
             struct.error)
 """What torch.load raises on files with bytes missing or changed."""
 
 _HEAD = 512
 
 
-def is_torch_file(path: Path) -> bool:
+def is_torch_file(opened: BinaryIO) -> bool:
     """Whether a file begins as `torch.save` begins one: a zip archive with a pickle in it, or, as once, a pickle."""
-    if not path.is_file():
-        return False
-    with path.open("rb") as file:
+    with opened as file:
         head = file.read(_HEAD)
     return head.startswith(b"\x80") or (head.startswith(b"PK\x03\x04") and b"data.pkl" in head)
 
@@ -41,7 +39,7 @@ def load_torch_file(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise UserError(f"{path} was refused: {_executable(path)}; save its tensors, numbers and texts alone "
                         "(state_dict), then import that") from error
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise UserError(f"{path} is damaged or no torch checkpoint; copy it again") from error
 
 

@@ -1,0 +1,78 @@
+"""The tensors of a format: what each is called, what it is here, and which way round it stands.
+
+A layout is a mapping of names in the file to (name here, dimensions), e.g. `{"encoder.weight": ("W_enc", "FD")}`. A
+dimension is a letter: D width read, O width written (an SAE's is D), F latents; each must be the same number wherever
+it stands. Names here: `W_enc`, `W_dec` and `W_skip`, the matrices (`W` is both, of a tied SAE), `b_enc`, `b_dec`,
+`threshold`, `b_gate`, `b_mag`, `r_mag`.
+"""
+
+from collections.abc import Collection, Mapping
+
+import torch
+from torch import Tensor
+
+from olmoscope.errors import UserError
+from olmoscope.sae.io.headers import read_tensors
+from olmoscope.sae.io.place import Place
+
+Layout = Mapping[str, tuple[str, str]]
+
+_FIRST = {"W_enc": "F", "W_dec": "F", "W": "F", "W_skip": "OD"}
+"""Which dimension of a matrix comes first here."""
+
+
+def sizes(place: Place, file: str, layout: Layout, kind: str, *, optional: Collection[str] = (),
+          ignored: Collection[str] = ()) -> dict[str, int]:
+    """The number of each dimension, from a file's header.
+
+    Args:
+        kind: what has this layout, for messages.
+        optional: tensors that may be absent.
+        ignored: tensors that change nothing.
+
+    Raises:
+        UserError: a tensor is absent, unknown, or of a shape that contradicts the others.
+    """
+    shapes, found = place.header(file).shapes, dict[str, int]()
+    where = place.where(file)
+    if absent := [name for name in layout if name not in shapes and name not in optional]:
+        raise UserError(f"{where} has no {absent[0]}; {kind} has {', '.join(layout)}, this file "
+                        f"{', '.join(sorted(shapes)) or 'nothing'}")
+    if unknown := sorted(set(shapes) - set(layout) - set(ignored)):
+        raise UserError(f"{where} holds {unknown[0]}, which {kind} does not: without it the SAE might compute "
+                        "something else")
+    for name, (_, dimensions) in sorted(layout.items(), key=lambda item: -len(item[1][1])):
+        if name not in shapes:
+            continue
+        if len(shapes[name]) != len(dimensions):
+            raise UserError(f"{where}: {name} is {list(shapes[name])}; it must have {len(dimensions)} dimensions")
+        for letter, size in zip(dimensions, shapes[name], strict=True):
+            if found.setdefault(letter, size) != size:
+                first = next(other for other, (_, letters) in layout.items() if letter in letters and other in shapes
+                             and other != name and shapes[other][letters.index(letter)] == found[letter])
+                raise UserError(f"{where}: {name} is {list(shapes[name])}, and {first} {list(shapes[first])}: they do "
+                                "not fit together")
+    return found
+
+
+def holds(place: Place, file: str | None, *names: str) -> bool:
+    """Whether a file there holds tensors of all these names."""
+    return file is not None and set(names) <= set(place.header(file).shapes)
+
+
+def load(place: Place, file: str, layout: Layout) -> dict[str, Tensor]:
+    """The tensors of a layout by their names here, float32, one latent a row; those that are absent are left out.
+
+    Raises:
+        UserError: damaged, no numbers, NaN or inf.
+    """
+    there, found = read_tensors(place.fetch(file)), dict[str, Tensor]()
+    for name, (ours, dimensions) in layout.items():
+        if name not in there:
+            continue
+        tensor = there[name].float()
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{place.where(file)}: {name} holds NaN or inf")
+        turned = len(dimensions) == 2 and not _FIRST[ours].startswith(dimensions[0])
+        found[ours] = (tensor.T if turned else tensor).contiguous()
+    return found

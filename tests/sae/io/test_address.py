@@ -1,0 +1,303 @@
+"""One address for all: on the hub, in SAELens' registry, in a folder; looked at before anything large is fetched."""
+
+import importlib.metadata
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import foreign_files as made
+from hub_endpoint import HubEndpoint, Trouble
+from olmoscope.errors import UserError
+from olmoscope.sae.io import circuit_tracer, coverage, gemma_scope, gemma_scope_2, goodfire, qwen_scope
+from olmoscope.sae.io.open import find_saes, open_sae
+from olmoscope.sae.io.registry import FILE, entries, read_release, registered, releases
+from olmoscope.sae.io.site_names import of_module
+from olmoscope.site import Site
+
+FOREIGN = Path(__file__).parents[2] / "foreign"
+
+CODE = """
+import json, sys
+from pathlib import Path
+from huggingface_hub import constants
+from olmoscope.errors import UserError
+from olmoscope.sae.io.open import look_at, open_sae
+
+def fetched():
+    return sorted(path.name for path in Path(constants.HF_HUB_CACHE).rglob("*") if path.is_symlink())
+
+found = {}
+for address in sys.argv[1:]:
+    try:
+        place, reading = look_at(address)
+        sizes = [place.size(name) for name in reading.files]
+        seen = fetched()
+        opened = open_sae(address)
+        found[address] = [reading.format, str(reading.writes[0]), seen, opened.kind, opened.name, sizes[0] > 0,
+                          float(opened.sae.W_dec.sum()), opened.model_name, reading.scale]
+    except UserError as error:
+        found[address] = str(error)
+print(json.dumps(found))
+"""
+
+GEMMA, R1 = "saelens:gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71", "saelens:llama_scope_r1_distill/"
+QWEN, SET, SPARSE = "Qwen/SAE-Res-Qwen3-1.7B-Base-W1K-L0_20", "mwhanna/qwen3-4b-transcoders", "someone/sparse"
+CROSS = "saelens:mntss-gemma-2-2b-2.5m-clt-as-per-layer/layer_1"
+GATED = "layer_20/width_16k/average_l0_71"
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """What a process says of addresses, in this order, with a hub of its own."""
+    root = tmp_path_factory.mktemp("hub")
+    made.gemma_scope(root)
+    made.qwen_scope(root)
+    r1 = registered(R1 + read_release("llama_scope_r1_distill")["saes"][0]["id"])
+    made.llama_scope_r1(root, path=r1.path)
+    made.clt(root)
+    for layer in (2, 10):
+        made.circuit_tracer(root, path=f"layer_{layer}.safetensors")
+    shutil.copytree(FOREIGN / "sparsify/topk", root / SPARSE)
+    (root / SPARSE / "layers.3/expected.safetensors").unlink()
+    addresses = [GEMMA, f"{QWEN}:layer9.sae.pt", QWEN, f"{SET}@main:layer_2.safetensors", SET, f"{SPARSE}:layers.3",
+                 R1 + r1.id, f"{r1.repo}:{r1.path}", CROSS, f"{SET}:layer_3.safetensors", "no/such:x",
+                 f"some/gated:{GATED}", f"some/busy:{GATED}"]
+    with HubEndpoint() as hub:
+        for repo in {GEMMA: "google/gemma-scope-2b-pt-res", QWEN: QWEN, SET: SET, SPARSE: SPARSE, R1: r1.repo,
+                     CROSS: "mntss/clt-gemma-2-2b-2.5M"}.values():
+            hub.add("model", repo, root / repo)
+        for repo in ("some/gated", "some/busy"):
+            hub.add("model", repo, root / "google/gemma-scope-2b-pt-res")
+        hub.close("model", "some/gated", "gated")
+        hub.troubles.append(Trouble("some/busy/resolve", status=403))
+        done = subprocess.run([sys.executable, "-c", CODE, *addresses], capture_output=True, text=True, timeout=240,
+                              env=hub.environment(root / "hf"))
+    assert done.returncode == 0, done.stderr
+    return list(json.loads(done.stdout.splitlines()[-1]).values()), root, r1
+
+
+def test_an_entry_of_the_registry(told):
+    (gemma, *_), root, _ = told
+    local = open_sae(root / "google/gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71")
+    assert gemma == ["a Gemma Scope SAE", "layers.20", [], "hub", GEMMA, True, float(local.sae.W_dec.sum()),
+                     "google/gemma-2-2b", 1.0]
+
+
+def test_weights_are_fetched_only_to_be_loaded(told):
+    """Looking at a torch file, or a safetensors one, brings its header; settings are fetched whole."""
+    (_, qwen, alone, layer, *_), _, _ = told
+    assert qwen[0] == "a Qwen-Scope SAE" and "layer9.sae.pt" not in qwen[2]
+    assert alone[0] == "a Qwen-Scope SAE"  # the only file there
+    assert layer[:2] == ["a transcoder of a circuit-tracer set", "layers.2.mlp.out"]
+    assert "config.yaml" in layer[2] and "layer_2.safetensors" not in layer[2]
+
+
+def test_a_set_is_told_from_an_sae(told):
+    answers, _, _ = told
+    assert answers[4] == (f"{SET} is no SAE itself, but a set of 2; name one of them: {SET}:layer_2.safetensors, "
+                          f"{SET}:layer_10.safetensors")
+    assert answers[9].startswith(f"cannot have layer_3.safetensors of hub repository {SET}: it has no such file or "
+                                 "folder; did you mean layer_2.safetensors")
+    assert answers[10].startswith("cannot have x of hub repository no/such: the hub has no such model")
+
+
+def test_what_the_hub_refuses_while_it_is_looked_into(told):
+    """The reason is the hub's, and not that the file is damaged."""
+    answers, _, _ = told
+    assert answers[11].startswith(f"cannot have {GATED}/params.npz of hub repository some/gated: it is gated: accept")
+    assert answers[12].startswith(f"cannot have {GATED}/params.npz of hub repository some/busy: the hub refuses access "
+                                  "(status 403)")
+
+
+def test_the_run_beside_a_folder_is_read(told):
+    answers, _, _ = told
+    assert answers[5][:2] == ["a sparsify SAE", "layers.3"] and answers[5][7] == "some/model"
+
+
+def test_what_the_registry_alone_says(told):
+    answers, _, r1 = told
+    assert answers[6][8] == r1.scale and answers[6][7] == "deepseek-ai/DeepSeek-R1-Distill-Llama-8B"
+    assert "open it as saelens:llama_scope_r1_distill/ID" in answers[7]
+
+
+def test_a_layer_of_a_cross_layer_transcoder_by_its_number(told):
+    answers, _, _ = told
+    assert answers[8][:2] == ["a layer of a cross-layer transcoder", "layers.1.mlp.out"]
+
+
+@pytest.mark.parametrize(("address", "message"), [
+    ("saelens:gemma-scope-2b-pt-rs/x", "has no release 'gemma-scope-2b-pt-rs'; did you mean gemma-scope-2b-pt-res"),
+    ("saelens:gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_72",
+     "has 316 dictionaries, none of them .*; did you mean .*layer_20/width_16k/average_l0_71"),
+    ("saelens:zzz", "has no release 'zzz'$"),
+    ("saelens:gpt2-small-res-jb/9999", r"has 13 dictionaries, none of them '9999' \(they are called blocks"),
+])
+def test_what_the_registry_does_not_have(address, message):
+    with pytest.raises(UserError, match=message) as refusal:
+        open_sae(address)
+    assert "\n" not in str(refusal.value)
+
+
+def test_without_saelens(monkeypatch):
+    from olmoscope.sae.io import registry
+
+    registry.releases.cache_clear()
+    monkeypatch.setattr(registry, "FILE", "sae_lens/no_such_file.yaml")
+    with pytest.raises(UserError, match=r"pip install olmoscope\[saelens\], or name the SAE by its place on the hub"):
+        registered("saelens:gemma-scope-2b-pt-res/x")
+
+
+@pytest.fixture(scope="module")
+def registry():
+    return list(entries())
+
+
+def test_most_of_the_registry_is_in_a_format_that_is_read(registry, monkeypatch):
+    monkeypatch.setattr(coverage, "entries", lambda: registry)
+    found = coverage.coverage()
+    assert sum(one.dictionaries for one in found) == len(registry) > 13_000
+    assert [one.loader for one in found if one.format is None] == ["temporal"]
+    assert sum(one.dictionaries for one in found if one.format) / len(registry) > 0.999
+
+
+class Words:
+    """A place of which only the path is known."""
+
+    def __init__(self, entry):
+        self.words = f"{entry.repo}/{entry.path}"
+
+
+def test_what_names_alone_say(registry):
+    """Of releases without settings, layer, place and model are in the path: of every one that is registered."""
+    told = {"gemma_2": lambda words: gemma_scope._REPOSITORY.search(words) and gemma_scope._PLACE.search(words),
+            "gemma_3": lambda words: gemma_scope_2._LAYER.search(words) and gemma_scope_2._REPOSITORY.search(words),
+            "qwen_scope": lambda words: qwen_scope._REPOSITORY.search(words) and qwen_scope._LAYER.search(words),
+            "goodfire": goodfire._LAYER.search, "deepseek_r1": goodfire._LAYER.search,
+            "mwhanna_transcoder": circuit_tracer._QWEN.search}
+    told["gemma_2_transcoder"] = told["gemma_2"]
+    seen = set()
+    for entry in registry:
+        if entry.loader in told:
+            words = Words(entry).words
+            assert told[entry.loader](words), words
+            seen.add(entry.loader)
+            if entry.loader == "gemma_3":
+                assert of_module(gemma_scope_2._places(Words(entry), {})[0]) is not None, words
+    assert seen == set(told)
+
+
+def test_a_release_at_a_time_is_the_whole_registry(registry):
+    """The text is cut into releases; each by itself says what the whole says."""
+    text = importlib.metadata.distribution("sae-lens").locate_file(FILE).read_text()
+    assert len(releases()) == len({entry.release for entry in registry}) == text.count("\n  repo_id: ")
+    for entry in registry[::1500]:
+        assert registered(f"saelens:{entry.release}/{entry.id}") == entry
+    gemma = registered("saelens:gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_71")
+    assert (gemma.repo, gemma.path, gemma.l0) == ("google/gemma-scope-2b-pt-res",
+                                                  "layer_20/width_16k/average_l0_71", 71)
+    scope = registered("saelens:llama_scope_lxr_8x/l0r_8x")
+    assert (scope.loader, scope.scale, scope.model) == ("llama_scope", 58.935251798561154, "meta-llama/Llama-3.1-8B")
+
+
+def test_a_folder_of_many_stands_for_all(tmp_path):
+    for layer in (10, 9):
+        made.circuit_tracer(tmp_path, path=f"layer_{layer}.safetensors")
+    assert find_saes(str(tmp_path / SET)) == [str(tmp_path / SET / f"layer_{layer}.safetensors") for layer in (9, 10)]
+    assert find_saes(str(FOREIGN / "dictionary_learning"))[0].endswith("AutoEncoder/trainer_0")
+    assert len(find_saes(str(FOREIGN / "sparsify"))) == 5
+
+
+def test_a_set_whose_transcoders_are_elsewhere(tmp_path):
+    """circuit-tracer's config.yaml may list them."""
+    (tmp_path / "config.yaml").write_text(
+        "transcoders:\n- hf://google/gemma-scope-2b-pt-transcoders//layer_0/width_16k/average_l0_76/params.npz\n"
+        "- hf://someone/set/layer_1.safetensors@v2\n- layer_2.safetensors\n")
+    assert find_saes(str(tmp_path)) == [
+        "google/gemma-scope-2b-pt-transcoders:layer_0/width_16k/average_l0_76/params.npz",
+        "someone/set@v2:layer_1.safetensors", str(tmp_path / "layer_2.safetensors")]
+    (tmp_path / "config.yaml").write_text("transcoders: ['hf://someone']\n")
+    with pytest.raises(UserError, match="transcoders: 'hf://someone' is no address"):
+        find_saes(str(tmp_path))
+
+
+def broken(folder, change):
+    """A made SAE whose tensors are changed, as a torch file."""
+    path = folder / "Goodfire" / made.goodfire(folder, repo="Goodfire")
+    tree = torch.load(path, weights_only=True)
+    change(tree)
+    torch.save(tree, path)
+    return path
+
+
+class Module(torch.nn.Module):
+    """A whole module, which cannot be read without its code."""
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda tree: tree.pop("decoder_linear.bias"), "is of no format that is known: it holds decoder_linear.weight, "
+                                                   "encoder_linear.bias, encoder_linear.weight; known are"),
+    (lambda tree: tree.update({"encoder_linear.bias": torch.zeros(3)}),
+     r"encoder_linear.bias is \[3\], and encoder_linear.weight \[48, 16\]: they do not fit together"),
+    (lambda tree: tree.update({"decoder_linear.bias": torch.full((16,), torch.nan)}), "holds NaN or inf"),
+    (lambda tree: tree.update({"module": Module()}), "was refused: it is a pickle that would execute code of its own"),
+])
+def test_bad_files(tmp_path, change, message):
+    path = broken(tmp_path, change)
+    with pytest.raises(UserError, match=message) as refusal:
+        open_sae(path)
+    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_bad_settings(tmp_path):
+    """A config that contradicts its tensors, or that is not understood."""
+    def fails(path, message, **site):
+        with pytest.raises(UserError, match=message) as refusal:
+            open_sae(path, **site)
+        assert "\n" not in str(refusal.value)
+
+    for changes, message in (({"d_sae": 7}, "d_sae is 7, and the tensors' is 48"),
+                             ({"dataset_average_activation_norm": None}, "must be a positive number, not None"),
+                             ({"hook_point_in": "blocks.1.hook_odd"}, "is no site that is known here")):
+        made.llama_scope(tmp_path, **changes)
+        fails(tmp_path / "fnlp/Llama3_1-8B-Base-LXR-8x/Llama3_1-8B-Base-L15R-8x", message)
+    path = tmp_path / SET / made.circuit_tracer(tmp_path, config={"feature_input_hook": "odd.hook"})
+    fails(path, "feature_input_hook 'odd.hook' is no site that is known here")
+    fails(path.rename(path.with_name("renamed.safetensors")), "does not say which site it reads")
+    made.circuit_tracer(tmp_path, config={"activation": "topk"})
+    fails(path, "k must be a number from 1 to 48, not None")
+    clt = tmp_path / "some/clt" / made.clt(tmp_path, repo="some/clt")
+    (clt.parent / "W_dec_1.safetensors").unlink()
+    fails(clt, "W_dec_1.safetensors is missing: it has the decoders")
+    for name, key, value, message in (
+            ("sparsify/topk/layers.3/cfg.json", "k", 0, "k must be a number from 1 to 40, not 0"),
+            ("sparsify/topk/layers.3/cfg.json", "d_in", 17, "is of d_in 16 and 40 latents; cfg.json says 17 and 40"),
+            ("sparsify/topk/layers.3/cfg.json", "signed", True, "signed: latents that fire negatively"),
+            ("llamascopium/relu/config.json", "sae_type", "lorsa", "sae_type 'lorsa' is not read"),
+            ("llamascopium/relu/config.json", "expansion_factor", 3, "config.json says 16 and 48"),
+            ("llamascopium/relu/config.json", "act_fn", "batchtopk", "act_fn 'batchtopk' is not read")):
+        copy = shutil.copytree(FOREIGN / Path(name).parent, tmp_path / "copy" / Path(name).parent, dirs_exist_ok=True)
+        config = json.loads((copy / Path(name).name).read_text())
+        (copy / Path(name).name).write_text(json.dumps(config | {key: value}))
+        fails(copy, message)
+    moved = tmp_path / "elsewhere" / "layer3.sae.pt"
+    moved.parent.mkdir()
+    shutil.copy(tmp_path / QWEN / made.qwen_scope(tmp_path), moved)
+    fails(moved, "does not say how many latents are active: only its repository's name does")
+    npz = tmp_path / "google/gemma-scope-2b-pt-res" / made.gemma_scope(tmp_path)
+    unknown = shutil.copytree(npz, tmp_path / "gemma")
+    fails(unknown, "does not say which site it reads; give --site")
+    assert open_sae(unknown, Site(20)).site == Site(20)
+    fails(npz, "says that this SAE reads layers.20; leave --site out", site=Site(3))
+
+
+def test_arrays_of_objects_are_refused(tmp_path):
+    import numpy as np
+
+    np.savez(tmp_path / "params.npz", W_enc=np.array([object()], dtype=object), threshold=np.zeros(3))
+    with pytest.raises(UserError, match=r"params.npz was refused: W_enc is a pickle"):
+        open_sae(tmp_path)
