@@ -1,14 +1,29 @@
 """Training a sharded SAE on some ranks: what the tests of several files let their ranks do."""
 
+import hashlib
+import json
+import os
+import signal
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
+from olmoscope.activations.store.reader import open_store
+from olmoscope.activations.stream.rounds import StoreRounds
+from olmoscope.distributed.launch import World
 from olmoscope.distributed.ranks import Ranks
+from olmoscope.errors import AnotherRankFailedError, UserError
+from olmoscope.recipe.schema import Recipe
 from olmoscope.sae.topk import TopK
+from olmoscope.train import group
 from olmoscope.train.adam import Adam
 from olmoscope.train.derived import SettledAuxiliary
+from olmoscope.train.group import train_from_store
 from olmoscope.train.sharded_step import ShardedStep
 from olmoscope.train.shards import Shard, own_shards, shard_bounds
 
@@ -64,9 +79,9 @@ def sharded(case: Case, ranks: Ranks) -> ShardedStep:
         own = slice(bounds[number], bounds[number + 1])
         W_dec_FD = whole.W_dec[own].clone()
         W_enc_FD = W_dec_FD if case.tied else whole.W_enc[own].clone()
-        shards.append(Shard(number, TopK(W_enc_FD, W_dec_FD, b_in=b_pre_D, normalize=case.normalize,
+        shards.append(Shard(number, case.shards, TopK(W_enc_FD, W_dec_FD, b_in=b_pre_D, normalize=case.normalize,
                                          b_latent=whole.b_latent[own].clone(), k=case.k), case.adam))
-    return ShardedStep(shards, case.adam, case.auxiliary, ranks)
+    return ShardedStep(shards, case.adam, case.d_sae, case.auxiliary, ranks)
 
 
 def train(ranks: Ranks, case: Case, lr: float = 1e-2) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list]:
@@ -95,3 +110,55 @@ def same(one: Tensor, other: Tensor) -> bool:
     return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(
         one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
 
+
+
+def train_recipe(ranks: Ranks, job: Recipe, store: Path, out: Path, stop_at: int | None = None,
+                 unreadable: int | None = None) -> str | list[str]:
+    """Train the SAEs of a recipe on these ranks together.
+
+    Args:
+        stop_at: after so many steps, a SIGTERM comes to the last rank.
+        unreadable: the rank that cannot read a round.
+
+    Returns:
+        The ids of the SAEs that this rank says are done; `stopped`; or why it ended.
+    """
+    call, read = ShardedStep.__call__, StoreRounds.read
+
+    def stopping(self: ShardedStep, *arguments: Any) -> None:
+        call(self, *arguments)
+        if self.count == stop_at and ranks.index == ranks.count - 1 and self.k == job.saes[0].k:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def failing(self: StoreRounds, epoch: int, *arguments: Any) -> Any:
+        if ranks.index == unreadable and epoch == 1:
+            raise UserError("a segment is damaged")
+        return read(self, epoch, *arguments)
+
+    with mock.patch.object(group, "assign", lambda recipe, saes, *rest: [(ranks, list(saes))]), \
+            mock.patch.object(ShardedStep, "__call__", stopping), mock.patch.object(StoreRounds, "read", failing):
+        try:
+            return [sae.id for sae, _ in train_from_store(job, job.saes, open_store(store), out, world=World(ranks))]
+        except KeyboardInterrupt:
+            return "stopped"
+        except AnotherRankFailedError:
+            return "another rank failed"
+        except UserError as error:
+            return str(error)
+
+
+def contents(run: Path) -> dict[str, Any]:
+    """All that a run folder says, but for how long it took and when."""
+    found: dict[str, Any] = {"metrics": (run / "metrics.jsonl").read_text()}
+    if (run / "done.json").exists():
+        found["done"] = json.loads((run / "done.json").read_text())
+        del found["done"]["seconds"], found["done"]["provenance"]
+    for path in sorted((run / "checkpoints").rglob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            metadata = json.loads(file.metadata()["olmoscope"])
+            metadata.get("loop", {}).pop("seconds", None)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (the file is no mapping)
+        found[str(path.relative_to(run))] = (metadata, {
+            name: hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+            for name, tensor in tensors.items()})
+    return found

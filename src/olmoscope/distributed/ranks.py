@@ -165,7 +165,12 @@ def _alive() -> Iterator[None]:
     """What torch says of a rank that is gone is a page about sockets."""
     try:
         yield
-    except RuntimeError as error:  # gloo has no class of its own for it
-        if isinstance(error, dist.DistError) or "gloo/transport" in str(error):
+    except RuntimeError as error:
+        if is_lost(error):
             raise UserError(LOST) from error
         raise
+
+
+def is_lost(error: RuntimeError) -> bool:
+    """Whether what torch raised means that another process is gone; gloo has no class of its own for it."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)

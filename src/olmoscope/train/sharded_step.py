@@ -15,7 +15,6 @@ Shapes: B rows, b rows that a rank owns, D d_model, K places of a shard's codes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,29 +36,12 @@ from olmoscope.train.shards import Shard
 from olmoscope.train.step import Pull, Sums, update_matrices
 
 
-class Trainee(Protocol):
-    """What a run needs of a step: `Step`, or `ShardedStep`."""
-
-    count: int
-    tokens: int
-    activation: Activation
-    candidates: CandidateSearch | None
-
-    def __call__(self, x_BD: Tensor, lr: float, target_BD: Tensor | None = None, pull: Pull | None = None) -> None:
-        """Train on one batch."""
-
-    def dead_share(self, window: int) -> float | None:
-        """Share of latents that did not fire in the last `window` tokens; None before that many were seen."""
-
-    def take_sums(self) -> Sums:
-        """The sums since the last call; waits for the device."""
-
-
 class ShardedStep:
     """The shards of an SAE that this rank has, and what all ranks have in common.
 
     Args:
         shards: neighbours, in order; as many on every rank.
+        latents: of all shards of all ranks.
         auxiliary: settings of the auxiliary loss; None: no such loss.
         ranks: those that train this SAE.
         kernels: those of the SAE's device, unless a test wants others.
@@ -68,16 +50,15 @@ class ShardedStep:
     activation: Activation = "topk"
     candidates: CandidateSearch | None = None
 
-    def __init__(self, shards: Sequence[Shard], adam: Adam, auxiliary: SettledAuxiliary | None = None,
+    def __init__(self, shards: Sequence[Shard], adam: Adam, latents: int, auxiliary: SettledAuxiliary | None = None,
                  ranks: Ranks | None = None, kernels: Kernels | None = None) -> None:
-        self.shards, self.adam, self.ranks = shards, adam, ranks or Ranks.alone()
+        self.shards, self.adam, self.latents, self.ranks = shards, adam, latents, ranks or Ranks.alone()
         first = shards[0].sae
         self.kernels = kernels or kernels_for(first.device)
         self.b_pre, self.k = first.b_in, first.k
         self.moments = plain_moments(self.b_pre)
-        self.widest = min(self.k, max(self.ranks.ask(max(shard.sae.d_sae for shard in shards))))
+        self.widest = min(self.k, -(-latents // shards[0].of))
         """Places of the longest codes of any shard."""
-        self.latents = sum(self.ranks.ask(sum(shard.sae.d_sae for shard in shards)))
         self.count = self.tokens = 0
         self.unit = torch.ones((), dtype=torch.float64)
         """What the rate of the biases is multiplied by; on the CPU, for it becomes part of an argument."""
@@ -125,14 +106,15 @@ class ShardedStep:
             self.auxiliary.lift(values)
 
     def dead_share(self, window: int) -> float | None:
-        """See `Trainee`; all ranks must ask."""
+        """Share of latents that did not fire in the last `window` tokens; None before that many were seen. All ranks
+        must ask."""
         if self.tokens < window:
             return None
         dead = sum(int((self.tokens - shard.last_fired_F >= window).sum()) for shard in self.shards)
         return sum(self.ranks.ask(dead)) / self.latents
 
     def take_sums(self) -> Sums:
-        """See `Trainee`; all ranks must ask."""
+        """The sums since the last call; waits for the device. All ranks must ask."""
         loss, auxiliary, auxiliary_rows = self.sums.tolist()
         active = sum(self.ranks.ask(sum(int(shard.fired_1) for shard in self.shards)))
         self.sums.zero_()

@@ -28,13 +28,13 @@ class Shard:
     """Parameters, moments and counts of some neighbouring latents.
 
     Args:
-        number: which shard, from 0.
+        number, of: which shard, from 0, of how many.
         sae: its latents alone, around the `b_pre` of all.
         adam: makes the moments.
     """
 
-    def __init__(self, number: int, sae: TopK, adam: Adam) -> None:
-        self.number, self.sae = number, sae
+    def __init__(self, number: int, of: int, sae: TopK, adam: Adam) -> None:
+        self.number, self.of, self.sae = number, of, sae
         self.moments = {name: adam.moments_of(name, parameter) for name, parameter in sae.state_dict().items()
                         if name not in SHARED}
         self.last_fired_F = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)

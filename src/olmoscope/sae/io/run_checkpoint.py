@@ -1,12 +1,13 @@
 """A checkpoint that a finished run of ours keeps (`train.checkpoints`): the SAE as it was after so many steps.
 
-    RUN/checkpoints/step-00001000.safetensors
+    RUN/checkpoints/step-00001000.safetensors    or the folder RUN/checkpoints/step-00001000, if it is in shards
 """
 
 from dataclasses import replace
 from pathlib import Path
 
 from olmoscope.sae.io.checkpoint import step_of
+from olmoscope.sae.io.checkpoint_file import is_complete
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.run_folder import opened, read_run_folder
 from olmoscope.site import Site
@@ -18,8 +19,10 @@ HUB_FILES: tuple[str, ...] = ()
 
 
 def detect(path: Path) -> bool:
-    """Whether it is a file that is called as a checkpoint is."""
-    return path.is_file() and path.parent.name == "checkpoints" and path.suffix == ".safetensors"
+    """Whether it is a file that is called as a checkpoint is, or the folder of a whole one in shards."""
+    if path.parent.name != "checkpoints":
+        return False
+    return path.suffix == ".safetensors" if path.is_file() else is_complete(path)
 
 
 def read(path: Path, site: Site | None = None) -> Opened:
