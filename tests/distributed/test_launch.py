@@ -5,9 +5,12 @@ import os
 
 import pytest
 import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
-from olmoscope.distributed.launch import World, first_node, join, join_team, leave
+from olmoscope.distributed.launch import World, first_node, join, join_team, leave, start
 from olmoscope.distributed.place import Place, place_from_environment
+from olmoscope.errors import UserError
+from rank_pool import IMPORTED
 
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
 SRUN = {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "1"}
@@ -50,6 +53,7 @@ def task(index, pipe, environment):
 
 def test_tasks_of_srun_meet(tmp_path):
     context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(IMPORTED)
     mine, theirs = zip(*(context.Pipe() for _ in range(4)), strict=True)
     environment = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NODELIST": "localhost",
                    "SLURM_JOB_ID": str(os.getpid()), "OMP_NUM_THREADS": "1"}
@@ -64,3 +68,21 @@ def test_tasks_of_srun_meet(tmp_path):
     for each in tasks:
         each.join(30)
         assert each.exitcode == 0
+
+
+@pytest.mark.parametrize(("codes", "said"), [
+    ({0: 1, 1: -9}, "rank 1 was killed by SIGKILL"), ({0: -6, 1: -9}, "rank 1 was killed by SIGKILL"),
+    ({0: 130, 1: 130}, 130), ({0: -15, 1: 1}, 1), ({1: -15}, "rank 1 was killed by SIGTERM"), ({0: 1, 1: -6}, 1)])
+def test_what_a_launcher_says_of_ranks_that_failed(monkeypatch, codes, said):
+    def failing(config, program):
+        def launch(*arguments):
+            raise ChildFailedError("olmoscope", {rank: ProcessFailure(rank, 1, code, "none") for rank, code in
+                                                 codes.items()})
+        return launch
+
+    monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", failing)
+    for name in ("OMP_NUM_THREADS", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
+        monkeypatch.setenv(name, "1")
+    with pytest.raises(UserError if isinstance(said, str) else SystemExit) as raised:
+        start(2, ["train", "x"])
+    assert str(raised.value).startswith(str(said))

@@ -17,7 +17,9 @@ from olmoscope.cli.app import app
 from olmoscope.errors import UserError
 from olmoscope.kernels.prepare import prepare_kernels
 from olmoscope.pipeline import store_folder
+from olmoscope.sae.io.checkpoint import step_of
 from olmoscope.sae.io.open import load
+from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import run_folder
 from shard_jobs import contents
@@ -58,12 +60,12 @@ def processes_of(out):
     return found
 
 
-def killed_after(out, steps, patience=90.0):
-    """Kill a rank when the run has a checkpoint of so many steps or more."""
+def killed_after(out, run, steps, patience=90.0):
+    """Kill a rank when its run has a checkpoint of so many steps or more."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
-        made = [int(path.parent.name[5:]) for path in out.rglob("step-*/shared.safetensors")]
-        if made and max(made) >= steps:
+        made = [step_of(path) for path in checkpoints(run)]
+        if made and made[-1] >= steps:
             os.kill(processes_of(out)[-1], signal.SIGKILL)
             return
         time.sleep(0.02)
@@ -75,7 +77,7 @@ def test_torchrun_goes_on_after_a_rank_was_killed(job, tmp_path):
     training = subprocess.Popen([*TORCHRUN, *command(job, tmp_path)], env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
                                 stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     for steps in (20, 80):
-        killed_after(tmp_path, steps)
+        killed_after(tmp_path, run_folder(tmp_path, spec), steps)
     output, errors = training.communicate(timeout=120)
     assert training.returncode == 0, errors
     assert output == f"{spec.id}: trained\n"
@@ -85,7 +87,8 @@ def test_torchrun_goes_on_after_a_rank_was_killed(job, tmp_path):
 def test_two_ranks_write_what_one_process_does_also_after_a_kill(job, tmp_path):
     training = subprocess.Popen(command(job, tmp_path, "--ranks", "2"), env=ENVIRONMENT, stderr=subprocess.PIPE,
                                 text=True)
-    killed_after(tmp_path, 20)
+    spec = job[0].saes[0]
+    killed_after(tmp_path, run_folder(tmp_path, spec), 20)
     _, errors = training.communicate(timeout=60)
     assert training.returncode == 1
     said = errors.splitlines()[-1]
@@ -94,7 +97,6 @@ def test_two_ranks_write_what_one_process_does_also_after_a_kill(job, tmp_path):
     assert "Traceback" not in errors
     done = subprocess.run(command(job, tmp_path, "--ranks", "2"), env=ENVIRONMENT, capture_output=True, text=True,
                           timeout=120)
-    spec = job[0].saes[0]
     assert (done.returncode, done.stdout) == (0, f"{spec.id}: trained\n"), done.stderr
     assert contents(run_folder(tmp_path, spec)) == contents(job[2])
     assert load(run_folder(tmp_path, spec)).d_sae == 500

@@ -16,6 +16,7 @@ import uuid
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -26,6 +27,9 @@ from olmoscope.distributed.ranks import Ranks, is_lost
 from olmoscope.distributed.sums import team_size
 from olmoscope.errors import UserError
 
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
 """Without it, processes that torchrun restarts find the store of the dead ones, and wait for ever (torch 2.13; cf.
 pytorch#135712). torchrun itself must have it in its environment."""
@@ -34,6 +38,8 @@ TEAMS_WAIT = timedelta(days=30)
 """Teams end at different times, and wait for each other at the end."""
 SAVING_SECONDS = 600
 """That ranks may take to save and end when the launcher is told to stop."""
+AFTERWARDS = (signal.SIGTERM, signal.SIGABRT)
+"""What ends ranks where another one was lost first: the launcher, and libraries in the middle of an exchange."""
 
 
 @dataclass(frozen=True)
@@ -70,18 +76,28 @@ def start(count: int, arguments: Sequence[str]) -> None:
             logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ[OWN_STORE] = "1"
     os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // count))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVING_SECONDS))
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, max_restarts=0,
-                          rdzv_backend="c10d", rdzv_endpoint="localhost:0", shutdown_timeout=SAVING_SECONDS)
+                          rdzv_backend="c10d", rdzv_endpoint="localhost:0")
     try:
         elastic_launch(config, sys.executable)("-m", "olmoscope", *arguments)
     except ChildFailedError as error:
-        for rank, failure in sorted(error.failures.items()):
-            if failure.exitcode < 0 and -failure.exitcode != signal.SIGTERM:  # the launcher's own to the others
-                raise UserError(f"rank {rank} was killed by {signal.Signals(-failure.exitcode).name}; the checkpoints "
-                                "are whole: the same command goes on from the last one") from error
-        sys.exit(max(1, *(failure.exitcode for failure in error.failures.values())))
+        raise _explained(error) from error
     except SignalException as error:
         raise KeyboardInterrupt from error
+
+
+def _explained(error: "ChildFailedError") -> UserError | SystemExit:
+    """What to raise when ranks failed: one that was killed told nobody."""
+    codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
+    killed = {rank: -code for rank, code in codes.items() if code < 0}
+    first = {rank: number for rank, number in killed.items() if number not in AFTERWARDS}
+    told = [code for code in codes.values() if code > 0]
+    if told and not first:
+        return SystemExit(max(told))
+    rank, number = next(iter((first or killed).items()))
+    return UserError(f"rank {rank} was killed by {signal.Signals(number).name}; the checkpoints are whole: the same "
+                     "command goes on from the last one")
 
 
 def join(environment: MutableMapping[str, str] = os.environ) -> World:
@@ -98,14 +114,14 @@ def join(environment: MutableMapping[str, str] = os.environ) -> World:
             _as_torchrun(place, environment)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         try:
-            dist.init_process_group(backend, timeout=TEAMS_WAIT)
+            dist.init_process_group(backend)
         except RuntimeError as error:
             if not is_lost(error):
                 raise
             raise UserError(f"process {place.index} of {place.count} cannot join the others at "
                             f"{environment.get('MASTER_ADDR')}:{environment.get('MASTER_PORT')}; {place.told_by} says "
                             f"that there are some ({str(error).splitlines()[0]})") from error
-    return World(Ranks(place.index, place.count), place)
+    return World(Ranks(place.index, place.count, dist.new_group(backend="gloo", timeout=TEAMS_WAIT)), place)
 
 
 def leave() -> None:
