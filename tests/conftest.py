@@ -13,6 +13,7 @@ from playwright.sync_api import Page
 
 from browser import Browser, start_chromium
 from hub_endpoint import HubEndpoint
+from rank_pool import RankPool
 
 SLOW_FOLDERS = ("browse", "end_to_end", "faults")
 """Tests there kill processes, drive a browser or run whole commands."""
@@ -43,6 +44,14 @@ def hub_endpoint() -> Iterator[HubEndpoint]:
     """A hub on this machine (hub_endpoint.py says how to use it)."""
     with HubEndpoint() as hub:
         yield hub
+
+
+@pytest.fixture(scope="module")
+def rank_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
+    """Processes that train together (rank_pool.py says how to use them)."""
+    pool = RankPool(tmp_path_factory.mktemp("ranks"))
+    yield pool
+    pool.close()
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import Literal
 
 from olmoscope.activations.collect.run import Collected
 from olmoscope.activations.store.shares import parse_worker, worker_from_environment
+from olmoscope.distributed.launch import join
 from olmoscope.errors import UserError
 from olmoscope.evaluate import anywhere
 from olmoscope.evaluate.behaviour import NOTHING_MORE, Behaviour
@@ -18,7 +19,7 @@ from olmoscope.evaluate.report import write_reports
 from olmoscope.evaluate.results import EVALUATION, Evaluation, read_evaluation
 from olmoscope.features.build import Indexed
 from olmoscope.features.rows_of import index_sae
-from olmoscope.pipeline import collect_stores, compare_seeds, evaluate_saes, report_saes, train_saes
+from olmoscope.pipeline import chosen, collect_stores, compare_seeds, evaluate_saes, report_saes, train_saes
 from olmoscope.recipe.load import Overrides, find_recipe, made_live
 from olmoscope.recipe.schema import Filter, Recipe
 from olmoscope.sae.io.open import find_saes
@@ -62,7 +63,7 @@ def collect(recipe: str | Path | Recipe, out: str | Path | None = None, *, form:
 def train(recipe: str | Path | Recipe, out: str | Path | None = None, *, form: str | None = None,
           overrides: Overrides = (), only: Sequence[str] = (), store: str | Path | None = None, live: bool = False,
           log: TrackerName | None = None) -> list[Path]:
-    """Train a recipe's SAEs, transcoders and crosscoders.
+    """Train a recipe's SAEs, transcoders and crosscoders. Processes that torchrun or srun started share the work.
 
     Args:
         recipe, out, form, overrides: as in `collect`.
@@ -88,8 +89,9 @@ def train(recipe: str | Path | Recipe, out: str | Path | None = None, *, form: s
         raise UserError("--live and --store exclude each other: a live stream reads the model, not a store")
     if live and found.train.live is None:
         found = made_live(found)
-    trained = train_saes(found, folder, list(only), log, None if store is None else Path(store))
-    return [run_folder(folder, sae) for sae, _ in trained]
+    for _ in train_saes(found, folder, list(only), log, None if store is None else Path(store), join()):
+        pass
+    return [run_folder(folder, sae) for sae in chosen(found, list(only))]
 
 
 def evaluate(saes: str | Path | Sequence[str | Path], *, only: Sequence[str] = (), text: str | Path | None = None,

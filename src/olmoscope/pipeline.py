@@ -28,6 +28,7 @@ from olmoscope.activations.store.place import (
 from olmoscope.activations.store.place import store_folder as store_folder
 from olmoscope.activations.store.reader import Store, open_store
 from olmoscope.activations.store.shares import Worker
+from olmoscope.distributed.launch import World
 from olmoscope.errors import UserError
 from olmoscope.evaluate.behaviour import NOTHING_MORE, Behaviour, measure_behaviour
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_store, forget_unfinished, identity
@@ -145,39 +146,48 @@ def chosen(recipe: Recipe, only: list[str]) -> list[CoderConfig]:
 
 
 def train_saes(recipe: Recipe, out: Path, only: list[str],
-               tracker: TrackerName | None = None, elsewhere: Path | None = None) -> Iterator[tuple[CoderConfig, bool]]:
+               tracker: TrackerName | None = None, elsewhere: Path | None = None,
+               world: World = World()) -> Iterator[tuple[CoderConfig, bool]]:  # noqa: B008 (frozen)
     """Train SAEs, from the store or (`train.live`) straight from the model.
 
     Args:
         elsewhere: a training store, or an output folder with one, in place of one in `out`. The folder remembers it.
+        world: the processes that train, each of which must call this (`distributed.launch.join`).
 
     Yields:
-        Each SAE, and False if it was finished before.
+        Each SAE, and False if it was finished before; of several processes those yield it that wrote its folder. All
+        end when all SAEs are done.
 
     Raises:
         UserError: see `train_from_store`, `find_elsewhere`; SAEs that train live were to train on a store elsewhere.
     """
-    places = store_places(out) if elsewhere is None else find_elsewhere(out, elsewhere)
-    recipe = settle_recipe(recipe, out, places)
-    wanted = chosen(recipe, only)
-    live = [sae for sae in wanted if recipe.train_of(sae).live]
-    stored = [sae for sae in wanted if sae not in live]
-    if live and (elsewhere is not None or is_elsewhere(out)):
-        raise UserError(f"{live[0].id} trains straight from the model (train.live), and not on the store "
-                        f"{places['train']}; leave out one of the two")
-    for sae in wanted:
-        refuse_other_run(recipe, sae, run_folder(out, sae))
+    with world.ranks.agreed():
+        places = store_places(out) if elsewhere is None else find_elsewhere(out, elsewhere)
+        recipe = settle_recipe(recipe, out, places)
+        wanted = chosen(recipe, only)
+        live = [sae for sae in wanted if recipe.train_of(sae).live]
+        stored = [sae for sae in wanted if sae not in live]
+        if live and (elsewhere is not None or is_elsewhere(out)):
+            raise UserError(f"{live[0].id} trains straight from the model (train.live), and not on the store "
+                            f"{places['train']}; leave out one of the two")
+        if live and world.ranks.count > 1:
+            raise UserError(f"{live[0].id} trains straight from the model (train.live), which one process reads: start "
+                            "one, or collect a store first")
+        for sae in wanted:
+            refuse_other_run(recipe, sae, run_folder(out, sae))
+        if stored:
+            store = open_store(places["train"] if elsewhere is not None else store_folder(out, "train"))
+            for sae in stored:
+                refuse_other_store(recipe, sae, store)
+        else:
+            refuse_another_store(store_folder(out, "train"), recipe)
+    with world.ranks.agreed():  # nobody writes before all have looked
+        if world.ranks.leads:
+            if elsewhere is not None:
+                record_elsewhere(out, places)
+            _keep_recipe(recipe, out)
     if stored:
-        store = open_store(places["train"] if elsewhere is not None else store_folder(out, "train"))
-        for sae in stored:
-            refuse_other_store(recipe, sae, store)
-    else:
-        refuse_another_store(store_folder(out, "train"), recipe)
-    if elsewhere is not None:
-        record_elsewhere(out, places)
-    _keep_recipe(recipe, out)
-    if stored:
-        yield from train_from_store(recipe, stored, store, out, tracker)
+        yield from train_from_store(recipe, stored, store, out, tracker, world)
     if live:
         yield from train_live(recipe, live, store_folder(out, "train"), out, tracker)
 

@@ -1,4 +1,4 @@
-"""`error` and `code_gradient`: with `decode` they make the fused `residual`; each is right by itself, too.
+"""`decode`, `error` and `code_gradient`: together they make the fused `residual`; each is right by itself, too.
 
 Shapes: B rows, D d_model, F latents, K places.
 """
@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kernel_backends import BACKENDS, SLOW, backend
+from kernel_backends import BACKENDS, DEVICE, SLOW, backend
 from kernel_draws import EXAMPLES, codes, randn
 from olmoscope.kernels.interface import Residual
 
@@ -86,6 +86,29 @@ def test_float32_error_against_float64(kernels, d_model):
     torch.testing.assert_close(loss_B, wanted_B, rtol=2e-5, atol=1e-6)
     power_B1 = x_BD.square().sum(1, keepdim=True)
     torch.testing.assert_close(e_BD.double(), (xhat_BD - x_BD) * 2 / (100 * power_B1), rtol=2e-5, atol=1e-7)
+
+
+@EXAMPLES
+@given(**SIZES, dtype=st.sampled_from([torch.float32, torch.float64]))
+def test_decode_against_a_dense_product(kernels, dtype, **sizes):
+    """Values of any sign; a code without places, and one without rows, are codes."""
+    _, values_BK, indices_BK, W_FD, *_ = drawn(**sizes)
+    values_BK = torch.where(values_BK > 0, randn(sizes["seed"] + 7, *values_BK.shape), 0)
+    z_BF = values_BK.new_zeros(len(values_BK), len(W_FD)).scatter(1, indices_BK, values_BK)
+    got_BD = kernels.decode(values_BK.to(dtype), indices_BK, W_FD.to(dtype))
+    torch.testing.assert_close(got_BD.double(), z_BF @ W_FD, **({"rtol": 1e-4, "atol": 1e-4} if dtype == torch.float32
+                                                                 else {"rtol": 1e-9, "atol": 1e-11}))
+    assert not kernels.decode(values_BK[:, :0], indices_BK[:, :0], W_FD).any()
+    assert kernels.decode(values_BK[:0], indices_BK[:0], W_FD).shape == (0, W_FD.shape[1])
+
+
+def test_decode_does_not_read_latents_behind_the_last_active_one(kernels):
+    values_BK, indices_BK = randn(1, 3, 4) * 0, torch.full((3, 4), 5, device=DEVICE)
+    values_BK[:, 0], indices_BK[:, 0], W_FD = 2.0, torch.arange(3, device=DEVICE), randn(0, 6, 7)
+    wanted_BD = 2 * W_FD[:3]
+    if not kernels.__name__.endswith("reference"):
+        W_FD[5] = torch.nan
+    torch.testing.assert_close(kernels.decode(values_BK, indices_BK, W_FD), wanted_BD)
 
 
 @EXAMPLES

@@ -46,6 +46,8 @@ UPDATE_CONSTANTS = {"DECODER": True, "ENCODER": True, "TOUCHED": False, "HALF": 
     ("residual", RESIDUAL, {"mean_B": None, "std_B": None, "LAYER_NORM": False, "K": 128, "TILE": 64}),
     ("error", ERROR | {"mean_B": FLOAT, "std_B": FLOAT}, {"LAYER_NORM": True, "TILE": 4096}),
     ("error", ERROR, {"mean_B": None, "std_B": None, "LAYER_NORM": False, "TILE": 4096}),
+    ("decode", {name: RESIDUAL[name] for name in ("values_BK", "indices_BK", "W_FD")} | {"xhat_BD": FLOAT},
+     {"K": 64, "TILE": 64}),
     ("code_gradient", {name: RESIDUAL[name] for name in ("e_BD", "values_BK", "indices_BK", "W_FD", "dz_BK")},
      {"K": 64, "TILE": 64}),
     ("sum_parts", PAIRS | {"parts_PD": FLOAT, "latents_P": INT64, "starts_P": INT64, "stops_P": INT64},

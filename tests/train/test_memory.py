@@ -12,8 +12,10 @@ from olmoscope.train import group
 from olmoscope.train.adam import Adam
 from olmoscope.train.derived import settled
 from olmoscope.train.group import FIT_SHARE, how_many
-from olmoscope.train.initialize import initialize
+from olmoscope.train.initialize import initialize, initialize_shard
 from olmoscope.train.memory import training_memory
+from olmoscope.train.sharded_step import ShardedStep
+from olmoscope.train.shards import Shard
 from olmoscope.train.step import Step
 
 D_MODEL = 96
@@ -47,6 +49,33 @@ def taken(job, kernels, device):
     with Allocations() as seen:
         step(x_BD, 1e-3)
     return held.now, seen.peak
+
+
+@pytest.mark.parametrize("kind", ["plain", "layer norm", "untied", "bfloat16 moments"])
+@pytest.mark.parametrize(("d_sae", "batch"), [(8000, 64), (512, 2048)])
+def test_a_step_in_shards_takes_what_is_said(d_sae, batch, kind):
+    """All shards in one process; two ranks with half of them each would hold half."""
+    job_ = job(kind, d_sae, batch)
+    job_ = job_.model_copy(update={"train": job_.train.model_copy(update={"shards": 4})})
+    sae, train, kernels = job_.saes[0], settled(job_, job_.saes[0]), kernels_for(torch.device("cpu"))
+    x_BD = torch.randn(batch, D_MODEL)
+    with Allocations() as held:
+        b_pre_D, adam = torch.zeros(D_MODEL), Adam.of(train)
+        shards = [Shard(number, 4, initialize_shard(d_sae // 4, number, sae.k, sae.normalize, b_pre_D, 0, "",
+                                                    tied=sae.weights == "tied"), adam) for number in range(4)]
+        step = ShardedStep(shards, adam, d_sae, train.auxiliary)
+        step.count = 1
+        for shard in shards:
+            shard.dead_F[:] = True
+            shard.list_dead()
+        step(x_BD, 1e-3)
+    with Allocations() as seen:
+        step(x_BD, 1e-3)
+    said, half = (training_memory(job_, sae, lambda site: D_MODEL, kernels, ranks) for ranks in (1, 2))
+    drawn = 4 * d_sae * D_MODEL  # by numpy, which is not seen
+    assert 0.95 * said.held <= held.now + drawn <= 1.05 * said.held
+    assert 0.3 * said.step <= seen.peak <= said.step
+    assert abs(2 * half.held - said.held) <= 2 and half.step < said.step
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -21,12 +21,14 @@ from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.find_sinks import find_sinks
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import run_folder
+from shard_jobs import contents, train_recipe
 
 SITE = Site(1)
 SIZE = 4000.0
 KINDS = {"topk": {"weights": "untied"}, "tied": {}, "batchtopk": {"activation": "batchtopk", "weights": "untied"},
          "jumprelu": {"activation": "jumprelu", "weights": "untied"},
-         "matryoshka": {"matryoshka": [0.25], "weights": "untied"}}
+         "matryoshka": {"matryoshka": [0.25], "weights": "untied"},
+         "shards": {"weights": "untied", "train": {"shards": 2}}}
 
 
 def direction(width, seed=7):
@@ -129,6 +131,13 @@ def test_going_on_from_a_checkpoint_is_the_same(job, store, out, tmp_path):
     assert "resumed after step 40" in (half / "training.log").read_text()
     last = [checkpoints(run)[-1] for run in (half, run_folder(tmp_path / "whole", spec), run_folder(out, spec))]
     assert len({json.dumps(checkpoint_contents(path), sort_keys=True) for path in last}) == 1
+
+
+def test_two_ranks_find_the_same_and_split_the_rows_alike(job, store, out, rank_pool, tmp_path):
+    spec = next(sae for sae in job.saes if sae.id == "shards")
+    alone = job.model_copy(update={"saes": [spec]})
+    assert rank_pool.run(2, train_recipe, alone, store.path, tmp_path) == [["shards"], []]
+    assert contents(run_folder(tmp_path, spec)) == contents(run_folder(out, spec))
 
 
 @pytest.mark.parametrize("name", ["topk", "tied", "jumprelu"])

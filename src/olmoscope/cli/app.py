@@ -12,7 +12,7 @@ import typer
 
 from olmoscope import __version__
 from olmoscope.cli import models, recipes, releases, saes, stores
-from olmoscope.errors import UserError
+from olmoscope.errors import AnotherRankFailedError, UserError
 from olmoscope.terminal import end_quietly_if_nobody_reads, prepare_streams, say
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
@@ -46,6 +46,8 @@ def main() -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         app(prog_name="olmoscope")  # also where Python was told -m olmoscope
+    except AnotherRankFailedError:
+        sys.exit(1)
     except UserError as error:
         _fail(str(error))
     except OSError as error:
@@ -59,6 +61,7 @@ def main() -> None:
 def _fail(message: str) -> None:
     from olmoscope.progress import console
 
+    console.quiet = False  # as it is in all processes of a training but the first
     console.print("error: ", style="bold red", end="")
     console.print(message, soft_wrap=True, highlight=False, markup=False, emoji=False)
     sys.exit(1)

@@ -1,6 +1,7 @@
 """Commands of a recipe's stages: demo, plan, collect, train."""
 
 import os
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -58,19 +59,57 @@ def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = 
               "Train on the activations of another output folder, or on one training store."))] = None,
           live: Annotated[bool, typer.Option("--live", help="Straight from the model: no store is needed.")] = False,
           log: Annotated[Literal["wandb", "tensorboard"] | None, typer.Option(
-              "--log", help="Send metrics to a tracker as well.")] = None) -> None:
+              "--log", help="Send metrics to a tracker as well.")] = None,
+          ranks: Annotated[int, typer.Option("--ranks", metavar="N", min=1, help=(
+              "In N processes on this machine, each with a GPU of its own; for several machines use torchrun."))] = 1,
+          ) -> None:
     """Train the recipe's SAEs on the stored activations, or straight from the model."""
     from olmoscope.cli.study_tables import show_training_study
+    from olmoscope.distributed.launch import join, leave
     from olmoscope.evaluate.study import study_of_training
     from olmoscope.pipeline import train_saes
+    from olmoscope.progress import console
     from olmoscope.recipe.load import find_recipe, made_live
 
-    resolved, folder = find_recipe(recipe, out, form, changes or ())
-    if live and store is not None:
-        raise UserError("--live and --store exclude each other: a live stream reads the model, not a store")
-    if live and resolved.train.live is None:
-        resolved = made_live(resolved)
-    for sae, fresh in train_saes(resolved, folder, only or [], log, store):
+    if ranks > 1:
+        _train_in_processes(ranks, recipe, form, changes, out, only)
+        return
+    world = join()
+    console.quiet = not world.ranks.leads
+    with world.ranks.agreed():
+        resolved, folder = find_recipe(recipe, out, form, changes or ())
+        if live and store is not None:
+            raise UserError("--live and --store exclude each other: a live stream reads the model, not a store")
+        if live and resolved.train.live is None:
+            resolved = made_live(resolved)
+    for sae, fresh in train_saes(resolved, folder, only or [], log, store, world):
         say(f"{sae.id}: trained" if fresh else f"{sae.id}: finished before, nothing to do")
-    if (study := study_of_training(resolved, folder)).seeds:
+    if world.ranks.leads and (study := study_of_training(resolved, folder)).seeds:
         show_training_study(study)
+    leave()
+
+
+def _train_in_processes(count: int, recipe: str, form: str | None, changes: list[str] | None, out: Path | None,
+                        only: list[str] | None) -> None:
+    """Give this same command, without `--ranks`, to several processes; what is wrong with it is said before."""
+    import torch
+
+    from olmoscope.distributed.launch import start
+    from olmoscope.distributed.place import place_from_environment
+    from olmoscope.model.load import pick_device
+    from olmoscope.pipeline import chosen
+    from olmoscope.recipe.load import find_recipe
+    from olmoscope.train.teams import refuse_idle_ranks
+
+    if told_by := place_from_environment(os.environ).told_by:
+        raise UserError(f"--ranks {count}: {told_by} started this process as one of several already; leave out one of "
+                        "the two")
+    resolved, _ = find_recipe(recipe, out, form, changes or ())
+    refuse_idle_ranks(resolved, chosen(resolved, only or []), count)
+    if pick_device(resolved.device).type == "cuda" and count > torch.cuda.device_count():
+        raise UserError(f"--ranks {count}: this machine has {torch.cuda.device_count()} GPUs, one for each process; "
+                        "start no more than that, or set device=cpu")
+    arguments = sys.argv[1:]
+    place = next(number for number, argument in enumerate(arguments) if argument.partition("=")[0] == "--ranks")
+    del arguments[place : place + (1 if "=" in arguments[place] else 2)]
+    start(count, arguments)

@@ -17,7 +17,6 @@ from olmoscope.kernels.cpu_candidates import candidate_bytes
 from olmoscope.kernels.cpu_candidates import encode_candidates as encode_candidates
 from olmoscope.kernels.cpu_candidates import quantize as quantize
 from olmoscope.kernels.interface import AdamStep, Moments, Residual, SortedPairs
-from olmoscope.kernels.reference import decode as decode
 from olmoscope.kernels.rounding import step_seed
 
 PRE_ACTIVATIONS_AT_ONCE = 2**22
@@ -59,6 +58,12 @@ def product(u_CD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor) -> Tensor:
         pre_CF: Tensor = torch.ops.mkldnn._linear_pointwise(u_CD, W_enc_FD, b_latent_F, "none", [], "")
         return pre_CF
     return torch.addmm(b_latent_F, u_CD, W_enc_FD.T)
+
+
+def decode(values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor) -> Tensor:
+    xhat_BD = W_dec_FD.new_empty(len(values_BK), W_dec_FD.shape[1])
+    call(cpu_rows.decode, values_BK.contiguous(), indices_BK.contiguous(), W_dec_FD.contiguous(), xhat_BD)
+    return xhat_BD
 
 
 def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor, b_pre_D: Tensor,
@@ -129,5 +134,5 @@ def _update_rows(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tenso
     b_pull_SD = W_FD.new_zeros(cpu_update.SHARES, W_FD.shape[1])
     call(cpu_update.update_rows, W_FD, *full, *bits, updated, pairs.offsets, pairs.rows, pairs.values,
          pairs.gradients, none if e_BD is None else e_BD, none if u_BD is None else u_BD, numbers,
-         np.int64(adam.count), np.uint32(step_seed(adam.count)), db_latent_F, b_pull_SD)
+         np.int64(adam.count), np.uint32(step_seed(adam.count, adam.shard)), db_latent_F, b_pull_SD)
     return db_latent_F, b_pull_SD.sum(dim=0)

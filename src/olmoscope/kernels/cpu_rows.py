@@ -61,6 +61,28 @@ def _residual_rows(first, stop, x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean
 
 
 @compiled(parallel=True)
+def decode(values_BK, indices_BK, W_FD, xhat_BD):
+    """Fill x̂ without a bias. Rows of W behind the last active place are not read: of a code that is spread over
+    shards, most of each shard's places are such."""
+    rows = len(values_BK)
+    for piece in prange((rows + ROWS_PER_PIECE - 1) // ROWS_PER_PIECE):
+        first = piece * ROWS_PER_PIECE
+        _decode_rows(first, min(rows, first + ROWS_PER_PIECE), values_BK, indices_BK, W_FD, xhat_BD)
+
+
+@compiled(reorder=True)
+def _decode_rows(first, stop, values_BK, indices_BK, W_FD, xhat_BD):
+    for row in range(first, stop):
+        values, xhat = values_BK[row], xhat_BD[row]
+        active = len(values)
+        while active > 0 and values[active - 1] == 0:
+            active -= 1
+        for d in range(len(xhat)):
+            xhat[d] = 0
+        add_rows(xhat, W_FD, indices_BK[row], values, active)
+
+
+@compiled(parallel=True)
 def error(x_BD, xhat_BD, rows, mean_B1, std_B1, loss_B, e_BD):
     """Fill loss and e, as `residual` does; the loss is a mean over `rows`."""
     for piece in prange((len(x_BD) + ROWS_PER_PIECE - 1) // ROWS_PER_PIECE):

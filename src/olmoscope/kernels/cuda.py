@@ -18,7 +18,6 @@ from torch import Tensor
 
 from olmoscope.kernels import reference
 from olmoscope.kernels.interface import AdamStep, Moments, Residual, SortedPairs
-from olmoscope.kernels.reference import decode as decode
 from olmoscope.kernels.reference import sort_pairs as sort_pairs
 from olmoscope.kernels.rounding import MIX1, MIX2, step_seed
 
@@ -86,6 +85,18 @@ def encode_topk(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> t
     return values_BK, indices_BK.gather(1, order_BK)
 
 
+def decode(values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor) -> Tensor:
+    if values_BK.shape[1] > MOST_IN_TILE or not values_BK.numel():
+        return reference.decode(values_BK, indices_BK, W_dec_FD)
+    values_BK, indices_BK, W_dec_FD = values_BK.contiguous(), indices_BK.contiguous(), W_dec_FD.contiguous()
+    xhat_BD = W_dec_FD.new_empty(len(values_BK), W_dec_FD.shape[1])
+    K = triton.next_power_of_2(values_BK.shape[1])
+    tile, warps = row_tile(K, xhat_BD.shape[1])
+    kernels.decode[(len(xhat_BD),)](values_BK, indices_BK, W_dec_FD, xhat_BD, xhat_BD.shape[1], values_BK.shape[1],
+                                    K=K, TILE=tile, num_warps=warps)
+    return xhat_BD
+
+
 def residual(x_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor, b_pre_D: Tensor,
              mean_B1: Tensor | None, std_B1: Tensor | None) -> Residual:
     if values_BK.shape[1] > MOST_IN_TILE:
@@ -150,7 +161,7 @@ def _update_rows(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tenso
     numbers = torch.tensor([adam.rate, adam.root_scale, adam.beta1, adam.beta2, adam.eps, *logs], dtype=W_FD.dtype)
     if W_FD.is_cuda:
         numbers = numbers.pin_memory().to(W_FD.device, non_blocking=True)
-    seed = step_seed(adam.count)
+    seed = step_seed(adam.count, adam.shard)
     seed -= 2**32 if seed >= 2**31 else 0  # always a 32-bit integer: another type would be compiled anew
     kernels.update_rows[(SHARES,)](
         W_FD, moments.first, moments.second, moments.updated, pairs.offsets, parts_PD, part_offsets, pairs.rows,

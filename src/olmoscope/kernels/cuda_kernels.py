@@ -130,6 +130,21 @@ def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B, std_B, loss_B, 
 
 
 @triton.jit
+def decode(values_BK, indices_BK, W_FD, xhat_BD, d_model, k, K: tl.constexpr, TILE: tl.constexpr):
+    """x̂ of one batch row, without a bias; rows of W whose value is 0 are not read."""
+    row = tl.program_id(0).to(tl.int64)
+    place = tl.arange(0, K)
+    z = tl.load(values_BK + row * k + place, mask=place < k, other=0.0)
+    active = (z != 0) & (place < k)
+    latent = tl.load(indices_BK + row * k + place, mask=place < k, other=0)
+    for start in range(0, d_model, TILE):
+        d = start + tl.arange(0, TILE)
+        inside = d < d_model
+        w = tl.load(W_FD + latent[:, None] * d_model + d[None, :], mask=active[:, None] & inside[None, :], other=0.0)
+        tl.store(xhat_BD + row * d_model + d, tl.sum(z[:, None] * w, axis=0), mask=inside)
+
+
+@triton.jit
 def error(x_BD, xhat_BD, mean_B, std_B, loss_B, e_BD, rows, d_model, tiny, LAYER_NORM: tl.constexpr,
           TILE: tl.constexpr):
     """Loss and e of one row of a reconstruction, as in `residual`; the loss is a mean over `rows`."""

@@ -47,6 +47,8 @@ class AdamStep:
     eps: float
     count: int
     """Which step, from 1."""
+    shard: int = 0
+    """Which shard of a dictionary: random bits of bfloat16 moments are drawn apart in each."""
 
     @property
     def rate(self) -> float:
@@ -65,7 +67,7 @@ class Moments:
 
     bfloat16 moments are rounded stochastically: β₂ = 0.999 changes the second moment by 0.1% a step, less than half
     of bfloat16's spacing (0.4 to 0.8%), so rounding to nearest would leave it where it is for ever. The random bits
-    are a hash of (step, element): no state, and the same on every device.
+    are a hash of (step, shard, element): no state, and the same on every device.
     """
 
     first: Tensor

@@ -65,6 +65,8 @@ def _call_all(candidates: bool) -> None:
     b_D, b_F = torch.zeros(D_MODEL), torch.zeros(LATENTS)
     values_BK, indices_BK = cpu.encode_topk(x_BD, W_FD, b_F, K)
     found = cpu.residual(x_BD, values_BK, indices_BK, W_FD, b_D, None, None)
+    _, e_BD = cpu.error(x_BD, cpu.decode(values_BK, indices_BK, W_FD), ROWS, None, None)
+    cpu.code_gradient(e_BD, values_BK, indices_BK, W_FD)
     pairs = cpu.sort_pairs(values_BK, found.dz_BK, indices_BK, LATENTS)
     moments = Moments(torch.zeros_like(W_FD), torch.zeros_like(W_FD))
     cpu.update_tied(W_FD, moments, pairs, found.e_BD, x_BD, AdamStep(0.0, 0.9, 0.999, 1e-8, 1))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from olmoscope.kernels.interface import AdamStep, Moments, Quantized, Residual, SortedPairs
-from olmoscope.kernels.rounding import random_bits, round_to_bfloat16
+from olmoscope.kernels.rounding import random_bits, round_to_bfloat16, step_seed
 
 PRE_ACTIVATIONS_AT_ONCE = 2**24
 """Most elements of the encoder product held at a time (64 MiB in float32)."""
@@ -124,6 +124,8 @@ def product(u_CD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor) -> Tensor:
 
 
 def decode(values_BK: Tensor, indices_BK: Tensor, W_dec_FD: Tensor) -> Tensor:
+    if not values_BK.numel():  # embedding_bag has no bags without places
+        return W_dec_FD.new_zeros(len(values_BK), W_dec_FD.shape[1])
     return torch.nn.functional.embedding_bag(indices_BK, W_dec_FD, per_sample_weights=values_BK, mode="sum")
 
 
@@ -245,7 +247,7 @@ def _adam_rows(W_CD: Tensor, dW_CD: Tensor, moments: Moments, chunk: slice, touc
     if moments.first.dtype != W_CD.dtype:
         rows, d_model = W_CD.shape
         elements = torch.arange(chunk.start * d_model, chunk.stop * d_model, device=W_CD.device)
-        bits = random_bits(elements, adam.count).view(rows, d_model)
+        bits = random_bits(elements, step_seed(adam.count, adam.shard)).view(rows, d_model)
         first_CD, second_CD = round_to_bfloat16(first_CD, bits & 0xFFFF), round_to_bfloat16(second_CD, bits >> 16)
     keep_C1 = touched_C.unsqueeze(1) if moments.updated is not None else torch.ones_like(touched_C).unsqueeze(1)
     for target, new in ((W_CD, new_CD), (moments.first[chunk], first_CD), (moments.second[chunk], second_CD)):

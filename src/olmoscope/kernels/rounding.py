@@ -14,15 +14,19 @@ MIX2 = 0xC2B2AE35
 _MASK = 0xFFFFFFFF
 
 
-def step_seed(count: int) -> int:
-    """The 32 bits that stand for a step."""
-    return (count * GOLDEN) & _MASK
+def step_seed(count: int, shard: int = 0) -> int:
+    """The 32 bits that stand for a step, and for a shard of a dictionary: elements are numbered in each anew."""
+    return (count * GOLDEN ^ shard * MIX1) & _MASK
 
 
-def random_bits(elements: Tensor, count: int) -> Tensor:
+def random_bits(elements: Tensor, seed: int) -> Tensor:
     """32 random bits for each element number (int64 in, int64 out, in [0, 2**32)): the low half is for the first
-    moment, the high half for the second."""
-    bits = (elements ^ step_seed(count)) & _MASK
+    moment, the high half for the second.
+
+    Args:
+        seed: from `step_seed`.
+    """
+    bits = (elements ^ seed) & _MASK
     bits = ((bits ^ (bits >> 16)) * MIX1) & _MASK
     bits = ((bits ^ (bits >> 13)) * MIX2) & _MASK
     return bits ^ (bits >> 16)

@@ -75,6 +75,9 @@ class Recipe(StoreRecipe):
             if train.finish and (len(sae.reads) > 1 or sae.sites[0].model):
                 raise ValueError(f"saes.{number}: train.finish is for coders that write one site of the recipe's own "
                                  "model; set train: {finish: null} for this one")
+            if train.shards > 1 and (refused := _not_in_shards(sae, train)):
+                raise ValueError(f"saes.{number}: train.shards is {train.shards}, {refused}; set train: {{shards: 1}} "
+                                 "for this one")
             if sae.activation == "groupmax" and train.candidates:
                 raise ValueError(f"saes.{number}.activation: groupmax needs all pre-activations; leave out one of it "
                                  "and train.candidates")
@@ -126,6 +129,8 @@ class Recipe(StoreRecipe):
             del tree["sinks"]
         if train.finish is None:
             del tree["finish"]
+        if train.shards == 1:
+            del tree["shards"]
         return {"sae": sae.identity(), "train": tree}
 
     def to_yaml(self) -> str:
@@ -133,3 +138,18 @@ class Recipe(StoreRecipe):
         tree = self.model_dump(mode="json")
         first = {key: tree[key] for key in ("name", "form", "seed", "device")}
         return yaml.safe_dump(first | tree, sort_keys=False, allow_unicode=True)
+
+
+def _not_in_shards(sae: CoderConfig, train: Train) -> str | None:
+    """Why an SAE cannot be trained in several shards; None: it can."""
+    if train.shards > sae.d_sae:
+        return f"which is over its d_sae ({sae.d_sae})"
+    if sae.activation != "topk":
+        return f"and only topk SAEs are trained in shards so far, not {sae.activation}"
+    if len(sae.sites) > 1:
+        return "and transcoders and crosscoders are not trained in shards so far"
+    for what, there in (("matryoshka", sae.matryoshka), ("train.candidates", train.candidates),
+                        ("train.finish", train.finish)):
+        if there:
+            return f"and {what} does not go with shards so far"
+    return None

@@ -65,7 +65,7 @@ class AuxiliaryLoss:
         k = min(self.settings.k, len(self.dead_M))
         values_BA, places_BA = kernels.encode_topk(u_BD, sae.W_enc[self.dead_M], sae.b_latent[self.dead_M], k)
         indices_BA = self.dead_M[places_BA]
-        r_BD, learn_B1 = self._residual(y_BD, statistics, e_BD, loss_B)
+        r_BD, learn_B1 = residual_to_learn(y_BD, statistics, e_BD, loss_B)
         values_BA *= learn_B1
         found = kernels.residual(r_BD, values_BA, indices_BA, sae.W_dec, torch.zeros_like(sae.b_out), None, None)
         share_B1 = (self.settings.weight * loss_B).to(y_BD.dtype).unsqueeze(1)
@@ -89,16 +89,16 @@ class AuxiliaryLoss:
         share = self.settings.lift * len(values_BK) / self.settings.dead_window
         self.sae.b_latent.add_(self.dead_F * (mean * share))
 
-    @staticmethod
-    def _residual(y_BD: Tensor, statistics: RowStatistics | None, e_BD: Tensor,
-                  loss_B: Tensor) -> tuple[Tensor, Tensor]:
-        """r, in normalised space; and which rows to learn from, `[B, 1]`.
 
-        From e = dL/dx̂ · σ = −2 σ² r / (B ‖x‖²), which is at hand, and not by decoding again.
-        """
-        power_B1 = y_BD.square().sum(dim=1, keepdim=True)
-        learn_B1 = loss_B.unsqueeze(1) > ROUNDING
-        std_B1 = torch.ones_like(power_B1) if statistics is None else statistics.std_B1
-        learn_B1 = learn_B1 & (std_B1 > EPS)  # a constant row divided by its std would be noise
-        scale_B1 = torch.where(learn_B1, -0.5 * len(y_BD) * power_B1 / std_B1.square(), 0)
-        return e_BD * scale_B1, learn_B1
+def residual_to_learn(y_BD: Tensor, statistics: RowStatistics | None, e_BD: Tensor,
+                      loss_B: Tensor) -> tuple[Tensor, Tensor]:
+    """r, in normalised space; and which rows to learn from, `[B, 1]`.
+
+    From e = dL/dx̂ · σ = −2 σ² r / (B ‖x‖²), which is at hand, and not by decoding again.
+    """
+    power_B1 = y_BD.square().sum(dim=1, keepdim=True)
+    learn_B1 = loss_B.unsqueeze(1) > ROUNDING
+    std_B1 = torch.ones_like(power_B1) if statistics is None else statistics.std_B1
+    learn_B1 = learn_B1 & (std_B1 > EPS)  # a constant row divided by its std would be noise
+    scale_B1 = torch.where(learn_B1, -0.5 * len(y_BD) * power_B1 / std_B1.square(), 0)
+    return e_BD * scale_B1, learn_B1

@@ -20,6 +20,8 @@ from olmoscope.activations.stream.batches import Stream, deal
 from olmoscope.activations.stream.filters import keep_of_store
 from olmoscope.activations.stream.live import open_live
 from olmoscope.activations.stream.rounds import Rounds, StoreRounds
+from olmoscope.distributed.launch import World
+from olmoscope.distributed.ranks import Ranks
 from olmoscope.errors import UserError
 from olmoscope.files import clean_temporary, locked
 from olmoscope.kernels.dispatch import kernels_for
@@ -30,48 +32,66 @@ from olmoscope.model_source import at_revision
 from olmoscope.progress import bar, console
 from olmoscope.recipe.schema import CoderConfig, Recipe, Train
 from olmoscope.site import Site
+from olmoscope.train.checkpoint import clear_incomplete
 from olmoscope.train.derived import Settled, settled
 from olmoscope.train.finish import SequenceReader
 from olmoscope.train.interrupt import deferred_interrupts
 from olmoscope.train.memory import training_memory
 from olmoscope.train.refusals import refuse_other_run, refuse_other_store
 from olmoscope.train.run import Run, run_folder
-from olmoscope.train.trackers import TrackerName, open_tracker
+from olmoscope.train.teams import assign
+from olmoscope.train.trackers import Tracker, TrackerName, open_tracker
 
 FIT_SHARE = 0.9
 """Of the free memory, what training may take: the rest is for batches on their way, and for what libraries keep."""
 
+
+LOOK_STEPS = 8
+"""Steps after which several ranks ask each other whether a signal came to one."""
 
 STREAM = ("batch", "order", "epochs", "filter", "live", "together")
 """Keys of `train` that SAEs on one read have in common."""
 
 
 def train_from_store(recipe: Recipe, saes: list[CoderConfig], store: Store, out: Path,
-                     tracker: TrackerName | None = None) -> Iterator[tuple[CoderConfig, bool]]:
+                     tracker: TrackerName | None = None,
+                     world: World = World()) -> Iterator[tuple[CoderConfig, bool]]:  # noqa: B008 (frozen)
     """Train SAEs of a recipe from a store, those of a site together.
 
     Args:
         tracker: where metrics go besides the run folder.
+        world: the processes that train; each must call this.
 
     Yields:
-        Each SAE when it is done, and False if it was finished before and nothing was done.
+        Each SAE when it is done, and False if it was finished before and nothing was done. Of several processes those
+        yield it that wrote its folder.
 
     Raises:
         UserError: the store is not the recipe's or is damaged, a folder holds another run, another process trains in
             it, or a loss is not finite (the others of its group are finished first).
         KeyboardInterrupt: stopped by a signal, after saving checkpoints.
     """
-    for sae in saes:
-        refuse_other_store(recipe, sae, store)
-        refuse_other_run(recipe, sae, run_folder(out, sae))
-    for sites in sorted({tuple(sae.sites) for sae in saes}):
-        for train, group in by_stream(recipe, [sae for sae in saes if tuple(sae.sites) == sites]):
+    device = pick_device(recipe.device, world.place.local_index)
+    with world.ranks.agreed():
+        for sae in saes:
+            refuse_other_store(recipe, sae, store)
+            refuse_other_run(recipe, sae, run_folder(out, sae))
+        if world.ranks.count > 1 and world.place.local_index == 0:  # not by all processes of a machine at once
+            _prepare(recipe, saes, device)
+    assigned = assign(recipe, saes, lambda sae: _is_done(out, sae), device, world)
+    if world.ranks.count > 1 and world.ranks.leads:
+        mine = [sae for _, group in assigned for sae in group]
+        yield from ((sae, False) for sae in saes if sae not in mine and _is_done(out, sae))
+    with world.ranks.agreed():  # a team that fails waits for the others
+        for ranks, mine in assigned:
+            for sites in sorted({tuple(sae.sites) for sae in mine}):
+                for train, group in by_stream(recipe, [sae for sae in mine if tuple(sae.sites) == sites]):
 
-            def open_rounds(sites: list[Site], train: Train = train) -> Rounds:
-                kept = keep_of_store(train.filter, store, recipe.activations.sites)
-                return StoreRounds(store, sites, train.order, recipe.seed, kept)
+                    def open_rounds(sites: list[Site], train: Train = train) -> Rounds:
+                        kept = keep_of_store(train.filter, store, recipe.activations.sites)
+                        return StoreRounds(store, sites, train.order, recipe.seed, kept)
 
-            yield from _train(recipe, group, open_rounds, out, tracker)
+                    yield from _train(recipe, group, open_rounds, out, tracker, device, ranks)
 
 
 def train_live(recipe: Recipe, saes: list[CoderConfig], store: Path, out: Path,
@@ -92,7 +112,7 @@ def train_live(recipe: Recipe, saes: list[CoderConfig], store: Path, out: Path,
         def open_rounds(sites: list[Site], like_these: Recipe = like_these) -> Rounds:
             return open_live(like_these, sites, "train", store)
 
-        yield from _train(recipe, group, open_rounds, out, tracker)
+        yield from _train(recipe, group, open_rounds, out, tracker, pick_device(recipe.device), Ranks.alone())
 
 
 def by_stream(recipe: Recipe, saes: list[CoderConfig]) -> list[tuple[Train, list[CoderConfig]]]:
@@ -110,51 +130,82 @@ def by_stream(recipe: Recipe, saes: list[CoderConfig]) -> list[tuple[Train, list
 
 
 def _train(recipe: Recipe, saes: list[CoderConfig], open_rounds: Callable[[list[Site]], Rounds], out: Path,
-           tracker: TrackerName | None) -> Iterator[tuple[CoderConfig, bool]]:
+           tracker: TrackerName | None, device: torch.device, ranks: Ranks) -> Iterator[tuple[CoderConfig, bool]]:
     """Train SAEs that share a read, as many at once as fit."""
-    device = pick_device(recipe.device)
-    missing = [sae for sae in saes if not (run_folder(out, sae) / "done.json").exists()]
+    missing = [sae for sae in saes if not _is_done(out, sae)]
     yield from ((sae, False) for sae in saes if sae not in missing)
     if not missing:
         return
-    prepare_kernels(device, candidates=any(recipe.train_of(sae).candidates is not None for sae in missing))
-    rounds = open_rounds(sorted({site for sae in missing for site in sae.sites}))
+    with ranks.agreed():
+        _prepare(recipe, missing, device)
+        rounds = open_rounds(sorted({site for sae in missing for site in sae.sites}))
     reader = SequenceReader(cache(lambda: load_causal_lm(at_revision(recipe.model, rounds.manifest.model.revision),
                                                          device)),
                             [site for site in rounds.sites if not site.model], rounds.tokens,
                             recipe.tokens.documents == "apart")
     while missing:
-        count = how_many(recipe, missing, rounds.manifest.width, device)
+        count = min(ranks.ask(how_many(recipe, missing, rounds.manifest.width, device, ranks.count)))
         group, missing = missing[:count], missing[count:]
         with contextlib.ExitStack() as held:
-            for sae in group:
-                held.enter_context(locked(run_folder(out, sae), "training"))
-                clean_temporary(run_folder(out, sae))
-            trackers = [held.enter_context(open_tracker(tracker, recipe, sae, run_folder(out, sae))) for sae in group]
-            _train_group([Run(recipe, sae, rounds, run_folder(out, sae), device, reader, each)
-                          for sae, each in zip(group, trackers, strict=True)], rounds, device)
-        yield from ((sae, True) for sae in group)
+            trackers: list[Tracker | None] = [None] * len(group)
+            with ranks.agreed():
+                if ranks.leads:
+                    trackers = [_hold(held, tracker, recipe, sae, run_folder(out, sae)) for sae in group]
+            runs = []
+            for sae, each in zip(group, trackers, strict=True):
+                with ranks.agreed():
+                    runs.append(Run(recipe, sae, rounds, run_folder(out, sae), device, reader, each, ranks))
+            _train_group(runs, rounds, device, ranks)
+        if ranks.leads:
+            yield from ((sae, True) for sae in group)
 
 
-def _train_group(runs: list[Run], rounds: Rounds, device: torch.device) -> None:
-    """Train all of a group to the end; one whose loss is not finite drops out and is named when the others are done."""
+def _prepare(recipe: Recipe, saes: list[CoderConfig], device: torch.device) -> None:
+    """Compile what the steps of some SAEs call."""
+    prepare_kernels(device, candidates=any(recipe.train_of(sae).candidates is not None for sae in saes))
+
+
+def _is_done(out: Path, sae: CoderConfig) -> bool:
+    return (run_folder(out, sae) / "done.json").exists()
+
+
+def _hold(held: contextlib.ExitStack, tracker: TrackerName | None, recipe: Recipe, sae: CoderConfig,
+          run: Path) -> Tracker | None:
+    """Hold a run folder until `held` ends, and clear away what a killed process left of it; its tracker."""
+    held.enter_context(locked(run, "training"))
+    clean_temporary(run)
+    clear_incomplete(run)
+    return held.enter_context(open_tracker(tracker, recipe, sae, run))
+
+
+def _train_group(runs: list[Run], rounds: Rounds, device: torch.device, ranks: Ranks) -> None:
+    """Train all of a group to the end; one whose loss is not finite drops out and is named when the others are done.
+
+    Each rank reads its own rows. Ranks agree to stop where one cannot read a round, and every so many steps where a
+    signal came to one.
+    """
     steps, settings = runs[0].steps, runs[0].settings
     behind = min(runs, key=lambda run: run.step.count)
     done = behind.step.count
     failures: list[UserError] = []
     console.print(f"training {', '.join(run.spec.id for run in runs)}", highlight=False)
     lines: dict[Run, dict[str, Any]] = {}
-    stream = Stream(rounds, settings.batch, settings.epochs)
+    stream = Stream(rounds, settings.batch, settings.epochs, (ranks.index, ranks.count))
     stream.restore(behind.position)
+    look_every = 1 if ranks.count == 1 else LOOK_STEPS
     with contextlib.closing(stream), deferred_interrupts() as interrupted, \
             bar("training", stream.rows * settings.epochs, "tokens", done=behind.step.tokens) as advance:
         batches = deal(stream, device, steps - done)
         while done < steps and runs:
+            opened, unread = stream.opened, None
             try:
-                batch, position = next(batches)
+                own, position = next(batches)
             except UserError as error:
-                _stop(runs, str(error))
-                raise
+                unread = error
+            if (stream.opened > opened or unread) and (unread := ranks.failure_of_all(unread)):
+                _stop(runs, str(unread))
+                raise unread
+            batch = {site: ranks.gather_rows(rows_bD, stream.length(done)) for site, rows_bD in own.items()}
             for run in [run for run in runs if run.step.count == done]:
                 try:
                     if line := run.train_on(batch, position):
@@ -165,7 +216,7 @@ def _train_group(runs: list[Run], rounds: Rounds, device: torch.device) -> None:
                     runs = [other for other in runs if other is not run]
             done += 1
             advance(len(next(iter(batch.values()))), _note(list(lines.values())))
-            if interrupted():
+            if done % look_every == 0 and any(ranks.ask(interrupted())):
                 _stop(runs, "stopped by a signal")
                 raise KeyboardInterrupt
     for run in runs:
@@ -191,11 +242,13 @@ def _stop(runs: list[Run], why: str) -> None:
         run.log(f"{why} after step {run.step.count}")
 
 
-def how_many(recipe: Recipe, saes: list[CoderConfig], width: Callable[[Site], int], device: torch.device) -> int:
+def how_many(recipe: Recipe, saes: list[CoderConfig], width: Callable[[Site], int], device: torch.device,
+             ranks: int = 1) -> int:
     """How many of some SAEs that share a read to train at once, from the first on; at least one.
 
     Args:
         width: of a site's rows.
+        ranks: how many train them together.
     """
     together = recipe.train_of(saes[0]).together
     if together != "fit":
@@ -203,7 +256,7 @@ def how_many(recipe: Recipe, saes: list[CoderConfig], width: Callable[[Site], in
     free = FIT_SHARE * _free_memory(device)
     count = held = step = 0
     for sae in saes:
-        needed = training_memory(recipe, sae, width, kernels_for(device))
+        needed = training_memory(recipe, sae, width, kernels_for(device), ranks)
         held, step = held + needed.held, max(step, needed.step)
         if held + step > free:
             break

@@ -28,6 +28,20 @@ def initialize(d_model: int, d_sae: int, k: int, normalize: Normalize, mean_D: T
                 b_latent=torch.zeros(d_sae, device=device), k=k)
 
 
+def initialize_shard(latents: int, number: int, k: int, normalize: Normalize, b_pre_D: Tensor, seed: int, name: str, *,
+                     tied: bool) -> TopK:
+    """Shard `number` of a fresh SAE that is trained in several. Its rows are drawn apart: nobody makes all of them.
+
+    Args:
+        latents: of the shard.
+        b_pre_D: of the whole SAE, which becomes that of this shard, too.
+        seed, name, tied: as in `initialize`.
+    """
+    W_FD = _unit_rows(latents, len(b_pre_D), seed, name, number).to(b_pre_D.device)
+    return TopK(W_FD if tied else W_FD.clone(), W_FD, b_in=b_pre_D, normalize=normalize,
+                b_latent=torch.zeros(latents, device=b_pre_D.device), k=k)
+
+
 def initialize_transcoder(d_sae: int, k: int, mean_in_D: Tensor, mean_out_D: Tensor, seed: int, name: str, *,
                           skip: bool) -> TopK:
     """A fresh transcoder: random unit rows, no latent bias, `b_in` and `b_out` at the means of the rows read and
@@ -46,8 +60,8 @@ def initialize_transcoder(d_sae: int, k: int, mean_in_D: Tensor, mean_out_D: Ten
                 transcoder=True)
 
 
-def _unit_rows(rows: int, width: int, seed: int, name: str) -> Tensor:
-    random = generator(seed, "rows of an SAE", zlib.crc32(name.encode()))
+def _unit_rows(rows: int, width: int, seed: int, name: str, *shard: int) -> Tensor:
+    random = generator(seed, "rows of an SAE", zlib.crc32(name.encode()), *shard)
     W_FD = torch.from_numpy(random.standard_normal((rows, width), dtype=np.float32))
     W_FD /= W_FD.norm(dim=1, keepdim=True)
     return W_FD

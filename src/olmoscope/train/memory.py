@@ -11,6 +11,9 @@ model that reads them is not counted), K = places of a row's codes.
             own workspace; with an auxiliary loss 6 more arrays, its codes, and 4 F d (the encoder's rows of dead
             latents, if all are); with Matryoshka prefixes 3 more arrays and codes for each
 
+Several ranks that train one SAE in shards hold a share each of what is held. The arrays [B, d] are whole on each, and
+there are 3 more: of the parts of a reconstruction that go to and fro. Workspace and gathered rows are those of a shard.
+
 Several SAEs that train together hold all that they hold, and make their steps one after the other.
 """
 
@@ -36,12 +39,14 @@ class TrainingMemory:
     """Besides, at the fullest moment of a step."""
 
 
-def training_memory(recipe: Recipe, sae: CoderConfig, width: Callable[[Site], int], kernels: Kernels) -> TrainingMemory:
+def training_memory(recipe: Recipe, sae: CoderConfig, width: Callable[[Site], int], kernels: Kernels,
+                    ranks: int = 1) -> TrainingMemory:
     """Of an SAE of a recipe.
 
     Args:
         width: of a site's rows.
         kernels: of the device that it would be trained on.
+        ranks: how many train it together; the memory is that of each.
     """
     train = settled(recipe, sae)
     d_in = sum(width(site) for site in sae.reads)
@@ -66,6 +71,10 @@ def training_memory(recipe: Recipe, sae: CoderConfig, width: Callable[[Site], in
         arrays += 6
         places += train.auxiliary.k
         gathered = 4 * matrix
-    workspace = kernels.workspace_bytes(batch, widest, sae.d_sae, places,
+    if train.shards > 1:
+        arrays += 3
+    workspace = kernels.workspace_bytes(batch, widest, -(-sae.d_sae // train.shards), places,
                                         train.candidates.margin if train.candidates else None)
-    return TrainingMemory(state, held, arrays * 4 * batch * widest + 40 * batch * places + gathered + workspace)
+    codes = 40 * batch * places * train.shards // ranks
+    step = arrays * 4 * batch * widest + codes + gathered // train.shards + workspace
+    return TrainingMemory(state // ranks, held // ranks, step)

@@ -20,12 +20,14 @@ from torch import Tensor
 from olmoscope.activations.store.statistics import OUTLIER
 from olmoscope.activations.stream.batches import START
 from olmoscope.activations.stream.rounds import Rounds
+from olmoscope.distributed.ranks import Ranks
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json, write_text
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import CoderConfig, Recipe
 from olmoscope.sae.io.checkpoint import step_of
+from olmoscope.sae.io.checkpoint_file import remove_checkpoint
 from olmoscope.sae.sinks import Sinks
 from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
@@ -37,7 +39,9 @@ from olmoscope.train.checkpoint import (
     checkpoints,
     is_kept,
     load_checkpoint,
+    load_sharded,
     save_checkpoint,
+    save_sharded,
     scales_of,
     sinks_of,
 )
@@ -45,7 +49,9 @@ from olmoscope.train.derived import rate_of, settled
 from olmoscope.train.ends import Ends, ends_of, scales_for
 from olmoscope.train.find_sinks import SAMPLE, sinks_at
 from olmoscope.train.finish import ModelLoss, Piece, SequenceReader, draw_steps
-from olmoscope.train.initialize import initialize, initialize_transcoder
+from olmoscope.train.initialize import initialize, initialize_shard, initialize_transcoder
+from olmoscope.train.sharded_step import ShardedStep
+from olmoscope.train.shards import Shard, own_shards, shard_bounds
 from olmoscope.train.step import Step
 from olmoscope.train.trackers import Tracker
 
@@ -76,17 +82,21 @@ class Run:
     """An SAE in training, from its last checkpoint (or the start)."""
 
     def __init__(self, recipe: Recipe, spec: CoderConfig, rounds: Rounds, folder: Path, device: torch.device,
-                 reader: SequenceReader | None = None, tracker: Tracker | None = None) -> None:
+                 reader: SequenceReader | None = None, tracker: Tracker | None = None,
+                 ranks: Ranks | None = None) -> None:
         """
         Args:
-            folder: its run folder, held by this process.
+            folder: its run folder, held by this process, or by the first of its ranks.
             reader: lets the language model read sequences, for `train.finish`; of the sites of this coder at least.
             tracker: where metrics go besides the folder.
+            ranks: those that train it, each with a `Run` of its own; only the first one's writes in the folder, but for
+                the shards of checkpoints. None: this process alone.
 
         Raises:
             UserError: a checkpoint is damaged, or was made on other activations.
         """
         self.recipe, self.spec, self.rounds, self.folder = recipe, spec, rounds, folder
+        self.ranks = ranks or Ranks.alone()
         self.settings = settled(recipe, spec)
         self.lr = rate_of(recipe, spec, sum(rounds.manifest.width(site) for site in spec.reads))
         self.steps = -(-rounds.kept.rows // self.settings.batch) * self.settings.epochs
@@ -101,17 +111,17 @@ class Run:
         """Of the stream, after the last step."""
         self._seconds_before: float | None = 0.0
         """That the steps before this start took; None if the checkpoint does not say."""
-        found = checkpoints(folder)
+        found = self._newest_checkpoint()
         self.ends = self._ends(found)
-        write_text(folder / "recipe.yaml", recipe.to_yaml())
+        if self.ranks.leads:
+            write_text(folder / "recipe.yaml", recipe.to_yaml())
         self.model_loss = (ModelLoss(reader, self.ends.writes[0], self.settings.finish.kl)
                            if reader and self.settings.finish else None)
-        self.step = Step(self._fresh(device, bool(found)), Adam.of(self.settings), self.settings.auxiliary,
-                         candidates=self.settings.candidates, activation=spec.activation, matryoshka=spec.matryoshka)
+        self.step = self._fresh_step(device, bool(found))
         if self.ends.sinks is not None:
             self.ends = replace(self.ends, sinks=self.ends.sinks.to(device))
         if found:
-            self._load(found[-1])
+            self._load(found)
         self._begin_trial()
         self.saved = self.step.count
         """Steps of the last checkpoint."""
@@ -176,28 +186,34 @@ class Run:
         if self.saved == self.step.count:
             return
         older = [path for path in checkpoints(self.folder) if not is_kept(self.settings, step_of(path))]
-        save_checkpoint(checkpoint_path(self.folder, self.step.count), self.step,
-                        {"stream": self.position, "counts": vars(self.counts), "activations": self._activations(),
-                         "seconds": self._seconds()}, self.ends)
+        state = {"stream": self.position, "counts": vars(self.counts), "activations": self._activations(),
+                 "seconds": self._seconds()}
+        if isinstance(self.step, Step):
+            save_checkpoint(self._checkpoint(), self.step, state, self.ends)
+        else:
+            save_sharded(self._checkpoint(), self.step, state, self.ends)
         self.saved = self.step.count
-        for path in older:
-            path.unlink()
+        for path in older if self.ranks.leads else ():
+            remove_checkpoint(path)
 
     def finish(self) -> None:
         """Write done.json; the last step was made."""
         counts, kept = self.counts, self.rounds.kept
+        dead_share = self.step.dead_share(self.settings.dead_window)
+        if not self.ranks.leads:
+            return
         self.log(f"finished: mean training NMSE {counts.loss / counts.tokens:.6f} over {counts.tokens} tokens")
         write_json(self.folder / "done.json", {
             "sae": self.spec.id,
             "run_hash": self.recipe.run_hash(self.spec),
             "train": self.settings.model_dump(mode="json", include={"batch", "decoder_rate", "auxiliary"})
             | {"lr": self.lr},
-            "checkpoint": str(checkpoint_path(self.folder, self.step.count).relative_to(self.folder)),
+            "checkpoint": str(self._checkpoint().relative_to(self.folder)),
             "steps": self.step.count,
             "tokens": counts.tokens,
             "nmse": counts.loss / counts.tokens,
             "l0": counts.l0 / counts.tokens,
-            "dead_share": self.step.dead_share(self.settings.dead_window),
+            "dead_share": dead_share,
             "dead_window": self.settings.dead_window,
             "sinks": 0 if self.ends.sinks is None else self.ends.sinks.count,
             "rows": {"kept": kept.rows, "of": kept.of, "dropped_share": kept.dropped_share, "reasons": kept.dropped},
@@ -208,6 +224,8 @@ class Run:
 
     def log(self, message: str) -> None:
         """Add a line to training.log."""
+        if not self.ranks.leads:
+            return
         with (self.folder / "training.log").open("a", encoding="utf-8") as log:
             log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {message}\n")
 
@@ -215,39 +233,68 @@ class Run:
         self.log(message)
         console.print(f"{self.spec.id}: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
-    def _ends(self, found: list[Path]) -> Ends:
+    def _checkpoint(self) -> Path:
+        """Where the checkpoint after the last step stands."""
+        return checkpoint_path(self.folder, self.step.count, self.settings.shards)
+
+    def _newest_checkpoint(self) -> Path | None:
+        """The newest checkpoint, as the first rank sees it: a folder on a network may look different from elsewhere."""
+        found = checkpoints(self.folder)
+        step = self.ranks.ask(step_of(found[-1]) if found else 0)[0]
+        return checkpoint_path(self.folder, step, self.settings.shards) if step else None
+
+    def _ends(self, found: Path | None) -> Ends:
         """The sites, with the scales of the last checkpoint, or with new ones."""
         widths = {site: self.rounds.manifest.width(site) for site in self.spec.sites}
         if found:
-            return ends_of(self.spec, widths, scales_of(found[-1]), sinks_of(found[-1]))
+            return ends_of(self.spec, widths, scales_of(found), sinks_of(found))
         return ends_of(self.spec, widths, scales_for(self.spec, widths, self.rounds.median_norm),
                        sinks_at(self.rounds, self.spec) if self.settings.sinks == "auto" else None)
 
-    def _fresh(self, device: torch.device, replaced: bool) -> TopK:
-        """The coder that training begins with.
+    def _fresh_step(self, device: torch.device, replaced: bool) -> Step | ShardedStep:
+        """What training begins with.
 
         Args:
             replaced: its parameters will be a checkpoint's: means, which cost a read or a forward pass, are not taken.
         """
+        spec, settings, adam = self.spec, self.settings, Adam.of(self.settings)
+        if settings.shards == 1:
+            return Step(self._fresh(device, replaced), adam, settings.auxiliary, candidates=settings.candidates,
+                        activation=spec.activation, matryoshka=spec.matryoshka)
+        b_pre_D = self._mean(spec.site, replaced).to(device).float()
+        latents = spec.d_sae - (0 if self.ends.sinks is None else self.ends.sinks.count)
+        if latents < settings.shards:
+            raise UserError(f"{spec.id}: {latents} latents are left beside those for attention sinks, fewer than "
+                            f"train.shards ({settings.shards}); set train.shards or saes.d_sae otherwise")
+        bounds = shard_bounds(latents, settings.shards)
+        saes = {number: initialize_shard(bounds[number + 1] - bounds[number], number, spec.k, spec.normalize, b_pre_D,
+                                         settings.seed, spec.default_id, tied=spec.weights == "tied")
+                for number in own_shards(settings.shards, self.ranks)}
+        shards = [Shard(number, settings.shards, sae, adam) for number, sae in saes.items()]
+        return ShardedStep(shards, adam, latents, settings.auxiliary, self.ranks)
+
+    def _mean(self, site: Site, replaced: bool) -> Tensor:
+        """The mean of a site's rows, as the coder sees them, `[D]`; see `_fresh_step`."""
+        if replaced:
+            return torch.zeros(self.rounds.manifest.width(site))
+        if self.ends.sinks is not None:
+            return self.ends.sinks.split(self.rounds.sample(site, SAMPLE))[1].mean(dim=0)
+        return self.rounds.sample_mean(site, self.spec.normalize)
+
+    def _fresh(self, device: torch.device, replaced: bool) -> TopK:
+        """The coder that training begins with, whole; see `_fresh_step`."""
         spec, ends = self.spec, self.ends
-
-        def mean(site: Site) -> Tensor:
-            if replaced:
-                return torch.zeros(self.rounds.manifest.width(site))
-            if ends.sinks is not None:
-                return ends.sinks.split(self.rounds.sample(site, SAMPLE))[1].mean(dim=0)
-            return self.rounds.sample_mean(site, spec.normalize)
-
-        mean_D = (mean(spec.site) if ends.is_plain else ends.joined([mean(site) for site in ends.reads])).to(device)
+        means = [self._mean(site, replaced) for site in ends.reads]
+        mean_D = (means[0] if ends.is_plain else ends.joined(means)).to(device)
         if ends.is_transcoder:
-            return initialize_transcoder(spec.d_sae, spec.k, mean_D, mean(ends.writes[0]).to(device),
+            return initialize_transcoder(spec.d_sae, spec.k, mean_D, self._mean(ends.writes[0], replaced).to(device),
                                          self.settings.seed, spec.default_id, skip=spec.skip)
         trained = spec.d_sae - (0 if ends.sinks is None else ends.sinks.count)
         return initialize(len(mean_D), trained, spec.k, spec.normalize, mean_D, self.settings.seed,
                           spec.default_id, tied=spec.weights == "tied")
 
     def _load(self, path: Path) -> None:
-        state = load_checkpoint(path, self.step)
+        state = load_checkpoint(path, self.step) if isinstance(self.step, Step) else load_sharded(path, self.step)
         for what, before in state["activations"].items():
             if (now := self._activations()[what]) != before:
                 raise UserError(f"{self.folder} was trained on activations with {what} {before}, now they have {now}; "
@@ -259,7 +306,7 @@ class Run:
     def _begin_trial(self) -> None:
         """Candidates must win a trial in the first steps. A checkpoint of a later step holds what came of it."""
         if self.step.candidates is not None and self.step.count < TRIAL_STEPS:
-            self.step.candidates.trial = Trial(self.step.sae.W_enc.device)
+            self.step.candidates.trial = Trial(self.step.candidates.sae.W_enc.device)
 
     def _end_trial(self, search: CandidateSearch, trial: Trial) -> None:
         """Take the faster way. A run that was killed before its first checkpoint keeps the verdict that it had."""
@@ -289,7 +336,7 @@ class Run:
     def _cut_metrics(self) -> None:
         """Drop the lines after the checkpoint: they will be written again."""
         path = self.folder / "metrics.jsonl"
-        if path.exists():
+        if self.ranks.leads and path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             write_text(path, "".join(line for line in lines if line.endswith("\n")
                                      and json.loads(line)["step"] <= self.step.count))
@@ -311,6 +358,8 @@ class Run:
             line["auxiliary_loss"] = sums.auxiliary / sums.auxiliary_rows if sums.auxiliary_rows else None
         if self.step.candidates:
             line |= {"candidates_found": self.step.candidates.take_found(), "margin": self.step.candidates.margin}
+        if not self.ranks.leads:
+            return line
         with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
             metrics.write(json.dumps(line) + "\n")
         if self._tracker:

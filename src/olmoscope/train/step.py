@@ -18,7 +18,7 @@ which the renormalisation would undo), given to Adam, and used up while it is in
 F latents, K active.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from olmoscope.kernels.dispatch import kernels_for
-from olmoscope.kernels.interface import AdamStep, Kernels, Residual, SortedPairs
+from olmoscope.kernels.interface import AdamStep, Kernels, Moments, Residual, SortedPairs
 from olmoscope.recipe.schema import Activation, Candidates
 from olmoscope.sae.io.checkpoint import rule_tensor
 from olmoscope.sae.normalize import RowStatistics, restore_rows
@@ -119,7 +119,8 @@ class Step:
         losses = self.nested.gradients(residual, values_BK, dz_BK, indices_BK, u_BD)
         losses += self._auxiliary(y_BD, u_BD, statistics, residual.whole)
         self._count(residual.whole, values_BK, indices_BK)
-        db_latent_F, b_pull_D = self._update_matrices(*sorted_together(kernels, losses, sae.d_sae), adam)
+        db_latent_F, b_pull_D = update_matrices(
+            kernels, sae, moments, *sorted_together(kernels, losses, sae.d_sae), adam, self.adam.decoder_rate)
         biases = self.adam.at(self.count, lr * float(self.unit))
         update_parameter(sae.b_latent, db_latent_F, moments["b_latent"], biases)
         e_D = losses[0].e_BD.sum(dim=0)
@@ -181,15 +182,6 @@ class Step:
             return self.kernels.encode_topk(u_BD, self.sae.W_enc, b_latent_F, k)
         return self.candidates.encode(u_BD, b_latent_F, k, self.count)
 
-    def _update_matrices(self, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor, adam: AdamStep) -> tuple[Tensor, Tensor]:
-        """Encoder and decoder; what their update gives for the biases."""
-        sae, kernels, moments = self.sae, self.kernels, self.moments
-        if sae.tied:
-            return kernels.update_tied(sae.W_dec, moments["W"], pairs, e_BD, u_BD, adam)
-        decoder = replace(adam, lr=adam.lr * self.adam.decoder_rate)
-        kernels.update_decoder(sae.W_dec, moments["W_dec"], pairs, e_BD, decoder)
-        return kernels.update_encoder(sae.W_enc, moments["W_enc"], pairs, u_BD, adam)
-
     def _auxiliary(self, y_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None,
                    residual: Residual) -> list[Gradients]:
         """Gradients of the auxiliary loss, if there is one and a latent is dead."""
@@ -212,3 +204,18 @@ class Step:
         active_BK = values_BK > 0
         self.sums[1] += active_BK.sum()
         self.last_fired_F.scatter_reduce_(0, indices_BK.flatten(), active_BK.flatten() * self.tokens, "amax")
+
+
+def update_matrices(kernels: Kernels, sae: TopK, moments: Mapping[str, Moments], pairs: SortedPairs, e_BD: Tensor,
+                    u_BD: Tensor, adam: AdamStep, decoder_rate: float) -> tuple[Tensor, Tensor]:
+    """One step of encoder and decoder, in place; what their update gives for the biases (`Kernels.update_tied`).
+
+    Args:
+        moments: of each matrix, by its name.
+        decoder_rate: the rate of an untied decoder, times that of `adam`.
+    """
+    if sae.tied:
+        return kernels.update_tied(sae.W_dec, moments["W"], pairs, e_BD, u_BD, adam)
+    decoder = replace(adam, lr=adam.lr * decoder_rate)
+    kernels.update_decoder(sae.W_dec, moments["W_dec"], pairs, e_BD, decoder)
+    return kernels.update_encoder(sae.W_enc, moments["W_enc"], pairs, u_BD, adam)

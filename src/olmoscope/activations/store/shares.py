@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from olmoscope.activations.store.format import has_segment
+from olmoscope.distributed.place import place_from_environment
 from olmoscope.errors import UserError
 from olmoscope.files import clean_temporary, locked, try_lock, wait_for_lock
 from olmoscope.progress import console
@@ -56,16 +57,9 @@ def parse_worker(text: str) -> Worker:
 
 
 def worker_from_environment(environment: Mapping[str, str]) -> Worker:
-    """The worker that torchrun or srun says this process is; the only one where neither started it.
-
-    srun is known by its step, not by `SLURM_NTASKS`: a batch script that runs one process by hand has that too.
-    """
-    for index, count, local, launcher in (("RANK", "WORLD_SIZE", "LOCAL_RANK", "torchrun"),
-                                          ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "srun")):
-        if index in environment and count in environment:
-            return Worker(int(environment[index]), int(environment[count]), int(environment.get(local, 0)),
-                          f"{launcher} ({index}, {count})")
-    return Worker()
+    """The worker that torchrun or srun says this process is; the only one where neither started it."""
+    place = place_from_environment(environment)
+    return Worker(place.index, place.count, place.local_index, place.told_by)
 
 
 @contextlib.contextmanager

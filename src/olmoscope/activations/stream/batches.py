@@ -35,6 +35,8 @@ class Stream:
         """Rows of an epoch dealt out before each round."""
         self._current: tuple[tuple[int, int], Round] | None = None
         self._coming: tuple[tuple[int, int], Future[Round]] | None = None
+        self.opened = 0
+        """Rounds that it began to use, also those that could not be read."""
         self._thread = ThreadPoolExecutor(1, "read-ahead")
 
     @property
@@ -46,6 +48,10 @@ class Stream:
     def batches(self) -> int:
         """Batches of one epoch."""
         return -(-self.rows // self.batch)
+
+    def length(self, number: int) -> int:
+        """Rows of batch `number` of all epochs, counted from 0, of all readers."""
+        return min(self.batch, self.rows - number % self.batches * self.batch)
 
     def state(self) -> dict[str, int]:
         """Where it is: rows before `offset` of this round of this epoch are dealt out."""
@@ -97,6 +103,7 @@ class Stream:
     def _round(self, epoch: int, number: int) -> Round:
         """A round, from the thread if it was read ahead; starts reading the one after it."""
         if self._current is None or self._current[0] != (epoch, number):
+            self.opened += 1
             spare = self._current[1] if self._current else None
             self._current = None
             if self._coming:

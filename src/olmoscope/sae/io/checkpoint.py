@@ -5,32 +5,26 @@
     sinks.directions_SD, ...                   of an SAE with latents for attention sinks (sae/sinks.py)
     ACTIVATION.threshold or .log_threshold     the threshold of a rule that has one (`THRESHOLDS`)
 
-The rest is the trainer's own (train/checkpoint.py). What the file says stands in its metadata as JSON, under
-`olmoscope`: `activation`, `k`, `normalize`; of a coder that is no SAE of one site `transcoder`, and `scales` and
-`widths` of the sites that it reads, which are folded into the weights here; and the trainer's own again.
+How they lie on disk says checkpoint_file.py. The rest is the trainer's own (train/checkpoint.py). What the file says
+stands in its metadata as JSON: `activation`, `k`, `normalize`; of a coder that is no SAE of one site `transcoder`, and
+`scales` and `widths` of the sites that it reads, which are folded into the weights here; and the trainer's own again.
 docs/formats.md lists everything.
 """
 
-import contextlib
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from olmoscope.errors import UserError
-from olmoscope.files import atomic_path
 from olmoscope.sae.groupmax import GroupMax
+from olmoscope.sae.io.checkpoint_file import opened_checkpoint, write_tensors
 from olmoscope.sae.scales import fold_scales
 from olmoscope.sae.sinks import Sinks, fold_sinks
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
-
-METADATA = "olmoscope"
 
 PARAMETERS = ("W", "W_enc", "W_dec", "b_latent", "b_pre", "b_in", "b_out", "W_skip")
 """All that a coder in training may have; a file has those that its kind needs."""
@@ -61,18 +55,15 @@ def rule_tensor(activation: str, name: str) -> str:
 
 def write_checkpoint(path: Path, sae: TopK, activation: str, tensors: Mapping[str, Tensor],
                      said: Mapping[str, Any]) -> None:
-    """Write a checkpoint, atomically.
+    """Write a checkpoint of one file, or the shared file of one in shards, atomically.
 
     Args:
-        sae: the SAE in training.
+        sae: the SAE in training; of shards any.
         activation: its rule.
         tensors: everything, the SAE's parameters among it.
         said: what else the metadata says, as JSON values.
     """
-    metadata = {"activation": activation, "k": sae.k, "normalize": sae.normalize, **said}
-    with atomic_path(path) as temporary:
-        save_file({name: tensor.cpu() for name, tensor in tensors.items()}, temporary,
-                  {METADATA: json.dumps(metadata)})
+    write_tensors(path, tensors, {"activation": activation, "k": sae.k, "normalize": sae.normalize, **said})
 
 
 def read_checkpoint(path: Path) -> TopK | JumpReLU:
@@ -118,16 +109,3 @@ def read_sinks(file: Any) -> Sinks | None:
     """The sinks in an open checkpoint; None: its SAE has none."""
     names = [name for name in file.keys() if name.startswith(f"{SINKS}.")]  # noqa: SIM118  (the file is no mapping)
     return Sinks(**{name.removeprefix(f"{SINKS}."): file.get_tensor(name) for name in names}) if names else None
-
-
-@contextlib.contextmanager
-def opened_checkpoint(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
-    """A checkpoint's metadata and its file; what turns out to be wrong with it while it is open is a UserError."""
-    try:
-        with safe_open(path, "pt") as file:
-            yield json.loads((file.metadata() or {})[METADATA]), file
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing") from error
-    except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged or not a checkpoint of ours ({error}); delete it and train again: "
-                        "an earlier checkpoint is used if there is one") from error

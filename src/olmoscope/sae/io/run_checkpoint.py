@@ -1,11 +1,12 @@
 """A checkpoint that a finished run of ours keeps (`train.checkpoints`): the SAE as it was after so many steps.
 
-    RUN/checkpoints/step-00001000.safetensors
+    RUN/checkpoints/step-00001000.safetensors    or the folder RUN/checkpoints/step-00001000, if it is in shards
 """
 
 from dataclasses import replace
 
 from olmoscope.sae.io.checkpoint import step_of
+from olmoscope.sae.io.checkpoint_file import is_complete
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Here, Place
 from olmoscope.sae.io.reading import Reading
@@ -18,9 +19,10 @@ SEARCH: str | None = None
 
 
 def detect(place: Place) -> bool:
-    """Whether it is a file on this machine that is called as a checkpoint is."""
-    return (isinstance(place, Here) and place.path.is_file() and place.folder.name == "checkpoints"
-            and place.path.suffix == ".safetensors")
+    """Whether it is a checkpoint on this machine: a file, or a folder of all shards."""
+    if not isinstance(place, Here) or place.path.parent.name != "checkpoints":
+        return False
+    return place.path.suffix == ".safetensors" if place.path.is_file() else is_complete(place.path)
 
 
 def look(place: Place, site: Site | None = None) -> Reading:

@@ -172,16 +172,17 @@ def reading(run: RunFolder, site: Site | None, checkpoint: Path | None = None) -
     """
     refuse_other_site(run.folder, site, run.sae.site)
     sae, store, path = run.sae, run.done.store, checkpoint or run.checkpoint
+    weights = sorted(path.iterdir()) if path.is_dir() else [path]  # shards, and at last what they share
     try:
-        with path.open("rb") as file:
-            header = read_header(file, str(path))
+        with weights[-1].open("rb") as file:
+            header = read_header(file, str(weights[-1]))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
     sinks = header.shapes.get("sinks.gain_S", (0,))[0]
-    writes = sae.writes or sae.reads
+    writes, names = sae.writes or sae.reads, [str(file.relative_to(run.folder)) for file in weights]
     return Reading(
         NAME, _RULES.get(sae.activation, "jumprelu"), sum(map(store.width, sae.reads)), sum(map(store.width, writes)),
-        sae.d_sae + sinks, (str(path.relative_to(run.folder)), MARK, "recipe.yaml"), tuple(sae.reads), tuple(writes),
+        sae.d_sae + sinks, (*names, MARK, "recipe.yaml"), tuple(sae.reads), tuple(writes),
         store.model.name, store.model.revision, sae.k if sae.activation in _RULES else None,
         transcoder=sae.writes is not None, normalize=sae.normalize, skip=sae.skip,
         bos="yes" if run.recipe.tokens.bos == "yes" else "no", context_size=_longest(run.recipe),

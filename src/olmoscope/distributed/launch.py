@@ -1,0 +1,159 @@
+"""Starting several processes of one training, and joining them: torchrun and its library do the work.
+
+    olmoscope train RECIPE --ranks 4                                     `start`
+    torchrun --nproc-per-node 4 --no-python -- olmoscope train RECIPE    `join`: RANK, WORLD_SIZE, MASTER_ADDR, ...
+    srun olmoscope train RECIPE                                          `join`: from what srun says
+
+docs/several-gpus.md has the lines for several machines.
+"""
+
+import logging
+import os
+import re
+import signal
+import sys
+import uuid
+from collections.abc import MutableMapping, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+
+from olmoscope.distributed.place import Place, place_from_environment
+from olmoscope.distributed.ranks import Ranks, is_lost
+from olmoscope.distributed.sums import team_size
+from olmoscope.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
+"""Without it, processes that torchrun restarts find the store of the dead ones, and wait for ever (torch 2.13; cf.
+pytorch#135712). torchrun itself must have it in its environment."""
+
+TEAMS_WAIT = timedelta(days=30)
+"""Teams end at different times, and wait for each other at the end."""
+SAVING_SECONDS = 600
+"""That ranks may take to save and end when the launcher is told to stop."""
+AFTERWARDS = (signal.SIGTERM, signal.SIGABRT)
+"""What ends ranks where another one was lost first: the launcher, and libraries in the middle of an exchange."""
+
+
+@dataclass(frozen=True)
+class World:
+    """All processes of a training, and where this one is; alone where no launcher started it."""
+
+    ranks: Ranks = field(default_factory=Ranks.alone)
+    place: Place = field(default_factory=Place)
+
+
+@dataclass(frozen=True)
+class Team:
+    """Ranks that train the same SAEs, and which team of several it is."""
+
+    ranks: Ranks
+    number: int = 0
+    teams: int = 1
+
+
+def start(count: int, arguments: Sequence[str]) -> None:
+    """Run `olmoscope ARGUMENTS` in so many processes on this machine, and wait for them. They share its threads.
+
+    Raises:
+        UserError: one was killed.
+        SystemExit: one ended with an error, which it has told.
+        KeyboardInterrupt: this process was told to stop, and the others were.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    for name in list(logging.root.manager.loggerDict):  # they write pages about what the ranks say in a line
+        if name.startswith("torch.distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
+    os.environ[OWN_STORE] = "1"
+    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // count))
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(SAVING_SECONDS))
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, max_restarts=0,
+                          rdzv_backend="c10d", rdzv_endpoint="localhost:0")
+    try:
+        elastic_launch(config, sys.executable)("-m", "olmoscope", *arguments)
+    except ChildFailedError as error:
+        raise _explained(error) from error
+    except SignalException as error:
+        raise KeyboardInterrupt from error
+
+
+def _explained(error: "ChildFailedError") -> UserError | SystemExit:
+    """What to raise when ranks failed: one that was killed told nobody."""
+    codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
+    killed = {rank: -code for rank, code in codes.items() if code < 0}
+    first = {rank: number for rank, number in killed.items() if number not in AFTERWARDS}
+    told = [code for code in codes.values() if code > 0]
+    if told and not first:
+        return SystemExit(max(told))
+    rank, number = next(iter((first or killed).items()))
+    return UserError(f"rank {rank} was killed by {signal.Signals(number).name}; the checkpoints are whole: the same "
+                     "command goes on from the last one")
+
+
+def join(environment: MutableMapping[str, str] = os.environ) -> World:
+    """Join the other processes that torchrun or srun started; alone where neither did.
+
+    Raises:
+        UserError: the others do not come.
+    """
+    place = place_from_environment(environment)
+    if place.count == 1:
+        return World()
+    if not dist.is_initialized():
+        if place.launcher == "srun":
+            _as_torchrun(place, environment)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        try:
+            dist.init_process_group(backend)
+        except RuntimeError as error:
+            if not is_lost(error):
+                raise
+            raise UserError(f"process {place.index} of {place.count} cannot join the others at "
+                            f"{environment.get('MASTER_ADDR')}:{environment.get('MASTER_PORT')}; {place.told_by} says "
+                            f"that there are some ({str(error).splitlines()[0]})") from error
+    return World(Ranks(place.index, place.count, dist.new_group(backend="gloo", timeout=TEAMS_WAIT)), place)
+
+
+def leave() -> None:
+    """Part from the other processes, at the end of this one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def join_team(world: Ranks, shards: int, device: torch.device) -> Team:
+    """The ranks that this one shares SAEs of so many shards with; all ranks must ask, in the same order."""
+    if world.count == 1:
+        return Team(world)
+    size = team_size(world.count, shards)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    mesh = init_device_mesh(device.type, (world.count // size, size), mesh_dim_names=("team", "latents"))
+    if size == 1:
+        return Team(Ranks.alone(), world.index, world.count)
+    return Team(Ranks(world.index % size, size, mesh.get_group("latents")), world.index // size, world.count // size)
+
+
+def _as_torchrun(place: Place, environment: MutableMapping[str, str]) -> None:
+    """Say to torch what srun says: who is where, and the first node, whose port is the job's own."""
+    environment["RANK"], environment["WORLD_SIZE"] = str(place.index), str(place.count)
+    environment["LOCAL_RANK"] = str(place.local_index)
+    nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_NODELIST", "localhost"))
+    environment.setdefault("MASTER_ADDR", first_node(nodes))
+    job = int(environment.get("SLURM_JOB_ID", 0)) * 10 + int(environment.get("SLURM_STEP_ID", 0))
+    environment.setdefault("MASTER_PORT", str(15000 + job % 15000))
+
+
+def first_node(nodes: str) -> str:
+    """The first of Slurm's list of nodes: `gpu003` of `gpu[003-006,9],login1`."""
+    found = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)
+    return "localhost" if found is None else found[1] + (found[2] or "")

@@ -1,0 +1,176 @@
+"""The processes (ranks) that train one SAE together, and how rows travel between them.
+
+Every row of a batch has an owner, every latent a rank. Collectives only move bytes: sums are taken by the ranks
+themselves, in a fixed order (sums.py), so that no library's choice of a ring or a tree can change a bit.
+
+Shapes: P ranks, B rows of a batch, b rows that a rank owns, X anything that belongs to a row.
+"""
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from itertools import pairwise
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from olmoscope.errors import AnotherRankFailedError, UserError
+
+LOST = ("another process of this training has ended, or cannot be reached: its own message, or that of the launcher, "
+        "says why. The checkpoints are whole; the same command goes on from the last one")
+
+
+_ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""Its name since torch 2.13."""
+
+
+class Ranks:
+    """The ranks of a group, and which of them this process is.
+
+    Args:
+        index, count: this rank, and how many there are.
+        group: their process group; None with several ranks: all that were started.
+    """
+
+    def __init__(self, index: int = 0, count: int = 1, group: dist.ProcessGroup | None = None) -> None:
+        self.index, self.count, self._group = index, count, group
+        self.traffic: Counter[str] = Counter()
+        """Bytes that this rank sent to others, by the method that sent them."""
+
+    @classmethod
+    def alone(cls) -> "Ranks":
+        """One process without a process group."""
+        return cls()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this rank writes what a group writes once."""
+        return self.index == 0
+
+    def bounds(self, rows: int) -> list[int]:
+        """Where each rank's rows of a batch begin, and the end: `P + 1` numbers."""
+        return [rows * index // self.count for index in range(self.count + 1)]
+
+    def own(self, rows: int) -> slice:
+        """The rows of a batch that this rank owns."""
+        bounds = self.bounds(rows)
+        return slice(bounds[self.index], bounds[self.index + 1])
+
+    def sizes(self, rows: int) -> list[int]:
+        """How many rows of a batch each rank owns."""
+        return [stop - start for start, stop in pairwise(self.bounds(rows))]
+
+    def gather(self, own: Tensor) -> Tensor:
+        """Each rank's tensor, all of one shape, `[P, *shape]`.
+
+        Raises:
+            UserError: another rank is gone; so do all methods that exchange something.
+        """
+        if self.count == 1:
+            return own[None]
+        given = _bytes(own)
+        found = given.new_empty(self.count * given.numel())
+        with _alive():
+            _ALL_GATHER(found, given, group=self._group)
+        self.traffic["gather"] += given.numel() * (self.count - 1)
+        return found.view(own.dtype).view(self.count, *own.shape)
+
+    def gather_rows(self, own_bX: Tensor, rows: int) -> Tensor:
+        """All rows of a batch `[B, X]`, in their order, on every rank.
+
+        Args:
+            own_bX: those that this rank owns.
+            rows: B.
+        """
+        if self.count == 1:
+            return own_bX
+        most = -(-rows // self.count)
+        padded_bX = own_bX if len(own_bX) == most else torch.cat(
+            [own_bX, own_bX.new_zeros(most - len(own_bX), *own_bX.shape[1:])])
+        parts_PbX = self.gather(padded_bX)
+        if rows % self.count == 0:
+            return parts_PbX.flatten(0, 1)
+        return torch.cat([part[:size] for part, size in zip(parts_PbX, self.sizes(rows), strict=True)])
+
+    def to_owners(self, rows_BX: Tensor) -> Tensor:
+        """What every rank has for the rows that this rank owns, `[P, b, X]`; each gives what it has for all rows."""
+        if self.count == 1:
+            return rows_BX[None]
+        sizes = self.sizes(len(rows_BX))
+        own = sizes[self.index]
+        found = self._exchange(rows_BX, sizes, [own] * self.count, "to_owners")
+        return found.view(self.count, own, *rows_BX.shape[1:])
+
+    def from_owners(self, own_PbX: Tensor, rows: int) -> Tensor:
+        """What the owners have for this rank, for all rows, `[B, X]`.
+
+        Args:
+            own_PbX: what this rank, for the rows that it owns, has for each.
+            rows: B.
+        """
+        if self.count == 1:
+            return own_PbX[0]
+        return self._exchange(own_PbX.flatten(0, 1), [own_PbX.shape[1]] * self.count, self.sizes(rows), "from_owners")
+
+    def ask(self, value: int) -> list[int]:
+        """What each rank answers; over the CPU, without a wait for any device."""
+        if self.count == 1:
+            return [int(value)]
+        return [int(answer) for answer in self.gather(torch.tensor([int(value)]))[:, 0]]
+
+    @contextlib.contextmanager
+    def agreed(self) -> Iterator[None]:
+        """Run a block on all ranks; if it fails on some with a `UserError`, it fails on all.
+
+        Raises:
+            UserError: see `failure_of_all`.
+        """
+        failure: UserError | None = None
+        try:
+            yield
+        except UserError as error:
+            failure = error
+        if (failure := self.failure_of_all(failure)) is not None:
+            raise failure
+
+    def failure_of_all(self, own: UserError | None) -> UserError | None:
+        """What a rank is to raise, if any of them has a failure: the first to have one its own, all others an
+        `AnotherRankFailedError`."""
+        none, elsewhere, here = 0, 1, 2
+        said = self.ask(none if own is None else elsewhere if isinstance(own, AnotherRankFailedError) else here)
+        if not any(said):
+            return None
+        if self.count == 1 or (here in said and said.index(here) == self.index):
+            return own
+        return AnotherRankFailedError("another process failed")
+
+    def _exchange(self, rows_RX: Tensor, given: list[int], taken: list[int], doing: str) -> Tensor:
+        """Rows to each rank, `given` says how many, for rows of each, `taken` says how many."""
+        width = rows_RX.shape[1:].numel() * rows_RX.itemsize
+        found = torch.empty(sum(taken) * width, dtype=torch.uint8, device=rows_RX.device)
+        with _alive():
+            dist.all_to_all_single(found, _bytes(rows_RX), [count * width for count in taken],
+                                   [count * width for count in given], group=self._group)
+        self.traffic[doing] += (sum(given) - given[self.index]) * width
+        return found.view(rows_RX.dtype).view(sum(taken), *rows_RX.shape[1:])
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().flatten().view(torch.uint8)
+
+
+@contextlib.contextmanager
+def _alive() -> Iterator[None]:
+    """What torch says of a rank that is gone is a page about sockets."""
+    try:
+        yield
+    except RuntimeError as error:
+        if is_lost(error):
+            raise UserError(LOST) from error
+        raise
+
+
+def is_lost(error: RuntimeError) -> bool:
+    """Whether what torch raised means that another process is gone; gloo has no class of its own for it."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)

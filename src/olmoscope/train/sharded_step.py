@@ -1,0 +1,166 @@
+"""One training step of a TopK SAE whose latents are in V shards, on any number of ranks that can share them.
+
+The maths is that of step.py. Each shard proposes its largest pre-activations and gives its part of the reconstruction;
+the owner of a row selects, adds the parts up and finds the error; the update of a latent is its shard's own:
+
+    all ranks: x, u         each shard: top k of its latents        owners: which of them stay (distributed/select.py)
+    each shard: its part of x̂     owners: the sum, loss and e       all ranks: e; each shard: dz, sort, update
+
+A shard is computed in the same calls whoever has it, and sums over shards are taken in one order (distributed/sums.py).
+So the number of shards decides the weights to the last bit, and the number of ranks does not: on a CPU for the same
+number of threads a rank, on GPUs of one model for the same versions of CUDA and torch.
+
+Shapes: B rows, b rows that a rank owns, D d_model, K places of a shard's codes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from olmoscope.distributed.ranks import Ranks
+from olmoscope.distributed.select import keep_largest
+from olmoscope.distributed.sums import tree_sum
+from olmoscope.kernels.dispatch import kernels_for
+from olmoscope.kernels.interface import Kernels
+from olmoscope.recipe.schema import Activation
+from olmoscope.sae.normalize import RowStatistics
+from olmoscope.train.adam import Adam, plain_moments, update_parameter
+from olmoscope.train.auxiliary import REFRESH_STEPS
+from olmoscope.train.candidates import CandidateSearch
+from olmoscope.train.derived import SettledAuxiliary
+from olmoscope.train.gradients import Gradients, sorted_together
+from olmoscope.train.sharded_auxiliary import ShardedAuxiliary
+from olmoscope.train.shards import Shard
+from olmoscope.train.step import Pull, Sums, update_matrices
+
+
+class ShardedStep:
+    """The shards of an SAE that this rank has, and what all ranks have in common.
+
+    Args:
+        shards: neighbours, in order; as many on every rank.
+        latents: of all shards of all ranks.
+        auxiliary: settings of the auxiliary loss; None: no such loss.
+        ranks: those that train this SAE.
+        kernels: those of the SAE's device, unless a test wants others.
+    """
+
+    activation: Activation = "topk"
+    candidates: CandidateSearch | None = None
+
+    def __init__(self, shards: Sequence[Shard], adam: Adam, latents: int, auxiliary: SettledAuxiliary | None = None,
+                 ranks: Ranks | None = None, kernels: Kernels | None = None) -> None:
+        self.shards, self.adam, self.latents, self.ranks = shards, adam, latents, ranks or Ranks.alone()
+        first = shards[0].sae
+        self.kernels = kernels or kernels_for(first.device)
+        self.b_pre, self.k = first.b_in, first.k
+        self.moments = plain_moments(self.b_pre)
+        self.widest = min(self.k, -(-latents // shards[0].of))
+        """Places of the longest codes of any shard."""
+        self.count = self.tokens = 0
+        self.unit = torch.ones((), dtype=torch.float64)
+        """What the rate of the biases is multiplied by; on the CPU, for it becomes part of an argument."""
+        self.sums = torch.zeros(3, dtype=torch.float64, device=first.device)
+        """`Sums.loss`, `auxiliary` and `auxiliary_rows`; the shards count what is active."""
+        self.auxiliary = ShardedAuxiliary(auxiliary, shards, self.ranks, self.kernels) if auxiliary else None
+
+    @torch.no_grad()
+    def __call__(self, x_BD: Tensor, lr: float, target_BD: Tensor | None = None, pull: Pull | None = None) -> None:
+        """Train on one batch of activations `[B, D]`, the same on every rank.
+
+        Args:
+            target_BD: the rows to be reconstructed, where those are other than the ones read (train/ends.py).
+        """
+        assert pull is None, "the recipe refuses train.finish with shards"
+        x_BD = x_BD.to(self.b_pre.dtype).contiguous()
+        y_BD = x_BD if target_BD is None else target_BD.to(x_BD.dtype).contiguous()
+        u_BD, statistics = self.shards[0].sae.center(x_BD)
+        if self.count == 0 and self.adam.scale_biases:
+            self.unit.copy_(u_BD.square().mean().sqrt())
+        adam = self.adam.at(self.count + 1, lr)
+        codes = [self.kernels.encode_topk(u_BD, shard.sae.W_enc, shard.sae.b_latent, min(self.k, shard.sae.d_sae))
+                 for shard in self.shards]
+        values = keep_largest([values_BK for values_BK, _ in codes], self.k, self.widest, self.ranks)
+        indices = [indices_BK for _, indices_BK in codes]
+        loss_B, e_BD = self._error(y_BD, statistics, values, indices)
+        auxiliary = self._auxiliary(y_BD, u_BD, statistics, e_BD, loss_B)
+        self.count += 1
+        self.tokens += len(x_BD)
+        self.sums[0] += loss_B.sum()
+        biases = self.adam.at(self.count, lr * float(self.unit))
+        pulls = []
+        for shard, values_BK, indices_BK, more in zip(self.shards, values, indices, auxiliary, strict=True):
+            dz_BK = self.kernels.code_gradient(e_BD, values_BK, indices_BK, shard.sae.W_dec)
+            losses = [Gradients(values_BK, dz_BK, indices_BK, e_BD, u_BD), *([more] if more else [])]
+            shard.count(values_BK, indices_BK, self.tokens)
+            db_latent_F, b_pull_D = update_matrices(
+                self.kernels, shard.sae, shard.moments, *sorted_together(self.kernels, losses, shard.sae.d_sae),
+                replace(adam, shard=shard.number), self.adam.decoder_rate)
+            update_parameter(shard.sae.b_latent, db_latent_F, shard.moments["b_latent"], biases)
+            pulls.append(b_pull_D)
+        b_pull_D = tree_sum(self.ranks.gather(tree_sum(pulls)).unbind())
+        update_parameter(self.b_pre, e_BD.sum(dim=0) - b_pull_D, self.moments, biases)
+        if self.auxiliary is not None:
+            self.auxiliary.lift(values)
+
+    def dead_share(self, window: int) -> float | None:
+        """Share of latents that did not fire in the last `window` tokens; None before that many were seen. All ranks
+        must ask."""
+        if self.tokens < window:
+            return None
+        dead = sum(int((self.tokens - shard.last_fired_F >= window).sum()) for shard in self.shards)
+        return sum(self.ranks.ask(dead)) / self.latents
+
+    def take_sums(self) -> Sums:
+        """The sums since the last call; waits for the device. All ranks must ask."""
+        loss, auxiliary, auxiliary_rows = self.sums.tolist()
+        active = sum(self.ranks.ask(sum(int(shard.fired_1) for shard in self.shards)))
+        self.sums.zero_()
+        for shard in self.shards:
+            shard.fired_1.zero_()
+        return Sums(loss, float(active), auxiliary, auxiliary_rows, capped=0.0)
+
+    def shared_tensors(self) -> dict[str, Tensor]:
+        """The state that is no shard's, by name: the same on every rank."""
+        return {"b_pre": self.b_pre, "adam.b_pre.first": self.moments.first, "adam.b_pre.second": self.moments.second,
+                "sums": self.sums, "unit": self.unit}
+
+    def restore(self, count: int, tokens: int, tensor: Callable[[str], Tensor]) -> None:
+        """Go on from a state; the shards restore themselves.
+
+        Args:
+            tensor: gives what `shared_tensors` had under a name.
+        """
+        for name, target in self.shared_tensors().items():
+            target.copy_(tensor(name))
+        self.count, self.tokens = count, tokens
+
+    def _error(self, y_BD: Tensor, statistics: RowStatistics | None, values: Sequence[Tensor],
+               indices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Loss and e of all rows, on every rank."""
+        rows, ranks, kernels = len(y_BD), self.ranks, self.kernels
+        part_BD = tree_sum([kernels.decode(values_BK, indices_BK, shard.sae.W_dec)
+                            for shard, values_BK, indices_BK in zip(self.shards, values, indices, strict=True)])
+        xhat_bD = tree_sum(ranks.to_owners(part_BD).unbind()) + self.b_pre
+        own = ranks.own(rows)
+        mean_b1, std_b1 = (None, None) if statistics is None else (statistics.mean_B1[own], statistics.std_B1[own])
+        loss_b, e_bD = kernels.error(y_BD[own], xhat_bD, rows, mean_b1, std_b1)
+        return ranks.gather_rows(loss_b, rows), ranks.gather_rows(e_bD, rows)
+
+    def _auxiliary(self, y_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None, e_BD: Tensor,
+                   loss_B: Tensor) -> Sequence[Gradients | None]:
+        """Gradients of the auxiliary loss in each shard, where there are any."""
+        nothing = [None] * len(self.shards)
+        if self.auxiliary is None:
+            return nothing
+        if self.count % REFRESH_STEPS == 0:
+            self.auxiliary.look(self.tokens)
+        found = self.auxiliary.gradients(y_BD, u_BD, statistics, e_BD, loss_B)
+        if found is None:
+            return nothing
+        left_B, gradients = found
+        self.sums[1] += left_B.sum()
+        self.sums[2] += len(left_B)
+        return gradients

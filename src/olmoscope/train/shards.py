@@ -1,0 +1,70 @@
+"""A shard of an SAE in training: neighbouring latents, with all that belongs to them. F latents of a shard."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from olmoscope.distributed.ranks import Ranks
+from olmoscope.sae.topk import TopK
+from olmoscope.train.adam import Adam
+
+SHARED = ("b_pre",)
+"""Parameters that all shards have in common."""
+
+
+def shard_bounds(latents: int, shards: int) -> list[int]:
+    """Where each shard's latents begin, and the end: `shards + 1` numbers."""
+    return [latents * number // shards for number in range(shards + 1)]
+
+
+def own_shards(shards: int, ranks: Ranks) -> range:
+    """The shards that a rank has: as many neighbours as every other."""
+    each = shards // ranks.count
+    return range(ranks.index * each, (ranks.index + 1) * each)
+
+
+class Shard:
+    """Parameters, moments and counts of some neighbouring latents.
+
+    Args:
+        number, of: which shard, from 0, of how many.
+        sae: its latents alone, around the `b_pre` of all.
+        adam: makes the moments.
+    """
+
+    def __init__(self, number: int, of: int, sae: TopK, adam: Adam) -> None:
+        self.number, self.of, self.sae = number, of, sae
+        self.moments = {name: adam.moments_of(name, parameter) for name, parameter in sae.state_dict().items()
+                        if name not in SHARED}
+        self.last_fired_F = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)
+        """Tokens seen when each latent last fired."""
+        self.fired_1 = torch.zeros(1, dtype=torch.int64, device=sae.device)
+        """Active latents of all rows since the sums were last taken."""
+        self.dead_F = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.device)
+        """Which latents were dead at the auxiliary loss's last look."""
+        self.dead_M = torch.zeros(0, dtype=torch.int64, device=sae.device)
+        """The same, as a list."""
+
+    def count(self, values_BK: Tensor, indices_BK: Tensor, tokens: int) -> None:
+        """Note which latents fired in a batch, after which so many tokens were seen."""
+        active_BK = values_BK > 0
+        self.fired_1 += active_BK.sum()
+        self.last_fired_F.scatter_reduce_(0, indices_BK.flatten(), active_BK.flatten() * tokens, "amax")
+
+    def list_dead(self) -> None:
+        """Make the list anew from `dead_F`; waits for the device."""
+        self.dead_M = self.dead_F.nonzero().squeeze(1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All state, by name; the shards' tensors of a name, one behind the other, are the whole SAE's."""
+        found = {name: tensor for name, tensor in self.sae.state_dict().items() if name not in SHARED}
+        for name, moments in self.moments.items():
+            found |= {f"adam.{name}.{part}": tensor for part, tensor in vars(moments).items() if tensor is not None}
+        return found | {"last_fired": self.last_fired_F, "fired": self.fired_1, "auxiliary.dead": self.dead_F}
+
+    def restore(self, tensor: Callable[[str], Tensor]) -> None:
+        """Go on from a state; `tensor` gives what `tensors` had under a name."""
+        for name, target in self.tensors().items():
+            target.copy_(tensor(name))
+        self.list_dead()

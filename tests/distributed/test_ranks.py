@@ -1,0 +1,137 @@
+"""Every exchange between ranks against what it means in one process, over real processes."""
+
+import pytest
+import torch
+
+from olmoscope.distributed.ranks import LOST, Ranks
+from olmoscope.distributed.select import keep_largest
+from olmoscope.distributed.sums import legal_counts, team_size, tree_sum
+from olmoscope.errors import AnotherRankFailedError, UserError
+from rank_pool import RankPool
+
+ROWS = [12, 7, 3, 1]
+"""Even, uneven, fewer than ranks."""
+
+
+def numbered(rows, width=3, dtype=torch.float32):
+    return torch.arange(rows * width).view(rows, width).to(dtype)
+
+
+def exchanged(ranks, rows, dtype):
+    """What each method gives, on every rank."""
+    all_BX = numbered(rows, dtype=dtype)
+    own_bX = all_BX[ranks.own(rows)]
+    mine_BX = all_BX + 100 * (ranks.index + 1)
+    back_PbX = torch.stack([own_bX + 100 * (rank + 1) for rank in range(ranks.count)])
+    found = (ranks.gather(all_BX + ranks.index), ranks.gather_rows(own_bX, rows), ranks.to_owners(mine_BX),
+             ranks.from_owners(back_PbX, rows), ranks.ask(ranks.index * 5))
+    return found, dict(ranks.traffic)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_each_exchange_gives_what_it_says(rank_pool, count, rows, dtype):
+    all_BX = numbered(rows, dtype=dtype)
+    for index, (found, traffic) in enumerate(rank_pool.run(count, exchanged, rows, dtype)):
+        gathered, rows_BX, to_own, from_owners_BX, asked = found
+        own = Ranks(index, count).own(rows)
+        assert torch.equal(gathered, torch.stack([all_BX + rank for rank in range(count)]))
+        assert torch.equal(rows_BX, all_BX)
+        assert torch.equal(to_own, torch.stack([all_BX[own] + 100 * (rank + 1) for rank in range(count)]))
+        assert torch.equal(from_owners_BX, all_BX + 100 * (index + 1))
+        assert asked == [rank * 5 for rank in range(count)]
+        row, own_rows, most = 3 * dtype.itemsize, own.stop - own.start, -(-rows // count)
+        assert traffic == {"gather": (count - 1) * (rows * row + most * row + 8), "to_owners": (rows - own_rows) * row,
+                           "from_owners": (count - 1) * own_rows * row}
+
+
+def test_one_process_needs_no_group():
+    ranks, rows_BX = Ranks.alone(), numbered(5)
+    assert torch.equal(ranks.gather(rows_BX), rows_BX[None])
+    assert torch.equal(ranks.to_owners(rows_BX), rows_BX[None])
+    assert torch.equal(ranks.from_owners(rows_BX[None], 5), rows_BX)
+    assert torch.equal(ranks.gather_rows(rows_BX, 5), rows_BX)
+    assert ranks.ask(7) == [7] and not ranks.traffic and ranks.leads
+
+
+def failing(ranks, failing_ranks):
+    with ranks.agreed():
+        if ranks.index in failing_ranks:
+            raise UserError(f"of rank {ranks.index}")
+    return "went on"
+
+
+def test_an_error_of_one_rank_stops_all_and_one_tells_it(rank_pool):
+    assert rank_pool.run(3, failing, []) == ["went on"] * 3
+    for failed in ([2], [1, 2], [0, 1, 2]):
+        found = rank_pool.run(3, failing, failed)
+        for index, error in enumerate(found):
+            if index == failed[0]:
+                assert type(error) is UserError and str(error) == f"of rank {index}"
+            else:
+                assert type(error) is AnotherRankFailedError
+
+
+def gathering(ranks, times):
+    for _ in range(times):
+        ranks.gather(torch.zeros(3))
+
+
+def test_a_rank_whose_neighbour_dies_says_so(tmp_path):
+    pool = RankPool(tmp_path, 2)
+    try:
+        assert pool.run(2, gathering, 1) == [None, None]
+        for pipe in pool._pipes[:1]:
+            pipe.send((2, gathering, (1,)))
+        pool.processes[1].kill()
+        assert pool._pipes[0].poll(30)
+        error = pool._pipes[0].recv()
+        assert isinstance(error, UserError) and str(error) == LOST
+    finally:
+        pool.close()
+
+
+def kept(ranks, lists, k, width):
+    shards = len(lists) // ranks.count
+    return keep_largest(lists[ranks.index * shards : (ranks.index + 1) * shards], k, width, ranks)
+
+
+@pytest.mark.parametrize("levels", [3, 1000], ids=["ties", "few ties"])
+@pytest.mark.parametrize(("rows", "shards", "places", "k"), [(9, 4, 5, 5), (6, 4, 2, 5), (3, 8, 4, 4), (1, 2, 3, 3)])
+def test_selection_keeps_the_largest_of_all(rank_pool, rows, shards, places, k, levels):
+    """And of equal ones those of the lower shard, then those that come first; on any number of ranks."""
+    draw = torch.Generator().manual_seed(rows * shards + places)
+    lists = [(torch.randint(levels, (rows, places - (shard % 2)), generator=draw) / 7).sort(1, descending=True).values
+             for shard in range(shards)]
+    wanted = [torch.zeros_like(shard_BK) for shard_BK in lists]
+    for row in range(rows):
+        places_of_all = [(-float(value), shard, place) for shard, shard_BK in enumerate(lists)
+                         for place, value in enumerate(shard_BK[row])]
+        for _, shard, place in sorted(places_of_all)[:k]:
+            wanted[shard][row, place] = lists[shard][row, place]
+    for count in [count for count in legal_counts(shards) if count <= 4]:
+        found = [part for one in rank_pool.run(count, kept, lists, k, places) for part in one]
+        assert all(torch.equal(got, want) for got, want in zip(found, wanted, strict=True)), count
+
+
+def test_a_list_of_nan_is_kept():
+    lists = [torch.full((1, 2), torch.nan), torch.ones(1, 2)]
+    assert keep_largest(lists, 2, 2, Ranks.alone())[0].isnan().all()
+
+
+def test_tree_sums_do_not_depend_on_who_takes_them():
+    draw = torch.Generator().manual_seed(0)
+    for shards in (1, 2, 3, 4, 6, 8, 12):
+        parts = list(torch.randn(shards, 50, generator=draw))
+        whole = tree_sum(parts)
+        torch.testing.assert_close(whole, sum(parts))
+        for count in legal_counts(shards):
+            own = shards // count
+            branches = [tree_sum(parts[rank * own : (rank + 1) * own]) for rank in range(count)]
+            assert torch.equal(tree_sum(branches), whole), (shards, count)
+
+
+def test_how_many_ranks_may_share_shards():
+    assert legal_counts(8) == [1, 2, 4, 8] and legal_counts(6) == [1, 3, 6] and legal_counts(1) == [1]
+    assert [team_size(ranks, 8) for ranks in (1, 2, 3, 4, 6, 16)] == [1, 2, 1, 4, 2, 8]

@@ -1,0 +1,114 @@
+"""An SAE in shards: the same to the last bit on any number of ranks, and the SAE that one process trains."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from olmoscope.distributed.sums import legal_counts
+from olmoscope.kernels.rounding import random_bits, step_seed
+from olmoscope.train.adam import Adam
+from olmoscope.train.derived import SettledAuxiliary
+from olmoscope.train.step import Step
+from rank_pool import RankPool
+from shard_jobs import Case, joined, same, sharded, train
+
+AUXILIARY = SettledAuxiliary(weight=0.2, k=5, dead_window=90, lift=0.1)
+CHEAP = Adam((0.9, 0.999), 1e-8, "touched", "bfloat16", scale_biases=True)
+SICK = tuple(range(0, 131, 3))
+CASES = {
+    "tied": Case(4, tied=True),
+    "untied": Case(4),
+    "layer norm": Case(4, normalize="layer_norm"),
+    "three shards": Case(3, tied=True),
+    "eight shards": Case(8),
+    "tied, bfloat16 moments, touched rows": Case(4, tied=True, adam=CHEAP),
+    "untied, bfloat16 moments, touched rows": Case(4, adam=CHEAP),
+    "auxiliary loss": Case(4, auxiliary=AUXILIARY, sick=SICK),
+    "auxiliary loss, layer norm": Case(4, auxiliary=AUXILIARY, sick=SICK, normalize="layer_norm"),
+    "auxiliary loss, dead latents in one shard": Case(4, auxiliary=AUXILIARY, sick=tuple(range(5))),
+    "lift alone, tied": Case(4, tied=True, auxiliary=SettledAuxiliary(weight=0.0, k=5, dead_window=50), sick=SICK),
+    "ties": Case(4, tied=True, equal=True),
+    "k over the latents of a shard": Case(4, d_sae=19, k=11),
+    "a shard without an active latent": Case(4, sick=tuple(range(33))),
+    "wide": Case(4, d_model=40, d_sae=2051, k=16),
+    "fewer rows than ranks": Case(4, rows=(3, 40, 1)),
+}
+
+
+def on(pool: RankPool, count: int, case: Case):
+    found = pool.run(count, train, case)
+    for one in found:
+        if isinstance(one, Exception):
+            raise one
+    return joined(found)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_number_of_ranks_changes_no_bit(rank_pool, name):
+    case = CASES[name]
+    counts = [count for count in legal_counts(case.shards) if count <= 4]
+    (whole, counted), *others = [on(rank_pool, count, case) for count in counts]
+    assert all(tensor.isfinite().all() for tensor in whole.values())
+    for other, also_counted in others:
+        assert also_counted == counted
+        differing = [key for key, tensor in whole.items() if not same(tensor, other[key])]
+        assert not differing
+
+
+@settings(max_examples=8, deadline=None)
+@given(shards=st.sampled_from([2, 3, 4, 6]), d_sae=st.integers(8, 300), k_share=st.floats(0.01, 0.6),
+       rows=st.lists(st.integers(1, 70), min_size=2, max_size=4), tied=st.booleans(), seed=st.integers(0, 2**20),
+       normalize=st.sampled_from(["none", "layer_norm"]))
+def test_nor_with_any_sizes(rank_pool, shards, d_sae, k_share, rows, tied, seed, normalize):
+    case = Case(shards, d_sae=d_sae, k=max(1, round(k_share * d_sae)), rows=tuple(rows), tied=tied, seed=seed,
+                normalize=normalize)
+    (whole, counted), *others = [on(rank_pool, count, case) for count in legal_counts(shards) if count <= 4]
+    for other, also_counted in others:
+        assert also_counted == counted and all(same(tensor, other[key]) for key, tensor in whole.items())
+
+
+@pytest.mark.parametrize("name", ["tied", "untied", "layer norm", "auxiliary loss", "auxiliary loss, layer norm",
+                                  "lift alone, tied", "k over the latents of a shard", "three shards"])
+def test_in_float64_it_is_the_sae_of_one_process(rank_pool, name):
+    """test_step.py and test_auxiliary.py hold that one to autograd and a dense trainer."""
+    case = replace(CASES[name], dtype=torch.float64, rows=(40,) * 29 + (17,))
+    ranks = 3 if case.shards == 3 else 2
+    got, counted = on(rank_pool, ranks, case)
+    step = Step(sae := case.sae(), case.adam, case.auxiliary)
+    wanted = []
+    for number, x_BD in enumerate(case.batches()):
+        step(x_BD, 1e-2)
+        if number % 3 == 2:
+            wanted.append((*step.take_sums(), step.dead_share(60)))
+    for name, parameter in sae.state_dict().items():
+        torch.testing.assert_close(got[name], parameter, rtol=1e-10, atol=1e-10, msg=name)
+    assert torch.equal(got["last_fired"], step.last_fired_F)
+    for line, like in zip(counted, wanted, strict=True):
+        assert line == pytest.approx(like, rel=1e-9)
+    if case.auxiliary:
+        assert torch.equal(got["auxiliary.dead"], step.auxiliary.dead_F)
+        assert case.auxiliary.weight == 0 or any(line[3] for line in counted), "rows with an auxiliary loss"
+
+
+def test_a_nan_is_seen_in_the_loss(rank_pool):
+    found = rank_pool.run(2, train_with_nan, CASES["tied"])
+    assert all(torch.tensor(loss).isnan() for loss in found)
+
+
+def train_with_nan(ranks, case):
+    step = sharded(case, ranks)
+    x_BD = case.batches()[0]
+    x_BD[5] = torch.nan
+    step(x_BD, 1e-2)
+    return step.take_sums().loss
+
+
+def test_each_shard_rounds_its_moments_by_draws_of_its_own():
+    """Two equal shards with equal pairs would otherwise round alike."""
+    elements = torch.arange(1000)
+    one, other = (random_bits(elements, step_seed(7, shard)) for shard in (0, 1))
+    assert (one == other).sum() < 5
+    assert step_seed(7) == step_seed(7, 0)

@@ -1,0 +1,164 @@
+"""Training a sharded SAE on some ranks: what the tests of several files let their ranks do."""
+
+import hashlib
+import json
+import os
+import signal
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from olmoscope.activations.store.reader import open_store
+from olmoscope.activations.stream.rounds import StoreRounds
+from olmoscope.distributed.launch import World
+from olmoscope.distributed.ranks import Ranks
+from olmoscope.errors import AnotherRankFailedError, UserError
+from olmoscope.recipe.schema import Recipe
+from olmoscope.sae.topk import TopK
+from olmoscope.train import group
+from olmoscope.train.adam import Adam
+from olmoscope.train.derived import SettledAuxiliary
+from olmoscope.train.group import train_from_store
+from olmoscope.train.sharded_step import ShardedStep
+from olmoscope.train.shards import Shard, own_shards, shard_bounds
+
+ADAM = Adam((0.9, 0.999), 1e-8, decoder_rate=3.0, scale_biases=True)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An SAE, its shards, its batches."""
+
+    shards: int
+    d_model: int = 24
+    d_sae: int = 131
+    k: int = 6
+    tied: bool = False
+    normalize: str = "none"
+    rows: tuple[int, ...] = (40, 40, 40, 40, 40, 17)
+    adam: Adam = ADAM
+    auxiliary: SettledAuxiliary | None = None
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+    equal: bool = False
+    """Latents in pairs that are equal: ties everywhere."""
+    sick: tuple[int, ...] = field(default=())
+    """Latents that are dead from the start."""
+
+    def sae(self) -> TopK:
+        draw = torch.Generator().manual_seed(self.seed)
+        W_FD = torch.randn(self.d_sae, self.d_model, generator=draw, dtype=torch.float64)
+        if self.equal:
+            W_FD[self.d_sae // 2 : self.d_sae // 2 * 2] = W_FD[: self.d_sae // 2]
+        W_FD /= W_FD.norm(dim=1, keepdim=True)
+        b_F = torch.zeros(self.d_sae, dtype=torch.float64)
+        b_F[list(self.sick)] = -1000
+        W_FD, b_F = W_FD.to(self.dtype), b_F.to(self.dtype)
+        W_enc_FD = W_FD if self.tied else W_FD.clone()
+        b_D = torch.randn(self.d_model, generator=draw, dtype=torch.float64).to(self.dtype)
+        return TopK(W_enc_FD, W_FD, b_in=b_D, normalize=self.normalize, b_latent=b_F, k=self.k)
+
+    def batches(self) -> list[Tensor]:
+        draw = torch.Generator().manual_seed(self.seed + 1)
+        return [(2 * torch.randn(rows, self.d_model, generator=draw, dtype=torch.float64) + 0.3).to(self.dtype)
+                for rows in self.rows]
+
+
+def sharded(case: Case, ranks: Ranks) -> ShardedStep:
+    """A fresh step of the shards of this rank."""
+    whole = case.sae()
+    bounds = shard_bounds(case.d_sae, case.shards)
+    shards = []
+    b_pre_D = whole.b_in.clone()
+    for number in own_shards(case.shards, ranks):
+        own = slice(bounds[number], bounds[number + 1])
+        W_dec_FD = whole.W_dec[own].clone()
+        W_enc_FD = W_dec_FD if case.tied else whole.W_enc[own].clone()
+        shards.append(Shard(number, case.shards, TopK(W_enc_FD, W_dec_FD, b_in=b_pre_D, normalize=case.normalize,
+                                         b_latent=whole.b_latent[own].clone(), k=case.k), case.adam))
+    return ShardedStep(shards, case.adam, case.d_sae, case.auxiliary, ranks)
+
+
+def train(ranks: Ranks, case: Case, lr: float = 1e-2) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list]:
+    """The shards of a rank after all batches, what is shared, and what it counted."""
+    step = sharded(case, ranks)
+    counted = []
+    for number, x_BD in enumerate(case.batches()):
+        step(x_BD, lr)
+        if number % 3 == 2:
+            counted.append((*step.take_sums(), step.dead_share(60)))
+    return [shard.tensors() for shard in step.shards], step.shared_tensors(), counted
+
+
+def joined(found: list) -> tuple[dict[str, Tensor], list]:
+    """The whole SAE from what `train` gave on each rank, which agree on what they share."""
+    for _, shared, counted in found[1:]:
+        assert repr(counted) == repr(found[0][2])
+        assert all(same(shared[name], tensor) for name, tensor in found[0][1].items())
+    shards = [shard for shards, _, _ in found for shard in shards]
+    whole = {name: torch.cat([shard[name] for shard in shards]) for name in shards[0]}
+    return whole | found[0][1], found[0][2]
+
+
+def same(one: Tensor, other: Tensor) -> bool:
+    """Bit for bit, NaN too."""
+    return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(
+        one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
+
+
+
+def train_recipe(ranks: Ranks, job: Recipe, store: Path, out: Path, stop_at: int | None = None,
+                 unreadable: int | None = None) -> str | list[str]:
+    """Train the SAEs of a recipe on these ranks together.
+
+    Args:
+        stop_at: after so many steps, a SIGTERM comes to the last rank.
+        unreadable: the rank that cannot read a round.
+
+    Returns:
+        The ids of the SAEs that this rank says are done; `stopped`; or why it ended.
+    """
+    call, read = ShardedStep.__call__, StoreRounds.read
+
+    def stopping(self: ShardedStep, *arguments: Any) -> None:
+        call(self, *arguments)
+        if self.count == stop_at and ranks.index == ranks.count - 1 and self.k == job.saes[0].k:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def failing(self: StoreRounds, epoch: int, *arguments: Any) -> Any:
+        if ranks.index == unreadable and epoch == 1:
+            raise UserError("a segment is damaged")
+        return read(self, epoch, *arguments)
+
+    with mock.patch.object(group, "assign", lambda recipe, saes, *rest: [(ranks, list(saes))]), \
+            mock.patch.object(ShardedStep, "__call__", stopping), mock.patch.object(StoreRounds, "read", failing):
+        try:
+            return [sae.id for sae, _ in train_from_store(job, job.saes, open_store(store), out, world=World(ranks))]
+        except KeyboardInterrupt:
+            return "stopped"
+        except AnotherRankFailedError:
+            return "another rank failed"
+        except UserError as error:
+            return str(error)
+
+
+def contents(run: Path) -> dict[str, Any]:
+    """All that a run folder says, but for how long it took and when."""
+    found: dict[str, Any] = {"metrics": (run / "metrics.jsonl").read_text()}
+    if (run / "done.json").exists():
+        found["done"] = json.loads((run / "done.json").read_text())
+        del found["done"]["seconds"], found["done"]["provenance"]
+    for path in sorted((run / "checkpoints").rglob("*.safetensors")):
+        with safe_open(path, "pt") as file:
+            metadata = json.loads(file.metadata()["olmoscope"])
+            metadata.get("loop", {}).pop("seconds", None)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (the file is no mapping)
+        found[str(path.relative_to(run))] = (metadata, {
+            name: hashlib.sha256(tensor.flatten().view(torch.uint8).numpy().tobytes()).hexdigest()
+            for name, tensor in tensors.items()})
+    return found

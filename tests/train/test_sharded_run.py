@@ -1,0 +1,167 @@
+"""Runs in shards: the same folder from any number of ranks, resumed with others, read as any run."""
+
+import shutil
+
+import pytest
+import torch
+
+from helpers import recipe, write_documents
+from olmoscope.activations.collect.run import collect
+from olmoscope.activations.store.reader import open_store
+from olmoscope.errors import UserError
+from olmoscope.recipe.schema import Recipe
+from olmoscope.sae.io.checkpoint import read_alive, read_checkpoint
+from olmoscope.sae.io.open import find_saes, load
+from olmoscope.train.checkpoint import checkpoints
+from olmoscope.train.group import train_from_store
+from olmoscope.train.run import run_folder
+from olmoscope.train.teams import share_out
+from shard_jobs import contents, train_recipe
+
+SAES = [{"layer": 1, "d_sae": 301, "k": 8, "weights": "untied"},
+        {"layer": 1, "d_sae": 130, "k": 40, "normalize": "layer_norm"}]
+"""Uneven shards; of the second, k is more than a shard has."""
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("job")
+    write_documents(folder / "corpus", count=120)
+    job = recipe(folder / "corpus", saes=SAES, tokens__count=6000, activations={"layers": [1]}, train__shards=4,
+                 train__epochs=2, train__dead_window=500, train__batch=300, train__checkpoint_every=10)
+    collect(job, "train", folder / "store")
+    return job, folder / "store"
+
+
+@pytest.fixture(scope="module")
+def whole(job, tmp_path_factory):
+    """Trained by one process, never stopped."""
+    job, store = job
+    out = tmp_path_factory.mktemp("whole")
+    assert [sae.id for sae, _ in train_from_store(job, job.saes, open_store(store), out)] == [
+        sae.id for sae in job.saes]
+    return out
+
+
+def same_runs(job: Recipe, one, other) -> bool:
+    return all(contents(run_folder(one, sae)) == contents(run_folder(other, sae)) for sae in job.saes)
+
+
+def test_several_ranks_write_the_same_run(rank_pool, job, whole, tmp_path):
+    job, store = job
+    found = rank_pool.run(4, train_recipe, job, store, tmp_path)
+    assert found == [[sae.id for sae in job.saes], [], [], []], "the first rank tells"
+    assert same_runs(job, whole, tmp_path)
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_stopped_on_four_it_goes_on_with_two_one_and_four(rank_pool, job, whole, tmp_path):
+    job, store = job
+    for count, steps in ((4, 8), (2, 16), (1, 24), (4, None)):
+        found = rank_pool.run(count, train_recipe, job, store, tmp_path, steps)
+        if steps:
+            assert found == ["stopped"] * count
+            assert [path.name for path in checkpoints(run_folder(tmp_path, job.saes[0]))] == [f"step-{steps:08d}"]
+    assert same_runs(job, whole, tmp_path)
+
+
+def test_what_one_rank_cannot_read_stops_all_at_the_same_step(rank_pool, job, whole, tmp_path):
+    job, store = job
+    found = rank_pool.run(4, train_recipe, job, store, tmp_path, None, 2)
+    assert found == ["another rank failed"] * 2 + ["a segment is damaged", "another rank failed"]
+    assert [path.name for path in checkpoints(run_folder(tmp_path, job.saes[0]))] == ["step-00000020"]
+    rank_pool.run(2, train_recipe, job, store, tmp_path)
+    assert same_runs(job, whole, tmp_path)
+
+
+def test_it_is_read_as_any_run(job, whole):
+    job, _ = job
+    for spec in job.saes:
+        run = run_folder(whole, spec)
+        sae = load(run)
+        assert (sae.d_sae, sae.k, sae.tied, sae.normalize) == (spec.d_sae, spec.k, spec.weights == "tied",
+                                                               spec.normalize)
+        torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(spec.d_sae))
+        last = checkpoints(run)[-1]
+        assert last.name == "step-00000040" and load(last).source.name == f"{spec.id}@40"
+        assert find_saes(str(run / "checkpoints")) == [str(last)]
+        assert read_alive(last, 500).sum() > 0 and len(read_alive(last, 500)) == spec.d_sae
+        assert len(load(run).W_enc.unique(dim=0)) == spec.d_sae, "each shard begins with rows of its own"
+
+
+@pytest.fixture
+def stopped(rank_pool, job, tmp_path):
+    """Runs of two checkpoints each."""
+    job, store = job
+    job = job.model_copy(update={"train": job.train.model_copy(update={"checkpoints": "all"})})
+    assert rank_pool.run(2, train_recipe, job, store, tmp_path, 16) == ["stopped"] * 2
+    folders = checkpoints(run_folder(tmp_path, job.saes[0]))
+    assert [folder.name for folder in folders] == ["step-00000010", "step-00000016"]
+    return job, store, tmp_path, folders[-1]
+
+
+def test_a_folder_without_its_shared_file_is_ignored(rank_pool, stopped, whole):
+    job, store, out, newest = stopped
+    (newest / "shared.safetensors").unlink()
+    assert len(checkpoints(newest.parents[1])) == 1
+    rank_pool.run(4, train_recipe, job, store, out)
+    assert not newest.exists() and contents(newest.parents[1])["metrics"] == contents(
+        run_folder(whole, job.saes[0]))["metrics"]
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut short", "of another step", "shared file cut short"])
+def test_a_damaged_checkpoint_is_one_line_that_names_the_file(rank_pool, stopped, harm):
+    job, store, out, newest = stopped
+    name = "shared.safetensors" if harm.startswith("shared") else "shard-003-of-004.safetensors"
+    path = newest / name
+    if harm == "missing":
+        path.unlink()
+    elif harm == "of another step":
+        shutil.copy(newest.with_name("step-00000010") / name, path)
+    else:
+        path.write_bytes(path.read_bytes()[:-100])
+    told, silent = (rank_pool.run(2, train_recipe, job, store, out)[:: 1 if harm.startswith("shared") else -1])
+    assert silent == "another rank failed"
+    assert str(path) in told and "\n" not in told and "an earlier checkpoint is used" in told
+    with pytest.raises(UserError, match=name):
+        read_checkpoint(newest)
+
+
+def test_a_run_goes_on_with_the_same_shards_alone(stopped):
+    job, store, out, _ = stopped
+    other = job.model_copy(update={"train": job.train.model_copy(update={"shards": 2})})
+    with pytest.raises(UserError, match=r"holds a different run .*: train\.shards is 4 there, 2 here"):
+        list(train_from_store(other, other.saes, open_store(store), out))
+
+
+def test_one_shard_is_the_run_that_it_was_before_there_were_shards(job):
+    job, _ = job
+    tree = job.model_dump(mode="json")
+    del tree["train"]["shards"]
+    before = Recipe.model_validate(tree)
+    one = job.model_copy(update={"train": job.train.model_copy(update={"shards": 1})})
+    for sae in job.saes:
+        assert before.run_hash(sae) == one.run_hash(sae) != job.run_hash(sae)
+        assert "shards" not in before.run_identity(sae)["train"]
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"activation": "batchtopk"}, "only topk SAEs"), ({"matryoshka": [0.5]}, "matryoshka does not"),
+    ({"train": {"candidates": {}}}, "train.candidates does not"), ({"train": {"finish": {}}}, "train.finish does not"),
+    ({"train": {"shards": 400}}, r"over its d_sae \(300\)"),
+    ({"layer": None, "reads": 1, "writes": 7, "weights": "untied"}, "transcoders and crosscoders"),
+    ({"layer": None, "reads": [1, 7]}, "transcoders and crosscoders")])
+def test_what_is_not_trained_in_shards_is_refused(tmp_path, change, said):
+    sae = {"layer": 1, "d_sae": 300, "k": 8} | change
+    sae = {key: value for key, value in sae.items() if value is not None}
+    with pytest.raises(ValueError, match=rf"saes\.0: train\.shards is \d+, .*{said}"):
+        recipe(tmp_path, saes=[sae], train__shards=2)
+
+
+def test_teams_get_even_shares_and_keep_a_site_together(tmp_path):
+    sizes = {1: [512, 512], 7: [512, 256, 256]}
+    job = recipe(tmp_path, saes=[{"layer": layer, "d_sae": size, "k": 8, "name": f"{layer}-{number}"}
+                                 for layer, group in sizes.items() for number, size in enumerate(group)])
+    assert [[sae.id for sae in share] for share in share_out(job.saes, 2)] == [["1-0", "1-1"], ["7-0", "7-1", "7-2"]]
+    assert share_out(job.saes, 1) == [job.saes]
+    assert [len(share) for share in share_out(job.saes[:2], 4)] == [0, 1, 0, 1]
