@@ -11,7 +11,7 @@ from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
 from olmoscope.recipe.schema import Recipe
 from olmoscope.sae.io.checkpoint import read_alive, read_checkpoint
-from olmoscope.sae.io.open import find_saes, load
+from olmoscope.sae.io.open import find_saes, load, look_at
 from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import run_folder
@@ -85,6 +85,8 @@ def test_it_is_read_as_any_run(job, whole):
         last = checkpoints(run)[-1]
         assert last.name == "step-00000040" and load(last).source.name == f"{spec.id}@40"
         assert find_saes(str(run / "checkpoints")) == [str(last)]
+        reading = look_at(last)[1]
+        assert reading.d_sae == spec.d_sae and len([name for name in reading.files if "shard-" in name]) == 4
         assert read_alive(last, 500).sum() > 0 and len(read_alive(last, 500)) == spec.d_sae
         assert len(load(run).W_enc.unique(dim=0)) == spec.d_sae, "each shard begins with rows of its own"
 

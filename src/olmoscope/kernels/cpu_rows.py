@@ -1,4 +1,8 @@
-"""Per-row work on a CPU: reconstruction, its error, the way back to the codes; and the sort of the pairs by latent."""
+"""Per-row work on a CPU: reconstruction, its error, the way back to the codes; and the sort of the pairs by latent.
+
+Loops that sum do not write. A loop that does both is compiled twice, in vectors and one by one, for arrays that may
+overlap, which is guessed from where they lie: so where memory happened to be would change the order of the sum.
+"""
 
 import numpy as np
 from numba import prange
@@ -40,13 +44,12 @@ def _residual_rows(first, stop, x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean
             error = e[d] * std + mean - x[d]
             error2 += error * error
             power += x[d] * x[d]
-            e[d] = error
         zero = power == 0
         power = max(power, tiny)  # a subnormal one would make the gradient infinite
         loss_B[row] = 0 if zero else error2 / power
         scale = one - one if zero else x_BD.dtype.type(2 / (np.float64(rows) * power)) * std
         for d in range(d_model):
-            e[d] *= scale
+            e[d] = (e[d] * std + mean - x[d]) * scale
         for place in range(active):
             if values[place] == 0:  # a Matryoshka's prefix leaves zeros in between
                 dz[place] = 0
@@ -103,13 +106,12 @@ def _error_rows(first, stop, x_BD, xhat_BD, rows, mean_B1, std_B1, loss_B, e_BD)
             off = xhat[d] * std + mean - x[d]
             error2 += off * off
             power += x[d] * x[d]
-            e[d] = off
         zero = power == 0
         power = max(power, tiny)  # as in `residual`
         loss_B[row] = 0 if zero else error2 / power
         scale = one - one if zero else x_BD.dtype.type(2 / (np.float64(rows) * power)) * std
         for d in range(len(x)):
-            e[d] *= scale
+            e[d] = (xhat[d] * std + mean - x[d]) * scale
 
 
 @compiled(parallel=True)

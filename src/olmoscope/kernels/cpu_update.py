@@ -142,17 +142,17 @@ def _adam_row(w, gradient, first, second, numbers, steps, unit):
     if unit:
         for d in range(len(w)):
             along += gradient[d] * w[d]
-    norm2 = w.dtype.type(0)
     for d in range(len(w)):
         g = gradient[d] - along * w[d]
         m = keep1 * first[d] + new1 * g
         v = keep2 * second[d] + new2 * g * g
         first[d] = m
         second[d] = v
-        value = w[d] - rate * m / (np.sqrt(v) * root_scale + eps)
-        w[d] = value
-        norm2 += value * value
+        w[d] -= rate * m / (np.sqrt(v) * root_scale + eps)
     if unit:
+        norm2 = w.dtype.type(0)
+        for d in range(len(w)):  # a loop of its own: see cpu_rows.py on sums
+            norm2 += w[d] * w[d]
         scale = one / np.sqrt(norm2)
         for d in range(len(w)):
             w[d] *= scale
