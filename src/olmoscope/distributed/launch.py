@@ -60,7 +60,7 @@ class Team:
 
 
 def start(count: int, arguments: Sequence[str]) -> None:
-    """Run `olmoscope ARGUMENTS` in so many processes on this machine, and wait for them. They share its threads.
+    """Run `olmoscope ARGUMENTS` in `count` processes on this machine and wait for them. They share its threads.
 
     Raises:
         UserError: one was killed.
@@ -120,18 +120,18 @@ def join(environment: MutableMapping[str, str] = os.environ) -> World:
                 raise
             raise UserError(f"process {place.index} of {place.count} cannot join the others at "
                             f"{environment.get('MASTER_ADDR')}:{environment.get('MASTER_PORT')}; {place.told_by} says "
-                            f"that there are some ({str(error).splitlines()[0]})") from error
+                            f"that there are others ({str(error).splitlines()[0]})") from error
     return World(Ranks(place.index, place.count, dist.new_group(backend="gloo", timeout=TEAMS_WAIT)), place)
 
 
 def leave() -> None:
-    """Part from the other processes, at the end of this one."""
+    """Leave the process group, at the end of this process."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def join_team(world: Ranks, shards: int, device: torch.device) -> Team:
-    """The ranks that this one shares SAEs of so many shards with; all ranks must ask, in the same order."""
+    """The ranks that train SAEs of `shards` shards with this one. All ranks must call it, in the same order."""
     if world.count == 1:
         return Team(world)
     size = team_size(world.count, shards)

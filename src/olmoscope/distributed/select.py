@@ -1,8 +1,9 @@
 """The k largest values of each row, where the candidates lie on several ranks.
 
 Each shard of latents gives its own largest of each row, in descending order. The owner of a row sorts all of them and
-sends back how many of each shard's stay: a count says which. Of equal values those of the lower shard stay, then those
-that come first in its list. The result is exact, and does not depend on the number of ranks.
+sends back how many of each shard's values stay; the lists descend, so a count is enough. Of equal values those of the
+lower shard stay, then those that come first in its list. The result is exact, and does not depend on the number of
+ranks.
 
 Shapes: B rows, b rows that a rank owns, P ranks, S shards of a rank, V all shards, K places of a list.
 """

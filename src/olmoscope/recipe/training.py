@@ -125,9 +125,9 @@ class Train(Frozen):
     predictions counts as well; null: training ends as it began. Costs passes of the whole model over as many tokens as
     these steps have rows."""
     shards: Count = 1
-    """The latents are trained in so many parts, which up to so many processes share (`olmoscope train --ranks`). It
-    decides the order of sums, and so the weights' last bits and where latents start; how many processes there are
-    decides nothing. For TopK SAEs of one site."""
+    """The number of parts in which the latents are trained; up to that many processes share them (`olmoscope train
+    --ranks`). It decides the order of sums, and so the weights' last bits and where latents start; the number of
+    processes changes nothing. For TopK SAEs of one site."""
     dead_window: Count = 500_000
     """A latent is counted as dead if it did not fire in this many tokens."""
     checkpoint_every: Count = 1000

@@ -43,7 +43,7 @@ def refuse_idle_ranks(recipe: Recipe, saes: Sequence[CoderConfig], count: int) -
     """Each rank must have an SAE, or a part of one, to train.
 
     Raises:
-        UserError: so many ranks are too many, or of a number that cannot share the shards.
+        UserError: there are more ranks than SAEs and shards to train, or their number cannot share the shards.
     """
     groups = _by_shards(recipe, saes)
     if all(_all_busy(count, shards, len(group)) for shards, group in groups):
@@ -56,7 +56,7 @@ def refuse_idle_ranks(recipe: Recipe, saes: Sequence[CoderConfig], count: int) -
 
 
 def _all_busy(count: int, shards: int, saes: int) -> bool:
-    """Whether each team of so many ranks has one of so many SAEs."""
+    """Whether each team has an SAE to train, with `count` ranks and `saes` SAEs."""
     return count // team_size(count, shards) <= saes
 
 
