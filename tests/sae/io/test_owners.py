@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from olmoscope.files import sha256
 from olmoscope.sae.io import dictionary_learning, llamascopium, sparsify
 from olmoscope.sae.io.open import format_of, look_at, open_sae
 from olmoscope.sae.io.place import Here
@@ -63,6 +64,7 @@ def test_what_is_looked_at_is_what_is_opened(folder):
     assert (reading.reads, reading.writes, reading.transcoder) == (sae.reads, sae.writes, sae.transcoder)
     assert reading.k == getattr(sae, "k", None) and opened.architecture == reading.architecture
     assert len(reading.formula()) == 3 and opened.identity.startswith("sha256:")
+    assert opened.files == {name: sha256(folder / name) for name in reading.files}
 
 
 @pytest.mark.parametrize(("name", "reads", "writes"), [

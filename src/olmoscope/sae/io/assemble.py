@@ -37,27 +37,23 @@ def opened(place: Place, reading: Reading, tensors: Mapping[str, Tensor]) -> Ope
         raise UserError(f"{place.where()} does not say which site it {'writes' if reading.reads else 'reads'}; give "
                         "--site")
     path = place.path if isinstance(place, Here) else place.fetch(reading.files[0]).parent
+    files = {name: sha256(place.fetch(name)) for name in reading.files}
     return Opened(
-        coder(reading, tensors).at(reading.reads, reading.writes), title(place), reading.model_name,
+        _coder(reading, tensors).at(reading.reads, reading.writes),
+        path.resolve().name if isinstance(place, Here) else place.name, reading.model_name,
         reading.model_revision, reading.architecture, path, "file" if path.is_file() else "folder",
-        identity(place, reading), reading.bos, reading.context_size, reading.dtype, dict(reading.metadata),
-        unread=reading.unread)
+        _identity(files, reading), reading.bos, reading.context_size, reading.dtype, dict(reading.metadata),
+        unread=reading.unread, files=files)
 
 
-def title(place: Place) -> str:
-    """What tables call an SAE."""
-    return place.path.resolve().name if isinstance(place, Here) else place.name
+def _identity(files: Mapping[str, str], reading: Reading) -> str:
+    """A hash of an SAE's files, and of the settings that may come from its address instead."""
+    decisive = (sorted(files.items()), reading.scale, reading.scale_out, reading.k)
+    return f"sha256:{hashlib.sha256(repr(decisive).encode()).hexdigest()[:40]}"
 
 
-def identity(place: Place, reading: Reading) -> str:
-    """A hash of its files, and of what its address alone says."""
-    of_files = {name: sha256(place.fetch(name)) for name in reading.files}
-    said = (sorted(of_files.items()), reading.scale, reading.scale_out, reading.k)
-    return f"sha256:{hashlib.sha256(repr(said).encode()).hexdigest()[:40]}"
-
-
-def coder(reading: Reading, tensors: Mapping[str, Tensor]) -> SparseCoder:
-    """The coder, float32, on the CPU; its sites are not said yet."""
+def _coder(reading: Reading, tensors: Mapping[str, Tensor]) -> SparseCoder:
+    """The coder, float32, on the CPU, without its sites."""
     there = _folded(reading, dict(tensors))
     W_enc_FD, W_dec_FO = there["W_enc"], there["W_dec"]
     if W_enc_FD.shape == W_dec_FO.shape and torch.equal(W_enc_FD, W_dec_FO):

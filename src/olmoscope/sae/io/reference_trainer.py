@@ -85,12 +85,13 @@ def read(place: Place, site: Site | None = None) -> Opened:
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds a {type(tree).__name__}, not the mapping with `model` that the trainer saves")
     model = _mapping(tree, "model", path)
-    sae = _read_sae(model, tree, path)
+    sae, checksum = _read_sae(model, tree, path), sha256(path)
     return Opened(
         sae.at([_site(tree, site, path)]), path.name, None, None, "topk", path, "file",
-        f"sha256:{sha256(path)[:32]}", bos="auto", context_size=None, dtype=model["encoder.weight"].dtype,
+        f"sha256:{checksum[:32]}", bos="auto", context_size=None, dtype=model["encoder.weight"].dtype,
         metadata={name: tree[name] for name in SETTINGS
-                  if isinstance(tree.get(name), int | float) and math.isfinite(tree[name])})
+                  if isinstance(tree.get(name), int | float) and math.isfinite(tree[name])},
+        files={path.name: checksum})
 
 
 def _read_sae(model: Mapping[str, Any], tree: Mapping[str, Any], path: Path) -> TopK:

@@ -191,12 +191,12 @@ def read(place: Place, site: Site | None = None) -> Opened:
     path = place.folder if isinstance(place, Here) else place.fetch(WEIGHTS).parent
     sae = read_coder(path, config, told.normalize, told.transcoder, told.scale).at(told.ends[:1], told.ends[1:])
     context = metadata.get("context_size")
+    files = {name: sha256(path / name) for name in (WEIGHTS, CONFIG)}
     return Opened(
         sae, path.resolve().name, metadata.get("model_name"), metadata.get("model_revision"), config["architecture"],
-        path,
-        "folder", f"sha256:{sha256(path / WEIGHTS)[:32]}-{sha256(path / CONFIG)[:8]}",
+        path, "folder", f"sha256:{files[WEIGHTS][:32]}-{files[CONFIG][:8]}",
         bos=begins_with_bos(metadata, path / CONFIG), context_size=context if isinstance(context, int) else None,
-        dtype=weights_dtype(config, path / CONFIG), metadata=metadata, unread=unread(metadata))
+        dtype=weights_dtype(config, path / CONFIG), metadata=metadata, unread=unread(metadata), files=files)
 
 
 def write(sae: SparseCoder, path: Path, metadata: Mapping[str, Any]) -> bool:
