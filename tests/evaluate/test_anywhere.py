@@ -94,8 +94,8 @@ def test_several_kinds_side_by_side(out, gated, text, hub_endpoint, tmp_path):
     fresh = evaluate_anywhere([str(gated), str(out / "runs" / RAW), str(out / "release" / RAW)], Options(
         tmp_path / "out", str(text), 5000, dtype=other))
     assert all(one.fresh for one in fresh)
-    run, release = (read_evaluation(one.folder / EVALUATION).model_dump(exclude={"sae", "run_hash", "files", "identity"})
-                    for one in fresh[1:])
+    named = {"sae", "run_hash", "files", "identity"}
+    run, release = (read_evaluation(one.folder / EVALUATION).model_dump(exclude=named) for one in fresh[1:])
     assert run == release
 
 

@@ -78,5 +78,5 @@ def test_sites(name, reads, writes):
 
 def test_where_saelens_reads_it_otherwise_is_said():
     _, reading = look_at(FOREIGN / "sparsify/topk/layers.3")
-    assert "SAELens' loader for sparsify differs: it turns W_dec round, ties the subtraction" in reading.notes[0]
+    assert "SAELens' loader for sparsify differs from sparsify: it transposes W_dec" in reading.notes[0]
     assert (reading.model_name, reading.context_size, reading.centred) == ("some/model", 256, True)

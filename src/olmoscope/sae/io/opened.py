@@ -37,8 +37,8 @@ class Opened:
         model_layers: of the whole model, likewise.
         step: of the checkpoint, where it is one of a run; None: as its training ended.
         unread: which tokens it was trained without, in words; None where all were read, or its files do not say.
-        files: the SHA-256 of each file that was read, by its path in the folder; empty for a run of ours, which its hash
-            identifies.
+        files: the SHA-256 of each file that was read, by its path in the folder; empty for a run of ours, which
+            its hash identifies.
     """
 
     sae: SparseCoder

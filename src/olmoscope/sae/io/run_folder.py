@@ -183,7 +183,7 @@ def reading(run: RunFolder, site: Site | None, checkpoint: Path | None = None) -
         NAME, _RULES.get(sae.activation, "jumprelu"), sum(map(store.width, sae.reads)), sum(map(store.width, writes)),
         sae.d_sae + sinks, (str(path.relative_to(run.folder)), MARK, "recipe.yaml"), tuple(sae.reads), tuple(writes),
         store.model.name, store.model.revision, sae.k if sae.activation in _RULES else None,
-        transcoder=sae.writes is not None, normalize=sae.normalize, skip=sae.skip,
+        transcoder=sae.writes is not None, own_b_in=sae.writes is not None, normalize=sae.normalize, skip=sae.skip,
         bos="yes" if run.recipe.tokens.bos == "yes" else "no", context_size=_longest(run.recipe),
         notes=(f"its first {sinks} latents are of attention sinks, and were not trained",) if sinks else ())
 

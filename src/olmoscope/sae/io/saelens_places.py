@@ -121,7 +121,7 @@ def _said(metadata: dict[str, Any], suffix: str, config: Path) -> Site | None:
     hook = names[key].replace("{layer}", str(layer)) if layer is not None else names[key]
     said = _of_module(hook) or Site.of_transformer_lens(hook)
     if said is None:
-        raise UserError(f"{config}: {key} {hook!r} is no site that is known here (blocks.L.hook_resid_post, "
+        raise UserError(f"{config}: {key} {hook!r} is not a known site (blocks.L.hook_resid_post, "
                         "blocks.L.hook_mlp_out, ...)")
     block = _LAYER.match(hook)
     if layer is not None and block is not None and block[1] != str(layer):

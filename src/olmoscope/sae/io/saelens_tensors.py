@@ -20,7 +20,7 @@ from torch import Tensor
 from olmoscope.errors import UserError
 from olmoscope.model_errors import damage
 from olmoscope.sae.coder import SparseCoder
-from olmoscope.sae.io.assemble import scaled
+from olmoscope.sae.io.assemble import fold_decoder_norms, fold_scale
 from olmoscope.sae.io.saelens_settings import CONFIG, weights_dtype
 from olmoscope.sae.normalize import Normalize
 from olmoscope.sae.threshold import Gated, JumpReLU
@@ -162,11 +162,13 @@ def read_coder(folder: Path, config: Mapping[str, Any], normalize: Normalize, tr
         raise UserError(f"{folder / CONFIG}: apply_b_dec_to_input must be false in a {architecture}: its b_dec is of "
                         "the rows that it writes")
     tensors = _read_weights(folder / WEIGHTS, architecture, config)
+    tensors["W_enc"] = tensors["W_enc"].T.contiguous()
     if rescales(config):
-        _fold_decoder_norms(tensors)
-    _fold_scale(tensors, scale)
-    W_dec_FD = tensors["W_dec"]
-    W_enc_FD = W_dec_FD if is_tied(tensors) else tensors["W_enc"].T.contiguous()
+        fold_decoder_norms(tensors)
+    fold_scale(tensors, scale, scale)
+    W_enc_FD, W_dec_FD = tensors["W_enc"], tensors["W_dec"]
+    if W_enc_FD.shape == W_dec_FD.shape and torch.equal(W_enc_FD, W_dec_FD):
+        W_enc_FD = W_dec_FD
     return KINDS[architecture].build(_Parts(W_enc_FD, W_dec_FD, tensors, config, normalize, folder / CONFIG,
                                             transcoder))
 
@@ -250,21 +252,3 @@ def check_tensors(path: str, there: Mapping[str, tuple[int, ...]], config: Mappi
         raise UserError(f"{path} is of d_in {D}, d_sae {F}; {CONFIG} says {config.get('d_in')}, {config.get('d_sae')}")
     if architecture.endswith("transcoder") and config.get("d_out") != D_out:
         raise UserError(f"{path} is of d_out {D_out}; {CONFIG} says {config.get('d_out')}")
-
-
-def _fold_decoder_norms(tensors: dict[str, Tensor]) -> None:
-    """Pre-activations times the norm of the decoder's rows, activations divided by it: as weights. The codes stay."""
-    norms_F = tensors["W_dec"].norm(dim=1)
-    tensors["W_enc"] = tensors["W_enc"] * norms_F
-    tensors["b_enc"] = tensors["b_enc"] * norms_F
-    tensors["W_dec"] = tensors["W_dec"] / norms_F.clamp_min(torch.finfo(norms_F.dtype).tiny)[:, None]
-
-
-def _fold_scale(tensors: dict[str, Tensor], scale: float) -> None:
-    """Rows times a number before encoding, what is decoded divided by it: as weights. The codes stay. A threshold is of
-    pre-activations, which stay too."""
-    if scale == 1:
-        return
-    tensors["W_enc"] = scaled(tensors["W_enc"], scale)
-    for name in ("W_dec", "b_dec"):
-        tensors[name] = scaled(tensors[name], 1 / scale)
