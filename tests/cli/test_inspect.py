@@ -42,8 +42,8 @@ def test_an_sae_on_one_screen(run, tmp_path):
 
 def test_a_transcoder(run):
     out, _ = run(FOREIGN / "sparsify/skip/layers.1.mlp")
-    for words in ("reads layers.1.mlp.in writes layers.1.mlp.out", "p = x W_enc + b_enc", "out = z W_dec + b_dec + W_skip x",
-                  "256 tokens, BOS not stated", "../config.json, 39 bytes"):
+    for words in ("reads layers.1.mlp.in writes layers.1.mlp.out", "p = x W_enc + b_enc",
+                  "out = z W_dec + b_dec + W_skip x", "256 tokens, BOS not stated", "../config.json, 39 bytes"):
         assert words in out, out
 
 

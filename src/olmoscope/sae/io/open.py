@@ -130,9 +130,9 @@ def find_saes(where: str) -> list[str]:
         return [str(path) for path in kept]
     if found := members(place):
         return found
-    kinds = " and no ".join(dict.fromkeys(f"{form.NAME.partition(' ')[2]} ({form.SEARCH.lstrip('=')})"
-                                          for form in FORMATS if form.SEARCH))
-    raise UserError(f"{folder} holds no {kinds}")
+    searched = ", ".join(form.SEARCH.lstrip("=") for form in FORMATS if form.SEARCH)
+    raise UserError(f"{folder} holds no finished run and no SAE of another format (searched for {searched}); give the "
+                    "SAE's own folder or file")
 
 
 def members(place: Place) -> list[str]:

@@ -40,7 +40,7 @@ class Reading:
         k: active latents of topk and abstopk, groups of groupmax.
         transcoder: it writes another site than it reads.
         centred: whether the encoder subtracts b_dec.
-        own_b_in: whether a transcoder's encoder subtracts a bias b_in of its own; b_dec is then added after decoding only.
+        own_b_in: whether a transcoder's encoder subtracts a bias of its own, b_in, instead.
         normalize: n.
         scale, scale_out: s and s_out.
         by_decoder_norm: pre-activations are multiplied by the norm of the latent's decoder row before the rule.
