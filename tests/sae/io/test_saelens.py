@@ -242,7 +242,7 @@ def change(folder, **values):
     ({"normalize_activations": "expected_average_only_in"}, "not in the folder"),
     ({"normalize_activations": "covariance_whitening"}, "not in the folder"),
     ({"normalize_activations": "odd"}, "'odd' is unknown"),
-    ({"reshape_activations": "hook_z"}, "heads of attn.hook_z"),
+    ({"reshape_activations": "hook_z"}, "for attn.hook_z"),
     ({"d_sae": 95}, "says 24, 95"),
     ({"metadata": {}, "activation_fn": "tanh-relu"}, "'tanh-relu' is not read"),
     ({"metadata": {}, "activation_fn": "topk", "activation_fn_kwargs": {"k": 7, "postact_fn": "identity"}},

@@ -10,6 +10,7 @@ Shapes: D width read, O width written, F latents.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -117,10 +118,20 @@ def site_from(where: str, stated_site: Site | None, given: Site | None, does: st
     Raises:
         UserError: the two differ.
     """
-    if stated_site is not None and given not in (None, stated_site):
-        raise UserError(f"--site {given}: {where} says that this SAE {does} {stated_site}; leave --site out")
+    if stated_site is not None:
+        refuse_other_site(where, given, stated_site, does)
     found = stated_site or given
     return () if found is None else (found,)
+
+
+def refuse_other_site(where: str | Path, given: Site | None, stated_site: Site, does: str = "reads") -> None:
+    """Refuse a `--site` that contradicts an SAE's files.
+
+    Raises:
+        UserError: the two differ.
+    """
+    if given not in (None, stated_site):
+        raise UserError(f"--site {given}: {where} says that this SAE {does} {stated_site}; leave --site out")
 
 
 def checked_k(k: object, latents: int, what: str) -> int:

@@ -56,7 +56,7 @@ def detect(place: Place) -> bool:
 
 
 def look(place: Place, site: Site | None = None) -> Reading:
-    """How the SAE of a checkpoint is read. Its numbers decide, so it is loaded.
+    """How the SAE of a checkpoint is read. The file is loaded, since its tensors have to be compared.
 
     Raises:
         UserError: see `read`.
@@ -65,7 +65,8 @@ def look(place: Place, site: Site | None = None) -> Reading:
     sae = found.sae
     assert isinstance(sae, TopK)
     return Reading(NAME, "topk", sae.d_in, sae.d_out, sae.d_sae, (str(place.file),), sae.reads, sae.writes, k=sae.k,
-                   normalize=sae.normalize, dtype=found.dtype, metadata=found.metadata, notes=("it is tied",))
+                   normalize=sae.normalize, dtype=found.dtype, metadata=found.metadata,
+                   notes=("encoder and decoder are tied",))
 
 
 def read(place: Place, site: Site | None = None) -> Opened:

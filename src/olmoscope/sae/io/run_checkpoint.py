@@ -18,7 +18,7 @@ SEARCH: str | None = None
 
 
 def detect(place: Place) -> bool:
-    """Whether it is a file on this machine that is called as a checkpoint is."""
+    """Whether it is a local file with a checkpoint's name."""
     return (isinstance(place, Here) and place.path.is_file() and place.folder.name == "checkpoints"
             and place.path.suffix == ".safetensors")
 

@@ -68,7 +68,7 @@ def _topk(parts: _Parts) -> TopK:
 
 
 def _abs_topk(parts: _Parts) -> TopK:
-    """Latents of largest |p|, of either sign: the k largest of twice as many latents, F + j being j with the other
+    """The k latents of largest |p|: the k largest of twice as many latents, where F + j is latent j with the other
     sign."""
     halves, b_enc_F = _topk(parts), parts.tensors["b_enc"]
     return TopK(torch.cat([halves.W_enc, -halves.W_enc]), torch.cat([halves.W_dec, -halves.W_dec]), halves.b_in,
@@ -138,7 +138,7 @@ def raw_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def rescales(config: Mapping[str, Any]) -> bool:
-    """Whether latents are compared by what they add, their pre-activation times the length of their decoder row."""
+    """Whether pre-activations are multiplied by the norm of the decoder row before latents are chosen."""
     kind = config["architecture"]
     return kind in ("topk", "abstopk", *_BATCH_TOPK) and bool(config.get("rescale_acts_by_decoder_norm",
                                                                          kind in _BATCH_TOPK))
@@ -152,7 +152,7 @@ def read_coder(folder: Path, config: Mapping[str, Any], normalize: Normalize, tr
         config: its settings, of an architecture in `KINDS`.
         normalize: how it normalises rows.
         transcoder: it writes another site than it reads.
-        scale: by what it multiplies rows first.
+        scale: the factor on rows before encoding.
 
     Raises:
         UserError: missing or damaged weights, or tensors that are not those of the settings.
@@ -229,13 +229,13 @@ def _read_weights(path: Path, architecture: str, config: Mapping[str, Any]) -> d
 
 
 def check_tensors(path: str, there: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> None:
-    """Refuse tensors that are not those of the settings.
+    """Refuse tensors that contradict the settings.
 
     Args:
-        there: the shape of each by its name.
+        there: the shape of each tensor, by name.
 
     Raises:
-        UserError: naming the first that is not.
+        UserError: it names the first such tensor.
     """
     architecture = config["architecture"]
     wanted = set(KINDS[architecture].tensors)
