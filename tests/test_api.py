@@ -44,7 +44,7 @@ def test_an_output_folder_with_one_sae(demo, tmp_path):
     assert olmoscope.load(tmp_path / "out").reads == (olmoscope.Site(3),)
     message = refused(olmoscope.load, demo)
     assert "holds 2 SAEs" in message and RUNS[0] in message
-    assert "no folder or file" in refused(olmoscope.load, tmp_path / "absent")
+    assert "does not exist" in refused(olmoscope.load, tmp_path / "absent")
     assert "layers.3" in refused(olmoscope.load, tmp_path / "out", "layers.7")
 
 

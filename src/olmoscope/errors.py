@@ -1,5 +1,8 @@
 """The one error that a user is meant to read."""
 
+import difflib
+from collections.abc import Collection
+
 
 class UserError(ValueError):
     """Something the user can mend: one line that says what is wrong, where, and what to do.
@@ -11,3 +14,9 @@ class UserError(ValueError):
 
 class AnotherRankFailedError(UserError):
     """Another process of the same training has an error and tells the user; this one only ends."""
+
+
+def did_you_mean(name: str, names: Collection[str]) -> str:
+    """The end of a message about an unknown name: up to three similar ones; empty where there are none."""
+    found = difflib.get_close_matches(name, list(names), n=3, cutoff=0.45)
+    return f"; did you mean {' or '.join(found)}?" if found else ""

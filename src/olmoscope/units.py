@@ -14,7 +14,7 @@ def format_bytes(number: float) -> str:
     for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
         if number >= size:
             return f"{number / size:,.1f} {unit}"
-    return f"{number / 1e3:,.1f} kB"
+    return f"{number / 1e3:,.1f} kB" if number >= 50 or not number else f"{number:.0f} bytes"
 
 
 def format_seconds(seconds: float) -> str:

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from olmoscope.errors import UserError
 from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
+from olmoscope.files import sha256
 from olmoscope.model.dtype import fast_dtype
 from olmoscope.release.build import build_release
 from release_runs import LAYER_NORM, RAW, make_out
@@ -77,6 +78,9 @@ def test_several_kinds_side_by_side(out, gated, text, hub_endpoint, tmp_path):
         assert 1000 < found.rows < 5000  # all of the text
         assert (found.architecture, found.language.rows, found.model) == (architecture, found.rows, "tiny")
         assert found.text.kind == "text"
+        read = {"gated": gated, "someone_saes_layer_07_width_96_topk_4_layernorm": out / "release" / LAYER_NORM}
+        assert found.files == (None if folder not in read else {
+            name: sha256(read[folder] / name) for name in ("sae_weights.safetensors", "cfg.json")})
         assert {"prompt", "thinking", "answer"} <= set(found.subsets)
         assert sum(found.subsets[name].rows for name in ("prompt", "thinking", "answer")) < found.rows
         assert found.subsets["without_special"].rows < found.rows
@@ -90,8 +94,8 @@ def test_several_kinds_side_by_side(out, gated, text, hub_endpoint, tmp_path):
     fresh = evaluate_anywhere([str(gated), str(out / "runs" / RAW), str(out / "release" / RAW)], Options(
         tmp_path / "out", str(text), 5000, dtype=other))
     assert all(one.fresh for one in fresh)
-    run, release = (read_evaluation(one.folder / EVALUATION).model_dump(exclude={"sae", "run_hash", "identity"})
-                    for one in fresh[1:])
+    named = {"sae", "run_hash", "files", "identity"}
+    run, release = (read_evaluation(one.folder / EVALUATION).model_dump(exclude=named) for one in fresh[1:])
     assert run == release
 
 

@@ -1,10 +1,8 @@
-"""What `olmoscope inspect` prints: what an SAE is, and with what convention it will be read, on one screen."""
+"""What `olmoscope inspect` prints: what an SAE is and how it will be read, on one screen."""
 
 from collections.abc import Iterator, Sequence
 
-from rich.markup import escape
-
-from olmoscope.cli.tables import console, new_table
+from olmoscope.cli.tables import console, new_table, show_facts
 from olmoscope.sae.io.coverage import Covered
 from olmoscope.sae.io.place import Place
 from olmoscope.sae.io.reading import Reading
@@ -15,65 +13,65 @@ from olmoscope.units import format_bytes
 SHOWN = 12
 """SAEs of a set that are listed."""
 
+_BOS = {"yes": "with BOS", "no": "without BOS", "auto": "BOS not stated"}
+
 
 def show_reading(place: Place, reading: Reading) -> None:
-    """One SAE."""
-    shown = new_table(place.where(), "what", "")
-    shown.columns[1].justify = "left"
-    shown.columns[1].overflow = "fold"
-    for name, value in _rows(place, reading):
-        shown.add_row(escape(name), escape(value))
-    console.print(shown)
+    """Print one SAE."""
+    show_facts(place.where(), _rows(place, reading))
 
 
 def show_set(name: str, saes: Sequence[str]) -> None:
-    """A folder of many."""
-    say(f"{name} holds {len(saes)} SAEs; look at one of them:")
+    """Print the addresses of a folder, repository or release with several SAEs."""
+    say(f"{name} holds {len(saes):,} SAEs. Inspect one of them:")
     for one in saes[:SHOWN]:
         say(f"  olmoscope inspect {one}")
     if len(saes) > SHOWN:
-        say("  ...")
+        say(f"  ... and {len(saes) - SHOWN:,} more")
 
 
 def show_coverage(found: Sequence[Covered]) -> None:
-    """How much of SAELens' registry can be opened."""
-    shown = new_table("SAELens' registry", "SAELens' loader", "read as", "releases", "dictionaries")
+    """Print how much of SAELens' registry can be opened."""
+    shown = new_table("SAELens' registry", "SAELens' loader", "format here", "releases", "dictionaries")
     shown.columns[1].justify = "left"
     for one in found:
-        shown.add_row(one.loader or "(its own format)", one.format or "not read", f"{one.releases:,}",
+        shown.add_row(one.loader or "(SAELens' own)", one.format or "cannot be read", f"{one.releases:,}",
                       f"{one.dictionaries:,}")
     console.print(shown)
-    all_of_them = sum(one.dictionaries for one in found)
+    total = sum(one.dictionaries for one in found)
     read = sum(one.dictionaries for one in found if one.format)
-    say(f"{read:,} of {all_of_them:,} dictionaries ({read / all_of_them:.2%}) are in a format that is read.")
+    say(f"Olmoscope reads the format of {read:,} of {total:,} dictionaries ({read / total:.2%}).")
 
 
 def _rows(place: Place, reading: Reading) -> Iterator[tuple[str, str]]:
     yield "format", reading.format.partition(" ")[2]
-    width = str(reading.d_in) if not reading.transcoder else f"{reading.d_in} to {reading.d_out}"
-    yield "dictionary", f"{reading.architecture}, {reading.d_sae:,} latents, width {width}" + (
-        f", k {reading.k}" if reading.k is not None else "")
+    width = f"{reading.d_in:,} to {reading.d_out:,}" if reading.d_in != reading.d_out else f"{reading.d_in:,}"
+    k = "" if reading.k is None else f", k {reading.k:,}"
+    yield "dictionary", f"{reading.architecture}{k}, {reading.d_sae:,} latents, width {width}"
     revision = f" at {reading.model_revision}" if reading.model_revision else ""
-    yield "model", f"{reading.model_name}{revision}" if reading.model_name else "not said: give --model"
+    yield "model", f"{reading.model_name}{revision}" if reading.model_name else "not stated (give --model)"
     if reading.reads != reading.writes:
         yield "reads", _sites(reading.reads)
         yield "writes", _sites(reading.writes)
     else:
         yield "site", _sites(reading.reads)
-    for number, line in enumerate(reading.formula()):
-        yield "convention" if number == 0 else "", line
-    begin = {"yes": "begin with BOS", "no": "without BOS", "auto": "nothing is said of BOS"}[reading.bos]
-    yield "sequences", begin if reading.context_size is None else f"of {reading.context_size} tokens, {begin}"
+    yield from _listed("computes", reading.formula())
+    length = "" if reading.context_size is None else f"{reading.context_size:,} tokens, "
+    yield "sequences", f"{length}{_BOS[reading.bos]}"
     if reading.unread:
-        yield "trained without", reading.unread
+        yield "left out", f"{reading.unread}, in training"
     if reading.stated:
-        yield "its owner states", ", ".join(f"{name} {value:g}" for name, value in reading.stated.items())
-    for name in reading.files:
-        yield "file", f"{name}, {format_bytes(place.size(name))}"
-    yield "weights", f"{str(reading.dtype).removeprefix('torch.')}, read as float32"
-    for note in reading.notes:
-        yield "unusual", note
+        yield "published", ", ".join(f"{name} {value:g}" for name, value in reading.stated.items())
+    yield "weights", str(reading.dtype).removeprefix("torch.")
+    yield from _listed("files", [f"{name}, {format_bytes(place.size(name))}" for name in reading.files])
+    yield from _listed("notes", reading.notes)
+
+
+def _listed(name: str, values: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Rows with one name, which stands at the first of them."""
+    for number, value in enumerate(values):
+        yield "" if number else name, value
 
 
 def _sites(sites: tuple[Site, ...]) -> str:
-    return ", ".join(map(str, sites)) or "not said: give --site"
+    return ", ".join(map(str, sites)) or "not stated (give --site)"

@@ -16,7 +16,7 @@ EVALUATED_TOKENS, EVALUATED_AT_ONCE = 100_000, 16384
 def evaluate(
     saes: Annotated[list[str], typer.Argument(metavar="SAE...", help=(
         "An output folder (its SAEs, on its held-out text); or any number of SAEs to compare: a run's folder, "
-        "anybody's SAE (a folder, a file, OWNER/NAME:PATH on the hub, saelens:RELEASE/ID), a release, output "
+        "another tool's SAE (a folder, a file, OWNER/NAME:PATH on the hub, saelens:RELEASE/ID), a release, output "
         "folders."))],
     only: OnlyOption = None,
     text: Annotated[str | None, typer.Option(help=(
@@ -98,13 +98,13 @@ def evaluate(
 
 def inspect(
     sae: Annotated[str, typer.Argument(metavar="ADDRESS", help=(
-        "An SAE: a run's folder, anybody's folder or file, OWNER/NAME[@REVISION][:PATH] on the hub, "
+        "An SAE: a run, another tool's folder or file, OWNER/NAME[@REVISION][:PATH] on the hub, "
         "saelens:RELEASE/ID."))],
     site: SiteOption = None,
 ) -> None:
-    """Say what an SAE is and how it will be read, before anything large is loaded or downloaded.
+    """Show what an SAE is and how it will be read, without loading or downloading its weights.
 
-    `saelens:` alone: how much of SAELens' registry can be opened; `saelens:RELEASE`: what is in a release.
+    `saelens:` alone shows how much of SAELens' registry can be opened; `saelens:RELEASE` lists a release.
     """
     from olmoscope.cli.inspect_tables import show_coverage, show_reading, show_set
     from olmoscope.sae.io.coverage import coverage
@@ -148,8 +148,8 @@ def study(out: OutArgument, runs: Annotated[bool, typer.Option(
 
 def index(
     sae: Annotated[str, typer.Argument(help=(
-        "A run's folder or anybody's SAE: a folder, a file, OWNER/NAME:PATH on the hub, saelens:RELEASE/ID; an output "
-        "folder: all its SAEs."))],
+        "A run's folder or another tool's SAE: a folder, a file, OWNER/NAME:PATH on the hub, saelens:RELEASE/ID; an "
+        "output folder: all its SAEs."))],
     store: Annotated[Path | None, typer.Option(
         help="The activation store to index; by default the training store of the SAE's output folder.")] = None,
     text: Annotated[str | None, typer.Option(

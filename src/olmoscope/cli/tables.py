@@ -59,13 +59,18 @@ def in_lines(name: str) -> str:
 def show_model(name: str, described: Described) -> None:
     """What `olmoscope model` prints."""
     for title, rows in ((name, described.facts), ("What works", described.works)):
-        table = Table(title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0,
-                      show_header=False)
-        table.add_column(no_wrap=True)
-        table.add_column(overflow="fold")
-        for row in rows:
-            table.add_row(*map(escape, row))
-        console.print(table)
+        show_facts(title, rows)
+
+
+def show_facts(title: str, rows: Iterable[tuple[str, str]]) -> None:
+    """Names on the left, what they are on the right."""
+    console.print(f"[bold]{escape(title)}[/]", soft_wrap=True, highlight=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*map(escape, row))
+    console.print(table)
 
 
 def show_plan(plan: Plan) -> None:

@@ -247,6 +247,7 @@ class _Work:
         figures = whole.model_dump(exclude={"l0", "language"})
         return Evaluation(
             sae=subject.name, run_hash=subject.identity if subject.kind == "run" else None,
+            files=dict(subject.files) or None,
             identity=identity(subject, self.model.revision, self.setting), store=self.setting.store,
             model=self.model.name, model_revision=self.model.revision,
             model_dtype=self.setting.dtype, site=one.site,

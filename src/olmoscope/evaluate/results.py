@@ -211,6 +211,9 @@ class Evaluation(_Frozen):
     sae: str
     run_hash: str | None
     """Of a run of ours."""
+    files: dict[str, str] | None = None
+    """The SHA-256 of each file of the SAE that was read, by its path in the SAE's folder; None for a run of ours, and
+    in files written before this was recorded."""
     identity: str
     """What was evaluated and how: the same again is not measured again."""
     store: str | None

@@ -67,8 +67,8 @@ def test_from_the_hub(out, hub_endpoint, tmp_path):
     local = open_sae(out / "release" / RAW)
     assert opened == [f"someone/saes:{RAW}", "layers.3", "hub", local.identity, float(local.sae.W_dec.sum())]
     assert len(errors) == 2
-    assert errors[0].startswith("cannot have no/such/sae of hub repository someone/saes: it has no such file ")
-    assert errors[1].startswith("cannot have x of hub repository nobody/nothing: ")
+    assert errors[0].startswith("cannot get no/such/sae from hub repository someone/saes: it has no such file ")
+    assert errors[1].startswith("cannot get x from hub repository nobody/nothing: ")
 
 
 def changed(out, tmp_path, **metadata):
@@ -90,7 +90,7 @@ def test_the_hook_names_the_site(out, tmp_path):
     for hook, site in (("blocks.4.hook_mlp_out", Site(4, "mlp.out")), ("blocks.0.hook_resid_pre", EMBED)):
         assert open_sae(changed(out, tmp_path, hook_name=hook, hf_hook_name=None)).site == site
     for hook in ("blocks.4.hook_somewhere", "ln_final.hook_normalized"):
-        with pytest.raises(UserError, match="is no site that is known here"):
+        with pytest.raises(UserError, match="is not a known site"):
             open_sae(changed(out, tmp_path, hook_name=hook))
 
 
@@ -103,7 +103,7 @@ def test_a_site_stands_in_and_never_overrules(out, tmp_path):
             open_sae(where, Site(1))
     for hook in ("blocks.3.hook_mlp_out", "blocks.3.attn.hook_z", "blocks.3.hook_resid_mid", "model.layers.3.mlp"):
         where = changed(out, tmp_path, hook_name=hook, hf_hook_name=None)
-        with pytest.raises(UserError, match=r"says that this SAE reads .*; leave --site out|is no site"):
+        with pytest.raises(UserError, match=r"says that this SAE reads .*; leave --site out|is not a known site"):
             open_sae(where, Site(3))
     with pytest.raises(UserError, match="are different places: which one is right"):
         open_sae(changed(out, tmp_path, hf_hook_name="model.layers.2"))
@@ -124,9 +124,9 @@ def test_rows_that_training_left_out_are_named(out, tmp_path, metadata, words):
 
 
 def test_what_is_no_sae_is_said_so(out, tmp_path):
-    with pytest.raises(UserError, match="is of no format that is known: it holds nothing; known are a finished run"):
+    with pytest.raises(UserError, match="has an unknown format: it holds nothing; known formats are a finished run"):
         open_sae(tmp_path)
-    with pytest.raises(UserError, match="is no folder or file, no hub id"):
+    with pytest.raises(UserError, match="does not exist, and is neither an address on the hub"):
         open_sae("no-such-folder")
     with pytest.raises(UserError, match="holds no finished run"):
         find_saes(str(tmp_path))

@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from olmoscope.files import sha256
 from olmoscope.sae.io import dictionary_learning, llamascopium, sparsify
 from olmoscope.sae.io.open import format_of, look_at, open_sae
 from olmoscope.sae.io.place import Here
@@ -63,6 +64,7 @@ def test_what_is_looked_at_is_what_is_opened(folder):
     assert (reading.reads, reading.writes, reading.transcoder) == (sae.reads, sae.writes, sae.transcoder)
     assert reading.k == getattr(sae, "k", None) and opened.architecture == reading.architecture
     assert len(reading.formula()) == 3 and opened.identity.startswith("sha256:")
+    assert opened.files == {name: sha256(folder / name) for name in reading.files}
 
 
 @pytest.mark.parametrize(("name", "reads", "writes"), [
@@ -76,5 +78,5 @@ def test_sites(name, reads, writes):
 
 def test_where_saelens_reads_it_otherwise_is_said():
     _, reading = look_at(FOREIGN / "sparsify/topk/layers.3")
-    assert "SAELens' loader for sparsify differs: it turns W_dec round, ties the subtraction" in reading.notes[0]
+    assert "SAELens' loader for sparsify differs from sparsify: it transposes W_dec" in reading.notes[0]
     assert (reading.model_name, reading.context_size, reading.centred) == ("some/model", 256, True)

@@ -48,8 +48,8 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     text.write_text("no torch file")
     torch.save({"encoder.weight": torch.zeros(2, 2)}, other)
     half.write_bytes(other.read_bytes()[:-30])
-    for path, saying in ((text, "it is no file of safetensors, numpy or torch"),
-                         (other, r"is of no format that is known: it holds encoder.weight; known are a finished run "
+    for path, saying in ((text, "not a file of safetensors, numpy or torch"),
+                         (other, r"has an unknown format: it holds encoder.weight; known formats are a finished run "
                                  r"\(done.json\), a checkpoint of a run"),
                          (half, "is damaged")):
         with pytest.raises(UserError, match=saying) as refusal:

@@ -159,13 +159,13 @@ def test_embedding_of_gemma_scope(tmp_path):
     close(codes.to_dense(), z_BF, unscaled_BD)
     close(found_BD / D**0.5, out_BD, unscaled_BD)
     _, reading = look_at(tmp_path / repo / path)
-    assert reading.stated == {"L0": 6} and "SAELens leaves as it is" in reading.notes[0]
+    assert reading.stated == {"L0": 6} and "SAELens leaves out b_dec" in reading.notes[0]
 
 
 @pytest.mark.parametrize(("settings", "rule", "words"), [
     ({"skip": True}, torch.relu, "W_skip x"),
     ({"threshold": True}, lambda pre: torch.where(pre > made.parameters()["threshold"], pre, 0).relu(), "threshold"),
-    ({"config": {"activation": "topk", "k": 5}}, topk(5), "the 5 largest of p"),
+    ({"config": {"activation": "topk", "k": 5}}, topk(5), "p where p is among the 5 largest and positive"),
 ])
 def test_circuit_tracer(tmp_path, settings, rule, words):
     path = tmp_path / "some/set" / made.circuit_tracer(tmp_path, "some/set", **settings)

@@ -242,7 +242,7 @@ def change(folder, **values):
     ({"normalize_activations": "expected_average_only_in"}, "not in the folder"),
     ({"normalize_activations": "covariance_whitening"}, "not in the folder"),
     ({"normalize_activations": "odd"}, "'odd' is unknown"),
-    ({"reshape_activations": "hook_z"}, "heads of attn.hook_z"),
+    ({"reshape_activations": "hook_z"}, "for attn.hook_z"),
     ({"d_sae": 95}, "says 24, 95"),
     ({"metadata": {}, "activation_fn": "tanh-relu"}, "'tanh-relu' is not read"),
     ({"metadata": {}, "activation_fn": "topk", "activation_fn_kwargs": {"k": 7, "postact_fn": "identity"}},
@@ -379,7 +379,7 @@ def test_what_is_looked_at_is_what_is_read(tmp_path, architecture, settings):
     assert (reading.d_in, reading.d_sae, reading.k) == (sae.d_in, sae.d_sae, getattr(sae, "k", None))
     assert (reading.reads, reading.normalize, reading.model_name) == (sae.reads, sae.normalize, "tiny")
     assert reading.centred == settings.get("apply_b_dec_to_input", True) == (sae.b_in is sae.b_out)
-    assert ("folded into the encoder" in " ".join(reading.notes)) == ("rescale_acts_by_decoder_norm" in settings)
+    assert reading.unit_rows == ("rescale_acts_by_decoder_norm" in settings) == ("p ‖W_dec‖" in reading.formula()[1])
     change(tmp_path, d_sae=95)
     with pytest.raises(UserError, match="says 24, 95"):
         saelens.look(place)

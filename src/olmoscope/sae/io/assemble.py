@@ -1,4 +1,5 @@
-"""The coder of a reading and its tensors: what no coder expresses directly is folded into the weights, in float64.
+"""Build the coder from a `Reading` and its tensors. Scales and norms that a coder cannot express are folded into the
+weights, in float64.
 
 Shapes: D width read, O width written, F latents.
 """
@@ -31,33 +32,29 @@ def opened(place: Place, reading: Reading, tensors: Mapping[str, Tensor]) -> Ope
         tensors: float32, as `layout.load` names them.
 
     Raises:
-        UserError: nothing says its site, or its numbers make no SAE.
+        UserError: its site is not known.
     """
     if not reading.reads or not reading.writes:
         raise UserError(f"{place.where()} does not say which site it {'writes' if reading.reads else 'reads'}; give "
                         "--site")
     path = place.path if isinstance(place, Here) else place.fetch(reading.files[0]).parent
+    files = {name: sha256(place.fetch(name)) for name in reading.files}
     return Opened(
-        coder(reading, tensors).at(reading.reads, reading.writes), title(place), reading.model_name,
+        _coder(reading, tensors).at(reading.reads, reading.writes),
+        path.resolve().name if isinstance(place, Here) else place.name, reading.model_name,
         reading.model_revision, reading.architecture, path, "file" if path.is_file() else "folder",
-        identity(place, reading), reading.bos, reading.context_size, reading.dtype, dict(reading.metadata),
-        unread=reading.unread)
+        _identity(files, reading), reading.bos, reading.context_size, reading.dtype, dict(reading.metadata),
+        unread=reading.unread, files=files)
 
 
-def title(place: Place) -> str:
-    """What tables call an SAE."""
-    return place.path.resolve().name if isinstance(place, Here) else place.name
+def _identity(files: Mapping[str, str], reading: Reading) -> str:
+    """A hash of an SAE's files, and of the settings that may come from its address instead."""
+    decisive = (sorted(files.items()), reading.scale, reading.scale_out, reading.k)
+    return f"sha256:{hashlib.sha256(repr(decisive).encode()).hexdigest()[:40]}"
 
 
-def identity(place: Place, reading: Reading) -> str:
-    """A hash of its files, and of what its address alone says."""
-    of_files = {name: sha256(place.fetch(name)) for name in reading.files}
-    said = (sorted(of_files.items()), reading.scale, reading.scale_out, reading.k)
-    return f"sha256:{hashlib.sha256(repr(said).encode()).hexdigest()[:40]}"
-
-
-def coder(reading: Reading, tensors: Mapping[str, Tensor]) -> SparseCoder:
-    """The coder, float32, on the CPU; its sites are not said yet."""
+def _coder(reading: Reading, tensors: Mapping[str, Tensor]) -> SparseCoder:
+    """The coder, float32, on the CPU, without its sites."""
     there = _folded(reading, dict(tensors))
     W_enc_FD, W_dec_FO = there["W_enc"], there["W_dec"]
     if W_enc_FD.shape == W_dec_FO.shape and torch.equal(W_enc_FD, W_dec_FO):
@@ -77,29 +74,50 @@ def coder(reading: Reading, tensors: Mapping[str, Tensor]) -> SparseCoder:
 
 
 def _folded(reading: Reading, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of an SAE that needs no `by_decoder_norm`, `scale` and `scale_out`. Latents that are compared with
-    each other have codes of unit decoder rows; else codes stay."""
+    """The tensors with `by_decoder_norm`, `unit_rows`, `scale` and `scale_out` folded in."""
     if "W" in tensors:
         tensors["W_enc"] = tensors["W_dec"] = tensors["W"]
-    if reading.by_decoder_norm:
-        norms_F = torch.linalg.vector_norm(tensors["W_dec"], dim=1, dtype=torch.float64)
-        if reading.rule == "jumprelu":
-            tensors["threshold"] = scaled(tensors["threshold"], 1 / norms_F)
-        else:
-            for name in ("W_enc", "b_enc"):
-                tensors[name] = scaled(tensors[name], norms_F)
-            tensors["W_dec"] = scaled(tensors["W_dec"], 1 / norms_F.clamp_min(torch.finfo(torch.float32).tiny))
-    if reading.scale != 1:
-        assert not reading.centred, "b_dec would be of another scale than the rows"
-        tensors["W_enc"] = scaled(tensors["W_enc"], reading.scale)
-    if reading.scale_out != 1:
-        tensors |= {name: scaled(tensors[name], 1 / reading.scale_out) for name in ("W_dec", "b_dec")
-                    if name in tensors}
+    if reading.unit_rows:
+        fold_decoder_norms(tensors)
+    elif reading.by_decoder_norm:
+        tensors["threshold"] = _scaled(tensors["threshold"], 1 / _decoder_norms(tensors))
+    assert reading.scale == 1 or not reading.centred, "b_dec would have another scale than the rows"
+    fold_scale(tensors, reading.scale, reading.scale_out)
     return tensors
 
 
-def scaled(tensor: Tensor, factor: float | Tensor) -> Tensor:
-    """A tensor times a number, or each row times its own, in float64 and some rows at a time.
+def fold_decoder_norms(tensors: dict[str, Tensor]) -> None:
+    """Multiply pre-activations, and so codes, by the norms of the decoder rows, and make these rows unit vectors.
+
+    Args:
+        tensors: `W_enc` [F, D], `b_enc` [F] and `W_dec` [F, O], replaced in place.
+    """
+    norms_F = _decoder_norms(tensors)
+    for name in ("W_enc", "b_enc"):
+        tensors[name] = _scaled(tensors[name], norms_F)
+    tensors["W_dec"] = _scaled(tensors["W_dec"], 1 / norms_F.clamp_min(torch.finfo(torch.float32).tiny))
+
+
+def fold_scale(tensors: dict[str, Tensor], scale: float, scale_out: float) -> None:
+    """Multiply rows by `scale` before encoding, and divide what is decoded by `scale_out`. Codes and thresholds stay.
+
+    Args:
+        tensors: `W_enc`, `W_dec` and perhaps `b_dec`, replaced in place.
+    """
+    if scale != 1:
+        tensors["W_enc"] = _scaled(tensors["W_enc"], scale)
+    if scale_out != 1:
+        tensors |= {name: _scaled(tensors[name], 1 / scale_out) for name in ("W_dec", "b_dec") if name in tensors}
+
+
+def _decoder_norms(tensors: Mapping[str, Tensor]) -> Tensor:
+    """Of each row, `[F]`, float64."""
+    norms_F: Tensor = torch.linalg.vector_norm(tensors["W_dec"], dim=1, dtype=torch.float64)
+    return norms_F
+
+
+def _scaled(tensor: Tensor, factor: float | Tensor) -> Tensor:
+    """A tensor times a number, or each row times its own, computed in float64, some rows at a time.
 
     Args:
         factor: a number, or float64 `[F]`.

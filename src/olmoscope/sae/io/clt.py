@@ -1,14 +1,14 @@
-"""Cross-layer transcoders, a layer at a time: it reads one layer's MLP input, and writes its MLP output and those of
-the layers after it, side by side.
+"""Cross-layer transcoders, one layer at a time. A layer's transcoder reads its MLP input, and writes the MLP outputs of
+this layer and all later ones, side by side.
 
     W_enc_7.safetensors    W_enc_7 [F, D], b_enc_7 [F], b_dec_7 [D], perhaps threshold_7 [F]
     W_dec_7.safetensors    W_dec_7 [F, L, D]: for layer 7 and the L − 1 after it
     config.yaml            circuit-tracer's: model_name, feature_input_hook, feature_output_hook
 
-The MLP output of a layer is what all transcoders up to it write there, together; b_dec is of its own layer, so here it
-stands in the first of the outputs alone, and the sum over layers is right. Source: circuit-tracer 0.4.1,
-`transcoder/cross_layer_transcoder.py`; sae-lens 6.54.12, `mntss_clt_layer_huggingface_loader`, which adds the outputs
-up into one.
+The MLP output of a layer is the sum of what all transcoders up to that layer write there. b_dec belongs to the
+transcoder's own layer, so here it is in the first output only. Source: circuit-tracer 0.4.1,
+`transcoder/cross_layer_transcoder.py`; sae-lens 6.54.12, `mntss_clt_layer_huggingface_loader`, which sums a
+transcoder's outputs into one.
 """
 
 import re
@@ -23,15 +23,15 @@ from olmoscope.sae.io.circuit_tracer import CONFIG, Hooks, hooks_of
 from olmoscope.sae.io.layout import Layout, holds, load, sizes
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Place
-from olmoscope.sae.io.reading import Reading, settled, stated
+from olmoscope.sae.io.reading import Reading, site_from, stated
 from olmoscope.site import Site
 
 NAME = "a layer of a cross-layer transcoder"
 MARK = "W_enc_L.safetensors"
 SEARCH: str | None = "=W_enc_*.safetensors"
 
-CLT_NOTE = ("it is one layer of a cross-layer transcoder: an MLP output is what all layers up to it write there, "
-            "together, so what this one reconstructs by itself is a part (SAELens adds all its outputs up)")
+CLT_NOTE = ("it is one layer of a cross-layer transcoder: an MLP output is the sum of what all layers up to it write, "
+            "so this one alone reconstructs only a part (SAELens sums all its outputs into one)")
 
 _FILE = re.compile(r"W_enc_(\d+)\.safetensors")
 
@@ -46,21 +46,20 @@ def look(place: Place, site: Site | None = None) -> Reading:
     """How it is read.
 
     Raises:
-        UserError: tensors that do not fit together, no file of decoders, hooks that are no site, another site than
-            `site`.
+        UserError: tensors that do not fit together, no decoder file, unknown hooks, another site than `site`.
     """
     layer, decoder = _layer(place), f"W_dec_{_layer(place)}.safetensors"
     if not place.has(decoder):
-        raise UserError(f"{place.where(decoder)} is missing: it has the decoders of {place.where()}")
+        raise UserError(f"{place.where(decoder)} is missing: it holds the decoders of {place.where()}")
     file = str(place.file)
     found = sizes(place, file, _encoder(layer), NAME, optional=(f"threshold_{layer}",))
     of_decoder = sizes(place, decoder, _decoder(layer), NAME)
     if of_decoder["F"] != found["F"] or of_decoder["O"] != found["O"]:
-        raise UserError(f"{place.where(decoder)} is of {of_decoder['F']} latents and width {of_decoder['O']}, "
-                        f"{file} of {found['F']} and {found['O']}: they do not belong together")
+        raise UserError(f"{place.where(decoder)} has {of_decoder['F']} latents and width {of_decoder['O']}, "
+                        f"{file} has {found['F']} and {found['O']}: they do not belong together")
     hooks: Hooks = hooks_of(place, layer)
-    reads = settled(place.where(), hooks.reads, None)
-    settled(place.where(), hooks.writes, site, "writes")
+    reads = site_from(place.where(), hooks.reads, None)
+    site_from(place.where(), hooks.writes, site, "writes")
     layers = sum(1 for name in place.beside if _FILE.fullmatch(name))
     jumps = f"threshold_{layer}" in place.header(file).shapes
     return Reading(
@@ -86,24 +85,24 @@ def written(place: Place, reads: tuple[Site, ...], outputs: int, layers: int) ->
     """The sites that a layer of a cross-layer transcoder writes.
 
     Args:
-        outputs: how many.
-        layers: of the whole transcoder.
+        outputs: the number of layers that it writes.
+        layers: the number of layers of the whole transcoder.
 
     Raises:
-        UserError: they are neither those from its own layer on, nor all.
+        UserError: it writes neither all layers nor exactly those from its own on.
     """
     if not reads:
         return ()
     layer = reads[0].layer
     if layers > 1 and outputs not in (layers - layer, layers):
         raise UserError(f"{place.where()} writes {outputs} layers; layer {layer} of a transcoder of {layers} layers "
-                        f"writes {layers - layer}: files are missing, or of another transcoder")
+                        f"writes {layers - layer}: files are missing or belong to another transcoder")
     first = 0 if layers > 1 and outputs == layers else layer
     return tuple(Site(first + number, "mlp.out") for number in range(outputs))
 
 
 def flat(tensors: Mapping[str, Tensor], d_out: int) -> dict[str, Tensor]:
-    """Decoders of all outputs side by side, `[F, L · O]`; b_dec is of the first output alone."""
+    """The decoders of all outputs side by side, `[F, L · O]`; b_dec is in the first output only."""
     W_dec_FLO, b_dec_O = tensors["W_dec"], tensors["b_dec"]
     return dict(tensors) | {"W_dec": W_dec_FLO.reshape(len(W_dec_FLO), d_out).contiguous(),
                             "b_dec": torch.cat([b_dec_O, b_dec_O.new_zeros(d_out - len(b_dec_O))])}

@@ -1,4 +1,4 @@
-"""How many of the dictionaries in SAELens' registry are in a format that is read here. Nothing is downloaded."""
+"""Count the dictionaries in SAELens' registry whose format is read here. Nothing is downloaded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ READERS: Mapping[str | None, Format] = {
     "dictionary_learning_1": dictionary_learning, "qwen_scope": qwen_scope, "mwhanna_transcoder": circuit_tracer,
     "llama_scope": llama_scope, "llama_scope_r1_distill": llama_scope, "mntss_clt_layer_transcoder": clt,
     "connor_rob_hook_z": hook_z, "goodfire": goodfire, "deepseek_r1": goodfire, "sparsify": sparsify}
-"""Which format is what SAELens reads by each of its loaders (None: its own format)."""
+"""The format for each of SAELens' loaders (None: its own format)."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Covered:
     """The dictionaries of one loader.
 
     Attributes:
-        loader: what SAELens calls it; None: its own format.
-        format: in which they are read here; None: they are not.
-        releases, dictionaries: how many.
+        loader: its name in SAELens; None for SAELens' own format.
+        format: the name of the format here; None if it is not read.
+        releases, dictionaries: their numbers.
     """
 
     loader: str | None
@@ -45,7 +45,7 @@ class Covered:
 
 
 def coverage() -> list[Covered]:
-    """All loaders that the registry names, those of most dictionaries first.
+    """All loaders in the registry, the one with most dictionaries first.
 
     Raises:
         UserError: SAELens is not installed.

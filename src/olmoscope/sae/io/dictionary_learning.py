@@ -1,11 +1,12 @@
-"""dictionary_learning (saprmarks): a folder for each trainer, with a state dict and what it was trained with.
+"""dictionary_learning (saprmarks): a folder for each trainer, with a state dict and the trainer's settings.
 
-    trainer_0/ae.pt          the state dict of one of six classes
+    trainer_0/ae.pt          the state dict of one of seven classes
     trainer_0/config.json    trainer: dict_class, activation_dim, dict_size, k, layer, lm_name, submodule_name, ...
                              buffer: ctx_len, ...
 
-The classes differ in what they subtract and in how latents are chosen (`_KINDS`). Normalisation of activations was
-folded in when it was saved. Source: dictionary-learning 0.1.0, `dictionary.py`, `trainers/*.py`.
+The classes differ in what they subtract and in how they choose latents (`_KINDS`). The trainer folds its normalisation
+of activations into the weights before it saves them. Source: dictionary-learning 0.1.0, `dictionary.py` and
+`trainers/*.py`.
 """
 
 import re
@@ -18,7 +19,7 @@ from olmoscope.sae.io.assemble import opened
 from olmoscope.sae.io.layout import Layout, load, sizes
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Place
-from olmoscope.sae.io.reading import Reading, Rule, settled, stated
+from olmoscope.sae.io.reading import Reading, Rule, checked_k, site_from, stated
 from olmoscope.site import Site
 
 NAME = "a dictionary_learning SAE"
@@ -46,8 +47,8 @@ class _Kind:
 
 _KINDS = {
     "AutoEncoder": _Kind("relu", {**_LINEAR, "bias": ("b_dec", "D")}, note=(
-        "from_pretrained of its class scales decoder rows to unit length unless told otherwise, and codes with them; "
-        "here they are as they were saved")),
+        "from_pretrained of its class scales decoder rows to unit norm by default, and codes with them; here both stay "
+        "as they were saved")),
     "AutoEncoderNew": _Kind("relu", {**_LINEAR, "decoder.bias": ("b_dec", "D")}, centred=False),
     "AutoEncoderTopK": _Kind("topk", {**_LINEAR, "b_dec": ("b_dec", "D")}, ignored=("k", "threshold")),
     "BatchTopKSAE": _Kind("jumprelu", {**_LINEAR, "b_dec": ("b_dec", "D"), **_SCALAR}, ignored=("k",)),
@@ -59,7 +60,7 @@ _KINDS = {
 }
 
 _PARTS = {"resid": "", "mlp": "mlp.out", "attn": "attn.out", "attention": "attn.out"}
-"""What `submodule_name` begins with."""
+"""The sites, by the first word of `submodule_name`."""
 
 
 def detect(place: Place) -> bool:
@@ -74,7 +75,7 @@ def look(place: Place, site: Site | None = None) -> Reading:
     """How it is read.
 
     Raises:
-        UserError: a class that is not read, tensors that do not fit together or to config.json, another site than
+        UserError: an unsupported class, tensors that do not fit together or to config.json, another site than
             `site`.
     """
     file, config = str(place.only(".pt")), place.mapping(CONFIG)
@@ -84,14 +85,14 @@ def look(place: Place, site: Site | None = None) -> Reading:
     for key, letter in (("activation_dim", "D"), ("dict_size", "F")):
         if trainer.get(key, found[letter]) != found[letter]:
             raise UserError(f"{place.where(file)}: {key} is {found[letter]}; {CONFIG} says {trainer[key]}")
-    k = trainer.get("k")
-    if kind.rule == "topk" and (not isinstance(k, int) or not 0 < k <= found["F"]):
-        raise UserError(f"{place.where(CONFIG)}: trainer.k must be a number from 1 to {found['F']}, not {k!r}")
-    sites = settled(place.where(), _site(trainer), site)
+    k = None
+    if kind.rule == "topk":
+        k = checked_k(trainer.get("k"), found["F"], f"{place.where(CONFIG)}: trainer.k")
+    sites = site_from(place.where(), _site(trainer), site)
     context = buffer.get("ctx_len")
     return Reading(
         NAME, kind.rule, found["D"], found["D"], found["F"], (file, CONFIG), sites, sites, trainer.get("lm_name"),
-        k=k if kind.rule == "topk" else None, centred=kind.centred,
+        k=k, centred=kind.centred,
         context_size=context if isinstance(context, int) else None, dtype=place.header(file).dtype,
         notes=() if kind.note is None else (kind.note,), stated=stated(place), metadata=config)
 
@@ -100,7 +101,7 @@ def read(place: Place, site: Site | None = None) -> Opened:
     """Read it.
 
     Raises:
-        UserError: as `look`; NaN; a site that nothing says.
+        UserError: as `look`; NaN; an unknown site.
     """
     reading = look(place, site)
     kind = _kind(place, place.mapping(CONFIG)["trainer"])
@@ -110,13 +111,13 @@ def read(place: Place, site: Site | None = None) -> Opened:
 def _kind(place: Place, trainer: Mapping[str, Any]) -> _Kind:
     name = trainer["dict_class"]
     if name not in _KINDS:
-        raise UserError(f"{place.where(CONFIG)}: trainer.dict_class {name!r} is not read; those are "
+        raise UserError(f"{place.where(CONFIG)}: trainer.dict_class {name!r} is not supported; supported are "
                         f"{', '.join(_KINDS)}")
     return _KINDS[name]
 
 
 def _site(trainer: Mapping[str, Any]) -> Site | None:
-    """Which output of which layer; None: it is not said, or no site."""
+    """The site that it was trained on; None if the settings do not state it, or it is not a site here."""
     layer, word = trainer.get("layer"), re.match(r"[a-z]*", str(trainer.get("submodule_name") or "resid"))
     part = _PARTS.get(word[0] if word else "")
     return None if not isinstance(layer, int) or part is None else Site(layer, part)

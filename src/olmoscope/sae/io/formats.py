@@ -1,4 +1,4 @@
-"""The formats in which an SAE is opened. To add one: a module like those imported here, and its name in `FORMATS`."""
+"""The formats that are read. To add one, write a module like those imported here and add it to `FORMATS`."""
 
 from typing import Protocol
 
@@ -27,44 +27,44 @@ from olmoscope.site import Site
 
 
 class Format(Protocol):
-    """A module that knows one format. Where we write the format too, it has a `write(sae, path, metadata) -> bool`."""
+    """The module of one format. If Olmoscope writes the format too, it has `write(sae, path, metadata) -> bool`."""
 
     @property
     def NAME(self) -> str:
-        """What people call it, with its article."""
+        """The format's name with its article, for messages."""
 
     @property
     def MARK(self) -> str:
-        """What `detect` looks for, in words: a file's name, if it can be one."""
+        """What `detect` looks for, in words: a file's name if possible."""
 
     @property
     def SEARCH(self) -> str | None:
-        """A pattern of such files below a folder of many SAEs: each lies in the folder of its SAE, or (a pattern that
-        begins with `=`) is one. None: not searched for."""
+        """A pattern of files in a folder of many SAEs: each such file is in the folder of an SAE or, if the pattern
+        begins with `=`, is an SAE itself. None for a format without a typical name."""
 
     def detect(self, place: Place) -> bool:
-        """Whether a folder or file is of this format, by what is in it; damaged ones are, so that `read` says why."""
+        """Whether a folder or file has this format, by its content, even if damaged: `read` says why."""
 
     def look(self, place: Place, site: Site | None = None) -> Reading:
         """How an SAE will be read, from its settings and the headers of its files.
 
         Args:
-            place: what `detect` takes.
-            site: what it reads, for an SAE that does not say it.
+            place: one that `detect` accepts.
+            site: the site that it reads, if its files do not say.
 
         Raises:
-            UserError: missing or damaged files, an SAE of a kind that is not read, or of another site than `site`.
+            UserError: missing or damaged files, a kind of SAE that is not supported, or another site than `site`.
         """
 
     def read(self, place: Place, site: Site | None = None) -> Opened:
         """Read an SAE.
 
         Raises:
-            UserError: as `look`; tensors that are damaged, or hold NaN; a site that nothing says.
+            UserError: as `look`; damaged tensors or NaN; an unknown site.
         """
 
 
 FORMATS: tuple[Format, ...] = (
     run_folder, run_checkpoint, sparsify, saelens, llamascopium, llama_scope, dictionary_learning, gemma_scope,
     gemma_scope_2, clt, circuit_tracer, openai, hook_z, qwen_scope, goodfire, reference_trainer)
-"""In the order in which they are asked."""
+"""In the order in which `detect` is called."""

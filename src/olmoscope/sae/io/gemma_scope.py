@@ -1,11 +1,10 @@
-"""Gemma Scope, of Gemma 2: JumpReLU SAEs and transcoders, one npz file each, all else in the names of its folders.
+"""Gemma Scope, for Gemma 2: JumpReLU SAEs and transcoders, one npz file each. Folder names state everything else.
 
     google/gemma-scope-2b-pt-res:layer_20/width_16k/average_l0_71/params.npz
 
 b_dec is not subtracted, and nothing is normalised. An `embedding` SAE reads token embeddings before Gemma multiplies
-them by √D; `embed` is after that. Source: Lieberum et al. 2024, arXiv:2408.05147; sae-lens 6.54.12,
-`gemma_2_sae_huggingface_loader`, which leaves b_dec of an embedding SAE as it is; for the reconstruction to be of the
-same rows it must be multiplied as W_dec is.
+them by √D; our `embed` is after that. SAELens' loader for them (sae-lens 6.54.12, `gemma_2_sae_huggingface_loader`)
+scales W_dec but not b_dec, and then reconstructs other rows. Source: Lieberum et al. 2024, arXiv:2408.05147.
 """
 
 import math
@@ -15,7 +14,7 @@ from olmoscope.sae.io.assemble import opened
 from olmoscope.sae.io.layout import Layout, holds, load, sizes
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Place
-from olmoscope.sae.io.reading import Reading, settled, stated
+from olmoscope.sae.io.reading import Reading, site_from, stated
 from olmoscope.sae.io.site_names import NORMALIZED
 from olmoscope.sae.normalize import Normalize
 from olmoscope.site import EMBED, Site
@@ -48,14 +47,14 @@ def look(place: Place, site: Site | None = None) -> Reading:
     transcoder, embedding = kind == "transcoders", bool(there and there[2])
     found = sizes(place, file, _layout(place, file, transcoder), "a Gemma Scope SAE")
     said = None if repository is None or there is None else EMBED if embedding else Site(int(there[1]), _PARTS[kind])
-    writes = settled(place.where(), said, site, "writes" if transcoder else "reads")
+    writes = site_from(place.where(), said, site, "writes" if transcoder else "reads")
     normalize: Normalize = "constant_norm_rescale" if transcoder else "none"
     scale = 1 / math.sqrt(found["D"]) if embedding else 1.0
     notes = [NORMALIZED] if transcoder else []
     if embedding:
-        notes.append("it was trained on token embeddings before Gemma multiplies them by √D; embed is after that, so "
-                     "rows are divided by √D first, and the reconstruction multiplied (b_dec too, which SAELens leaves "
-                     "as it is)")
+        notes.append("it was trained on token embeddings before Gemma multiplies them by √D, and embed is after that: "
+                     "rows are divided by √D first, and the reconstruction is multiplied by it (SAELens leaves out "
+                     "b_dec)")
     suffix = "-it" if repository and repository[2] == "it" else ""
     return Reading(
         NAME, "jumprelu", found["D"], found.get("O", found["D"]), found["F"], (file,),
@@ -70,14 +69,14 @@ def read(place: Place, site: Site | None = None) -> Opened:
     """Read it.
 
     Raises:
-        UserError: as `look`; NaN; a site that nothing says.
+        UserError: as `look`; NaN; an unknown site.
     """
     reading = look(place, site)
     return opened(place, reading, load(place, reading.files[0], _layout(place, reading.files[0], reading.transcoder)))
 
 
 def _layout(place: Place, file: str, transcoder: bool) -> Layout:
-    """Some files begin the names of matrices with a small letter."""
+    """The tensors of a file; some name their matrices in lower case."""
     W = "w" if "w_enc" in place.header(file).shapes else "W"
     out = "O" if transcoder else "D"
     return {f"{W}_enc": ("W_enc", "DF"), "b_enc": ("b_enc", "F"), f"{W}_dec": ("W_dec", f"F{out}"),

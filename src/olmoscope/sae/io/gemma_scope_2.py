@@ -1,11 +1,11 @@
-"""Gemma Scope 2, of Gemma 3: JumpReLU SAEs, transcoders (some with an affine skip) and cross-layer transcoders.
+"""Gemma Scope 2, for Gemma 3: JumpReLU SAEs, transcoders (some with an affine skip) and cross-layer transcoders.
 
     google/gemma-scope-2-4b-pt:resid_post/layer_17_width_65k_l0_medium/{params.safetensors, config.json}
     google/gemma-scope-2-1b-it:clt/.../layer_7.safetensors
 
-config.json names the places in the model; where it is absent, the folder's name does. b_dec is not subtracted, and
-nothing is normalised. A layer of a cross-layer transcoder writes its own layer's MLP output and those of the layers
-after it: `w_dec [F, L, D]`. Source: sae-lens 6.54.12, `gemma_3_sae_huggingface_loader`, which adds those outputs up.
+config.json names the modules that are read and written; without it, the folder's name does. b_dec is not subtracted,
+and nothing is normalised. A layer of a cross-layer transcoder writes the MLP outputs of this layer and all later ones:
+`w_dec [F, L, D]`. Source: sae-lens 6.54.12, `gemma_3_sae_huggingface_loader`, which sums those outputs into one.
 """
 
 import re
@@ -18,7 +18,7 @@ from olmoscope.sae.io.clt import CLT_NOTE, flat, written
 from olmoscope.sae.io.layout import Layout, holds, load, sizes
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Place
-from olmoscope.sae.io.reading import Reading, settled, stated
+from olmoscope.sae.io.reading import Reading, site_from, stated
 from olmoscope.sae.io.site_names import of_module
 from olmoscope.site import Site
 
@@ -32,11 +32,11 @@ _MODULES = {"resid_post": ("output", None), "attn_out": ("self_attn.o_proj.input
             "mlp_out": ("post_feedforward_layernorm.output", None),
             "transcoder": ("pre_feedforward_layernorm.output", "post_feedforward_layernorm.output"),
             "clt": ("pre_feedforward_layernorm.output", "post_feedforward_layernorm.output")}
-"""What a folder's name stands for."""
+"""The modules that are read and written, by the folder's name; None: an SAE writes what it reads."""
 
 
 def detect(place: Place) -> bool:
-    """Whether there is a safetensors file with an encoder and thresholds under names of small letters."""
+    """Whether there is a safetensors file with an encoder and thresholds, named in lower case."""
     return holds(place, place.only(".safetensors"), "w_enc", "w_dec", "threshold")
 
 
@@ -49,15 +49,15 @@ def look(place: Place, site: Site | None = None) -> Reading:
     file = str(place.only(".safetensors"))
     config = place.mapping(CONFIG) if place.has(CONFIG) else {}
     if config.get("architecture", "jump_relu") != "jump_relu":
-        raise UserError(f"{place.where(CONFIG)}: architecture {config['architecture']!r} is not read; Gemma Scope 2 is "
-                        "of jump_relu")
+        raise UserError(f"{place.where(CONFIG)}: architecture {config['architecture']!r} is not supported; Gemma "
+                        "Scope 2 has jump_relu")
     names = _places(place, config)
     across = len(place.header(file).shapes["w_dec"]) == 3
     transcoder = across or names[1] is not None or "affine_skip_connection" in place.header(file).shapes
     found = sizes(place, file, _layout(transcoder, across), NAME, optional=("affine_skip_connection",))
     ends = [None if name is None else of_module(name) for name in names]
-    reads = settled(place.where(), ends[0], None if transcoder else site)
-    writes = settled(place.where(), ends[1] if transcoder else ends[0], site, "writes")
+    reads = site_from(place.where(), ends[0], None if transcoder else site)
+    writes = site_from(place.where(), ends[1] if transcoder else ends[0], site, "writes")
     if across:
         writes = written(place, reads, found["L"], sum(1 for name in place.beside if _LAYER.fullmatch(
             name.removesuffix(".safetensors"))))
@@ -73,7 +73,7 @@ def read(place: Place, site: Site | None = None) -> Opened:
     """Read it.
 
     Raises:
-        UserError: as `look`; NaN; a site that nothing says.
+        UserError: as `look`; NaN; an unknown site.
     """
     reading = look(place, site)
     file = reading.files[0]
@@ -89,7 +89,7 @@ def _layout(transcoder: bool, across: bool) -> Layout:
 
 
 def _places(place: Place, config: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The modules that it reads and writes; None: not said, or an SAE writes what it reads."""
+    """The modules that it reads and writes; None if not stated, or if an SAE writes what it reads."""
     if "hf_hook_point_in" in config:
         return config["hf_hook_point_in"], config.get("hf_hook_point_out")
     layer = _LAYER.search(place.words)

@@ -1,13 +1,14 @@
-"""Goodfire's SAEs, and qresearch's of the same form: a torch file each; model and layer are in its name.
+"""Goodfire's SAEs and qresearch's, a torch file each, whose name states model and layer.
 
     Llama-3.1-8B-Instruct-SAE-l19.pth    encoder_linear.weight [F, D], encoder_linear.bias,
                                          decoder_linear.weight [D, F], decoder_linear.bias; ReLU (also Llama 3.3 70B)
     DeepSeek-R1-SAE-l37, math and logic  W [D, F], tied, b_enc [F], b_dec [D]; BatchTopK
     qresearch, ...-SAE-l19.pt            encoder.weight [F, D], encoder.bias, decoder.weight [D, F], decoder.bias; ReLU
 
-b_dec is not subtracted. Those of DeepSeek R1 choose the k · rows largest of a whole batch, so that a row's codes depend
-on the other rows; no threshold is kept with them, so here each row has its own k largest. Source: sae-lens 6.54.12,
-`get_goodfire_huggingface_loader`, `deepseek_r1_sae_huggingface_loader`; goodfire-ai/r1-interpretability, `sae.py`.
+b_dec is not subtracted. The SAEs for DeepSeek R1 keep the k · rows largest pre-activations of a batch, so a row's codes
+depend on the other rows. Their files hold no threshold, so here each row has its own k largest. Source: sae-lens
+6.54.12, `get_goodfire_huggingface_loader`, `deepseek_r1_sae_huggingface_loader`; goodfire-ai/r1-interpretability,
+`sae.py`.
 """
 
 import re
@@ -17,7 +18,7 @@ from olmoscope.sae.io.assemble import opened
 from olmoscope.sae.io.layout import Layout, holds, load, sizes
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Place
-from olmoscope.sae.io.reading import Reading, settled, stated
+from olmoscope.sae.io.reading import Reading, site_from, stated
 from olmoscope.site import Site
 
 NAME = "a Goodfire SAE"
@@ -34,9 +35,10 @@ _LAYOUTS: tuple[Layout, ...] = (
 _LAYER = re.compile(r"[-_]l(\d+)\b")
 _MODELS = {"DeepSeek-R1-Distill-Llama-8B": "deepseek-ai", "DeepSeek-R1": "deepseek-ai",
            "Llama-3.1-8B-Instruct": "meta-llama", "Llama-3.3-70B-Instruct": "meta-llama"}
-"""The language models, and who publishes them."""
+"""The owners of the language models on the hub."""
+
 _K = {"math": 128, "logic": 64}
-"""Of DeepSeek R1's, by a word in the file's path."""
+"""k of the SAEs for DeepSeek R1, by a word in the file's path."""
 
 
 def detect(place: Place) -> bool:
@@ -49,7 +51,7 @@ def look(place: Place, site: Site | None = None) -> Reading:
     """How it is read.
 
     Raises:
-        UserError: tensors that do not fit together, k that nothing says, another site than `site`.
+        UserError: tensors that do not fit together, an unknown k, another site than `site`.
     """
     file = str(place.only(".pt", ".pth"))
     layout = _layout(place, file)
@@ -58,13 +60,13 @@ def look(place: Place, site: Site | None = None) -> Reading:
     if "W" in layout:
         k = next((k for word, k in _K.items() if word in place.words), None)
         if k is None:
-            raise UserError(f"{place.where(file)} does not say how many latents are active; those of DeepSeek R1 are "
-                            f"known by a word in the file's path: {', '.join(_K)}")
-        notes = ("its owner takes the k largest of a whole batch for each of its rows on average, and keeps no "
-                 "threshold: here each row has its own k largest, so codes differ row by row",)
+            raise UserError(f"{place.where(file)} does not say how many latents are active; for DeepSeek R1, a word in "
+                            f"the file's path decides it: {' or '.join(_K)}")
+        notes = ("its owner keeps the largest pre-activations of a whole batch, k a row on average; the file holds no "
+                 "threshold, so here each row has its own k largest, and codes differ",)
     layer = _LAYER.search(place.words)
     model = next((f"{owner}/{name}" for name, owner in _MODELS.items() if f"{name}-SAE" in place.words), None)
-    sites = settled(place.where(), Site(int(layer[1])) if layer and model else None, site)
+    sites = site_from(place.where(), Site(int(layer[1])) if layer and model else None, site)
     return Reading(
         NAME, "relu" if k is None else "topk", found["D"], found["D"], found["F"], (file,), sites, sites, model, k=k,
         centred=False, dtype=place.header(file).dtype, notes=notes, stated=stated(place))
@@ -74,7 +76,7 @@ def read(place: Place, site: Site | None = None) -> Opened:
     """Read it.
 
     Raises:
-        UserError: as `look`; NaN; a site that nothing says.
+        UserError: as `look`; NaN; an unknown site.
     """
     reading = look(place, site)
     return opened(place, reading, load(place, reading.files[0], _layout(place, reading.files[0])))

@@ -1,7 +1,4 @@
-"""Which tensors a file holds, from its header: of safetensors, of numpy's npz, of `torch.save`. Nothing is executed.
-
-The tensors themselves are read by `read_tensors`, where they are wanted.
-"""
+"""Read headers and tensors of files of safetensors, numpy (npz) and `torch.save`. Nothing in a file is executed."""
 
 import json
 import pickle
@@ -23,24 +20,24 @@ from olmoscope.model_errors import POINTER, damage
 from olmoscope.sae.io.torch_file import DAMAGED, load_torch_file
 
 _LONGEST_HEADER = 100_000_000
-"""Of a safetensors file, in bytes: the library's own bound."""
+"""Bytes of a safetensors header; the library has the same limit."""
 
 _SAFETENSORS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""Its names of the dtypes that weights have."""
+"""Its names for the dtypes of weights."""
 
 _NUMBERS = {"F64": "<d", "F32": "<f"}
-"""How single numbers of them are packed."""
+"""The `struct` format of a single number."""
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file holds.
+    """The content of a file, without the tensors' data.
 
     Attributes:
-        shapes: of the tensors, by name; of a torch file those in mappings inside it too, their names joined by dots.
-        dtypes: of the tensors; None: no dtype that weights have.
-        values: of a torch file, whatever else it holds at its top: numbers, texts, mappings; of a safetensors file its
-            tensors without dimensions, as numbers.
+        shapes: of the tensors, by name; names in nested mappings of a torch file are joined by dots.
+        dtypes: of the tensors, by name; None for one that is not a floating-point dtype.
+        values: everything but tensors at the top of a torch file; the numbers in a safetensors file (tensors without
+            dimensions).
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -55,16 +52,16 @@ class Header:
 
 
 def read_header(file: BinaryIO, where: str) -> Header:
-    """The header of a file, whatever its name says.
+    """The header of a file. Its content decides how it is read, not its name.
 
     Raises:
-        UserError: damaged, a pickle that would execute code, or a file of another sort.
+        UserError: damaged, a pickle that would execute code, or another type of file.
     """
     return {"npz": _npz, "torch": _pickled, "safetensors": _safetensors}[_sort_of(file, where)](file, where)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file by the names that `Header.shapes` has, on the CPU, as they stand there.
+    """The tensors of a file by the names in `Header.shapes`, on the CPU, in their own dtypes.
 
     Raises:
         UserError: damaged, or a pickle that would execute code.
@@ -84,7 +81,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _sort_of(file: BinaryIO, where: str) -> Literal["npz", "torch", "safetensors"]:
-    """Numpy's npz and what `torch.save` writes are zip archives both; it once wrote bare pickles."""
+    """The type of a file. Numpy and `torch.save` both write zip archives; older torch wrote bare pickles."""
     start = file.read(len(POINTER))
     file.seek(0)
     if start == POINTER:
@@ -105,25 +102,21 @@ def _safetensors(file: BinaryIO, where: str) -> Header:
     start = file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > _LONGEST_HEADER:
-        raise UserError(f"{where} is damaged: it is no file of safetensors, numpy or torch (it begins with {start!r})")
+        raise UserError(f"{where} is damaged or not a file of safetensors, numpy or torch (it begins with {start!r})")
     try:
         entries = {name: entry for name, entry in json.loads(file.read(length)).items() if name != "__metadata__"}
         numbers = {}
         for name, entry in entries.items():
             if not entry["shape"] and entry["dtype"] in _NUMBERS:
                 file.seek(8 + length + entry["data_offsets"][0])
-                (numbers[name],) = struct.unpack(*_packed(file, entry["dtype"]))
+                packed = _NUMBERS[entry["dtype"]]
+                (numbers[name],) = struct.unpack(packed, file.read(struct.calcsize(packed)))
         return Header({name: tuple(entry["shape"]) for name, entry in entries.items()},
                       {name: _SAFETENSORS.get(entry["dtype"]) for name, entry in entries.items()}, numbers)
-    except UserError:  # of the hub, while it is read
+    except UserError:  # from the hub: it is a ValueError, but not about the header
         raise
     except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
         raise UserError(f"{where} is damaged (its header cannot be read): download it again") from error
-
-
-def _packed(file: BinaryIO, dtype: str) -> tuple[str, bytes]:
-    """How a number is packed, and its bytes."""
-    return _NUMBERS[dtype], file.read(struct.calcsize(_NUMBERS[dtype]))
 
 
 def _npz(file: BinaryIO, where: str) -> Header:
@@ -141,13 +134,13 @@ def _npz(file: BinaryIO, where: str) -> Header:
         raise UserError(f"{where} is damaged ({error}): download it again") from error
     if pickled := [name for name, (_, dtype) in found.items() if dtype.hasobject]:
         raise UserError(f"{where} was refused: {pickled[0]} is a pickle, which could execute code of its own; save "
-                        "arrays of numbers alone")
+                        "only arrays of numbers")
     return Header({name: shape for name, (shape, _) in found.items()},
                   {name: getattr(torch, dtype.name, None) for name, (_, dtype) in found.items()}, {})
 
 
 def _pickled(file: BinaryIO, where: str) -> Header:
-    """Of `torch.save`: what it holds, without its numbers."""
+    """The header of a file of `torch.save`, read without its data."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # slow to import, and few files need it
 
     try:
@@ -156,10 +149,10 @@ def _pickled(file: BinaryIO, where: str) -> Header:
     except UserError:
         raise
     except pickle.UnpicklingError as error:
-        raise UserError(f"{where} was refused: it is a pickle that would execute code of its own; save its tensors, "
-                        "numbers and texts alone (state_dict)") from error
+        raise UserError(f"{where} was refused: it is a pickle that would execute code of its own; save only its "
+                        "tensors, numbers and texts (state_dict)") from error
     except DAMAGED as error:
-        raise UserError(f"{where} is damaged or no torch file; copy it again") from error
+        raise UserError(f"{where} is damaged or not a torch file; copy it again") from error
     tensors = _flat(tree)
     values = {} if not isinstance(tree, dict) else {
         str(name): value for name, value in tree.items() if not isinstance(value, Tensor)}
@@ -168,7 +161,7 @@ def _pickled(file: BinaryIO, where: str) -> Header:
 
 
 def _flat(tree: Any, prefix: str = "") -> dict[str, Tensor]:
-    """The tensors of a mapping, and of mappings in it."""
+    """The tensors in a mapping and in mappings inside it."""
     found: dict[str, Tensor] = {}
     for name, value in tree.items() if isinstance(tree, dict) else ():
         if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""Attention SAEs of ckkissane and Connor Kissane, Rob Krzyzanowski: ReLU, of the heads of a layer side by side.
+"""Attention SAEs by Connor Kissane and Rob Krzyzanowski: ReLU, on the heads of a layer side by side.
 
     NAME.pt          W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D]
     NAME_cfg.json    act_name (blocks.3.attn.hook_z), act_size, dict_size, model_name
@@ -11,11 +11,11 @@ from olmoscope.sae.io.assemble import opened
 from olmoscope.sae.io.layout import Layout, holds, load, sizes
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Place
-from olmoscope.sae.io.reading import Reading, settled, stated
+from olmoscope.sae.io.reading import Reading, site_from, stated
 from olmoscope.sae.io.site_names import of_hook
 from olmoscope.site import Site
 
-NAME = "an attention SAE of ckkissane's form"
+NAME = "an attention SAE by Kissane and Krzyzanowski"
 MARK = "NAME_cfg.json beside NAME.pt"
 SEARCH: str | None = None
 
@@ -23,7 +23,7 @@ _LAYOUT: Layout = {"W_enc": ("W_enc", "DF"), "b_enc": ("b_enc", "F"), "W_dec": (
 
 
 def detect(place: Place) -> bool:
-    """Whether it is a torch file of these tensors with its settings beside it."""
+    """Whether it is a torch file with these tensors, and its settings are beside it."""
     file = place.only(".pt")
     return file is not None and place.has(_config(file)) and holds(place, file, *_LAYOUT)
 
@@ -42,8 +42,8 @@ def look(place: Place, site: Site | None = None) -> Reading:
     hook = config.get("act_name")
     said = None if hook is None else of_hook(str(hook))
     if hook is not None and said is None:
-        raise UserError(f"{place.where(_config(file))}: act_name {hook!r} is no site that is known here")
-    sites = settled(place.where(), said and said[0], site)
+        raise UserError(f"{place.where(_config(file))}: act_name {hook!r} is not a known site")
+    sites = site_from(place.where(), said and said[0], site)
     return Reading(
         NAME, "relu", found["D"], found["D"], found["F"], (file, _config(file)), sites, sites, config.get("model_name"),
         bos="yes", context_size=config.get("seq_len"), dtype=place.header(file).dtype, stated=stated(place),
@@ -54,7 +54,7 @@ def read(place: Place, site: Site | None = None) -> Opened:
     """Read it.
 
     Raises:
-        UserError: as `look`; NaN; a site that nothing says.
+        UserError: as `look`; NaN; an unknown site.
     """
     reading = look(place, site)
     return opened(place, reading, load(place, reading.files[0], _LAYOUT))

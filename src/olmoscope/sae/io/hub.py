@@ -1,8 +1,7 @@
-"""An SAE's files on the hub. Of a file that is only looked into, the few bytes of its header are asked for, so that an
-SAE of many gigabytes is described, or refused, before it is downloaded.
+"""An SAE's files on the hub. Only the header of a file is downloaded until its weights are needed, so that an SAE of
+many gigabytes is described, or refused, before it is downloaded.
 """
 
-import difflib
 import io
 import posixpath
 from collections.abc import Callable, Sequence
@@ -10,14 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
-from olmoscope.errors import UserError
+from olmoscope.errors import UserError, did_you_mean
 from olmoscope.hub_errors import hub_exceptions, hub_reason, is_unreachable
 from olmoscope.model_errors import first_line
 from olmoscope.sae.io.place import Here, Place
 from olmoscope.sae.io.registered import Registered
 
 BLOCK = 2**18
-"""Bytes of a file that are asked for at a time while only its header is wanted."""
+"""Bytes that one request asks for while only a header is read."""
 
 
 class OnHub(Place):
@@ -27,19 +26,20 @@ class OnHub(Place):
                  registered: Registered | None = None) -> None:
         """
         Args:
-            files: all of the repository.
-            path: in it; empty: the whole repository.
+            files: all files of the repository.
+            path: of a file or folder in it; empty for the whole repository.
 
         Raises:
-            UserError: there is nothing of this path.
+            UserError: the path does not exist.
         """
         self.repo, self.commit, self.files = repo, commit, files
         is_file = path in files
         super().__init__(name, posixpath.basename(path) if is_file else None, registered)
         self.folder = posixpath.dirname(path) if is_file else path
         if not is_file and not self.names:
-            raise UserError(f"cannot have {path or 'the SAE'} of hub repository {repo}: it has no such file or folder"
-                            f"{_near(path, files)}")
+            folders = {posixpath.dirname(file) for file in files} - {""}
+            raise UserError(f"cannot get {path or 'the SAE'} from hub repository {repo}: it has no such file or folder"
+                            f"{did_you_mean(path, sorted(folders | set(files)))}")
 
     @property
     def words(self) -> str:
@@ -98,11 +98,11 @@ class OnHub(Place):
         return posixpath.normpath(posixpath.join(self.folder, name))
 
     def _refused(self, error: BaseException, name: str) -> UserError:
-        return cannot_have(error, self.repo, self._in_repo(name), self.commit)
+        return _cannot_get(error, self.repo, self._in_repo(name), self.commit)
 
 
 class _Remote(io.BufferedIOBase):
-    """A file on the hub that is open: what goes wrong while it is read is said as of any other."""
+    """An open file on the hub, whose errors while it is read become `UserError`s."""
 
     def __init__(self, opened: Any, refused: Callable[[BaseException], UserError]) -> None:
         self._opened, self._refused = opened, refused
@@ -131,14 +131,14 @@ class _Remote(io.BufferedIOBase):
 
 
 def on_hub(name: str, repo: str, revision: str | None, path: str, registered: Registered | None = None) -> OnHub:
-    """A folder or file of a repository; where the hub cannot be asked, what its cache on this machine has of it.
+    """A folder or file of a repository; if the hub cannot be reached, the copy in its cache on this machine.
 
     Args:
         name: what the user called it.
         revision: a branch, tag or commit; None: the main branch.
 
     Raises:
-        UserError: the hub does not give it, or has nothing of this path.
+        UserError: the hub refuses access or cannot be reached, or the path does not exist.
     """
     from huggingface_hub import HfApi
 
@@ -147,15 +147,15 @@ def on_hub(name: str, repo: str, revision: str | None, path: str, registered: Re
     except hub_exceptions() as error:
         cached = _cached(repo, revision) if is_unreachable(error) else None
         if cached is None:
-            raise cannot_have(error, repo, path, revision) from error
+            raise _cannot_get(error, repo, path, revision) from error
         return OnHub(name, repo, cached.name, Here(cached).names, path, registered)
     return OnHub(name, repo, str(info.sha), [file.rfilename for file in info.siblings or []], path, registered)
 
 
-def cannot_have(error: BaseException, repo: str, path: str, revision: str | None) -> UserError:
-    """What to tell the user of a hub that does not give something."""
+def _cannot_get(error: BaseException, repo: str, path: str, revision: str | None) -> UserError:
+    """The hub's error in one line."""
     reason = hub_reason(error, repo, revision=revision) or first_line(error)
-    return UserError(f"cannot have {path or 'the SAE'} of hub repository {repo}: {reason}")
+    return UserError(f"cannot get {path or 'the SAE'} from hub repository {repo}: {reason}")
 
 
 def _cached(repo: str, revision: str | None) -> Path | None:
@@ -167,9 +167,3 @@ def _cached(repo: str, revision: str | None) -> Path | None:
     except errors.LocalEntryNotFoundError:
         return None
 
-
-def _near(path: str, files: Sequence[str]) -> str:
-    """What there is of a similar name."""
-    folders = {posixpath.dirname(file) for file in files} - {""}
-    found = difflib.get_close_matches(path, sorted(folders | set(files)), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(found)}?" if found else ""

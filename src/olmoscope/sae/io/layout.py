@@ -1,9 +1,9 @@
-"""The tensors of a format: what each is called, what it is here, and which way round it stands.
+"""The tensors of a format: their names in its files, our names, and their shapes.
 
-A layout is a mapping of names in the file to (name here, dimensions), e.g. `{"encoder.weight": ("W_enc", "FD")}`. A
-dimension is a letter: D width read, O width written (an SAE's is D), F latents; each must be the same number wherever
-it stands. Names here: `W_enc`, `W_dec` and `W_skip`, the matrices (`W` is both, of a tied SAE), `b_enc`, `b_dec`,
-`threshold`, `b_gate`, `b_mag`, `r_mag`.
+A layout maps names in a file to (our name, dimensions), e.g. `{"encoder.weight": ("W_enc", "FD")}`. Each dimension is a
+letter: D width read, O width written (D in an SAE), F latents, L layers written. A letter has the same size in all
+tensors. Our names are the matrices `W_enc`, `W_dec`, `W_skip` (`W` is both encoder and decoder of a tied SAE), `b_enc`,
+`b_dec`, `threshold`, `b_gate`, `b_mag` and `r_mag`.
 """
 
 from collections.abc import Collection, Mapping
@@ -18,28 +18,28 @@ from olmoscope.sae.io.place import Place
 Layout = Mapping[str, tuple[str, str]]
 
 _FIRST = {"W_enc": "F", "W_dec": "F", "W": "F", "W_skip": "OD"}
-"""Which dimension of a matrix comes first here."""
+"""The first dimension of each matrix here."""
 
 
 def sizes(place: Place, file: str, layout: Layout, kind: str, *, optional: Collection[str] = (),
           ignored: Collection[str] = ()) -> dict[str, int]:
-    """The number of each dimension, from a file's header.
+    """The size of each dimension, from a file's header.
 
     Args:
-        kind: what has this layout, for messages.
-        optional: tensors that may be absent.
-        ignored: tensors that change nothing.
+        kind: the format's name, for messages.
+        optional: tensors that may be missing.
+        ignored: tensors that do not change what the SAE computes.
 
     Raises:
-        UserError: a tensor is absent, unknown, or of a shape that contradicts the others.
+        UserError: a tensor is missing, unknown, or of a shape that contradicts the others.
     """
     shapes, found = place.header(file).shapes, dict[str, int]()
     where = place.where(file)
-    if absent := [name for name in layout if name not in shapes and name not in optional]:
-        raise UserError(f"{where} has no {absent[0]}; {kind} has {', '.join(layout)}, this file "
+    if missing := [name for name in layout if name not in shapes and name not in optional]:
+        raise UserError(f"{where} has no {missing[0]}; {kind} has {', '.join(layout)}, this file "
                         f"{', '.join(sorted(shapes)) or 'nothing'}")
     if unknown := sorted(set(shapes) - set(layout) - set(ignored)):
-        raise UserError(f"{where} holds {unknown[0]}, which {kind} does not: without it the SAE might compute "
+        raise UserError(f"{where} holds {unknown[0]}, which is unknown in {kind}: without it the SAE might compute "
                         "something else")
     for name, (_, dimensions) in sorted(layout.items(), key=lambda item: -len(item[1][1])):
         if name not in shapes:
@@ -56,15 +56,15 @@ def sizes(place: Place, file: str, layout: Layout, kind: str, *, optional: Colle
 
 
 def holds(place: Place, file: str | None, *names: str) -> bool:
-    """Whether a file there holds tensors of all these names."""
+    """Whether a file holds tensors with all these names."""
     return file is not None and set(names) <= set(place.header(file).shapes)
 
 
 def load(place: Place, file: str, layout: Layout) -> dict[str, Tensor]:
-    """The tensors of a layout by their names here, float32, one latent a row; those that are absent are left out.
+    """The tensors of a layout by our names, float32, one latent a row; missing ones are left out.
 
     Raises:
-        UserError: damaged, no numbers, NaN or inf.
+        UserError: damaged, or NaN or inf in a tensor.
     """
     there, found = read_tensors(place.fetch(file)), dict[str, Tensor]()
     for name, (ours, dimensions) in layout.items():

@@ -1,4 +1,4 @@
-"""Llama Scope (OpenMOSS), of Llama 3.1 8B, and Llama-Scope-R1-Distill, of DeepSeek-R1-Distill-Llama-8B: JumpReLU.
+"""Llama Scope (OpenMOSS), for Llama 3.1 8B, and Llama-Scope-R1-Distill, for DeepSeek-R1-Distill-Llama-8B: JumpReLU.
 
     Llama3_1-8B-Base-L15R-8x/hyperparams.json                    d_model, d_sae, hook_point_in, hook_point_out,
                                                                  jump_relu_threshold, dataset_average_activation_norm
@@ -6,12 +6,11 @@
                                                                  decoder.weight [D, F], decoder.bias [D]
     .../L15R/config.json, .../L15R/sae_weights.safetensors       of R1-Distill, with log_jumprelu_threshold [F] too
 
-They were trained on rows times s = √D / (mean norm of the training data). b_dec is not subtracted. The one threshold
-of Llama Scope is of codes in the rows' own scale, so of codes in the scale of training it is s times as large
-(SAELens' fix, pull request 645); codes here are in the scale of training, as SAELens and Neuronpedia have them.
-R1-Distill keeps its thresholds in that scale, and its s is in SAELens' registry alone. Source: He et al. 2024,
-arXiv:2410.20526; sae-lens 6.54.12, `llama_scope_sae_huggingface_loader`,
-`llama_scope_r1_distill_sae_huggingface_loader`.
+They were trained on rows times s = √D / (mean norm of the training data). b_dec is not subtracted. Codes here are in
+the scale of training, as in SAELens and Neuronpedia. The single threshold of Llama Scope is for codes in the rows' own
+scale, so it is multiplied by s (as in SAELens since its pull request 645). The thresholds of R1-Distill are in the
+scale of training already, but its s is stated only in SAELens' registry. Source: He et al. 2024, arXiv:2410.20526;
+sae-lens 6.54.12, `llama_scope_sae_huggingface_loader`, `llama_scope_r1_distill_sae_huggingface_loader`.
 """
 
 import math
@@ -25,7 +24,7 @@ from olmoscope.sae.io.assemble import opened
 from olmoscope.sae.io.layout import Layout, holds, load, sizes
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Place
-from olmoscope.sae.io.reading import Reading, settled, stated
+from olmoscope.sae.io.reading import Reading, site_from, stated
 from olmoscope.sae.io.site_names import of_hook
 from olmoscope.site import Site
 
@@ -42,7 +41,7 @@ _R1_LAYOUT: Layout = {**_LAYOUT, R1_THRESHOLD: ("threshold", "F")}
 
 
 def detect(place: Place) -> bool:
-    """Whether a folder has the files of either."""
+    """Whether a folder has the files of either release."""
     return place.file is None and (place.has(MARK) or (
         place.has(R1_CONFIG) and place.has(R1_WEIGHTS) and holds(place, R1_WEIGHTS, "encoder.weight", R1_THRESHOLD)))
 
@@ -51,7 +50,7 @@ def look(place: Place, site: Site | None = None) -> Reading:
     """How it is read.
 
     Raises:
-        UserError: tensors that do not fit together or to the settings, settings that are absent, another site than
+        UserError: tensors that do not fit together or to the settings, missing settings, another site than
             `site`.
     """
     return _look_scope(place, site) if place.has(MARK) else _look_distilled(place, site)
@@ -61,7 +60,7 @@ def read(place: Place, site: Site | None = None) -> Opened:
     """Read it.
 
     Raises:
-        UserError: as `look`; NaN; a site that nothing says.
+        UserError: as `look`; NaN; an unknown site.
     """
     reading = look(place, site)
     tensors = load(place, reading.files[0], _LAYOUT if reading.files[0] == FINAL else _R1_LAYOUT)
@@ -84,7 +83,7 @@ def _look_scope(place: Place, site: Site | None) -> Reading:
         norm = norms.get(end) if isinstance(norms, dict) else None
         if not isinstance(norm, int | float) or not 0 < norm < math.inf:
             raise UserError(f"{where}: dataset_average_activation_norm.{end} must be a positive number, not {norm!r}: "
-                            "without it the scale of the rows is not known")
+                            "without it the scale of the rows is unknown")
         scales[end] = math.sqrt(found["D"]) / norm
     if not isinstance(config.get("jump_relu_threshold"), int | float):
         raise UserError(f"{where}: jump_relu_threshold must be a number, not {config.get('jump_relu_threshold')!r}")
@@ -92,11 +91,11 @@ def _look_scope(place: Place, site: Site | None) -> Reading:
     transcoder = reads != writes
     return Reading(
         NAME, "jumprelu", found["D"], found["D"], found["F"], (FINAL, MARK),
-        settled(place.where(), reads, None if transcoder else site), settled(place.where(), writes, site, "writes"),
+        site_from(place.where(), reads, None if transcoder else site), site_from(place.where(), writes, site, "writes"),
         "meta-llama/Llama-3.1-8B", transcoder=transcoder, centred=False, scale=scales["in"], scale_out=scales["out"],
         bos="yes", context_size=1024, dtype=place.header(FINAL).dtype,
-        notes=("its threshold is of codes in the rows' own scale, and is multiplied with them",), stated=stated(place),
-        metadata=config)
+        notes=("its threshold is for rows in their own scale, so it is multiplied by the same factor as they are",),
+        stated=stated(place), metadata=config)
 
 
 def _look_distilled(place: Place, site: Site | None) -> Reading:
@@ -105,26 +104,26 @@ def _look_distilled(place: Place, site: Site | None) -> Reading:
     _same_size(config, where, {"d_model": found["D"]})
     scale = None if place.registered is None else place.registered.scale
     if scale is None:
-        raise UserError(f"{place.where()} does not say the scale of its rows, which is in SAELens' registry alone: "
-                        "open it as saelens:llama_scope_r1_distill/ID")
-    sites = settled(place.where(), _site(place, config, "hook_point_in"), site)
+        raise UserError(f"{place.where()} does not state the scale of its rows, only SAELens' registry does: open it "
+                        "as saelens:llama_scope_r1_distill/ID")
+    sites = site_from(place.where(), _site(place, config, "hook_point_in"), site)
     return Reading(
         NAME, "jumprelu", found["D"], found["D"], found["F"], (R1_WEIGHTS, R1_CONFIG), sites, sites,
         "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", centred=False, scale=scale, scale_out=scale, bos="yes",
         context_size=1024, dtype=place.header(R1_WEIGHTS).dtype,
-        notes=("the scale of its rows is SAELens' registry's; SAELens' loader calls its model Llama-3.1-8B",),
+        notes=("the scale of its rows is from SAELens' registry; SAELens' loader names its model Llama-3.1-8B",),
         stated=stated(place), metadata=config)
 
 
 def _same_size(config: Mapping[str, Any], where: str, found: Mapping[str, int]) -> None:
     for key, size in found.items():
         if config.get(key, size) != size:
-            raise UserError(f"{where}: {key} is {config[key]}, and the tensors' is {size}")
+            raise UserError(f"{where}: {key} is {config[key]}, but the tensors have {size}")
 
 
 def _site(place: Place, config: Mapping[str, Any], key: str) -> Site | None:
     hook = config.get(key) or config.get("hook_point_in")
     found = None if hook is None else of_hook(str(hook))
     if hook is not None and (found is None or found[1] != "none"):
-        raise UserError(f"{place.where()}: {key} {hook!r} is no site that is known here")
+        raise UserError(f"{place.where()}: {key} {hook!r} is not a known site")
     return None if found is None else found[0]

@@ -6,11 +6,14 @@
                                  dataset_average_activation_norm.HOOK []; also checkpoints/final.safetensors, or .pt
                                  with all of it under the key `sae`
 
-b_D is not subtracted. With `sparsity_include_decoder_norm` the rule sees pre-activations times the length of the
-decoder row, and the codes are divided by it again; where latents are compared with each other (topk), codes here are of
-unit decoder rows: the same reconstruction, codes times that length. `dataset-wise` multiplies all rows by √D / (mean
-norm), `token-wise` each row to length √D; `inference` has it folded in. Source: llamascopium 2.0.0b34,
-`models/sparse_dictionary.py`, `models/sae.py`.
+b_D is not subtracted. With `sparsity_include_decoder_norm` pre-activations are multiplied by the norm of the decoder
+row before the activation function, and codes are divided by it afterwards. For topk the codes here are not divided, and
+the decoder has unit rows: the same reconstruction. `dataset-wise` multiplies all rows by √D / (mean norm), `token-wise`
+scales each row to norm √D, and in an `inference` file the scale is folded in.
+
+Thresholds are in the scale of training: the trainer calls `normalize_activations` before `encode`, which compares
+scaled pre-activations with them. Source: llamascopium 2.0.0b34, `models/sparse_dictionary.py`, `models/sae.py`,
+`trainer.py`.
 """
 
 import math
@@ -23,14 +26,14 @@ from olmoscope.sae.io.headers import read_tensors
 from olmoscope.sae.io.layout import Layout, load, sizes
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Place
-from olmoscope.sae.io.reading import Reading, Rule, settled, stated
+from olmoscope.sae.io.reading import Reading, Rule, checked_k, site_from, stated
 from olmoscope.sae.io.site_names import of_hook
 from olmoscope.sae.normalize import Normalize
 from olmoscope.site import Site
 
 NAME = "a Llamascopium SAE"
 MARK = "config.json with sae_type"
-SEARCH: str | None = None
+SEARCH: str | None = "**/sae_weights.safetensors"
 
 CONFIG = "config.json"
 _WEIGHTS = ("sae_weights.safetensors", "checkpoints/pruned.safetensors", "checkpoints/final.safetensors",
@@ -52,18 +55,18 @@ def look(place: Place, site: Site | None = None) -> Reading:
     """How it is read.
 
     Raises:
-        UserError: a kind that is not read, tensors that do not fit together or to config.json, another site than
+        UserError: an unsupported kind, tensors that do not fit together or to config.json, another site than
             `site`.
     """
     config, where = place.mapping(CONFIG), place.where(CONFIG)
     for key, known in (("sae_type", ("sae",)), ("act_fn", (*_RULES, None)), ("norm_activation", (*_ROWS, None)),
                        ("use_glu_encoder", (False, None))):
         if config.get(key) not in known:
-            raise UserError(f"{where}: {key} {config[key]!r} is not read; read is "
+            raise UserError(f"{where}: {key} {config[key]!r} is not supported; supported is "
                             f"{' or '.join(str(one) for one in known if one is not None)}")
     file = next((name for name in _WEIGHTS if place.has(name)), None)
     if file is None:
-        raise UserError(f"{place.where(_WEIGHTS[0])} is missing (nor is there {', '.join(_WEIGHTS[1:])})")
+        raise UserError(f"{place.where(_WEIGHTS[0])} is missing, and so are {', '.join(_WEIGHTS[1:])}")
     rule, layout = _RULES[config.get("act_fn") or "relu"], _layout(config, file)
     shapes = place.header(file).shapes
     prefix = _prefix(file)
@@ -71,7 +74,7 @@ def look(place: Place, site: Site | None = None) -> Reading:
         name for name in shapes if name.startswith(f"{prefix}{_NORM}") or (rule != "jumprelu" and _THRESHOLD in name)])
     wanted = (config.get("d_model"), int((config.get("d_model") or 0) * (config.get("expansion_factor") or 0)))
     if wanted != (found["D"], found["F"]):
-        raise UserError(f"{place.where(file)} is of d_model {found['D']} and {found['F']} latents; {CONFIG} says "
+        raise UserError(f"{place.where(file)} has d_model {found['D']} and {found['F']} latents; {CONFIG} says "
                         f"{wanted[0]} and {wanted[1]}")
     reads, writes = (_site(config, key, where) for key in ("hook_point_in", "hook_point_out"))
     transcoder = reads != writes
@@ -79,25 +82,25 @@ def look(place: Place, site: Site | None = None) -> Reading:
     by_norm = bool(config.get("sparsity_include_decoder_norm", True))
     notes = []
     if by_norm and rule == "topk":
-        notes.append("latents are compared by what they add; codes are of unit decoder rows here, and Llamascopium's "
-                     "are divided by the length of the row")
+        notes.append("codes are for unit decoder rows; Llamascopium divides them by the norm of the row again")
     if rule == "jumprelu" and scales != (1.0, 1.0):
-        notes.append("codes and thresholds are in the scale of training; Llamascopium's own folding of that scale "
-                     "leaves the thresholds as they are, and then fires otherwise")
+        notes.append("codes and thresholds are in the scale of training; Llamascopium's own fold_activation_scale does "
+                     "not rescale the thresholds, so after it other latents fire")
     return Reading(
         NAME, rule, found["D"], found["D"], found["F"], (file, CONFIG),
-        settled(place.where(), reads, None if transcoder else site), settled(place.where(), writes, site, "writes"),
-        k=config.get("top_k", 50) if rule == "topk" else None, transcoder=transcoder, centred=False,
+        site_from(place.where(), reads, None if transcoder else site), site_from(place.where(), writes, site, "writes"),
+        k=checked_k(config.get("top_k"), found["F"], f"{where}: top_k") if rule == "topk" else None,
+        transcoder=transcoder, centred=False,
         normalize=_ROWS[config.get("norm_activation") or "dataset-wise"], scale=scales[0], scale_out=scales[1],
-        by_decoder_norm=by_norm and rule != "relu", dtype=place.header(file).dtype, notes=tuple(notes),
-        stated=stated(place), metadata=config)
+        by_decoder_norm=by_norm and rule != "relu", unit_rows=by_norm and rule == "topk",
+        dtype=place.header(file).dtype, notes=tuple(notes), stated=stated(place), metadata=config)
 
 
 def read(place: Place, site: Site | None = None) -> Opened:
     """Read it.
 
     Raises:
-        UserError: as `look`; NaN; a site that nothing says.
+        UserError: as `look`; NaN; an unknown site.
     """
     reading = look(place, site)
     tensors = load(place, reading.files[0], _layout(place.mapping(CONFIG), reading.files[0]))
@@ -120,16 +123,16 @@ def _layout(config: Mapping[str, Any], file: str) -> Layout:
 
 
 def _scales(place: Place, config: Mapping[str, Any], file: str) -> tuple[float, float]:
-    """By what rows read are multiplied, and rows written divided."""
+    """The factors on rows before encoding, and under what is decoded."""
     if (config.get("norm_activation") or "dataset-wise") != "dataset-wise":
         return 1.0, 1.0
     hooks = [str(config.get(key)) for key in ("hook_point_in", "hook_point_out")]
     names = [f"{_prefix(file)}{_NORM}{hook}" for hook in hooks]
-    if absent := [name for name in names if name not in place.header(file).shapes]:
-        raise UserError(f"{place.where(file)} has no {absent[0]}: norm_activation is dataset-wise, and nothing says "
-                        "the mean norm of the training data")
+    if missing := [name for name in names if name not in place.header(file).shapes]:
+        raise UserError(f"{place.where(file)} has no {missing[0]}: norm_activation is dataset-wise, which needs the "
+                        "mean norm of the training data")
     there = place.header(file).values
-    if names[0] not in there:  # a torch file's numbers are seen only when it is loaded
+    if names[0] not in there:  # a torch file's header has no numbers
         there = read_tensors(place.fetch(file))
     first, second = (math.sqrt(config["d_model"]) / float(there[name]) for name in names)
     return first, second
@@ -139,5 +142,5 @@ def _site(config: Mapping[str, Any], key: str, where: str) -> Site:
     hook = str(config.get(key) or config.get("hook_point_in"))
     found = of_hook(hook)
     if found is None or found[1] != "none":
-        raise UserError(f"{where}: {key} {hook!r} is no site that is known here")
+        raise UserError(f"{where}: {key} {hook!r} is not a known site")
     return found[0]

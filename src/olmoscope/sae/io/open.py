@@ -1,13 +1,13 @@
-"""Open an SAE, wherever it is and whatever format of `formats.py` it has.
+"""Open an SAE by its address, in any format of `formats.py`.
 
-What names an SAE, its address:
+Addresses:
 
-    OUT/runs/SAE_ID                a finished run
-    .../checkpoints/step-N.safetensors    as it was after N steps; `.../checkpoints`: at each checkpoint that it keeps
-    FOLDER, FILE                   anybody's, whatever its name: what is in it tells its format
-    OWNER/NAME:PATH/IN/REPO        such a folder or file of a hub repository; `OWNER/NAME` where it is the repository
-                                   itself, `OWNER/NAME@REVISION:PATH` for a branch, tag or commit
-    saelens:RELEASE/ID             an entry of SAELens' registry (registry.py)
+    OUT/runs/SAE_ID                       a finished run
+    .../checkpoints/step-N.safetensors    a run after N steps; `.../checkpoints` is each checkpoint that it keeps
+    FOLDER, FILE                          another tool's SAE; its content decides the format, not its name
+    OWNER/NAME:PATH/IN/REPO               a folder or file in a hub repository; `OWNER/NAME` is the whole repository,
+                                          `OWNER/NAME@REVISION:PATH` a branch, tag or commit
+    saelens:RELEASE/ID                    an entry of SAELens' registry (registry.py)
 """
 
 import re
@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from olmoscope.errors import UserError
 from olmoscope.sae.coder import SparseCoder
-from olmoscope.sae.io import circuit_tracer, run_checkpoint
+from olmoscope.sae.io import circuit_tracer, run_checkpoint, run_folder
 from olmoscope.sae.io.formats import FORMATS, Format
 from olmoscope.sae.io.hub import OnHub, on_hub
 from olmoscope.sae.io.opened import Opened
@@ -31,24 +31,24 @@ from olmoscope.site import Site
 _HUB = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^:]+))?(?::(?P<path>.*))?")
 
 _FEW = 5
-"""SAEs of a set that a message names."""
+"""Names that a message lists."""
 
 
 def load(address: str | Path, site: Site | str | int | None = None) -> SparseCoder:
-    """Load an SAE, transcoder or crosscoder, wherever it is and whoever trained it.
+    """Load an SAE, transcoder or crosscoder, from any place and in any format of docs/formats.md.
 
     Args:
-        address: the folder of a finished run; anybody's folder or file in one of the formats of docs/formats.md; an
-            address on the hub, `OWNER/NAME:PATH/IN/REPO` or `OWNER/NAME@REVISION:PATH`; `saelens:RELEASE/ID` for an
-            entry of SAELens' registry; an output folder or a release with a single SAE in it.
-        site: what it reads, for one whose files do not say it.
+        address: the folder of a finished run; a folder or file that another tool wrote; an address on the hub,
+            `OWNER/NAME:PATH/IN/REPO` or `OWNER/NAME@REVISION:PATH`; `saelens:RELEASE/ID` for an entry of SAELens'
+            registry; an output folder or a release with a single SAE in it.
+        site: the site that it reads, if its files do not say.
 
     Returns:
         The coder in float32 on the CPU (`.to(device, dtype)` gives it elsewhere). It knows its sites (`reads`,
         `writes`) and its language model (`source.model_name`, `source.model_revision`, `source.bos`).
 
     Raises:
-        UserError: nothing there, unfinished, damaged, of a kind that is not read, or of another site than `site`; an
+        UserError: missing, unfinished, damaged, of an unknown format or kind, or of another site than `site`; an
             output folder with several SAEs.
 
     Example:
@@ -72,12 +72,12 @@ def open_sae(where: str | Path, site: Site | None = None) -> Opened:
     """Open an SAE.
 
     Args:
-        where: see the head of this file.
-        site: what it reads, for an SAE that does not say it.
+        where: an address, as at the head of this file.
+        site: the site that it reads, if its files do not say.
 
     Raises:
-        UserError: nothing there, unfinished, damaged, of a kind that is not read, of a site that is not known, or of
-            another site than `site`.
+        UserError: missing, unfinished, damaged, of an unknown format or kind, of an unknown site, or of another site
+            than `site`.
     """
     place = place_of(where)
     opened = format_of(place).read(place, site)
@@ -85,23 +85,23 @@ def open_sae(where: str | Path, site: Site | None = None) -> Opened:
 
 
 def look_at(where: str | Path, site: Site | None = None) -> tuple[Place, Reading]:
-    """How `open_sae` will read an SAE: nothing large is loaded, or downloaded.
+    """How `open_sae` will read an SAE, without loading or downloading its weights.
 
     Args:
-        where, site: as `open_sae` takes them.
+        where, site: as for `open_sae`.
 
     Raises:
-        UserError: as `open_sae`, as far as it can be seen from settings and headers.
+        UserError: as `open_sae`, as far as settings and headers show it.
     """
     place = place_of(where)
     return place, format_of(place).look(place, site)
 
 
 def place_of(where: str | Path) -> Place:
-    """Where the files of an address are.
+    """The place of an address.
 
     Raises:
-        UserError: nothing there.
+        UserError: there is nothing at it.
     """
     path, text = Path(where), str(where)
     if path.exists():
@@ -111,12 +111,13 @@ def place_of(where: str | Path) -> Place:
         return on_hub(text, entry.repo, None, entry.path, entry)
     if match := _HUB.fullmatch(text):
         return on_hub(text, match["repo"], match["revision"], (match["path"] or "").strip("/"))
-    raise UserError(f"{where} is no folder or file, no hub id (OWNER/NAME:PATH/IN/REPO), and no {PREFIX}RELEASE/ID")
+    raise UserError(f"{where} does not exist, and is neither an address on the hub (OWNER/NAME:PATH/IN/REPO) nor "
+                    f"{PREFIX}RELEASE/ID")
 
 
 def find_saes(where: str) -> list[str]:
-    """What a command's argument stands for: the runs of an output folder, the SAEs of a release or of any other folder
-    on this machine, the checkpoints in a run's `checkpoints`, or the one named.
+    """The addresses of all SAEs at a command's argument: the runs of an output folder, the SAEs in a release or any
+    other local folder, the checkpoints in a run's `checkpoints`, or the argument itself.
 
     Raises:
         UserError: a folder without SAEs.
@@ -129,45 +130,47 @@ def find_saes(where: str) -> list[str]:
         return [str(path) for path in kept]
     if found := members(place):
         return found
-    kinds = " and no ".join(dict.fromkeys(f"{form.NAME.partition(' ')[2]} ({form.SEARCH.lstrip('=')})"
-                                          for form in FORMATS if form.SEARCH))
-    raise UserError(f"{folder} holds no {kinds}")
+    searched = ", ".join(form.SEARCH.lstrip("=") for form in FORMATS if form.SEARCH)
+    raise UserError(f"{folder} holds no finished run and no SAE of another format (searched for {searched}); give the "
+                    "SAE's own folder or file")
 
 
 def members(place: Place) -> list[str]:
-    """The addresses of the SAEs of a set: those that a circuit-tracer config.yaml lists, else the files and folders
-    below that the first format of which there are any is searched by. Whether they are any is not looked at."""
+    """The addresses of the SAEs in a folder or repository, by the names of files: those that a circuit-tracer
+    config.yaml lists, else the finished runs of an output folder, else those of all other formats."""
     if found := circuit_tracer.listed(place):
         return found
-    for form in FORMATS:
-        if form.SEARCH is None:
-            continue
-        pattern, is_file = form.SEARCH.removeprefix("="), form.SEARCH.startswith("=")
-        found = [name for name in place.names if _matches(name, pattern)]
-        if found:
-            paths = {name if is_file else PurePosixPath(name).parent.as_posix() for name in found}
-            return [place.at_name(path) for path in sorted(paths, key=_natural)]
-    return []
+    runs = _search(place, run_folder)
+    paths = runs or set().union(*(_search(place, form) for form in FORMATS))
+    return [place.at_name(path) for path in sorted(paths, key=_natural)]
+
+
+def _search(place: Place, form: Format) -> set[str]:
+    """The paths in a folder that match a format's `SEARCH`."""
+    if form.SEARCH is None:
+        return set()
+    pattern = form.SEARCH.removeprefix("=")
+    found = {name for name in place.names if _matches(name, pattern)}
+    return found if form.SEARCH.startswith("=") else {PurePosixPath(name).parent.as_posix() for name in found}
 
 
 def format_of(place: Place) -> Format:
-    """Which format a folder or file has.
+    """The format of a folder or file.
 
     Raises:
-        UserError: none that is known.
+        UserError: it has none of those that are known.
     """
     for form in FORMATS:
         if form.detect(place):
             return form
     if place.file is None and (within := members(place)):
-        raise UserError(f"{place.where()} is no SAE itself, but a set of {len(within)}; name one of them: "
-                        f"{_few(within)}")
-    raise UserError(f"{place.where()} is of no format that is known: it holds {_seen(place)}; known are "
+        raise UserError(f"{place.where()} holds {len(within)} SAEs; give the address of one of them: {_few(within)}")
+    raise UserError(f"{place.where()} has an unknown format: it holds {_seen(place)}; known formats are "
                     f"{', '.join(f'{form.NAME} ({form.MARK})' for form in FORMATS)}")
 
 
 def _seen(place: Place) -> str:
-    """What there is, for the message that it is of no format."""
+    """The content of a place of unknown format, for a message."""
     if place.file is None:
         return _few(place.names) or "nothing"
     header = place.header(place.file)
@@ -175,7 +178,7 @@ def _seen(place: Place) -> str:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a path in a folder matches; `**/` stands for any folders, or none."""
+    """Whether a path in a folder matches; `**/` matches any number of folders."""
     tail = pattern.rpartition("**/")[2]
     head = pattern.removesuffix(f"**/{tail}") if "**/" in pattern else ""
     return name.startswith(head) and fnmatch(name.removeprefix(head).rpartition("/")[2], tail) and (
@@ -183,7 +186,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """So that layer 10 comes after layer 9."""
+    """A sort key that puts layer 10 after layer 9."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 

@@ -1,11 +1,12 @@
-"""OpenAI's sparse_autoencoder: a state dict in a torch file; which place it is of, its path alone says.
+"""OpenAI's sparse_autoencoder: a state dict in a torch file, whose path states the layer and the place in it.
 
     resid_post_mlp_v5_32k/autoencoders/8.pt    pre_bias [D], latent_bias [F], encoder.weight [F, D],
                                                decoder.weight [D, F] (tied: decoder.linear.weight [F, D]), activation
                                                (ReLU, TopK), activation_state_dict {k, postact_fn}
 
-pre_bias is subtracted. A TopK one normalises each row: mean off, divided by the standard deviation + 1e-5, undone
-after decoding. Source: Gao et al. 2024, arXiv:2406.04093; openai/sparse_autoencoder, `model.py`, `paths.py`.
+pre_bias is subtracted. A TopK SAE normalises each row (subtracts its mean, divides by the standard deviation + 1e-5),
+and undoes it after decoding. Source: Gao et al. 2024, arXiv:2406.04093; openai/sparse_autoencoder, `model.py`,
+`paths.py`.
 """
 
 import re
@@ -17,7 +18,7 @@ from olmoscope.sae.io.assemble import opened
 from olmoscope.sae.io.layout import Layout, holds, load, sizes
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Place
-from olmoscope.sae.io.reading import Reading, settled, stated
+from olmoscope.sae.io.reading import Reading, checked_k, site_from, stated
 from olmoscope.site import Site
 
 NAME = "an SAE of OpenAI's sparse_autoencoder"
@@ -31,7 +32,7 @@ _PARTS = {"resid_post_mlp": "", "resid_post_attn": "mid", "resid_delta_attn": "a
 
 
 def detect(place: Place) -> bool:
-    """Whether it is a torch file with both biases at its top."""
+    """Whether it is a torch file with both biases at the top level."""
     return holds(place, place.only(".pt", ".pth"), "pre_bias", "latent_bias", "encoder.weight")
 
 
@@ -39,21 +40,21 @@ def look(place: Place, site: Site | None = None) -> Reading:
     """How it is read.
 
     Raises:
-        UserError: tensors that do not fit together, an activation that is not read, another site than `site`.
+        UserError: tensors that do not fit together, an unsupported activation, another site than `site`.
     """
     file = str(place.only(".pt", ".pth"))
     values = place.header(file).values
     found = sizes(place, file, _layout(place, file), NAME, ignored=_STATISTICS)
     activation = str(values.get("activation")).rpartition(".")[2].removesuffix("()")
     if activation not in ("ReLU", "TopK"):
-        raise UserError(f"{place.where(file)}: activation {values.get('activation')!r} is not read; those are ReLU and "
-                        "TopK")
+        raise UserError(f"{place.where(file)}: activation {values.get('activation')!r} is not supported; supported are "
+                        "ReLU and TopK")
     k = _k(place, file, values, found["F"]) if activation == "TopK" else None
     path = _PATH.search(place.words)
     part = _PARTS.get(path[1]) if path else None
-    notes = ["it reads mlp_post_act, what the MLP's activation function gives: no site that is known here"] if (
+    notes = ["it reads mlp_post_act, the output of the MLP's activation function, which is not a site here"] if (
         path and part is None) else []
-    sites = settled(place.where(), None if path is None or part is None else Site(int(path[2]), part), site)
+    sites = site_from(place.where(), None if path is None or part is None else Site(int(path[2]), part), site)
     return Reading(
         NAME, "relu" if k is None else "topk", found["D"], found["D"], found["F"], (file,), sites, sites,
         "openai-community/gpt2" if path else None, k=k, normalize="none" if k is None else "layer_norm",
@@ -64,14 +65,14 @@ def read(place: Place, site: Site | None = None) -> Opened:
     """Read it.
 
     Raises:
-        UserError: as `look`; NaN; a site that nothing says.
+        UserError: as `look`; NaN; an unknown site.
     """
     reading = look(place, site)
     return opened(place, reading, load(place, reading.files[0], _layout(place, reading.files[0])))
 
 
 def _layout(place: Place, file: str) -> Layout:
-    """A tied decoder is the encoder's own matrix, under another name."""
+    """The tensors of a file; a tied decoder is the encoder's matrix under another name."""
     tied = "decoder.linear.weight" in place.header(file).shapes
     decoder = {"decoder.linear.weight": ("W_dec", "FD")} if tied else {"decoder.weight": ("W_dec", "DF")}
     return {"encoder.weight": ("W_enc", "FD"), "latent_bias": ("b_enc", "F"), "pre_bias": ("b_dec", "D"), **decoder}
@@ -80,9 +81,7 @@ def _layout(place: Place, file: str) -> Layout:
 def _k(place: Place, file: str, values: Mapping[str, Any], latents: int) -> int:
     state = values.get("activation_state_dict")
     state = state if isinstance(state, Mapping) else {}
-    k, after = state.get("k"), str(state.get("postact_fn", "ReLU")).rpartition(".")[2].removesuffix("()")
-    if not isinstance(k, int) or not 0 < k <= latents:
-        raise UserError(f"{place.where(file)}: activation_state_dict.k must be a number from 1 to {latents}, not {k!r}")
+    after = str(state.get("postact_fn", "ReLU")).rpartition(".")[2].removesuffix("()")
     if after.lower() != "relu":
-        raise UserError(f"{place.where(file)}: postact_fn {after!r} is not read; only ReLU is")
-    return k
+        raise UserError(f"{place.where(file)}: postact_fn {after!r} is not supported; only ReLU is")
+    return checked_k(state.get("k"), latents, f"{place.where(file)}: activation_state_dict.k")

@@ -1,6 +1,7 @@
 """What an opened SAE says of itself, whatever format it came in."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +37,8 @@ class Opened:
         model_layers: of the whole model, likewise.
         step: of the checkpoint, where it is one of a run; None: as its training ended.
         unread: which tokens it was trained without, in words; None where all were read, or its files do not say.
+        files: the SHA-256 of each file that was read, by its path in the folder; empty for a run of ours, which
+            its hash identifies.
     """
 
     sae: SparseCoder
@@ -54,6 +57,7 @@ class Opened:
     model_layers: int | None = None
     step: int | None = None
     unread: str | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def reads(self) -> tuple[Site, ...]:

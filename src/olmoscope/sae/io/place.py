@@ -1,5 +1,5 @@
-"""Where an SAE's files are, on this machine or on the hub (hub.py): listed and looked into first, fetched only to be
-loaded. What a file holds is seen from its header (headers.py).
+"""The place of an SAE's files, on this machine or on the hub (hub.py). Files are listed, and their headers read
+(headers.py), before any is downloaded.
 """
 
 import json
@@ -21,9 +21,9 @@ class Place(ABC):
     """A folder of files, or one file in it.
 
     Attributes:
-        name: what the user called it.
-        file: the name of the file, where one was named; None: the whole folder.
-        registered: what SAELens' registry says of it, if it was named by that.
+        name: the address that the user gave.
+        file: the file's name; None for a folder.
+        registered: its entry in SAELens' registry, if the address was `saelens:RELEASE/ID`.
     """
 
     def __init__(self, name: str, file: str | None, registered: Registered | None) -> None:
@@ -33,55 +33,55 @@ class Place(ABC):
     @property
     @abstractmethod
     def words(self) -> str:
-        """The whole path, with the repository's name: some formats keep the model or the layer in it alone."""
+        """The whole path, with the repository's name: some formats state model and layer only there."""
 
     @cached_property
     @abstractmethod
     def names(self) -> Sequence[str]:
-        """All files in the folder, those in folders below it too, by their paths in it; sorted."""
+        """The paths of all files in the folder and below it, relative to it, sorted."""
 
     @cached_property
     @abstractmethod
     def beside(self) -> Sequence[str]:
-        """The files in the folder itself, sorted."""
+        """The names of the files in the folder itself, sorted."""
 
     @abstractmethod
     def has(self, name: str) -> bool:
-        """Whether there is a file of this path, which may begin with `../`."""
+        """Whether the file exists. Its path may begin with `../`."""
 
     @abstractmethod
     def size(self, name: str) -> int:
-        """Of a file, in bytes."""
+        """The size of a file in bytes."""
 
     @abstractmethod
     def open(self, name: str) -> BinaryIO:
-        """A file, to look into."""
+        """Open a file to read its header."""
 
     @abstractmethod
     def fetch(self, name: str) -> Path:
-        """A file on this machine: downloaded if it must be.
+        """The path of a file on this machine; a file on the hub is downloaded.
 
         Raises:
-            UserError: it cannot be had.
+            UserError: it is missing, or the hub does not give it.
         """
 
     @abstractmethod
     def at_name(self, name: str) -> str:
-        """What a user calls a file or folder in this folder."""
+        """The address of a file or folder in this folder."""
 
     @abstractmethod
     def where(self, name: str | None = None) -> str:
-        """The place, or a file of it, for messages."""
+        """The place, or a file in it, as messages name it."""
 
     def only(self, *suffixes: str) -> str | None:
-        """The file that was named, or the only one in the folder, if its name ends like this; None: there is none."""
+        """The file itself, or the only file in the folder with one of these suffixes; None if there is no such file."""
         if self.file is not None:
             return self.file if self.file.endswith(suffixes) else None
         found = [name for name in self.beside if name.endswith(suffixes)]
         return found[0] if len(found) == 1 else None
 
     def header(self, name: str) -> Header:
-        """The tensors in a file.
+        """The header of a file of tensors.
 
         Raises:
             UserError: damaged, a pickle that would execute code, or missing.
@@ -92,10 +92,10 @@ class Place(ABC):
         return self._headers[name]
 
     def json(self, name: str) -> Any:
-        """What stands in a JSON file.
+        """The content of a JSON file.
 
         Raises:
-            UserError: it is none, or missing.
+            UserError: not JSON, or missing.
         """
         path = self.fetch(name)
         try:
@@ -104,27 +104,27 @@ class Place(ABC):
             raise UserError(damage(path) or f"{path} is damaged (not JSON: {error})") from error
 
     def mapping(self, name: str) -> dict[str, Any]:
-        """What stands in a JSON or YAML file that holds a mapping.
+        """The mapping in a JSON or YAML file.
 
         Raises:
             UserError: it holds something else, or is missing.
         """
         found = self.yaml(name) if name.endswith((".yaml", ".yml")) else self.json(name)
         if not isinstance(found, dict):
-            raise UserError(f"{self.where(name)} is damaged: it holds no mapping")
+            raise UserError(f"{self.where(name)} is damaged: it does not hold a mapping")
         return found
 
     def yaml(self, name: str) -> Any:
-        """What stands in a YAML file.
+        """The content of a YAML file.
 
         Raises:
-            UserError: it is none, or missing.
+            UserError: not YAML, or missing.
         """
         path = self.fetch(name)
         try:
             return yaml.safe_load(path.read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is damaged (no YAML: {first_line(error)})") from error
+            raise UserError(f"{path} is damaged (not YAML: {first_line(error)})") from error
 
 
 class Here(Place):

@@ -1,10 +1,9 @@
-"""Qwen-Scope: TopK SAEs of the residual stream, a torch file for each layer; k and the model are in the repository's
-name.
+"""Qwen-Scope: TopK SAEs on the residual stream, a torch file for each layer. The repository's name states model and k.
 
     Qwen/SAE-Res-Qwen3-8B-Base-W64K-L0_50:layer12.sae.pt    W_enc [F, D], W_dec [D, F], b_enc [F], b_dec [D]
 
-b_dec is not subtracted. Source: arXiv:2605.11887; sae-lens 6.54.12, `qwen_scope_sae_huggingface_loader`. Neither says
-whether a ReLU follows; with it, as SAELens has it, at most k latents are active.
+b_dec is not subtracted. Source: arXiv:2605.11887; sae-lens 6.54.12, `qwen_scope_sae_huggingface_loader`. Neither states
+whether a ReLU follows the top k; SAELens applies one, and so does this reader.
 """
 
 import re
@@ -14,7 +13,7 @@ from olmoscope.sae.io.assemble import opened
 from olmoscope.sae.io.layout import Layout, holds, load, sizes
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Place
-from olmoscope.sae.io.reading import Reading, settled, stated
+from olmoscope.sae.io.reading import Reading, site_from, stated
 from olmoscope.site import Site
 
 NAME = "a Qwen-Scope SAE"
@@ -26,7 +25,7 @@ _LAYOUT: Layout = {"W_enc": ("W_enc", "FD"), "b_enc": ("b_enc", "F"), "W_dec": (
 
 
 def detect(place: Place) -> bool:
-    """Whether it is a torch file whose encoder has one latent a row, and nothing else is in it."""
+    """Whether it is a torch file with exactly these tensors, and one latent a row in the encoder."""
     file = place.only(".pt")
     if file is None or not holds(place, file, *_LAYOUT):
         return False
@@ -38,29 +37,30 @@ def look(place: Place, site: Site | None = None) -> Reading:
     """How it is read.
 
     Raises:
-        UserError: tensors that do not fit together, k that nothing says, another site than `site`.
+        UserError: tensors that do not fit together, an unknown k, another site than `site`.
     """
     file, repository = str(place.only(".pt")), _REPOSITORY.search(place.words)
     found = sizes(place, file, _LAYOUT, NAME)
     if repository is None:
         raise UserError(f"{place.where(file)} does not say how many latents are active: only its repository's name "
-                        "does; keep it in a folder of that name (SAE-Res-MODEL-W64K-L0_50)")
+                        "does; keep it in a folder with that name (SAE-Res-MODEL-W64K-L0_50)")
     if found["F"] != int(repository[2]) * 1024:
         raise UserError(f"{place.where(file)} has {found['F']} latents, and its repository's name says "
                         f"{int(repository[2]) * 1024}")
     layer = _LAYER.search(file)
-    sites = settled(place.where(), Site(int(layer[1])) if layer else None, site)
+    sites = site_from(place.where(), Site(int(layer[1])) if layer else None, site)
     return Reading(
         NAME, "topk", found["D"], found["D"], found["F"], (file,), sites, sites, f"Qwen/{repository[1]}",
         k=int(repository[3]), centred=False, dtype=place.header(file).dtype,
-        notes=("that a ReLU follows the k largest is SAELens' reading: its owner does not say",), stated=stated(place))
+        notes=("its owner does not state whether a ReLU follows the k largest; one is applied here, as in SAELens",),
+        stated=stated(place))
 
 
 def read(place: Place, site: Site | None = None) -> Opened:
     """Read it.
 
     Raises:
-        UserError: as `look`; NaN; a site that nothing says.
+        UserError: as `look`; NaN; an unknown site.
     """
     reading = look(place, site)
     return opened(place, reading, load(place, reading.files[0], _LAYOUT))

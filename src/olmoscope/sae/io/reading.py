@@ -1,15 +1,16 @@
-"""How an SAE will be read: told by its settings and the shapes of its tensors, before they are loaded.
+"""How an SAE will be read, as its settings and the shapes of its tensors show before the tensors are loaded.
 
     u = n(s x) [− b_dec]        z = rule(u W_enc + b_enc)        out = n⁻¹(z W_dec + b_dec) / s_out [+ W_skip x]
 
-s and s_out are numbers for all rows, n is the normalisation of each row. Every reader of a format says which of this
-holds (`Reading`); assemble.py makes the coder of it, the same for all formats.
+s and s_out are constants, and n normalises each row. The reader of each format fills in a `Reading`, from which
+assemble.py builds the coder in the same way for all formats.
 
 Shapes: D width read, O width written, F latents.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,7 @@ from olmoscope.site import Site
 Rule = Literal["topk", "abstopk", "relu", "jumprelu", "gated", "groupmax"]
 
 ARCHITECTURES: dict[Rule, str] = {"relu": "standard", "abstopk": "topk"}
-"""What SAELens calls those that have another name there."""
+"""SAELens' names for rules that it calls otherwise."""
 
 
 @dataclass(frozen=True)
@@ -34,22 +35,24 @@ class Reading:
         format: what the format is called, with its article.
         rule: which latents are active.
         d_in, d_out, d_sae: D, O, F.
-        files: all that are read, the one with most of the weights first.
-        reads, writes: its sites; empty where nothing says them.
-        model_name, model_revision: the language model, as far as it is said.
-        k: of topk and groupmax.
+        files: all files that are read, the largest file of weights first.
+        reads, writes: its sites; empty where they are not stated.
+        model_name, model_revision: the language model; None where not stated.
+        k: active latents of topk and abstopk, groups of groupmax.
         transcoder: it writes another site than it reads.
-        centred: whether the encoder sees x − b_dec.
+        centred: whether the encoder subtracts b_dec.
+        own_b_in: whether a transcoder's encoder subtracts a bias of its own, b_in, instead.
         normalize: n.
         scale, scale_out: s and s_out.
-        by_decoder_norm: the rule sees pre-activations times the length of the latent's decoder row.
+        by_decoder_norm: pre-activations are multiplied by the norm of the latent's decoder row before the rule.
+        unit_rows: so are the codes, and decoder rows are divided by it.
         skip: whether there is a W_skip.
         bos, context_size: of the sequences that it was trained on.
         dtype: of the weights.
-        notes: what is unusual, and where other tools read it otherwise; each a sentence.
-        stated: figures that its owner gives, by name.
-        metadata: whatever else its files say.
-        unread: which tokens it was trained without.
+        notes: anything unusual, such as a tool that reads it in another way; a sentence each.
+        stated: figures that its owner published, by name.
+        metadata: the settings in its files.
+        unread: tokens that were left out in training, in words.
     """
 
     format: str
@@ -65,10 +68,12 @@ class Reading:
     k: int | None = None
     transcoder: bool = False
     centred: bool = True
+    own_b_in: bool = False
     normalize: Normalize = "none"
     scale: float = 1.0
     scale_out: float = 1.0
     by_decoder_norm: bool = False
+    unit_rows: bool = False
     skip: bool = False
     bos: Bos = "auto"
     context_size: int | None = None
@@ -86,39 +91,65 @@ class Reading:
             name, name)
 
     def formula(self) -> list[str]:
-        """The convention, a line for each step."""
+        """The computation, a line for each step."""
         rows = "x" if self.scale == 1 else f"{self.scale:.6g} x"
         rows = {"none": rows, "layer_norm": f"({rows} − mean) / (std + 1e-5)", "centred": f"{rows} − mean",
-                "constant_norm_rescale": f"{rows} scaled to length √D"}[self.normalize]
-        product = f"({rows}{' − b_dec' if self.centred else ''}) W_enc + b_enc"
-        rule = {"topk": f"the {self.k} largest of p, where positive", "relu": "p where positive",
-                "abstopk": f"the {self.k} of p of largest |p|; latent F + j is latent j with the other sign",
-                "jumprelu": "p where over the threshold", "gated": "ReLU(p exp(r_mag) + b_mag) where p + b_gate > 0",
-                "groupmax": f"the largest p of each of {self.k} groups of neighbours, where positive"}[self.rule]
-        if self.by_decoder_norm:
-            rule += ", p taken times the length of the latent's decoder row"
-        out = "z W_dec + b_dec"
+                "constant_norm_rescale": f"{rows} scaled to norm √D"}[self.normalize]
+        subtracted = " − b_in" if self.own_b_in else " − b_dec" if self.centred else ""
+        rows = f"({rows}{subtracted})" if subtracted or rows != "x" else rows
+        p = "p ‖W_dec‖" if self.by_decoder_norm else "p"
+        value = p if self.unit_rows else "p"
+        rule = {"topk": f"{value} where {p} is among the {self.k} largest and positive", "relu": "ReLU(p)",
+                "abstopk": f"|{value}| where |{p}| is among the {self.k} largest: latent j if p > 0, else F + j",
+                "jumprelu": f"{value} where {p} > threshold",
+                "gated": "ReLU(p exp(r_mag) + b_mag) where p + b_gate > 0",
+                "groupmax": f"p where it is the largest of its group ({self.k} groups) and positive"}[self.rule]
+        out = "z W_dec / ‖W_dec‖ + b_dec" if self.unit_rows else "z W_dec + b_dec"
         if self.scale_out != 1:
             out = f"({out}) / {self.scale_out:.6g}"
         if self.normalize != "none" and not self.transcoder:
-            out = f"{out}, in the row's own scale again"
-        return [f"p = {product}", f"z = {rule}", f"out = {out}{' + W_skip x' if self.skip else ''}"]
+            out = f"{out}, with the normalisation undone"
+        return [f"p = {rows} W_enc + b_enc", f"z = {rule}", f"out = {out}{' + W_skip x' if self.skip else ''}"]
 
 
-def settled(where: str, said: Site | None, given: Site | None, does: str = "reads") -> tuple[Site, ...]:
-    """The site of an SAE: what its files say, else what the user gives; `--site` never overrules an SAE.
+def site_from(where: str, stated_site: Site | None, given: Site | None, does: str = "reads") -> tuple[Site, ...]:
+    """The site that an SAE's files state, else the one that the user gives; `--site` never overrules the files.
 
     Raises:
-        UserError: they differ.
+        UserError: the two differ.
     """
-    if said is not None and given not in (None, said):
-        raise UserError(f"--site {given}: {where} says that this SAE {does} {said}; leave --site out")
-    found = said or given
+    if stated_site is not None:
+        refuse_other_site(where, given, stated_site, does)
+    found = stated_site or given
     return () if found is None else (found,)
 
 
+def refuse_other_site(where: str | Path, given: Site | None, stated_site: Site, does: str = "reads") -> None:
+    """Refuse a `--site` that contradicts an SAE's files.
+
+    Raises:
+        UserError: the two differ.
+    """
+    if given not in (None, stated_site):
+        raise UserError(f"--site {given}: {where} says that this SAE {does} {stated_site}; leave --site out")
+
+
+def checked_k(k: object, latents: int, what: str) -> int:
+    """The number of active latents.
+
+    Args:
+        what: the setting and its file, for the message.
+
+    Raises:
+        UserError: it is not a whole number from 1 to `latents`.
+    """
+    if not isinstance(k, int) or not 0 < k <= latents:
+        raise UserError(f"{what} must be a number from 1 to {latents}, not {k!r}")
+    return k
+
+
 def stated(place: Place, **more: float) -> dict[str, float]:
-    """What an SAE's owner states of it: in SAELens' registry, and elsewhere (`more`)."""
+    """The figures that an SAE's owner published, from SAELens' registry and from its name or files (`more`)."""
     entry = place.registered
     found = {} if entry is None else {"L0": entry.l0, "explained variance": entry.explained_variance}
     return {name: value for name, value in found.items() if value is not None} | more

@@ -56,7 +56,7 @@ def detect(place: Place) -> bool:
 
 
 def look(place: Place, site: Site | None = None) -> Reading:
-    """How the SAE of a checkpoint is read. Its numbers decide, so it is loaded.
+    """How the SAE of a checkpoint is read. The file is loaded, since its tensors have to be compared.
 
     Raises:
         UserError: see `read`.
@@ -65,7 +65,8 @@ def look(place: Place, site: Site | None = None) -> Reading:
     sae = found.sae
     assert isinstance(sae, TopK)
     return Reading(NAME, "topk", sae.d_in, sae.d_out, sae.d_sae, (str(place.file),), sae.reads, sae.writes, k=sae.k,
-                   normalize=sae.normalize, dtype=found.dtype, metadata=found.metadata, notes=("it is tied",))
+                   normalize=sae.normalize, dtype=found.dtype, metadata=found.metadata,
+                   notes=("encoder and decoder are tied",))
 
 
 def read(place: Place, site: Site | None = None) -> Opened:
@@ -85,12 +86,13 @@ def read(place: Place, site: Site | None = None) -> Opened:
     if not isinstance(tree, dict):
         raise UserError(f"{path} holds a {type(tree).__name__}, not the mapping with `model` that the trainer saves")
     model = _mapping(tree, "model", path)
-    sae = _read_sae(model, tree, path)
+    sae, checksum = _read_sae(model, tree, path), sha256(path)
     return Opened(
         sae.at([_site(tree, site, path)]), path.name, None, None, "topk", path, "file",
-        f"sha256:{sha256(path)[:32]}", bos="auto", context_size=None, dtype=model["encoder.weight"].dtype,
+        f"sha256:{checksum[:32]}", bos="auto", context_size=None, dtype=model["encoder.weight"].dtype,
         metadata={name: tree[name] for name in SETTINGS
-                  if isinstance(tree.get(name), int | float) and math.isfinite(tree[name])})
+                  if isinstance(tree.get(name), int | float) and math.isfinite(tree[name])},
+        files={path.name: checksum})
 
 
 def _read_sae(model: Mapping[str, Any], tree: Mapping[str, Any], path: Path) -> TopK:

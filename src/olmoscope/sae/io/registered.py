@@ -1,4 +1,4 @@
-"""What SAELens' registry says of one of its dictionaries."""
+"""One dictionary in SAELens' registry."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -10,13 +10,13 @@ class Registered:
     """An entry of the registry.
 
     Attributes:
-        release, id: what SAELens calls it.
-        repo, path: where it is on the hub.
-        model: the language model, as SAELens calls it.
-        loader: the name of the function by which SAELens reads it; None: its own format.
-        scale: by what rows are multiplied before encoding (`norm_scaling_factor`), where their format does not say it.
-        l0, explained_variance: as its owner states them.
-        overrides: settings that stand in place of those of its files.
+        release, id: its names in SAELens.
+        repo, path: its place on the hub.
+        model: the language model, by SAELens' name.
+        loader: the SAELens function that reads it (`conversion_func`); None for SAELens' own format.
+        scale: the factor on rows before encoding (`norm_scaling_factor`), for formats that do not keep it.
+        l0, explained_variance: as its owner published them.
+        overrides: settings that replace those in its files.
     """
 
     release: str

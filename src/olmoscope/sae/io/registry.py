@@ -3,7 +3,6 @@
     saelens:RELEASE/ID    an entry of it
 """
 
-import difflib
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
@@ -13,14 +12,14 @@ from typing import Any
 
 import yaml
 
-from olmoscope.errors import UserError
+from olmoscope.errors import UserError, did_you_mean
 from olmoscope.sae.io.registered import Registered
 
 PREFIX = "saelens:"
 FILE = "sae_lens/pretrained_saes.yaml"
 
 _RELEASE = re.compile(r"^(?P<name>[^\s#:][^\n:]*):[ \t]*\n(?P<body>(?:[ \t-].*\n|\n)*)", re.MULTILINE)
-"""A release begins at the start of a line; all of it is indented, or an item of its list."""
+"""A release begins at the start of a line; its lines are indented, or items of its list."""
 
 
 def registered(address: str) -> Registered:
@@ -29,18 +28,18 @@ def registered(address: str) -> Registered:
     Raises:
         UserError: SAELens is not installed, or its registry has no such release or id.
     """
-    release, _, number = address.removeprefix(PREFIX).partition("/")
+    release, _, name = address.removeprefix(PREFIX).partition("/")
     entry = read_release(release)
     saes = {str(sae["id"]): sae for sae in entry["saes"]}
-    if number not in saes:
+    if name not in saes:
         few = ", ".join(list(saes)[:3])
-        raise UserError(f"{address}: release {release} has {len(saes)} dictionaries, none of them {number!r}"
-                        f"{_near(number, saes) or f' (they are called {few}, ...)'}")
-    return _entry(release, entry, saes[number])
+        raise UserError(f"{address}: release {release} has {len(saes)} dictionaries, none of them {name!r}"
+                        f"{did_you_mean(name, saes) or f' (they are called {few}, ...)'}")
+    return _entry(release, entry, saes[name])
 
 
 def in_release(address: str) -> list[str]:
-    """The addresses of all that `saelens:RELEASE` holds.
+    """The addresses of all dictionaries in `saelens:RELEASE`.
 
     Raises:
         UserError: SAELens is not installed, or its registry has no such release.
@@ -67,7 +66,8 @@ def read_release(release: str) -> Mapping[str, Any]:
         UserError: SAELens is not installed, or its registry has no such release.
     """
     if release not in (found := releases()):
-        raise UserError(f"{PREFIX}{release}: SAELens' registry has no release {release!r}{_near(release, found)}")
+        raise UserError(f"{PREFIX}{release}: SAELens' registry has no release {release!r}"
+                        f"{did_you_mean(release, found)}")
     entry: Mapping[str, Any] = _parsed(f"{release}:\n{releases()[release]}")[release]
     return entry
 
@@ -88,8 +88,8 @@ def _file() -> Path:
     except PackageNotFoundError:
         path = None
     if path is None or not path.is_file():
-        raise UserError(f"{PREFIX}RELEASE/ID is looked up in SAELens' registry, which its package brings: pip install "
-                        "olmoscope[saelens], or name the SAE by its place on the hub, OWNER/NAME:PATH")
+        raise UserError(f"{PREFIX}RELEASE/ID is looked up in SAELens' registry, which is part of its package: pip "
+                        "install olmoscope[saelens], or give the SAE's address on the hub, OWNER/NAME:PATH")
     return path
 
 
@@ -106,12 +106,8 @@ def _entry(release: str, entry: Mapping[str, Any], sae: Mapping[str, Any]) -> Re
 
 
 def _path(loader: str | None, path: str) -> str:
-    """In the repository: of layers of cross-layer transcoders the registry does not name the file."""
+    """The path in the repository; the registry does not name the files of cross-layer transcoders."""
     if loader == "mntss_clt_layer_transcoder":
         return f"W_enc_{path}.safetensors"
     return f"{path}.safetensors" if loader == "gemma_3" and "clt" in path else path
 
-
-def _near(name: str, names: Mapping[str, Any]) -> str:
-    found = difflib.get_close_matches(name, list(names), n=3, cutoff=0.4)
-    return f"; did you mean {' or '.join(found)}?" if found else ""

@@ -23,8 +23,7 @@ from olmoscope.sae.io.checkpoint import read_checkpoint
 from olmoscope.sae.io.headers import read_header
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Here, Place
-from olmoscope.sae.io.reading import Reading, Rule
-from olmoscope.sae.io.saelens_places import refuse_other_site
+from olmoscope.sae.io.reading import Reading, Rule, refuse_other_site
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
 from olmoscope.site import Site, SiteModule, module_by_layer
@@ -34,7 +33,7 @@ MARK = "done.json"
 SEARCH: str | None = f"runs/**/{MARK}"
 
 _RULES: dict[str, Rule] = {"topk": "topk", "groupmax": "groupmax"}
-"""Of those that are no thresholds once trained."""
+"""The rules that do not become thresholds when training ends."""
 
 
 class _Read(BaseModel):
@@ -137,7 +136,7 @@ class RunFolder:
 
 
 def detect(place: Place) -> bool:
-    """Whether there is a done.json, on this machine: training writes it last."""
+    """Whether there is a local folder with a done.json, which training writes last."""
     return isinstance(place, Here) and place.file is None and place.has(MARK)
 
 
@@ -184,9 +183,9 @@ def reading(run: RunFolder, site: Site | None, checkpoint: Path | None = None) -
         NAME, _RULES.get(sae.activation, "jumprelu"), sum(map(store.width, sae.reads)), sum(map(store.width, writes)),
         sae.d_sae + sinks, (*names, MARK, "recipe.yaml"), tuple(sae.reads), tuple(writes),
         store.model.name, store.model.revision, sae.k if sae.activation in _RULES else None,
-        transcoder=sae.writes is not None, normalize=sae.normalize, skip=sae.skip,
+        transcoder=sae.writes is not None, own_b_in=sae.writes is not None, normalize=sae.normalize, skip=sae.skip,
         bos="yes" if run.recipe.tokens.bos == "yes" else "no", context_size=_longest(run.recipe),
-        notes=(f"its first {sinks} latents are of attention sinks, and were not trained",) if sinks else ())
+        notes=(f"its first {sinks} latents are for attention sinks, and were not trained",) if sinks else ())
 
 
 def opened(run: RunFolder, site: Site | None, checkpoint: Path | None = None) -> Opened:
@@ -206,7 +205,7 @@ def opened(run: RunFolder, site: Site | None, checkpoint: Path | None = None) ->
 
 
 def _longest(recipe: Recipe) -> int:
-    """Tokens of the longest sequences."""
+    """The length of the longest sequences."""
     return max(high for _, high in recipe.tokens.chunk_lengths)
 
 

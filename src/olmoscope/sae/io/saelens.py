@@ -6,7 +6,7 @@
 
 Read are `topk`, `standard` (ReLU), `jumprelu`, `gated`, the `batchtopk` and `matryoshka_batchtopk` that SAELens'
 trainer keeps as checkpoints, and `transcoder` (ReLU), `skip_transcoder`, `jumprelu_transcoder` and
-`jumprelu_skip_transcoder`, in the layouts before and since version 6; what a folder does not say is refused, not
+`jumprelu_skip_transcoder`, in the layouts before and since version 6; what a folder does not state is refused, not
 guessed. Written are `topk`, `jumprelu` and the transcoders, and never is a setting left to SAELens' defaults: a missing
 `k` silently becomes 100 there, a missing `apply_b_dec_to_input` true, and metadata without a `sae_lens_version` of 6 or
 more is silently discarded. SAELens has no transcoder of the k largest; one that reads and writes rows of one width, and
@@ -21,7 +21,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -117,8 +117,8 @@ def detect(place: Place) -> bool:
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What cfg.json says, as far as it is needed to read the tensors."""
+class _Settings:
+    """The settings in cfg.json that decide how the tensors are read."""
 
     config: dict[str, Any]
     metadata: dict[str, Any]
@@ -128,7 +128,7 @@ class _Told:
     scale: float
 
 
-def _told(place: Place, site: Site | None) -> _Told:
+def _settings(place: Place, site: Site | None) -> _Settings:
     """Read cfg.json.
 
     Raises:
@@ -143,7 +143,7 @@ def _told(place: Place, site: Site | None) -> _Told:
                         f"{', '.join(KINDS)}")
     transcoder = is_transcoder(architecture, metadata)
     reads, writes = ends(metadata, transcoder, site, path / CONFIG)
-    return _Told(config, metadata, transcoder, (reads, writes),
+    return _Settings(config, metadata, transcoder, (reads, writes),
                  row_normalisation(config, metadata, path / CONFIG, reads, transcoder),
                  row_scale(config, path / CONFIG, registered))
 
@@ -154,26 +154,30 @@ def look(place: Place, site: Site | None = None) -> Reading:
     Raises:
         UserError: see `read`.
     """
-    told = _told(place, site)
-    config, metadata, architecture = told.config, told.metadata, told.config["architecture"]
+    settings, where = _settings(place, site), Path(place.where(CONFIG))
+    config, metadata, architecture = settings.config, settings.metadata, settings.config["architecture"]
     there = {name.replace("log_threshold", "threshold"): shape
              for name, shape in place.header(WEIGHTS).shapes.items() if name != "scaling_factor"}
     check_tensors(place.where(WEIGHTS), there, config)
-    d_in, d_sae = config["d_in"], config["d_sae"]
-    rule: Rule = {"topk": "topk", "abstopk": "abstopk", "gated": "gated"}.get(  # type: ignore[assignment]
-        architecture, "jumprelu" if architecture.startswith(("jumprelu", "batch", "matryoshka")) else "relu")
-    rescaled = ("latents are compared by their decoder row's length times p: it is folded into the encoder, and the "
-                "decoder has unit rows",) if rescales(config) else ()
-    twice = ("each latent stands here twice, for either sign",) if architecture == "abstopk" else ()
-    context = metadata.get("context_size")
+    d_in, d_sae, both_signs = config["d_in"], config["d_sae"], architecture == "abstopk"
+    rescaled, context = rescales(config), metadata.get("context_size")
     return Reading(
-        NAME, rule, d_in, config.get("d_out") or d_in, d_sae * (2 if twice else 1), (WEIGHTS, CONFIG), told.ends[:1],
-        told.ends[1:], metadata.get("model_name"), metadata.get("model_revision"),
-        config.get("k") if architecture.removeprefix("abs") == "topk" else None, told.transcoder,
-        bool(config.get("apply_b_dec_to_input", True)), told.normalize, told.scale, told.scale, rescales(config),
-        "skip" in architecture, begins_with_bos(metadata, Path(place.where(CONFIG))),
-        context if isinstance(context, int) else None, weights_dtype(config, Path(place.where(CONFIG))),
-        rescaled + twice, metadata=metadata, unread=unread(metadata))
+        NAME, _rule(architecture), d_in, config.get("d_out") or d_in, 2 * d_sae if both_signs else d_sae,
+        (WEIGHTS, CONFIG), settings.ends[:1], settings.ends[1:], metadata.get("model_name"),
+        metadata.get("model_revision"), k=config.get("k") if architecture in ("topk", "abstopk") else None,
+        transcoder=settings.transcoder,
+        centred=bool(config.get("apply_b_dec_to_input", True)), normalize=settings.normalize, scale=settings.scale,
+        scale_out=settings.scale, by_decoder_norm=rescaled, unit_rows=rescaled, skip="skip" in architecture,
+        bos=begins_with_bos(metadata, where), context_size=context if isinstance(context, int) else None,
+        dtype=weights_dtype(config, where), metadata=metadata, unread=unread(metadata),
+        notes=("each latent becomes two, one for each sign",) if both_signs else ())
+
+
+def _rule(architecture: str) -> Rule:
+    """How an architecture of `KINDS` chooses latents."""
+    if architecture in ("topk", "abstopk", "gated"):
+        return cast(Rule, architecture)
+    return "relu" if architecture in ("standard", "transcoder", "skip_transcoder") else "jumprelu"
 
 
 def read(place: Place, site: Site | None = None) -> Opened:
@@ -186,17 +190,18 @@ def read(place: Place, site: Site | None = None) -> Opened:
         UserError: missing or damaged files, an SAE of a kind that is not read, of a site that is not known, or of
             another site than `site`.
     """
-    told = _told(place, site)
-    config, metadata = told.config, told.metadata
+    settings = _settings(place, site)
+    config, metadata = settings.config, settings.metadata
     path = place.folder if isinstance(place, Here) else place.fetch(WEIGHTS).parent
-    sae = read_coder(path, config, told.normalize, told.transcoder, told.scale).at(told.ends[:1], told.ends[1:])
+    sae = read_coder(path, config, settings.normalize, settings.transcoder, settings.scale)
+    sae = sae.at(settings.ends[:1], settings.ends[1:])
     context = metadata.get("context_size")
+    files = {name: sha256(path / name) for name in (WEIGHTS, CONFIG)}
     return Opened(
         sae, path.resolve().name, metadata.get("model_name"), metadata.get("model_revision"), config["architecture"],
-        path,
-        "folder", f"sha256:{sha256(path / WEIGHTS)[:32]}-{sha256(path / CONFIG)[:8]}",
+        path, "folder", f"sha256:{files[WEIGHTS][:32]}-{files[CONFIG][:8]}",
         bos=begins_with_bos(metadata, path / CONFIG), context_size=context if isinstance(context, int) else None,
-        dtype=weights_dtype(config, path / CONFIG), metadata=metadata, unread=unread(metadata))
+        dtype=weights_dtype(config, path / CONFIG), metadata=metadata, unread=unread(metadata), files=files)
 
 
 def write(sae: SparseCoder, path: Path, metadata: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from typing import Any
 
 from olmoscope.errors import UserError
 from olmoscope.recipe.schema import Bos
+from olmoscope.sae.io.reading import refuse_other_site
 from olmoscope.site import Site, SiteModule, module_by_layer
 
 _MODULE = re.compile(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)(?:\.(input|output))?")
@@ -51,11 +52,11 @@ def ends(metadata: dict[str, Any], transcoder: bool, site: Site | None, config: 
     """The site that an SAE or transcoder reads, and the one that it writes.
 
     Args:
-        site: stands in for what is written and not said, and does not overrule what is said.
-        config: the file that the metadata is of.
+        site: the site that it writes, if the metadata do not state it.
+        config: the file with the metadata.
 
     Raises:
-        UserError: one is not said, no site that is known, two, or what is written is another than `site`.
+        UserError: a site is not stated, is unknown, or has two names that differ; `site` contradicts the metadata.
     """
     reads = _said(metadata, "", config)
     if not transcoder:
@@ -73,16 +74,6 @@ def ends(metadata: dict[str, Any], transcoder: bool, site: Site | None, config: 
         raise UserError(f"{config} does not say which site the transcoder writes (metadata.hook_name_out); give --site")
     refuse_other_site(config, site, writes, "writes")
     return reads, writes
-
-
-def refuse_other_site(where: Path, site: Site | None, said: Site, does: str = "reads") -> None:
-    """`--site` never overrules an SAE.
-
-    Raises:
-        UserError: they differ.
-    """
-    if site not in (None, said):
-        raise UserError(f"--site {site}: {where} says that this SAE {does} {said}; leave --site out")
 
 
 def begins_with_bos(metadata: dict[str, Any], config: Path) -> Bos:
@@ -121,7 +112,7 @@ def _said(metadata: dict[str, Any], suffix: str, config: Path) -> Site | None:
     hook = names[key].replace("{layer}", str(layer)) if layer is not None else names[key]
     said = _of_module(hook) or Site.of_transformer_lens(hook)
     if said is None:
-        raise UserError(f"{config}: {key} {hook!r} is no site that is known here (blocks.L.hook_resid_post, "
+        raise UserError(f"{config}: {key} {hook!r} is not a known site (blocks.L.hook_resid_post, "
                         "blocks.L.hook_mlp_out, ...)")
     block = _LAYER.match(hook)
     if layer is not None and block is not None and block[1] != str(layer):

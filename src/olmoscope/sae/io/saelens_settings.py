@@ -53,7 +53,7 @@ _TRAINING = {"decoder_init_norm", "use_sparse_activations", "aux_loss_coefficien
 """Settings of a training run, which do not change what the trained SAE computes."""
 
 _METADATA = {"model_name", "hook_name", "dataset_path", "model_from_pretrained_kwargs", "neuronpedia_id"}
-"""Settings of the registry that are metadata since version 6."""
+"""Settings in the registry that are metadata since version 6."""
 
 _HARMLESS_LOADING = {"fold_ln", "fold_value_biases", "center_unembed", "refactor_factored_attn_matrices", "device",
                      "device_map", "n_devices", "move_to_device", "dtype", "torch_dtype", "trust_remote_code",
@@ -81,7 +81,7 @@ def read_settings(folder: Path, overrides: Mapping[str, Any] | None = None) -> t
     """The settings in version 6's terms, and the metadata; what stands there and is not understood is refused.
 
     Args:
-        overrides: settings that SAELens' registry puts in place of those of the file.
+        overrides: settings in SAELens' registry that replace those in the file.
 
     Raises:
         UserError: missing or damaged, or it changes the SAE's meaning in a way that is not known here.
@@ -110,18 +110,18 @@ def read_settings(folder: Path, overrides: Mapping[str, Any] | None = None) -> t
 
 
 def row_scale(config: Mapping[str, Any], path: Path, registered: Registered | None) -> float:
-    """By what rows are multiplied before encoding, and the reconstruction divided: `expected_average_only_in` makes
-    their mean norm √D. The number is of the training data, and stands in SAELens' registry alone.
+    """The factor on rows before encoding, by which the reconstruction is divided. With `expected_average_only_in` it
+    gives the training rows a mean norm of √D; only SAELens' registry states it.
 
     Raises:
-        UserError: it is needed, and nothing says it. (SAELens then leaves it out, with a warning.)
+        UserError: the SAE needs a factor that is not stated. (SAELens then warns and uses 1.)
     """
     if config.get("normalize_activations") != "expected_average_only_in":
         return 1.0
     if registered is None or registered.scale is None:
-        raise UserError(f"{path}: normalize_activations 'expected_average_only_in' needs a figure of the training data "
-                        "that is not in the folder: open it as saelens:RELEASE/ID, whose entry in SAELens' registry "
-                        "may have it, or fold it into the weights with SAELens and save it again")
+        raise UserError(f"{path}: normalize_activations 'expected_average_only_in' needs a scale that is not in the "
+                        "folder: open it as saelens:RELEASE/ID if SAELens' registry has its norm_scaling_factor, or "
+                        "fold the scale into the weights with SAELens and save it again")
     return registered.scale
 
 
@@ -142,12 +142,11 @@ def row_normalisation(config: dict[str, Any], metadata: dict[str, Any], path: Pa
         wanted = "none"
     reshape = config.get("reshape_activations") or "none"
     if reshape not in ("none", "hook_z") or (reshape == "hook_z" and reads.part != "attn.z"):
-        raise UserError(f"{path}: reshape_activations {reshape!r} of an SAE that reads {reads} is not read; only "
-                        "hook_z is, the heads of attn.hook_z side by side")
+        raise UserError(f"{path}: reshape_activations {reshape!r} is not supported for an SAE that reads {reads}; "
+                        "supported is hook_z, for attn.hook_z")
     if wanted == "covariance_whitening":
-        raise UserError(f"{path}: normalize_activations {wanted!r} needs figures of the training data that are not in "
-                        "the folder: SAELens' trainer folds them into the weights when it ends; take the SAE that it "
-                        "wrote then")
+        raise UserError(f"{path}: normalize_activations {wanted!r} needs statistics that are not in the folder: "
+                        "SAELens' trainer folds them into the weights when it ends; use the SAE that it writes then")
     if wanted not in ("none", "layer_norm", "constant_norm_rescale"):
         raise UserError(f"{path}: normalize_activations {wanted!r} is unknown")
     if transcoder and wanted != "none" and not config["architecture"].endswith("transcoder"):

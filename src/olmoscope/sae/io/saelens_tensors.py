@@ -20,7 +20,7 @@ from torch import Tensor
 from olmoscope.errors import UserError
 from olmoscope.model_errors import damage
 from olmoscope.sae.coder import SparseCoder
-from olmoscope.sae.io.assemble import scaled
+from olmoscope.sae.io.assemble import fold_decoder_norms, fold_scale
 from olmoscope.sae.io.saelens_settings import CONFIG, weights_dtype
 from olmoscope.sae.normalize import Normalize
 from olmoscope.sae.threshold import Gated, JumpReLU
@@ -68,7 +68,7 @@ def _topk(parts: _Parts) -> TopK:
 
 
 def _abs_topk(parts: _Parts) -> TopK:
-    """Latents of largest |p|, of either sign: the k largest of twice as many latents, F + j being j with the other
+    """The k latents of largest |p|: the k largest of twice as many latents, where F + j is latent j with the other
     sign."""
     halves, b_enc_F = _topk(parts), parts.tensors["b_enc"]
     return TopK(torch.cat([halves.W_enc, -halves.W_enc]), torch.cat([halves.W_dec, -halves.W_dec]), halves.b_in,
@@ -138,7 +138,7 @@ def raw_tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def rescales(config: Mapping[str, Any]) -> bool:
-    """Whether latents are compared by what they add, their pre-activation times the length of their decoder row."""
+    """Whether pre-activations are multiplied by the norm of the decoder row before latents are chosen."""
     kind = config["architecture"]
     return kind in ("topk", "abstopk", *_BATCH_TOPK) and bool(config.get("rescale_acts_by_decoder_norm",
                                                                          kind in _BATCH_TOPK))
@@ -152,7 +152,7 @@ def read_coder(folder: Path, config: Mapping[str, Any], normalize: Normalize, tr
         config: its settings, of an architecture in `KINDS`.
         normalize: how it normalises rows.
         transcoder: it writes another site than it reads.
-        scale: by what it multiplies rows first.
+        scale: the factor on rows before encoding.
 
     Raises:
         UserError: missing or damaged weights, or tensors that are not those of the settings.
@@ -162,11 +162,13 @@ def read_coder(folder: Path, config: Mapping[str, Any], normalize: Normalize, tr
         raise UserError(f"{folder / CONFIG}: apply_b_dec_to_input must be false in a {architecture}: its b_dec is of "
                         "the rows that it writes")
     tensors = _read_weights(folder / WEIGHTS, architecture, config)
+    tensors["W_enc"] = tensors["W_enc"].T.contiguous()
     if rescales(config):
-        _fold_decoder_norms(tensors)
-    _fold_scale(tensors, scale)
-    W_dec_FD = tensors["W_dec"]
-    W_enc_FD = W_dec_FD if is_tied(tensors) else tensors["W_enc"].T.contiguous()
+        fold_decoder_norms(tensors)
+    fold_scale(tensors, scale, scale)
+    W_enc_FD, W_dec_FD = tensors["W_enc"], tensors["W_dec"]
+    if W_enc_FD.shape == W_dec_FD.shape and torch.equal(W_enc_FD, W_dec_FD):
+        W_enc_FD = W_dec_FD
     return KINDS[architecture].build(_Parts(W_enc_FD, W_dec_FD, tensors, config, normalize, folder / CONFIG,
                                             transcoder))
 
@@ -227,13 +229,13 @@ def _read_weights(path: Path, architecture: str, config: Mapping[str, Any]) -> d
 
 
 def check_tensors(path: str, there: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> None:
-    """Refuse tensors that are not those of the settings.
+    """Refuse tensors that contradict the settings.
 
     Args:
-        there: the shape of each by its name.
+        there: the shape of each tensor, by name.
 
     Raises:
-        UserError: naming the first that is not.
+        UserError: it names the first such tensor.
     """
     architecture = config["architecture"]
     wanted = set(KINDS[architecture].tensors)
@@ -250,21 +252,3 @@ def check_tensors(path: str, there: Mapping[str, tuple[int, ...]], config: Mappi
         raise UserError(f"{path} is of d_in {D}, d_sae {F}; {CONFIG} says {config.get('d_in')}, {config.get('d_sae')}")
     if architecture.endswith("transcoder") and config.get("d_out") != D_out:
         raise UserError(f"{path} is of d_out {D_out}; {CONFIG} says {config.get('d_out')}")
-
-
-def _fold_decoder_norms(tensors: dict[str, Tensor]) -> None:
-    """Pre-activations times the norm of the decoder's rows, activations divided by it: as weights. The codes stay."""
-    norms_F = tensors["W_dec"].norm(dim=1)
-    tensors["W_enc"] = tensors["W_enc"] * norms_F
-    tensors["b_enc"] = tensors["b_enc"] * norms_F
-    tensors["W_dec"] = tensors["W_dec"] / norms_F.clamp_min(torch.finfo(norms_F.dtype).tiny)[:, None]
-
-
-def _fold_scale(tensors: dict[str, Tensor], scale: float) -> None:
-    """Rows times a number before encoding, what is decoded divided by it: as weights. The codes stay. A threshold is of
-    pre-activations, which stay too."""
-    if scale == 1:
-        return
-    tensors["W_enc"] = scaled(tensors["W_enc"], scale)
-    for name in ("W_dec", "b_dec"):
-        tensors[name] = scaled(tensors[name], 1 / scale)

@@ -1,7 +1,7 @@
-"""Sites by what other tools call them: TransformerLens' hooks, modules of transformers' models.
+"""Sites by their names in other tools: TransformerLens' hooks, and modules of transformers' models.
 
-Some places of theirs are no site here but a function of one: what the norm before an MLP gives, before its weight
-(`ln2.hook_normalized`), is the residual stream in each row's own scale.
+The output of the norm before an MLP without its weight (`ln2.hook_normalized`) is not a site here, but the residual
+stream with each row scaled to norm √D.
 """
 
 import re
@@ -16,20 +16,21 @@ _PARTS = {"": "", "output": "", "mlp": "mlp.out", "mlp.output": "mlp.out", "mlp.
           "feed_forward": "mlp.out", "self_attn": "attn.out", "attn": "attn.out", "attention": "attn.out",
           "self_attn.o_proj.input": "attn.z", "pre_feedforward_layernorm.output": "mlp.in",
           "post_feedforward_layernorm.output": "mlp.out"}
-"""Modules of a decoder layer, meant by what they give where nothing else is said, and the parts of it that they are."""
+"""Modules of a decoder layer and their sites; a name alone means the module's output."""
 
 POST_NORM = re.compile(r"(?i)(olmo-?[23]|gemma-?[23])")
-"""Models with a norm after the MLP and after attention: what the modules give is not what is added to the stream."""
+"""Models with a norm after the MLP and after attention, so that a module's output is not what the stream receives."""
 
-NORMALIZED = ("layers.L.mid in each row's own scale, to length √D, is what the norm before the MLP gives before its "
-              "weight (ln2.hook_normalized), but for the norm's epsilon")
-"""What to say where `of_hook` gives a normalisation."""
+NORMALIZED = ("it was trained on ln2.hook_normalized, the output of the norm before the MLP without the norm's weight; "
+              "that is layers.L.mid with each row scaled to norm √D, except for the norm's epsilon")
+"""The note for an SAE whose hook `of_hook` expresses with a normalisation."""
 
 
 def of_hook(hook: str) -> tuple[Site, Normalize] | None:
-    """The site that TransformerLens calls `hook`, and how its rows are normalised to be what is there; None: no site.
+    """The site of a TransformerLens hook, and the normalisation that turns its rows into those at the hook; None if
+    there is no such site.
 
-    RMS norms only: a layer norm takes the mean off too.
+    This holds for RMS norms only: a layer norm also subtracts the mean.
     """
     if found := _NORMALIZED.fullmatch(hook):
         return Site(int(found[1]), "mid"), "constant_norm_rescale"

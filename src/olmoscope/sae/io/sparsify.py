@@ -1,12 +1,12 @@
-"""sparsify (EleutherAI): a folder for each module of the model, called as the module is.
+"""sparsify (EleutherAI): a folder for each module of the model, with the module's name.
 
     layers.10/cfg.json           activation (topk, groupmax), k, num_latents (0: d_in · expansion_factor), transcode
     layers.10/sae.safetensors    encoder.weight [F, D], encoder.bias [F], W_dec [F, D], b_dec [D], perhaps W_skip [D, D]
-    config.json                  of the whole run: model, ctx_len, ...
+    config.json                  settings of the whole run: model, ctx_len, ...
 
-What a module gives is read, and by a transcoder what it is given. b_dec is subtracted, but not by a transcoder. Source:
-eai-sparsify 1.3.3, `sparse_coder.py`, `config.py`, `fused_encoder.py`. SAELens' loader for it turns W_dec round though
-it stands the right way, and subtracts b_dec only where `normalize_decoder` is false: sparsify's own class is right.
+An SAE reads the module's output, a transcoder its input. An SAE subtracts b_dec, a transcoder does not. SAELens' loader
+transposes W_dec, which is in the right order already, and subtracts b_dec only where `normalize_decoder` is false; this
+reader does as sparsify's own class. Source: eai-sparsify 1.3.3, `sparse_coder.py`, `config.py`, `fused_encoder.py`.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from olmoscope.sae.io.assemble import opened
 from olmoscope.sae.io.layout import Layout, load, sizes
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Place
-from olmoscope.sae.io.reading import Reading, Rule, settled, stated
+from olmoscope.sae.io.reading import Reading, Rule, checked_k, site_from, stated
 from olmoscope.sae.io.site_names import POST_NORM, of_module
 from olmoscope.site import EMBED, Site
 
@@ -30,8 +30,8 @@ CONFIG, OF_RUN = "cfg.json", "../config.json"
 _RULES: dict[str, Rule] = {"topk": "topk", "groupmax": "groupmax"}
 _LAYOUT: Layout = {"encoder.weight": ("W_enc", "FD"), "encoder.bias": ("b_enc", "F"), "W_dec": ("W_dec", "FO"),
                    "b_dec": ("b_dec", "O"), "W_skip": ("W_skip", "OD")}
-_NOTE = ("SAELens' loader for sparsify differs: it turns W_dec round, ties the subtraction of b_dec to "
-         "normalize_decoder, and takes num_latents 0 literally; here it is read as by sparsify itself")
+_NOTE = ("SAELens' loader for sparsify differs from sparsify: it transposes W_dec, subtracts b_dec depending on "
+         "normalize_decoder, and takes num_latents 0 literally; this reader does as sparsify")
 
 
 def detect(place: Place) -> bool:
@@ -43,14 +43,15 @@ def look(place: Place, site: Site | None = None) -> Reading:
     """How it is read.
 
     Raises:
-        UserError: tensors that do not fit together or to cfg.json, a kind that is not read, another site than `site`.
+        UserError: tensors that do not fit together or to cfg.json, an unsupported kind, another site than `site`.
     """
     config, run = place.mapping(CONFIG), place.mapping(OF_RUN) if place.has(OF_RUN) else {}
     if config.get("signed"):
-        raise UserError(f"{place.where(CONFIG)}: signed: latents that fire negatively are not read")
+        raise UserError(f"{place.where(CONFIG)}: signed: latents with negative codes are not supported")
     activation = config.get("activation", "topk")
     if activation not in _RULES:
-        raise UserError(f"{place.where(CONFIG)}: activation {activation!r} is not read; those are {', '.join(_RULES)}")
+        raise UserError(f"{place.where(CONFIG)}: activation {activation!r} is not supported; supported are "
+                        f"{', '.join(_RULES)}")
     found, transcoder = sizes(place, MARK, _LAYOUT, NAME, optional=("W_skip",)), bool(config.get("transcode"))
     _check(place, config, found)
     model = run.get("model")
@@ -58,12 +59,12 @@ def look(place: Place, site: Site | None = None) -> Reading:
     skip = "W_skip" in place.header(MARK).shapes
     if found["D"] != found["O"] or (skip and not transcoder):
         raise UserError(f"{place.where(MARK)} reads width {found['D']}, writes {found['O']}"
-                        f"{' and has a W_skip' if skip else ''}: that is no SAE, and transcode is {transcoder}")
+                        f"{' and has a W_skip' if skip else ''}: this does not fit transcode {transcoder}")
     context = run.get("ctx_len")
     return Reading(
         NAME, _RULES[activation], found["D"], found["O"], found["F"],
-        (MARK, CONFIG, *([OF_RUN] if run else [])), settled(place.where(), reads, None if transcoder else site),
-        settled(place.where(), writes, site, "writes"), model, k=config["k"], transcoder=transcoder,
+        (MARK, CONFIG, *([OF_RUN] if run else [])), site_from(place.where(), reads, None if transcoder else site),
+        site_from(place.where(), writes, site, "writes"), model, k=config["k"], transcoder=transcoder,
         centred=not transcoder, skip=skip, context_size=context if isinstance(context, int) else None,
         dtype=place.header(MARK).dtype, notes=(_NOTE,), stated=stated(place), metadata=run | {"cfg": config})
 
@@ -72,33 +73,32 @@ def read(place: Place, site: Site | None = None) -> Opened:
     """Read it.
 
     Raises:
-        UserError: as `look`; NaN; a site that nothing says.
+        UserError: as `look`; NaN; an unknown site.
     """
     return opened(place, look(place, site), load(place, MARK, _LAYOUT))
 
 
 def _check(place: Place, config: Mapping[str, Any], found: Mapping[str, int]) -> None:
-    """The settings must be those of the tensors."""
-    d_in, k = config.get("d_in"), config.get("k")
+    """Refuse settings that contradict the tensors."""
+    d_in = config.get("d_in")
     latents = config.get("num_latents") or (d_in or 0) * config.get("expansion_factor", 32)
     if (d_in, latents) != (found["D"], found["F"]):
-        raise UserError(f"{place.where(MARK)} is of d_in {found['D']} and {found['F']} latents; {CONFIG} says {d_in} "
+        raise UserError(f"{place.where(MARK)} has d_in {found['D']} and {found['F']} latents; {CONFIG} says {d_in} "
                         f"and {latents}")
-    if not isinstance(k, int) or not 0 < k <= latents:
-        raise UserError(f"{place.where(CONFIG)}: k must be a number from 1 to {latents}, not {k!r}")
+    k = checked_k(config.get("k"), latents, f"{place.where(CONFIG)}: k")
     if config.get("activation") == "groupmax" and latents % k:
-        raise UserError(f"{place.where(CONFIG)}: groupmax: {latents} latents are not {k} groups of one size")
+        raise UserError(f"{place.where(CONFIG)}: groupmax: {latents} latents cannot be split into {k} equal groups")
 
 
 def _ends(place: Place, transcoder: bool, model: str | None) -> tuple[Site | None, Site | None]:
-    """What the module that the folder is called after gives, and what it is given; None: it is no site."""
+    """The sites that it reads and writes, by the folder's name, which is a module's; None if it is not a site."""
     name = PurePosixPath(place.words).name
     gives = of_module(name)
     if gives is None:
         return None, None
     if gives.part in ("mlp.out", "attn.out") and POST_NORM.search(model or ""):
-        raise UserError(f"{place.where()}: what {name} of {model} gives is not what is added to the residual stream, "
-                        "since a norm follows it: it is no site that is known here")
+        raise UserError(f"{place.where()}: in {model} a norm follows {name}, so its output is not what is added to the "
+                        "residual stream, and it is not a known site")
     if not transcoder:
         return gives, gives
     given = {"mlp.out": Site(gives.layer, "mlp.in"), "attn.out": Site(gives.layer, "attn.in"),

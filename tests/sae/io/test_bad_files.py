@@ -1,0 +1,94 @@
+"""Damaged files, and settings that contradict their tensors: one line each."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import foreign_files as made
+from olmoscope.errors import UserError
+from olmoscope.sae.io.open import open_sae
+from olmoscope.site import Site
+
+FOREIGN = Path(__file__).parents[2] / "foreign"
+QWEN, SET = "Qwen/SAE-Res-Qwen3-1.7B-Base-W1K-L0_20", "mwhanna/qwen3-4b-transcoders"
+
+
+def broken(folder, change):
+    """A made SAE whose tensors are changed, as a torch file."""
+    path = folder / "Goodfire" / made.goodfire(folder, repo="Goodfire")
+    tree = torch.load(path, weights_only=True)
+    change(tree)
+    torch.save(tree, path)
+    return path
+
+
+class Module(torch.nn.Module):
+    """A whole module, which cannot be read without its code."""
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda tree: tree.pop("decoder_linear.bias"), "has an unknown format: it holds decoder_linear.weight, "
+                                                   "encoder_linear.bias, encoder_linear.weight; known formats are"),
+    (lambda tree: tree.update({"encoder_linear.bias": torch.zeros(3)}),
+     r"encoder_linear.bias is \[3\], and encoder_linear.weight \[48, 16\]: they do not fit together"),
+    (lambda tree: tree.update({"decoder_linear.bias": torch.full((16,), torch.nan)}), "holds NaN or inf"),
+    (lambda tree: tree.update({"module": Module()}), "was refused: it is a pickle that would execute code of its own"),
+])
+def test_bad_files(tmp_path, change, message):
+    path = broken(tmp_path, change)
+    with pytest.raises(UserError, match=message) as refusal:
+        open_sae(path)
+    assert str(path) in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_bad_settings(tmp_path):
+    """A config that contradicts its tensors, or that is not understood."""
+    def fails(path, message, **site):
+        with pytest.raises(UserError, match=message) as refusal:
+            open_sae(path, **site)
+        assert "\n" not in str(refusal.value)
+
+    for changes, message in (({"d_sae": 7}, "d_sae is 7, but the tensors have 48"),
+                             ({"dataset_average_activation_norm": None}, "must be a positive number, not None"),
+                             ({"hook_point_in": "blocks.1.hook_odd"}, "is not a known site")):
+        made.llama_scope(tmp_path, **changes)
+        fails(tmp_path / "fnlp/Llama3_1-8B-Base-LXR-8x/Llama3_1-8B-Base-L15R-8x", message)
+    path = tmp_path / SET / made.circuit_tracer(tmp_path, config={"feature_input_hook": "odd.hook"})
+    fails(path, "feature_input_hook 'odd.hook' is not a known site")
+    fails(path.rename(path.with_name("renamed.safetensors")), "does not say which site it reads")
+    made.circuit_tracer(tmp_path, config={"activation": "topk"})
+    fails(path, "k must be a number from 1 to 48, not None")
+    clt = tmp_path / "some/clt" / made.clt(tmp_path, repo="some/clt")
+    (clt.parent / "W_dec_1.safetensors").unlink()
+    fails(clt, "W_dec_1.safetensors is missing: it holds the decoders")
+    for name, key, value, message in (
+            ("sparsify/topk/layers.3/cfg.json", "k", 0, "k must be a number from 1 to 40, not 0"),
+            ("sparsify/topk/layers.3/cfg.json", "d_in", 17, "has d_in 16 and 40 latents; cfg.json says 17 and 40"),
+            ("sparsify/topk/layers.3/cfg.json", "signed", True, "signed: latents with negative codes"),
+            ("llamascopium/relu/config.json", "sae_type", "lorsa", "sae_type 'lorsa' is not supported"),
+            ("llamascopium/relu/config.json", "expansion_factor", 3, "config.json says 16 and 48"),
+            ("llamascopium/relu/config.json", "act_fn", "batchtopk", "act_fn 'batchtopk' is not supported")):
+        copy = shutil.copytree(FOREIGN / Path(name).parent, tmp_path / "copy" / Path(name).parent, dirs_exist_ok=True)
+        config = json.loads((copy / Path(name).name).read_text())
+        (copy / Path(name).name).write_text(json.dumps(config | {key: value}))
+        fails(copy, message)
+    moved = tmp_path / "elsewhere" / "layer3.sae.pt"
+    moved.parent.mkdir()
+    shutil.copy(tmp_path / QWEN / made.qwen_scope(tmp_path), moved)
+    fails(moved, "does not say how many latents are active: only its repository's name does")
+    npz = tmp_path / "google/gemma-scope-2b-pt-res" / made.gemma_scope(tmp_path)
+    unknown = shutil.copytree(npz, tmp_path / "gemma")
+    fails(unknown, "does not say which site it reads; give --site")
+    assert open_sae(unknown, Site(20)).site == Site(20)
+    fails(npz, "says that this SAE reads layers.20; leave --site out", site=Site(3))
+
+
+def test_arrays_of_objects_are_refused(tmp_path):
+    import numpy as np
+
+    np.savez(tmp_path / "params.npz", W_enc=np.array([object()], dtype=object), threshold=np.zeros(3))
+    with pytest.raises(UserError, match=r"params.npz was refused: W_enc is a pickle"):
+        open_sae(tmp_path)
