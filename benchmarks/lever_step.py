@@ -1,6 +1,7 @@
 """A training step with levers that are no settings of the product (levers.py). Shapes as in olmoscope.train.step."""
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -13,7 +14,7 @@ from olmoscope.sae.topk import TopK
 from olmoscope.train.adam import Adam, update_parameter
 from olmoscope.train.derived import settled
 from olmoscope.train.gradients import Gradients, sorted_together
-from olmoscope.train.step import Pull, Step
+from olmoscope.train.step import Pull, Step, update_matrices
 
 RATE_MEMORY = 0.99
 """Of the running firing rates, a step."""
@@ -133,7 +134,7 @@ class LeverStep(Step):
             factor = min(1.0, levers.clip / self._norm(pairs, e_RD, u_RD))
             e_RD = e_RD * factor
             pairs = SortedPairs(pairs.offsets, pairs.rows, pairs.values, pairs.gradients * factor)
-        db_latent_F, b_pull_D = self._update_matrices(pairs, e_RD, u_RD, adam)
+        db_latent_F, b_pull_D = self._update_under_levers(pairs, e_RD, u_RD, adam)
         biases = self.adam.at(self.count, lr * float(self.unit))
         update_parameter(sae.b_latent, db_latent_F, moments["b_latent"], biases)
         update_parameter(sae.b_in, e_sum_D - b_pull_D, moments["b_pre"], biases)
@@ -160,15 +161,19 @@ class LeverStep(Step):
         sae.W_dec.copy_(sae.W_dec.double() @ back_DD)
         sae.b_in.copy_(sae.b_in.double() @ back_DD + space.origin_D)
 
-    def _update_matrices(self, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor, adam: AdamStep) -> tuple[Tensor, Tensor]:
+    def _update_under_levers(self, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor,
+                             adam: AdamStep) -> tuple[Tensor, Tensor]:
+        """Encoder and decoder; what their update gives for the biases."""
         levers, sae = self.levers, self.sae
+        update = partial(update_matrices, self.kernels, sae, self.moments, pairs, e_BD, u_BD, adam,
+                         self.adam.decoder_rate)
         if levers.optimiser != "adam":
             found = momentum_update(self, pairs, e_BD, u_BD, adam.lr, levers.optimiser)
         elif levers.row_rates:
             factor_F = limited(self.rate_F.mean() / self.rate_F, levers.row_rates)
-            found = per_row(sae, factor_F, lambda: Step._update_matrices(self, pairs, e_BD, u_BD, adam))
+            found = per_row(sae, factor_F, update)
         else:
-            found = super()._update_matrices(pairs, e_BD, u_BD, adam)
+            found = update()
         if levers.orthogonal:
             apart(sae.W_dec, adam.lr * self.adam.decoder_rate * levers.orthogonal, self.rng)
         if levers.rare_decay:

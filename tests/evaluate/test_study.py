@@ -178,7 +178,7 @@ def test_kept_checkpoints_are_evaluated_and_indexed(out, job, tmp_path):
     assert errors[0].nmse > errors[1].nmse > errors[2].nmse and len({one.run_hash for one in errors}) == 3
     assert not any(one.fresh for one in evaluate_anywhere(places, Options(tmp_path / "steps", tokens=300)))
     assert index_sae(places[0], device="cpu").folder == run / "index-step-00000005"
-    for place, message in ((run / "checkpoints" / "step-00000006.safetensors", "is no folder"),
+    for place, message in ((run / "checkpoints" / "step-00000006.safetensors", "does not exist"),
                            (tmp_path / "checkpoints" / "step-00000006.safetensors", "is not a run folder")):
         if place.is_relative_to(tmp_path):
             place.parent.mkdir()

@@ -22,17 +22,18 @@ BLOCK = 2**18
 class OnHub(Place):
     """A folder or file of a repository on the hub, at one commit."""
 
-    def __init__(self, name: str, repo: str, commit: str, files: Sequence[str], path: str,
+    def __init__(self, name: str, repo: str, revision: str | None, commit: str, files: Sequence[str], path: str,
                  registered: Registered | None = None) -> None:
         """
         Args:
+            revision: what the user asked for; `commit` is what it is now.
             files: all files of the repository.
             path: of a file or folder in it; empty for the whole repository.
 
         Raises:
             UserError: the path does not exist.
         """
-        self.repo, self.commit, self.files = repo, commit, files
+        self.repo, self.revision, self.commit, self.files = repo, revision, commit, files
         is_file = path in files
         super().__init__(name, posixpath.basename(path) if is_file else None, registered)
         self.folder = posixpath.dirname(path) if is_file else path
@@ -82,8 +83,11 @@ class OnHub(Place):
     def fetch(self, name: str) -> Path:
         from huggingface_hub import hf_hub_download
 
-        try:
-            return Path(hf_hub_download(self.repo, self._in_repo(name), revision=self.commit))
+        try:  # by the name of the revision, which the cache then knows offline; it may have moved since
+            path = Path(hf_hub_download(self.repo, self._in_repo(name), revision=self.revision))
+            if self.commit not in path.parts:
+                path = Path(hf_hub_download(self.repo, self._in_repo(name), revision=self.commit))
+            return path
         except hub_exceptions() as error:
             raise self._refused(error, name) from error
 
@@ -148,8 +152,9 @@ def on_hub(name: str, repo: str, revision: str | None, path: str, registered: Re
         cached = _cached(repo, revision) if is_unreachable(error) else None
         if cached is None:
             raise _cannot_get(error, repo, path, revision) from error
-        return OnHub(name, repo, cached.name, Here(cached).names, path, registered)
-    return OnHub(name, repo, str(info.sha), [file.rfilename for file in info.siblings or []], path, registered)
+        return OnHub(name, repo, revision, cached.name, Here(cached).names, path, registered)
+    files = [file.rfilename for file in info.siblings or []]
+    return OnHub(name, repo, revision, str(info.sha), files, path, registered)
 
 
 def _cannot_get(error: BaseException, repo: str, path: str, revision: str | None) -> UserError:
