@@ -9,8 +9,8 @@ drawn by SAELens's `synthetic` module, as in synthetic.py. Rows of outlier norm 
 their own for them.
 
 For each cell SAEs are trained at rates a factor of √2 apart, from `START` on, until the best one has worse neighbours,
-all else as the package derives it; then one at the rate of the rule, if it is another. A new rule is to be chosen on the
-cells that are `known`, and judged by the others. A result that stands in FILE is not made again.
+all else as the package derives it; then one at the rate of the rule, if it is another. Choose a new rule on the cells
+that are `known`, and judge it by the others. A result that is in FILE is not made again.
 """
 
 import argparse
