@@ -15,11 +15,11 @@ from olmoscope.recipe.schema import CoderConfig, Recipe
 from olmoscope.train.finish import SequenceReader, draw_steps
 
 SHRINK = 0.01
-"""Of the mean variance, added to each before whitening."""
+"""This share of the mean variance is added to each variance before whitening."""
 SHARE = 0.5
-"""Of the metric, what the model's loss contributes; the rest is the plain square."""
+"""The share of the metric that comes from the model's loss; the rest is the plain squared error."""
 TOKENS = 8192
-"""That the model's loss is measured on."""
+"""Tokens on which the model's loss is measured."""
 ROWS_AT_ONCE = 256
 
 

@@ -17,7 +17,7 @@ from olmoscope.train.gradients import Gradients, sorted_together
 from olmoscope.train.step import Pull, Step, update_matrices
 
 RATE_MEMORY = 0.99
-"""Of the running firing rates, a step."""
+"""Decay of the running firing rates in each step."""
 
 
 @dataclass(frozen=True)
@@ -41,21 +41,21 @@ class Levers:
     ema: float = 0.0
     """Decay of the running mean of the weights; the mean is evaluated."""
     optimiser: Literal["adam", "signum", "muon"] = "adam"
-    """Of the matrices (lever_updates.py)."""
+    """The optimiser of the matrices (lever_updates.py)."""
     rate: float = 1.0
-    """Times the derived rate, for the matrices."""
+    """The rate of the matrices is this times the derived one."""
     restarts: tuple[float, ...] = ()
     """Shares of the steps after which Adam's moments of the matrices begin anew: the first at 0, the second at its
     mean over the latents."""
     row_rates: float = 0.0
-    """A latent's rate is times (mean firing rate / its firing rate) to this power, from 1/2 to 2."""
+    """A latent's rate is multiplied by (mean firing rate / its firing rate) to this power, limited to 1/2 to 2."""
     orthogonal: float = 0.0
     """OrtSAE (arXiv:2509.22033): each decoder row moves away from the one most like it in a random chunk, by this
     times the rate."""
     aligned: bool = False
     """Each encoder row has an inner product of 1 with its decoder row (arXiv:2605.18629)."""
     frequency: float = 0.0
-    """The bias of a latent that fires in over a tenth of the rows falls by this times the rate."""
+    """The bias of a latent that fires in more than a tenth of the rows falls by this times the rate."""
     rare_decay: float = 0.0
     """Weight decay, times the rate, of encoder rows of latents that fire less than a quarter as often as the mean."""
     space: Literal["rows", "whitened", "read by the model"] = "rows"
@@ -204,7 +204,7 @@ class LeverStep(Step):
             self.sae.W_dec.div_(self.sae.W_dec.norm(dim=1, keepdim=True))
 
     def _norm(self, pairs: SortedPairs, e_RD: Tensor, u_RD: Tensor) -> float:
-        """Of the gradient of the matrices."""
+        """The norm of the gradient of both matrices."""
         encoder_FD, decoder_FD = dense_gradients(self.sae, pairs, e_RD, u_RD)
         return float((encoder_FD + decoder_FD).norm() if self.sae.tied
                      else torch.hypot(encoder_FD.norm(), decoder_FD.norm()))

@@ -14,13 +14,13 @@ if TYPE_CHECKING:
 
 MOMENTUM = {"signum": 0.9, "muon": 0.95}
 CHUNK = 1024
-"""Decoder rows that are compared with each other: 8192 in OrtSAE, whose dictionaries are wider."""
+"""Decoder rows that are compared with each other; OrtSAE, with wider dictionaries, takes 8192."""
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the odd polynomial that Muon iterates (Jordan et al. 2024), 5 times."""
 
 
 def dense_gradients(sae: TopK, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor) -> tuple[Tensor, Tensor]:
-    """Of encoder and decoder, `[F, D]` each; of tied weights neither is the whole."""
+    """Gradients of encoder and decoder, `[F, D]` each; the gradient of tied weights is their sum."""
     count = int(pairs.offsets[-1])
     rows_P = pairs.rows[:count].long()
     latents_P = torch.arange(sae.d_sae).repeat_interleave(pairs.offsets.diff())

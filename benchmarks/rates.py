@@ -46,12 +46,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 RECIPE = Path(__file__).parent / "recipes" / "quality.yaml"
 WIDTHS = {"tiny": 256, "qwen3": 192, "smollm2": 576}
-"""Of the models' rows; synthetic ones have it in their name."""
+"""The width of the models' rows; synthetic rows have it in their name."""
 HELD_OUT = 2**15
 """Rows that an SAE is measured on."""
 SEED = 0
 START = 1.4
-"""Times 1 / width: where the search begins."""
+"""The search begins at this / width."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def rule_of(cell: Cell) -> float:
 
 
 def width_of(cell: Cell) -> int:
-    """Of the rows."""
+    """The width of a cell's rows."""
     kind, what = cell.rows.split(":")
     return WIDTHS.get(kind) or int(what)
 

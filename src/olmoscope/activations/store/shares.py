@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from olmoscope.activations.store.format import has_segment
-from olmoscope.distributed.place import place_from_environment
+from olmoscope.distributed.place import Place, place_from_environment
 from olmoscope.errors import UserError
 from olmoscope.files import clean_temporary, locked, try_lock, wait_for_lock
 from olmoscope.progress import console
@@ -29,15 +29,8 @@ TOKENS_LOCK = ".lock-tokens"
 
 
 @dataclass(frozen=True)
-class Worker:
-    """One of `count` workers."""
-
-    index: int = 0
-    count: int = 1
-    local_index: int = 0
-    """Counted on this machine: which CUDA device is its own."""
-    told_by: str = ""
-    """Where this was read, if nobody said it on the command line."""
+class Worker(Place):
+    """A process that collects, one of `count`. `launcher` and `told_by` are empty where `--worker` names it."""
 
     def owns(self, segment: int) -> bool:
         """Whether a segment is in its share."""
@@ -58,8 +51,7 @@ def parse_worker(text: str) -> Worker:
 
 def worker_from_environment(environment: Mapping[str, str]) -> Worker:
     """The worker that torchrun or srun says this process is; the only one where neither started it."""
-    place = place_from_environment(environment)
-    return Worker(place.index, place.count, place.local_index, place.told_by)
+    return Worker(**vars(place_from_environment(environment)))
 
 
 @contextlib.contextmanager
