@@ -2,6 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/rates.py --store tiny=OUT:3 qwen3=OUT:3 smollm2=OUT:8,16 --json FILE
     python benchmarks/rates.py --table --json FILE
+    ... --cells "tiny:3 2048" --rates 2e-3 4e-3 --sae '{"weights": "tied"}' --train '{"adam": "exact"}' --json FILE
 
 OUT is a folder of `olmoscope collect` with the layers named (recipes/variants.yaml for tiny and, with --set
 model.name=FOLDER, for qwen3; recipes/smollm2-sites.yaml, form `sinks`, for SmolLM2). The rows called synthetic are
@@ -10,7 +11,8 @@ their own for them.
 
 For each cell SAEs are trained at rates a factor of √2 apart, from `START` on, until the best one has worse neighbours,
 all else as the package derives it; then one at the rate of the rule, if it is another. Choose a new rule on the cells
-that are `known`, and judge it by the others. A result that is in FILE is not made again.
+that are `known`, and judge it by the others. A result that is in FILE is not made again. `--sae` and `--train` change
+what is trained (keys of a recipe's `saes` and `train`); give such results a FILE of their own.
 """
 
 import argparse
@@ -18,8 +20,9 @@ import contextlib
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -35,8 +38,10 @@ from olmoscope.activations.stream.rounds import StoreRounds
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import Recipe
 from olmoscope.recipe.training import Filter
+from olmoscope.sae.io.checkpoint import read_checkpoint
 from olmoscope.site import Site
 from olmoscope.train.adam import Adam
+from olmoscope.train.checkpoint import save_checkpoint
 from olmoscope.train.derived import rate_of, settled
 from olmoscope.train.initialize import initialize
 from olmoscope.train.run import learning_rate
@@ -66,6 +71,14 @@ class Cell:
     batch: int | None = None
     """None: as derived."""
     epochs: int = 1
+    sae: dict[str, Any] = field(default_factory=dict)
+    train: dict[str, Any] = field(default_factory=dict)
+    """What differs from the defaults."""
+
+    @property
+    def changes(self) -> dict[str, Any]:
+        """What differs from the defaults, as far as there is anything."""
+        return {name: value for name, value in (("sae", self.sae), ("train", self.train)) if value}
 
     @property
     def name(self) -> str:
@@ -108,35 +121,44 @@ def main() -> None:
     parser.add_argument("--store", nargs="*", default=[], metavar="NAME=OUT", help="where rows of that name are")
     parser.add_argument("--cells", nargs="*", metavar="WORD", help="only those with such a word in their name")
     parser.add_argument("--rule-only", action="store_true", help="only at the rate of the rule")
+    parser.add_argument("--rates", nargs="*", type=float, help="only at these rates")
+    parser.add_argument("--sae", type=json.loads, default={}, metavar="JSON", help="what the SAEs are besides")
+    parser.add_argument("--train", type=json.loads, default={}, metavar="JSON", help="how they are trained besides")
     parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where results stand, a line each")
     parser.add_argument("--table", action="store_true", help="only print what there is")
     arguments = parser.parse_args()
     if not arguments.table:
         stores = {name: Path(out) for name, out in (one.split("=") for one in arguments.store)}
+        rates = [None] if arguments.rule_only else arguments.rates
         for cell in CELLS:
             if (cell.rows.split(":")[0] in (*stores, "synthetic")
                     and (arguments.cells is None or any(word in cell.name for word in arguments.cells))):
-                measure_cell(cell, stores, arguments.json, arguments.rule_only)
+                changed = replace(cell, sae=arguments.sae, train=arguments.train)
+                measure_cell(changed, stores, arguments.json, rates)
     print(table(read_results(arguments.json)))
 
 
-def measure_cell(cell: Cell, stores: dict[str, Path], path: Path, rule_only: bool) -> None:
-    """Train at the rates that a cell lacks."""
+def measure_cell(cell: Cell, stores: dict[str, Path], path: Path, rates: list[float | None] | None) -> None:
+    """Train at the rates that a cell lacks.
+
+    Args:
+        rates: None for the rule's. None for all: the search, and the rule's.
+    """
 
     def nmse(lr: float) -> float:
         known = [one for one in read_results(path) if one["cell"] == cell.name and math.isclose(one["lr"], lr)]
         if known:
             return float(known[0]["nmse"])
-        result = {"cell": cell.name, "lr": lr} | train(cell, stores, lr)
+        result = {"cell": cell.name, "lr": lr, **cell.changes} | train(cell, stores, lr)
         print(json.dumps(result), flush=True)
         with path.open("a") as file:
             file.write(json.dumps(result) + "\n")
         return float(result["nmse"])
 
-    rule = rule_of(cell)
-    if not rule_only:
+    if rates is None:
         search(nmse, START / width_of(cell))
-    nmse(rule)
+    for lr in rates or [None]:
+        nmse(rule_of(cell) if lr is None else lr)
 
 
 def search(nmse: Callable[[float], float], start: float) -> None:
@@ -148,8 +170,8 @@ def search(nmse: Callable[[float], float], start: float) -> None:
 
 def recipe_of(cell: Cell) -> Recipe:
     """A recipe for an SAE of this shape."""
-    sae = {"layer": 3, "d_sae": cell.d_sae, "k": cell.k, "weights": "untied"}
-    train = {"batch": cell.batch, "epochs": cell.epochs}
+    sae = {"layer": 3, "d_sae": cell.d_sae, "k": cell.k, "weights": "untied"} | cell.sae
+    train = {"batch": cell.batch, "epochs": cell.epochs} | cell.train
     return load_recipe(str(RECIPE), overrides=[f"saes=[{json.dumps(sae)}]", f"tokens.count={cell.tokens}",
                                                f"train={json.dumps(train)}"])
 
@@ -171,18 +193,22 @@ def train(cell: Cell, stores: dict[str, Path], lr: float) -> dict[str, Any]:
     """An SAE of a cell at a rate: its error and its dead latents on held-out rows."""
     x_ND, held_out_ND = rows_of(cell.rows, stores)
     recipe, count = recipe_of(cell), min(cell.tokens, len(x_ND))
-    settings = settled(recipe, recipe.saes[0])
+    spec, settings = recipe.saes[0], settled(recipe, recipe.saes[0])
     step = Step(initialize(x_ND.shape[1], cell.d_sae, cell.k, "none", x_ND[:HELD_OUT].float().mean(dim=0), SEED,
-                           cell.rows, tied=False), Adam.of(settings), settings.auxiliary)
+                           cell.rows, tied=spec.weights == "tied"), Adam.of(settings), settings.auxiliary,
+                activation=spec.activation, matryoshka=spec.matryoshka)
     batches = [part for epoch in range(cell.epochs) for part in torch.split(
         torch.randperm(count, generator=torch.Generator().manual_seed(SEED + epoch)), settings.batch)]
     for places in batches:
         step(x_ND[places].float(), learning_rate(lr, settings.decay, step.count, len(batches)))
+    with tempfile.TemporaryDirectory() as folder:  # what is opened is not always of the class that was trained
+        save_checkpoint(Path(folder) / "last.safetensors", step, {})
+        coder = read_checkpoint(Path(folder) / "last.safetensors")
     fired_F, error, rows = torch.zeros(cell.d_sae, dtype=torch.bool), 0.0, 0
     for part_BD in torch.split(held_out_ND, 2048):
         x_BD = part_BD.float()
-        codes = step.sae.encode(x_BD)
-        e_BD = (step.sae.decode(codes) - x_BD).double()
+        codes = coder.encode(x_BD)
+        e_BD = (coder.decode(codes) - x_BD).double()
         error += float((e_BD.square().sum(dim=1) / x_BD.double().square().sum(dim=1)).sum())
         fired_F[codes.indices[codes.values > 0]] = True
         rows += len(x_BD)
