@@ -12,7 +12,7 @@ their own for them.
 For each cell SAEs are trained at rates a factor of √2 apart, from `START` on, until the best one has worse neighbours,
 all else as the package derives it; then one at the rate of the rule, if it is another. Choose a new rule on the cells
 that are `known`, and judge it by the others. A result that is in FILE is not made again. `--sae` and `--train` change
-what is trained (keys of a recipe's `saes` and `train`); give such results a FILE of their own.
+what is trained (keys of a recipe's `saes` and `train`); the table leaves such results out.
 """
 
 import argparse
@@ -146,7 +146,8 @@ def measure_cell(cell: Cell, stores: dict[str, Path], path: Path, rates: list[fl
     """
 
     def nmse(lr: float) -> float:
-        known = [one for one in read_results(path) if one["cell"] == cell.name and math.isclose(one["lr"], lr)]
+        known = [one for one in read_results(path) if one["cell"] == cell.name and math.isclose(one["lr"], lr)
+                 and changes_of(one) == cell.changes]
         if known:
             return float(known[0]["nmse"])
         result = {"cell": cell.name, "lr": lr, **cell.changes} | train(cell, stores, lr)
@@ -260,12 +261,17 @@ def read_results(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
+def changes_of(result: dict[str, Any]) -> dict[str, Any]:
+    """How a result differs from the defaults; as `Cell.changes`."""
+    return {name: result[name] for name in ("sae", "train") if name in result}
+
+
 def table(results: list[dict[str, Any]]) -> str:
     """For each cell the best rate, and what the rule and twice and half the best rate lose on it."""
     lines = ["| cell | known | D | steps | best rate | NMSE | dead | rule | NMSE against the best | dead |",
              "|---|---|" + "--:|" * 8]
     for cell in CELLS:
-        found = {one["lr"]: one for one in results if one["cell"] == cell.name}
+        found = {one["lr"]: one for one in results if one["cell"] == cell.name and not changes_of(one)}
         if not found:
             continue
         best, rule = min(found.values(), key=lambda one: float(one["nmse"])), rule_of(cell)

@@ -41,6 +41,9 @@ def test_results_are_made_once(rows, tmp_path):
     found = [json.loads(line) for line in once.splitlines()]
     assert path.read_text() == once and [one["lr"] for one in found] == [1e-2, rates.rule_of(CELL)]
     assert all(0 < one["nmse"] < 1 and one["steps"] == 10 for one in found)
+    rates.measure_cell(rates.replace(CELL, train={"adam": "exact"}), {}, path, [1e-2])
+    *_, other = [json.loads(line) for line in path.read_text().splitlines()]
+    assert other["train"] == {"adam": "exact"} and other["nmse"] != found[0]["nmse"]
 
 
 @pytest.mark.parametrize("sae", [{"weights": "tied"}, {"activation": "batchtopk"}, {"activation": "jumprelu"},
