@@ -12,8 +12,8 @@ started with `environment(cache)`: the endpoint's address, a cache folder of its
 Served, as the real hub does: repository information, file trees, `paths-info`, and files (HEAD and GET with `Range`) at
 `/[datasets/]OWNER/NAME/resolve/REVISION/FILE`, with the headers that the libraries rely on (`ETag`, `X-Repo-Commit`,
 `X-Linked-Size` and `X-Linked-ETag`, `X-Error-Code` and `X-Error-Message`). Large kinds of files (`LFS`) are a redirect
-to another path. Files may be added to a folder while it is served. `hub.requests` lists what was asked for, as
-`METHOD /path`. On top of that:
+to another path. Files may be added to a folder while it is served. Who has a token may make repositories, upload and
+tag (hub_uploads.py). `hub.requests` lists what was asked for, as `METHOD /path`. On top of that:
 
     hub.add("model", name, other, commit=NEXT)      the branch `main` moves to another commit; the old one stays
     hub.add("model", name, folder, revision="v1")   a tag or another branch
@@ -32,6 +32,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+from hub_uploads import Uploads
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 NEXT = "89abcdef0123456789abcdef0123456789abcdef"
@@ -66,6 +68,7 @@ class Repository:
 
     folders: dict[str, Path] = field(default_factory=dict)
     references: dict[str, str] = field(default_factory=dict)
+    tags: set[str] = field(default_factory=set)
     closed: Closed | None = None
 
 
@@ -76,6 +79,7 @@ class HubEndpoint:
         self.requests: list[str] = []
         self.repositories: dict[tuple[str, str], Repository] = {}
         self.troubles: list[Trouble] = []
+        self.uploads = Uploads()
         endpoint = self
 
         class Handler(_Handler):
@@ -92,6 +96,7 @@ class HubEndpoint:
     def __exit__(self, *exc_info: object) -> None:
         self._server.shutdown()
         self._server.server_close()
+        self.uploads.close()
 
     def add(self, kind: Kind, name: str, folder: Path, *, revision: str = "main", commit: str = COMMIT) -> None:
         """Serve `folder` as a commit of the repository `name` (`OWNER/NAME`), and let `revision` point to it."""
@@ -127,7 +132,32 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer()
 
     def do_POST(self) -> None:
-        self._answer(self.rfile.read(int(self.headers.get("Content-Length", 0))))
+        self._answer(self._body())
+
+    def do_PUT(self) -> None:
+        """A large file, sent where the batch said."""
+        self.hub.requests.append(f"{self.command} {self.path}")
+        self.cut_after = None
+        path = urlsplit(self.path).path
+        if self._trouble(path):
+            return
+        if self.cut_after is not None:  # the connection ends before all was read
+            self.rfile.read(self.cut_after)
+            self.connection.close()
+            self.close_connection = True
+            return
+        self.hub.uploads.objects[path.rpartition("/")[2]] = self._body()
+        self._json({})
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = b""
+        while size := int(self.rfile.readline(), 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
 
     def _answer(self, body: bytes = b"") -> None:
         self.hub.requests.append(f"{self.command} {self.path}")
@@ -136,6 +166,9 @@ class _Handler(BaseHTTPRequestHandler):
         if self._trouble(path):
             return
         parts = path.strip("/").split("/")
+        if self.command == "POST" and (parts[-1] in ("create", "validate-yaml", "batch")
+                                       or parts[4:5] in (["preupload"], ["commit"], ["tag"])):
+            return self._take(parts, body)
         is_api, is_elsewhere = parts[0] == "api", parts[0] == "elsewhere"
         parts = parts[1:] if is_api or is_elsewhere else parts
         kind = parts.pop(0) if parts[0] in ("datasets", "models") else "models"
@@ -144,7 +177,7 @@ class _Handler(BaseHTTPRequestHandler):
         if repository is None or repository.closed == "private":
             # What the hub says to everybody who may not see it, so that nobody learns whether it is there.
             return self._refuse(401, "RepoNotFound", "Invalid username or password.")
-        action, revision = (rest[0], rest[1]) if len(rest) > 1 else ("revision", "main")
+        action, revision = (rest[0], rest[1]) if len(rest) > 1 else ("refs" if rest == ["refs"] else "revision", "main")
         if repository.closed == "disabled":
             return self._refuse(403, None, "Access to this resource is disabled.")
         if repository.closed == "gated" and not is_api:
@@ -165,10 +198,46 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._no_entry()
             found = (folder / path).rglob("*") if recursive else (folder / path).iterdir()
             return self._json([_entry(folder, entry) for entry in sorted(found)])
+        if action == "refs":
+            references = [{"name": name, "ref": f"refs/{name}", "targetCommit": to}
+                          for name, to in repository.references.items()]
+            tags = [one for one in references if one["name"] in repository.tags]
+            return self._json({"branches": [one for one in references if one not in tags], "tags": tags,
+                               "converts": []})
         if action == "paths-info":
             wanted = json.loads(body)["paths"] if body.startswith(b"{") else parse_qs(body.decode())["paths"]
             return self._json([_entry(folder, folder / each) for each in wanted if each and (folder / each).exists()])
         self._no_entry()
+
+    def _take(self, parts: list[str], body: bytes) -> None:
+        """Something is uploaded."""
+        if "Authorization" not in self.headers:
+            return self._refuse(401, None, "Invalid username or password.")
+        if parts[-1] == "validate-yaml":  # of a card
+            return self._json({"errors": [], "warnings": []})
+        if parts == ["api", "repos", "create"]:
+            asked = json.loads(body)
+            name = f"{asked['organization']}/{asked['name']}"
+            commit, folder = self.hub.uploads.empty()
+            self.hub.add("model", name, folder, commit=commit)
+            return self._json({"url": f"{self.hub.url}/{name}"})
+        if parts[-1] == "batch":
+            return self._json(self.hub.uploads.batch(body, f"{self.hub.url}/objects"))
+        name, action, revision = "/".join(parts[2:4]), parts[4], parts[5]
+        repository = self.hub.repositories["models", name]
+        parent = repository.references.get(revision, revision)
+        if action == "preupload":
+            return self._json({"files": [{"path": file["path"], "shouldIgnore": False,
+                                          "uploadMode": "lfs" if file["path"].endswith(LFS) else "regular"}
+                                         for file in json.loads(body)["files"]]})
+        if action == "tag":
+            tag = json.loads(body)["tag"]
+            repository.tags.add(tag)
+            repository.references[tag] = parent
+            return self._json({})
+        commit, folder = self.hub.uploads.commit(body, repository.folders[parent])
+        self.hub.add("model", name, folder, commit=commit)
+        self._json({"commitUrl": f"{self.hub.url}/{name}/commit/{commit}", "commitOid": commit, "success": True})
 
     def _trouble(self, path: str) -> bool:
         """Wait, or note that this answer is to be cut; True if it was answered already."""
@@ -260,7 +329,8 @@ def _entry(folder: Path, path: Path) -> dict[str, Any]:
     if path.is_dir():
         return {"type": "directory", "path": name, "oid": hashlib.sha1(name.encode()).hexdigest(), "size": 0}
     content = path.read_bytes()
-    entry = {"type": "file", "path": name, "oid": hashlib.sha1(content).hexdigest(), "size": len(content)}
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()  # as git names it
+    entry = {"type": "file", "path": name, "oid": blob, "size": len(content)}
     if name.endswith(LFS):
         entry["lfs"] = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
     return entry

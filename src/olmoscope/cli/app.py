@@ -19,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
                   help="Get, judge, read and share sparse autoencoders (SAEs) of a language model.")
 for command in (recipes.demo, recipes.plan, models.model, models.fetch_model, recipes.collect, recipes.train,
                 saes.evaluate, saes.inspect, saes.study, saes.index, saes.browse, releases.export, releases.release,
-                releases.validate, releases.import_checkpoint):
+                releases.pull, releases.validate, releases.import_checkpoint):
     app.command()(command)
 
 store = typer.Typer(no_args_is_help=True, help="Look at, check and mend activation stores.")

@@ -1,4 +1,4 @@
-"""Commands about what is given to others: export, release, validate, import-checkpoint."""
+"""Commands about what is given to others: export, release, pull, validate, import-checkpoint."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from olmoscope.cli.options import OnlyOption, OutArgument, written
+from olmoscope.errors import UserError
 from olmoscope.terminal import say
 
 
@@ -22,23 +23,75 @@ def export(out: OutArgument, only: OnlyOption = None) -> None:
         say(f"{sae.id}: {exported.folder} {written(exported.written)}")
 
 
-def release(out: OutArgument) -> None:
+def release(
+    out: OutArgument,
+    push: Annotated[str | None, typer.Option("--push", metavar="OWNER/NAME", help=(
+        "Upload it to this hub repository, check every file there, and tag the commit."))] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --push: only list what would be sent.")] = False,
+    tag: Annotated[str | None, typer.Option("--tag", help=(
+        "With --push: the tag; by default named after the manifest's checksum."))] = None,
+    private: Annotated[bool, typer.Option("--private", help="With --push: make a new repository private.")] = False,
+    check: Annotated[str | None, typer.Option("--check", metavar="OWNER/NAME[@REVISION]", help=(
+        "Compare it with what this hub repository has, by checksum; exits with 1 if a file differs."))] = None,
+) -> None:
     """Gather all SAEs of a recipe into a release folder: weights, figures, checksums, model card."""
+    from olmoscope.cli.release_tables import show_comparison
+    from olmoscope.release.announce import write_announcements
     from olmoscope.release.build import build_release
+    from olmoscope.release.manifest import read_manifest
+    from olmoscope.release.on_hub import compare, repo_and_revision
+    from olmoscope.release.push import push as upload
 
-    built = build_release(out)
+    if push is not None and check is not None:
+        raise UserError("--push checks what it has sent: leave --check away")
+    for option, given in (("--dry-run", dry_run), ("--tag", tag), ("--private", private)):
+        if given and push is None:
+            raise UserError(f"{option} is about an upload: give --push OWNER/NAME as well")
+    address = push or check
+    repo, revision = (None, None) if address is None else repo_and_revision(address)
+    if push is not None and revision is not None:
+        raise UserError(f"an upload goes to the main branch: --push {repo}, and --tag {revision} for a name")
+    built = build_release(out, repo)
     say(f"{built.folder}: {len(built.saes)} SAEs {written(built.written)}")
-    say(f"Check it with `olmoscope validate {out}`; upload it with `hf upload REPO_ID {built.folder}`.")
+    if repo is None:
+        say(f"Check it with `olmoscope validate {out}`; upload it with `olmoscope release {out} --push OWNER/NAME`.")
+    elif push is None or dry_run:
+        compared = compare(built.folder, read_manifest(built.folder), repo, revision)
+        show_comparison(compared)
+        if check is not None and (compared.commit is None or compared.missing):
+            raise typer.Exit(1)
+    else:
+        pushed = upload(built.folder, repo, tag=tag, private=private)
+        say(f"{repo}: sent {pushed.uploaded} of {pushed.files} files; all are the same there by checksum; "
+            f"tag {pushed.tag}, commit {pushed.commit}")
+        for path in write_announcements(built.folder, pushed):
+            say(f"{path}: written")
+
+
+def pull(
+    address: Annotated[str, typer.Argument(metavar="OWNER/NAME[@REVISION]", help="A release of ours on the hub.")],
+    folder: Annotated[Path | None, typer.Argument(help="Where to put it; by default a folder NAME here.")] = None,
+    only: OnlyOption = None,
+) -> None:
+    """Download a release from the hub and check every file by its checksum."""
+    from olmoscope.release.on_hub import repo_and_revision
+    from olmoscope.release.pull import pull as download
+
+    repo, revision = repo_and_revision(address)
+    folder = folder or Path(repo.rpartition("/")[2])
+    manifest = download(repo, folder, revision=revision, only=only)
+    say(f"{folder}: {len(only or manifest.saes)} of {len(manifest.saes)} SAEs, all files as the manifest says")
+    say(f"Look at one with `olmoscope inspect {folder / (only[0] if only else manifest.saes[0].id)}`.")
 
 
 def validate(folder: Annotated[Path, typer.Argument(help="A release, the output folder it is in, or one SAE's folder.")]
              ) -> None:
     """Load SAEs with the real SAELens and compare with ours; exits with 1 if any check fails."""
-    from olmoscope.cli import tables
+    from olmoscope.cli.release_tables import show_validation
     from olmoscope.pipeline import validate_folder
 
     validation = validate_folder(folder)
-    tables.show_validation(validation)
+    show_validation(validation)
     if not validation.passed:
         raise typer.Exit(1)
 

@@ -16,7 +16,6 @@ from olmoscope.files import read_json
 from olmoscope.model.describe import Described
 from olmoscope.pipeline import chosen
 from olmoscope.recipe.schema import Recipe
-from olmoscope.release.validate import Validation
 from olmoscope.terminal import Terminal
 from olmoscope.train.find_sinks import can_have_sinks
 from olmoscope.train.run import run_folder
@@ -233,22 +232,6 @@ def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
                       "read by the model for ΔCE and KL.")
     for site, zeros in sorted({(one.site, one.zero_rows) for one in evaluations if one.zero_rows}):
         console.print(f"{zeros:,} of the rows of {site} are zeros: they are left out of NMSE.")
-
-
-def show_validation(validation: Validation) -> None:
-    """Every check of a folder: what it is about, its verdict, its figure."""
-    verdicts = {True: "[green]passed[/]", False: "[red]FAILED[/]", None: "[yellow]not made[/]"}
-    console.print(f"Validation of {escape(str(validation.folder))}", soft_wrap=True)
-    for subject in dict.fromkeys(check.sae for check in validation.checks):
-        table = Table(title=f"[bold]{escape(subject) or 'release'}[/]", title_justify="left", box=None, pad_edge=False,
-                      show_header=False, padding=(0, 2, 0, 0))
-        for check in validation.checks:
-            if check.sae == subject:
-                table.add_row(f"  {check.name}", verdicts[check.passed], escape(check.figure))
-        table.columns[0].no_wrap = table.columns[1].no_wrap = True
-        console.print(table)
-    made = [check for check in validation.checks if check.passed is not None]
-    console.print(f"{len(made) - len(validation.failures)} of {len(made)} checks passed.")
 
 
 def _sources(plan: Plan) -> list[tuple[str, str]]:

@@ -8,7 +8,7 @@ renames of an exchange, none; doing it again makes it.
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from olmoscope.errors import UserError
@@ -36,10 +36,13 @@ class Built:
     saes: list[str]
 
 
-def build_release(out: Path) -> Built:
+def build_release(out: Path, repo: str | None = None) -> Built:
     """Make `out/release/` of all runs of `out/recipe.yaml`. Doing it again changes nothing.
 
     A file of an earlier release that was changed or damaged since is replaced.
+
+    Args:
+        repo: the hub repository that card and manifest name; None: the recipe's `release.repo_id`.
 
     Raises:
         UserError: an SAE of the recipe cannot be exported; a run is not finished or not evaluated (all of them are
@@ -47,6 +50,8 @@ def build_release(out: Path) -> Built:
             process is building it.
     """
     runs = _runs(out, load_recipe(str(out / "recipe.yaml")))
+    if repo is not None:
+        runs = [_released_as(run, repo) for run in runs]
     folder, building, old = out / "release", out / ".release.building", out / ".release.old"
     _refuse_foreign_files(folder)
     with locked(building, "building the release"):
@@ -88,6 +93,11 @@ def _runs(out: Path, recipe: Recipe) -> list[FinishedRun]:
             raise UserError(f"{run.folder} holds a run of another recipe than {out / 'recipe.yaml'}"
                             f"{differs_from_run(run.folder, sae.id, recipe)}; move it away and train again")
     return runs
+
+
+def _released_as(run: FinishedRun, repo: str) -> FinishedRun:
+    named = run.recipe.release.model_copy(update={"repo_id": repo})
+    return replace(run, recipe=run.recipe.model_copy(update={"release": named}))
 
 
 def _add(run: FinishedRun, folder: Path) -> None:

@@ -9,7 +9,7 @@
 The pages are made of evaluation.json; releases made before there were any are valid without them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import yaml
@@ -31,7 +31,7 @@ def check_root(folder: Path, manifest: ManifestRead) -> Iterator[tuple[str, bool
     yield "root files", not absent, f"absent: {', '.join(absent)}" if absent else ", ".join(ROOT_FILES)
 
     sums = manifest.files
-    wrong = [name for name in sums if not (folder / name).is_file() or sha256(folder / name) != sums[name].sha256]
+    wrong = differing_files(folder, manifest, sums)
     yield "checksums", not wrong, f"differ or absent: {', '.join(wrong)}" if wrong else f"{len(sums)} files"
 
     unlisted = sorted(set(release_files(folder)) - set(sums) - {MANIFEST})
@@ -39,6 +39,12 @@ def check_root(folder: Path, manifest: ManifestRead) -> Iterator[tuple[str, bool
 
     mistake = _registry_mistake(folder / REGISTRY, manifest)
     yield "registry entry", not mistake, mistake or f"{len(manifest.saes)} SAEs"
+
+
+def differing_files(folder: Path, manifest: ManifestRead, names: Iterable[str]) -> list[str]:
+    """Which of these files are absent, or have another checksum than the manifest says."""
+    return [name for name in names
+            if not (folder / name).is_file() or sha256(folder / name) != manifest.files[name].sha256]
 
 
 def _registry_mistake(path: Path, manifest: ManifestRead) -> str:

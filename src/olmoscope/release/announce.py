@@ -1,0 +1,80 @@
+"""What is left for a person to do after an upload: texts for SAELens and Neuronpedia, filled in.
+
+They stand beside the release, in `announce/`, and not in it: they name the commit that the release became.
+"""
+
+from pathlib import Path
+
+from olmoscope.files import write_text
+from olmoscope.release.manifest import ManifestRead, read_manifest
+from olmoscope.release.push import Pushed
+from olmoscope.release.registry import REGISTRY
+
+FOLDER = "announce"
+
+
+def write_announcements(release: Path, pushed: Pushed) -> list[Path]:
+    """Write the texts for a release that was uploaded; gives their paths."""
+    manifest = read_manifest(release)
+    texts = {"saelens-pull-request.md": _saelens(manifest, release, pushed),
+             "neuronpedia.md": _neuronpedia(manifest, release.parent, pushed)}
+    for name, text in texts.items():
+        write_text(release.parent / FOLDER / name, text)
+    return [release.parent / FOLDER / name for name in texts]
+
+
+def _saelens(manifest: ManifestRead, release: Path, pushed: Pushed) -> str:
+    """Source: SAELens 6.54.12: its list of releases is `sae_lens/pretrained_saes.yaml`."""
+    entry = (release / REGISTRY).read_text(encoding="utf-8")
+    return f"""# A pull request to SAELens
+
+With it, `SAE.from_pretrained("{manifest.name}", "{manifest.saes[0].id}")` finds these SAEs by name.
+They load without it, by the repository: `SAE.from_pretrained("{pushed.repo}", "{manifest.saes[0].id}")`.
+
+1. Fork <https://github.com/decoderesearch/SAELens>, and add the entry below to `sae_lens/pretrained_saes.yaml`.
+2. Run its tests of the list of releases, and load one SAE by its new name.
+3. Open a pull request with the title and the text below.
+
+## Title
+
+Add {manifest.name}: {len(manifest.saes)} SAEs of {manifest.model.name}
+
+## Text
+
+Adds {len(manifest.saes)} SAEs of `{manifest.model.name}` from <https://huggingface.co/{pushed.repo}> (tag
+`{pushed.tag}`, commit `{pushed.commit}`), in SAELens format. Figures on held-out text, hashes of all files and the
+settings of training are in the repository's card and `manifest.json`. The figures `l0` and `variance_explained` of
+the entry are from held-out text.
+
+## Entry
+
+```yaml
+{entry.rstrip()}
+```
+"""
+
+
+def _neuronpedia(manifest: ManifestRead, out: Path, pushed: Pushed) -> str:
+    """Source: hijohnnylin/neuronpedia, issue 46: a person there imports what was exported."""
+    saes = "\n".join(f"- `{sae.id}`: {sae.d_sae:,} latents" for sae in manifest.saes)
+    return f"""# Steps to Neuronpedia
+
+Neuronpedia shows what each latent fires on. A person there imports a new set of SAEs, so this ends with a message.
+
+1. Index the SAEs on text that may be shown to everybody: `olmoscope index {out}`. Example texts are published, so
+   look at them first: `olmoscope browse {out}`.
+2. Check that the language model, `{manifest.model.name}`, is on <https://neuronpedia.org>; if it is not, say so in the
+   message.
+3. Write to the team, at <https://github.com/hijohnnylin/neuronpedia/issues> or by the address on the site, with what
+   follows.
+
+## Message
+
+We would like to add {len(manifest.saes)} SAEs of `{manifest.model.name}`:
+
+{saes}
+
+- Weights: <https://huggingface.co/{pushed.repo}>, tag `{pushed.tag}`, commit `{pushed.commit}`, SAELens format
+- Name of the set: `{manifest.name}`
+- Figures and settings of training: the repository's card and `manifest.json`
+"""

@@ -1,0 +1,117 @@
+"""A release and its repository on the Hugging Face hub: which files there are the same, by checksum.
+
+The hub keeps large files by their SHA-256, which the manifest has too, and small ones by git's own SHA-1 of a blob
+("blob", the size, a zero byte, the content). So nothing is downloaded to compare.
+"""
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from olmoscope.errors import UserError
+from olmoscope.hub_errors import hub_exceptions, hub_reason
+from olmoscope.model_errors import first_line
+from olmoscope.release.layout import check_root
+from olmoscope.release.manifest import MANIFEST, ManifestRead
+
+State = Literal["new", "changed", "same"]
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file of the release, and what the repository has under its name."""
+
+    name: str
+    bytes: int
+    state: State
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A release beside a revision of its repository.
+
+    Attributes:
+        commit: what the revision is; None: there is no such repository yet (or it is private and we are not logged in).
+        others: files that are only in the repository.
+    """
+
+    repo: str
+    commit: str | None
+    files: list[HubFile]
+    others: list[str]
+
+    @property
+    def missing(self) -> list[HubFile]:
+        """What would have to be uploaded."""
+        return [file for file in self.files if file.state != "same"]
+
+
+def compare(folder: Path, manifest: ManifestRead, repo: str, revision: str | None = None) -> Comparison:
+    """A release's files beside those of a repository.
+
+    Args:
+        repo: `OWNER/NAME`.
+        revision: a branch, tag or commit; None: the main branch.
+
+    Raises:
+        UserError: the release is damaged, the hub refuses or does not answer, or it has no such revision.
+    """
+    refuse_damaged(folder, manifest)
+    commit, there = _tree(repo, revision)
+    names = [*manifest.files, MANIFEST]
+    files = [HubFile(name, (folder / name).stat().st_size, _state(folder / name, there.get(name))) for name in names]
+    return Comparison(repo, commit, files, sorted(set(there) - set(names) - {".gitattributes"}))
+
+
+def repo_and_revision(address: str) -> tuple[str, str | None]:
+    """`OWNER/NAME[@REVISION]` as a repository and a revision.
+
+    Raises:
+        UserError: it is not of this form.
+    """
+    repo, at, revision = address.partition("@")
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or (at and not revision):
+        raise UserError(f"{address!r} is no hub repository: write OWNER/NAME, or OWNER/NAME@REVISION")
+    return repo, revision or None
+
+
+def refuse_damaged(folder: Path, manifest: ManifestRead) -> None:
+    """Only a release whose every checksum is right is compared or uploaded."""
+    for check, passed, figure in check_root(folder, manifest):
+        if not passed:
+            raise UserError(f"{folder} is not as its manifest says: {check}: {figure}; make it again with "
+                            f"`olmoscope release {folder.parent}`")
+
+
+def refused(error: BaseException, repo: str, doing: str, revision: str | None = None) -> UserError:
+    """The hub's error in one line."""
+    reason = hub_reason(error, repo, revision=revision) or first_line(error)
+    return UserError(f"cannot {doing} {repo}: {reason}")
+
+
+def _tree(repo: str, revision: str | None) -> tuple[str | None, dict[str, Any]]:
+    from huggingface_hub import HfApi, errors
+    from huggingface_hub.hf_api import RepoFile
+
+    try:
+        commit = HfApi().model_info(repo, revision=revision).sha
+        entries = HfApi().list_repo_tree(repo, recursive=True, revision=commit)
+        return commit, {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+    except hub_exceptions() as error:
+        if isinstance(error, errors.RepositoryNotFoundError) and not isinstance(error, errors.GatedRepoError):
+            return None, {}
+        raise refused(error, repo, "look at hub repository", revision) from error
+
+
+def _state(path: Path, there: Any | None) -> State:
+    if there is None:
+        return "new"
+    if there.size != path.stat().st_size:
+        return "changed"
+    if there.lfs is not None:
+        with path.open("rb") as file:
+            return "same" if there.lfs.sha256 == hashlib.file_digest(file, "sha256").hexdigest() else "changed"
+    content = path.read_bytes()
+    return "same" if there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() else "changed"

@@ -1,0 +1,104 @@
+"""Upload a release to the Hugging Face hub.
+
+huggingface_hub does the transfer: what arrived before a cut connection or a kill is not sent again. An upload may take
+several commits, and between them the main branch is no whole release. So a tag is set at the end, on a commit whose
+files have all been compared with ours: whoever asks for the tag gets the whole release.
+"""
+
+import glob
+from dataclasses import dataclass
+from pathlib import Path
+
+from olmoscope.errors import UserError
+from olmoscope.files import sha256
+from olmoscope.hub_errors import hub_exceptions
+from olmoscope.release.manifest import MANIFEST, read_manifest
+from olmoscope.release.on_hub import Comparison, compare, refused
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What stands on the hub now.
+
+    Attributes:
+        uploaded: files that were sent; 0: all of them were there.
+        files: of the release.
+    """
+
+    repo: str
+    commit: str
+    tag: str
+    uploaded: int
+    files: int
+
+
+def default_tag(folder: Path) -> str:
+    """A name that says which release it is: of the manifest's checksum, so of all files."""
+    return f"release-{sha256(folder / MANIFEST)[:12]}"
+
+
+def push(folder: Path, repo: str, *, tag: str | None = None, private: bool = False) -> Pushed:
+    """Upload a release, check every file there, and tag the commit. Doing it again sends nothing.
+
+    The repository is made if there is none. Files of an earlier release that this one lacks are deleted from the branch
+    (the earlier tag keeps them); other people's files stay. The token is huggingface_hub's own (`hf auth login`,
+    HF_TOKEN).
+
+    Args:
+        folder: a release.
+        repo: `OWNER/NAME`.
+        tag: to set; None: `default_tag`.
+        private: whether a repository that is made now is private.
+
+    Raises:
+        UserError: the release is damaged; the tag is another release's; the hub refuses, does not answer, or has other
+            files afterwards than were sent.
+    """
+    from huggingface_hub import HfApi, errors
+
+    failures: tuple[type[Exception], ...] = (*hub_exceptions(), RuntimeError)
+    # RuntimeError is what huggingface_hub raises around the reason why a file did not get there.
+    manifest, api = read_manifest(folder), HfApi()
+    tag = tag or default_tag(folder)
+    before = compare(folder, manifest, repo)
+    try:
+        if before.commit is None:
+            api.create_repo(repo, private=private, exist_ok=True)
+        is_tagged = tag in {ref.name for ref in api.list_repo_refs(repo).tags}
+        if is_tagged and compare(folder, manifest, repo, tag).missing:
+            raise UserError(f"{repo} has a tag {tag!r} of another release: give this one another name with --tag")
+        commit = before.commit
+        if before.missing:
+            commit = api.upload_folder(
+                repo_id=repo, folder_path=folder, commit_message=f"{manifest.name}: {len(manifest.saes)} SAEs",
+                allow_patterns=[glob.escape(file.name) for file in before.files],
+                delete_patterns=[glob.escape(name) for name in _earlier_only(before)] or None).oid
+        after = compare(folder, manifest, repo, commit)
+        if after.missing:
+            names = ", ".join(file.name for file in after.missing[:3])
+            raise UserError(f"{repo} has other files than were sent ({names}): somebody else may be uploading; run the "
+                            "same command again")
+        if not is_tagged:
+            api.create_tag(repo, tag=tag, revision=commit)
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise UserError(f"cannot upload to hub repository {repo}: the hub refuses (status "
+                            f"{error.response.status_code}): log in with `hf auth login` with a token that may write "
+                            f"to {repo.partition('/')[0]}") from error
+        raise refused(error, repo, "upload to hub repository") from error
+    except failures as error:
+        raise refused(error, repo, "upload to hub repository") from error
+    return Pushed(repo, str(commit), tag, len(before.missing), len(before.files))
+
+
+def _earlier_only(before: Comparison) -> list[str]:
+    """Files of the release that stands there now which ours has no more: by its own manifest, so nobody else's file."""
+    from huggingface_hub import hf_hub_download
+
+    if all(file.state == "new" for file in before.files if file.name == MANIFEST):
+        return []
+    try:
+        there = read_manifest(Path(hf_hub_download(before.repo, MANIFEST, revision=before.commit)).parent)
+    except UserError:  # no manifest of ours: all files are somebody else's
+        return []
+    return sorted(set(before.others) & set(there.files))
