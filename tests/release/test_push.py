@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from hub_endpoint import HubEndpoint, Trouble
-from release_runs import LAYER_NORM, RAW
+from olmoscope.release.on_hub import local_paths
+from release_runs import LAYER_NORM, RAW, edit_json
 
 CODE = """
 import json, sys
@@ -125,3 +126,10 @@ def test_options(arguments, told, out, capsys, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         main()
     assert ended.value.code == 1 and capsys.readouterr().err == f"error: {told}\n"
+
+
+def test_paths_of_this_machine_are_named(copy):
+    assert local_paths(copy / "release") == []
+    edit_json(copy / "release" / "manifest.json", lambda tree: (
+        tree["model"].update(name="/home/me/model"), tree["recipe"].update(files=["/home/me/text", "tiny", "a/b"])))
+    assert local_paths(copy / "release") == ["/home/me/model", "/home/me/text"]

@@ -39,7 +39,7 @@ def release(
     from olmoscope.release.announce import write_announcements
     from olmoscope.release.build import build_release
     from olmoscope.release.manifest import read_manifest
-    from olmoscope.release.on_hub import compare, repo_and_revision
+    from olmoscope.release.on_hub import compare, local_paths, repo_and_revision
     from olmoscope.release.push import push as upload
 
     if push is not None and check is not None:
@@ -53,6 +53,9 @@ def release(
         raise UserError(f"an upload goes to the main branch: --push {repo}, and --tag {revision} for a name")
     built = build_release(out, repo)
     say(f"{built.folder}: {len(built.saes)} SAEs {written(built.written)}")
+    if push is not None and (paths := local_paths(built.folder)):
+        say(f"note: the release tells everybody these paths of this machine: {', '.join(paths)}. Where the language "
+            "model is one of them, others must say which model it is (--model)")
     if repo is None:
         say(f"Check it with `olmoscope validate {out}`; upload it with `olmoscope release {out} --push OWNER/NAME`.")
     elif push is None or dry_run:

@@ -6,11 +6,13 @@ The hub keeps large files by their SHA-256, which the manifest has too, and smal
 
 import hashlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from olmoscope.errors import UserError
+from olmoscope.files import read_json
 from olmoscope.hub_errors import hub_exceptions, hub_reason
 from olmoscope.model_errors import first_line
 from olmoscope.release.layout import check_root
@@ -83,6 +85,19 @@ def refuse_damaged(folder: Path, manifest: ManifestRead) -> None:
         if not passed:
             raise UserError(f"{folder} is not as its manifest says: {check}: {figure}; make it again with "
                             f"`olmoscope release {folder.parent}`")
+
+
+def local_paths(folder: Path) -> list[str]:
+    """Paths of this machine that a release would tell everybody: of its language model, of text files of its recipe."""
+    return sorted(set(_paths(read_json(folder / MANIFEST))))
+
+
+def _paths(tree: object) -> Iterator[str]:
+    if isinstance(tree, str) and Path(tree).is_absolute():
+        yield tree
+    elif isinstance(tree, (dict, list)):
+        for each in tree.values() if isinstance(tree, dict) else tree:
+            yield from _paths(each)
 
 
 def refused(error: BaseException, repo: str, doing: str, revision: str | None = None) -> UserError:
