@@ -5,22 +5,38 @@ from typing import Annotated
 
 import typer
 
-from olmoscope.cli.options import OnlyOption, OutArgument, written
+from olmoscope.cli.options import OnlyOption, OutArgument, SiteOption, site_of, written
 from olmoscope.errors import UserError
 from olmoscope.terminal import say
 
 
-def export(out: OutArgument, only: OnlyOption = None) -> None:
-    """Write trained SAEs in SAELens format, into the folder `sae` of each run."""
+def export(
+    out: Annotated[str, typer.Argument(metavar="OUT|SAE", help="An output folder, or with --folder any SAE.")],
+    only: OnlyOption = None,
+    to: Annotated[str, typer.Option("--to", help="saelens, sparsify or dictionary-learning.")] = "saelens",
+    folder: Annotated[Path | None, typer.Option("--folder", help="Where to write one SAE in another format.")] = None,
+    site: SiteOption = None,
+) -> None:
+    """Write trained SAEs in SAELens format, into the folder `sae` of each run; or any SAE for another tool."""
     from olmoscope.pipeline import chosen
     from olmoscope.recipe.load import find_recipe
+    from olmoscope.release.convert import convert
     from olmoscope.release.export import export_run
     from olmoscope.train.run import run_folder
 
+    if folder is not None:
+        say(f"{convert(out, to, folder, site_of(site))}: written for {to}")
+        return
+    if site is not None:
+        raise UserError("--site is about one SAE: give --folder as well")
     recipe, _ = find_recipe(out)
     for sae in chosen(recipe, only or []):
-        exported = export_run(run_folder(out, sae))
-        say(f"{sae.id}: {exported.folder} {written(exported.written)}")
+        run = run_folder(Path(out), sae)
+        if to == "saelens":
+            exported = export_run(run)
+            say(f"{sae.id}: {exported.folder} {written(exported.written)}")
+        else:
+            say(f"{sae.id}: {convert(run, to, run / 'export' / to)} written for {to}")
 
 
 def release(

@@ -12,14 +12,22 @@ of activations into the weights before it saves them. Source: dictionary-learnin
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from olmoscope.errors import UserError
+from olmoscope.files import atomic_path, write_json
+from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.assemble import opened
 from olmoscope.sae.io.layout import Layout, load, sizes
 from olmoscope.sae.io.opened import Opened
+from olmoscope.sae.io.outgoing import encoder_bias, refuse_inexpressible
 from olmoscope.sae.io.place import Place
 from olmoscope.sae.io.reading import Reading, Rule, checked_k, site_from, stated
+from olmoscope.sae.threshold import JumpReLU
+from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
 
 NAME = "a dictionary_learning SAE"
@@ -106,6 +114,48 @@ def read(place: Place, site: Site | None = None) -> Opened:
     reading = look(place, site)
     kind = _kind(place, place.mapping(CONFIG)["trainer"])
     return opened(place, reading, load(place, reading.files[0], kind.layout))
+
+
+def write(opened_sae: Opened, path: Path) -> Path:
+    """Write an SAE for dictionary_learning, as `AutoEncoderTopK` or `JumpReluAutoEncoder`.
+
+    Returns:
+        `path`, which `dictionary_learning.utils.load_dictionary` reads.
+
+    Raises:
+        UserError: a kind that it does not have, weights that are not finite, no space.
+    """
+    sae = opened_sae.sae
+    refuse_inexpressible(sae, path, "dictionary_learning", "SAEs of one site with the k largest latents or thresholds",
+                         isinstance(sae, TopK | JumpReLU) and not isinstance(sae, GroupMax) and not sae.transcoder
+                         and len(sae.reads) <= 1)
+    assert isinstance(sae, TopK | JumpReLU)
+    trainer: dict[str, Any] = {"activation_dim": sae.d_in, "dict_size": sae.d_sae, "lm_name": opened_sae.model_name,
+                               **_place_of(opened_sae.site)}
+    if isinstance(sae, TopK):
+        trainer |= {"dict_class": "AutoEncoderTopK", "k": sae.k}
+        tensors = {"b_dec": sae.b_out.float(), "k": torch.tensor(sae.k), "threshold": torch.tensor(-1.0),
+                   "encoder.weight": sae.W_enc.float(), "encoder.bias": encoder_bias(sae, sae.b_out),
+                   "decoder.weight": sae.W_dec.float().T}
+    else:
+        trainer["dict_class"] = "JumpReluAutoEncoder"
+        tensors = {"W_enc": sae.W_enc.float().T, "b_enc": encoder_bias(sae, None), "W_dec": sae.W_dec.float(),
+                   "b_dec": sae.b_out.float(), "threshold": sae.threshold.float()}
+    path.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path / MARK) as temporary:
+        torch.save({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()},
+                   temporary)
+    write_json(path / CONFIG, {"trainer": trainer, "buffer": {"ctx_len": opened_sae.context_size}})
+    return path
+
+
+def _place_of(site: Site) -> dict[str, Any]:
+    """The settings that state a site."""
+    words = {part: word for word, part in _PARTS.items() if word != "attention"}
+    word = words.get(site.part) if site.layer_or_none is not None else None
+    if word is None:  # one that its trainers do not have: stated by our own name
+        return {"layer": site.layer_or_none, "submodule_name": str(site)}
+    return {"layer": site.layer, "submodule_name": f"{word}_{'post' if word == 'resid' else 'out'}_layer_{site.layer}"}
 
 
 def _kind(place: Place, trainer: Mapping[str, Any]) -> _Kind:

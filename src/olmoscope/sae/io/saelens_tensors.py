@@ -21,6 +21,7 @@ from olmoscope.errors import UserError
 from olmoscope.model_errors import damage
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.io.assemble import fold_decoder_norms, fold_scale
+from olmoscope.sae.io.outgoing import encoder_bias
 from olmoscope.sae.io.saelens_settings import CONFIG, weights_dtype
 from olmoscope.sae.normalize import Normalize
 from olmoscope.sae.threshold import Gated, JumpReLU
@@ -123,9 +124,6 @@ KINDS = {
 }
 """Each `architecture` that is read."""
 
-_LATENTS_AT_ONCE = 4096
-"""Rows of the encoder that are held in float64 at a time."""
-
 
 def raw_tensors(folder: Path) -> dict[str, Tensor]:
     """The tensors of a folder as they stand there.
@@ -191,18 +189,9 @@ def tensors_of(sae: TopK | JumpReLU) -> dict[str, Tensor]:
         more["threshold"] = sae.threshold.float()
     if sae.W_skip is not None:
         more["W_skip"] = sae.W_skip.float()
-    return {"W_enc": sae.W_enc.float().T, "b_enc": _b_enc(sae), "W_dec": sae.W_dec.float(),
+    b_enc_F = encoder_bias(sae, sae.b_out if is_centred(sae) else None)
+    return {"W_enc": sae.W_enc.float().T, "b_enc": b_enc_F, "W_dec": sae.W_dec.float(),
             "b_dec": sae.b_out.float()} | more
-
-
-def _b_enc(sae: TopK | JumpReLU) -> Tensor:
-    """The latents' bias; where `b_in` is not `b_out`, less what it takes from each pre-activation."""
-    if is_centred(sae) or not sae.b_in.any():
-        return sae.b_latent.float()
-    # Not a matrix product: its last bits may depend on the number of threads, and an export must come out the same.
-    taken_F = torch.cat([(part_FD.double() * sae.b_in.double()).sum(dim=1)
-                         for part_FD in torch.split(sae.W_enc, _LATENTS_AT_ONCE)])
-    return (sae.b_latent.double() - taken_F).float()
 
 
 def _read_weights(path: Path, architecture: str, config: Mapping[str, Any]) -> dict[str, Tensor]:

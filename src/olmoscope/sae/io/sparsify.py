@@ -10,16 +10,23 @@ reader does as sparsify's own class. Source: eai-sparsify 1.3.3, `sparse_coder.p
 """
 
 from collections.abc import Mapping
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+import torch
+from safetensors.torch import save_file
+
 from olmoscope.errors import UserError
+from olmoscope.files import atomic_path, write_json
+from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.assemble import opened
 from olmoscope.sae.io.layout import Layout, load, sizes
 from olmoscope.sae.io.opened import Opened
+from olmoscope.sae.io.outgoing import encoder_bias, refuse_inexpressible
 from olmoscope.sae.io.place import Place
 from olmoscope.sae.io.reading import Reading, Rule, checked_k, site_from, stated
 from olmoscope.sae.io.site_names import POST_NORM, of_module
+from olmoscope.sae.topk import TopK
 from olmoscope.site import EMBED, Site
 
 NAME = "a sparsify SAE"
@@ -78,6 +85,53 @@ def read(place: Place, site: Site | None = None) -> Opened:
     return opened(place, look(place, site), load(place, MARK, _LAYOUT))
 
 
+def write(opened_sae: Opened, path: Path) -> Path:
+    """Write an SAE or transcoder for sparsify: `path/MODULE/`, and `path/config.json` beside it.
+
+    Returns:
+        The module's folder, which `SparseCoder.load_from_disk` reads.
+
+    Raises:
+        UserError: a kind or site that sparsify does not have, weights that are not finite, no space.
+    """
+    sae = opened_sae.sae
+    refuse_inexpressible(sae, path, "sparsify", "the k largest latents (topk) and those of groups (groupmax)",
+                         isinstance(sae, TopK))
+    assert isinstance(sae, TopK)
+    if sae.d_in != sae.d_out:
+        raise UserError(f"{path} was not written: sparsify writes the width that it reads; this transcoder reads "
+                        f"{sae.d_in} and writes {sae.d_out}")
+    folder = path / _module_of(opened_sae, path)
+    tensors = {"encoder.weight": sae.W_enc.float(), "W_dec": sae.W_dec.float(), "b_dec": sae.b_out.float(),
+               "encoder.bias": encoder_bias(sae, None if sae.transcoder else sae.b_out)}
+    if sae.W_skip is not None:
+        tensors["W_skip"] = sae.W_skip.float()
+    config = {"activation": "groupmax" if isinstance(sae, GroupMax) else "topk", "d_in": sae.d_in, "k": sae.k,
+              "num_latents": sae.d_sae, "expansion_factor": max(1, sae.d_sae // sae.d_in), "normalize_decoder": False,
+              "multi_topk": False, "skip_connection": sae.W_skip is not None, "transcode": sae.transcoder}
+    folder.mkdir(parents=True, exist_ok=True)
+    with atomic_path(folder / MARK) as temporary:
+        save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()},
+                  temporary)
+    write_json(folder / CONFIG, config)
+    write_json(path / "config.json", {"model": opened_sae.model_name, "ctx_len": opened_sae.context_size})
+    return folder
+
+
+def _module_of(opened_sae: Opened, path: Path) -> str:
+    """The module whose output an SAE is of, or whose input and output a transcoder is of."""
+    site = opened_sae.site
+    module = {"": "layers.{}", "mlp.out": "layers.{}.mlp", "attn.out": "layers.{}.self_attn"}.get(site.part)
+    if module is None or site == EMBED:
+        raise UserError(f"{path} was not written: {site} is not the output of a module, as sparsify needs it")
+    found = module.format(site.layer)
+    given = _ends_of(site, opened_sae.sae.transcoder)
+    if opened_sae.reads != (given,):
+        raise UserError(f"{path} was not written: a sparsify transcoder of {site} reads {given}; this one reads "
+                        f"{', '.join(map(str, opened_sae.reads))}")
+    return found
+
+
 def _check(place: Place, config: Mapping[str, Any], found: Mapping[str, int]) -> None:
     """Refuse settings that contradict the tensors."""
     d_in = config.get("d_in")
@@ -99,8 +153,14 @@ def _ends(place: Place, transcoder: bool, model: str | None) -> tuple[Site | Non
     if gives.part in ("mlp.out", "attn.out") and POST_NORM.search(model or ""):
         raise UserError(f"{place.where()}: in {model} a norm follows {name}, so its output is not what is added to the "
                         "residual stream, and it is not a known site")
+    return _ends_of(gives, transcoder), gives
+
+
+def _ends_of(gives: Site, transcoder: bool) -> Site | None:
+    """The site that an SAE or transcoder reads which writes `gives`."""
     if not transcoder:
-        return gives, gives
-    given = {"mlp.out": Site(gives.layer, "mlp.in"), "attn.out": Site(gives.layer, "attn.in"),
-             "": Site(gives.layer - 1)}.get(gives.part) if gives != EMBED else None
-    return given, gives
+        return gives
+    if gives == EMBED:
+        return None
+    return {"mlp.out": Site(gives.layer, "mlp.in"), "attn.out": Site(gives.layer, "attn.in"),
+            "": Site(gives.layer - 1)}.get(gives.part)

@@ -1,0 +1,35 @@
+"""Any opened SAE in the format of another tool."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from olmoscope.errors import UserError
+from olmoscope.sae.io import dictionary_learning, sparsify
+from olmoscope.sae.io.open import open_sae
+from olmoscope.sae.io.opened import Opened
+from olmoscope.site import Site
+
+WRITERS: Mapping[str, Callable[[Opened, Path], Path]] = {
+    "sparsify": sparsify.write, "dictionary-learning": dictionary_learning.write}
+"""By the tool's name on the package index."""
+
+
+def convert(address: str | Path, target: str, folder: Path, site: Site | None = None) -> Path:
+    """Write an SAE, ours or anybody's, in another tool's format.
+
+    Args:
+        address: as `open_sae` takes it.
+        target: of `WRITERS`.
+        folder: to write to; files of an earlier export there are replaced.
+        site: what it reads, if it does not say.
+
+    Returns:
+        The folder that the tool opens.
+
+    Raises:
+        UserError: no such target, no such SAE, or one that the tool cannot express.
+    """
+    if target not in WRITERS:
+        raise UserError(f"--to {target} --folder: there are {', '.join(WRITERS)}. SAELens' format, which SAEBench and "
+                        "sae-probes read too, is written for runs of ours: leave --folder away")
+    return WRITERS[target](open_sae(address, site), folder)

@@ -1,0 +1,51 @@
+"""SAEs in other tools' formats: what was written is read as the same SAE. tests/foreign/read_back.py asks the tools."""
+
+import pytest
+import torch
+
+from export_cases import CASES, coder, opened, rows
+from olmoscope.errors import UserError
+from olmoscope.release.convert import WRITERS, convert
+from olmoscope.sae.io.open import open_sae
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_is_written_is_read_as_the_same_sae(case, tmp_path):
+    made = coder(*CASES[case])
+    folder = WRITERS[case.partition("/")[0]](opened(made), tmp_path)
+    stated = made.writes[0].part in ("", "mlp.out", "attn.out")  # dictionary_learning has no names for other sites
+    found = open_sae(folder, None if stated else made.writes[0])
+    assert (found.sae.reads, found.sae.writes) == (made.reads, made.writes)
+    assert (found.model_name, found.context_size, found.sae.transcoder) == ("some/model", 128, made.transcoder)
+    x_BD = rows(made.b_out)
+    (ours_BD, codes), (there_BD, there) = made.reconstruct(x_BD), found.sae.reconstruct(x_BD)
+    if made.transcoder or case.endswith("jumprelu"):  # these classes subtract nothing: b_in is in another bias
+        size_B1 = torch.cat([x_BD, ours_BD, codes.to_dense()], dim=1).abs().amax(dim=1, keepdim=True)
+        assert float(((codes.to_dense() - there.to_dense()) / size_B1).abs().max()) < 1e-6
+        assert float(((ours_BD - there_BD) / size_B1).abs().max()) < 1e-6
+    else:
+        assert torch.equal(codes.to_dense(), there.to_dense()) and torch.equal(ours_BD, there_BD)
+    assert float(codes.to_dense().count_nonzero()) > 0
+
+
+def test_another_format_again(tmp_path):
+    first = WRITERS["sparsify"](opened(coder("topk", "same", "layers.3")), tmp_path / "one")
+    second = convert(first, "dictionary-learning", tmp_path / "two")
+    x_BD = rows(torch.zeros(16))
+    assert torch.equal(open_sae(first).sae.reconstruct(x_BD)[0], open_sae(second).sae.reconstruct(x_BD)[0])
+    with pytest.raises(UserError, match="--to nothing --folder: there are sparsify, dictionary-learning"):
+        convert(first, "nothing", tmp_path / "three")
+
+
+@pytest.mark.parametrize(("tool", "kind", "ends", "site", "normalize", "told"), [
+    ("sparsify", "jumprelu", "same", "layers.3", "none", "sparsify has no class for this SAE, only the k largest"),
+    ("dictionary-learning", "groupmax", "same", "layers.3", "none", "dictionary_learning has no class for this SAE"),
+    ("dictionary-learning", "topk", "other", "layers.3.mlp.out", "none", "dictionary_learning has no class"),
+    ("sparsify", "topk", "same", "layers.3", "layer_norm", r"sparsify does not normalise rows \(layer_norm\)"),
+    ("sparsify", "topk", "same", "layers.3.mlp.in", "none", "layers.3.mlp.in is not the output of a module"),
+    ("sparsify", "topk", "other", "layers.3.attn.out", "none", "transcoder of layers.3.attn.out reads layers.3.attn"),
+])
+def test_what_a_tool_cannot_express_is_refused(tool, kind, ends, site, normalize, told, tmp_path):
+    with pytest.raises(UserError, match=told):
+        WRITERS[tool](opened(coder(kind, ends, site, normalize)), tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
