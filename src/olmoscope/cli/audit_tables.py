@@ -42,7 +42,8 @@ def _rows(one: Audit) -> Iterator[tuple[str, str]]:
     yield "dead", f"{one.dead:.1%} of latents fired on none of {one.rows:,} tokens"
     nmse = "" if one.outlier_nmse is None else f"; NMSE there {one.outlier_nmse:.3g}"
     yield "outliers", one.outliers + nmse
-    yield "scale", one.norms
+    yield "scale", (f"median norm of the rows read {one.norm:,.4g}, √D {one.d_in**0.5:,.4g}"
+                    + ("" if one.scale is None else f"; {one.scale}"))
     if one.twins is not None:
         yield "weights", f"mean cosine of a latent's encoder and decoder {one.twins:.2f}"
     yield "fit", f"FVU {_figure(one.fit)} as read"

@@ -29,7 +29,7 @@ from olmoscope.files import locked
 from olmoscope.model.config import read_config, width_and_depth
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
-from olmoscope.model.splice import CausalLM, load_causal_lm
+from olmoscope.model.splice import load_causal_lm
 from olmoscope.model_adapter import PAIR
 from olmoscope.model_source import at_revision, is_local, pinned, revision_of
 from olmoscope.progress import console

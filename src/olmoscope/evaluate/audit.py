@@ -6,22 +6,20 @@ it, and no deeper than two layers over the last of their sites.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import groupby
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from olmoscope.activations.store.outliers import Outliers
-from olmoscope.errors import UserError
 from olmoscope.evaluate.anywhere import Options, model_of, nearby_text, refuse_unfit, sequences_of, subjects_of
 from olmoscope.evaluate.audit_rows import AuditRows, beside, existing, read_rows
-from olmoscope.evaluate.audit_variants import Cause, variants
-from olmoscope.evaluate.audit_warnings import Found, Warning, warnings_of
+from olmoscope.evaluate.audit_variants import variants
+from olmoscope.evaluate.audit_warnings import Found, Tried, Warning, warnings_of
 from olmoscope.evaluate.measured import Measured
 from olmoscope.evaluate.reconstruction import Reconstruction
-from olmoscope.evaluate.subsets import FIRST_POSITIONS, TokenFacts
+from olmoscope.evaluate.subsets import TokenFacts
 from olmoscope.files import locked
 from olmoscope.model.config import read_config, width_and_depth
 from olmoscope.model.dtype import settle_model
@@ -37,23 +35,6 @@ from olmoscope.sae.io.reading import Reading
 from olmoscope.site import Site, deepest
 
 ROWS_AT_ONCE = 512
-
-
-@dataclass(frozen=True)
-class Tried:
-    """Another reading of an SAE.
-
-    Attributes:
-        cause: what would have been mistaken.
-        what: the other reading, in words.
-        do: what to do if it is right.
-        fvu: FVU on the probed rows, as it is then; None where it is not finite.
-    """
-
-    cause: Cause
-    what: str
-    do: str
-    fvu: float | None
 
 
 @dataclass(frozen=True)
@@ -73,7 +54,8 @@ class Audit:
         stated: what its owner published, by name.
         outliers: the rows of outlier norm at that site, in words.
         outlier_nmse: NMSE on them.
-        norms: norms of the rows read, and the scale that fits best, in words.
+        norm: median norm of the rows read.
+        scale: the scale that fits best, in words; None where it makes no difference.
         twins: mean cosine of each latent's encoder and decoder rows; None for transcoders.
         fit: FVU on the probed rows, as read.
         tried: other readings, best first.
@@ -97,7 +79,8 @@ class Audit:
     stated: Mapping[str, float]
     outliers: str
     outlier_nmse: float | None
-    norms: str
+    norm: float
+    scale: str | None
     twins: float | None
     fit: float | None
     tried: tuple[Tried, ...]
@@ -166,19 +149,17 @@ def _audit_one(subject: Opened, reading: Reading, device: torch.device, rows: Au
     fit, tried = _try(subject, sae, rows, survey.median_norm, l0, layers, device)
     twins = _twins(sae)
     explained = None if ordinary is None else ordinary["explained_variance"]
-    found = Found(tuple(map(str, subject.reads)), fit, tuple((one.cause, one.what, one.do, one.fvu) for one in tried),
-                  l0, spread["dead"].share, count, sae.d_sae, sae.d_in, twins, explained, reading.stated)
-    root = sae.d_in**0.5
-    best = min((one for one in tried if one.cause == "scale" and one.fvu is not None), key=lambda one: one.fvu,
+    found = Found(fit, tried, l0, sae.d_in, twins, explained, reading.stated)
+    best = min((one for one in tried if one.cause == "scale" and one.fvu is not None), key=lambda one: one.fvu or 0.0,
                default=None)
-    norms = f"median norm of the rows read {survey.median_norm:,.4g}, √D {root:,.4g}"
-    if best is not None and fit is not None:
-        norms += ("; of all scales tried, as they are fits best" if fit <= best.fvu else
-                  f"; {best.what} fit best (FVU {best.fvu:.3f}, as they are {fit:.3f})")
+    scale = None
+    if best is not None and best.fvu is not None and fit is not None:
+        scale = "rows as they are fit best of all scales tried" if fit <= best.fvu else f"{best.what} fit best"
     return Audit(subject.name, reading.format.partition(" ")[2], tuple(reading.formula()), model,
                  tuple(map(str, subject.reads)), tuple(map(str, subject.writes)), subject.architecture, sae.d_sae,
                  sae.d_in, count, l0, whole["explained_variance"], explained, spread["dead"].share,
-                 dict(reading.stated), *_outliers(figures, spread), norms, twins, fit, tried, warnings_of(found))
+                 dict(reading.stated), *_outliers(figures, spread), survey.median_norm, scale,
+                 twins, fit, tried, warnings_of(found))
 
 
 def _outliers(figures: Reconstruction, spread: Mapping[str, object]) -> tuple[str, float | None]:

@@ -19,8 +19,8 @@ from olmoscope.model.sites import Place, inner_sites
 from olmoscope.progress import bar
 from olmoscope.site import EMBED, PARTS, Site
 
-PROBED = 2048
-"""Rows on which other readings are tried: enough that FVU's own noise is a few hundredths of it."""
+PROBED = 1024
+"""Rows on which other readings are tried: see `audit_warnings.MUCH_BETTER` for what they must tell apart."""
 LAYERS_AWAY = 2
 """How far the same place is tried in other layers: a count from 1, or `hidden_states` off by one, is one layer."""
 
@@ -88,9 +88,9 @@ def read_rows(model: LoadedModel, sequences: Sequences, batch_tokens: int, own: 
     """
     own = set(own)
     later = np.flatnonzero(~sequences.special & (sequences.positions() >= FIRST_POSITIONS))
-    chosen = later[np.unique(np.linspace(0, len(later) - 1, min(PROBED, len(later))).astype(int))] if len(later) else later
-    if not len(chosen):
-        raise UserError("the text has no token that is neither special nor the first of its sequence; give a longer one")
+    if not len(later):
+        raise UserError("all tokens of the text are special or the first of their sequence; give a longer one")
+    chosen = later[np.linspace(0, len(later) - 1, min(PROBED, len(later))).astype(int)]
     slot_N = torch.full((sequences.rows,), -1)
     slot_N[torch.from_numpy(chosen)] = torch.arange(len(chosen))
     kept: dict[Site, Tensor] = {}
@@ -103,10 +103,10 @@ def read_rows(model: LoadedModel, sequences: Sequences, batch_tokens: int, own: 
             slot_R = slot_N[batch.index_R]
             for site in tried:
                 x_RD = outputs.pop(site).flatten(0, 1)[batch.real_R.to(model.device)].float().cpu()
-                for wanted, place_R, of, rows in ((site in own, batch.index_R, kept, sequences.rows),
-                                                  (True, slot_R, probed, len(chosen))):
-                    if wanted:
-                        of.setdefault(site, torch.zeros(rows, x_RD.shape[1]))[place_R[place_R >= 0]] = x_RD[place_R >= 0]
+                width, there_R = x_RD.shape[1], slot_R >= 0
+                probed.setdefault(site, torch.zeros(len(chosen), width))[slot_R[there_R]] = x_RD[there_R]
+                if site in own:
+                    kept.setdefault(site, torch.zeros(sequences.rows, width))[batch.index_R] = x_RD
             advance(len(batch.index_R))
     surveys = {site: LayerSurvey.refusing(x_ND.double().mean(0), x_ND.double().norm(dim=1).numpy(),
                                           f"{model.name}, {site}") for site, x_ND in kept.items()}

@@ -20,7 +20,7 @@ from olmoscope.sae.topk import TopK
 
 Cause = Literal["site", "scale", "normalisation", "ReLU", "rule", "weights", "bias"]
 
-SCALES = tuple(2.0**power for power in (-10, -8, -6, -4, -3, -2, -1, 1, 2, 3, 4, 6, 8, 10))
+SCALES = tuple(2.0**power for power in (-10, -6, -4, -2, -1, 1, 2, 4, 6, 10))
 """What rows are multiplied by in turn, besides the number that gives them a mean norm of √D."""
 KS = (8, 16, 32, 64, 128, 256, 512)
 """Values of k that are tried where a coder has many more latents active."""

@@ -1,16 +1,41 @@
 """What an audit makes of its figures: warnings in plain words, each with what to do."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from olmoscope.evaluate.audit_variants import Cause
 
-MUCH_BETTER = 0.8
+MUCH_BETTER = 0.9
 APART = 0.1
 BAD = 0.3
-DENSE = 0.25
 L0_FACTOR = 2.0
 EV_OFF = 0.15
+
+_SAYS: dict[Cause, str] = {
+    "site": "it is probably of another site",
+    "scale": "the scale of its training rows is missing",
+    "normalisation": "the normalisation of its training rows is missing or another one",
+    "ReLU": "its ReLU is one too many",
+    "rule": "its activation rule is missing",
+    "weights": "a matrix has the wrong orientation",
+    "bias": "its b_dec is used in the wrong place"}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Another reading of an SAE.
+
+    Attributes:
+        cause: what would have been mistaken.
+        what: the other reading, in words.
+        do: what to do if it is right, a clause.
+        fvu: FVU on the probed rows, read so; None where it is not finite.
+    """
+
+    cause: Cause
+    what: str
+    do: str
+    fvu: float | None
 
 
 @dataclass(frozen=True)
@@ -18,8 +43,8 @@ class Warning:
     """Something that is likely to be wrong.
 
     Attributes:
-        kind: what sort of thing, for programs.
-        what: a sentence.
+        kind: a `Cause`, or `silent`, `dense`, `mismatch`, `misfit`, `stated`.
+        what: a sentence without its full stop.
         do: what to do, a clause.
     """
 
@@ -30,15 +55,11 @@ class Warning:
 
 @dataclass(frozen=True)
 class Found:
-    """The figures that warnings follow from; see `audit.Audit`."""
+    """The figures that warnings follow from, named as in `audit.Audit`."""
 
-    reads: tuple[str, ...]
     fit: float | None
-    tried: tuple[tuple[Cause, str, str, float | None], ...]
+    tried: tuple[Tried, ...]
     l0: float
-    dead: float
-    rows: int
-    d_sae: int
     d_in: int
     twins: float | None
     explained: float | None
@@ -46,5 +67,41 @@ class Found:
 
 
 def warnings_of(found: Found) -> tuple[Warning, ...]:
-    """All warnings; none if the SAE does what its files say."""
-    return ()
+    """All warnings; none if nothing speaks against the SAE."""
+    return (*_about_fit(found), *_about_latents(found), *_about_stated(found))
+
+
+def _about_fit(found: Found) -> Iterator[Warning]:
+    best = next(iter(found.tried), None)
+    if best is not None and best.fvu is not None and (found.fit is None or best.fvu < MUCH_BETTER * found.fit):
+        where = "it fits" if best.cause == "site" else "it fits with"
+        read = "not finite" if found.fit is None else f"{found.fit:.3f}"
+        yield Warning(best.cause, f"{_SAYS[best.cause]}: {where} {best.what}, with FVU {best.fvu:.3f} in place of "
+                      f"{read}", best.do)
+    elif found.explained is None or found.explained < BAD:
+        explained = "nothing" if found.explained is None else f"{found.explained:.3f} of the variance"
+        if found.twins is not None and found.twins < APART:
+            yield Warning("mismatch", f"it explains {explained} of ordinary rows, and its decoder rows do not point "
+                          f"where its encoder rows do (mean cosine {found.twins:.2f})",
+                          "check that encoder and decoder come from the same SAE and have the same order of latents")
+        else:
+            yield Warning("misfit", f"it explains {explained} of ordinary rows, and no other reading fits much better",
+                          "check the language model, the layer and the text")
+
+
+def _about_latents(found: Found) -> Iterator[Warning]:
+    if found.l0 == 0:
+        yield Warning("silent", "no latent fires on any token", "check thresholds and the scale of the rows")
+    elif found.l0 > found.d_in:
+        yield Warning("dense", f"{found.l0:,.0f} latents are active in a row, more than its {found.d_in:,} values",
+                      "check the activation rule and its thresholds")
+
+
+def _about_stated(found: Found) -> Iterator[Warning]:
+    if (l0 := found.stated.get("L0")) and not l0 / L0_FACTOR <= found.l0 <= L0_FACTOR * l0:
+        yield Warning("stated", f"its owner states an L0 of {l0:g}, and it is {found.l0:.1f} here",
+                      "check the language model, BOS and the text")
+    explained = found.stated.get("explained variance")
+    if explained is not None and found.explained is not None and abs(explained - found.explained) > EV_OFF:
+        yield Warning("stated", f"its owner states an explained variance of {explained:.3f}, and it is "
+                      f"{found.explained:.3f} on ordinary rows here", "check the language model, BOS and the text")
