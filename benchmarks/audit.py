@@ -55,7 +55,7 @@ SPOILED: dict[str, tuple[tuple[str, ...], Spoil]] = {
     "mlp_out for resid_post": (("site",), lambda sae, site, norm: (sae, Site(site.layer, "mlp.out"))),
     "scale not folded": (("scale",), lambda sae, site, norm: (scaled(sae, norm / sae.d_in**0.5), site)),
     "no ReLU in training": (("ReLU",), lambda sae, site, norm: (_flipped(sae), site)),
-    "rule left out": (("rule",), lambda sae, site, norm: (_without_rule(sae), site)),
+    "rule left out": (("rule", "dense"), lambda sae, site, norm: (_without_rule(sae), site)),
     "decoder transposed": (("weights",), lambda sae, site, norm: (
         replace(sae, W_dec=sae.W_dec.T.contiguous().view_as(sae.W_dec)), site)),
     "encoder transposed": (("weights",), lambda sae, site, norm: (

@@ -149,7 +149,7 @@ def _audit_one(subject: Opened, reading: Reading, device: torch.device, rows: Au
     fit, tried = _try(subject, sae, rows, survey.median_norm, l0, layers, device)
     twins = _twins(sae)
     explained = None if ordinary is None else ordinary["explained_variance"]
-    found = Found(fit, tried, l0, sae.d_in, twins, explained, reading.stated)
+    found = Found(fit, tried, l0, sae.d_in, sae.d_sae, twins, explained, reading.stated)
     best = min((one for one in tried if one.cause == "scale" and one.fvu is not None), key=lambda one: one.fvu or 0.0,
                default=None)
     scale = None

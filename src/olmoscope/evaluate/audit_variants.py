@@ -69,9 +69,11 @@ def scaled(coder: SparseCoder, scale: float) -> SparseCoder:
 
 def without_relu(coder: JumpReLU | TopK) -> SparseCoder:
     """Latents of either sign: the k largest |p|, or all |p| over the threshold. Each latent becomes two, p and −p."""
-    both = {"W_enc": torch.cat([coder.W_enc, -coder.W_enc]), "W_dec": torch.cat([coder.W_dec, -coder.W_dec]),
-            "b_latent": torch.cat([coder.b_latent, -coder.b_latent])}
-    return replace(coder, **both, **({"threshold": coder.threshold.repeat(2)} if isinstance(coder, JumpReLU) else {}))
+    W_enc, W_dec = torch.cat([coder.W_enc, -coder.W_enc]), torch.cat([coder.W_dec, -coder.W_dec])
+    b_latent = torch.cat([coder.b_latent, -coder.b_latent])
+    if isinstance(coder, JumpReLU):
+        return replace(coder, W_enc=W_enc, W_dec=W_dec, b_latent=b_latent, threshold=coder.threshold.repeat(2))
+    return replace(coder, W_enc=W_enc, W_dec=W_dec, b_latent=b_latent)
 
 
 def misread(W_FD: Tensor) -> Tensor:
@@ -116,10 +118,10 @@ def _rules(coder: SparseCoder, l0: float) -> Iterator[Variant]:
 
 def _orientations(coder: SparseCoder) -> Iterator[Variant]:
     W_enc, W_dec = misread(coder.W_enc), misread(coder.W_dec)
-    for what, changed in (("W_dec", {"W_dec": W_dec}), ("W_enc", {"W_enc": W_enc}),
-                          ("W_enc and W_dec", {"W_enc": W_enc, "W_dec": W_dec})):
+    for what, changed in (("W_dec", replace(coder, W_dec=W_dec)), ("W_enc", replace(coder, W_enc=W_enc)),
+                          ("W_enc and W_dec", replace(coder, W_enc=W_enc, W_dec=W_dec))):
         yield Variant("weights", f"{what} transposed", f"write {what} in the other orientation, as its format has it",
-                      replace(coder, **changed))
+                      changed)
 
 
 def _biases(coder: SparseCoder) -> Iterator[Variant]:

@@ -6,10 +6,24 @@ from dataclasses import dataclass
 from olmoscope.evaluate.audit_variants import Cause
 
 MUCH_BETTER = 0.9
+"""Another reading is the right one if its FVU is below this times that of the SAE as it was read. Measured over 18 good
+SAEs of two models (benchmarks/README.md, "Audit"): as they were read, each fitted better than with any other reading;
+the closest was 1.04 times as bad (another scale), the closest site 1.19 times. So 0.9 leaves room on either side: a
+good SAE's best other reading stays 15% away from it, and an SAE stated at the wrong one of two such sites is at 1 / 1.19 =
+0.84."""
 APART = 0.1
+"""Mean cosine of encoder and decoder rows below which they do not belong together: good SAEs have 0.30 to 1, rows in
+another order 0.00 to 0.02 (the same measurement)."""
 BAD = 0.3
+"""Explained variance of ordinary rows below which an SAE is called bad: good ones had 0.71 or more in that
+measurement, and the sparsest dictionaries that are published about 0.5."""
+DENSE = 0.25
+"""Share of latents active in a row above which there is hardly a rule: in good ones it was at most 0.03."""
 L0_FACTOR = 2.0
+"""L0 over or under what the owner states by this factor is another one: Gemma Scope's neighbouring releases of one
+width differ by about as much."""
 EV_OFF = 0.15
+"""As far may the explained variance be from what the owner states: texts and the rows counted differ."""
 
 _SAYS: dict[Cause, str] = {
     "site": "it is probably of another site",
@@ -61,6 +75,7 @@ class Found:
     tried: tuple[Tried, ...]
     l0: float
     d_in: int
+    d_sae: int
     twins: float | None
     explained: float | None
     stated: Mapping[str, float]
@@ -92,8 +107,8 @@ def _about_fit(found: Found) -> Iterator[Warning]:
 def _about_latents(found: Found) -> Iterator[Warning]:
     if found.l0 == 0:
         yield Warning("silent", "no latent fires on any token", "check thresholds and the scale of the rows")
-    elif found.l0 > found.d_in:
-        yield Warning("dense", f"{found.l0:,.0f} latents are active in a row, more than its {found.d_in:,} values",
+    elif found.l0 > min(found.d_in, DENSE * found.d_sae):
+        yield Warning("dense", f"{found.l0:,.0f} of {found.d_sae:,} latents are active in a row of {found.d_in:,} values",
                       "check the activation rule and its thresholds")
 
 
