@@ -15,7 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from olmoscope.activations.store.place import store_folder
+from olmoscope.activations.store.reader import open_store
+from olmoscope.activations.store.statistics import OUTLIER
 from olmoscope.evaluate.anywhere import Options
 from olmoscope.evaluate.audit import Audit, audit
 from olmoscope.evaluate.audit_variants import scaled
@@ -28,19 +32,18 @@ from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
 
-Spoil = Callable[[SparseCoder, Site, float], tuple[SparseCoder, Site]]
-"""Makes a bad SAE of a good one, its site and the mean norm of its rows."""
+Spoil = Callable[[SparseCoder, Site, Tensor], tuple[SparseCoder, Site]]
+"""Makes a bad SAE of a good one, its site and rows of it."""
 
 CAUSES = ("site", "scale", "normalisation", "ReLU", "rule", "weights", "bias")
+ROWS = 8192
+"""Rows that spoiling looks at."""
 
 
-def _flipped(coder: SparseCoder) -> SparseCoder:
-    """Every second latent with its sign turned: the same SAE, if there were no ReLU."""
-    sign_F = torch.ones(coder.d_sae)
-    sign_F[1::2] = -1
-    assert isinstance(coder, TopK | JumpReLU)
-    return replace(coder, W_enc=coder.W_enc * sign_F[:, None], W_dec=coder.W_dec * sign_F[:, None],
-                   b_latent=coder.b_latent * sign_F)
+def _without_relu(coder: SparseCoder, x_ND: Tensor) -> SparseCoder:
+    """The best linear autoencoder of the same rows, their principal directions: it needs latents of either sign."""
+    W_DD = torch.linalg.eigh((x_ND - coder.b_in).T.double().cov()).eigenvectors.T.float().contiguous()
+    return TopK(W_DD, W_DD, coder.b_in, "none", torch.zeros(len(W_DD)), coder.d_in // 4)
 
 
 def _without_rule(coder: SparseCoder) -> SparseCoder:
@@ -49,32 +52,36 @@ def _without_rule(coder: SparseCoder) -> SparseCoder:
 
 
 SPOILED: dict[str, tuple[tuple[str, ...], Spoil]] = {
-    "layer before": (("site",), lambda sae, site, norm: (sae, Site(site.layer - 1, site.part))),
-    "layer after": (("site",), lambda sae, site, norm: (sae, Site(site.layer + 1, site.part))),
-    "resid_mid for resid_post": (("site",), lambda sae, site, norm: (sae, Site(site.layer, "mid"))),
-    "mlp_out for resid_post": (("site",), lambda sae, site, norm: (sae, Site(site.layer, "mlp.out"))),
-    "scale not folded": (("scale",), lambda sae, site, norm: (scaled(sae, norm / sae.d_in**0.5), site)),
-    "no ReLU in training": (("ReLU",), lambda sae, site, norm: (_flipped(sae), site)),
-    "rule left out": (("rule", "dense"), lambda sae, site, norm: (_without_rule(sae), site)),
-    "decoder transposed": (("weights",), lambda sae, site, norm: (
+    "layer before": (("site",), lambda sae, site, x: (sae, Site(site.layer - 1, site.part))),
+    "layer after": (("site",), lambda sae, site, x: (sae, Site(site.layer + 1, site.part))),
+    "resid_mid for resid_post": (("site",), lambda sae, site, x: (sae, Site(site.layer, "mid"))),
+    "mlp_out for resid_post": (("site",), lambda sae, site, x: (sae, Site(site.layer, "mlp.out"))),
+    "scale not folded": (("scale",), lambda sae, site, x: (
+        scaled(sae, float(x.norm(dim=1).median()) / sae.d_in**0.5), site)),
+    "no ReLU in training": (("ReLU",), lambda sae, site, x: (_without_relu(sae, x), site)),
+    "rule left out": (("rule", "dense"), lambda sae, site, x: (_without_rule(sae), site)),
+    "decoder transposed": (("weights",), lambda sae, site, x: (
         replace(sae, W_dec=sae.W_dec.T.contiguous().view_as(sae.W_dec)), site)),
-    "encoder transposed": (("weights",), lambda sae, site, norm: (
+    "encoder transposed": (("weights",), lambda sae, site, x: (
         replace(sae, W_enc=sae.W_enc.T.contiguous().view_as(sae.W_enc)), site)),
-    "decoder of another order": (("mismatch",), lambda sae, site, norm: (
+    "decoder of another order": (("mismatch",), lambda sae, site, x: (
         replace(sae, W_dec=sae.W_dec.roll(1, 0)), site)),
-    "b_dec not subtracted": (("bias",), lambda sae, site, norm: (
+    "b_dec not subtracted": (("bias",), lambda sae, site, x: (
         replace(sae, b_in=torch.zeros_like(sae.b_in), b_out=sae.b_out), site)),
 }
 """By name, the warnings that name it, and how it is made."""
 
 
-def spoil(run: Path, folder: Path, norm: float) -> Iterator[tuple[str, Path]]:
+def spoil(run: Path, folder: Path) -> Iterator[tuple[str, Path]]:
     """Write all spoiled forms of a run; yields what each is and its folder."""
     finished = read_run(run)
     metadata = saelens_metadata(finished)
     sae, site = finished.load(), finished.sae.site
+    out = run.parents[len(run.parts) - run.parts.index("runs") - 1]
+    x_ND = open_store(store_folder(out, "held_out")).read(site, 0, slice(0, ROWS)).float()
+    x_ND = x_ND[x_ND.norm(dim=1) < OUTLIER * x_ND.norm(dim=1).median()]
     for number, (name, (_, make)) in enumerate(SPOILED.items()):
-        bad, place = make(sae, site, norm)
+        bad, place = make(sae, site, x_ND)
         path = folder / f"{site.folder}_{finished.sae.d_sae}_{number:02d}"
         saelens.write(bad, path, metadata)
         config = read_json(path / saelens.CONFIG)
@@ -115,8 +122,7 @@ def main() -> None:
         print(f"| SAE | what is wrong | the audit said | right | FVU | {' | '.join(CAUSES)} | cosine |")
         print(f"|---|---|---|---|--:|{'--:|' * len(CAUSES)}--:|")
         good = [line("nothing", (), one) for one in audits]
-        bad = [(name, path) for run, one in zip(arguments.bad, audits, strict=False)
-               for name, path in spoil(run, Path(folder) / "bad", one.norm)]
+        bad = [(name, path) for run in arguments.bad for name, path in spoil(run, Path(folder) / "bad")]
         found = audit([str(path) for _, path in bad], options) if bad else []
         spoiled = [line(name, SPOILED[name][0], one) for (name, _), one in zip(bad, found, strict=True)]
     print(f"\n{spoiled.count(True)} of {len(spoiled)} spoiled SAEs were named, "

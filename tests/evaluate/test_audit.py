@@ -1,6 +1,6 @@
 """The audit: each way to spoil an SAE is named, good ones get no warning, and every figure is right.
 
-A good SAE of the model in the package is trained here, in plain torch. F 256 = D, so that a transposed matrix is square.
+A good SAE of the model in the package is trained here, in plain torch. F is D, so that a transposed matrix is square.
 """
 
 import json
@@ -13,7 +13,6 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 from audit import SPOILED
-
 from olmoscope.cli import app as cli
 from olmoscope.errors import UserError
 from olmoscope.evaluate.anywhere import Options
@@ -82,8 +81,8 @@ def thresholded(sae, x_ND):
 
 
 def test_what_is_wrong_is_named(good, text, tmp_path):
-    sae, norm, x_ND = good
-    paths = {name: written(tmp_path / str(number), *make(sae, SITE, norm))
+    sae, _, x_ND = good
+    paths = {name: written(tmp_path / str(number), *make(sae, SITE, x_ND))
              for number, (name, (_, make)) in enumerate(SPOILED.items())}
     paths["good"] = written(tmp_path / "good", sae, l0=K)
     paths["good JumpReLU"] = written(tmp_path / "good JumpReLU", thresholded(sae, x_ND))
@@ -110,7 +109,8 @@ def test_the_command(good, text, tmp_path, monkeypatch, capsys):
                                           "--dtype", "float32", "-o", str(tmp_path / "out"), *options])
         monkeypatch.setenv("COLUMNS", "100")
         capsys.readouterr()
-        cli.main()
+        with pytest.raises(SystemExit):
+            cli.main()
         return capsys.readouterr().out
 
     shown = " ".join(call().split())
@@ -126,7 +126,7 @@ def test_the_command(good, text, tmp_path, monkeypatch, capsys):
 
 def test_fvu_and_variants(good):
     sae, _, x_ND = good
-    xhat_ND, codes = sae.reconstruct(x_ND)
+    xhat_ND = sae.reconstruct(x_ND)[0]
     expected = (x_ND - xhat_ND).double().square().sum() / (x_ND.double() - x_ND.double().mean(0)).square().sum()
     assert fvu(sae, x_ND, x_ND) == pytest.approx(float(expected), rel=1e-9)
     assert fvu(sae, x_ND, torch.ones_like(x_ND)) is None
@@ -158,6 +158,7 @@ def found(**changes):
     ({}, []),
     ({"tried": (Tried("bias", "b", "do", 0.15),)}, ["bias"]),
     ({"fit": None}, ["site"]),
+    ({"fit": 3.0, "tried": (Tried("scale", "s", "do", 0.75),), "explained": -2.0}, ["misfit"]),
     ({"fit": None, "tried": (), "explained": None}, ["misfit"]),
     ({"explained": 0.1}, ["misfit"]),
     ({"explained": 0.1, "twins": 0.01}, ["mismatch"]),

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from olmoscope.evaluate.audit_variants import Cause
 
 MUCH_BETTER = 0.9
-"""Another reading is the right one if its FVU is below this times that of the SAE as it was read. Measured over 18 good
-SAEs of two models (benchmarks/README.md, "Audit"): as they were read, each fitted better than with any other reading;
-the closest was 1.04 times as bad (another scale), the closest site 1.19 times. So 0.9 leaves room on either side: a
-good SAE's best other reading stays 15% away from it, and an SAE stated at the wrong one of two such sites is at 1 / 1.19 =
-0.84."""
+"""Another reading is taken for the right one if its FVU is below this times that of the SAE as it was read.
+
+Measured over 18 good SAEs of two models (benchmarks/README.md, "Audit"): each fitted best as it was read; the closest
+other reading had 1.04 times its FVU (another scale), the closest site 1.19 times. An SAE stated at the wrong one of two
+sites that are as close as that is at 1 / 1.19 = 0.84, so 0.9 leaves room on either side."""
 APART = 0.1
 """Mean cosine of encoder and decoder rows below which they do not belong together: good SAEs have 0.30 to 1, rows in
 another order 0.00 to 0.02 (the same measurement)."""
 BAD = 0.3
-"""Explained variance of ordinary rows below which an SAE is called bad: good ones had 0.71 or more in that
-measurement, and the sparsest dictionaries that are published about 0.5."""
+"""Explained variance of ordinary rows below which an SAE is called bad, and another reading explains nothing: good ones
+had 0.71 or more in that measurement."""
 DENSE = 0.25
 """Share of latents active in a row above which there is hardly a rule: in good ones it was at most 0.03."""
 L0_FACTOR = 2.0
@@ -88,7 +88,8 @@ def warnings_of(found: Found) -> tuple[Warning, ...]:
 
 def _about_fit(found: Found) -> Iterator[Warning]:
     best = next(iter(found.tried), None)
-    if best is not None and best.fvu is not None and (found.fit is None or best.fvu < MUCH_BETTER * found.fit):
+    if best is not None and best.fvu is not None and best.fvu < min(
+            1 - BAD, float("inf") if found.fit is None else MUCH_BETTER * found.fit):
         where = "it fits" if best.cause == "site" else "it fits with"
         read = "not finite" if found.fit is None else f"{found.fit:.3f}"
         yield Warning(best.cause, f"{_SAYS[best.cause]}: {where} {best.what}, with FVU {best.fvu:.3f} in place of "
@@ -108,7 +109,8 @@ def _about_latents(found: Found) -> Iterator[Warning]:
     if found.l0 == 0:
         yield Warning("silent", "no latent fires on any token", "check thresholds and the scale of the rows")
     elif found.l0 > min(found.d_in, DENSE * found.d_sae):
-        yield Warning("dense", f"{found.l0:,.0f} of {found.d_sae:,} latents are active in a row of {found.d_in:,} values",
+        yield Warning("dense", f"{found.l0:,.0f} of {found.d_sae:,} latents are active in a row of {found.d_in:,} "
+                      "values",
                       "check the activation rule and its thresholds")
 
 
