@@ -10,12 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+import foreign_files as made
+import olmoscope
 from audit import SPOILED
 from olmoscope.cli import app as cli
 from olmoscope.errors import UserError
-from olmoscope.evaluate.anywhere import Options
+from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
 from olmoscope.evaluate.audit import audit, fvu
 from olmoscope.evaluate.audit_rows import beside
 from olmoscope.evaluate.audit_variants import misread, scaled, without_relu
@@ -24,6 +27,7 @@ from olmoscope.model.capture import read_sites
 from olmoscope.model.load import load_model
 from olmoscope.recipe.schema import Model
 from olmoscope.sae.io import saelens
+from olmoscope.sae.io.open import find_saes, look_at
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
 from olmoscope.site import EMBED, Site
@@ -178,3 +182,23 @@ def test_what_cannot_be_audited(good, text, tmp_path):
     (tmp_path / "short.txt").write_text("a")
     with pytest.raises(UserError, match="give a longer one"):
         audit([path], Options(tmp_path / "out", str(tmp_path / "short.txt"), dtype="float32"))
+
+
+def test_bad_input_is_the_same_line_for_every_command(tmp_path):
+    made.llama_scope(tmp_path, d_sae=7)
+    torch.save({"module": torch.nn.Linear(2, 2)}, tmp_path / "code.pt")
+    (tmp_path / "unknown").mkdir()
+    (tmp_path / "unknown/notes.txt").write_text("no SAE")
+    save_file({"other": torch.zeros(2)}, tmp_path / "other.safetensors")
+    options = Options(tmp_path / "out", str(tmp_path / "unknown"), 100)
+    for address, message in ((tmp_path / "unknown", "holds no finished run and no SAE of another format"),
+                             (tmp_path / "other.safetensors", "has an unknown format: it holds other; known formats"),
+                             (tmp_path / "code.pt", "it is a pickle that would execute code of its own"),
+                             (tmp_path / "fnlp/Llama3_1-8B-Base-LXR-8x/Llama3_1-8B-Base-L15R-8x",
+                              "d_sae is 7, but the tensors have 48"),
+                             (tmp_path / "missing", "does not exist"), ("saelens:nope/one", "has no release 'nope'")):
+        for command in (lambda name: look_at(find_saes(name)[0]), olmoscope.load,
+                        lambda name: evaluate_anywhere([name], options), lambda name: audit([name], options)):
+            with pytest.raises(UserError, match=message) as refusal:
+                command(str(address))
+            assert "\n" not in str(refusal.value)
