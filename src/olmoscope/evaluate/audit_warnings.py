@@ -8,12 +8,12 @@ from olmoscope.evaluate.audit_variants import Cause
 MUCH_BETTER = 0.9
 """Another reading is taken for the right one if its FVU is below this times that of the SAE as it was read.
 
-Measured over 18 good SAEs of two models (benchmarks/README.md, "Audit"): each fitted best as it was read; the closest
+Measured over 17 good SAEs of two models (benchmarks/README.md, "Audit"): each fitted best as it was read; the closest
 other reading had 1.04 times its FVU (another scale), the closest site 1.19 times. An SAE stated at the wrong one of two
 sites that are as close as that is at 1 / 1.19 = 0.84, so 0.9 leaves room on either side."""
 APART = 0.1
-"""Mean cosine of encoder and decoder rows below which they do not belong together: good SAEs have 0.30 to 1, rows in
-another order 0.00 to 0.02 (the same measurement)."""
+"""Mean cosine of encoder and decoder rows below which they do not belong together: good SAEs have 0.30 to 1, those in
+another order −0.01 (the same measurement)."""
 BAD = 0.3
 """Explained variance of ordinary rows below which an SAE is called bad, and another reading explains nothing: good ones
 had 0.71 or more in that measurement."""
