@@ -20,10 +20,10 @@ had 0.71 or more in that measurement."""
 DENSE = 0.25
 """Share of latents active in a row above which there is hardly a rule: in good ones it was at most 0.03."""
 L0_FACTOR = 2.0
-"""L0 over or under what the owner states by this factor is another one: Gemma Scope's neighbouring releases of one
-width differ by about as much."""
+"""A measured L0 may be over or under what the owner states by this factor. A choice, not a measurement."""
 EV_OFF = 0.15
-"""As far may the explained variance be from what the owner states: texts and the rows counted differ."""
+"""The explained variance may differ by this much from what the owner states: texts and the rows counted differ. A choice,
+not a measurement."""
 
 _SAYS: dict[Cause, str] = {
     "site": "it is probably of another site",
