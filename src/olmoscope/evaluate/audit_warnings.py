@@ -22,8 +22,8 @@ DENSE = 0.25
 L0_FACTOR = 2.0
 """A measured L0 may be over or under what the owner states by this factor. A choice, not a measurement."""
 EV_OFF = 0.15
-"""The explained variance may differ by this much from what the owner states: texts and the rows counted differ. A choice,
-not a measurement."""
+"""The explained variance may differ by this much from what the owner states: texts and the rows counted differ. A
+choice, not a measurement."""
 
 _SAYS: dict[Cause, str] = {
     "site": "it is probably of another site",
