@@ -4,11 +4,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import foreign_files as made
 from olmoscope.cli import app as cli
-from olmoscope.sae.io import coverage
+from olmoscope.errors import UserError
+from olmoscope.sae.io import coverage, saelens
+from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.io.registry import in_release, registered
+from olmoscope.sae.topk import TopK
 
 FOREIGN = Path(__file__).parents[1] / "foreign"
 
@@ -53,6 +57,18 @@ def test_what_nothing_says_is_asked_for(run, tmp_path):
     out, _ = run(tmp_path / "alone")
     assert "model not stated (give --model)" in out and "site not stated (give --site)" in out
     assert "site layers.4" in run(tmp_path / "alone", "--site", "4")[0]
+
+
+def test_a_saelens_folder_without_a_site(run, tmp_path):
+    sae = TopK(torch.ones(3, 2), torch.ones(3, 2), torch.zeros(2), "none", torch.zeros(3), 2)
+    saelens.write(sae, tmp_path / "sae", {"model_name": "tiny", "hook_name": None, "hf_hook_name": None,
+                                          "prepend_bos": False, "l0": 2})
+    out, err = run(tmp_path / "sae")
+    assert "topk, k 2, 3 latents" in out and "site not stated (give --site)" in out and "published L0 2" in out
+    assert not err
+    assert "site layers.1" in run(tmp_path / "sae", "--site", "1")[0]
+    with pytest.raises(UserError, match=r"does not say which site the SAE reads \(metadata.hook_name\); give --site"):
+        open_sae(tmp_path / "sae")
 
 
 def test_sets(run):

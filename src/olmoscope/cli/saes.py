@@ -1,4 +1,4 @@
-"""Commands about SAEs: evaluate, inspect, study, index, browse."""
+"""Commands about SAEs: evaluate, inspect, audit, study, index, browse."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -11,6 +11,8 @@ from olmoscope.terminal import say
 
 EVALUATED_TOKENS, EVALUATED_AT_ONCE = 100_000, 16384
 """Defaults of --tokens and --batch-tokens of `evaluate`."""
+AUDITED_TOKENS, AUDITED_AT_ONCE = 8192, 4096
+"""The same of `audit`."""
 
 
 def evaluate(
@@ -122,6 +124,36 @@ def inspect(
         show_set(sae, found)
         return
     show_reading(*look_at(found[0], site_of(site)))
+
+
+def audit(
+    saes: Annotated[list[str], typer.Argument(metavar="SAE...", help="As for `evaluate` and `inspect`.")],
+    text: Annotated[str | None, typer.Option(help="As for `evaluate`.")] = None,
+    model: Annotated[str | None, typer.Option(help=(
+        "The language model, if the SAEs do not say which, or where a copy of it is."))] = None,
+    site: SiteOption = None,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text, at most.")] = AUDITED_TOKENS,
+    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(
+        help="Of the language model; auto: bfloat16 where the hardware has it, else float32.")] = "auto",
+    batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one pass of the model.")] = AUDITED_AT_ONCE,
+    bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help=(
+        "Whether sequences begin with BOS, if the SAEs do not say; by default as the tokenizer does."))] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Where the tokens of a text are kept.")] = Path("evaluation"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+) -> None:
+    """Say whether SAEs do what their files say, and what is likely to be wrong: hook, scale, rule, orientation."""
+    import json
+    from dataclasses import asdict
+
+    from olmoscope.cli.audit_tables import show_audits
+    from olmoscope.evaluate.anywhere import Options
+    from olmoscope.evaluate.audit import audit as audit_saes
+
+    found = audit_saes(saes, Options(out, text, tokens, model, dtype, site_of(site), batch_tokens, bos))
+    if as_json:
+        print(json.dumps([asdict(one) for one in found], ensure_ascii=False, indent=1))
+    else:
+        show_audits(found)
 
 
 def study(out: OutArgument, runs: Annotated[bool, typer.Option(

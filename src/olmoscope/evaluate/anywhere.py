@@ -29,7 +29,7 @@ from olmoscope.files import locked
 from olmoscope.model.config import read_config, width_and_depth
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
-from olmoscope.model.splice import CausalLM, load_causal_lm
+from olmoscope.model.splice import load_causal_lm
 from olmoscope.model_adapter import PAIR
 from olmoscope.model_source import at_revision, is_local, pinned, revision_of
 from olmoscope.progress import console
@@ -92,18 +92,26 @@ def evaluate_anywhere(names: Sequence[str], options: Options) -> list[Evaluated]
     Raises:
         UserError: an SAE, a model or a text that cannot be had, or that do not fit each other.
     """
-    subjects = _subjects(names, options)
-    text = options.text or _nearby_text(subjects)
+    subjects = subjects_of(names, options)
+    text = options.text or nearby_text(subjects)
     done: dict[str, Evaluated] = {}
     with locked(options.out, "evaluating"):
-        for model, group in groupby(sorted(subjects, key=lambda subject: str(_model_of(subject))), key=_model_of):
+        for model, group in groupby(sorted(subjects, key=lambda subject: str(model_of(subject))), key=model_of):
             language_model = pinned(settle_model(Model(name=model[0], revision=model[1], dtype=options.dtype),
                                                  pick_device("auto")))
             done |= {one.name: one for one in _evaluate_group(list(group), language_model, text, options)}
     return [done[subject.name] for subject in subjects]
 
 
-def _subjects(names: Sequence[str], options: Options) -> list[Opened]:
+def subjects_of(names: Sequence[str], options: Options) -> list[Opened]:
+    """Open SAEs, and settle what each is called and which language model it is of.
+
+    Args:
+        names: see `find_saes`.
+
+    Raises:
+        UserError: an SAE cannot be opened, was named twice, or states no model or another one than `options.model`.
+    """
     places = [place for name in names for place in find_saes(name)]
     subjects = [open_sae(place, options.site) for place in places]
     called = [subject.name for subject in subjects]
@@ -128,7 +136,7 @@ def _subjects(names: Sequence[str], options: Options) -> list[Opened]:
     return found
 
 
-def _model_of(subject: Opened) -> tuple[str, str | None]:
+def model_of(subject: Opened) -> tuple[str, str | None]:
     """Name and, where it is one of the hub, the commit, branch or tag that the SAE was trained on."""
     name, revision = str(subject.model_name), subject.model_revision
     if PAIR.fullmatch(revision or ""):
@@ -138,20 +146,11 @@ def _model_of(subject: Opened) -> tuple[str, str | None]:
 
 def _evaluate_group(subjects: list[Opened], model: Model, text: str, options: Options) -> Iterator[Evaluated]:
     """Evaluate all SAEs of one language model."""
-    config = read_config(model)
     revision = revision_of(model)
-    d_model, _ = width_and_depth(config, model)
-    for subject in subjects:
-        if others := sorted({site.model for site in subject.reads if site.model}):
-            raise UserError(f"{subject.name} reads other models too ({', '.join(others)}), and a text is read by one: "
-                            "evaluate it with its output folder")
-        refuse_uncentred(subject, model)
-        if subject.sae.d_model != d_model:
-            raise UserError(f"{subject.name} reads rows of {subject.sae.d_model} values, those of {model.name} have "
-                            f"{d_model}: it is an SAE of another model")
+    refuse_unfit(subjects, model)
     sites = sorted({site for subject in subjects for site in (*subject.reads, *subject.writes)})
     whole = cache(lambda: load_causal_lm(model, pick_device("auto"), sites))
-    sequences = _sequences(subjects, model, text, options, whole).first(options.tokens)
+    sequences = sequences_of(subjects, model, text, options, whole).first(options.tokens)
     setting = Setting(sequences, sequences.rows, options.batch_tokens, Path(text).name if Path(text).exists() else text,
                       model.dtype, options.out)
     paths = [options.out / _slug(subject.name) / EVALUATION for subject in subjects]
@@ -171,8 +170,25 @@ def _evaluate_group(subjects: list[Opened], model: Model, text: str, options: Op
         yield Evaluated(subject.name, paths[number].parent, number in pending)
 
 
-def _sequences(subjects: Sequence[Opened], model: Model, text: str, options: Options,
-               whole: Callable[[], CausalLM]) -> Sequences:
+def refuse_unfit(subjects: Sequence[Opened], model: Model) -> None:
+    """Refuse SAEs that cannot be of a language model whose text is read now.
+
+    Raises:
+        UserError: one reads other models too, rows without their mean, or rows of another width.
+    """
+    d_model, _ = width_and_depth(read_config(model), model)
+    for subject in subjects:
+        if others := sorted({site.model for site in subject.reads if site.model}):
+            raise UserError(f"{subject.name} reads other models too ({', '.join(others)}), and a text is read by one: "
+                            "evaluate it with its output folder")
+        refuse_uncentred(subject, model)
+        if subject.d_model not in (None, d_model):
+            raise UserError(f"{subject.name} reads rows of {subject.d_model} values, those of {model.name} have "
+                            f"{d_model}: it is an SAE of another model")
+
+
+def sequences_of(subjects: Sequence[Opened], model: Model, text: str, options: Options,
+                 whole: Callable[[], object]) -> Sequences:
     """The tokens of the text, as this model reads them.
 
     Args:
@@ -221,7 +237,7 @@ def _tokenizer(subjects: Sequence[Opened], model: Model, options: Options) -> To
     return next(iter(found.values()))
 
 
-def _nearby_text(subjects: Sequence[Opened]) -> str:
+def nearby_text(subjects: Sequence[Opened]) -> str:
     for subject in subjects:
         for folder in subject.folder.resolve().parents:
             if subject.kind == "run" and (is_elsewhere(folder) or (folder / "store" / "held_out").is_dir()):

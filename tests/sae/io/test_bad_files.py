@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import foreign_files as made
 from olmoscope.errors import UserError
+from olmoscope.sae.io.headers import read_header, read_tensors
 from olmoscope.sae.io.open import open_sae
+from olmoscope.sae.io.torch_file import is_torch_file
 from olmoscope.site import Site
 
 FOREIGN = Path(__file__).parents[2] / "foreign"
@@ -92,3 +95,18 @@ def test_arrays_of_objects_are_refused(tmp_path):
     np.savez(tmp_path / "params.npz", W_enc=np.array([object()], dtype=object), threshold=np.zeros(3))
     with pytest.raises(UserError, match=r"params.npz was refused: W_enc is a pickle"):
         open_sae(tmp_path)
+
+
+def test_a_header_whose_length_begins_as_a_pickle_does(tmp_path):
+    """The header of a safetensors file is 8 n bytes long: one in 32 begins with the byte 0x80."""
+    names = ("a" * length for length in range(1, 300))
+    for name in names:
+        save_file({name: torch.zeros(2)}, tmp_path / "file.safetensors")
+        if (tmp_path / "file.safetensors").read_bytes()[0] == 0x80:
+            break
+    else:
+        pytest.fail("no such header")
+    with (tmp_path / "file.safetensors").open("rb") as file:
+        assert read_header(file, "file").shapes == {name: (2,)}
+    assert not is_torch_file((tmp_path / "file.safetensors").open("rb"))
+    assert list(read_tensors(tmp_path / "file.safetensors")) == [name]

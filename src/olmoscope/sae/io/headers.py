@@ -17,7 +17,7 @@ from torch import Tensor
 
 from olmoscope.errors import UserError
 from olmoscope.model_errors import POINTER, damage
-from olmoscope.sae.io.torch_file import DAMAGED, load_torch_file
+from olmoscope.sae.io.torch_file import DAMAGED, begins_pickle, load_torch_file
 
 _LONGEST_HEADER = 100_000_000
 """Bytes of a safetensors header; the library has the same limit."""
@@ -88,7 +88,7 @@ def _sort_of(file: BinaryIO, where: str) -> Literal["npz", "torch", "safetensors
         raise UserError(f"{where} is a git-LFS pointer, not the file itself: run `git lfs pull` in its folder, or "
                         "download it again")
     if not start.startswith(b"PK\x03\x04"):
-        return "torch" if start.startswith(b"\x80") else "safetensors"
+        return "torch" if begins_pickle(start) else "safetensors"
     try:
         with zipfile.ZipFile(file) as archive:
             return "npz" if any(name.endswith(".npy") for name in archive.namelist()) else "torch"

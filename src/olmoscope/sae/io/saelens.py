@@ -33,8 +33,8 @@ from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Here, Place
-from olmoscope.sae.io.reading import Reading, Rule
-from olmoscope.sae.io.saelens_places import begins_with_bos, ends, is_transcoder, unread
+from olmoscope.sae.io.reading import Reading, Rule, stated
+from olmoscope.sae.io.saelens_places import begins_with_bos, ends, is_transcoder, refuse_unstated, unread
 from olmoscope.sae.io.saelens_settings import (
     CONFIG,
     raw_settings,
@@ -123,7 +123,7 @@ class _Settings:
     config: dict[str, Any]
     metadata: dict[str, Any]
     transcoder: bool
-    ends: tuple[Site, Site]
+    ends: tuple[Site | None, Site | None]
     normalize: Normalize
     scale: float
 
@@ -152,7 +152,7 @@ def look(place: Place, site: Site | None = None) -> Reading:
     """How the SAE of a folder is read.
 
     Raises:
-        UserError: see `read`.
+        UserError: see `read`; a site that is not stated is left empty.
     """
     settings, where = _settings(place, site), Path(place.where(CONFIG))
     config, metadata, architecture = settings.config, settings.metadata, settings.config["architecture"]
@@ -161,16 +161,24 @@ def look(place: Place, site: Site | None = None) -> Reading:
     check_tensors(place.where(WEIGHTS), there, config)
     d_in, d_sae, both_signs = config["d_in"], config["d_sae"], architecture == "abstopk"
     rescaled, context = rescales(config), metadata.get("context_size")
+    reads, writes = (() if end is None else (end,) for end in settings.ends)
     return Reading(
         NAME, _rule(architecture), d_in, config.get("d_out") or d_in, 2 * d_sae if both_signs else d_sae,
-        (WEIGHTS, CONFIG), settings.ends[:1], settings.ends[1:], metadata.get("model_name"),
+        (WEIGHTS, CONFIG), reads, writes, metadata.get("model_name"),
         metadata.get("model_revision"), k=config.get("k") if architecture in ("topk", "abstopk") else None,
         transcoder=settings.transcoder,
         centred=bool(config.get("apply_b_dec_to_input", True)), normalize=settings.normalize, scale=settings.scale,
         scale_out=settings.scale, by_decoder_norm=rescaled, unit_rows=rescaled, skip="skip" in architecture,
         bos=begins_with_bos(metadata, where), context_size=context if isinstance(context, int) else None,
         dtype=weights_dtype(config, where), metadata=metadata, unread=unread(metadata),
-        notes=("each latent becomes two, one for each sign",) if both_signs else ())
+        notes=("each latent becomes two, one for each sign",) if both_signs else (),
+        stated=stated(place, **_published(metadata)))
+
+
+def _published(metadata: Mapping[str, Any]) -> dict[str, float]:
+    """Figures among the metadata, by the names that `Reading.stated` has for them."""
+    return {name: float(value) for key, name in (("l0", "L0"), ("explained_variance", "explained variance"))
+            if isinstance(value := metadata.get(key), int | float) and not isinstance(value, bool)}
 
 
 def _rule(architecture: str) -> Rule:
@@ -193,8 +201,8 @@ def read(place: Place, site: Site | None = None) -> Opened:
     settings = _settings(place, site)
     config, metadata = settings.config, settings.metadata
     path = place.folder if isinstance(place, Here) else place.fetch(WEIGHTS).parent
-    sae = read_coder(path, config, settings.normalize, settings.transcoder, settings.scale)
-    sae = sae.at(settings.ends[:1], settings.ends[1:])
+    reads, writes = refuse_unstated(*settings.ends, settings.transcoder, path / CONFIG)
+    sae = read_coder(path, config, settings.normalize, settings.transcoder, settings.scale).at([reads], [writes])
     context = metadata.get("context_size")
     files = {name: sha256(path / name) for name in (WEIGHTS, CONFIG)}
     return Opened(

@@ -48,31 +48,41 @@ def is_transcoder(architecture: str, metadata: dict[str, Any]) -> bool:
     return any(metadata.get(f"{key}_out") not in (None, metadata.get(key)) for key in ("hook_name", "hf_hook_name"))
 
 
-def ends(metadata: dict[str, Any], transcoder: bool, site: Site | None, config: Path) -> tuple[Site, Site]:
-    """The site that an SAE or transcoder reads, and the one that it writes.
+def ends(metadata: dict[str, Any], transcoder: bool, site: Site | None,
+         config: Path) -> tuple[Site | None, Site | None]:
+    """The site that an SAE or transcoder reads, and the one that it writes; None where it is not stated.
 
     Args:
         site: the site that it writes, if the metadata do not state it.
         config: the file with the metadata.
 
     Raises:
-        UserError: a site is not stated, is unknown, or has two names that differ; `site` contradicts the metadata.
+        UserError: a site is unknown, or has two names that differ; `site` contradicts the metadata.
     """
     reads = _said(metadata, "", config)
     if not transcoder:
-        if reads is None and site is None:
-            raise UserError(f"{config} does not say which site the SAE reads (metadata.hook_name); give --site")
-        found = reads or site
-        assert found is not None
-        refuse_other_site(config, site, found)
-        return found, found
+        if reads is not None:
+            refuse_other_site(config, site, reads)
+        return reads or site, reads or site
+    writes = _said(metadata, "_out", config)
+    if writes is not None:
+        refuse_other_site(config, site, writes, "writes")
+    return reads, writes or site
+
+
+def refuse_unstated(reads: Site | None, writes: Site | None, transcoder: bool, config: Path) -> tuple[Site, Site]:
+    """Both sites, if they are known.
+
+    Raises:
+        UserError: one is not stated.
+    """
+    if reads is None and not transcoder:
+        raise UserError(f"{config} does not say which site the SAE reads (metadata.hook_name); give --site")
     if reads is None:
         raise UserError(f"{config} does not say which site the transcoder reads: write it there (metadata.hook_name, "
                         "e.g. blocks.7.mlp.hook_in)")
-    writes = _said(metadata, "_out", config) or site
     if writes is None:
         raise UserError(f"{config} does not say which site the transcoder writes (metadata.hook_name_out); give --site")
-    refuse_other_site(config, site, writes, "writes")
     return reads, writes
 
 

@@ -125,13 +125,16 @@ def row_scale(config: Mapping[str, Any], path: Path, registered: Registered | No
     return registered.scale
 
 
-def row_normalisation(config: dict[str, Any], metadata: dict[str, Any], path: Path, reads: Site,
+def row_normalisation(config: dict[str, Any], metadata: dict[str, Any], path: Path, reads: Site | None,
                       transcoder: bool = False) -> Normalize:
     """The normalisation of rows, apart from `row_scale`.
 
     `center_writing_weights` of TransformerLens takes the mean off every row of the residual stream, exactly: each
     matrix and bias that writes into it is centred. An SAE of such rows reads centred ones. What attention and the MLP
     are given stays as it is: the norm before them takes the mean off anyway.
+
+    Args:
+        reads: the site; None where it is not stated, which counts as the residual stream.
 
     Raises:
         UserError: one that needs what is not in the folder (SAELens takes it for none, silently), that is unknown, or
@@ -141,7 +144,8 @@ def row_normalisation(config: dict[str, Any], metadata: dict[str, Any], path: Pa
     if wanted == "expected_average_only_in":
         wanted = "none"
     reshape = config.get("reshape_activations") or "none"
-    if reshape not in ("none", "hook_z") or (reshape == "hook_z" and reads.part != "attn.z"):
+    if reshape not in ("none", "hook_z") or (
+            reshape == "hook_z" and reads is not None and reads.part != "attn.z"):
         raise UserError(f"{path}: reshape_activations {reshape!r} is not supported for an SAE that reads {reads}; "
                         "supported is hook_z, for attn.hook_z")
     if wanted == "covariance_whitening":
@@ -154,7 +158,7 @@ def row_normalisation(config: dict[str, Any], metadata: dict[str, Any], path: Pa
                         "as in an SAE, which makes no sense at another place")
     loading = _loading(metadata)
     for key, parts in _CHANGES_INSIDE.items():
-        if loading.get(key) and reads.part in parts:
+        if loading.get(key) and reads is not None and reads.part in parts:
             raise UserError(f"{path}: model_from_pretrained_kwargs.{key}: it changes what is at {reads}, so the rows "
                             "of the model as it is published would be others")
     if not loading.get("center_writing_weights"):
@@ -162,7 +166,8 @@ def row_normalisation(config: dict[str, Any], metadata: dict[str, Any], path: Pa
     if transcoder:
         raise UserError(f"{path}: center_writing_weights: this transcoder writes rows without their mean, and the "
                         "model as it is published has it")
-    if wanted == "layer_norm" or not reads.in_stream:  # which centres rows anyway, or they stay as they are
+    inside = reads is not None and not reads.in_stream
+    if wanted == "layer_norm" or inside:  # which centres rows anyway, or they stay as they are
         return cast(Normalize, wanted)
     if wanted != "none":
         raise UserError(f"{path}: normalize_activations {wanted!r} together with center_writing_weights is not read")

@@ -21,7 +21,17 @@ def is_torch_file(opened: BinaryIO) -> bool:
     """Whether a file begins as `torch.save` begins one: a zip archive with a pickle in it, or, as once, a pickle."""
     with opened as file:
         head = file.read(_HEAD)
-    return head.startswith(b"\x80") or (head.startswith(b"PK\x03\x04") and b"data.pkl" in head)
+    return begins_pickle(head) or (head.startswith(b"PK\x03\x04") and b"data.pkl" in head)
+
+
+def begins_pickle(head: bytes) -> bool:
+    """Whether a file begins as a pickle: with the byte 0x80. So does a file of safetensors whose header is 128 bytes
+    long, or 256 more, ...; only there a brace follows its length of 8 bytes.
+
+    Args:
+        head: at least 9 bytes of it, where it is not shorter.
+    """
+    return head.startswith(b"\x80") and head[8:9] != b"{"
 
 
 def load_torch_file(path: Path) -> Any:

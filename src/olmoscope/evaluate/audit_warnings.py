@@ -1,0 +1,124 @@
+"""What an audit makes of its figures: warnings in plain words, each with what to do."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from olmoscope.evaluate.audit_variants import Cause
+
+MUCH_BETTER = 0.9
+"""Another reading is taken for the right one if its FVU is below this times that of the SAE as it was read.
+
+Measured over 17 good SAEs of two models (benchmarks/README.md, "Audit"): each fitted best as it was read; the closest
+other reading had 1.04 times its FVU (another scale), the closest site 1.19 times. An SAE stated at the wrong one of two
+sites that are as close as that is at 1 / 1.19 = 0.84, so 0.9 leaves room on either side."""
+APART = 0.1
+"""Mean cosine of encoder and decoder rows below which they do not belong together: good SAEs have 0.30 to 1, those in
+another order −0.01 (the same measurement)."""
+BAD = 0.3
+"""Explained variance of ordinary rows below which an SAE is called bad, and another reading explains nothing: good ones
+had 0.71 or more in that measurement."""
+DENSE = 0.25
+"""Share of latents active in a row above which there is hardly a rule: in good ones it was at most 0.03."""
+L0_FACTOR = 2.0
+"""A measured L0 may be over or under what the owner states by this factor. A choice, not a measurement."""
+EV_OFF = 0.15
+"""The explained variance may differ by this much from what the owner states: texts and the rows counted differ. A
+choice, not a measurement."""
+
+_SAYS: dict[Cause, str] = {
+    "site": "it is probably of another site",
+    "scale": "the scale of its training rows is missing",
+    "normalisation": "the normalisation of its training rows is missing or another one",
+    "ReLU": "its ReLU is one too many",
+    "rule": "its activation rule is missing",
+    "weights": "a matrix has the wrong orientation",
+    "bias": "its b_dec is used in the wrong place"}
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Another reading of an SAE.
+
+    Attributes:
+        cause: what would have been mistaken.
+        what: the other reading, in words.
+        do: what to do if it is right, a clause.
+        fvu: FVU on the probed rows, read so; None where it is not finite.
+    """
+
+    cause: Cause
+    what: str
+    do: str
+    fvu: float | None
+
+
+@dataclass(frozen=True)
+class Warning:
+    """Something that is likely to be wrong.
+
+    Attributes:
+        kind: a `Cause`, or `silent`, `dense`, `mismatch`, `misfit`, `stated`.
+        what: a sentence without its full stop.
+        do: what to do, a clause.
+    """
+
+    kind: str
+    what: str
+    do: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """The figures that warnings follow from, named as in `audit.Audit`."""
+
+    fit: float | None
+    tried: tuple[Tried, ...]
+    l0: float
+    d_in: int
+    d_sae: int
+    twins: float | None
+    explained: float | None
+    stated: Mapping[str, float]
+
+
+def warnings_of(found: Found) -> tuple[Warning, ...]:
+    """All warnings; none if nothing speaks against the SAE."""
+    return (*_about_fit(found), *_about_latents(found), *_about_stated(found))
+
+
+def _about_fit(found: Found) -> Iterator[Warning]:
+    best = next(iter(found.tried), None)
+    if best is not None and best.fvu is not None and best.fvu < min(
+            1 - BAD, float("inf") if found.fit is None else MUCH_BETTER * found.fit):
+        where = "it fits" if best.cause == "site" else "it fits with"
+        read = "not finite" if found.fit is None else f"{found.fit:.3f}"
+        yield Warning(best.cause, f"{_SAYS[best.cause]}: {where} {best.what}, with FVU {best.fvu:.3f} in place of "
+                      f"{read}", best.do)
+    elif found.explained is None or found.explained < BAD:
+        explained = "nothing" if found.explained is None else f"{found.explained:.3f} of the variance"
+        if found.twins is not None and found.twins < APART:
+            yield Warning("mismatch", f"it explains {explained} of ordinary rows, and its decoder rows do not point "
+                          f"where its encoder rows do (mean cosine {found.twins:.2f})",
+                          "check that encoder and decoder come from the same SAE and have the same order of latents")
+        else:
+            yield Warning("misfit", f"it explains {explained} of ordinary rows, and no other reading fits much better",
+                          "check the language model, the layer and the text")
+
+
+def _about_latents(found: Found) -> Iterator[Warning]:
+    if found.l0 == 0:
+        yield Warning("silent", "no latent fires on any token", "check thresholds and the scale of the rows")
+    elif found.l0 > min(found.d_in, DENSE * found.d_sae):
+        yield Warning("dense", f"{found.l0:,.0f} of {found.d_sae:,} latents are active in a row of {found.d_in:,} "
+                      "values",
+                      "check the activation rule and its thresholds")
+
+
+def _about_stated(found: Found) -> Iterator[Warning]:
+    if (l0 := found.stated.get("L0")) and not l0 / L0_FACTOR <= found.l0 <= L0_FACTOR * l0:
+        yield Warning("stated", f"its owner states an L0 of {l0:g}, and it is {found.l0:.1f} here",
+                      "check the language model, BOS and the text")
+    explained = found.stated.get("explained variance")
+    if explained is not None and found.explained is not None and abs(explained - found.explained) > EV_OFF:
+        yield Warning("stated", f"its owner states an explained variance of {explained:.3f}, and it is "
+                      f"{found.explained:.3f} on ordinary rows here", "check the language model, BOS and the text")
