@@ -18,7 +18,7 @@ from olmoscope.activations.stream.rounds import StoreRounds
 from olmoscope.distributed.launch import World
 from olmoscope.distributed.ranks import Ranks
 from olmoscope.errors import AnotherRankFailedError, UserError
-from olmoscope.recipe.schema import Recipe
+from olmoscope.recipe.schema import Activation, Recipe
 from olmoscope.sae.topk import TopK
 from olmoscope.train import group
 from olmoscope.train.adam import Adam
@@ -40,6 +40,7 @@ class Case:
     k: int = 6
     tied: bool = False
     normalize: str = "none"
+    activation: Activation = "topk"
     rows: tuple[int, ...] = (40, 40, 40, 40, 40, 17)
     adam: Adam = ADAM
     auxiliary: SettledAuxiliary | None = None
@@ -80,8 +81,9 @@ def sharded(case: Case, ranks: Ranks) -> ShardedStep:
         W_dec_FD = whole.W_dec[own].clone()
         W_enc_FD = W_dec_FD if case.tied else whole.W_enc[own].clone()
         shards.append(Shard(number, case.shards, TopK(W_enc_FD, W_dec_FD, b_in=b_pre_D, normalize=case.normalize,
-                                         b_latent=whole.b_latent[own].clone(), k=case.k), case.adam))
-    return ShardedStep(shards, case.adam, case.d_sae, case.auxiliary, ranks)
+                                         b_latent=whole.b_latent[own].clone(), k=case.k), case.adam,
+                            case.d_sae, case.activation))
+    return ShardedStep(shards, case.adam, case.auxiliary, ranks)
 
 
 def train(ranks: Ranks, case: Case, lr: float = 1e-2) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list]:

@@ -12,6 +12,8 @@ from olmoscope.errors import UserError
 from olmoscope.recipe.schema import Recipe
 from olmoscope.sae.io.checkpoint import read_alive, read_checkpoint
 from olmoscope.sae.io.open import find_saes, load, look_at
+from olmoscope.sae.threshold import JumpReLU
+from olmoscope.sae.topk import TopK
 from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import run_folder
@@ -19,7 +21,9 @@ from olmoscope.train.teams import share_out
 from shard_jobs import contents, train_recipe
 
 SAES = [{"layer": 1, "d_sae": 301, "k": 8, "weights": "untied"},
-        {"layer": 1, "d_sae": 130, "k": 40, "normalize": "layer_norm"}]
+        {"layer": 1, "d_sae": 130, "k": 40, "normalize": "layer_norm"},
+        {"layer": 1, "d_sae": 131, "k": 9, "activation": "batchtopk"},
+        {"layer": 1, "d_sae": 129, "k": 7, "activation": "jumprelu", "weights": "untied"}]
 """Uneven shards; of the second, k is more than a shard has."""
 
 
@@ -79,8 +83,8 @@ def test_it_is_read_as_any_run(job, whole):
     for spec in job.saes:
         run = run_folder(whole, spec)
         sae = load(run)
-        assert (sae.d_sae, sae.k, sae.tied, sae.normalize) == (spec.d_sae, spec.k, spec.weights == "tied",
-                                                               spec.normalize)
+        assert (sae.d_sae, sae.tied, sae.normalize) == (spec.d_sae, spec.weights == "tied", spec.normalize)
+        assert isinstance(sae, JumpReLU if spec.activation in ("batchtopk", "jumprelu") else TopK)
         torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(spec.d_sae))
         last = checkpoints(run)[-1]
         assert last.name == "step-00000040" and load(last).source.name == f"{spec.id}@40"
@@ -148,7 +152,8 @@ def test_one_shard_is_the_run_that_it_was_before_there_were_shards(job):
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({"activation": "batchtopk"}, "only topk SAEs"), ({"matryoshka": [0.5]}, "matryoshka does not"),
+    ({"activation": "groupmax", "d_sae": 297, "k": 9}, "does not divide the 9 groups"),
+    ({"matryoshka": [0.5]}, "matryoshka does not"),
     ({"train": {"candidates": {}}}, "train.candidates does not"), ({"train": {"finish": {}}}, "train.finish does not"),
     ({"train": {"shards": 400}}, r"over its d_sae \(300\)"),
     ({"layer": None, "reads": 1, "writes": 7, "weights": "untied"}, "transcoders and crosscoders"),

@@ -270,8 +270,8 @@ class Run:
         saes = {number: initialize_shard(bounds[number + 1] - bounds[number], number, spec.k, spec.normalize, b_pre_D,
                                          settings.seed, spec.default_id, tied=spec.weights == "tied")
                 for number in own_shards(settings.shards, self.ranks)}
-        shards = [Shard(number, settings.shards, sae, adam) for number, sae in saes.items()]
-        return ShardedStep(shards, adam, latents, settings.auxiliary, self.ranks)
+        shards = [Shard(number, settings.shards, sae, adam, latents, spec.activation) for number, sae in saes.items()]
+        return ShardedStep(shards, adam, settings.auxiliary, self.ranks)
 
     def _mean(self, site: Site, replaced: bool) -> Tensor:
         """The mean of a site's rows, as the coder sees them, `[D]`; see `_fresh_step`."""
