@@ -42,6 +42,8 @@ CASES = {
     "jumprelu, tied, layer norm, bfloat16 moments": Case(4, activation="jumprelu", tied=True, adam=CHEAP,
                                                          normalize="layer_norm"),
     "jumprelu, few latents": Case(3, activation="jumprelu", d_sae=19, rows=(3, 40, 1)),
+    "transcoder": Case(4, writes=17, auxiliary=AUXILIARY, sick=SICK),
+    "transcoder, jumprelu": Case(3, writes=30, activation="jumprelu", rows=(3, 40, 1)),
     "groupmax": Case(4, activation="groupmax", d_sae=128, k=8, auxiliary=AUXILIARY, sick=SICK[:40]),
     "groupmax, tied, layer norm, touched rows": Case(2, activation="groupmax", d_sae=126, tied=True, adam=CHEAP,
                                                      normalize="layer_norm"),
@@ -82,7 +84,8 @@ def test_nor_with_any_sizes(rank_pool, shards, d_sae, k_share, rows, tied, seed,
 
 @pytest.mark.parametrize("name", ["tied", "untied", "layer norm", "auxiliary loss", "auxiliary loss, layer norm",
                                   "lift alone, tied", "k over the latents of a shard", "three shards", "batchtopk",
-                                  "batchtopk, few latents", "jumprelu", "jumprelu, few latents", "groupmax"])
+                                  "batchtopk, few latents", "jumprelu", "jumprelu, few latents", "groupmax",
+                                  "transcoder"])
 def test_in_float64_it_is_the_sae_of_one_process(rank_pool, name):
     """test_step.py and test_auxiliary.py hold that one to autograd and a dense trainer."""
     case = replace(CASES[name], dtype=torch.float64, rows=(40,) * 29 + (17,))
@@ -91,7 +94,8 @@ def test_in_float64_it_is_the_sae_of_one_process(rank_pool, name):
     step = Step(sae := case.sae(), case.adam, case.auxiliary, activation=case.activation)
     wanted = []
     for number, x_BD in enumerate(case.batches()):
-        step(x_BD, 1e-2)
+        x_BD, target_BD = case.ends(x_BD)
+        step(x_BD, 1e-2, target_BD)
         if number % 3 == 2:
             wanted.append((*step.take_sums(), step.dead_share(60)))
     for name, parameter in sae.state_dict().items():

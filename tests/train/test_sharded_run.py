@@ -21,9 +21,7 @@ from olmoscope.train.teams import share_out
 from shard_jobs import contents, train_recipe
 
 SAES = [{"layer": 1, "d_sae": 301, "k": 8, "weights": "untied"},
-        {"layer": 1, "d_sae": 130, "k": 40, "normalize": "layer_norm"},
-        {"layer": 1, "d_sae": 131, "k": 9, "activation": "batchtopk"},
-        {"layer": 1, "d_sae": 129, "k": 7, "activation": "jumprelu", "weights": "untied"}]
+        {"layer": 1, "d_sae": 130, "k": 40, "normalize": "layer_norm"}]
 """Uneven shards; of the second, k is more than a shard has."""
 
 
@@ -31,7 +29,7 @@ SAES = [{"layer": 1, "d_sae": 301, "k": 8, "weights": "untied"},
 def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
     write_documents(folder / "corpus", count=120)
-    job = recipe(folder / "corpus", saes=SAES, tokens__count=6000, activations={"layers": [1]}, train__shards=4,
+    job = recipe(folder / "corpus", saes=SAES, tokens__count=6000, activations={"layers": [1, 7]}, train__shards=4,
                  train__epochs=2, train__dead_window=500, train__batch=300, train__checkpoint_every=10)
     collect(job, "train", folder / "store")
     return job, folder / "store"
@@ -83,8 +81,8 @@ def test_it_is_read_as_any_run(job, whole):
     for spec in job.saes:
         run = run_folder(whole, spec)
         sae = load(run)
-        assert (sae.d_sae, sae.tied, sae.normalize) == (spec.d_sae, spec.weights == "tied", spec.normalize)
-        assert isinstance(sae, JumpReLU if spec.activation in ("batchtopk", "jumprelu") else TopK)
+        assert (sae.d_sae, sae.k, sae.tied, sae.normalize) == (spec.d_sae, spec.k, spec.weights == "tied",
+                                                               spec.normalize)
         torch.testing.assert_close(sae.W_dec.norm(dim=1), torch.ones(spec.d_sae))
         last = checkpoints(run)[-1]
         assert last.name == "step-00000040" and load(last).source.name == f"{spec.id}@40"
@@ -93,6 +91,22 @@ def test_it_is_read_as_any_run(job, whole):
         assert reading.d_sae == spec.d_sae and len([name for name in reading.files if "shard-" in name]) == 4
         assert read_alive(last, 500).sum() > 0 and len(read_alive(last, 500)) == spec.d_sae
         assert len(load(run).W_enc.unique(dim=0)) == spec.d_sae, "each shard begins with rows of its own"
+
+
+def test_so_are_other_kinds_stopped_alone_and_finished_by_two(rank_pool, job, tmp_path):
+    _, store = job
+    saes = [{"layer": 1, "k": 9, "activation": "batchtopk"},
+            {"layer": 1, "k": 7, "activation": "jumprelu", "weights": "untied"},
+            {"reads": 1, "writes": 7, "k": 8, "weights": "untied", "skip": True}, {"reads": [1, 7], "k": 8}]
+    kinds = recipe(tmp_path, saes=[{"d_sae": 131} | sae for sae in saes])
+    job = job[0].model_copy(update={"saes": kinds.saes, "train": job[0].train.model_copy(update={"epochs": 1})})
+    list(train_from_store(job, job.saes, open_store(store), tmp_path / "one"))
+    assert rank_pool.run(1, train_recipe, job, store, tmp_path / "two", 8) == ["stopped"]
+    assert len(rank_pool.run(2, train_recipe, job, store, tmp_path / "two")[0]) == len(saes)
+    assert same_runs(job, tmp_path / "one", tmp_path / "two")
+    found = [load(run_folder(tmp_path / "one", sae)) for sae in job.saes]
+    assert [type(sae) for sae in found] == [JumpReLU, JumpReLU, TopK, TopK]
+    assert all(len(sae.W_enc.unique(dim=0)) == 131 for sae in found) and found[2].transcoder
 
 
 @pytest.fixture
@@ -155,12 +169,9 @@ def test_one_shard_is_the_run_that_it_was_before_there_were_shards(job):
     ({"activation": "groupmax", "d_sae": 297, "k": 9}, "does not divide the 9 groups"),
     ({"matryoshka": [0.5]}, "matryoshka does not"),
     ({"train": {"candidates": {}}}, "train.candidates does not"), ({"train": {"finish": {}}}, "train.finish does not"),
-    ({"train": {"shards": 400}}, r"over its d_sae \(300\)"),
-    ({"layer": None, "reads": 1, "writes": 7, "weights": "untied"}, "transcoders and crosscoders"),
-    ({"layer": None, "reads": [1, 7]}, "transcoders and crosscoders")])
+    ({"train": {"shards": 400}}, r"over its d_sae \(300\)")])
 def test_what_is_not_trained_in_shards_is_refused(tmp_path, change, said):
     sae = {"layer": 1, "d_sae": 300, "k": 8} | change
-    sae = {key: value for key, value in sae.items() if value is not None}
     with pytest.raises(ValueError, match=rf"saes\.0: train\.shards is \d+, .*{said}"):
         recipe(tmp_path, saes=[sae], train__shards=2)
 

@@ -30,7 +30,7 @@ from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.gradients import Gradients, sorted_together
 from olmoscope.train.sharded_auxiliary import ShardedAuxiliary
 from olmoscope.train.sharded_rules import SHARDED_RULES
-from olmoscope.train.shards import Shard
+from olmoscope.train.shards import SHARED, Shard
 from olmoscope.train.step import Pull, Sums, update_matrices
 
 
@@ -51,8 +51,10 @@ class ShardedStep:
         first = shards[0].sae
         self.activation, self.latents, self.kernels = shards[0].activation, shards[0].latents, shards[0].kernels
         self.rule = SHARDED_RULES[self.activation](shards, self.ranks)
-        self.b_pre, self.k = first.b_in, first.k
-        self.moments = plain_moments(self.b_pre)
+        self.sae, self.k = first, first.k
+        """The first shard's: its biases and its skip are those of all."""
+        self.shared = {name: parameter for name, parameter in first.state_dict().items() if name in SHARED}
+        self.moments = {name: plain_moments(parameter) for name, parameter in self.shared.items()}
         self.count = self.tokens = 0
         self.unit = torch.ones((), dtype=torch.float64)
         """What the rate of the biases is multiplied by; on the CPU, for it becomes part of an argument."""
@@ -65,17 +67,19 @@ class ShardedStep:
         """Train on one batch of activations `[B, D]`, the same on every rank.
 
         Args:
-            target_BD: the rows to be reconstructed, where those are other than the ones read (train/ends.py).
+            target_BD: the rows to be reconstructed, `[B, D_out]`, where those are other than the ones read
+                (train/ends.py).
         """
         assert pull is None, "the recipe refuses train.finish with shards"
-        x_BD = x_BD.to(self.b_pre.dtype).contiguous()
+        x_BD = x_BD.to(self.sae.W_dec.dtype).contiguous()
         y_BD = x_BD if target_BD is None else target_BD.to(x_BD.dtype).contiguous()
-        u_BD, statistics = self.shards[0].sae.center(x_BD)
+        u_BD, statistics = self.sae.center(x_BD)
         if self.count == 0:
             self._start(u_BD)
         adam = self.adam.at(self.count + 1, lr)
         values, indices = self.rule.encode(u_BD)
-        loss_B, e_BD = self._error(y_BD, statistics, values, indices)
+        skip_BD = None if self.sae.W_skip is None else x_BD @ self.sae.W_skip.T
+        loss_B, e_BD = self._error(y_BD, statistics, values, indices, skip_BD)
         dz = [self.kernels.code_gradient(e_BD, values_BK, indices_BK, shard.sae.W_dec)
               for shard, values_BK, indices_BK in zip(self.shards, values, indices, strict=True)]
         values, dz = self.rule.learn(values, dz, indices, adam)
@@ -94,7 +98,12 @@ class ShardedStep:
             update_parameter(shard.sae.b_latent, db_latent_F, shard.moments["b_latent"], biases)
             pulls.append(b_pull_D)
         b_pull_D = tree_sum(self.ranks.gather(tree_sum(pulls)).unbind())
-        update_parameter(self.b_pre, e_BD.sum(dim=0) - b_pull_D, self.moments, biases)
+        e_D = e_BD.sum(dim=0)
+        gradients = {"b_pre": e_D - b_pull_D} if "b_pre" in self.shared else {"b_in": -b_pull_D, "b_out": e_D}
+        for name, gradient_D in gradients.items():
+            update_parameter(self.shared[name], gradient_D, self.moments[name], biases)
+        if self.sae.W_skip is not None:
+            update_parameter(self.sae.W_skip, e_BD.T @ x_BD, self.moments["W_skip"], adam)
         if self.auxiliary is not None:
             self.auxiliary.lift(values)
 
@@ -119,8 +128,9 @@ class ShardedStep:
 
     def shared_tensors(self) -> dict[str, Tensor]:
         """The state that is no shard's, by name: the same on every rank."""
-        found = {"b_pre": self.b_pre, "adam.b_pre.first": self.moments.first, "adam.b_pre.second": self.moments.second,
-                 "sums": self.sums, "unit": self.unit}
+        found = self.shared | {"sums": self.sums, "unit": self.unit}
+        for name, moments in self.moments.items():
+            found |= {f"adam.{name}.first": moments.first, f"adam.{name}.second": moments.second}
         return found | {rule_tensor(self.activation, name): tensor
                         for name, tensor in self.rule.shared_tensors().items()}
 
@@ -141,13 +151,20 @@ class ShardedStep:
             self.unit.copy_(u_BD.square().mean().sqrt())
 
     def _error(self, y_BD: Tensor, statistics: RowStatistics | None, values: Sequence[Tensor],
-               indices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Loss and e of all rows, on every rank."""
+               indices: Sequence[Tensor], skip_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Loss and e of all rows, on every rank.
+
+        Args:
+            skip_BD: what a transcoder's skip adds; of all rows on every rank, as a product of some rows alone may
+                round otherwise.
+        """
         rows, ranks, kernels = len(y_BD), self.ranks, self.kernels
         part_BD = tree_sum([kernels.decode(values_BK, indices_BK, shard.sae.W_dec)
                             for shard, values_BK, indices_BK in zip(self.shards, values, indices, strict=True)])
-        xhat_bD = tree_sum(ranks.to_owners(part_BD).unbind()) + self.b_pre
         own = ranks.own(rows)
+        xhat_bD = tree_sum(ranks.to_owners(part_BD).unbind()) + self.sae.b_out
+        if skip_BD is not None:
+            xhat_bD = xhat_bD + skip_BD[own]
         mean_b1, std_b1 = (None, None) if statistics is None else (statistics.mean_B1[own], statistics.std_B1[own])
         loss_b, e_bD = kernels.error(y_BD[own], xhat_bD, rows, mean_b1, std_b1)
         return ranks.gather_rows(loss_b, rows), ranks.gather_rows(e_bD, rows)

@@ -14,7 +14,7 @@ from olmoscope.sae.topk import TopK
 from olmoscope.train.activation_rules import RULES, CappedRule
 from olmoscope.train.adam import Adam
 
-SHARED = ("b_pre",)
+SHARED = ("b_pre", "b_in", "b_out", "W_skip")
 """Parameters that all shards have in common."""
 
 
@@ -34,7 +34,7 @@ class Shard:
 
     Args:
         number, of: which shard, from 0, of how many.
-        sae: its latents alone, around the `b_pre` of all.
+        sae: its latents alone, around the biases (and the skip) of all.
         adam: makes the moments.
         latents: of all shards.
         activation: which latents are active.
