@@ -18,7 +18,7 @@ from olmoscope.activations.stream.rounds import StoreRounds
 from olmoscope.distributed.launch import World
 from olmoscope.distributed.ranks import Ranks
 from olmoscope.errors import AnotherRankFailedError, UserError
-from olmoscope.recipe.schema import Recipe
+from olmoscope.recipe.schema import Activation, Recipe
 from olmoscope.sae.topk import TopK
 from olmoscope.train import group
 from olmoscope.train.adam import Adam
@@ -40,10 +40,13 @@ class Case:
     k: int = 6
     tied: bool = False
     normalize: str = "none"
+    activation: Activation = "topk"
     rows: tuple[int, ...] = (40, 40, 40, 40, 40, 17)
     adam: Adam = ADAM
     auxiliary: SettledAuxiliary | None = None
     dtype: torch.dtype = torch.float32
+    writes: int | None = None
+    """Of a transcoder with a skip: the width of the rows that it writes."""
     seed: int = 0
     equal: bool = False
     """Latents in pairs that are equal: ties everywhere."""
@@ -61,12 +64,22 @@ class Case:
         W_FD, b_F = W_FD.to(self.dtype), b_F.to(self.dtype)
         W_enc_FD = W_FD if self.tied else W_FD.clone()
         b_D = torch.randn(self.d_model, generator=draw, dtype=torch.float64).to(self.dtype)
+        if self.writes:
+            more = [torch.randn(*shape, generator=draw, dtype=torch.float64).to(self.dtype)
+                    for shape in ((self.d_sae, self.writes), (self.writes,), (self.writes, self.d_model))]
+            more[0] /= more[0].norm(dim=1, keepdim=True)
+            return TopK(W_FD, more[0], b_D, "none", b_F, self.k, b_out=more[1], W_skip=more[2], transcoder=True)
         return TopK(W_enc_FD, W_FD, b_in=b_D, normalize=self.normalize, b_latent=b_F, k=self.k)
 
     def batches(self) -> list[Tensor]:
         draw = torch.Generator().manual_seed(self.seed + 1)
-        return [(2 * torch.randn(rows, self.d_model, generator=draw, dtype=torch.float64) + 0.3).to(self.dtype)
+        width = self.d_model + (self.writes or 0)
+        return [(2 * torch.randn(rows, width, generator=draw, dtype=torch.float64) + 0.3).to(self.dtype)
                 for rows in self.rows]
+
+    def ends(self, x_BD: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of a batch, the rows read and those wanted, as `Step` takes them."""
+        return (x_BD[:, : self.d_model], x_BD[:, self.d_model :]) if self.writes else (x_BD, None)
 
 
 def sharded(case: Case, ranks: Ranks) -> ShardedStep:
@@ -74,14 +87,18 @@ def sharded(case: Case, ranks: Ranks) -> ShardedStep:
     whole = case.sae()
     bounds = shard_bounds(case.d_sae, case.shards)
     shards = []
-    b_pre_D = whole.b_in.clone()
+    if (skip := whole.W_skip) is not None:
+        skip = skip.clone()
+    b_in_D = whole.b_in.clone()
+    b_out_D = b_in_D if whole.b_out is whole.b_in else whole.b_out.clone()
     for number in own_shards(case.shards, ranks):
         own = slice(bounds[number], bounds[number + 1])
         W_dec_FD = whole.W_dec[own].clone()
         W_enc_FD = W_dec_FD if case.tied else whole.W_enc[own].clone()
-        shards.append(Shard(number, case.shards, TopK(W_enc_FD, W_dec_FD, b_in=b_pre_D, normalize=case.normalize,
-                                         b_latent=whole.b_latent[own].clone(), k=case.k), case.adam))
-    return ShardedStep(shards, case.adam, case.d_sae, case.auxiliary, ranks)
+        shards.append(Shard(number, case.shards, TopK(
+            W_enc_FD, W_dec_FD, b_in_D, case.normalize, whole.b_latent[own].clone(), case.k, b_out=b_out_D,
+            W_skip=skip, transcoder=whole.transcoder), case.adam, case.d_sae, case.activation))
+    return ShardedStep(shards, case.adam, case.auxiliary, ranks)
 
 
 def train(ranks: Ranks, case: Case, lr: float = 1e-2) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list]:
@@ -89,7 +106,8 @@ def train(ranks: Ranks, case: Case, lr: float = 1e-2) -> tuple[list[dict[str, Te
     step = sharded(case, ranks)
     counted = []
     for number, x_BD in enumerate(case.batches()):
-        step(x_BD, lr)
+        x_BD, target_BD = case.ends(x_BD)
+        step(x_BD, lr, target_BD)
         if number % 3 == 2:
             counted.append((*step.take_sums(), step.dead_share(60)))
     return [shard.tensors() for shard in step.shards], step.shared_tensors(), counted

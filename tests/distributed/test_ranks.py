@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from olmoscope.distributed.ranks import LOST, Ranks
-from olmoscope.distributed.select import keep_largest
+from olmoscope.distributed.select import keep_largest, nth_largest
 from olmoscope.distributed.sums import legal_counts, team_size, tree_sum
 from olmoscope.errors import AnotherRankFailedError, UserError
 from rank_pool import RankPool
@@ -94,7 +94,7 @@ def test_a_rank_whose_neighbour_dies_says_so(tmp_path):
 
 def kept(ranks, lists, k, width):
     shards = len(lists) // ranks.count
-    return keep_largest(lists[ranks.index * shards : (ranks.index + 1) * shards], k, width, ranks)
+    return keep_largest(lists[ranks.index * shards : (ranks.index + 1) * shards], k, width, ranks).values
 
 
 @pytest.mark.parametrize("levels", [3, 1000], ids=["ties", "few ties"])
@@ -117,7 +117,27 @@ def test_selection_keeps_the_largest_of_all(rank_pool, rows, shards, places, k, 
 
 def test_a_list_of_nan_is_kept():
     lists = [torch.full((1, 2), torch.nan), torch.ones(1, 2)]
-    assert keep_largest(lists, 2, 2, Ranks.alone())[0].isnan().all()
+    assert keep_largest(lists, 2, 2, Ranks.alone()).values[0].isnan().all()
+
+
+def nth(ranks, lists, ns):
+    own = lists[ranks.index * len(lists) // ranks.count : (ranks.index + 1) * len(lists) // ranks.count]
+    return [nth_largest(own, n, ranks) for n in ns]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("levels", [3, 10**6], ids=["ties", "few ties"])
+def test_the_nth_largest_of_all_is_exact(rank_pool, levels, dtype):
+    draw = torch.Generator().manual_seed(levels)
+    lists = [(torch.randint(levels, (7, places), generator=draw) / 7).to(dtype) ** 3 for places in (5, 4, 5, 3)]
+    lists[2][0, 0], lists[3][6, 2] = torch.inf, 1e-30
+    all_N = torch.cat([one.flatten() for one in lists]).sort(descending=True).values
+    ns = [1, 2, 50, len(all_N) - 1, len(all_N)]
+    for count in (1, 2, 4):
+        for found in rank_pool.run(count, nth, lists, ns) if count > 1 else [nth(Ranks.alone(), lists, ns)]:
+            assert torch.equal(torch.stack(found), all_N[torch.tensor(ns) - 1])
+    lists[0][:] = torch.nan
+    assert nth_largest(lists, 35, Ranks.alone()).isnan() and nth_largest(lists, 36, Ranks.alone()).isinf()
 
 
 def test_tree_sums_do_not_depend_on_who_takes_them():

@@ -35,6 +35,18 @@ CASES = {
     "a shard without an active latent": Case(4, sick=tuple(range(33))),
     "wide": Case(4, d_model=40, d_sae=2051, k=16),
     "fewer rows than ranks": Case(4, rows=(3, 40, 1)),
+    "batchtopk": Case(4, activation="batchtopk", auxiliary=AUXILIARY, sick=SICK),
+    "batchtopk, tied, layer norm, ties": Case(4, activation="batchtopk", tied=True, normalize="layer_norm", equal=True),
+    "batchtopk, few latents": Case(3, activation="batchtopk", d_sae=19, rows=(3, 40, 1)),
+    "jumprelu": Case(4, activation="jumprelu", auxiliary=AUXILIARY, sick=SICK),
+    "jumprelu, tied, layer norm, bfloat16 moments": Case(4, activation="jumprelu", tied=True, adam=CHEAP,
+                                                         normalize="layer_norm"),
+    "jumprelu, few latents": Case(3, activation="jumprelu", d_sae=19, rows=(3, 40, 1)),
+    "transcoder": Case(4, writes=17, auxiliary=AUXILIARY, sick=SICK),
+    "transcoder, jumprelu": Case(3, writes=30, activation="jumprelu", rows=(3, 40, 1)),
+    "groupmax": Case(4, activation="groupmax", d_sae=128, k=8, auxiliary=AUXILIARY, sick=SICK[:40]),
+    "groupmax, tied, layer norm, touched rows": Case(2, activation="groupmax", d_sae=126, tied=True, adam=CHEAP,
+                                                     normalize="layer_norm"),
 }
 
 
@@ -71,20 +83,25 @@ def test_nor_with_any_sizes(rank_pool, shards, d_sae, k_share, rows, tied, seed,
 
 
 @pytest.mark.parametrize("name", ["tied", "untied", "layer norm", "auxiliary loss", "auxiliary loss, layer norm",
-                                  "lift alone, tied", "k over the latents of a shard", "three shards"])
+                                  "lift alone, tied", "k over the latents of a shard", "three shards", "batchtopk",
+                                  "batchtopk, few latents", "jumprelu", "jumprelu, few latents", "groupmax",
+                                  "transcoder"])
 def test_in_float64_it_is_the_sae_of_one_process(rank_pool, name):
     """test_step.py and test_auxiliary.py hold that one to autograd and a dense trainer."""
     case = replace(CASES[name], dtype=torch.float64, rows=(40,) * 29 + (17,))
     ranks = 3 if case.shards == 3 else 2
     got, counted = on(rank_pool, ranks, case)
-    step = Step(sae := case.sae(), case.adam, case.auxiliary)
+    step = Step(sae := case.sae(), case.adam, case.auxiliary, activation=case.activation)
     wanted = []
     for number, x_BD in enumerate(case.batches()):
-        step(x_BD, 1e-2)
+        x_BD, target_BD = case.ends(x_BD)
+        step(x_BD, 1e-2, target_BD)
         if number % 3 == 2:
             wanted.append((*step.take_sums(), step.dead_share(60)))
     for name, parameter in sae.state_dict().items():
         torch.testing.assert_close(got[name], parameter, rtol=1e-10, atol=1e-10, msg=name)
+    for name, tensor in step.rule.tensors().items():
+        torch.testing.assert_close(got[f"{case.activation}.{name}"], tensor, rtol=1e-10, atol=1e-10, msg=name)
     assert torch.equal(got["last_fired"], step.last_fired_F)
     for line, like in zip(counted, wanted, strict=True):
         assert line == pytest.approx(like, rel=1e-9)

@@ -61,9 +61,10 @@ def test_a_step_in_shards_takes_what_is_said(d_sae, batch, kind):
     x_BD = torch.randn(batch, D_MODEL)
     with Allocations() as held:
         b_pre_D, adam = torch.zeros(D_MODEL), Adam.of(train)
-        shards = [Shard(number, 4, initialize_shard(d_sae // 4, number, sae.k, sae.normalize, b_pre_D, 0, "",
-                                                    tied=sae.weights == "tied"), adam) for number in range(4)]
-        step = ShardedStep(shards, adam, d_sae, train.auxiliary)
+        shared = initialize(D_MODEL, 0, sae.k, sae.normalize, b_pre_D, 0, tied=sae.weights == "tied")
+        shards = [Shard(number, 4, initialize_shard(d_sae // 4, number, shared, 0, ""), adam, d_sae)
+                  for number in range(4)]
+        step = ShardedStep(shards, adam, train.auxiliary)
         step.count = 1
         for shard in shards:
             shard.dead_F[:] = True

@@ -12,6 +12,8 @@ from olmoscope.errors import UserError
 from olmoscope.recipe.schema import Recipe
 from olmoscope.sae.io.checkpoint import read_alive, read_checkpoint
 from olmoscope.sae.io.open import find_saes, load, look_at
+from olmoscope.sae.threshold import JumpReLU
+from olmoscope.sae.topk import TopK
 from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import run_folder
@@ -27,7 +29,7 @@ SAES = [{"layer": 1, "d_sae": 301, "k": 8, "weights": "untied"},
 def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
     write_documents(folder / "corpus", count=120)
-    job = recipe(folder / "corpus", saes=SAES, tokens__count=6000, activations={"layers": [1]}, train__shards=4,
+    job = recipe(folder / "corpus", saes=SAES, tokens__count=6000, activations={"layers": [1, 7]}, train__shards=4,
                  train__epochs=2, train__dead_window=500, train__batch=300, train__checkpoint_every=10)
     collect(job, "train", folder / "store")
     return job, folder / "store"
@@ -91,6 +93,22 @@ def test_it_is_read_as_any_run(job, whole):
         assert len(load(run).W_enc.unique(dim=0)) == spec.d_sae, "each shard begins with rows of its own"
 
 
+def test_so_are_other_kinds_stopped_alone_and_finished_by_two(rank_pool, job, tmp_path):
+    _, store = job
+    saes = [{"layer": 1, "k": 9, "activation": "batchtopk"},
+            {"layer": 1, "k": 7, "activation": "jumprelu", "weights": "untied"},
+            {"reads": 1, "writes": 7, "k": 8, "weights": "untied", "skip": True}, {"reads": [1, 7], "k": 8}]
+    kinds = recipe(tmp_path, saes=[{"d_sae": 131} | sae for sae in saes])
+    job = job[0].model_copy(update={"saes": kinds.saes, "train": job[0].train.model_copy(update={"epochs": 1})})
+    list(train_from_store(job, job.saes, open_store(store), tmp_path / "one"))
+    assert rank_pool.run(1, train_recipe, job, store, tmp_path / "two", 8) == ["stopped"]
+    assert len(rank_pool.run(2, train_recipe, job, store, tmp_path / "two")[0]) == len(saes)
+    assert same_runs(job, tmp_path / "one", tmp_path / "two")
+    found = [load(run_folder(tmp_path / "one", sae)) for sae in job.saes]
+    assert [type(sae) for sae in found] == [JumpReLU, JumpReLU, TopK, TopK]
+    assert all(len(sae.W_enc.unique(dim=0)) == 131 for sae in found) and found[2].transcoder
+
+
 @pytest.fixture
 def stopped(rank_pool, job, tmp_path):
     """Runs of two checkpoints each."""
@@ -148,14 +166,12 @@ def test_one_shard_is_the_run_that_it_was_before_there_were_shards(job):
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    ({"activation": "batchtopk"}, "only topk SAEs"), ({"matryoshka": [0.5]}, "matryoshka does not"),
+    ({"activation": "groupmax", "d_sae": 297, "k": 9}, "does not divide the 9 groups"),
+    ({"matryoshka": [0.5]}, "matryoshka does not"),
     ({"train": {"candidates": {}}}, "train.candidates does not"), ({"train": {"finish": {}}}, "train.finish does not"),
-    ({"train": {"shards": 400}}, r"over its d_sae \(300\)"),
-    ({"layer": None, "reads": 1, "writes": 7, "weights": "untied"}, "transcoders and crosscoders"),
-    ({"layer": None, "reads": [1, 7]}, "transcoders and crosscoders")])
+    ({"train": {"shards": 400}}, r"over its d_sae \(300\)")])
 def test_what_is_not_trained_in_shards_is_refused(tmp_path, change, said):
     sae = {"layer": 1, "d_sae": 300, "k": 8} | change
-    sae = {key: value for key, value in sae.items() if value is not None}
     with pytest.raises(ValueError, match=rf"saes\.0: train\.shards is \d+, .*{said}"):
         recipe(tmp_path, saes=[sae], train__shards=2)
 

@@ -1,6 +1,6 @@
-"""The k largest values of each row, where the candidates lie on several ranks.
+"""The k largest values of each row, and the n-th largest of all, where they lie on several ranks.
 
-Each shard of latents gives its own largest of each row, in descending order. The owner of a row sorts all of them and
+Each shard of latents gives its own largest of each row, in descending order. The owner of a row sees all of them and
 sends back how many of each shard's values stay; the lists descend, so a count is enough. Of equal values those of the
 lower shard stay, then those that come first in its list. The result is exact, and does not depend on the number of
 ranks.
@@ -9,33 +9,79 @@ Shapes: B rows, b rows that a rank owns, P ranks, S shards of a rank, V all shar
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from olmoscope.distributed.ranks import Ranks
 
+DIGIT_BITS = 11
+"""Of a number, that `nth_largest` looks at in one round."""
 
-def keep_largest(values: Sequence[Tensor], k: int, width: int, ranks: Ranks) -> list[Tensor]:
-    """The same lists, with 0 where a value is not among the k largest of its row in all shards of all ranks.
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays of the lists of the shards of one rank."""
+
+    values: list[Tensor]
+    """The lists, with 0 where a value does not stay."""
+    last: list[Tensor]
+    """`[B]` for each list: the place of the k-th largest value of a row, if it is in this list and over 0; else -1."""
+
+
+def keep_largest(values: Sequence[Tensor], k: int, width: int, ranks: Ranks) -> Kept:
+    """Which values are among the k largest of their row in all shards of all ranks.
 
     Args:
         values: of each shard of this rank `[B, K]`, not negative, descending in each row; K may differ.
         k: how many stay in each row.
         width: K of the longest list of any rank.
     """
-    if ranks.count == len(values) == 1:
-        return list(values)
-    rows = len(values[0])
-    lists_BSK = torch.stack([torch.nn.functional.pad(shard_BK, (0, width - shard_BK.shape[1])) for shard_BK in values],
-                            dim=1)
-    lists_bN = ranks.to_owners(lists_BSK).transpose(0, 1).flatten(1)
-    kept_bk = lists_bN.sort(dim=1, descending=True, stable=True).indices[:, :k]
-    shards = ranks.count * len(values)
-    counts_bV = torch.zeros(len(lists_bN), shards, dtype=torch.int32, device=lists_bN.device)
-    counts_bV.scatter_add_(1, kept_bk // width, torch.ones_like(kept_bk, dtype=torch.int32))
-    counts_bPS = counts_bV.view(len(lists_bN), ranks.count, len(values))
-    counts_BS = ranks.from_owners(counts_bPS.transpose(0, 1), rows)
-    places_K = torch.arange(width, device=counts_BS.device)
-    return [torch.where(places_K[: shard_BK.shape[1]] < counts_BS[:, number : number + 1], shard_BK, 0)
-            for number, shard_BK in enumerate(values)]
+    rows, shards = len(values[0]), ranks.count * len(values)
+    lists_BSK = torch.stack([pad(shard_BK, (0, width - shard_BK.shape[1])) for shard_BK in values], dim=1)
+    lists_bVK = ranks.to_owners(lists_BSK).transpose(0, 1).flatten(1, 2).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    k = min(k, shards * width)
+    least_b1 = lists_bVK.flatten(1).kthvalue(shards * width - k + 1, dim=1, keepdim=True).values
+    over_bV = (lists_bVK > least_b1[:, :, None]).sum(dim=2)
+    equal_bV = (lists_bVK == least_b1[:, :, None]).sum(dim=2)
+    left_bV = k - over_bV.sum(dim=1, keepdim=True) - (equal_bV.cumsum(dim=1) - equal_bV)
+    taken_bV = left_bV.clamp_min(0).minimum(equal_bV)
+    is_last_bV = (taken_bV > 0) & (taken_bV == left_bV) & (least_b1 > 0)
+    said_bPS = (2 * (over_bV + taken_bV) + is_last_bV).int().view(len(lists_bVK), ranks.count, len(values))
+    said_BS = ranks.from_owners(said_bPS.transpose(0, 1), rows)
+    counts_BS, is_last_BS = said_BS // 2, said_BS % 2 == 1
+    places_K = torch.arange(width, device=said_BS.device)
+    return Kept([torch.where(places_K[: shard_BK.shape[1]] < counts_BS[:, number : number + 1], shard_BK, 0)
+                 for number, shard_BK in enumerate(values)],
+                list(torch.where(is_last_BS, counts_BS - 1, -1).long().unbind(dim=1)))
+
+
+def nth_largest(values: Sequence[Tensor], n: int, ranks: Ranks) -> Tensor:
+    """The n-th largest of all values of all lists and ranks, a scalar; exact.
+
+    The bits of numbers that are not negative are in the order of the numbers. So their leading digits are counted, the
+    digit of the one wanted is known from the counts, and in each further round only numbers with the digits known so
+    far are looked at. The counts are integers: their sum has no order.
+
+    Args:
+        values: of each shard of this rank; not negative. NaN counts as larger than any number.
+        n: from 1 to the number of all values.
+    """
+    own_N = torch.cat([shard.flatten() for shard in values])
+    integers = torch.int64 if own_N.itemsize == 8 else torch.int32
+    bits_N = own_N.view(integers) & torch.iinfo(integers).max
+    found = torch.zeros((), dtype=integers, device=own_N.device)
+    left = torch.full((), n, dtype=torch.int64, device=own_N.device)
+    for shift in reversed(range(0, 8 * own_N.itemsize, DIGIT_BITS)):
+        digits_N = (bits_N >> shift) - (found >> shift)  # one digit, where those before it are the known ones
+        looked_at_N = (digits_N >= 0) & (digits_N < 1 << DIGIT_BITS)
+        counts_H = torch.zeros(1 << DIGIT_BITS, dtype=torch.int64, device=own_N.device)
+        counts_H.scatter_add_(0, torch.where(looked_at_N, digits_N, 0).long(), looked_at_N.long())
+        counts_H = ranks.gather(counts_H).sum(dim=0)
+        reached_H = counts_H.flip(0).cumsum(0).flip(0)
+        digit = (reached_H >= left).sum() - 1  # the last digit that so many values reach
+        left -= torch.where(torch.arange(1 << DIGIT_BITS, device=digit.device) > digit, counts_H, 0).sum()
+        found += (digit << shift).to(integers)
+    return found.view(own_N.dtype)

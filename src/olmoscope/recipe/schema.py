@@ -144,10 +144,8 @@ def _not_in_shards(sae: CoderConfig, train: Train) -> str | None:
     """Why an SAE cannot be trained in several shards; None: it can."""
     if train.shards > sae.d_sae:
         return f"which is over its d_sae ({sae.d_sae})"
-    if sae.activation != "topk":
-        return f"and only topk SAEs are trained in shards so far, not {sae.activation}"
-    if len(sae.sites) > 1:
-        return "and transcoders and crosscoders are not trained in shards so far"
+    if sae.activation == "groupmax" and sae.k % train.shards:
+        return f"which does not divide the {sae.k} groups of a groupmax SAE (saes.k)"
     for what, there in (("matryoshka", sae.matryoshka), ("train.candidates", train.candidates),
                         ("train.finish", train.finish)):
         if there:

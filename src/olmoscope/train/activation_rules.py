@@ -57,24 +57,40 @@ BARELY = 1e-30
 
 
 class TopKRule:
-    """k latents a row; it learns nothing. The other rules change what is different."""
+    """k latents a row; it learns nothing. The other rules change what is different.
 
-    def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK) -> None:
+    Args:
+        latents: of the whole SAE, where `sae` has a shard of them (sharded_rules.py); None: `sae` is whole.
+    """
+
+    def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK, latents: int | None = None) -> None:
         self.sae, self.kernels, self.encode_topk = sae, kernels, encode_topk
+        self.latents = latents or sae.d_sae
+        self.places = min(self.latents, sae.k)
+        """Latents of a row that it looks at."""
 
     def start(self, u_BD: Tensor) -> None:
         """Prepare for training, by its first batch."""
 
+    def candidates(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """The latents that it looks at, `[B, K]`: in descending order what decides about them, 0 where they cannot be
+        active; and which they are."""
+        return self._first(u_BD, self.sae.b_latent)
+
     def encode(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
         """values_BK and indices_BK of a batch."""
-        return self.encode_topk(u_BD, self.sae.b_latent, self.sae.k)
+        return self.candidates(u_BD)
 
     def capped(self, values_BK: Tensor) -> Tensor | int:
         """How many rows might have more active latents but for the cap."""
         return 0
 
-    def learn(self, values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, adam: AdamStep) -> tuple[Tensor, Tensor]:
+    def learn(self, values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, adam: AdamStep,
+              active: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Learn from dL/dz of the codes that `encode` gave.
+
+        Args:
+            active: how many latents are active in all rows and shards, a scalar; None: those of `values_BK`.
 
         Returns:
             values_BK and dz_BK for the other parameters' gradients.
@@ -83,86 +99,124 @@ class TopKRule:
 
     def tensors(self) -> dict[str, Tensor]:
         """All state, by name."""
+        return self.shared_tensors() | self.tensors_of_latents()
+
+    def shared_tensors(self) -> dict[str, Tensor]:
+        """The state that belongs to no latent."""
         return {}
+
+    def tensors_of_latents(self) -> dict[str, Tensor]:
+        """The state of each latent, `[F]`."""
+        return {}
+
+    def _first(self, u_BD: Tensor, b_latent_F: Tensor) -> tuple[Tensor, Tensor]:
+        """The latents of the largest pre-activations, as many as it looks at."""
+        return self.encode_topk(u_BD, b_latent_F, min(self.places, self.sae.d_sae))
 
 
 class GroupMaxRule(TopKRule):
-    """The largest latent of each group."""
+    """The largest latent of each group; a shard has whole groups."""
 
-    def encode(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
-        return encode_groups(self.kernels, u_BD, self.sae.W_enc, self.sae.b_latent, self.sae.k)
+    def candidates(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
+        groups = self.sae.k * self.sae.d_sae // self.latents
+        return encode_groups(self.kernels, u_BD, self.sae.W_enc, self.sae.b_latent, groups)
 
 
 class CappedRule(TopKRule):
     """Any number of latents a row, up to a cap."""
 
-    def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK) -> None:
-        super().__init__(sae, kernels, encode_topk)
-        self.places = min(sae.d_sae, CAP * sae.k)
+    def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK, latents: int | None = None) -> None:
+        super().__init__(sae, kernels, encode_topk, latents)
+        self.places = min(self.latents, CAP * sae.k)
 
     def capped(self, values_BK: Tensor) -> Tensor | int:
-        return (values_BK[:, -1] > BARELY).sum() if self.places < self.sae.d_sae else 0
+        return (values_BK[:, -1] > BARELY).sum() if self.places < self.latents else 0
 
 
 class BatchTopKRule(CappedRule):
     """k latents a row on average over the batch."""
 
-    def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK) -> None:
-        super().__init__(sae, kernels, encode_topk)
+    def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK, latents: int | None = None) -> None:
+        super().__init__(sae, kernels, encode_topk, latents)
         device = sae.W_dec.device
         self.threshold = torch.zeros((), dtype=torch.float64, device=device)
         """Running mean of the batches' thresholds."""
         self.batches = torch.zeros((), dtype=torch.float64, device=device)
 
     def encode(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
-        values_BK, indices_BK = self.encode_topk(u_BD, self.sae.b_latent, self.places)
+        values_BK, indices_BK = self.candidates(u_BD)
         least = smallest_of_largest(values_BK, self.sae.k)
+        self.note(least)
+        return self.keep(values_BK, least), indices_BK
+
+    def note(self, least: Tensor) -> None:
+        """Take a batch's threshold into the running mean."""
         self.batches += 1
         self.threshold.lerp_(least.double(), (1 / self.batches).clamp_min(THRESHOLD_RATE))
-        return torch.where(values_BK < least, 0, values_BK), indices_BK  # NaN stays, and is seen in the loss
 
-    def tensors(self) -> dict[str, Tensor]:
+    def keep(self, values_BK: Tensor, least: Tensor) -> Tensor:
+        """The activations, of what reaches the threshold `least`; the rest are 0."""
+        return torch.where(values_BK < least, 0, values_BK)  # NaN stays, and is seen in the loss
+
+    def shared_tensors(self) -> dict[str, Tensor]:
         return {THRESHOLDS["batchtopk"]: self.threshold, "batches": self.batches}
 
 
 class JumpReLURule(CappedRule):
     """A learned threshold for each latent."""
 
-    def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK) -> None:
-        super().__init__(sae, kernels, encode_topk)
+    def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK, latents: int | None = None) -> None:
+        super().__init__(sae, kernels, encode_topk, latents)
         self.log_threshold_F = torch.zeros_like(sae.b_latent)
         self.moments = plain_moments(self.log_threshold_F)
 
     def start(self, u_BD: Tensor) -> None:
-        values_BK, _ = self.encode_topk(u_BD, self.sae.b_latent, self.places)
-        least = smallest_of_largest(values_BK, self.sae.k)
+        values_BK, _ = self.activations(u_BD)
+        self.begin(smallest_of_largest(values_BK, self.sae.k))
+
+    def activations(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """As `candidates`, by the pre-activations alone."""
+        return self._first(u_BD, self.sae.b_latent)
+
+    def begin(self, least: Tensor) -> None:
+        """Set all thresholds to that of a batch."""
         self.log_threshold_F.copy_(least.clamp_min(torch.finfo(least.dtype).eps).log())
 
-    def encode(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
-        threshold_F = self.log_threshold_F.exp()
+    def candidates(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
         # What the kernel's ReLU leaves is over the lower end of the band, in the order of the distance to it.
+        threshold_F = self.log_threshold_F.exp()
+        return self._first(u_BD, self.sae.b_latent - threshold_F * (1 - BANDWIDTH / 2))
+
+    def encode(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
+        over_BK, indices_BK = self.candidates(u_BD)
+        return self.keep(over_BK, indices_BK), indices_BK
+
+    def keep(self, over_BK: Tensor, indices_BK: Tensor) -> Tensor:
+        """The activations of what is over its threshold; `BARELY` of what is near."""
+        threshold_F = self.log_threshold_F.exp()
         lower_F = threshold_F * (1 - BANDWIDTH / 2)
-        over_BK, indices_BK = self.encode_topk(u_BD, self.sae.b_latent - lower_F, self.places)
         active_BK = over_BK > (threshold_F - lower_F)[indices_BK]
         barely_BK = torch.where(over_BK > 0, BARELY, over_BK)
-        return torch.where(active_BK, over_BK + lower_F[indices_BK], barely_BK), indices_BK
+        return torch.where(active_BK, over_BK + lower_F[indices_BK], barely_BK)
 
-    def learn(self, values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, adam: AdamStep) -> tuple[Tensor, Tensor]:
+    def learn(self, values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, adam: AdamStep,
+              active: Tensor | None = None) -> tuple[Tensor, Tensor]:
         active_BK = values_BK > BARELY
         rows, k = len(values_BK), self.sae.k
-        slope = 2 * SPARSITY / k * (active_BK.sum(dtype=dz_BK.dtype) / (rows * k) - 1)
+        total = active_BK.sum(dtype=dz_BK.dtype) if active is None else active.to(dz_BK.dtype)
+        slope = 2 * SPARSITY / k * (total / (rows * k) - 1)
         threshold_F = self.log_threshold_F.exp()
         threshold_BK = threshold_F[indices_BK]
         near_BK = (values_BK > 0) & (values_BK < threshold_BK * (1 + BANDWIDTH / 2))
         pull_BK = (threshold_BK * dz_BK + slope / rows) * (-1 / BANDWIDTH)
         pairs = self.kernels.sort_pairs(near_BK.to(dz_BK.dtype), pull_BK, indices_BK, self.sae.d_sae)
         gradient_F = torch.segment_reduce(pairs.gradients, "sum", offsets=pairs.offsets, initial=0, unsafe=True)
-        gradient_F += DRIFT / self.sae.d_sae
+        gradient_F += DRIFT / self.latents
         lr = adam.lr * THRESHOLDS_RATE * self.sae.W_enc.shape[1]
         update_parameter(self.log_threshold_F, gradient_F, self.moments, replace(adam, lr=lr))
         return torch.where(active_BK, values_BK, 0), torch.where(active_BK, dz_BK, 0)
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors_of_latents(self) -> dict[str, Tensor]:
         name = THRESHOLDS["jumprelu"]
         return {name: self.log_threshold_F, f"{name}.first": self.moments.first, f"{name}.second": self.moments.second}
 

@@ -1,6 +1,7 @@
 """Fresh coders, as training begins with them. Shapes: D width of the rows, F latents."""
 
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,18 +29,23 @@ def initialize(d_model: int, d_sae: int, k: int, normalize: Normalize, mean_D: T
                 b_latent=torch.zeros(d_sae, device=device), k=k)
 
 
-def initialize_shard(latents: int, number: int, k: int, normalize: Normalize, b_pre_D: Tensor, seed: int, name: str, *,
-                     tied: bool) -> TopK:
-    """Shard `number` of a fresh SAE that is trained in several. Its rows are drawn apart: nobody makes all of them.
+def initialize_shard(latents: int, number: int, shared: TopK, seed: int, name: str) -> TopK:
+    """Shard `number` of a fresh coder that is trained in several. Its rows are drawn apart: nobody makes all of them.
 
     Args:
         latents: of the shard.
-        b_pre_D: of the whole SAE, which becomes that of this shard, too.
-        seed, name, tied: as in `initialize`.
+        shared: the coder without latents; its biases and skip become those of this shard, too.
+        seed, name: as in `initialize`.
     """
-    W_FD = _unit_rows(latents, len(b_pre_D), seed, name, number).to(b_pre_D.device)
-    return TopK(W_FD if tied else W_FD.clone(), W_FD, b_in=b_pre_D, normalize=normalize,
-                b_latent=torch.zeros(latents, device=b_pre_D.device), k=k)
+    def rows(bias_D: Tensor, name: str) -> Tensor:
+        return _unit_rows(latents, len(bias_D), seed, name, number).to(shared.device)
+
+    if shared.transcoder:
+        W_enc, W_dec = rows(shared.b_in, f"{name}, encoder"), rows(shared.b_out, f"{name}, decoder")
+    else:
+        W_dec = rows(shared.b_in, name)
+        W_enc = W_dec if shared.tied else W_dec.clone()
+    return replace(shared, W_enc=W_enc, W_dec=W_dec, b_latent=torch.zeros(latents, device=shared.device))
 
 
 def initialize_transcoder(d_sae: int, k: int, mean_in_D: Tensor, mean_out_D: Tensor, seed: int, name: str, *,

@@ -258,20 +258,19 @@ class Run:
             replaced: its parameters will be a checkpoint's: means, which cost a read or a forward pass, are not taken.
         """
         spec, settings, adam = self.spec, self.settings, Adam.of(self.settings)
-        if settings.shards == 1:
-            return Step(self._fresh(device, replaced), adam, settings.auxiliary, candidates=settings.candidates,
-                        activation=spec.activation, matryoshka=spec.matryoshka)
-        b_pre_D = self._mean(spec.site, replaced).to(device).float()
         latents = spec.d_sae - (0 if self.ends.sinks is None else self.ends.sinks.count)
+        if settings.shards == 1:
+            return Step(self._fresh(device, replaced, latents), adam, settings.auxiliary,
+                        candidates=settings.candidates, activation=spec.activation, matryoshka=spec.matryoshka)
         if latents < settings.shards:
             raise UserError(f"{spec.id}: {latents} latents are left beside those for attention sinks, fewer than "
                             f"train.shards ({settings.shards}); set train.shards or saes.d_sae otherwise")
-        bounds = shard_bounds(latents, settings.shards)
-        saes = {number: initialize_shard(bounds[number + 1] - bounds[number], number, spec.k, spec.normalize, b_pre_D,
-                                         settings.seed, spec.default_id, tied=spec.weights == "tied")
+        bounds, shared = shard_bounds(latents, settings.shards), self._fresh(device, replaced, 0)
+        saes = {number: initialize_shard(bounds[number + 1] - bounds[number], number, shared, settings.seed,
+                                         spec.default_id)
                 for number in own_shards(settings.shards, self.ranks)}
-        shards = [Shard(number, settings.shards, sae, adam) for number, sae in saes.items()]
-        return ShardedStep(shards, adam, latents, settings.auxiliary, self.ranks)
+        shards = [Shard(number, settings.shards, sae, adam, latents, spec.activation) for number, sae in saes.items()]
+        return ShardedStep(shards, adam, settings.auxiliary, self.ranks)
 
     def _mean(self, site: Site, replaced: bool) -> Tensor:
         """The mean of a site's rows, as the coder sees them, `[D]`; see `_fresh_step`."""
@@ -281,16 +280,15 @@ class Run:
             return self.ends.sinks.split(self.rounds.sample(site, SAMPLE))[1].mean(dim=0)
         return self.rounds.sample_mean(site, self.spec.normalize)
 
-    def _fresh(self, device: torch.device, replaced: bool) -> TopK:
-        """The coder that training begins with, whole; see `_fresh_step`."""
+    def _fresh(self, device: torch.device, replaced: bool, latents: int) -> TopK:
+        """The coder that training begins with, of so many latents; see `_fresh_step`."""
         spec, ends = self.spec, self.ends
         means = [self._mean(site, replaced) for site in ends.reads]
         mean_D = (means[0] if ends.is_plain else ends.joined(means)).to(device)
         if ends.is_transcoder:
-            return initialize_transcoder(spec.d_sae, spec.k, mean_D, self._mean(ends.writes[0], replaced).to(device),
+            return initialize_transcoder(latents, spec.k, mean_D, self._mean(ends.writes[0], replaced).to(device),
                                          self.settings.seed, spec.default_id, skip=spec.skip)
-        trained = spec.d_sae - (0 if ends.sinks is None else ends.sinks.count)
-        return initialize(len(mean_D), trained, spec.k, spec.normalize, mean_D, self.settings.seed,
+        return initialize(len(mean_D), latents, spec.k, spec.normalize, mean_D, self.settings.seed,
                           spec.default_id, tied=spec.weights == "tied")
 
     def _load(self, path: Path) -> None:

@@ -50,7 +50,7 @@ class ShardedAuxiliary:
             return None
         k = min(self.settings.k, sum(self._dead))
         codes = [self._codes(shard, u_BD, k) for shard in self.shards]
-        values = keep_largest([values_BA for values_BA, _ in codes], k, min(k, max(self._dead)), self.ranks)
+        values = keep_largest([values_BA for values_BA, _ in codes], k, min(k, max(self._dead)), self.ranks).values
         r_BD, learn_B1 = residual_to_learn(y_BD, statistics, e_BD, loss_B)
         values = [values_BA * learn_B1 for values_BA in values]
         rhat_BD = tree_sum([self.kernels.decode(values_BA, indices_BA, shard.sae.W_dec)

@@ -1,9 +1,9 @@
-"""One training step of a TopK SAE whose latents are in V shards, on any number of ranks that can share them.
+"""One training step of an SAE whose latents are in V shards, on any number of ranks that can share them.
 
 The maths is that of step.py. Each shard proposes its largest pre-activations and gives its part of the reconstruction;
 the owner of a row selects, adds the parts up and finds the error; the update of a latent is its shard's own:
 
-    all ranks: x, u         each shard: top k of its latents        owners: which of them stay (distributed/select.py)
+    all ranks: x, u         each shard: its first latents        owners: which of them stay (sharded_rules.py)
     each shard: its part of x̂     owners: the sum, loss and e       all ranks: e; each shard: dz, sort, update
 
 A shard is computed in the same calls whoever has it, and sums over shards are taken in one order (distributed/sums.py).
@@ -20,11 +20,8 @@ import torch
 from torch import Tensor
 
 from olmoscope.distributed.ranks import Ranks
-from olmoscope.distributed.select import keep_largest
 from olmoscope.distributed.sums import tree_sum
-from olmoscope.kernels.dispatch import kernels_for
-from olmoscope.kernels.interface import Kernels
-from olmoscope.recipe.schema import Activation
+from olmoscope.sae.io.checkpoint import rule_tensor
 from olmoscope.sae.normalize import RowStatistics
 from olmoscope.train.adam import Adam, plain_moments, update_parameter
 from olmoscope.train.auxiliary import REFRESH_STEPS
@@ -32,7 +29,8 @@ from olmoscope.train.candidates import CandidateSearch
 from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.gradients import Gradients, sorted_together
 from olmoscope.train.sharded_auxiliary import ShardedAuxiliary
-from olmoscope.train.shards import Shard
+from olmoscope.train.sharded_rules import SHARDED_RULES
+from olmoscope.train.shards import SHARED, Shard
 from olmoscope.train.step import Pull, Sums, update_matrices
 
 
@@ -41,29 +39,27 @@ class ShardedStep:
 
     Args:
         shards: neighbours, in order; as many on every rank.
-        latents: of all shards of all ranks.
         auxiliary: settings of the auxiliary loss; None: no such loss.
         ranks: those that train this SAE.
-        kernels: those of the SAE's device, unless a test wants others.
     """
 
-    activation: Activation = "topk"
     candidates: CandidateSearch | None = None
 
-    def __init__(self, shards: Sequence[Shard], adam: Adam, latents: int, auxiliary: SettledAuxiliary | None = None,
-                 ranks: Ranks | None = None, kernels: Kernels | None = None) -> None:
-        self.shards, self.adam, self.latents, self.ranks = shards, adam, latents, ranks or Ranks.alone()
+    def __init__(self, shards: Sequence[Shard], adam: Adam, auxiliary: SettledAuxiliary | None = None,
+                 ranks: Ranks | None = None) -> None:
+        self.shards, self.adam, self.ranks = shards, adam, ranks or Ranks.alone()
         first = shards[0].sae
-        self.kernels = kernels or kernels_for(first.device)
-        self.b_pre, self.k = first.b_in, first.k
-        self.moments = plain_moments(self.b_pre)
-        self.widest = min(self.k, -(-latents // shards[0].of))
-        """Places of the longest codes of any shard."""
+        self.activation, self.latents, self.kernels = shards[0].activation, shards[0].latents, shards[0].kernels
+        self.rule = SHARDED_RULES[self.activation](shards, self.ranks)
+        self.sae, self.k = first, first.k
+        """The first shard's: its biases and its skip are those of all."""
+        self.shared = {name: parameter for name, parameter in first.state_dict().items() if name in SHARED}
+        self.moments = {name: plain_moments(parameter) for name, parameter in self.shared.items()}
         self.count = self.tokens = 0
         self.unit = torch.ones((), dtype=torch.float64)
         """What the rate of the biases is multiplied by; on the CPU, for it becomes part of an argument."""
         self.sums = torch.zeros(3, dtype=torch.float64, device=first.device)
-        """`Sums.loss`, `auxiliary` and `auxiliary_rows`; the shards count what is active."""
+        """`Sums.loss`, `auxiliary` and `auxiliary_rows`; the shards count the rest."""
         self.auxiliary = ShardedAuxiliary(auxiliary, shards, self.ranks, self.kernels) if auxiliary else None
 
     @torch.no_grad()
@@ -71,28 +67,29 @@ class ShardedStep:
         """Train on one batch of activations `[B, D]`, the same on every rank.
 
         Args:
-            target_BD: the rows to be reconstructed, where those are other than the ones read (train/ends.py).
+            target_BD: the rows to be reconstructed, `[B, D_out]`, where those are other than the ones read
+                (train/ends.py).
         """
         assert pull is None, "the recipe refuses train.finish with shards"
-        x_BD = x_BD.to(self.b_pre.dtype).contiguous()
+        x_BD = x_BD.to(self.sae.W_dec.dtype).contiguous()
         y_BD = x_BD if target_BD is None else target_BD.to(x_BD.dtype).contiguous()
-        u_BD, statistics = self.shards[0].sae.center(x_BD)
-        if self.count == 0 and self.adam.scale_biases:
-            self.unit.copy_(u_BD.square().mean().sqrt())
+        u_BD, statistics = self.sae.center(x_BD)
+        if self.count == 0:
+            self._start(u_BD)
         adam = self.adam.at(self.count + 1, lr)
-        codes = [self.kernels.encode_topk(u_BD, shard.sae.W_enc, shard.sae.b_latent, min(self.k, shard.sae.d_sae))
-                 for shard in self.shards]
-        values = keep_largest([values_BK for values_BK, _ in codes], self.k, self.widest, self.ranks)
-        indices = [indices_BK for _, indices_BK in codes]
-        loss_B, e_BD = self._error(y_BD, statistics, values, indices)
+        values, indices = self.rule.encode(u_BD)
+        skip_BD = None if self.sae.W_skip is None else x_BD @ self.sae.W_skip.T
+        loss_B, e_BD = self._error(y_BD, statistics, values, indices, skip_BD)
+        dz = [self.kernels.code_gradient(e_BD, values_BK, indices_BK, shard.sae.W_dec)
+              for shard, values_BK, indices_BK in zip(self.shards, values, indices, strict=True)]
+        values, dz = self.rule.learn(values, dz, indices, adam)
         auxiliary = self._auxiliary(y_BD, u_BD, statistics, e_BD, loss_B)
         self.count += 1
         self.tokens += len(x_BD)
         self.sums[0] += loss_B.sum()
         biases = self.adam.at(self.count, lr * float(self.unit))
         pulls = []
-        for shard, values_BK, indices_BK, more in zip(self.shards, values, indices, auxiliary, strict=True):
-            dz_BK = self.kernels.code_gradient(e_BD, values_BK, indices_BK, shard.sae.W_dec)
+        for shard, values_BK, dz_BK, indices_BK, more in zip(self.shards, values, dz, indices, auxiliary, strict=True):
             losses = [Gradients(values_BK, dz_BK, indices_BK, e_BD, u_BD), *([more] if more else [])]
             shard.count(values_BK, indices_BK, self.tokens)
             db_latent_F, b_pull_D = update_matrices(
@@ -101,7 +98,12 @@ class ShardedStep:
             update_parameter(shard.sae.b_latent, db_latent_F, shard.moments["b_latent"], biases)
             pulls.append(b_pull_D)
         b_pull_D = tree_sum(self.ranks.gather(tree_sum(pulls)).unbind())
-        update_parameter(self.b_pre, e_BD.sum(dim=0) - b_pull_D, self.moments, biases)
+        e_D = e_BD.sum(dim=0)
+        gradients = {"b_pre": e_D - b_pull_D} if "b_pre" in self.shared else {"b_in": -b_pull_D, "b_out": e_D}
+        for name, gradient_D in gradients.items():
+            update_parameter(self.shared[name], gradient_D, self.moments[name], biases)
+        if self.sae.W_skip is not None:
+            update_parameter(self.sae.W_skip, e_BD.T @ x_BD, self.moments["W_skip"], adam)
         if self.auxiliary is not None:
             self.auxiliary.lift(values)
 
@@ -116,16 +118,21 @@ class ShardedStep:
     def take_sums(self) -> Sums:
         """The sums since the last call; waits for the device. All ranks must ask."""
         loss, auxiliary, auxiliary_rows = self.sums.tolist()
-        active = sum(self.ranks.ask(sum(int(shard.fired_1) for shard in self.shards)))
+        active, capped = (sum(self.ranks.ask(sum(map(int, counts)))) for counts in (
+            [shard.fired_1 for shard in self.shards], [shard.capped_1 for shard in self.shards]))
         self.sums.zero_()
         for shard in self.shards:
             shard.fired_1.zero_()
-        return Sums(loss, float(active), auxiliary, auxiliary_rows, capped=0.0)
+            shard.capped_1.zero_()
+        return Sums(loss, float(active), auxiliary, auxiliary_rows, float(capped))
 
     def shared_tensors(self) -> dict[str, Tensor]:
         """The state that is no shard's, by name: the same on every rank."""
-        return {"b_pre": self.b_pre, "adam.b_pre.first": self.moments.first, "adam.b_pre.second": self.moments.second,
-                "sums": self.sums, "unit": self.unit}
+        found = self.shared | {"sums": self.sums, "unit": self.unit}
+        for name, moments in self.moments.items():
+            found |= {f"adam.{name}.first": moments.first, f"adam.{name}.second": moments.second}
+        return found | {rule_tensor(self.activation, name): tensor
+                        for name, tensor in self.rule.shared_tensors().items()}
 
     def restore(self, count: int, tokens: int, tensor: Callable[[str], Tensor]) -> None:
         """Go on from a state; the shards restore themselves.
@@ -137,14 +144,27 @@ class ShardedStep:
             target.copy_(tensor(name))
         self.count, self.tokens = count, tokens
 
+    def _start(self, u_BD: Tensor) -> None:
+        """What the first batch decides."""
+        self.rule.start(u_BD)
+        if self.adam.scale_biases:
+            self.unit.copy_(u_BD.square().mean().sqrt())
+
     def _error(self, y_BD: Tensor, statistics: RowStatistics | None, values: Sequence[Tensor],
-               indices: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Loss and e of all rows, on every rank."""
+               indices: Sequence[Tensor], skip_BD: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Loss and e of all rows, on every rank.
+
+        Args:
+            skip_BD: what a transcoder's skip adds; of all rows on every rank, as a product of some rows alone may
+                round otherwise.
+        """
         rows, ranks, kernels = len(y_BD), self.ranks, self.kernels
         part_BD = tree_sum([kernels.decode(values_BK, indices_BK, shard.sae.W_dec)
                             for shard, values_BK, indices_BK in zip(self.shards, values, indices, strict=True)])
-        xhat_bD = tree_sum(ranks.to_owners(part_BD).unbind()) + self.b_pre
         own = ranks.own(rows)
+        xhat_bD = tree_sum(ranks.to_owners(part_BD).unbind()) + self.sae.b_out
+        if skip_BD is not None:
+            xhat_bD = xhat_bD + skip_BD[own]
         mean_b1, std_b1 = (None, None) if statistics is None else (statistics.mean_B1[own], statistics.std_B1[own])
         loss_b, e_bD = kernels.error(y_BD[own], xhat_bD, rows, mean_b1, std_b1)
         return ranks.gather_rows(loss_b, rows), ranks.gather_rows(e_bD, rows)

@@ -6,10 +6,15 @@ import torch
 from torch import Tensor
 
 from olmoscope.distributed.ranks import Ranks
+from olmoscope.kernels.dispatch import kernels_for
+from olmoscope.kernels.interface import Kernels
+from olmoscope.recipe.schema import Activation
+from olmoscope.sae.io.checkpoint import rule_tensor
 from olmoscope.sae.topk import TopK
+from olmoscope.train.activation_rules import RULES, CappedRule
 from olmoscope.train.adam import Adam
 
-SHARED = ("b_pre",)
+SHARED = ("b_pre", "b_in", "b_out", "W_skip")
 """Parameters that all shards have in common."""
 
 
@@ -29,18 +34,26 @@ class Shard:
 
     Args:
         number, of: which shard, from 0, of how many.
-        sae: its latents alone, around the `b_pre` of all.
+        sae: its latents alone, around the biases (and the skip) of all.
         adam: makes the moments.
+        latents: of all shards.
+        activation: which latents are active.
+        kernels: those of the SAE's device, unless a test wants others.
     """
 
-    def __init__(self, number: int, of: int, sae: TopK, adam: Adam) -> None:
-        self.number, self.of, self.sae = number, of, sae
+    def __init__(self, number: int, of: int, sae: TopK, adam: Adam, latents: int, activation: Activation = "topk",
+                 kernels: Kernels | None = None) -> None:
+        self.number, self.of, self.sae, self.latents, self.activation = number, of, sae, latents, activation
+        self.kernels = kernels or kernels_for(sae.device)
+        self.rule = RULES[activation](sae, self.kernels, self._encode_topk, latents)
         self.moments = {name: adam.moments_of(name, parameter) for name, parameter in sae.state_dict().items()
                         if name not in SHARED}
         self.last_fired_F = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)
         """Tokens seen when each latent last fired."""
         self.fired_1 = torch.zeros(1, dtype=torch.int64, device=sae.device)
         """Active latents of all rows since the sums were last taken."""
+        self.capped_1 = torch.zeros_like(self.fired_1)
+        """Rows since then whose last place is in this shard and active, of a rule with a cap."""
         self.dead_F = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.device)
         """Which latents were dead at the auxiliary loss's last look."""
         self.dead_M = torch.zeros(0, dtype=torch.int64, device=sae.device)
@@ -61,6 +74,9 @@ class Shard:
         found = {name: tensor for name, tensor in self.sae.state_dict().items() if name not in SHARED}
         for name, moments in self.moments.items():
             found |= {f"adam.{name}.{part}": tensor for part, tensor in vars(moments).items() if tensor is not None}
+        found |= {rule_tensor(self.activation, name): tensor for name, tensor in self.rule.tensors_of_latents().items()}
+        if isinstance(self.rule, CappedRule):
+            found["capped"] = self.capped_1
         return found | {"last_fired": self.last_fired_F, "fired": self.fired_1, "auxiliary.dead": self.dead_F}
 
     def restore(self, tensor: Callable[[str], Tensor]) -> None:
@@ -68,3 +84,6 @@ class Shard:
         for name, target in self.tensors().items():
             target.copy_(tensor(name))
         self.list_dead()
+
+    def _encode_topk(self, u_BD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        return self.kernels.encode_topk(u_BD, self.sae.W_enc, b_latent_F, k)
