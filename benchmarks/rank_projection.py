@@ -1,9 +1,9 @@
 """What a training step would take on several GPUs: derived from the measurement of one, never measured.
 
-From `results/gpu_day-2026-11-26-h200.json` (one H200, `131k, 4096`): the rate of the product, and a memory rate, which is
-the bytes of all else over the time of all else. It is above the card's own, since parts of the gathers find their rows
-in the cache. Other shapes of the same measurement show how far the model is off. An H100 has the same product rate
-and its memory rate in proportion (`H100_MEMORY`). Network rates and latencies are assumed.
+From `results/gpu_day-2026-11-26-h200.json` (one H200, `131k, 4096`): the rate of the product, and a memory rate,
+which is the bytes of all else over the time of all else. It is above the card's own, since parts of the gathers find
+their rows in the cache. Other shapes of the same measurement show how far the model is off. An H100 has the same
+product rate and its memory rate in proportion (`H100_MEMORY`). Network rates and latencies are assumed.
 
 F latents, D d_model, K active a row, B rows, P GPUs, m matrices (1 tied, 2 untied). Bytes of a step on a GPU:
 `8 F B / P` pre-activations written and read, `6 F D / P` the encoder read and its bfloat16 copy written,
@@ -130,6 +130,7 @@ def project(names: list[str]) -> str:
                 rows = sae.batch / seconds
                 how = {1: "flat (as it is)", 2: "two levels"}[levels] if gpus > NODE else ""
                 lines.append(f"  {sae.name:10} K {sae.k:3} B {sae.batch:5}  {compute * 1e3:7.2f} + "
-                             f"{crossing * 1e3:6.2f} ms  {rows:11,.0f} rows/s  {share:4.0%}  feed {rows * 2 * D_MODEL / 1e9:5.1f} GB/s  "
+                             f"{crossing * 1e3:6.2f} ms  {rows:11,.0f} rows/s  {share:4.0%}  "
+                             f"feed {rows * 2 * D_MODEL / 1e9:5.1f} GB/s  "
                              f"{state / gpus / 1e9:5.1f} GB a GPU  {how}{one}")
     return "\n".join(lines)

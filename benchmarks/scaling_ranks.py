@@ -5,10 +5,10 @@
 
 On CPUs, over gloo, one thread a rank, each rank pinned to a core of its own; as many ranks as there are cores, in
 powers of two up to 4. Cases take turns, round after round; medians of all steps. Wall-clock time says little where
-cores slow each other down, so each case has the processor time of every rank, and there is a control: products of half the latents (a
-quarter, ...) on all cores at once, against one alone. What the ranks sent is counted by themselves, worked out
-(`cost/ranks.py`), and read from the loopback device. That counts what anything else on the machine sends there too;
-a network of its own has nothing else:
+cores slow each other down, so each case has the processor time of every rank, and there is a control: products of
+half the latents (a quarter, ...) on all cores at once, against one alone. What the ranks sent is counted by
+themselves, worked out (`cost/ranks.py`), and read from the loopback device. That counts what anything else on the
+machine sends there too; a network of its own has nothing else:
 
     unshare -rn sh -c 'ip link set lo up && python benchmarks/scaling_ranks.py'
 
