@@ -49,7 +49,8 @@ def test_an_array_of_odd_tasks_is_refused():
 
 def test_a_launched_worker_takes_over_what_nobody_has_begun(tmp_path):
     write_documents(tmp_path / "corpus", count=90)
-    job, store = recipe(tmp_path / "corpus", activations={"layers": [1]}, saes=[]), tmp_path / "store"
+    store = tmp_path / "store"
+    job = recipe(tmp_path / "corpus", activations={"layers": [1]}, saes=[{"layer": 1, "d_sae": 512, "k": 8}])
     one = collect(job, "train", tmp_path / "one")
     assert Worker(1, 3, launcher="srun").ordered(range(6)) == [1, 4, 5, 3, 2, 0]
     assert Worker(1, 3).ordered(range(6)) == [1, 4]
