@@ -81,8 +81,9 @@ def test_what_a_launcher_says_of_ranks_that_failed(monkeypatch, codes, said):
         return launch
 
     monkeypatch.setattr("torch.distributed.launcher.api.elastic_launch", failing)
-    for name in ("OMP_NUM_THREADS", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"):
+    for name in ("OMP_NUM_THREADS", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "TORCH_ELASTIC_SHUTDOWN_TIMEOUT",
+                 "OLMOSCOPE_RANKS"):
         monkeypatch.setenv(name, "1")
     with pytest.raises(UserError if isinstance(said, str) else SystemExit) as raised:
-        start(2, ["train", "x"])
+        start(2, ["train", "x"], "the same command goes on")
     assert str(raised.value).startswith(str(said))

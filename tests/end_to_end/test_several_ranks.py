@@ -14,7 +14,8 @@ from helpers import recipe, write_documents
 from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.reader import open_store
 from olmoscope.cli.app import app
-from olmoscope.errors import UserError
+from olmoscope.cli.processes import one_tells
+from olmoscope.errors import AnotherRankFailedError, UserError
 from olmoscope.kernels.prepare import prepare_kernels
 from olmoscope.pipeline import store_folder
 from olmoscope.sae.io.checkpoint import step_of
@@ -117,9 +118,29 @@ def test_what_is_wrong_is_said_before_anything_starts(job, tmp_path, monkeypatch
 
 def test_the_same_command_is_given_to_the_processes(job, tmp_path, monkeypatch):
     started = []
-    monkeypatch.setattr("olmoscope.distributed.launch.start", lambda *given: started.append(given))
+    monkeypatch.setattr("olmoscope.distributed.launch.start", lambda *given: started.append(given[:2]))
     for ranks in (["--ranks", "2"], ["--ranks=2"]):
         asked = command(job, tmp_path, *ranks, "--only", job[0].saes[0].id)[3:]
         monkeypatch.setattr("sys.argv", ["olmoscope", *asked])
         app(standalone_mode=False)
     assert started == [(2, command(job, tmp_path, "--only", job[0].saes[0].id)[3:])] * 2
+
+
+def test_collecting_in_two_processes_gives_the_same_store(job, tmp_path):
+    _, folder, _ = job
+    said = subprocess.run([*OLMOSCOPE, "collect", str(folder / "job.yaml"), "-o", str(tmp_path), "--ranks", "2"],
+                          env=ENVIRONMENT, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    one, two = store_folder(folder, "train"), store_folder(tmp_path, "train")
+    files = {path.relative_to(one): path.read_bytes() for path in one.rglob("*.safetensors")}
+    assert files == {path.relative_to(two): path.read_bytes() for path in two.rglob("*.safetensors")}
+    segments = len(list((two / "rows").iterdir()))
+    assert said.stdout.count(f"in {segments} segments ({segments} made now)") == 1
+
+
+def test_one_of_several_processes_tells_an_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("OLMOSCOPE_RANKS", str(tmp_path))
+    for raised in (UserError, AnotherRankFailedError):
+        with pytest.raises(UserError) as found, one_tells():
+            raise UserError("the disk is full")
+        assert type(found.value) is raised

@@ -1,7 +1,7 @@
 """Commands of a recipe's stages: demo, plan, collect, train."""
 
 import os
-import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,20 +37,46 @@ def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = N
 
 
 def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
-            worker: WorkerOption = None) -> None:
+            worker: WorkerOption = None,
+            ranks: Annotated[int, typer.Option("--ranks", metavar="N", min=1, help=(
+                "In N processes on this machine, each with a GPU of its own, or a share of the threads."))] = 1,
+            ) -> None:
     """Run the model over the text and store its residual stream."""
-    from olmoscope.activations.store.shares import parse_worker, worker_from_environment
+    from olmoscope.activations.store.shares import Worker, parse_worker, worker_from_environment
     from olmoscope.cli import tables
+    from olmoscope.cli.processes import by_us, one_tells, start_here
     from olmoscope.pipeline import collect_stores
+    from olmoscope.progress import console
     from olmoscope.recipe.load import find_recipe
 
+    if ranks > 1 and worker:
+        raise UserError("--ranks and --worker exclude each other: each of the processes is a worker of its own")
     resolved, folder = find_recipe(recipe, out, form, changes or ())
-    who = parse_worker(worker) if worker else worker_from_environment(os.environ)
+    if ranks > 1:
+        before = {path.parent: _segments(path.parent) for path in (folder / "store").rglob("manifest.json")}
+        start_here(ranks, resolved.device, "finished segments are kept, and the same command makes the rest")
+        who = Worker()  # what is left if anything is, and what there is to say
+    else:
+        who = parse_worker(worker) if worker else worker_from_environment(os.environ)
+    if by_us():
+        console.quiet = who.index > 0
+        with one_tells():
+            collect_stores(resolved, folder, who)
+        return
     if who.told_by:
         say(f"worker {who.index}/{who.count}, as {who.told_by} says", err=True)
     collected = collect_stores(resolved, folder, who)
+    if ranks > 1:
+        collected = [replace(one, segments_made=_segments(one.store) - before.get(one.store, 0)) for one in collected]
     tables.show_stores(collected)
     tables.show_statistics(collected)
+
+
+def _segments(store: Path) -> int:
+    """How many segments of a store are there."""
+    from olmoscope.activations.store.inspect import segment_numbers
+
+    return len(list(segment_numbers(store / "rows")))
 
 
 def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
@@ -92,24 +118,12 @@ def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = 
 def _train_in_processes(count: int, recipe: str, form: str | None, changes: list[str] | None, out: Path | None,
                         only: list[str] | None) -> None:
     """Give this same command, without `--ranks`, to several processes; what is wrong with it is said before."""
-    import torch
-
-    from olmoscope.distributed.launch import start
-    from olmoscope.distributed.place import place_from_environment
-    from olmoscope.model.load import pick_device
+    from olmoscope.cli.processes import refuse_started, start_here
     from olmoscope.pipeline import chosen
     from olmoscope.recipe.load import find_recipe
     from olmoscope.train.teams import refuse_idle_ranks
 
-    if told_by := place_from_environment(os.environ).told_by:
-        raise UserError(f"--ranks {count}: {told_by} started this process as one of several already; leave out one of "
-                        "the two")
+    refuse_started(count)
     resolved, _ = find_recipe(recipe, out, form, changes or ())
     refuse_idle_ranks(resolved, chosen(resolved, only or []), count)
-    if pick_device(resolved.device).type == "cuda" and count > torch.cuda.device_count():
-        raise UserError(f"--ranks {count}: this machine has {torch.cuda.device_count()} GPUs, one for each process; "
-                        "start no more than that, or set device=cpu")
-    arguments = sys.argv[1:]
-    place = next(number for number, argument in enumerate(arguments) if argument.partition("=")[0] == "--ranks")
-    del arguments[place : place + (1 if "=" in arguments[place] else 2)]
-    start(count, arguments)
+    start_here(count, resolved.device, "the checkpoints are whole: the same command goes on from the last one")

@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+import tempfile
 import uuid
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +39,8 @@ TEAMS_WAIT = timedelta(days=30)
 """Teams end at different times, and wait for each other at the end."""
 SAVING_SECONDS = 600
 """That ranks may take to save and end when the launcher is told to stop."""
+BY_US = "OLMOSCOPE_RANKS"
+"""In the environment of the processes that `start` started: a folder for them all, which goes with them."""
 AFTERWARDS = (signal.SIGTERM, signal.SIGABRT)
 """What ends ranks where another one was lost first: the launcher, and libraries in the middle of an exchange."""
 
@@ -59,8 +62,11 @@ class Team:
     teams: int = 1
 
 
-def start(count: int, arguments: Sequence[str]) -> None:
+def start(count: int, arguments: Sequence[str], kept: str) -> None:
     """Run `olmoscope ARGUMENTS` in `count` processes on this machine and wait for them. They share its threads.
+
+    Args:
+        kept: what a killed one leaves, and what to do, for the message.
 
     Raises:
         UserError: one was killed.
@@ -80,14 +86,16 @@ def start(count: int, arguments: Sequence[str]) -> None:
     config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=count, run_id=uuid.uuid4().hex, max_restarts=0,
                           rdzv_backend="c10d", rdzv_endpoint="localhost:0")
     try:
-        elastic_launch(config, sys.executable)("-m", "olmoscope", *arguments)
+        with tempfile.TemporaryDirectory() as folder:
+            os.environ[BY_US] = folder
+            elastic_launch(config, sys.executable)("-m", "olmoscope", *arguments)
     except ChildFailedError as error:
-        raise _explained(error) from error
+        raise _explained(error, kept) from error
     except SignalException as error:
         raise KeyboardInterrupt from error
 
 
-def _explained(error: "ChildFailedError") -> UserError | SystemExit:
+def _explained(error: "ChildFailedError", kept: str) -> UserError | SystemExit:
     """What to raise when ranks failed: one that was killed told nobody."""
     codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
     killed = {rank: -code for rank, code in codes.items() if code < 0}
@@ -96,8 +104,7 @@ def _explained(error: "ChildFailedError") -> UserError | SystemExit:
     if told and not first:
         return SystemExit(max(told))
     rank, number = next(iter((first or killed).items()))
-    return UserError(f"rank {rank} was killed by {signal.Signals(number).name}; the checkpoints are whole: the same "
-                     "command goes on from the last one")
+    return UserError(f"rank {rank} was killed by {signal.Signals(number).name}; {kept}")
 
 
 def join(environment: MutableMapping[str, str] = os.environ) -> World:

@@ -32,6 +32,37 @@ def test_launchers():
     assert worker_from_environment({"SLURM_PROCID": "0", "SLURM_NTASKS": "4"}) == Worker(), "a batch script"
 
 
+@pytest.mark.parametrize(("task", "more", "worker"), [
+    ({"ID": "2", "COUNT": "4"}, {}, (2, 4, 0)), ({"ID": "5", "COUNT": "3", "MIN": "1", "STEP": "2"}, {}, (2, 3, 0)),
+    ({"ID": "1", "COUNT": "2"}, {"SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "4", "SLURM_LOCALID": "3"}, (7, 8, 3))])
+def test_a_job_array(task, more, worker):
+    found = worker_from_environment({f"SLURM_ARRAY_TASK_{name}": value for name, value in task.items()} | more)
+    assert (found.index, found.count, found.local_index) == worker
+    assert found.told_by.startswith("sbatch (SLURM_ARRAY_TASK_ID, SLURM_ARRAY_TASK_COUNT)") and found.helps
+
+
+def test_an_array_of_odd_tasks_is_refused():
+    with pytest.raises(UserError, match=r"ID=7 is none of 3 tasks from 1 in steps of 1; start .* --array=0-2$"):
+        worker_from_environment({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "3",
+                                 "SLURM_ARRAY_TASK_MIN": "1"})
+
+
+def test_a_launched_worker_takes_over_what_nobody_has_begun(tmp_path):
+    write_documents(tmp_path / "corpus", count=90)
+    store = tmp_path / "store"
+    job = recipe(tmp_path / "corpus", activations={"layers": [1]}, saes=[{"layer": 1, "d_sae": 512, "k": 8}])
+    one = collect(job, "train", tmp_path / "one")
+    assert Worker(1, 3, launcher="srun").ordered(range(6)) == [1, 4, 5, 3, 2, 0]
+    assert Worker(1, 3).ordered(range(6)) == [1, 4]
+    collect(job, "train", store, Worker(2, 3))
+    with claim_segment(store, 0):
+        found = collect(job, "train", store, Worker(1, 3, launcher="srun"))
+        assert found.segments_missing == 1 and not has_segment(store, 0)
+    assert collect(job, "train", store, Worker(0, 3, launcher="srun")).segments_made == 1
+    files = {path.relative_to(one.store): path.read_bytes() for path in one.store.rglob("*.safetensors")}
+    assert files == {path.relative_to(store): path.read_bytes() for path in store.rglob("*.safetensors")}
+
+
 def test_a_share_and_then_the_rest(tmp_path):
     write_documents(tmp_path / "corpus", count=90)
     job = recipe(tmp_path / "corpus")

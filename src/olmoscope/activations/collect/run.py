@@ -111,7 +111,7 @@ def collect(recipe: StoreRecipe, split: Split, store: Path, worker: Worker = Wor
         with tokens_locked(store):
             forget_tail(recipe, split, store)
             index = pack(recipe, tokenizer, split, store, wanted) if first is None else copy_tokens(first, store)
-        share = [segment for segment in _missing(store, index) if worker.owns(segment)]
+        share = worker.ordered(_missing(store, index))
         made = 0
         if share or not (store / "manifest.json").exists():
             model = model or _load(recipe, wanted, worker, load)
@@ -183,13 +183,17 @@ def _make_segments(recipe: StoreRecipe, split: Split, store: Path, model: Loaded
     try:
         with bar(f"activations ({split})", total, "tokens", done=total - to_do) as advance, \
                 contextlib.ExitStack() as claims, Writer([rows.buffer() for _ in range(BUFFERS)]) as writer:
+            elsewhere = set(share)
             for segment in share:
-                tokens = read_token_segment(store, segment)
+                for other in [other for other in elsewhere if has_segment(store, other)]:
+                    elsewhere.remove(other)
+                    advance(index["rows"][other])
                 claim = claim_segment(store, segment)
                 if claim is None:
-                    advance(tokens.rows)
                     continue
                 claims.enter_context(claim)
+                elsewhere.discard(segment)
+                tokens = read_token_segment(store, segment)
                 order_R = stored_order(recipe.seed, segment, tokens.rows)
                 places_R = torch.from_numpy(np.argsort(order_R)).to(model.device)
                 buffer = writer.buffer()

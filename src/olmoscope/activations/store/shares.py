@@ -1,6 +1,7 @@
 """Who makes which segments: workers that share nothing but the store's folder.
 
-Worker I of N makes the segments s with s % N == I; a single worker makes all. Nothing that is written depends on who
+Worker I of N makes the segments s with s % N == I; a single worker makes all. One that a launcher started goes on with
+segments of others that nobody has begun, from the last one down. Nothing that is written depends on who
 makes it. Locks only keep two processes from doing the same work; each is an flock, which the kernel frees
 when its process ends, however it ends:
 
@@ -13,7 +14,7 @@ when its process ends, however it ends:
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -32,9 +33,20 @@ TOKENS_LOCK = ".lock-tokens"
 class Worker(Place):
     """A process that collects, one of `count`. `launcher` and `told_by` are empty where `--worker` names it."""
 
+    @property
+    def helps(self) -> bool:
+        """Whether it goes on with others' segments; a share that the user names is all that is made."""
+        return bool(self.launcher)
+
     def owns(self, segment: int) -> bool:
         """Whether a segment is in its share."""
         return segment % self.count == self.index
+
+    def ordered(self, missing: Sequence[int]) -> list[int]:
+        """Which of the missing segments it makes, in this order, unless others make them first."""
+        own = [segment for segment in missing if self.owns(segment)]
+        others = [segment for segment in reversed(missing) if not self.owns(segment)]
+        return own + others if self.helps else own
 
 
 def parse_worker(text: str) -> Worker:
@@ -50,8 +62,23 @@ def parse_worker(text: str) -> Worker:
 
 
 def worker_from_environment(environment: Mapping[str, str]) -> Worker:
-    """The worker that torchrun or srun says this process is; the only one where neither started it."""
-    return Worker(**vars(place_from_environment(environment)))
+    """The worker that torchrun, srun and Slurm's job array say this process is; the only one where none started it.
+    Where each task of an array starts several processes, all processes of all tasks are workers.
+
+    Raises:
+        UserError: the tasks of the array are not evenly spaced.
+    """
+    place = place_from_environment(environment)
+    if not all(f"SLURM_ARRAY_TASK_{name}" in environment for name in ("ID", "COUNT")):
+        return Worker(**vars(place))
+    task, count, first, step = (int(environment.get(f"SLURM_ARRAY_TASK_{name}", default)) for name, default in
+                                (("ID", 0), ("COUNT", 1), ("MIN", 0), ("STEP", 1)))
+    number, rest = divmod(task - first, step)
+    if rest or not 0 <= number < count:
+        raise UserError(f"SLURM_ARRAY_TASK_ID={task} is none of {count} tasks from {first} in steps of {step}; start "
+                        f"the array as --array=0-{count - 1}")
+    told_by = " and ".join(filter(None, ["sbatch (SLURM_ARRAY_TASK_ID, SLURM_ARRAY_TASK_COUNT)", place.told_by]))
+    return Worker(number * place.count + place.index, count * place.count, place.local_index, "sbatch", told_by)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,42 @@
+"""What one training step of an SAE in shards costs a rank: the bytes that it sends, as train/sharded_step.py does.
+
+P ranks, B rows of a batch, b rows that a rank owns, D d_model, K places of a shard's codes, S shards of a rank.
+"""
+
+from dataclasses import dataclass
+
+from olmoscope.distributed.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class StepTraffic:
+    """Bytes that a rank sends to others in one step, without those of the auxiliary loss."""
+
+    selection: int
+    """Candidates to the owners of rows, and counts back: `4 (B - b) S K + 4 (P - 1) b S`."""
+    parts: int
+    """Of the reconstruction, to the owners: `4 (B - b) D`."""
+    errors: int
+    """Losses and e of all rows: `(P - 1) (8 + 4 D) ceil(B / P)`."""
+    bias: int
+    """What the pulls on b_pre add up from: `4 (P - 1) D`."""
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.selection + self.parts + self.errors + self.bias
+
+
+def step_traffic(rows: int, d_model: int, d_sae: int, k: int, shards: int, ranks: Ranks) -> StepTraffic:
+    """Of a TopK SAE.
+
+    Args:
+        rows: B.
+        k: of the whole SAE.
+        shards: of the whole SAE.
+        ranks: which rank it is, and how many share the SAE.
+    """
+    own, others, each = ranks.sizes(rows)[ranks.index], ranks.count - 1, shards // ranks.count
+    places = min(k, -(-d_sae // shards))
+    return StepTraffic(selection=4 * each * ((rows - own) * places + others * own), parts=4 * (rows - own) * d_model,
+                       errors=others * (8 + 4 * d_model) * -(-rows // ranks.count), bias=4 * others * d_model)
