@@ -5,11 +5,10 @@ for half a minute. They run side by side, in processes of their own: threads wou
 """
 
 import json
-import subprocess
-import sys
 
 import pytest
 
+from commands import LIBRARIES, shared_commands
 from helpers import save_small_model
 from hub_endpoint import COMMIT, HubEndpoint, Trouble
 from olmoscope.model_errors import POINTER
@@ -125,16 +124,15 @@ def told(tmp_path_factory):
         hub.troubles += [Trouble("some/busy/", status=503), Trouble("some/slow/", seconds=3),
                          Trouble("elsewhere/models/some/cut/", after=0),
                          Trouble("elsewhere/models/some/cut-once/", after=1000, times=2)]
-        running = [subprocess.Popen(
-            [sys.executable, "-c", CODE, json.dumps(cases)], text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, env=hub.environment(root / f"hf-{number}") | environment | {
-                "XDG_CACHE_HOME": str(root / f"cache-{number}")})
-            for number, (environment, cases) in enumerate(PROCESSES)]
-        done = [(*process.communicate(timeout=300), process.returncode) for process in running]
+        commands = shared_commands(LIBRARIES)
+        running = [commands.start_as(
+            hub.environment(root / f"hf-{number}") | environment | {"XDG_CACHE_HOME": str(root / f"cache-{number}")},
+            json.dumps(cases), code=CODE) for number, (environment, cases) in enumerate(PROCESSES)]
+        ended = [commands.wait(pid, 300) for pid, _, _ in running]
     found = {}
-    for output, errors, status in done:
-        assert status == 0, errors
-        found |= json.loads(output.splitlines()[-1])
+    for status, (_, output, errors) in zip(ended, running, strict=True):
+        assert status == 0, errors.read_text()
+        found |= json.loads(output.read_text().splitlines()[-1])
     return found
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from browse_server import ask, browse_server
+from browse_server import ask, installed_browse_server
 from helpers import write_documents
 from olmoscope import __version__
 from olmoscope.files import read_json
@@ -120,7 +120,7 @@ def test_text_to_features_on_a_page(installed: Installed, tmp_path: Path) -> Non
     installed.run("olmoscope", "browse", out, "--export", site)
     static = [Path(name).name for name in source_files("src/olmoscope/browse/static")]
     assert {"index.html", "main.js"} < set(static)
-    with browse_server(out, python=installed.python, environment=installed.environment) as port:
+    with installed_browse_server(out, installed.python, installed.environment) as port:
         for name in static:
             assert (site / name).read_bytes(), name
             status, content, _ = ask(port, "GET", f"/{name}")
