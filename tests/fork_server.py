@@ -34,12 +34,19 @@ def main() -> None:
 
 
 def start(request: dict) -> int:
+    output = _opened(request["output"])  # before the fork: whoever asked may read the files at once
+    errors = _opened(request["errors"]) if "errors" in request else os.dup(output)
     pid = os.fork()
     if pid:
+        os.close(output)
+        os.close(errors)
         return pid
     status = 70
     try:
-        _redirect(request["output"], request.get("errors"))
+        # Nothing to read: the server's requests are not for this process.
+        for number, file in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, errors)):
+            os.dup2(file, number)
+            os.close(file)
         if (environment := request.get("environment")) is not None:
             os.environ.clear()
             os.environ.update(environment)
@@ -64,12 +71,8 @@ def start(request: dict) -> int:
         os._exit(status)
 
 
-def _redirect(output: str, errors: str | None) -> None:
-    """Standard streams to files, and nothing to read: the server's requests are not for this process."""
-    for number, path in ((0, os.devnull), (1, output), (2, errors)):
-        opened = os.dup(1) if path is None else os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
-        os.dup2(opened, number)
-        os.close(opened)
+def _opened(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
 
 
 def _status(code: object) -> int:
