@@ -6,31 +6,58 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from commands import shared_commands
+
+BROWSE = ("--no-open", "--port", "0")
+
 
 @contextmanager
-def browse_server(folder: Path, *arguments: str, python: str | Path = sys.executable,
-                  environment: Mapping[str, str] = os.environ) -> Iterator[int]:
+def browse_server(folder: Path) -> Iterator[int]:
     """`olmoscope browse folder`; yields its port. Ends it as Ctrl-C does, and expects it to end in order."""
-    command = [python, "-m", "olmoscope", "browse", str(folder), "--no-open", "--port", "0", *arguments]
+    commands = shared_commands()
+    pid, output, errors = commands.start_as({**os.environ, "OMP_NUM_THREADS": "1"}, "browse", folder, *BROWSE)
+    ended = None
+    while ended is None and not output.read_text().endswith("\n"):
+        ended = commands.wait(pid, 0.02)
+    port = _port(output.read_text(), errors.read_text())
+    try:
+        yield port
+    finally:
+        os.kill(pid, signal.SIGINT)
+        _ended_in_order(commands.wait(pid, 30), errors.read_text())
+
+
+@contextmanager
+def installed_browse_server(folder: Path, python: Path, environment: Mapping[str, str]) -> Iterator[int]:
+    """The same by another Python."""
+    command = [python, "-m", "olmoscope", "browse", str(folder), *BROWSE]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                env={**environment, "OMP_NUM_THREADS": "1"})
     assert process.stdout is not None
     first = process.stdout.readline()
-    found = re.search(r"http://127\.0\.0\.1:(\d+)/", first)
-    assert found, f"{first}\n{process.communicate()[1]}"
+    port = _port(first, "" if first else process.communicate()[1])
     try:
-        yield int(found[1])
+        yield port
     finally:
         process.send_signal(signal.SIGINT)
         _, errors = process.communicate(timeout=30)
-        assert process.returncode == 0, errors
-        assert "Traceback" not in errors, errors
+        _ended_in_order(process.returncode, errors)
+
+
+def _port(said: str, errors: str) -> int:
+    found = re.search(r"http://127\.0\.0\.1:(\d+)/", said)
+    assert found, f"{said}\n{errors}"
+    return int(found[1])
+
+
+def _ended_in_order(status: int | None, errors: str) -> None:
+    assert status == 0, errors
+    assert "Traceback" not in errors, errors
 
 
 def ask(port: int, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None,

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from commands import run_forked
+
 CODE = """
 import json, sys
 from olmoscope.cli import app as cli
@@ -20,10 +22,18 @@ for command in json.loads(sys.argv[1]):
 """
 
 
-def run_commands(commands: Iterable[Sequence[Any]], environment: Mapping[str, str]) -> str:
-    """Returns what they print; all must succeed."""
+def run_commands(commands: Iterable[Sequence[Any]], environment: Mapping[str, str], *, fresh: bool = False) -> str:
+    """Returns what they print; all must succeed.
+
+    Args:
+        environment: it may name a hub.
+        fresh: by a new Python, for an environment that has other libraries.
+    """
     asked = json.dumps([[str(part) for part in command] for command in commands])
-    done = subprocess.run([sys.executable, "-c", CODE, asked], env={**environment, "OMP_NUM_THREADS": "1"},
-                          capture_output=True, text=True)
+    environment = {**environment, "OMP_NUM_THREADS": "1"}
+    if fresh:
+        done = subprocess.run([sys.executable, "-c", CODE, asked], env=environment, capture_output=True, text=True)
+    else:
+        done = run_forked(asked, environment=environment, hub=True, timeout=600, code=CODE)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

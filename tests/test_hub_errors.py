@@ -5,11 +5,10 @@ for half a minute. They run side by side, in processes of their own: threads wou
 """
 
 import json
-import subprocess
-import sys
 
 import pytest
 
+from commands import LIBRARIES, shared_commands
 from helpers import save_small_model
 from hub_endpoint import COMMIT, HubEndpoint, Trouble
 from olmoscope.model_errors import POINTER
@@ -19,7 +18,7 @@ from release_runs import RAW, make_out, recipe_for_tests
 LFS = POINTER + b"v1\noid sha256:" + b"4" * 64 + b"\nsize 14000000000\n"
 
 CODE = """
-import json, sys, torch
+import json, sys, time, torch
 from olmoscope.errors import UserError
 from olmoscope.sae.io.open import open_sae
 from olmoscope.model.load import load_model
@@ -27,6 +26,9 @@ from olmoscope.recipe.schema import Model
 from olmoscope.site import Site
 from olmoscope.text.hub_files import fetch, matching
 from olmoscope.tokens.tokenizer import load_tokenizer
+
+# The hub's library tries as often as it does for users, but waits less: up to 8 s between two tries, 2 minutes in all.
+wait, time.sleep = time.sleep, lambda seconds: wait(min(seconds, 0.05))
 
 ASK = {"model": lambda name, revision: load_model(Model(name=name, revision=revision, dtype="float32"),
                                                   [Site(1)], torch.device("cpu")),
@@ -125,16 +127,15 @@ def told(tmp_path_factory):
         hub.troubles += [Trouble("some/busy/", status=503), Trouble("some/slow/", seconds=3),
                          Trouble("elsewhere/models/some/cut/", after=0),
                          Trouble("elsewhere/models/some/cut-once/", after=1000, times=2)]
-        running = [subprocess.Popen(
-            [sys.executable, "-c", CODE, json.dumps(cases)], text=True, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, env=hub.environment(root / f"hf-{number}") | environment | {
-                "XDG_CACHE_HOME": str(root / f"cache-{number}")})
-            for number, (environment, cases) in enumerate(PROCESSES)]
-        done = [(*process.communicate(timeout=300), process.returncode) for process in running]
+        commands = shared_commands(LIBRARIES)
+        running = [commands.start_as(
+            hub.environment(root / f"hf-{number}") | environment | {"XDG_CACHE_HOME": str(root / f"cache-{number}")},
+            json.dumps(cases), code=CODE) for number, (environment, cases) in enumerate(PROCESSES)]
+        ended = [commands.wait(pid, 300) for pid, _, _ in running]
     found = {}
-    for output, errors, status in done:
-        assert status == 0, errors
-        found |= json.loads(output.splitlines()[-1])
+    for status, (_, output, errors) in zip(ended, running, strict=True):
+        assert status == 0, errors.read_text()
+        found |= json.loads(output.read_text().splitlines()[-1])
     return found
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from commands import run_forked
 from olmoscope import terminal
 from olmoscope.cli.tables import show_evaluations
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
@@ -99,8 +100,8 @@ def test_a_folder_whose_name_is_no_text(tmp_path):
 
 @pytest.mark.parametrize("columns", ["0", "1", "7", "20", "no number"])
 def test_a_narrow_terminal(columns):
-    done = olmoscope("plan", "tiny", COLUMNS=columns)
-    assert done.returncode == 0 and b"Traceback" not in done.stderr
+    done = run_forked("plan", "tiny", environment=os.environ | {"COLUMNS": columns})
+    assert done.returncode == 0 and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("arguments", [["plan", "tiny"], ["--help"], ["--version"], ["plan", "no-such-recipe"]])

@@ -1,11 +1,10 @@
 """`olmoscope store` as a user runs it: what it prints, exit codes, one line for every mistake."""
 
 import shutil
-import subprocess
-import sys
 
 import pytest
 
+from commands import run_forked as olmoscope
 from helpers import recipe, write_documents
 from olmoscope.pipeline import collect_stores
 
@@ -16,10 +15,6 @@ def whole(tmp_path_factory):
     write_documents(folder / "corpus", count=60)
     collect_stores(recipe(folder / "corpus", tokens__count=1200), folder / "out")
     return folder / "out"
-
-
-def olmoscope(*arguments):
-    return subprocess.run([sys.executable, "-m", "olmoscope", *map(str, arguments)], capture_output=True, text=True)
 
 
 def test_info(whole):

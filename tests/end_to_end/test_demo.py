@@ -4,24 +4,21 @@ import json
 import subprocess
 import sys
 
+from commands import run_forked
 from olmoscope.files import sha256
 
 DEPTHS = (3, 7)
 
 
-def olmoscope(*arguments):
-    done = subprocess.run([sys.executable, "-m", "olmoscope", *arguments], capture_output=True, text=True)
+def succeeded(done):
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
-def demo(out):
-    return olmoscope("demo", "-o", str(out))
-
-
 def test_demo(tmp_path):
     out = tmp_path / "demo"
-    first = demo(out)
+    first = succeeded(subprocess.run([sys.executable, "-m", "olmoscope", "demo", "-o", str(out)], capture_output=True,
+                                     text=True))
     for name in ("store", "runs", "report.html", "release"):
         assert str(out / name) in first.replace("\n", "")
     evaluations = {path.parts[-4]: json.loads(path.read_text()) for path in (out / "runs").rglob("evaluation.json")}
@@ -33,6 +30,6 @@ def test_demo(tmp_path):
     before = {path: sha256(path) for path in out.rglob("*") if path.is_file()}
     assert f"olmoscope browse {out}" in first.replace("\n", "")
     assert list((out / "runs" / "layer_07").rglob("index/manifest.json"))
-    assert "nothing to do" in demo(out)
+    assert "nothing to do" in succeeded(run_forked("demo", "-o", out))
     assert {path: sha256(path) for path in out.rglob("*") if path.is_file()} == before
-    assert "FAILED" not in olmoscope("validate", str(out))
+    assert "FAILED" not in succeeded(run_forked("validate", out))

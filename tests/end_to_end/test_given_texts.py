@@ -1,14 +1,13 @@
 """`evaluate --text` and `index --text` on every kind of text: the same tokens in both, those of the texts."""
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from commands import run_forked
 from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
 from olmoscope.features.read import FeatureIndex
@@ -74,9 +73,8 @@ def test_a_hub_dataset(sae, hub_endpoint, tmp_path, column):
     hub_endpoint.add("dataset", f"someone/{column}", folder)
     ids = load_tokenizer(Model(name="tiny")).encode([WORDS if column == "text" else AS_TEXT])[0]
     for command, out in (("index", "index"), ("evaluate", "out")):
-        done = subprocess.run([sys.executable, "-m", "olmoscope", command, str(sae), "--text", f"someone/{column}",
-                               "--out", str(tmp_path / out)], env=hub_endpoint.environment(tmp_path / "hf"),
-                              timeout=240, capture_output=True, text=True)
+        done = run_forked(command, sae, "--text", f"someone/{column}", "--out", tmp_path / out,
+                          environment=hub_endpoint.environment(tmp_path / "hf"), hub=True)
         assert done.returncode == 0, done.stderr
     assert np.array_equal(FeatureIndex(tmp_path / "index").corpus.tokens_T, ids)
     assert read_evaluation(tmp_path / "out" / "sae" / EVALUATION).rows == len(ids)

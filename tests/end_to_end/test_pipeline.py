@@ -1,19 +1,18 @@
 """The whole way at small size through the real command line, then again; a small model of another architecture too."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from commands import run_forked
 from helpers import recipe, save_small_model, write_documents
 from olmoscope.files import sha256
 
 
 def olmoscope(*arguments):
-    done = subprocess.run([sys.executable, "-m", "olmoscope", *map(str, arguments)], capture_output=True, text=True)
+    done = run_forked(*arguments)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -84,12 +84,13 @@ def test_from_hub_ids(version, hub_endpoint, tmp_path):
     before = environment.get("PYTHONPATH") or str(PYPROJECT.parent / "src")
     environment |= {"PYTHONPATH": os.pathsep.join([str(folder), before])}
     run = out / "runs" / "layer_01" / "width_64" / "topk_4_raw"
-    run_commands([("collect", job, "-o", out), ("train", out), ("evaluate", out), ("index", run)], environment)
+    run_commands([("collect", job, "-o", out), ("train", out), ("evaluate", out), ("index", run)], environment,
+                 fresh=True)
     manifest = read_manifest(out / "store" / "train")
     assert manifest.model.revision == COMMIT
     assert manifest.provenance["libraries"]["transformers"] == installed
     assert read_evaluation(run / EVALUATION).model_revision == COMMIT == read_info(run / "index").model.revision
     before_offline = len(hub_endpoint.requests)
-    run_commands([("collect", job, "-o", tmp_path / "offline")], environment | {"HF_HUB_OFFLINE": "1"})
+    run_commands([("collect", job, "-o", tmp_path / "offline")], environment | {"HF_HUB_OFFLINE": "1"}, fresh=True)
     assert read_manifest(tmp_path / "offline" / "store" / "train").model.revision == COMMIT
     assert len(hub_endpoint.requests) == before_offline

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
-from browse_server import ask, browse_server
+from browse_server import ask, installed_browse_server
 from helpers import write_documents
 from olmoscope import __version__
 from olmoscope.files import read_json
@@ -65,6 +65,7 @@ class Installed:
         self.environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
         subprocess.run([sys.executable, "-m", "pip", "--python", self.python, "install", "--quiet", "--no-index",
                         "--no-deps", "--disable-pip-version-check", wheel], check=True, env=self.environment)
+        self._take_compiled_kernels()
         [ours] = metadata.distributions(path=[str(self.site)])
         self._link_requirements(ours, {"browse"}, set())
 
@@ -82,6 +83,17 @@ class Installed:
                 if not (self.site / name).exists():
                     (self.site / name).symlink_to(required.locate_file(name))
             self._link_requirements(required, requirement.extras, linked)
+
+    def _take_compiled_kernels(self) -> None:
+        """Kernels that were compiled beside the source are those of the same files here; compiling them anew, which
+        tests/kernels/test_prepare.py does, takes half a minute. numba knows a file by its time and size."""
+        for compiled in (ROOT / "src").rglob("__pycache__/*"):
+            if compiled.suffix in (".nbi", ".nbc", ".compiled"):
+                copy = self.site / compiled.relative_to(ROOT / "src")
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copy2(compiled, copy)
+        for name in source_files("src"):
+            shutil.copystat(ROOT / name, self.site / Path(name).relative_to("src"))
 
     def run(self, *command: object) -> str:
         """Standard output of a command of the environment, which must succeed, run in its folder."""
@@ -120,7 +132,7 @@ def test_text_to_features_on_a_page(installed: Installed, tmp_path: Path) -> Non
     installed.run("olmoscope", "browse", out, "--export", site)
     static = [Path(name).name for name in source_files("src/olmoscope/browse/static")]
     assert {"index.html", "main.js"} < set(static)
-    with browse_server(out, python=installed.python, environment=installed.environment) as port:
+    with installed_browse_server(out, installed.python, installed.environment) as port:
         for name in static:
             assert (site / name).read_bytes(), name
             status, content, _ = ask(port, "GET", f"/{name}")

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from importlib import resources
 
@@ -13,6 +11,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from commands import run_forked, shared_commands
 from olmoscope.errors import UserError
 from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
 from olmoscope.evaluate.results import EVALUATION, read_evaluation
@@ -56,17 +55,12 @@ def gated(tmp_path_factory):
     return folder
 
 
-def command(*arguments, **settings):
-    return subprocess.run([sys.executable, "-m", "olmoscope", "evaluate", *map(str, arguments)], timeout=240,
-                          capture_output=True, text=True, **settings)
-
-
 def test_several_kinds_side_by_side(out, gated, text, hub_endpoint, tmp_path):
     hub_endpoint.add("model", "someone/saes", out / "release")
     environment = hub_endpoint.environment(tmp_path / "hf") | {"OMP_NUM_THREADS": "1", "COLUMNS": "80"}
     hub = f"someone/saes:{LAYER_NORM}"
     asked = (out / "runs" / RAW, gated, hub, "--text", text, "--tokens", 5000, "--out", tmp_path / "out")
-    done = command(*asked, env=environment)
+    done = run_forked("evaluate", *asked, environment=environment, hub=True)
     assert done.returncode == 0, done.stderr
     rows = [line for line in done.stdout.splitlines() if line.startswith((" layer_03", " gated", " someone"))]
     assert len(rows) == 3, done.stdout
@@ -86,7 +80,7 @@ def test_several_kinds_side_by_side(out, gated, text, hub_endpoint, tmp_path):
         assert found.subsets["without_special"].rows < found.rows
         assert (tmp_path / "out" / folder / "report.html").exists()
     assert (tmp_path / "out" / "report.html").exists()
-    again = command(*asked, env=environment)
+    again = run_forked("evaluate", *asked, environment=environment, hub=True)
     assert again.stdout.count("evaluated before, nothing to do") == 3
     assert [line for line in again.stdout.splitlines() if line.startswith((" layer_03", " gated", " someone"))] == rows
     # In another precision of the model it is another evaluation; a run and its release's folder are the same SAE.
@@ -113,15 +107,15 @@ evaluate_anywhere(sys.argv[3:], Options(Path(sys.argv[1]), sys.argv[2], 1500, ba
 def test_killed_and_gone_on_with_it_is_the_same_bit_for_bit(out, gated, text, tmp_path, phase):
     subjects = [str(out / "runs" / LAYER_NORM), str(gated)]
     whole = evaluate_anywhere(subjects, Options(tmp_path / "whole", str(text), 1500, batch_tokens=64))
-    arguments = [sys.executable, "-c", SLOWLY, str(tmp_path / "killed"), str(text), *subjects]
-    process = subprocess.Popen(arguments, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    commands = shared_commands()
+    pid, _, _ = commands.start_as(os.environ, tmp_path / "killed", text, *subjects, code=SLOWLY)
     path, limit = tmp_path / "killed" / f".unfinished-{phase}.safetensors", time.monotonic() + 200
     while not (path.exists() and steps_of(path) > 0):
-        assert process.poll() is None, "it ended before it was killed"
+        assert commands.wait(pid, 0) is None, "it ended before it was killed"
         assert time.monotonic() < limit
         time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    os.kill(pid, signal.SIGKILL)
+    commands.wait(pid)
     steps = steps_of(path)
     assert not list((tmp_path / "killed").glob("*/evaluation.json"))
     again = evaluate_anywhere(subjects, Options(tmp_path / "killed", str(text), 1500, batch_tokens=64))

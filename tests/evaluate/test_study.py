@@ -3,12 +3,11 @@
 import json
 import shutil
 import statistics
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
 
+from commands import run_forked as olmoscope
 from helpers import recipe, write_documents
 from olmoscope import api
 from olmoscope.cli.study_tables import show_study
@@ -48,10 +47,6 @@ def out(tmp_path_factory):
 @pytest.fixture(scope="module")
 def job(out):
     return load_recipe(str(out / "recipe.yaml"))
-
-
-def olmoscope(*arguments):
-    return subprocess.run([sys.executable, "-m", "olmoscope", *map(str, arguments)], capture_output=True, text=True)
 
 
 def test_settings_seeds_means_and_spreads(out, job):

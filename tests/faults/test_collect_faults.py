@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import Commands
 
+from commands import Commands
 from helpers import recipe, write_documents
 from olmoscope.files import files_below, locked, sha256
 

@@ -6,8 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from commands import Commands
 
+from commands import Commands
 from helpers import put_bos_first, recipe, save_small_model
 from olmoscope.files import sha256
 

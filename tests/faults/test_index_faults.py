@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 import torch
-from commands import Commands
 
+from commands import Commands
 from helpers import recipe, write_documents
 from olmoscope.activations.collect.run import collect
 from olmoscope.files import sha256

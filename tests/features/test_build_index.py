@@ -4,13 +4,12 @@ import gzip
 import json
 import re
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 
+from commands import run_forked
 from feature_index import small_index
 from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
@@ -168,9 +167,8 @@ def test_a_text_of_the_hub(path, hub_endpoint, tmp_path):
     lines = [json.dumps({"text": f"A text of the hub, {number}."}) + "\n" for number in range(5)]
     (folder / "train.jsonl").write_text("".join(lines))
     hub_endpoint.add("dataset", "someone/texts", folder)
-    done = subprocess.run([sys.executable, "-m", "olmoscope", "index", str(path.parent), "--text", "someone/texts",
-                           "--out", str(tmp_path / "new")], env=hub_endpoint.environment(tmp_path / "hf"), timeout=240,
-                          capture_output=True, text=True)
+    done = run_forked("index", path.parent, "--text", "someone/texts", "--out", tmp_path / "new",
+                      environment=hub_endpoint.environment(tmp_path / "hf"), hub=True)
     assert done.returncode == 0, done.stderr
     assert FeatureIndex(tmp_path / "new").info.documents == 5
 

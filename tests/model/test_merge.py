@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from commands import run_forked
 from helpers import recipe, save_small_model, save_tokenizer, small_model, write_documents
 from hub_endpoint import COMMIT, NEXT
 from olmoscope.activations.collect.run import collect
@@ -326,8 +326,7 @@ def test_adapters_of_the_hub(hub_endpoint, base, adapter, tmp_path):
     hub_endpoint.close("model", "some/gated", "gated")
 
     def ask(*names, cache="hf", **more):
-        done = subprocess.run([sys.executable, "-c", LOAD, *names], text=True, capture_output=True,
-                              env=hub_endpoint.environment(tmp_path / cache) | more)
+        done = run_forked(*names, environment=hub_endpoint.environment(tmp_path / cache) | more, hub=True, code=LOAD)
         assert done.returncode == 0, done.stderr
         return done.stdout.splitlines()
 

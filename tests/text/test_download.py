@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from commands import run_forked
 from hub_endpoint import HubEndpoint
 from olmoscope.errors import UserError
 from olmoscope.text import download, hub_files
@@ -294,7 +295,8 @@ print(json.dumps([
 ]))
 """
     environment = hub_endpoint.environment(tmp_path / "hf") | {"OLMOSCOPE_CACHE": str(tmp_path / "cache")}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = run_forked(environment=environment, hub=True, code=code)
+    assert done.returncode == 0, done.stderr
     listed, contents, no_file, no_revision, no_repository, no_listing, no_kind, no_name = json.loads(done.stdout)
     assert listed == [f"hf://datasets/someone/chats/data/train-{i}.parquet" for i in (0, 1)]
     assert contents == ["content of urls/list.txt"] * 2
@@ -313,7 +315,7 @@ print(fetch("hf://datasets/someone/chats/urls/list.txt").read_text())
 print(len(matching("someone/chats", None, "data/*.parquet")))  # as the hub said when it was asked
 fetch("hf://datasets/someone/chats/README.md")
 """
-    done = subprocess.run([sys.executable, "-c", code], env=offline, capture_output=True, text=True, check=False)
+    done = run_forked(environment=offline, hub=True, code=code)
     assert done.stdout == "content of urls/list.txt\n2\n"
     assert "UserError: hf://datasets/someone/chats/README.md: it is not in the hub's cache" in done.stderr
 

@@ -1,8 +1,6 @@
 """Datasets on the hub: streamed through `datasets` from a hub on this machine, in one process for all the checks."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from commands import run_forked
 from hub_endpoint import HubEndpoint
 
 CODE = """
@@ -91,8 +90,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     root = tmp_path_factory.mktemp("hub")
     with HubEndpoint() as hub:
         _repositories(hub, root / "repositories")
-        done = subprocess.run([sys.executable, "-c", CODE], env=hub.environment(root / "hf"), capture_output=True,
-                              text=True, check=False)
+        done = run_forked(environment=hub.environment(root / "hf"), hub=True, code=CODE)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
@@ -140,7 +138,7 @@ Mixture(Text.model_validate({"sources": [{"kind": "hub", "name": "web", "repo": 
                              "mixture": {"web": 1}}), 0, "train")
 """
     environment = hub_endpoint.environment(tmp_path / "hf") | {"HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = run_forked(environment=environment, hub=True, code=code)
     assert done.returncode == 1
     assert "UserError: source web: dataset someone/texts is read from the hub as it goes, which HF_" in done.stderr
     assert "network" not in done.stderr.splitlines()[-1]

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
@@ -13,6 +11,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from commands import shared_commands
 from helpers import checkpoint_contents, recipe, write_documents
 from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.reader import open_store
@@ -103,8 +102,10 @@ list(train_from_store(job, job.saes[:1], open_store(Path(sys.argv[2])), Path(sys
 
 
 def start(folder, run, pause):
-    return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder / "job.yaml"), str(folder / "store"), str(run),
-                             str(pause)], stderr=subprocess.PIPE, text=True)
+    """Start a training process; its pid, and the file of its errors."""
+    pid, _, errors = shared_commands().start_as(os.environ, folder / "job.yaml", folder / "store", run, pause,
+                                                code=SCRIPT)
+    return pid, errors
 
 
 @pytest.mark.slow
@@ -117,20 +118,23 @@ def test_killed_and_resumed_equals_never_killed(job, tmp_path, number, variant):
         "saes": [recipe_.saes[0].model_copy(update=variant)],
         "train": recipe_.train.model_copy(update={"auxiliary": Auxiliary(weight=1 / 32, dead_window=1000, k=32)})})
     (folder / "job.yaml").write_text(recipe_.to_yaml())
-    assert start(folder, tmp_path / "whole", 0).wait(timeout=120) == 0
+    ended = shared_commands().wait
+    pid, errors = start(folder, tmp_path / "whole", 0)
+    assert ended(pid, 120) == 0, errors.read_text()
     run, whole = (run_folder(tmp_path / name, recipe_.saes[0]) for name in ("killed", "whole"))
     kills = 0
     for _ in range(20):
-        process = start(folder, tmp_path / "killed", 0.05)
-        while process.poll() is None and (len(lines(run)) if (run / "metrics.jsonl").exists() else 0) < 7 * (kills + 1):
-            time.sleep(0.01)
-        if process.poll() is not None:
+        pid, errors = start(folder, tmp_path / "killed", 0.05)
+        while (status := ended(pid, 0.01)) is None and (
+                len(lines(run)) if (run / "metrics.jsonl").exists() else 0) < 7 * (kills + 1):
+            pass
+        if status is not None:
             break
-        process.send_signal(number)
-        process.wait(timeout=60)
+        os.kill(pid, number)
+        assert ended(pid) is not None
         assert not (run / "done.json").exists()
         kills += 1
-    assert process.returncode == 0, process.stderr.read()
+    assert status == 0, errors.read_text()
     assert kills >= 2
     assert lines(run) == lines(whole)
     assert ("capped_share" in lines(run)[0]) == ("activation" in variant)

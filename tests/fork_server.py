@@ -1,0 +1,98 @@
+"""Run as a script, with modules to import: a process that has imported them, and forks a process for each request.
+
+Starting Python costs 2 to 6 seconds of imports otherwise. What is forked are real processes that get real signals; only
+their start is short. One JSON value a line: {"start": [arguments], "output": file} is answered with the pid; {"wait":
+pid, "seconds": s} with the exit status (negative: the signal), or null if it still runs. "start" may come with:
+
+    "errors": a file for standard error, which goes to "output" otherwise
+    "environment": the variables of the new process, in place of this one's
+    "code": Python to run in place of the `olmoscope` command
+    "constants": {name: value for a constant of a module}
+"""
+
+import importlib
+import json
+import os
+import signal
+import sys
+import time
+import traceback
+
+COMMAND = "from olmoscope.cli.app import main\nmain()"
+
+
+def main() -> None:
+    # A shell that starts the tests in the background makes them ignore Ctrl-C; here it must mean what it says.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for module in sys.argv[1:]:
+        importlib.import_module(module)
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        answer = start(request) if "start" in request else wait(request["wait"], request["seconds"])
+        print(json.dumps(answer), flush=True)
+
+
+def start(request: dict) -> int:
+    output = _opened(request["output"])  # before the fork: whoever asked may read the files at once
+    errors = _opened(request["errors"]) if "errors" in request else os.dup(output)
+    pid = os.fork()
+    if pid:
+        os.close(output)
+        os.close(errors)
+        return pid
+    status = 70
+    try:
+        # Nothing to read: the server's requests are not for this process.
+        for number, file in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, errors)):
+            os.dup2(file, number)
+            os.close(file)
+        if (environment := request.get("environment")) is not None:
+            os.environ.clear()
+            os.environ.update(environment)
+        from numba.np.ufunc import parallel
+
+        parallel._set_init_process_lock()  # a command that is killed while it holds the lock must not stop the next
+
+        for name, value in request.get("constants", {}).items():
+            module, constant = name.rsplit("__", 1)
+            setattr(importlib.import_module(f"olmoscope.{module.replace('__', '.')}"), constant, value)
+        sys.argv = ["olmoscope", *request["start"]]
+        exec(compile(request.get("code", COMMAND), "<forked>", "exec"), {"__name__": "__main__"})
+        status = 0
+    except SystemExit as end:
+        status = _status(end.code)
+    except BaseException:  # noqa: BLE001 (the child must never go on as a second server)
+        traceback.print_exc()
+        status = 1
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _opened(path: str) -> int:
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+
+
+def _status(code: object) -> int:
+    """The exit status of SystemExit, as Python itself takes it."""
+    if isinstance(code, int) or code is None:
+        return code or 0
+    print(code, file=sys.stderr)
+    return 1
+
+
+def wait(pid: int, seconds: float) -> int | None:
+    end = time.monotonic() + seconds
+    while True:
+        done, status = os.waitpid(pid, os.WNOHANG)
+        if done:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= end:
+            return None
+        time.sleep(0.002)
+
+
+if __name__ == "__main__":
+    main()
