@@ -57,6 +57,24 @@ def test_the_real_job_by_hand(tmp_path, monkeypatch):
     assert planned.hours() == pytest.approx(total)
 
 
+def test_several_ranks_by_hand(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("olmoscope.cost.plan.config_at_hand", lambda model: _olmo3_7b())
+    resolved = load_recipe("olmo3-7b-think", overrides=["device=cuda", "train.shards=4"])
+    alone, shared = plan(resolved, tmp_path), plan(resolved, tmp_path, ranks=8)
+    one, part = alone.saes[0], shared.saes[0]
+    assert (one.ranks, one.traffic, part.ranks) == (1, 0, 4)
+    assert part.state_bytes == one.state_bytes and part.memory.gpu < 0.5 * one.memory.gpu
+    batch, k = part.train.batch, part.sae.k
+    others = batch * 3 // 4
+    candidates = 4 * (others * min(k, 131072 // 4) + 3 * batch // 4)
+    assert part.traffic == candidates + 4 * others * 4096 + others * (8 + 4 * 4096) + 3 * 4 * 4096
+    show_plan(shared)
+    assert (f"{len(shared.saes)} SAEs are trained by 2 teams of 4 processes: each has a share of the latents, takes "
+            "the memory that is shown and sends") in capsys.readouterr().out
+    with pytest.raises(UserError, match="64 processes cannot share"):
+        plan(resolved, tmp_path, ranks=64)
+
+
 def test_a_plan_for_a_gpu_without_triton_is_refused_in_one_line(tmp_path, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("olmoscope.kernels.cuda")]:
         monkeypatch.delitem(sys.modules, name)

@@ -22,6 +22,8 @@ def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")
 def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
          measure: Annotated[bool, typer.Option(
              "--measure", help="Time a few batches and training steps here, and say how many hours it takes.")] = False,
+         ranks: Annotated[int, typer.Option("--ranks", metavar="N", min=1, help=(
+             "Of training in N processes: how they share the SAEs, the memory of each, the bytes that it sends."))] = 1,
          ) -> None:
     """Check a recipe and say what it will cost, before anything starts; exits with 1 if the disk cannot hold it."""
     from olmoscope.cli import tables
@@ -31,7 +33,7 @@ def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = N
     from olmoscope.recipe.load import find_recipe
 
     resolved, folder = find_recipe(recipe, out, form, changes or ())
-    made = make_plan(resolved, folder, measure_rates(resolved) if measure else None)
+    made = make_plan(resolved, folder, measure_rates(resolved) if measure else None, ranks)
     tables.show_plan(made)
     refuse_full_disk(made, folder)
 

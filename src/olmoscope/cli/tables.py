@@ -102,6 +102,8 @@ def show_plan(plan: Plan) -> None:
                       _flops(sae.flops, short=True), format_bytes(sae.memory.gpu or sae.memory.ram),
                       _time(plan.train_hours(sae)))
     console.print(table)
+    for line in _sharing(plan):
+        console.print(line, soft_wrap=True, highlight=False)
     for line in _training(plan.saes):
         console.print(line, soft_wrap=True, highlight=False)
     if (kept := sum(sae.kept for sae in plan.saes)) > len(plan.saes):
@@ -123,6 +125,25 @@ def show_plan(plan: Plan) -> None:
     there = f", {format_bytes(plan.present_bytes)} of it there already" if plan.present_bytes else ""
     console.print(f"Disk: {format_bytes(plan.disk_bytes)} needed{there}; {format_bytes(plan.free_bytes)} free, "
                   f"{enough}")
+
+
+def _sharing(plan: Plan) -> list[str]:
+    """How several processes share the SAEs, a sentence for each number that trains one together."""
+    if plan.ranks == 1:
+        return []
+    lines = []
+    for together in sorted({sae.ranks for sae in plan.saes}, reverse=True):
+        saes = [sae for sae in plan.saes if sae.ranks == together]
+        many = f"{len(saes)} SAEs are" if len(saes) > 1 else "1 SAE is"
+        teams = plan.ranks // together
+        if together == 1:
+            lines.append(f"{many} trained by {teams} processes, each by one: nothing is sent between them.")
+        else:
+            sent = format_bytes(max(sae.traffic for sae in saes))
+            by = f"{teams} teams of {together} processes" if teams > 1 else f"{together} processes together"
+            lines.append(f"{many} trained by {by}: each has a share of the latents, takes the memory that is shown and "
+                         f"sends {sent} a step, without what an auxiliary loss sends.")
+    return lines
 
 
 def _training(saes: Sequence[SAEPlan]) -> list[str]:

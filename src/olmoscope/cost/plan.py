@@ -27,6 +27,9 @@ from olmoscope.activations.store.place import is_elsewhere, store_places
 from olmoscope.activations.stream.rounds import ROUND_ROWS
 from olmoscope.cost.measure import Rates
 from olmoscope.cost.model import ModelCost, model_cost
+from olmoscope.cost.ranks import step_traffic
+from olmoscope.distributed.ranks import Ranks
+from olmoscope.distributed.sums import team_size
 from olmoscope.errors import UserError
 from olmoscope.files import files_below
 from olmoscope.kernels.dispatch import kernels_for
@@ -36,9 +39,11 @@ from olmoscope.model.positions import check_context
 from olmoscope.model_source import base_of, not_fetched
 from olmoscope.recipe.schema import CoderConfig, Recipe
 from olmoscope.site import Site, deepest
+from olmoscope.train.activation_rules import CAP
 from olmoscope.train.checkpoint import kept_checkpoints
 from olmoscope.train.derived import Settled, rate_of, settled
 from olmoscope.train.memory import training_memory
+from olmoscope.train.teams import refuse_idle_ranks
 from olmoscope.units import format_bytes
 
 PARAMETER_BYTES = {"bfloat16": 2, "float32": 4}
@@ -77,6 +82,11 @@ class SAEPlan:
     flops: float
     """Of the one dense product of each step, 2 F d a row; all else is sparse and under 1% of it."""
     memory: Memory
+    """Of each process that trains it."""
+    ranks: int
+    """Processes that share it."""
+    traffic: int
+    """Bytes that each of them sends to the others in a step, without those of an auxiliary loss."""
 
 
 @dataclass(frozen=True)
@@ -110,6 +120,8 @@ class Plan:
     free_bytes: int
     rates: Rates | None
     """None if nothing was measured."""
+    ranks: int
+    """Processes that train."""
     warnings: list[str]
     """What is possible and hardly meant, a line each."""
     verdict: str
@@ -142,16 +154,19 @@ class Plan:
         return None if self.rates is None else sum(hours for hours in every if hours is not None)
 
 
-def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
+def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1) -> Plan:
     """Work out a recipe's cost.
 
     Args:
         out: where it would run; the free space of its disk is looked up.
         rates: from `measure`, for hours.
+        ranks: processes that would train.
 
     Raises:
-        UserError: the recipe does not say `model.d_model`, and the model's config cannot be had; or it does not fit it.
+        UserError: the recipe does not say `model.d_model`, and the model's config cannot be had; or it does not fit it;
+            so many processes cannot share its SAEs.
     """
+    refuse_idle_ranks(recipe, recipe.saes, ranks)
     read = {name: _model_read(recipe.of_model(name)) for name in ("", *recipe.models)}
     cost, d_model = read[""].cost, read[""].d_model
     costs = {name: one.cost for name, one in read.items() if one.cost is not None}
@@ -167,7 +182,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
               for site in recipe.activations.sites}
     row_bytes = {site: recipe.activations.row_bytes(width) for site, width in widths.items()}
     store_bytes = tokens * (sum(row_bytes.values()) + NORM_BYTES * len(row_bytes) + TOKEN_BYTES + ROW_BYTES)
-    saes = [_plan_sae(recipe, sae, widths, gpu) for sae in recipe.saes]
+    saes = [_plan_sae(recipe, sae, widths, gpu, ranks) for sae in recipe.saes]
     exports = sum(4 * sae.sae.d_sae * sum(_ends(sae.sae, widths)) for sae in saes)
     states = sum(sae.kept * sae.state_bytes for sae in saes) + max(sae.state_bytes for sae in saes)
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
@@ -182,7 +197,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None) -> Plan:
             row_bytes[site] for site in row_bytes if site.model == name), gpu) for name, each in costs.items()),
             key=lambda memory: memory.ram + memory.gpu) if all_known else None,
         saes=saes, disk_bytes=(0 if is_elsewhere(out) else store_bytes) + states + exports, present_bytes=_present(out),
-        free_bytes=shutil.disk_usage(existing).free, rates=rates,
+        free_bytes=shutil.disk_usage(existing).free, rates=rates, ranks=ranks,
         warnings=[one.warning for one in read.values() if one.warning is not None] + _finish(recipe),
         verdict=_verdict(recipe, out, rates))
 
@@ -278,20 +293,25 @@ def _ends(sae: CoderConfig, widths: Mapping[Site, int]) -> tuple[int, int]:
     return d_in, d_in if sae.writes is None else widths[sae.writes[0]]
 
 
-def _plan_sae(recipe: Recipe, sae: CoderConfig, widths: Mapping[Site, int], gpu: bool) -> SAEPlan:
+def _plan_sae(recipe: Recipe, sae: CoderConfig, widths: Mapping[Site, int], gpu: bool, ranks: int) -> SAEPlan:
     train = settled(recipe, sae)
+    shared = team_size(ranks, train.shards)
     tokens, batch = recipe.tokens.count * train.epochs, train.batch
     d_in, d_out = _ends(sae, widths)
     parameters = sae.parameters(d_in, d_out)
     steps = -(-recipe.tokens.count // batch) * train.epochs
-    needed = training_memory(recipe, sae, widths.__getitem__, kernels_for(torch.device("cuda" if gpu else "cpu")))
+    kernels = kernels_for(torch.device("cuda" if gpu else "cpu"))
+    whole, needed = (training_memory(recipe, sae, widths.__getitem__, kernels, count) for count in (1, shared))
     device = needed.held + needed.step
     row_bytes = sum(recipe.activations.row_bytes(widths[site]) for site in sae.sites)
     rounds = min(ROUND_ROWS, recipe.tokens.count) * row_bytes * ROUNDS_HELD
     ram = PROCESS_BYTES + rounds
     memory = Memory(ram + needed.state, device) if gpu else Memory(ram + device, 0)
-    return SAEPlan(sae, parameters, needed.state, kept_checkpoints(train, steps), train,
-                   rate_of(recipe, sae, d_in), steps, 2.0 * sae.d_sae * d_in * tokens, memory)
+    places = min(sae.d_sae, sae.k * (CAP if sae.activation in ("batchtopk", "jumprelu") else 1))
+    sent = step_traffic(batch, d_out, sae.d_sae, places, train.shards, Ranks(0, shared))
+    traffic = sent.total - (sent.selection if sae.activation == "groupmax" else 0)
+    return SAEPlan(sae, parameters, whole.state, kept_checkpoints(train, steps), train,
+                   rate_of(recipe, sae, d_in), steps, 2.0 * sae.d_sae * d_in * tokens, memory, shared, traffic)
 
 
 def _collect_memory(recipe: Recipe, compute_dtype: ComputeDtype, cost: ModelCost, row_bytes: int, gpu: bool) -> Memory:
