@@ -5,9 +5,11 @@ import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from feature_index import small_index
 from olmoscope.errors import UserError
+from olmoscope.features import delphi
 from olmoscope.features.read import FeatureIndex, find_indexes
 from olmoscope.features.table import Filters
 
@@ -112,3 +114,38 @@ def test_a_changed_byte_is_found_by_verify(path, tmp_path):
     part.write_bytes(content)
     with pytest.raises(UserError, match="its checksum differs"):
         FeatureIndex(tmp_path / "copy").verify()
+
+
+def test_delphis_cache_has_every_firing_in_its_windows(index, tmp_path, monkeypatch):
+    """tests/foreign/read_back.py has Delphi itself read one."""
+    monkeypatch.setattr(delphi, "SPLIT_FIRINGS", index.info.firings // 3 + 1)
+    stale = tmp_path / "latents" / str(index.info.sae.site) / "0_511.safetensors"
+    stale.parent.mkdir(parents=True)
+    stale.write_bytes(b"of an earlier export")
+    made = delphi.write_delphi(index, tmp_path, 64)
+    assert made.folder == tmp_path / "latents" / str(index.info.sae.site)
+    config = json.loads((made.folder / "config.json").read_text())
+    assert (config["cache_ctx_len"], config["n_splits"], config["n_tokens"]) == (64, 3, 64 * made.windows)
+    files = sorted(made.folder.glob("*.safetensors"), key=lambda path: int(path.name.partition("_")[0]))
+    assert [file.stem for file in files] == ["0_169", "170_340", "341_511"]
+    starts = [start for first, last in zip(index.corpus.sequences_S1[:-1], index.corpus.sequences_S1[1:], strict=True)
+              for start in range(first, last - 63, 64)]
+    found = 0
+    for file in files:
+        there, first = load_file(file), int(file.name.partition("_")[0])
+        assert there["tokens"].dtype == np.int64 and there["activations"].dtype == np.float16
+        assert there["locations"].dtype == np.uint16
+        assert there["tokens"].tolist() == [index.corpus.tokens_T[start : start + 64].tolist() for start in starts]
+        found += len(there["activations"])
+        for (window, position, latent), value in list(zip(there["locations"].tolist(), there["activations"].tolist(),
+                                                          strict=True))[::97]:
+            example = index.example(first + latent, starts[window] + position)
+            assert value == float(np.float16(example.value)) > 0
+    in_windows = np.zeros(index.info.tokens, bool)
+    for start in starts:
+        in_windows[start : start + 64] = True
+    wanted = sum(int(in_windows[index.firing_values(feature)[0]].sum()) for feature in range(index.info.sae.d_sae))
+    assert found == made.firings == wanted and made.left_out == index.info.firings - wanted
+    for length, told in ((50, "must be a multiple"), (3200, "no sequence of 3200 tokens")):
+        with pytest.raises(UserError, match=told):
+            delphi.write_delphi(index, tmp_path, length)

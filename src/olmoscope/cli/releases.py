@@ -11,10 +11,13 @@ from olmoscope.terminal import say
 
 
 def export(
-    out: Annotated[str, typer.Argument(metavar="OUT|SAE", help="An output folder, or with --folder any SAE.")],
+    out: Annotated[str, typer.Argument(metavar="OUT|SAE|INDEX", help=(
+        "An output folder, or with --folder any SAE, or a feature index for delphi."))],
     only: OnlyOption = None,
-    to: Annotated[str, typer.Option("--to", help="saelens, sparsify or dictionary-learning.")] = "saelens",
-    folder: Annotated[Path | None, typer.Option("--folder", help="Where to write one SAE in another format.")] = None,
+    to: Annotated[str, typer.Option("--to", help=(
+        "saelens, sparsify, dictionary-learning, or delphi (of an index, with --folder)."))] = "saelens",
+    folder: Annotated[Path | None, typer.Option("--folder", help=(
+        "Where to write one SAE or index in another format."))] = None,
     site: SiteOption = None,
 ) -> None:
     """Write trained SAEs in SAELens format, into the folder `sae` of each run; or any SAE for another tool."""

@@ -33,7 +33,7 @@ def test_another_format_again(tmp_path):
     second = convert(first, "dictionary-learning", tmp_path / "two")
     x_BD = rows(torch.zeros(16))
     assert torch.equal(open_sae(first).sae.reconstruct(x_BD)[0], open_sae(second).sae.reconstruct(x_BD)[0])
-    with pytest.raises(UserError, match="--to nothing --folder: there are sparsify, dictionary-learning"):
+    with pytest.raises(UserError, match="--to nothing --folder: there are sparsify, dictionary-learning, delphi"):
         convert(first, "nothing", tmp_path / "three")
 
 

@@ -110,6 +110,7 @@ def write(opened_sae: Opened, path: Path) -> Path:
               "num_latents": sae.d_sae, "expansion_factor": max(1, sae.d_sae // sae.d_in), "normalize_decoder": False,
               "multi_topk": False, "skip_connection": sae.W_skip is not None, "transcode": sae.transcoder}
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).unlink(missing_ok=True)  # nobody takes the folder for an SAE while new weights replace old ones
     with atomic_path(folder / MARK) as temporary:
         save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()},
                   temporary)

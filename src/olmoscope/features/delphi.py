@@ -1,0 +1,110 @@
+"""An index as Delphi's cache of latents, so that its explainers and scorers run on every firing without the model.
+
+    ROOT/latents/MODULE/START_END.safetensors    locations [N, 3]: window, position, latent - START; activations [N];
+                                                 tokens [windows, length]
+    ROOT/latents/MODULE/config.json              what Delphi's `CacheConfig` holds, and the model
+
+Delphi wants windows of one length. Sequences are cut into windows from their start; what is left at the end of each,
+under one window, is left out. Activations are float16 there. Source: eai-delphi 0.1.3, `latents/cache.py`
+and `latents/loader.py`.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from olmoscope.errors import UserError
+from olmoscope.features.read import FeatureIndex
+from olmoscope.files import atomic_path, write_json
+
+EXAMPLE = 32
+"""Tokens of a window must be a multiple of this: what Delphi cuts windows into by default."""
+SPLIT_FIRINGS = 2**24
+"""About so many firings go into a file."""
+LEAST = 1e-5
+"""Delphi takes no smaller activation for one."""
+
+LARGEST = float(np.finfo(np.float16).max)
+"""What is larger becomes this: latents of attention sinks may be."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """What was written.
+
+    Attributes:
+        folder: of the module, `ROOT/latents/MODULE`.
+        windows, length: of the text.
+        firings: written; `left_out`: those in the ends of sequences.
+    """
+
+    folder: Path
+    windows: int
+    length: int
+    firings: int
+    left_out: int
+
+
+def write_delphi(index: FeatureIndex, root: Path, length: int = 128) -> Cache:
+    """Write an index as a cache of Delphi's. One part of the features is held at a time.
+
+    Args:
+        root: Delphi's folder of a run; the cache goes into `latents/` in it.
+        length: tokens of a window.
+
+    Raises:
+        UserError: a length that is no multiple of 32, or no sequence is so long.
+    """
+    if length < EXAMPLE or length % EXAMPLE:
+        raise UserError(f"windows of {length} tokens: Delphi cuts them into examples of {EXAMPLE}, so it must be a "
+                        "multiple of that")
+    tokens_WL, window_T = _windows(index, length)
+    folder = root / "latents" / str(index.info.sae.site)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").unlink(missing_ok=True)  # written last: it says that all files are there
+    for earlier in folder.glob("*_*.safetensors"):  # Delphi reads all that are there
+        earlier.unlink()
+    features, splits = index.info.sae.d_sae, max(1, -(-index.info.firings // SPLIT_FIRINGS))
+    borders = np.linspace(0, features, splits + 1).astype(np.int64)
+    written = 0
+    for start, end in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
+        locations_N3, activations_N = _firings(index, range(start, end), window_T, length)
+        written += len(activations_N)
+        with atomic_path(folder / f"{start}_{end - 1}.safetensors") as temporary:
+            save_file({"locations": locations_N3, "activations": activations_N, "tokens": tokens_WL}, temporary)
+    write_json(folder / "config.json", {
+        "dataset_repo": "", "dataset_split": str(index.info.store.get("split", "train")), "dataset_name": "",
+        "dataset_column": "text", "batch_size": 32, "cache_ctx_len": length, "ctx_len": length,
+        "n_tokens": int(tokens_WL.size), "n_splits": splits, "model_name": index.info.model.name})
+    return Cache(folder, len(tokens_WL), length, written, index.info.firings - written)
+
+
+def _windows(index: FeatureIndex, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The windows' tokens `[W, L]`, int64, and where each place is among them: window · L + position, or -1 if it is in
+    an end that is left out."""
+    corpus = index.corpus
+    starts_W = np.concatenate([np.arange(first, last - length + 1, length) for first, last in
+                               zip(corpus.sequences_S1[:-1], corpus.sequences_S1[1:], strict=True)])
+    if not len(starts_W):
+        raise UserError(f"{index.path} has no sequence of {length} tokens: choose shorter windows")
+    places_WL = starts_W[:, None] + np.arange(length)
+    where_T = np.full(index.info.tokens, -1, np.int64)
+    where_T[places_WL] = np.arange(places_WL.size).reshape(places_WL.shape)
+    return np.asarray(corpus.tokens_T)[places_WL].astype(np.int64), where_T
+
+
+def _firings(index: FeatureIndex, features: range, where_T: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Locations `[N, 3]` and activations `[N]`, float16, of some features: latents ascending, then places."""
+    locations, activations = [np.empty((0, 3), np.int64)], [np.empty(0, np.float16)]
+    for feature in features:
+        places, values = index.firing_values(feature)
+        where = where_T[places]
+        taken = (where >= 0) & (values > LEAST)
+        where = where[taken]
+        locations.append(np.stack([where // length, where % length, np.full(len(where), feature - features.start)], 1))
+        activations.append(values[taken].clip(max=LARGEST).astype(np.float16))
+    locations_N3 = np.concatenate(locations)
+    small = not len(locations_N3) or int(locations_N3.max()) < 2**16
+    return locations_N3.astype(np.uint16 if small else np.uint32), np.concatenate(activations)
