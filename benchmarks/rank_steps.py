@@ -18,7 +18,7 @@ from olmoscope.distributed.ranks import Ranks
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.interface import Kernels
 from olmoscope.kernels.prepare import prepare_kernels
-from olmoscope.train import sharded_step
+from olmoscope.train import sharded_rules
 from olmoscope.train.adam import Adam
 from olmoscope.train.initialize import initialize, initialize_shard
 from olmoscope.train.sharded_step import ShardedStep
@@ -116,16 +116,16 @@ class RankSteps:
         if shards == 1:
             self.step = Step(initialize(d_model, d_sae, k, "none", mean_D, seed=0), ADAM, kernels=kernels)
         else:
-            bounds = shard_bounds(d_sae, shards)
-            self.step = ShardedStep(
-                [Shard(number, shards, initialize_shard(bounds[number + 1] - bounds[number], number, k, "none", mean_D,
-                                                        0, "", tied=True), ADAM)
-                 for number in own_shards(shards, self.ranks)], ADAM, d_sae, ranks=self.ranks, kernels=kernels)
+            bounds, shared = shard_bounds(d_sae, shards), initialize(d_model, 0, k, "none", mean_D, seed=0)
+            saes = {each: initialize_shard(bounds[each + 1] - bounds[each], each, shared, 0, "")
+                    for each in own_shards(shards, self.ranks)}
+            self.step = ShardedStep([Shard(each, shards, sae, ADAM, d_sae, kernels=kernels)
+                                     for each, sae in saes.items()], ADAM, ranks=self.ranks)
 
     def __call__(self, number: int) -> list[Measured]:
         """Take so many steps."""
-        select = self.parts.timed("select", sharded_step.keep_largest)
-        with mock.patch.object(sharded_step, "keep_largest", select):
+        select = self.parts.timed("select", sharded_rules.keep_largest)
+        with mock.patch.object(sharded_rules, "keep_largest", select):
             return [self._one(each) for each in range(number)]
 
     def _one(self, number: int) -> Measured:
