@@ -56,4 +56,4 @@ def _figure(value: float | None) -> str:
 
 
 def _stated(one: Audit, name: str) -> str:
-    return f"; its owner states {one.stated[name]:g}" if name in one.stated else "; its owner states none"
+    return f"; its owner states {one.stated[name]:g}" if name in one.stated else " (not stated in its files)"

@@ -15,9 +15,9 @@ def export(
         "An output folder, or with --folder any SAE, or a feature index for delphi."))],
     only: OnlyOption = None,
     to: Annotated[str, typer.Option("--to", help=(
-        "saelens, sparsify, dictionary-learning, or delphi (of an index, with --folder)."))] = "saelens",
+        "saelens, sparsify, dictionary-learning, or delphi (of an index)."))] = "saelens",
     folder: Annotated[Path | None, typer.Option("--folder", help=(
-        "Where to write one SAE or index in another format."))] = None,
+        "Where to write one SAE or index; without it, into the folder export of each run."))] = None,
     site: SiteOption = None,
 ) -> None:
     """Write trained SAEs in SAELens format, into the folder `sae` of each run; or any SAE for another tool."""
@@ -39,7 +39,8 @@ def export(
             exported = export_run(run)
             say(f"{sae.id}: {exported.folder} {written(exported.written)}")
         else:
-            say(f"{sae.id}: {convert(run, to, run / 'export' / to)} written for {to}")
+            made = convert(run / "index" if to == "delphi" else run, to, run / "export" / to)
+            say(f"{sae.id}: {made} written for {to}")
 
 
 def release(

@@ -33,7 +33,9 @@ def convert(address: str | Path, target: str, folder: Path, site: Site | None = 
     """
     if target == "delphi":
         return write_delphi(FeatureIndex(Path(address)), folder).folder
+    if target == "saelens":
+        raise UserError("SAELens' format, which SAEBench and sae-probes read too, is written for runs of ours: give "
+                        "their output folder, and leave --folder away")
     if target not in WRITERS:
-        raise UserError(f"--to {target} --folder: there are {', '.join(WRITERS)}, delphi. SAELens' format, which "
-                        "SAEBench and sae-probes read too, is written for runs of ours: leave --folder away")
+        raise UserError(f"--to {target}: no such format; there are saelens, {', '.join(WRITERS)}, delphi")
     return WRITERS[target](open_sae(address, site), folder)

@@ -33,8 +33,10 @@ def test_another_format_again(tmp_path):
     second = convert(first, "dictionary-learning", tmp_path / "two")
     x_BD = rows(torch.zeros(16))
     assert torch.equal(open_sae(first).sae.reconstruct(x_BD)[0], open_sae(second).sae.reconstruct(x_BD)[0])
-    with pytest.raises(UserError, match="--to nothing --folder: there are sparsify, dictionary-learning, delphi"):
-        convert(first, "nothing", tmp_path / "three")
+    for target, told in (("nothing", "--to nothing: no such format; there are saelens, sparsify, dictionary-"),
+                         ("saelens", "is written for runs of ours: give their output folder")):
+        with pytest.raises(UserError, match=told):
+            convert(first, target, tmp_path / "three")
 
 
 @pytest.mark.parametrize(("tool", "kind", "ends", "site", "normalize", "told"), [
