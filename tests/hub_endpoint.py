@@ -12,8 +12,8 @@ started with `environment(cache)`: the endpoint's address, a cache folder of its
 Served, as the real hub does: repository information, file trees, `paths-info`, and files (HEAD and GET with `Range`) at
 `/[datasets/]OWNER/NAME/resolve/REVISION/FILE`, with the headers that the libraries rely on (`ETag`, `X-Repo-Commit`,
 `X-Linked-Size` and `X-Linked-ETag`, `X-Error-Code` and `X-Error-Message`). Large kinds of files (`LFS`) are a redirect
-to another path. Files may be added to a folder while it is served. Who has a token may make repositories, upload and
-tag (hub_uploads.py). `hub.requests` lists what was asked for, as `METHOD /path`. On top of that:
+to another path. Files may be added to a folder while it is served. A client with a token may make repositories,
+upload and tag (hub_uploads.py). `hub.requests` lists what was asked for, as `METHOD /path`. On top of that:
 
     hub.add("model", name, other, commit=NEXT)      the branch `main` moves to another commit; the old one stays
     hub.add("model", name, folder, revision="v1")   a tag or another branch
