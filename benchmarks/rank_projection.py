@@ -26,7 +26,7 @@ NVLINK, NETWORK = 0.8 * 450e9, 0.9 * 50e9
 """Bytes a second of a GPU, in a node and between nodes; assumed."""
 NODE = 8
 COLLECTIVES, LATENCY, NETWORK_LATENCY = 6, 20e-6, 40e-6
-"""Of a step; seconds each; assumed."""
+"""How many there are in a step, and the seconds that each waits inside a node and between nodes; assumed."""
 FITS = 75e9
 """Bytes of a GPU that the state of an SAE may take."""
 
@@ -70,7 +70,7 @@ def moved(sae: SAE) -> int:
 
 
 def measured() -> dict[str, tuple[SAE, float, float]]:
-    """Of each known step: the SAE, its seconds, the product's rate in FLOP/s."""
+    """The steps that were measured, by name: the SAE, seconds, and the rate of the product in FLOP/s."""
     shapes = json.loads(SOURCE.read_text())["parts"]["step"]["results"]["shapes"]
     found = {}
     for name, (sae, step) in KNOWN.items():

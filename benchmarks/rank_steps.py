@@ -37,7 +37,7 @@ COLLECTIVES = ("gather", "to_owners", "from_owners")
 
 @dataclass(frozen=True)
 class Measured:
-    """Of one step: seconds by the wall clock, processor seconds of the process, and of its parts; bytes sent."""
+    """One step: wall-clock seconds, processor seconds of the process and of its parts, and bytes sent."""
 
     wall: float
     processor: float

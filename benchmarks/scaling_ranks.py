@@ -45,7 +45,7 @@ from rank_steps import COLLECTIVES, Measured, RankSteps
 
 MOST = 4
 STEPS = 3
-"""Of a case in a round."""
+"""How many of a case are taken in a round."""
 BARS = {"collectives": 0.05, "processor time": 1.15, "bytes": 0.03, "V 8": 1.15, "control": 1.1}
 
 
@@ -65,7 +65,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Size:
-    """Of every case, but for the latents of weak scaling."""
+    """What is trained in every case; with weak scaling there are more latents."""
 
     d_model: int
     latents: int
@@ -166,7 +166,7 @@ def measure(pool: Pool, wanted: list[Case], size: Size, rounds: int) -> dict[Cas
 
 
 def summary(case: Case, ranks: list[list[Measured]], looped: float, size: Size) -> dict[str, Any]:
-    """Of one case: milliseconds a step, bytes a step."""
+    """The figures of one case, for each step: milliseconds and bytes."""
     names = sorted({name for steps in ranks for one in steps for name in one.parts})
     parts = {name: statistics.mean(median([one.parts.get(name, 0.0) for one in steps]) for steps in ranks) * 1e3
              for name in names}

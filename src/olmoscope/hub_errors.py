@@ -76,7 +76,7 @@ def _answer(status: int) -> str:
     """What to do about an answer that is no file."""
     if status in (401, 403):
         return (f"the hub refuses access (status {status}): the token that is logged in here is not valid or may not "
-                "read this; log in anew with `hf auth login`")
+                "do this; log in anew with `hf auth login`")
     if status == 429:
         return "the hub has had too many requests from here (status 429): wait some minutes, or log in"
     return f"the hub answers with an error (status {status}): try again later"

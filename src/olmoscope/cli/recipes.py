@@ -75,10 +75,10 @@ def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption 
 
 
 def _segments(store: Path) -> int:
-    """How many segments of a store are there."""
-    from olmoscope.activations.store.inspect import segment_numbers
+    """How many segments of a store are finished."""
+    from olmoscope.activations.store.inspect import finished_segments
 
-    return len(list(segment_numbers(store / "rows")))
+    return len(finished_segments(store))
 
 
 def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,

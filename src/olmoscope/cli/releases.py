@@ -1,13 +1,16 @@
 """Commands about what is given to others: export, release, pull, validate, import-checkpoint."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from olmoscope.cli.options import OnlyOption, OutArgument, SiteOption, site_of, written
 from olmoscope.errors import UserError
 from olmoscope.terminal import say
+
+if TYPE_CHECKING:
+    from olmoscope.release.convert import Converted
 
 
 def export(
@@ -28,7 +31,7 @@ def export(
     from olmoscope.train.run import run_folder
 
     if folder is not None:
-        say(f"{convert(out, to, folder, site_of(site))}: written for {to}")
+        _say_converted(convert(out, to, folder, site_of(site)), to)
         return
     if site is not None:
         raise UserError("--site is about one SAE: give --folder as well")
@@ -39,8 +42,13 @@ def export(
             exported = export_run(run)
             say(f"{sae.id}: {exported.folder} {written(exported.written)}")
         else:
-            made = convert(run / "index" if to == "delphi" else run, to, run / "export" / to)
-            say(f"{sae.id}: {made} written for {to}")
+            _say_converted(convert(run / "index" if to == "delphi" else run, to, run / "export" / to), to)
+
+
+def _say_converted(made: "Converted", tool: str) -> None:
+    say(f"{made.folder}: written for {tool}")
+    if made.note:
+        say(f"note: {made.note}")
 
 
 def release(

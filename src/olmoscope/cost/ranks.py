@@ -19,7 +19,7 @@ class StepTraffic:
     errors: int
     """Losses and e of all rows: `(P - 1) (8 + 4 D) ceil(B / P)`."""
     bias: int
-    """What the pulls on b_pre add up from: `4 (P - 1) D`."""
+    """Parts of the gradient of b_pre: `4 (P - 1) D`."""
 
     @property
     def total(self) -> int:
@@ -28,7 +28,7 @@ class StepTraffic:
 
 
 def step_traffic(rows: int, d_model: int, d_sae: int, k: int, shards: int, ranks: Ranks) -> StepTraffic:
-    """Of a TopK SAE.
+    """The traffic of a TopK SAE. (For the threshold of a batch, BatchTopK sends 48 kB more to each other rank.)
 
     Args:
         rows: B.

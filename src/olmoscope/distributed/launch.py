@@ -40,7 +40,7 @@ TEAMS_WAIT = timedelta(days=30)
 SAVING_SECONDS = 600
 """That ranks may take to save and end when the launcher is told to stop."""
 BY_US = "OLMOSCOPE_RANKS"
-"""In the environment of the processes that `start` started: a folder for them all, which goes with them."""
+"""Variable of the processes that `start` started: the path of a folder that they share, removed when all have ended."""
 AFTERWARDS = (signal.SIGTERM, signal.SIGABRT)
 """What ends ranks where another one was lost first: the launcher, and libraries in the middle of an exchange."""
 

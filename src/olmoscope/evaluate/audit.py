@@ -16,7 +16,7 @@ from olmoscope.activations.store.outliers import Outliers
 from olmoscope.evaluate.anywhere import Options, model_of, nearby_text, refuse_unfit, sequences_of, subjects_of
 from olmoscope.evaluate.audit_rows import AuditRows, beside, existing, read_rows
 from olmoscope.evaluate.audit_variants import variants
-from olmoscope.evaluate.audit_warnings import Found, Tried, Warning, warnings_of
+from olmoscope.evaluate.audit_warnings import AuditWarning, Found, Tried, warnings_of
 from olmoscope.evaluate.measured import Measured
 from olmoscope.evaluate.reconstruction import Reconstruction
 from olmoscope.evaluate.subsets import TokenFacts
@@ -84,7 +84,7 @@ class Audit:
     twins: float | None
     fit: float | None
     tried: tuple[Tried, ...]
-    warnings: tuple[Warning, ...]
+    warnings: tuple[AuditWarning, ...]
 
 
 def audit(names: Sequence[str], options: Options) -> list[Audit]:

@@ -53,7 +53,7 @@ class Tried:
 
 
 @dataclass(frozen=True)
-class Warning:
+class AuditWarning:
     """Something that is likely to be wrong.
 
     Attributes:
@@ -81,44 +81,46 @@ class Found:
     stated: Mapping[str, float]
 
 
-def warnings_of(found: Found) -> tuple[Warning, ...]:
+def warnings_of(found: Found) -> tuple[AuditWarning, ...]:
     """All warnings; none if nothing speaks against the SAE."""
     return (*_about_fit(found), *_about_latents(found), *_about_stated(found))
 
 
-def _about_fit(found: Found) -> Iterator[Warning]:
+def _about_fit(found: Found) -> Iterator[AuditWarning]:
     best = next(iter(found.tried), None)
     if best is not None and best.fvu is not None and best.fvu < min(
             1 - BAD, float("inf") if found.fit is None else MUCH_BETTER * found.fit):
         where = "it fits" if best.cause == "site" else "it fits with"
         read = "not finite" if found.fit is None else f"{found.fit:.3f}"
-        yield Warning(best.cause, f"{_SAYS[best.cause]}: {where} {best.what}, with FVU {best.fvu:.3f} in place of "
-                      f"{read}", best.do)
+        yield AuditWarning(best.cause, f"{_SAYS[best.cause]}: {where} {best.what}, with FVU {best.fvu:.3f} in place of "
+                           f"{read}", best.do)
     elif found.explained is None or found.explained < BAD:
         explained = "nothing" if found.explained is None else f"{found.explained:.3f} of the variance"
         if found.twins is not None and found.twins < APART:
-            yield Warning("mismatch", f"it explains {explained} of ordinary rows, and its decoder rows do not point "
-                          f"where its encoder rows do (mean cosine {found.twins:.2f})",
-                          "check that encoder and decoder come from the same SAE and have the same order of latents")
+            yield AuditWarning(
+                "mismatch", f"it explains {explained} of ordinary rows, and its decoder rows do not point where its "
+                f"encoder rows do (mean cosine {found.twins:.2f})",
+                "check that encoder and decoder come from the same SAE and have the same order of latents")
         else:
-            yield Warning("misfit", f"it explains {explained} of ordinary rows, and no other reading fits much better",
-                          "check the language model, the layer and the text")
+            yield AuditWarning(
+                "misfit", f"it explains {explained} of ordinary rows, and no other reading fits much better",
+                "check the language model, the layer and the text")
 
 
-def _about_latents(found: Found) -> Iterator[Warning]:
+def _about_latents(found: Found) -> Iterator[AuditWarning]:
     if found.l0 == 0:
-        yield Warning("silent", "no latent fires on any token", "check thresholds and the scale of the rows")
+        yield AuditWarning("silent", "no latent fires on any token", "check thresholds and the scale of the rows")
     elif found.l0 > min(found.d_in, DENSE * found.d_sae):
-        yield Warning("dense", f"{found.l0:,.0f} of {found.d_sae:,} latents are active in a row of {found.d_in:,} "
-                      "values",
-                      "check the activation rule and its thresholds")
+        yield AuditWarning("dense", f"{found.l0:,.0f} of {found.d_sae:,} latents are active in a row of {found.d_in:,} "
+                           "values",
+                           "check the activation rule and its thresholds")
 
 
-def _about_stated(found: Found) -> Iterator[Warning]:
+def _about_stated(found: Found) -> Iterator[AuditWarning]:
     if (l0 := found.stated.get("L0")) and not l0 / L0_FACTOR <= found.l0 <= L0_FACTOR * l0:
-        yield Warning("stated", f"its owner states an L0 of {l0:g}, and it is {found.l0:.1f} here",
-                      "check the language model, BOS and the text")
+        yield AuditWarning("stated", f"its owner states an L0 of {l0:g}, and it is {found.l0:.1f} here",
+                           "check the language model, BOS and the text")
     explained = found.stated.get("explained variance")
     if explained is not None and found.explained is not None and abs(explained - found.explained) > EV_OFF:
-        yield Warning("stated", f"its owner states an explained variance of {explained:.3f}, and it is "
-                      f"{found.explained:.3f} on ordinary rows here", "check the language model, BOS and the text")
+        yield AuditWarning("stated", f"its owner states an explained variance of {explained:.3f}, and it is "
+                           f"{found.explained:.3f} on ordinary rows here", "check the language model, BOS and the text")

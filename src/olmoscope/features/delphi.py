@@ -9,6 +9,7 @@ under one window, is left out. Activations are float16 there. Source: eai-delphi
 and `latents/loader.py`.
 """
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +21,13 @@ from olmoscope.features.read import FeatureIndex
 from olmoscope.files import atomic_path, write_json
 
 EXAMPLE = 32
-"""Tokens of a window must be a multiple of this: what Delphi cuts windows into by default."""
+"""Tokens of the examples that Delphi cuts windows into by default; a window has a multiple of that."""
+WINDOW = 128
+"""Tokens of a window, unless all sequences are shorter."""
 SPLIT_FIRINGS = 2**24
 """About so many firings go into a file."""
 LEAST = 1e-5
 """Delphi takes no smaller activation for one."""
-
 LARGEST = float(np.finfo(np.float16).max)
 """What is larger becomes this: latents of attention sinks may be."""
 
@@ -47,20 +49,21 @@ class Cache:
     left_out: int
 
 
-def write_delphi(index: FeatureIndex, root: Path, length: int = 128) -> Cache:
+def write_delphi(index: FeatureIndex, root: Path) -> Cache:
     """Write an index as a cache of Delphi's. One part of the features is held at a time.
 
     Args:
         root: Delphi's folder of a run; the cache goes into `latents/` in it.
-        length: tokens of a window.
 
     Raises:
-        UserError: a length that is no multiple of 32, or no sequence is so long.
+        UserError: all sequences are shorter than one of Delphi's examples.
     """
-    if length < EXAMPLE or length % EXAMPLE:
-        raise UserError(f"windows of {length} tokens: Delphi cuts them into examples of {EXAMPLE}, so it must be a "
-                        "multiple of that")
-    tokens_WL, window_T = _windows(index, length)
+    longest = int(np.diff(index.corpus.sequences_S1).max())
+    if longest < EXAMPLE:
+        raise UserError(f"the longest sequence of {index.path} has {longest} tokens, and Delphi's examples have "
+                        f"{EXAMPLE}: index a longer text")
+    length = min(WINDOW, longest // EXAMPLE * EXAMPLE)
+    tokens_WL, where_T = _windows(index, length)
     folder = root / "latents" / str(index.info.sae.site)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").unlink(missing_ok=True)  # written last: it says that all files are there
@@ -70,7 +73,7 @@ def write_delphi(index: FeatureIndex, root: Path, length: int = 128) -> Cache:
     borders = np.linspace(0, features, splits + 1).astype(np.int64)
     written = 0
     for start, end in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
-        locations_N3, activations_N = _firings(index, range(start, end), window_T, length)
+        locations_N3, activations_N = _firings(index, range(start, end), where_T, length)
         written += len(activations_N)
         with atomic_path(folder / f"{start}_{end - 1}.safetensors") as temporary:
             save_file({"locations": locations_N3, "activations": activations_N, "tokens": tokens_WL}, temporary)
@@ -85,10 +88,8 @@ def _windows(index: FeatureIndex, length: int) -> tuple[np.ndarray, np.ndarray]:
     """The windows' tokens `[W, L]`, int64, and where each place is among them: window · L + position, or -1 if it is in
     an end that is left out."""
     corpus = index.corpus
-    starts_W = np.concatenate([np.arange(first, last - length + 1, length) for first, last in
-                               zip(corpus.sequences_S1[:-1], corpus.sequences_S1[1:], strict=True)])
-    if not len(starts_W):
-        raise UserError(f"{index.path} has no sequence of {length} tokens: choose shorter windows")
+    starts_W = np.concatenate([np.arange(first, last - length + 1, length)
+                               for first, last in itertools.pairwise(corpus.sequences_S1.tolist())])
     places_WL = starts_W[:, None] + np.arange(length)
     where_T = np.full(index.info.tokens, -1, np.int64)
     where_T[places_WL] = np.arange(places_WL.size).reshape(places_WL.shape)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from olmoscope.errors import UserError
-from olmoscope.files import read_json
+from olmoscope.files import read_json, sha256
 from olmoscope.hub_errors import hub_exceptions, hub_reason
 from olmoscope.model_errors import first_line
 from olmoscope.release.layout import check_root
@@ -54,16 +54,17 @@ def compare(folder: Path, manifest: ManifestRead, repo: str, revision: str | Non
     """A release's files beside those of a repository.
 
     Args:
+        folder: a release whose files are as its manifest says: the checksums of large ones are taken from there.
         repo: `OWNER/NAME`.
         revision: a branch, tag or commit; None: the main branch.
 
     Raises:
-        UserError: the release is damaged, the hub refuses or does not answer, or it has no such revision.
+        UserError: the hub refuses or does not answer, or it has no such revision.
     """
-    refuse_damaged(folder, manifest)
     commit, there = _tree(repo, revision)
     names = [*manifest.files, MANIFEST]
-    files = [HubFile(name, (folder / name).stat().st_size, _state(folder / name, there.get(name))) for name in names]
+    files = [HubFile(name, (folder / name).stat().st_size, _state(folder, name, manifest, there.get(name)))
+             for name in names]
     return Comparison(repo, commit, files, sorted(set(there) - set(names) - {".gitattributes"}))
 
 
@@ -80,7 +81,11 @@ def repo_and_revision(address: str) -> tuple[str, str | None]:
 
 
 def refuse_damaged(folder: Path, manifest: ManifestRead) -> None:
-    """Only a release whose every checksum is right is compared or uploaded."""
+    """Only a release whose every checksum is right is uploaded.
+
+    Raises:
+        UserError: it names what is wrong.
+    """
     for check, passed, figure in check_root(folder, manifest):
         if not passed:
             raise UserError(f"{folder} is not as its manifest says: {check}: {figure}; make it again with "
@@ -120,13 +125,11 @@ def _tree(repo: str, revision: str | None) -> tuple[str | None, dict[str, Any]]:
         raise refused(error, repo, "look at hub repository", revision) from error
 
 
-def _state(path: Path, there: Any | None) -> State:
+def _state(folder: Path, name: str, manifest: ManifestRead, there: Any | None) -> State:
     if there is None:
         return "new"
-    if there.size != path.stat().st_size:
-        return "changed"
     if there.lfs is not None:
-        with path.open("rb") as file:
-            return "same" if there.lfs.sha256 == hashlib.file_digest(file, "sha256").hexdigest() else "changed"
-    content = path.read_bytes()
+        own = manifest.files[name].sha256 if name in manifest.files else sha256(folder / name)
+        return "same" if there.lfs.sha256 == own else "changed"
+    content = (folder / name).read_bytes()
     return "same" if there.blob_id == hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest() else "changed"

@@ -13,7 +13,7 @@ from olmoscope.errors import UserError
 from olmoscope.files import sha256
 from olmoscope.hub_errors import hub_exceptions
 from olmoscope.release.manifest import MANIFEST, read_manifest
-from olmoscope.release.on_hub import Comparison, compare, refused
+from olmoscope.release.on_hub import Comparison, compare, refuse_damaged, refused
 
 
 @dataclass(frozen=True)
@@ -54,11 +54,10 @@ def push(folder: Path, repo: str, *, tag: str | None = None, private: bool = Fal
         UserError: the release is damaged; the tag is another release's; the hub refuses, does not answer, or has other
             files afterwards than were sent.
     """
-    from huggingface_hub import HfApi, errors
+    from huggingface_hub import HfApi
 
-    failures: tuple[type[Exception], ...] = (*hub_exceptions(), RuntimeError)
-    # RuntimeError is what huggingface_hub raises around the reason why a file did not get there.
     manifest, api = read_manifest(folder), HfApi()
+    refuse_damaged(folder, manifest)
     tag = tag or default_tag(folder)
     before = compare(folder, manifest, repo)
     try:
@@ -69,10 +68,7 @@ def push(folder: Path, repo: str, *, tag: str | None = None, private: bool = Fal
             raise UserError(f"{repo} has a tag {tag!r} of another release: give this one another name with --tag")
         commit = before.commit
         if before.missing:
-            commit = api.upload_folder(
-                repo_id=repo, folder_path=folder, commit_message=f"{manifest.name}: {len(manifest.saes)} SAEs",
-                allow_patterns=[glob.escape(file.name) for file in before.files],
-                delete_patterns=[glob.escape(name) for name in _earlier_only(before)] or None).oid
+            commit = _upload(folder, before, f"{manifest.name}: {len(manifest.saes)} SAEs")
         after = compare(folder, manifest, repo, commit)
         if after.missing:
             names = ", ".join(file.name for file in after.missing[:3])
@@ -80,15 +76,22 @@ def push(folder: Path, repo: str, *, tag: str | None = None, private: bool = Fal
                             "same command again")
         if not is_tagged:
             api.create_tag(repo, tag=tag, revision=commit)
-    except errors.HfHubHTTPError as error:
-        if error.response.status_code in (401, 403):
-            raise UserError(f"cannot upload to hub repository {repo}: the hub refuses (status "
-                            f"{error.response.status_code}): log in with `hf auth login` with a token that may write "
-                            f"to {repo.partition('/')[0]}") from error
-        raise refused(error, repo, "upload to hub repository") from error
-    except failures as error:
+    except hub_exceptions() as error:
         raise refused(error, repo, "upload to hub repository") from error
     return Pushed(repo, str(commit), tag, len(before.missing), len(before.files))
+
+
+def _upload(folder: Path, before: Comparison, message: str) -> str:
+    """Send what the repository lacks; gives the commit."""
+    from huggingface_hub import HfApi
+
+    try:
+        return str(HfApi().upload_folder(
+            repo_id=before.repo, folder_path=folder, commit_message=message,
+            allow_patterns=[glob.escape(file.name) for file in before.files],
+            delete_patterns=[glob.escape(name) for name in _earlier_only(before)] or None).oid)
+    except RuntimeError as error:  # huggingface_hub's, around the reason why a file did not get there
+        raise refused(error, before.repo, "upload to hub repository") from error
 
 
 def _earlier_only(before: Comparison) -> list[str]:

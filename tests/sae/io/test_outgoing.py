@@ -30,7 +30,7 @@ def test_what_is_written_is_read_as_the_same_sae(case, tmp_path):
 
 def test_another_format_again(tmp_path):
     first = WRITERS["sparsify"](opened(coder("topk", "same", "layers.3")), tmp_path / "one")
-    second = convert(first, "dictionary-learning", tmp_path / "two")
+    second = convert(first, "dictionary-learning", tmp_path / "two").folder
     x_BD = rows(torch.zeros(16))
     assert torch.equal(open_sae(first).sae.reconstruct(x_BD)[0], open_sae(second).sae.reconstruct(x_BD)[0])
     for target, told in (("nothing", "--to nothing: no such format; there are saelens, sparsify, dictionary-"),

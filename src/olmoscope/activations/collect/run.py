@@ -42,6 +42,7 @@ from olmoscope.activations.store.format import (
 )
 from olmoscope.activations.store.gather import Buffer, SegmentRows
 from olmoscope.activations.store.growth import copy_tokens
+from olmoscope.activations.store.inspect import finished_segments
 from olmoscope.activations.store.shares import Worker, claim_segment, manifest_locked, share_locked, tokens_locked
 from olmoscope.activations.store.statistics import read_statistics, segment_sums, write_statistics
 from olmoscope.activations.store.writer import Writer
@@ -185,9 +186,9 @@ def _make_segments(recipe: StoreRecipe, split: Split, store: Path, model: Loaded
                 contextlib.ExitStack() as claims, Writer([rows.buffer() for _ in range(BUFFERS)]) as writer:
             elsewhere = set(share)
             for segment in share:
-                for other in [other for other in elsewhere if has_segment(store, other)]:
-                    elsewhere.remove(other)
-                    advance(index["rows"][other])
+                made_elsewhere = elsewhere & finished_segments(store)
+                elsewhere -= made_elsewhere
+                advance(sum(index["rows"][other] for other in made_elsewhere))
                 claim = claim_segment(store, segment)
                 if claim is None:
                     continue

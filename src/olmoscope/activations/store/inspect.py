@@ -89,5 +89,10 @@ def segment_numbers(folder: Path, pattern: str = segment_name(0).replace("000000
             yield int(match[1])
 
 
+def finished_segments(store: Path) -> set[int]:
+    """The segments whose activations are all written, by one look at a folder: as `has_segment` says of each."""
+    return set(segment_numbers(store / "checksums", r"segment-(\d{6,})\.json"))
+
+
 def _looks_like_a_store(path: Path) -> bool:
     return (path / "tokens").is_dir() or ((path / "manifest.json").is_file() and (path / "checksums").is_dir())

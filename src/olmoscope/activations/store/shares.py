@@ -1,8 +1,8 @@
 """Who makes which segments: workers that share nothing but the store's folder.
 
-Worker I of N makes the segments s with s % N == I; a single worker makes all. One that a launcher started goes on with
-segments of others that nobody has begun, from the last one down. Nothing that is written depends on who
-makes it. Locks only keep two processes from doing the same work; each is an flock, which the kernel frees
+Worker I of N makes the segments s with s % N == I; a single worker makes all. A worker that a launcher started then
+helps the others: it makes segments of theirs that nobody has begun, from the last one down. What is written does not
+depend on who makes it. Locks only keep two processes from doing the same work; each is an flock, which the kernel frees
 when its process ends, however it ends:
 
     .lock-tokens            packs the tokens: the first to come does it, the others wait
@@ -35,7 +35,7 @@ class Worker(Place):
 
     @property
     def helps(self) -> bool:
-        """Whether it goes on with others' segments; a share that the user names is all that is made."""
+        """Whether it makes segments of other workers, too. One that `--worker` names makes its share only."""
         return bool(self.launcher)
 
     def owns(self, segment: int) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from olmoscope.activations.store.consistency import disagreements
 from olmoscope.activations.store.format import VERSION, Manifest, has_segment, read_manifest, segment_checksum
-from olmoscope.activations.store.inspect import find_stores, segment_numbers
+from olmoscope.activations.store.inspect import find_stores, finished_segments, segment_numbers
 from olmoscope.activations.store.single_file import (
     blocks_fit,
     folders_of,
@@ -152,7 +152,7 @@ class _Verification:
         path = self.store / "manifest.json"
         lost = "and with it the model's revision: see that the recipe's model.revision is the one that was used"
         if not path.exists():
-            if any(segment_numbers(self.store / "checksums", r"segment-(\d{6,})\.json")):
+            if finished_segments(self.store):
                 self._add(path, f"missing, {lost}")
             return None
         try:

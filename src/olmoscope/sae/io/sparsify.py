@@ -96,7 +96,7 @@ def write(opened_sae: Opened, path: Path) -> Path:
     """
     sae = opened_sae.sae
     refuse_inexpressible(sae, path, "sparsify", "the k largest latents (topk) and those of groups (groupmax)",
-                         isinstance(sae, TopK))
+                         isinstance(sae, TopK) and len(sae.reads) == 1)
     assert isinstance(sae, TopK)
     if sae.d_in != sae.d_out:
         raise UserError(f"{path} was not written: sparsify writes the width that it reads; this transcoder reads "
