@@ -19,13 +19,13 @@ import argparse
 import json
 import multiprocessing
 import os
-import statistics
 import sys
 import tempfile
 import time
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import mean, median
 from typing import Any
 
 import olmoscope  # noqa: F401  (sets the threads, so it comes before torch)
@@ -132,10 +132,6 @@ def loopback_bytes() -> int:
     return int(line.split(":")[1].split()[8])
 
 
-def median(values: list[float]) -> float:
-    return statistics.median(values)
-
-
 def control(pool: Pool, count: int, size: Size, rounds: int) -> dict[str, float]:
     """How many times as long a product of `1 / count` of the latents takes where all ranks make one at once, as where
     one rank does; by the wall clock and in processor time."""
@@ -168,7 +164,7 @@ def measure(pool: Pool, wanted: list[Case], size: Size, rounds: int) -> dict[Cas
 def summary(case: Case, ranks: list[list[Measured]], looped: float, size: Size) -> dict[str, Any]:
     """The figures of one case, for each step: milliseconds and bytes."""
     names = sorted({name for steps in ranks for one in steps for name in one.parts})
-    parts = {name: statistics.mean(median([one.parts.get(name, 0.0) for one in steps]) for steps in ranks) * 1e3
+    parts = {name: mean(median([one.parts.get(name, 0.0) for one in steps]) for steps in ranks) * 1e3
              for name in names}
     processor = [median([one.processor for one in steps]) * 1e3 for steps in ranks]
     formula = [step_traffic(size.batch, size.d_model, case.d_sae, size.k, case.shards, Ranks(index, case.ranks)).total

@@ -41,7 +41,7 @@ def start(request: dict) -> int:
         os.close(output)
         os.close(errors)
         return pid
-    status = 70
+    status = 1
     try:
         # Nothing to read: the server's requests are not for this process.
         for number, file in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, errors)):
@@ -64,7 +64,6 @@ def start(request: dict) -> int:
         status = _status(end.code)
     except BaseException:  # noqa: BLE001 (the child must never go on as a second server)
         traceback.print_exc()
-        status = 1
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

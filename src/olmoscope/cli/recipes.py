@@ -23,7 +23,7 @@ def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = N
          measure: Annotated[bool, typer.Option(
              "--measure", help="Time a few batches and training steps here, and say how many hours it takes.")] = False,
          ranks: Annotated[int, typer.Option("--ranks", metavar="N", min=1, help=(
-             "Of training in N processes: how they share the SAEs, the memory of each, the bytes that it sends."))] = 1,
+             "Say how N processes would share the training, what memory each needs, and how much it sends."))] = 1,
          ) -> None:
     """Check a recipe and say what it will cost, before anything starts; exits with 1 if the disk cannot hold it."""
     from olmoscope.cli import tables

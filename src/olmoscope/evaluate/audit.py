@@ -1,8 +1,8 @@
 """`olmoscope audit SAE...`: whether SAEs do what their files say, and if not, what is likely to be wrong.
 
 Each SAE is measured as it is read, and then tried at the sites beside its own and with other conventions
-(audit_variants.py). Where another reading fits much better, that is what is wrong. The model runs once for all SAEs of
-it, and no deeper than two layers over the last of their sites.
+(audit_variants.py). Where another reading fits much better, that is what is wrong. The model runs once for all of its
+SAEs, and no further than two layers past their last site.
 """
 
 from collections.abc import Mapping, Sequence
