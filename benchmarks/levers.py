@@ -4,9 +4,10 @@
 
 OUT is an output folder with its stores, RUN a finished run in it: an SAE of one site. It is trained again on the same
 rows, from the same start, by the package's own step, losses and kernels, with one lever on top: what wins would cost
-the same in the product. Results are OUT/levers/RUN/NAME.json, made once; the table has the run itself first. The SAE
-itself is OUT/levers/RUN/NAME, in SAELens' format: `olmoscope evaluate FOLDER --absorption --probing` measures the rest.
-Settings of the product are varied by a study (recipes/quality.yaml, form `settings`). Shapes as in olmoscope.train.step.
+the same in the product. Results are OUT/levers/RUN/NAME.json, made once; the table has the run itself first. The
+SAE is OUT/levers/RUN/NAME in SAELens' format: `olmoscope evaluate FOLDER --absorption --probing` measures the rest.
+Settings of the product are varied by studies (recipes/quality.yaml, form `settings`; recipes/smollm2-sites.yaml, form
+`variants`). Shapes as in olmoscope.train.step.
 """
 
 import argparse
