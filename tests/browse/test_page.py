@@ -7,7 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from browse_server import ask
-from browser import Browser, overflow
+from browser import Browser, overflow, violations
 
 SAE = "layer_01-width_512-topk_8_raw"
 HOSTILE = ["<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>",
@@ -165,8 +165,16 @@ def test_hostile_text_is_shown_as_text(page: Page, port: int) -> None:
 
 
 @pytest.mark.parametrize(("width", "dark"), [(400, True), (1280, False)])
-def test_it_fits_narrow_and_wide_windows(browser: Browser, port: int, width: int, dark: bool) -> None:
+def test_it_fits_narrow_and_wide_windows_and_breaks_no_rule_of_accessibility(browser: Browser, port: int, width: int,
+                                                                            dark: bool) -> None:
     page = browser.page(width=width, dark=dark)
-    for address in ("features", "feature/11", "about", "prompt?text=word1", "steer?edits=11:add:4"):
+    found = {}
+    for address in ("features", "features?search=nothing+is+called+so", "feature/11", "about", "prompt?text=word1",
+                    "steer?edits=11:add:4"):
         open_page(page, port, f"#/{SAE}/{address}")
         assert overflow(page) == 0, address
+        found[address] = violations(page)
+    page.keyboard.press("?")
+    expect(page.get_by_test_id("help")).to_be_visible()
+    found["help"] = violations(page)
+    assert not any(found.values()), "\n".join(f"{address}: {said}" for address, said in found.items() if said)
