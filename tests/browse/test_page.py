@@ -1,5 +1,6 @@
 """The page in a real browser: list, search, feature, keys, labels; hostile text; small and dark windows."""
 
+import math
 import re
 from urllib.parse import quote
 
@@ -31,7 +32,10 @@ def test_list_sort_filter_search_and_pages(page: Page, port: int) -> None:
     open_page(page, port)
     lines = page.get_by_test_id("line")
     expect(lines).to_have_count(50)
-    expect(page.get_by_test_id("found")).to_have_text("512 features")
+    expect(page.get_by_test_id("found")).to_have_text("512 features, most telling first")
+    _, dense, _ = ask(port, "GET", f"/api/{SAE}/features?sort=density&limit=500&dead=false")
+    telling = {line["feature"]: -line["max"] * math.log(line["density"]) for line in dense["lines"]}
+    assert int(lines.first.get_attribute("data-feature")) == max(telling, key=telling.get)
     page.get_by_test_id("sort-feature").click()
     expect(lines.first).to_have_attribute("data-feature", "0")
     page.get_by_test_id("next-page").click()
