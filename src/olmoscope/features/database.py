@@ -1,6 +1,7 @@
 """An SQLite file beside an index: any number of threads and processes may use it.
 
-Readers never wait for a writer, nor it for them (SQLite's write-ahead log); writers wait for each other. A table `about` says
+Readers never wait for a writer, nor it for them (SQLite's write-ahead log); writers wait for each other. A table
+`about` says
 what the file is: its format, its version, and the width of its SAE.
 """
 

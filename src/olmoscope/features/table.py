@@ -17,7 +17,8 @@ Sort = Literal["telling", "feature", "rows", "density", "max", "mean", "token", 
 """`telling`: the largest activation times −log density, so strong features that are rare come first and dead
 ones last. `token`: the first preferred token."""
 
-_ORDER = {"telling": "CASE WHEN rows > 0 THEN -max * ln(density) ELSE -1 END", "token": "tokens[1]", "promoted": "promoted[1]"}
+_ORDER = {"telling": "CASE WHEN rows > 0 THEN -max * ln(density) ELSE -1 END", "token": "tokens[1]",
+          "promoted": "promoted[1]"}
 
 
 @dataclass(frozen=True)

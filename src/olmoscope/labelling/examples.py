@@ -1,11 +1,11 @@
 """What a feature is explained by and scored on: pieces of text on which it fires, and three kinds on which it does not.
 
 Explanations see documents of the parts `learn` and `choose`, scores come from documents of the part `score`
-(text_blocks.py). Positives are drawn alike from all blocks with a firing, so a score is about all that the feature fires on
-and not only about its strongest examples. Negatives are
+(text_blocks.py). Positives are drawn alike from all blocks with a firing, so a score is about all that the feature
+fires on and not only about its strongest examples. Negatives are
   random       any block in which it is silent,
   same token   blocks with a token on which it fires most often, in which it is silent,
-  near miss    blocks in which a feature like it fires (a companion, or one with a near decoder direction), and it is silent.
+  near miss    blocks in which a companion fires, or a feature with a near decoder direction, and it is silent.
 """
 
 from collections.abc import Sequence

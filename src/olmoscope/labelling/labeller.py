@@ -25,7 +25,8 @@ class NotLabelled:
     """Why a feature has no label from a labeller.
 
     Attributes:
-        lasting: whether asking again would give the same; a failure that may pass is not kept, and a later run tries again.
+        lasting: whether asking again would give the same; a failure that may pass is not kept, and a later run tries
+        again.
     """
 
     reason: str

@@ -1,9 +1,9 @@
 """A feature's rule, learned from the tokens on which it fires.
 
-Of each shape (a token, a set of tokens, a word in any form, a beginning, an ending, a kind of token, each of these for the
-token before and after; a pair of neighbours; positions; a source; the promoted tokens) the candidate with the largest F1 over
-the tokens of the part `learn` stands for the shape; the shape with the largest F1 over those of the part `choose` wins. A
-shape that comes later, being less simple, must be better by `MARGIN`.
+Of each shape (a token, a set of tokens, a word in any form, a beginning, an ending, a kind of token, each of these for
+the token before and after; a pair of neighbours; positions; a source; the promoted tokens) the candidate with the
+largest F1 over the tokens of the part `learn` stands for the shape; the shape with the largest F1 over those of the
+part `choose` wins. A shape that comes later, being less simple, must be better by `MARGIN`.
 
 Shapes: V vocabulary, M firings of the feature in a part.
 """

@@ -1,7 +1,7 @@
 """What programs say about features: labels with their scores, in one SQLite file beside those that people wrote.
 
-They are proposals: a label that somebody wrote counts before any of them, and is in another file (features/labels.py). Any
-number of labellers may propose labels for a feature; the newest one of each labeller and split counts.
+They are proposals: a label that somebody wrote counts before any of them, and is in another file (features/labels.py).
+Any number of labellers may propose labels for a feature; the newest one of each labeller and split counts.
 """
 
 import json
@@ -71,7 +71,8 @@ class Proposals(Database):
 
     def add(self, feature: int, labelled: Labelled, labeller: str, split: str) -> None:
         """Add a proposal; when this returns, it is on the disk."""
-        self._add([(feature, labelled.label, labeller, split, _json(labelled.rule), _scores(labelled.scores), _now(), None)])
+        self._add([(feature, labelled.label, labeller, split, _json(labelled.rule), _scores(labelled.scores), _now(),
+                    None)])
 
     def add_reason(self, feature: int, reason: str, labeller: str, split: str) -> None:
         """Note why a labeller has no label for a feature."""
@@ -97,7 +98,8 @@ class Proposals(Database):
 
     def by(self, labeller: str, split: str) -> list[Proposal]:
         """What a labeller proposes, by feature."""
-        return sorted(_newest(self._read("WHERE labeller = ? AND split = ?", labeller, split)), key=lambda one: one.feature)
+        return sorted(_newest(self._read("WHERE labeller = ? AND split = ?", labeller, split)),
+                      key=lambda one: one.feature)
 
     def best(self) -> dict[int, Proposal]:
         """The best proposal of each feature that has one that nobody rejected."""
@@ -169,17 +171,19 @@ class Proposals(Database):
 
     def _read(self, where: str, *values: object) -> list[Proposal]:
         rows = self.connection().execute(f"SELECT {_COLUMNS} FROM proposals {where}", values)
-        return [Proposal(*row[:5], None if row[5] is None else json.loads(row[5]), _SCORES.validate_json(row[6]), *row[7:])
-                for row in rows]
+        return [Proposal(*row[:5], None if row[5] is None else json.loads(row[5]), _SCORES.validate_json(row[6]),
+                         *row[7:]) for row in rows]
 
 
 def _newest(proposals: Iterable[Proposal]) -> list[Proposal]:
     """Of each feature, labeller and split the newest."""
-    return list({(one.feature, one.labeller, one.split): one for one in sorted(proposals, key=lambda one: one.id)}.values())
+    by_id = sorted(proposals, key=lambda one: one.id)
+    return list({(one.feature, one.labeller, one.split): one for one in by_id}.values())
 
 
 def _ordered(proposals: Iterable[Proposal]) -> list[Proposal]:
-    return sorted(_newest(proposals), key=lambda one: (one.verdict == "rejected", one.verdict != "accepted", -one.worth))
+    return sorted(_newest(proposals),
+                  key=lambda one: (one.verdict == "rejected", one.verdict != "accepted", -one.worth))
 
 
 def _parse(line: str, number: int, d_sae: int) -> Proposal:

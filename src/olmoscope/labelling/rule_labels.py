@@ -46,7 +46,8 @@ def score_rule(blocks: TextBlocks, rule: Rule, examples: FeatureExamples) -> Sco
 
 
 def marks(sample: Sample, seed: int) -> list[tuple[bool, list[int]]]:
-    """True marks of a block, the places on which the feature fires, and false ones, as many others; nothing of a block in which
+    """True marks of a block, the places on which the feature fires, and false ones, as many others; nothing of a block
+    in which
     it is silent, or that has not enough others."""
     fires = [place for place, value in zip(sample.places, sample.values, strict=True) if value > 0]
     silent = [place for place, value in zip(sample.places, sample.values, strict=True) if value == 0]
@@ -62,4 +63,5 @@ def _output(rule: Rule, examples: FeatureExamples) -> Figure | None:
     if rule.on != "next" or not feature.promoted or not feature.suppressed:
         return None
     named = set(rule.ids)
-    return auroc([one.token.id in named for one in feature.promoted], [one.token.id in named for one in feature.suppressed])
+    return auroc([one.token.id in named for one in feature.promoted],
+                 [one.token.id in named for one in feature.suppressed])

@@ -1,7 +1,7 @@
 """Rules that say on which tokens a feature fires: what they look at, and how they are put into words.
 
-A rule gives each token a value: 0 where it does not match, and from 0.5 to 1 where it does, by how often the feature fired
-on such a token in the text that the rule was learned from. A rule is its own judge.
+A rule gives each token a value: 0 where it does not match, and from 0.5 to 1 where it does, by how often the feature
+fired on such a token in the text that the rule was learned from. A rule is its own judge.
 """
 
 import re
@@ -19,7 +19,8 @@ PATTERNS: dict[str, str] = {
     "words with a capital": r"\s*[A-Z][a-z]+", "words in capitals": r"\s*[A-Z]{2,}", "lower-case words": r" [a-z]+",
     "word pieces": r"[a-z]+", "opening brackets": r"\s*[(\[{<]+", "closing brackets": r"\s*[)\]}>]+",
     "quotation marks": r"\s*[\"'`“”‘’]+", "full stops and other ends of sentences": r"\s*[.!?]+", "commas": r"\s*,",
-    "colons and semicolons": r"\s*[:;]", "dashes": r"\s*[-–—]+", "underscores": r"\s*_+", "operators": r"\s*[=+*/%&|^~-]+",
+    "colons and semicolons": r"\s*[:;]",
+    "dashes": r"\s*[-–—]+", "underscores": r"\s*_+", "operators": r"\s*[=+*/%&|^~-]+",
     "text that is not ASCII": r"\s*[^\x00-\x7f]+"}
 """Kinds of tokens with a name; each must match a whole token."""
 SHOWN = 5
@@ -31,8 +32,8 @@ class Rule:
     """On which tokens a feature fires.
 
     Attributes:
-        shape: what decides: a set of tokens (`token`, `tokens`, `word`, `beginning`, `ending`, `pattern`, `promoted`), a `pair`
-            of neighbours, the `position` in the sequence or the `source` of the text.
+        shape: what decides: a set of tokens (`token`, `tokens`, `word`, `beginning`, `ending`, `pattern`, `promoted`),
+            a `pair` of neighbours, the `position` in the sequence or the `source` of the text.
         on: which token is in the set: the one on which the feature fires, the one before it, or the one after it.
         ids: the tokens, ascending; of a pair the one before and the one that fires.
         rates: how often the feature fired on each of them, 0 to 1.

@@ -1,9 +1,9 @@
-"""Features labelled one after the other, each kept as soon as it is done: a run that was killed goes on where it was."""
+"""Features labelled one after the other, each kept as soon as it is done: a run that was killed goes on where it
+was."""
 
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-
 
 from olmoscope.errors import UserError
 from olmoscope.features.read import FeatureIndex
@@ -32,7 +32,8 @@ class Run:
 
 
 def most_important(index: FeatureIndex, most: int | None = None) -> list[int]:
-    """Features by importance, so that a small run labels what people look at: the largest activation times −log density, as in
+    """Features by importance, so that a small run labels what people look at: the largest activation times −log
+    density, as in
     the list of features (`Sort`: `telling`). Dead ones are left out."""
     dead = int(index.info.dead)
     order = index.order("telling")

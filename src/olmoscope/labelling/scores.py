@@ -53,8 +53,8 @@ class Scores:
 def auroc(positive_P: Sequence[float], negative_N: Sequence[float]) -> Figure | None:
     """The probability that a positive has a larger value than a negative, ties counting half; None without both.
 
-    The interval is Newcombe's fifth (Statistics in Medicine 25 (2006), 559-573): it stays inside 0 and 1, and is not empty
-    where the two are told apart perfectly.
+    The interval is Newcombe's fifth (Statistics in Medicine 25 (2006), 559-573): it stays inside 0 and 1, and is not
+    empty where the two are told apart perfectly.
     """
     if not len(positive_P) or not len(negative_N):
         return None
@@ -97,7 +97,8 @@ def share(right: float, of: int) -> Figure | None:
 
 
 def balanced_accuracy(positive_P: Sequence[float], negative_N: Sequence[float]) -> Figure | None:
-    """The mean of two shares: positives at `THRESHOLD` or over, and negatives under it; None without both. The interval joins
+    """The mean of two shares: positives at `THRESHOLD` or over, and negatives under it; None without both. The interval
+    joins
     those of the two by squares (Newcombe's MOVER)."""
     found = share(sum(value >= THRESHOLD for value in positive_P), len(positive_P))
     spared = share(sum(value < THRESHOLD for value in negative_N), len(negative_N))
@@ -109,7 +110,8 @@ def balanced_accuracy(positive_P: Sequence[float], negative_N: Sequence[float]) 
 
 
 def intruders(positive_P: Sequence[float], negative_N: Sequence[float], group: int = 4) -> Figure | None:
-    """Of groups of `group` positives and one negative, the share in which the negative has the smallest value; a tie counts as
+    """Of groups of `group` positives and one negative, the share in which the negative has the smallest value; a tie
+    counts as
     its chance. None where there are not enough for one group."""
     right, groups = 0.0, min(len(positive_P) // group, len(negative_N))
     for number in range(groups):

@@ -1,8 +1,8 @@
 """The text of an index cut into blocks, and each document put into one part: to learn from, to choose by, to score on.
 
-A block is up to `LONGEST` neighbouring tokens of one document in one sequence. A document's part follows from a hash of its
-number, so what explains a feature and what scores the explanation never come from the same document, whichever features
-are labelled and in whatever order.
+A block is up to `LONGEST` neighbouring tokens of one document in one sequence. A document's part follows from a hash of
+its number, so what explains a feature and what scores the explanation never come from the same document, whichever
+features are labelled and in whatever order.
 
 Shapes: T tokens of the corpus (a token's number is its place), B blocks, V vocabulary, N documents.
 """
