@@ -109,31 +109,33 @@ def examples_of(blocks: TextBlocks, number: int) -> FeatureExamples | TooFew:
     np.maximum.at(strength, firing_blocks[firing_blocks >= 0], values[firing_blocks >= 0])
     strongest = explaining[np.argsort(-strength[explaining], kind="stable")][:STRONGEST]
     others = _drawn(random, np.setdiff1d(explaining, strongest), DRAWN)
-    score = [("fires", block) for block in _drawn(random, scoring, POSITIVES).tolist()]
+    score: list[tuple[Kind, int]] = [("fires", block) for block in _drawn(random, scoring, POSITIVES).tolist()]
     taken = fires
-    for kind, candidates in _silent(blocks, feature, places, random).items():
+    for kind, candidates in silent_blocks(blocks, feature, places).items():
         chosen = _drawn(random, np.setdiff1d(candidates, taken), PER_NEGATIVE)
         taken = np.union1d(taken, chosen)
         score += [(kind, block) for block in chosen.tolist()]
     return FeatureExamples(
         feature, tuple(sample("fires", block) for block in (*strongest.tolist(), *others.tolist())),
         tuple(sample(kind, block) for kind, block in score),
-        tuple(one.token.text for one in feature.promoted or ()))
+        tuple(one.token.text for one in feature.promoted) if feature.promoted else ())
 
 
-def _silent(blocks: TextBlocks, feature: Feature, places: np.ndarray, random: np.random.Generator
-            ) -> dict[Kind, np.ndarray]:
-    """Blocks of the part `score` from which negatives of each kind are drawn; those with a firing are among them. The
-    hardest to find come first, so that they are not used up by other kinds."""
+def silent_blocks(blocks: TextBlocks, feature: Feature, places: np.ndarray) -> dict[Kind, np.ndarray]:
+    """Blocks of the part `score` from which negatives of each kind are drawn, but for those in which the feature fires,
+    which are among them. The kinds of which there are fewest come first, so that others do not use them up.
+
+    Args:
+        places: where the feature fires.
+    """
     part: Part = "score"
     like_it = [one.feature for one in (*feature.companions, *feature.neighbours)][:LIKE_IT]
     near = [blocks.index.firing_values(one)[0] for one in dict.fromkeys(like_it)]
     counts = np.bincount(blocks.ids_T[places])
     tokens = np.argsort(-counts, kind="stable")[:TOP_TOKENS]
     same = [blocks.places_of(int(token)) for token in tokens if counts[token]]
-    every = blocks.of_part(part)
     return {"near miss": _blocks_of_part(blocks, near, part), "same token": _blocks_of_part(blocks, same, part),
-            "random": _drawn(random, every, 20 * PER_NEGATIVE)}
+            "random": blocks.of_part(part)}
 
 
 def _blocks_of_part(blocks: TextBlocks, places: Sequence[np.ndarray], part: Part) -> np.ndarray:

@@ -44,9 +44,9 @@ class _Tally:
     def __init__(self, blocks: TextBlocks, part: Part) -> None:
         self.mask_T = blocks.part_T == list(SHARES).index(part)
         vocabulary = int(blocks.ids_T.max()) + 1
-        self.count_V: dict[On, np.ndarray] = {
-            on: np.bincount(tokens[self.mask_T & (tokens >= 0)], minlength=vocabulary)
-            for on, tokens in (("this", blocks.ids_T), ("previous", blocks.previous_T), ("next", blocks.next_T))}
+        tokens_T: dict[On, np.ndarray] = {"this": blocks.ids_T, "previous": blocks.previous_T, "next": blocks.next_T}
+        self.count_V = {on: np.bincount(tokens[self.mask_T & (tokens >= 0)], minlength=vocabulary)
+                        for on, tokens in tokens_T.items()}
         self.sources = np.bincount(blocks.sources_T[self.mask_T], minlength=len(blocks.sources))
         self.positions = np.bincount(blocks.positions_T[self.mask_T])
 
@@ -60,8 +60,8 @@ class _Fired:
         self.tokens_M: dict[On, np.ndarray] = {"this": blocks.ids_T[self.places_M],
                                                "previous": blocks.previous_T[self.places_M],
                                                "next": blocks.next_T[self.places_M]}
-        self.count_V: dict[On, np.ndarray] = {on: np.bincount(tokens[tokens >= 0], minlength=vocabulary)
-                                              for on, tokens in self.tokens_M.items()}
+        self.count_V = {on: np.bincount(tokens[tokens >= 0], minlength=vocabulary)
+                        for on, tokens in self.tokens_M.items()}
         self.sources = np.bincount(blocks.sources_T[self.places_M], minlength=len(blocks.sources))
         self.positions = np.bincount(blocks.positions_T[self.places_M], minlength=len(tally.positions))
 

@@ -171,8 +171,8 @@ class Proposals(Database):
 
     def _read(self, where: str, *values: object) -> list[Proposal]:
         rows = self.connection().execute(f"SELECT {_COLUMNS} FROM proposals {where}", values)
-        return [Proposal(*row[:5], None if row[5] is None else json.loads(row[5]), _SCORES.validate_json(row[6]),
-                         *row[7:]) for row in rows]
+        return [Proposal(*row[:5], rule=None if row[5] is None else json.loads(row[5]),
+                         scores=_SCORES.validate_json(row[6]), written=row[7], verdict=row[8]) for row in rows]
 
 
 def _newest(proposals: Iterable[Proposal]) -> list[Proposal]:

@@ -35,9 +35,9 @@ def most_important(index: FeatureIndex, most: int | None = None) -> list[int]:
     """Features by importance, so that a small run labels what people look at: the largest activation times −log
     density, as in
     the list of features (`Sort`: `telling`). Dead ones are left out."""
-    dead = int(index.info.dead)
+    dead = index.info.dead
     order = index.order("telling")
-    return order[: len(order) - dead][:most].tolist()
+    return [int(feature) for feature in order[: len(order) - dead][:most]]
 
 
 def parse_features(text: str, d_sae: int) -> list[int]:
