@@ -55,9 +55,9 @@ class PlantedFigures:
         lines += [f"| {kind} | {len(found)} | {mean(found):.1%} |" for kind, found in self.found.items()]
         return "\n".join([
             *lines, "",
-            f"Detection AUROC of the rules found: median {median(self.scores):.3f}. Its interval holds the AUROC over all "
-            f"held-out text for {mean(self.covered):.1%} of {len(self.covered)} features. Labels of other features: mean "
-            f"AUROC {mean(self.of_others):.3f}."])
+            f"Detection AUROC of the rules found: median {median(self.scores):.3f}. Its interval holds the AUROC over "
+            f"all held-out text for {mean(self.covered):.1%} of {len(self.covered)} features. Labels of other features "
+            f"have a mean AUROC of {mean(self.of_others):.3f}."])
 
 
 def planted(index: PlantedIndex) -> PlantedFigures:

@@ -31,8 +31,8 @@ def show_labels(name: str, run: Run, proposals: Sequence[Proposal]) -> None:
         known = [one.scores.detection.value for one in proposals if one.scores.detection is not None]
         good = sum(value > GOOD for value in known)
         console.print(f"{run.labelled:,} of {run.asked:,} features have a label; {good:,} ({good / run.asked:.0%}) "
-                      f"have a detection AUROC over {GOOD}" + (f", the median is {median(known):.3f}." if known else "."),
-                      highlight=False)
+                      f"have a detection AUROC over {GOOD}"
+                      + (f", the median is {median(known):.3f}." if known else "."), highlight=False)
         console.print("detection: AUROC of telling held-out text in which the feature fires from text in which it does "
                       "not, with its 95% interval; 0.5 is chance. which token: the same for its tokens.",
                       highlight=False)
