@@ -13,6 +13,7 @@ chat template adds to a message. `server.asked` has the body of each request tha
 """
 
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -87,8 +88,7 @@ class ChatEndpoint:
         class Handler(_Handler):
             server_side = endpoint
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}/v1"
 
     def __enter__(self) -> "ChatEndpoint":
@@ -141,6 +141,15 @@ class ChatEndpoint:
                 "choices": [{"index": 0, "finish_reason": "stop", "logprobs": None,
                              "message": {"role": "assistant", "content": text, "refusal": None}}],
                 "usage": usage | {"total_tokens": sum(usage.values())}}
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Nothing, where a client was killed; else what Python prints."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):
