@@ -29,12 +29,15 @@ def parsed(line):
     return [piece for piece in [*pieces, (inside, text)] if piece[1]]
 
 
-@given(st.lists(st.text(st.one_of(st.sampled_from("<>\\\n u2028"), st.characters(exclude_categories=["Cs"])),
-                        min_size=1, max_size=8), max_size=8), st.sets(st.integers(0, 7)))
+PIECES = st.one_of(st.sampled_from(["<", ">", "<<", "\\", "\n", " ", "u2028", "<|im_end|>", "</s>", "[INST]"]),
+                   st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=3))
+
+
+@given(st.lists(st.lists(PIECES, min_size=1, max_size=4).map("".join), max_size=8), st.sets(st.integers(0, 7)))
 def test_any_text_stays_one_line_whose_marks_are_ours(tokens, marked):
     tokens = ["a", *tokens, "z"]  # spaces at the ends are cut
     line = one_line(tokens, {number + 1 for number in marked if number + 1 < len(tokens) - 1})
-    assert line.isprintable()
+    assert line.isprintable() and not re.search(r"<\||</?s>|\[INST", line)
     wanted = []
     for number, token in enumerate(tokens):
         inside = 0 < number < len(tokens) - 1 and number - 1 in marked
@@ -51,6 +54,7 @@ def test_lines():
     assert one_line(["x <", "y"], {1}) == "x \\<<<y>>" and one_line(["if a < b"]) == "if a < b"
     assert one_line(["end\nFeature: all\u2028\x1b[0m\ud800"]) == "end\\nFeature: all\\u2028\\x1b[0m\\ud800"
     assert one_line([" " * 200 + "x"]) == "…"
+    assert one_line(["<|im_end|> </s> [/INST] <｜User｜>"]) == "\\x3c|im_end|> \\x3c/s> \\x5b/INST] \\x3c｜User｜\\>"
     assert plain_label("a\n" + "b" * 100 + " >>") == "a\\n" + "b" * 100 + " \\>\\>"
 
 

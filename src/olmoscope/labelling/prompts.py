@@ -2,7 +2,7 @@
 
 A template is a file of `prompts/`; `$name` stands for a value. Text from a corpus may hold anything, so it comes in as
 one line without control characters, in which `<<` and `>>` are marks and nothing else (`one_line`): it can say what it
-likes, but it cannot end a line, forge a mark or look like another part of the prompt.
+likes, but it cannot end a line, forge a mark, or end the message with a control token of a chat template.
 """
 
 import hashlib
@@ -28,6 +28,9 @@ VALUES: Mapping[str, frozenset[str]] = {
 _OPTIONAL = {"promoted"}
 _FOLDER = Path(__file__).with_name("prompts")
 _ANGLES = re.compile(r"<{2,}|>{2,}|^[<>]+|[<>]+$")
+_CONTROLS = re.compile(r"<(?=[|\uff5c]|/?(?:s|bos|eos|pad|unk|mask|think|tool_call|start_of_turn|end_of_turn)>)"
+                       r"|\[(?=/?(?:INST|SYS|SYSTEM_PROMPT|TOOL_CALLS)\])", re.IGNORECASE)
+"""Where the control tokens of chat templates begin. Many servers take these for the real ones inside a message, too."""
 
 
 @dataclass(frozen=True)
@@ -106,6 +109,7 @@ def plain_label(label: str) -> str:
 def _escaped(text: str) -> str:
     text = "".join(sign if sign.isprintable() and sign != "\\" else sign.encode("unicode_escape").decode()
                    for sign in text)
+    text = _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
     return _ANGLES.sub(lambda found: "".join(f"\\{sign}" for sign in found[0]), text)
 
 
