@@ -38,6 +38,7 @@ from olmoscope.labelling.endpoint import (
     server_message,
     usage_of,
 )
+from olmoscope.units import format_seconds
 
 ATTEMPTS = 8
 """How often a question is put, if the trouble is one that can pass."""
@@ -45,6 +46,8 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds before the second attempt, and at most before a later one."""
 MOST_PATIENCE = 3600.0
 """Seconds that a server may ask a question to wait in all, by `Retry-After`."""
+LONG_PAUSE = 30.0
+"""Seconds of a pause that a person is told of."""
 LOST_IN_A_ROW = 10
 """Questions in a row that no attempt got an answer to, after which the endpoint is taken for gone."""
 LARGEST_ANSWER = 2_000_000
@@ -212,7 +215,7 @@ class ChatClient:
                     self.retries[reason] += 1
                     if trouble.wait and trouble.wait <= patience:  # it is up, and says when: that costs no attempt
                         patience -= trouble.wait
-                        self._next_start = max(self._next_start, time.monotonic() + trouble.wait)
+                        self._pause(trouble.wait)
                         continue
                     attempt += 1
                     if attempt < ATTEMPTS:  # not all questions at the same moment
@@ -234,6 +237,13 @@ class ChatClient:
         finally:
             if not settled:
                 self.budget.free(reserved)
+
+    def _pause(self, seconds: float) -> None:
+        """Start no request for so long."""
+        until = time.monotonic() + seconds
+        if seconds >= LONG_PAUSE and until > self._next_start + LONG_PAUSE:
+            log.warning("%s asks us to wait %s", self.endpoint.url, format_seconds(seconds))
+        self._next_start = max(self._next_start, until)
 
     async def _turn(self) -> None:
         """Wait until a request may start: for the pace, and for a pause that the server asked for."""
