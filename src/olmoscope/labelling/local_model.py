@@ -104,7 +104,8 @@ class LocalModel:
         # Padding after the end: attention is causal, so it changes nothing before it.
         ids_BT = torch.tensor([ids + [ids[-1]] * (longest - len(ids)) for ids in prompts], device=self._module.device)
         last_B = torch.tensor([len(ids) - 1 for ids in prompts], device=self._module.device)
-        kept, where_B = last_B.unique(return_inverse=True)  # the logits of all positions would be gigabytes
+        # The logits of all positions would be gigabytes.
+        kept, where_B = torch.unique(last_B, return_inverse=True)
         logits = self._module(input_ids=ids_BT, use_cache=False, logits_to_keep=kept).logits
         logits_BV = logits[torch.arange(len(prompts), device=last_B.device), where_B].double()
         yes_B, no_B = (logits_BV[:, spellings].logsumexp(1) for spellings in (self._yes, self._no))
