@@ -11,15 +11,15 @@ from typing import Annotated
 import typer
 
 from olmoscope import __version__
-from olmoscope.cli import models, recipes, releases, saes, stores
+from olmoscope.cli import labels, models, recipes, releases, saes, stores
 from olmoscope.errors import AnotherRankFailedError, UserError
 from olmoscope.terminal import end_quietly_if_nobody_reads, prepare_streams, say
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
                   help="Get, judge, read and share sparse autoencoders (SAEs) of a language model.")
 for command in (recipes.demo, recipes.plan, models.model, models.fetch_model, recipes.collect, recipes.train,
-                saes.evaluate, saes.inspect, saes.audit, saes.study, saes.index, saes.browse, releases.export,
-                releases.release, releases.pull, releases.validate, releases.import_checkpoint):
+                saes.evaluate, saes.inspect, saes.audit, saes.study, saes.index, labels.label, saes.browse,
+                releases.export, releases.release, releases.pull, releases.validate, releases.import_checkpoint):
     app.command()(command)
 
 store = typer.Typer(no_args_is_help=True, help="Look at, check and mend activation stores.")

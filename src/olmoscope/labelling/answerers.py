@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Protocol
 from pydantic import AfterValidator, BaseModel, Field
 
 from olmoscope.labelling.client import ChatClient
-from olmoscope.labelling.endpoint import Failure, Question
+from olmoscope.labelling.endpoint import Endpoint, Failure, Question
 from olmoscope.labelling.local_model import LocalModel
 from olmoscope.labelling.prompts import Prompts, plain_label
 
@@ -40,12 +40,6 @@ class ChanceAnswer(BaseModel):
     percent: float = Field(ge=0, le=100, strict=True)
 
 
-class NumberAnswer(BaseModel):
-    """Which of several texts."""
-
-    number: int = Field(ge=1, strict=True)
-
-
 class Answerer(Protocol):
     """A model that is asked about features."""
 
@@ -60,6 +54,23 @@ class Answerer(Protocol):
         """How likely each line has what a label says, or has it where it is marked: 0 to 1; each is judged alone."""
 
 
+def endpoint_name(endpoint: Endpoint, prompts: Prompts) -> str:
+    """`Answerer.name` of a model behind an endpoint."""
+    return f"{endpoint.model} of {endpoint.url}, prompts {prompts.version('explain', 'detect', 'fuzz')}"
+
+
+def label_question(prompts: Prompts, examples: Sequence[str], promoted: Sequence[str]) -> Question[LabelAnswer]:
+    """What an endpoint is asked for a label."""
+    prompt = prompts.fill("explain", examples="\n".join(examples), promoted=" ".join(promoted) or "unknown")
+    return Question(prompt, LabelAnswer, EXPLANATION_TOKENS)
+
+
+def chance_questions(prompts: Prompts, kind: Kind, label: str, lines: Sequence[str]) -> list[Question[ChanceAnswer]]:
+    """What an endpoint is asked about lines: one question for each."""
+    return [Question(prompts.fill(kind, label=plain_label(label), text=line), ChanceAnswer, CHANCE_TOKENS)
+            for line in lines]
+
+
 class EndpointAnswerer:
     """A model behind an endpoint."""
 
@@ -68,34 +79,15 @@ class EndpointAnswerer:
 
     @property
     def name(self) -> str:
-        return f"{self._client.endpoint.model}, prompts {self._prompts.version('explain', 'detect', 'fuzz')}"
-
-    def label_question(self, examples: Sequence[str], promoted: Sequence[str]) -> Question[LabelAnswer]:
-        prompt = self._prompts.fill("explain", examples="\n".join(examples), promoted=" ".join(promoted) or "unknown")
-        return Question(prompt, LabelAnswer, EXPLANATION_TOKENS)
-
-    def chance_questions(self, kind: Kind, label: str, lines: Sequence[str]) -> list[Question[ChanceAnswer]]:
-        return [Question(self._prompts.fill(kind, label=plain_label(label), text=line), ChanceAnswer, CHANCE_TOKENS)
-                for line in lines]
+        return endpoint_name(self._client.endpoint, self._prompts)
 
     def label(self, examples: Sequence[str], promoted: Sequence[str]) -> str | Failure:
-        answer, = self._client.ask([self.label_question(examples, promoted)])
+        answer, = self._client.ask([label_question(self._prompts, examples, promoted)])
         return answer if isinstance(answer, Failure) else answer.value.label
 
     def chances(self, kind: Kind, label: str, lines: Sequence[str]) -> list[float | Failure]:
         return [answer if isinstance(answer, Failure) else answer.value.percent / 100
-                for answer in self._client.ask(self.chance_questions(kind, label, lines))]
-
-    def intruder(self, lines: Sequence[str]) -> int | Failure:
-        """Which of some lines does not belong with the others, from 0."""
-        texts = "\n".join(f"{number}. {line}" for number, line in enumerate(lines, 1))
-        answer, = self._client.ask([Question(self._prompts.fill("intruder", texts=texts), NumberAnswer,
-                                             CHANCE_TOKENS)])
-        if isinstance(answer, Failure):
-            return answer
-        if answer.value.number > len(lines):
-            return Failure("the answer does not fit its schema: number: less_than_equal")
-        return answer.value.number - 1
+                for answer in self._client.ask(chance_questions(self._prompts, kind, label, lines))]
 
 
 class LocalAnswerer:

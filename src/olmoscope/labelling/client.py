@@ -233,7 +233,7 @@ class ChatClient:
                     f"times (the last trouble: {reason}); see whether it is up, and run the same command again: what "
                     "was answered is kept")
                 raise self._stopped
-            return Failure(f"no answer: {reason}")
+            return Failure(f"no answer: {reason}", may_pass=True)
         finally:
             if not settled:
                 self.budget.free(reserved)
@@ -278,7 +278,7 @@ class ChatClient:
                                     message, changed[1])
                     continue
                 if self.asked:  # it takes our questions, but not this one: too long, or its text is not liked
-                    return Failure(f"the endpoint refused the question (status {status})")
+                    return Failure(f"the endpoint refused the question (status {status})", may_pass=True)
             self._stopped = UserError(self._refusal(status, message))
             raise self._stopped
 

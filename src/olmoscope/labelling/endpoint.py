@@ -79,6 +79,8 @@ class Failure:
 
     reason: str
     """Short, and the same for failures of the same kind: they are counted by it."""
+    may_pass: bool = False
+    """Whether no answer was kept, so that a later run asks again."""
 
 
 @dataclass(frozen=True)
