@@ -5,9 +5,11 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
 from olmoscope import __version__
+from olmoscope.cli.app import app
 
 ROOT = Path(__file__).parents[1]
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
@@ -38,6 +40,12 @@ def test_a_workflow_calls_what_is_there(path):
     classifiers = tomllib.loads(read("pyproject.toml"))["project"]["classifiers"]
     tested = re.findall(r"Python :: (3\.\d+)", "\n".join(classifiers))
     assert jobs["tests"]["strategy"]["matrix"]["python"] == tested
+
+
+def test_every_command_is_in_the_table_of_commands():
+    """The rest of that page is generated; the table at its head is not."""
+    table = read("docs/reference/commands.md")
+    assert [name for name in typer.main.get_command(app).commands if f"| `olmoscope {name}" not in table] == []
 
 
 def test_a_commit_is_checked_by_the_tools_of_the_environment():
