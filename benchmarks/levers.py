@@ -4,8 +4,10 @@
 
 OUT is an output folder with its stores, RUN a finished run in it: an SAE of one site. It is trained again on the same
 rows, from the same start, by the package's own step, losses and kernels, with one lever on top: what wins would cost
-the same in the product. Results are OUT/levers/RUN/NAME.json, made once; the table has the run itself first. Settings
-of the product are varied by a study (recipes/quality.yaml, form `settings`). Shapes as in olmoscope.train.step.
+the same in the product. Results are OUT/levers/RUN/NAME.json, made once; the table has the run itself first. The
+SAE is OUT/levers/RUN/NAME in SAELens' format: `olmoscope evaluate FOLDER --absorption --probing` measures the rest.
+Settings of the product are varied by studies (recipes/quality.yaml, form `settings`; recipes/smollm2-sites.yaml, form
+`variants`). Shapes as in olmoscope.train.step.
 """
 
 import argparse
@@ -19,6 +21,9 @@ from lever_step import Levers, LeverStep
 from olmoscope.activations.stream.batches import Stream
 from olmoscope.evaluate.results import write_evaluation
 from olmoscope.model.load import pick_device
+from olmoscope.release.export import saelens_metadata
+from olmoscope.release.finished_run import read_run
+from olmoscope.sae.io import saelens
 from olmoscope.sae.io.checkpoint import read_checkpoint
 from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.topk import TopK
@@ -67,10 +72,12 @@ def main() -> None:
     for run in arguments.runs:
         folder = arguments.out / "levers" / run
         ours = open_sae(arguments.out / "runs" / run)
+        metadata = saelens_metadata(read_run(arguments.out / "runs" / run))
         for name in arguments.levers:
             if (folder / f"{name}.json").exists():
                 continue
             sae = train(arguments.out, run, LEVERS[name]).at(ours.reads)
+            saelens.write(sae, folder / name, metadata)
             evaluation = evaluate(arguments.out, replace(ours, sae=sae, name=name, identity=name))
             write_evaluation(folder / f"{name}.json", evaluation)
         print(table(arguments.out, run, folder))

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser as Chromium
 from playwright.sync_api import Page, Route, sync_playwright
 
@@ -92,3 +93,10 @@ def start_chromium() -> Iterator[Chromium]:
 def overflow(page: Page) -> int:
     """By how many pixels the page is wider than the window: 0 if nothing has to be scrolled sideways."""
     return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+
+
+def violations(page: Page) -> str:
+    """What axe-core finds wrong with the page for people who use a keyboard or a screen reader, or see little contrast;
+    empty if nothing."""
+    return "\n".join(f"{rule['id']}: {rule['help']}\n    {node['html']}\n    {node.get('failureSummary', '')}"
+                     for rule in Axe().run(page).response["violations"] for node in rule["nodes"][:3])

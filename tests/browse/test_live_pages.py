@@ -34,6 +34,7 @@ def dense(index_folder: Path, text: str) -> torch.Tensor:
 
 def test_a_prompt_shows_each_token_and_each_feature(page: Page, port: int, index_folder: Path) -> None:
     open_page(page, port, f"#/{SAE}/prompt")
+    expect(page.get_by_test_id("prompt")).not_to_have_value("")  # a text to try
     page.get_by_test_id("prompt").fill(TEXT)
     page.get_by_test_id("read").click()
     tokens = page.get_by_test_id("token")

@@ -1,5 +1,6 @@
 """The page in a real browser: list, search, feature, keys, labels; hostile text; small and dark windows."""
 
+import math
 import re
 from urllib.parse import quote
 
@@ -7,7 +8,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from browse_server import ask
-from browser import Browser, overflow
+from browser import Browser, overflow, violations
 
 SAE = "layer_01-width_512-topk_8_raw"
 HOSTILE = ["<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>",
@@ -31,7 +32,10 @@ def test_list_sort_filter_search_and_pages(page: Page, port: int) -> None:
     open_page(page, port)
     lines = page.get_by_test_id("line")
     expect(lines).to_have_count(50)
-    expect(page.get_by_test_id("found")).to_have_text("512 features")
+    expect(page.get_by_test_id("found")).to_have_text("512 features, most telling first")
+    _, dense, _ = ask(port, "GET", f"/api/{SAE}/features?sort=density&limit=500&dead=false")
+    telling = {line["feature"]: -line["max"] * math.log(line["density"]) for line in dense["lines"]}
+    assert int(lines.first.get_attribute("data-feature")) == max(telling, key=telling.get)
     page.get_by_test_id("sort-feature").click()
     expect(lines.first).to_have_attribute("data-feature", "0")
     page.get_by_test_id("next-page").click()
@@ -165,8 +169,16 @@ def test_hostile_text_is_shown_as_text(page: Page, port: int) -> None:
 
 
 @pytest.mark.parametrize(("width", "dark"), [(400, True), (1280, False)])
-def test_it_fits_narrow_and_wide_windows(browser: Browser, port: int, width: int, dark: bool) -> None:
+def test_it_fits_narrow_and_wide_windows_and_breaks_no_rule_of_accessibility(browser: Browser, port: int, width: int,
+                                                                            dark: bool) -> None:
     page = browser.page(width=width, dark=dark)
-    for address in ("features", "feature/11", "about", "prompt?text=word1", "steer?edits=11:add:4"):
+    found = {}
+    for address in ("features", "features?search=nothing+is+called+so", "feature/11", "about", "prompt?text=word1",
+                    "steer?edits=11:add:4"):
         open_page(page, port, f"#/{SAE}/{address}")
         assert overflow(page) == 0, address
+        found[address] = violations(page)
+    page.keyboard.press("?")
+    expect(page.get_by_test_id("help")).to_be_visible()
+    found["help"] = violations(page)
+    assert not any(found.values()), "\n".join(f"{address}: {said}" for address, said in found.items() if said)

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from browser import overflow
+from browser import overflow, violations
 from helpers import recipe, write_documents
 from olmoscope.errors import UserError
 from olmoscope.evaluate.cards import Shown
@@ -66,6 +66,7 @@ def test_it_fits_and_has_the_readers_colours(browser, out, runs, width, dark):
         page = browser.page(width=width, dark=dark)
         look(page, path)
         assert overflow(page) == 0
+        assert not violations(page)
         paper, ink = brightness(page)
         assert (paper < ink) == dark
         for text in page.locator("svg text").all()[:40]:

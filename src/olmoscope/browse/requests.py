@@ -65,7 +65,7 @@ class ListQuery(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    sort: Sort = "density"
+    sort: Sort = "telling"
     descending: bool = True
     search: Annotated[str, Field(max_length=4000)] = ""
     min_density: float | None = None

@@ -51,7 +51,7 @@ def _show_absorption(absorbed: Sequence[tuple[str, Site, Absorption]]) -> None:
 
 
 def _with_interval(value: float | None, interval: Interval | None) -> str:
-    """`0.812 [0.77, 0.85]`; without brackets where there is no interval."""
+    """`0.812`, and below it `[0.77, 0.85]` if there is an interval: side by side, four columns would fill the line."""
     if value is None:
         return "unknown"
-    return f"{value:.3f}" + ("" if interval is None else f" \\[{interval[0]:.2f}, {interval[1]:.2f}]")
+    return f"{value:.3f}" + ("" if interval is None else f"\n\\[{interval[0]:.2f}, {interval[1]:.2f}]")

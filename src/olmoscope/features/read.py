@@ -112,12 +112,12 @@ class FeatureIndex:
     def _table(self) -> Table:
         return Table(self.path / "features.parquet")
 
-    def table(self, sort: Sort = "density", descending: bool = True, filters: Filters = Filters(),  # noqa: B008 (frozen)
+    def table(self, sort: Sort = "telling", descending: bool = True, filters: Filters = Filters(),  # noqa: B008 (frozen)
               search: str = "", also: Sequence[int] | np.ndarray = (), offset: int = 0, limit: int = 50) -> Page:
         """Some lines of the list of features; see `Table.page`."""
         return self._table.page(sort, descending, filters, search, also, offset, limit)
 
-    def order(self, sort: Sort = "density", descending: bool = True, filters: Filters = Filters(),  # noqa: B008
+    def order(self, sort: Sort = "telling", descending: bool = True, filters: Filters = Filters(),  # noqa: B008
               search: str = "", also: Sequence[int] | np.ndarray = ()) -> np.ndarray:
         """All features of the list in its order; see `Table.order`."""
         return self._table.order(sort, descending, filters, search, also)

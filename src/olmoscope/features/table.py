@@ -4,7 +4,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import duckdb
 import numpy as np
@@ -13,10 +13,11 @@ import pyarrow as pa
 from olmoscope.features.corpus import read_table
 from olmoscope.features.records import Line, Page
 
-Sort = Literal["feature", "rows", "density", "max", "mean", "token", "promoted"]
-"""Sorted by token means by the first preferred one."""
+Sort = Literal["telling", "feature", "rows", "density", "max", "mean", "token", "promoted"]
+"""`telling`: the largest activation times −log density, so strong features that are rare come first and dead
+ones last. `token`: the first preferred token."""
 
-_ORDER = {"token": "tokens[1]", "promoted": "promoted[1]"}
+_ORDER = {"telling": "CASE WHEN rows > 0 THEN -max * ln(density) ELSE -1 END", "token": "tokens[1]", "promoted": "promoted[1]"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Table:
             "array_to_string(promoted, chr(10)))) AS searched FROM file ORDER BY feature")
         self._database.unregister("file")
 
-    def page(self, sort: Sort = "density", descending: bool = True, filters: Filters = Filters(),
+    def page(self, sort: Sort = "telling", descending: bool = True, filters: Filters = Filters(),
              search: str = "", also: Sequence[int] | np.ndarray = (), offset: int = 0, limit: int = 50) -> Page:
         """Some lines of the list.
 
@@ -75,7 +76,7 @@ class Table:
                 values).fetchall()
         return Page([Line(*row) for row in rows], total)
 
-    def order(self, sort: Sort = "density", descending: bool = True, filters: Filters = Filters(),
+    def order(self, sort: Sort = "telling", descending: bool = True, filters: Filters = Filters(),
               search: str = "", also: Sequence[int] | np.ndarray = ()) -> np.ndarray:
         """The features of the whole list in its order, int64; arguments as in `page`."""
         where, values, tables = _conditions(filters, search, also)
@@ -94,7 +95,7 @@ class Table:
 
 
 def _order(sort: Sort, descending: bool) -> str:
-    assert sort in ("feature", "rows", "density", "max", "mean", "token", "promoted"), sort
+    assert sort in get_args(Sort), sort
     return f"{_ORDER.get(sort, sort)} {'DESC' if descending else 'ASC'} NULLS LAST, feature"
 
 

@@ -7,9 +7,15 @@ import {source} from "./source.js";
 const FIGURES = [
   ["fvu", "FVU", "Share of variance not explained; 0 is perfect"],
   ["nmse", "NMSE", "Mean of ‖x − x̂‖² / ‖x‖²; 0 is perfect"],
-  ["cosine", "Cosine", "Of a row and its reconstruction"],
+  ["cosine", "Cosine", "Cosine of a row and its reconstruction; 1 is perfect"],
   ["l2_ratio", "Length ratio", "‖x̂‖ / ‖x‖"],
-  ["relative_reconstruction_bias", "Bias", "1 is no shrinkage"],
+  ["relative_reconstruction_bias", "Bias", "Relative reconstruction bias: under 1, reconstructions are too short"],
+];
+const OF_LANGUAGE = [
+  ["delta_ce", "ΔCE, nats", "Cross-entropy added by x̂ in the place of x; 0 is perfect"],
+  ["loss_recovered_zero", "Loss recovered (zero)", "1 is no harm; 0 is as bad as zeros in the place of x"],
+  ["loss_recovered_mean", "Loss recovered (mean)", "1 is no harm; 0 is as bad as the mean in the place of x"],
+  ["kl", "KL, nats", "KL divergence of the model's predictions with x̂ from those with x; 0 is perfect"],
 ];
 
 export async function drawAbout({sae, main, current}) {
@@ -43,28 +49,18 @@ export async function drawAbout({sae, main, current}) {
 function evaluation(figures, block) {
   if (!figures) return block("Evaluation", h("p.none", {"data-testid": "no-evaluation"},
     "None was found when the index was made: run olmoscope evaluate, then olmoscope index."));
-  const interval = (key) => {
-    const both = figures.intervals?.[key];
-    return both ? h("span.soft", ` ${short(both[0])} – ${short(both[1])}`) : "";
-  };
-  const rows = FIGURES.filter(([key]) => typeof figures[key] === "number").map(([key, name, help]) =>
-    h("tr", {title: help}, h("th", {scope: "row"}, name),
-      h("td", {"data-tip": String(figures[key]), "data-testid": `figure-${key}`}, short(figures[key]), interval(key))));
-  const row = (name, value, exact, key) => rows.push(h("tr", h("th", {scope: "row"}, name),
-    h("td", {"data-tip": String(exact)}, value, key ? interval(key) : "")));
-  if (figures.l0) row("L0", short(figures.l0.mean), figures.l0.mean, "l0");
-  if (figures.dead) row("Dead", `${percent(figures.dead.share)} of ${count(figures.dead.window)} tokens`,
-    figures.dead.share);
-  const {language} = figures;
-  if (language) {
-    for (const [key, name] of [["delta_ce", "ΔCE, nats"], ["loss_recovered_zero", "Loss recovered (zero)"],
-      ["loss_recovered_mean", "Loss recovered (mean)"], ["kl", "KL, nats"]]) {
-      if (typeof language[key] === "number") rows.push(h("tr", h("th", {scope: "row"}, name),
-        h("td", {"data-tip": String(language[key])}, short(language[key]),
-        language.intervals?.[key]
-          ? h("span.soft", ` ${short(language.intervals[key][0])} – ${short(language.intervals[key][1])}`) : "")));
-    }
-  }
+  const row = (key, name, help, value, shown, interval) => h("tr", {title: help}, h("th", {scope: "row"}, name),
+    h("td", {"data-tip": String(value), "data-testid": `figure-${key}`}, shown,
+      interval ? h("span.soft", {title: "95% interval"}, ` ${short(interval[0])} – ${short(interval[1])}`) : ""));
+  const known = (figures, list) => list.filter(([key]) => typeof figures[key] === "number")
+    .map(([key, name, help]) => row(key, name, help, figures[key], short(figures[key]), figures.intervals?.[key]));
+  const {l0, dead, language} = figures;
+  const rows = known(figures, FIGURES);
+  if (l0) rows.push(row("l0", "L0", "Active latents of a row, on average", l0.mean, short(l0.mean),
+    figures.intervals?.l0));
+  if (dead) rows.push(row("dead", "Dead", `Latents that fired on none of ${count(dead.window)} tokens`, dead.share,
+    percent(dead.share)));
+  if (language) rows.push(...known(language, OF_LANGUAGE));
   return block("Evaluation", h("p.found", typeof figures.rows === "number"
     ? `On ${count(figures.rows)} held-out tokens` : ""),
     h("table.pairs", {"data-testid": "evaluation"}, h("tbody", rows)));

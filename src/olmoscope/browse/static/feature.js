@@ -73,9 +73,9 @@ function facts(feature) {
     h("dd", {"data-tip": exact, "data-testid": `fact-${name.toLowerCase()}`}, value));
   return h("dl.facts",
     fact("Density", percent(feature.density), String(feature.density), "Share of tokens on which it fires"),
-    fact("Fires on", `${count(feature.rows)} tokens`, String(feature.rows)),
+    fact("Fires on", `${count(feature.rows)} tokens`, String(feature.rows), "Tokens of the index on which it fires"),
     fact("Typical", short(feature.mean), String(feature.mean), "Mean activation where it fires: the unit of steering"),
-    fact("Max", short(feature.max), String(feature.max)));
+    fact("Max", short(feature.max), String(feature.max), "Largest activation in the index"));
 }
 
 function dead(sae, feature, link) {

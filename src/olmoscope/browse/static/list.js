@@ -61,8 +61,10 @@ export async function drawList({sae, query, main, current}) {
     if (signal.aborted) return;
     table.removeAttribute("aria-busy");
     const offset = Number(state.offset || 0);
-    found.textContent = page.total === sae.d_sae ? `${count(page.total)} features`
-      : `${count(page.total)} of ${count(sae.d_sae)} features`;
+    const number = page.total === sae.d_sae ? count(page.total) : `${count(page.total)} of ${count(sae.d_sae)}`;
+    found.replaceChildren(`${number} features`, sorted() === "telling"
+      ? h("span", {title: "Largest activation times −log density: strong, and rare elsewhere"}, ", most telling first")
+      : "");
     table.replaceChildren(page.lines.length ? rows(page.lines) : nothing());
     const jump = (place, text, label) => h("button", {type: "button",
       disabled: place < 0 || place >= page.total || place === offset,
@@ -75,17 +77,20 @@ export async function drawList({sae, query, main, current}) {
       jump(offset + PAGE, "→", "Next page"), jump(last, "⇥", "Last page")] : []));
   }
 
+  function sorted() {
+    return state.sort || "telling";
+  }
+
   function nothing() {
     return h("div.empty", {"data-testid": "nothing"}, h("p", "No feature is like that."),
       h("p", h("a", {href: to(sae.slug, "features")}, "Show all features")));
   }
 
   function rows(lines) {
-    const sorted = state.sort ?? "density";
     const descending = (state.descending ?? "true") === "true";
     const head = COLUMNS.map(({name, sort, help, first = "true"}) => {
       if (!sort) return h("th", {scope: "col", title: help}, name);
-      const isSorted = sort === sorted;
+      const isSorted = sort === sorted();
       const turned = isSorted ? String(!descending) : first;
       return h("th", {scope: "col", title: help, "aria-sort": isSorted ? (descending ? "descending" : "ascending")
         : null, "class": sort === "feature" ? null : "number"},

@@ -4,12 +4,13 @@ import {go, note, to} from "./address.js";
 import {chip, count, h, plain, say, short, visible} from "./dom.js";
 import {shade} from "./examples.js";
 import {source} from "./source.js";
+import {suggest} from "./suggest.js";
 
 const SHOWN = 24;
 const BESIDE = 5;
 /** How features of a whole text are put in order. */
 const ORDERS = {
-  unusual: {title: "most telling", help: "activation times −log density: strong, and rare elsewhere",
+  telling: {title: "most telling", help: "activation times −log density: strong, and rare elsewhere",
     score: (value, density) => value * -Math.log(density || 1e-9)},
   strong: {title: "strongest", help: "largest activation", score: (value) => value},
 };
@@ -35,7 +36,7 @@ export async function drawPrompt({sae, query, main, current}) {
   let feature = /^\d+$/.test(query.feature ?? "") ? Number(query.feature) : null;
   let reads = [];
   let at = [null, null];
-  let order = "unusual";
+  let order = "telling";
   const state = h("small", {role: "status", "data-testid": "model-state"});
 
   const boxes = [0, 1].map((side) => h("textarea", {rows: 4, spellcheck: "false",
@@ -45,6 +46,7 @@ export async function drawPrompt({sae, query, main, current}) {
     }}}));
   const out = h("div.reads", {"data-testid": "reads"});
   const panel = h("div.ranked", {"data-testid": "ranked"});
+  const answer = h("div", out, panel);
   const compare = h("button", {type: "button", "data-testid": "compare",
     on: {click: () => go(address({other: comparing ? undefined : boxes[0].value}))}},
     comparing ? "Only one" : "Compare with another");
@@ -55,7 +57,7 @@ export async function drawPrompt({sae, query, main, current}) {
       `The model reads a text; the SAE of ${sae.site} says which features fire on each token.`)),
     h("div.prompts", {"class": comparing ? "both" : null}, boxes.slice(0, comparing ? 2 : 1)),
     h("div.actions", button, compare, h("small", "Ctrl + Enter reads"), state),
-      h("div", {"class": comparing ? "comparing" : "columns"}, out, panel));
+    answer);
 
   function address(changes = {}) {
     return to(sae.slug, "prompt", "", {text: boxes[0].value, other: comparing ? boxes[1].value || " " : undefined,
@@ -110,6 +112,7 @@ export async function drawPrompt({sae, query, main, current}) {
         visible(token.text, {lines: true, longest: 120}));
       })),
       feature === null && reads.length === 1 ? tokenByToken(read) : null)));
+    answer.className = comparing ? "comparing" : "columns";
     rank();
   }
 
@@ -185,8 +188,11 @@ export async function drawPrompt({sae, query, main, current}) {
   }
 
   if (texts[0]) await run();
-  else wakeModel(sae, state, current);
-  if (!texts[0]) out.replaceChildren(h("div.empty", h("p", "Nothing read yet."),
-    h("p", "Click a token to see its features, a feature to see where it fires.")));
+  else {
+    wakeModel(sae, state, current);
+    out.replaceChildren(h("div.empty", h("p", "Nothing read yet."),
+      h("p", "Click a token to see its features, a feature to see where it fires.")));
+    if (query.text === undefined) await suggest(boxes[0], sae);
+  }
   return {};
 }

@@ -20,7 +20,7 @@ export class StaticSource {
 
   async #order(sae, query) {
     const list = await this.#list(sae);
-    const {sort = "density", search = "", token, promoted, dead, labelled} = query;
+    const {sort = "telling", search = "", token, promoted, dead, labelled} = query;
     const down = (query.descending ?? "true") === "true" ? -1 : 1;
     const bounds = [["density", query.min_density, query.max_density], ["max", query.min_max, query.max_max]]
       .filter(([, low, high]) => low !== undefined || high !== undefined);
@@ -87,6 +87,7 @@ const has = (texts, wanted) => texts.some((text) => text.toLowerCase().includes(
 
 function prepared(list) {
   list.feature = list.rows.map((_, place) => place);
+  list.telling = list.rows.map((rows, place) => rows ? -list.max[place] * Math.log(list.density[place]) : -1);
   list.searched = list.rows.map((_, place) => [...list.tokens[place], ...list.promoted[place] ?? [],
     list.label[place]].join("\n").toLowerCase());
   return list;

@@ -4,6 +4,7 @@ import {note, to} from "./address.js";
 import {h, plain, say, short, visible} from "./dom.js";
 import {wakeModel} from "./prompt.js";
 import {source} from "./source.js";
+import {suggest} from "./suggest.js";
 
 /** Edits in an address: 12:add:4,7:clamp:0 */
 const parse = (text) => (text ?? "").split(",").map((one) =>
@@ -139,7 +140,8 @@ export async function drawSteer({sae, query, main, current}) {
     }
   }
 
-  await list();
   wakeModel(sae, state, current);
+  if (query.text === undefined) await suggest(prompt, sae);
+  await list();
   return {leave: () => running?.abort()};
 }
