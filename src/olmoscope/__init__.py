@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from olmoscope.sae.io.open import load
     from olmoscope.site import Site
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Site", "SparseCoder", "SparseCodes", "attach", "collect", "evaluate", "index", "load", "open_store",
            "train"]
 

@@ -106,12 +106,12 @@ class Site:
 
     @property
     def in_stream(self) -> bool:
-        """Whether vectors there are of the residual stream, or added to it: the head can be applied to them."""
+        """Whether the head can be applied to vectors there, since they are of the residual stream or added to it."""
         return self.part not in ("attn.in", "attn.z", "mlp.in")
 
     @property
     def folder(self) -> str:
-        """A name for files and folders: `layer_07`, `layer_07_mlp_out`, `embed`."""
+        """A name for files and folders, such as `layer_07`, `layer_07_mlp_out` or `embed`."""
         if self.model:
             return f"{self.model}_{self.of('').folder}"
         if self == EMBED:

@@ -43,7 +43,9 @@ class CoderConfig(Frozen):
     skip: bool = False
     """For a transcoder: add an affine map from what it reads to what it writes."""
     d_sae: Count
+    """Its latents."""
     k: Count
+    """Active latents in a row: exactly, at most or on average, as `activation` says."""
     activation: Activation = "topk"
     """Which latents are active: the k largest of each row (`topk`); the k largest a row on average over a batch
     (`batchtopk`); those over a learned threshold of their own, k a row on average (`jumprelu`); the largest of each of
@@ -52,6 +54,7 @@ class CoderConfig(Frozen):
     """Shares of the latents, ascending, such as [0.0625, 0.25]: the first latents up to each, and all of them, are
     trained to be an SAE of their own."""
     normalize: Literal["none", "layer_norm"] = "none"
+    """`layer_norm` centres each row and divides it by its standard deviation before it is encoded."""
     weights: Literal["tied", "untied"] = "tied"
     """Whether encoder and decoder are one matrix, or two, which start equal."""
     canonical: bool = False

@@ -49,6 +49,7 @@ class Release(Frozen):
     """What the release is called."""
 
     name: str
+    """The title of its model card."""
     repo_id: str
     """The hub repository that users will load from, `OWNER/NAME`."""
 
@@ -57,11 +58,17 @@ class Recipe(StoreRecipe):
     """Everything that decides the result of a run, and the device it runs on."""
 
     name: str
+    """The recipe's name, which is that of its output folder unless `--out` names another."""
     form: str = "default"
+    """Which of the recipe's forms this is (`--form`)."""
     saes: Annotated[list[CoderConfig], Field(min_length=1)]
+    """What is trained. A list where a single value stands is a study."""
     train: Train
+    """How all of them are trained."""
     evaluate: Evaluate = Evaluate()
+    """How they are measured."""
     release: Release
+    """What their release is called."""
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:

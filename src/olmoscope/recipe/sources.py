@@ -21,7 +21,9 @@ class DolmaSource(Frozen):
     """Text in Dolma's format: one JSON object a line with `text` (and `id`), `.json.gz`, `.jsonl` or `.zst`."""
 
     kind: Literal["dolma"]
+    """Which kind of source this is."""
     name: str
+    """What the mixture, the store and its figures call this source."""
     paths: list[str] = []
     """Local files or globs."""
     url_list: str | None = None
@@ -32,7 +34,9 @@ class _Tables(Frozen):
     """Files of rows: parquet, or JSON lines (`.jsonl` and what else Dolma's files end in)."""
 
     kind: str
+    """Which kind of source this is."""
     name: str
+    """What the mixture, the store and its figures call this source."""
     paths: list[str] = []
     """Local files or globs."""
     repo: str | None = None
@@ -40,6 +44,7 @@ class _Tables(Frozen):
     revision: str | None = None
     """A branch, tag or commit of the repository."""
     files: str = "data/*.parquet"
+    """A glob over the files of `repo`."""
     format: ChatFormat = "plain"
     """How messages become text."""
 
@@ -48,6 +53,7 @@ class ChatSource(_Tables):
     """Chats: a column of lists of messages, `{role, content}` or ShareGPT's `{from, value}`, or of these as JSON."""
 
     kind: Literal["chat"]
+    """Which kind of source this is."""
     column: str | None = None
     """null: `messages`, or `conversations` (`conversation`) where there is none of that name."""
 
@@ -56,18 +62,26 @@ class TableSource(_Tables):
     """A column of texts in rows (chats among them become text as `format` says)."""
 
     kind: Literal["table"]
+    """Which kind of source this is."""
     column: str = "text"
+    """The column of texts."""
 
 
 class HubSource(Frozen):
     """Any dataset on the hub, streamed through the `datasets` library."""
 
     kind: Literal["hub"]
+    """Which kind of source this is."""
     name: str
+    """What the mixture, the store and its figures call this source."""
     repo: str
+    """The dataset, `OWNER/NAME`."""
     config: str | None = None
+    """Its configuration, where it has several."""
     split: str = "train"
+    """Its split."""
     revision: str | None = None
+    """A branch, tag or commit of the repository."""
     column: str | None = "text"
     """null: `text`, or a column of chats, whichever is there first."""
     format: ChatFormat = "plain"
@@ -78,8 +92,11 @@ class FilesSource(Frozen):
     """Plain text files, one document each."""
 
     kind: Literal["files"]
+    """Which kind of source this is."""
     name: str
+    """What the mixture, the store and its figures call this source."""
     paths: list[str]
+    """Local files or globs."""
 
 
 Source = Annotated[DolmaSource | ChatSource | TableSource | HubSource | FilesSource, Field(discriminator="kind")]

@@ -27,6 +27,7 @@ class Text(Frozen):
     """Where documents come from and how they are mixed."""
 
     sources: Annotated[list[Source], Field(min_length=1)]
+    """Where documents come from."""
     mixture: dict[str, Annotated[float, Field(gt=0)]] | Literal["shards"]
     """A weight for every source: documents are drawn one by one in these proportions (of documents). Or `shards`, the
     reference recipe's way: all shards of all sources in one shuffled order, each read to its end."""
@@ -98,9 +99,12 @@ class Model(Frozen):
     name: str
     """A hub repository, a local folder, or `tiny`, the model inside the package."""
     revision: str | None = None
+    """A branch, tag or commit of the hub repository; null: its main branch."""
     d_model: Count | None = None
+    """The width of the residual stream."""
     num_layers: Count | None = None
-    """Both are checked against the model when it is loaded; given here, a plan needs no network."""
+    """Its number of layers. Both this and `d_model` are checked against the model when it is loaded; given here, a plan
+    needs no network."""
     dtype: ModelDtype = "auto"
     """In which it computes; `auto`: bfloat16 where the hardware multiplies it natively, else float32
     (model/dtype.py)."""
@@ -155,9 +159,14 @@ class TokensRecipe(Frozen):
     """What decides the tokens of a store."""
 
     seed: Annotated[int, Field(ge=0)] = 0
+    """Decides every draw: the order of text and rows, the lengths of sequences and, unless `train.seed` says otherwise,
+    how SAEs start."""
     text: Text
+    """The text that the model reads."""
     tokens: Tokens
+    """How much of it, and how it is cut."""
     model: Model
+    """The language model."""
 
     def with_bos(self, bos: Bos) -> Self:
         """The same recipe with another `tokens.bos`."""
@@ -202,10 +211,12 @@ class StoreRecipe(TokensRecipe):
     """What decides an activation store, and the device that makes it."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where model and training run; `auto`: on a GPU if there is one."""
     models: dict[str, Model] = Field({})
     """Other models that read the same tokens, by name: `base:layers.7` is a site of the one that is called `base`. For
     crosscoders over several models or revisions of one; their vocabularies must be the same."""
     activations: Activations
+    """Which activations are stored, and how."""
 
     @model_validator(mode="before")
     @classmethod

@@ -86,7 +86,9 @@ class Train(Frozen):
     """The seed of what training draws, which is how an SAE starts; null: the recipe's `seed`. The text, the store and
     the order in which rows come depend on the recipe's seed alone."""
     batch: Count | None = None
+    """Rows in a step."""
     lr: Annotated[float, Field(gt=0)] | None = None
+    """The learning rate of the encoder, or of tied weights."""
     decay: Annotated[float, Field(ge=0, le=1)] = 0.8
     """Share of the steps, the last ones, over which the rate falls linearly to 0; 0 keeps it constant."""
     decoder_rate: Annotated[float, Field(gt=0)] | None = None
@@ -95,7 +97,9 @@ class Train(Frozen):
     """The rate of the biases is `lr` times the RMS of the activations (centred, over their channels): what is learned
     does not depend on the unit of the activations. False: plain `lr`."""
     betas: tuple[Share, Share] = (0.9, 0.999)
+    """Decay of Adam's first and second moments, a step."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of Adam's second moment."""
     adam: Literal["exact", "touched"] = "touched"
     """Adam on every row of the dictionary at every step, or only on rows with an active latent in the batch: cheaper
     where the batch is small, and rows without a gradient do not drift on with their momentum, which kills latents at
@@ -105,7 +109,9 @@ class Train(Frozen):
     order: Literal["shuffled", "reading"] = "shuffled"
     """Rows mixed over the whole store, or in the order in which the model read them."""
     epochs: Count = 1
+    """How often training reads the store."""
     filter: Filter = Filter()
+    """Rows that training leaves out."""
     live: Live | None = None
     """Read the model itself and not a store (`olmoscope train --live`)."""
     together: Count | Literal["fit"] = "fit"
