@@ -44,6 +44,7 @@ class Case:
     rows: tuple[int, ...] = (40, 40, 40, 40, 40, 17)
     adam: Adam = ADAM
     auxiliary: SettledAuxiliary | None = None
+    matryoshka: tuple[float, ...] = ()
     dtype: torch.dtype = torch.float32
     writes: int | None = None
     """Of a transcoder with a skip: the width of the rows that it writes."""
@@ -98,7 +99,7 @@ def sharded(case: Case, ranks: Ranks) -> ShardedStep:
         shards.append(Shard(number, case.shards, TopK(
             W_enc_FD, W_dec_FD, b_in_D, case.normalize, whole.b_latent[own].clone(), case.k, b_out=b_out_D,
             W_skip=skip, transcoder=whole.transcoder), case.adam, case.d_sae, case.activation))
-    return ShardedStep(shards, case.adam, case.auxiliary, ranks)
+    return ShardedStep(shards, case.adam, case.auxiliary, ranks, case.matryoshka)
 
 
 def train(ranks: Ranks, case: Case, lr: float = 1e-2) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list]:

@@ -95,7 +95,7 @@ def test_it_is_read_as_any_run(job, whole):
 
 def test_so_are_other_kinds_stopped_alone_and_finished_by_two(rank_pool, job, tmp_path):
     _, store = job
-    saes = [{"layer": 1, "k": 9, "activation": "batchtopk"},
+    saes = [{"layer": 1, "k": 9, "activation": "batchtopk", "matryoshka": [0.1, 0.6]},
             {"layer": 1, "k": 7, "activation": "jumprelu", "weights": "untied"},
             {"reads": 1, "writes": 7, "k": 8, "weights": "untied", "skip": True}, {"reads": [1, 7], "k": 8}]
     kinds = recipe(tmp_path, saes=[{"d_sae": 131} | sae for sae in saes])
@@ -167,7 +167,6 @@ def test_one_shard_is_the_run_that_it_was_before_there_were_shards(job):
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"activation": "groupmax", "d_sae": 297, "k": 9}, "does not divide the 9 groups"),
-    ({"matryoshka": [0.5]}, "matryoshka does not"),
     ({"train": {"candidates": {}}}, "train.candidates does not"), ({"train": {"finish": {}}}, "train.finish does not"),
     ({"train": {"shards": 400}}, r"over its d_sae \(300\)")])
 def test_what_is_not_trained_in_shards_is_refused(tmp_path, change, said):

@@ -8,7 +8,7 @@ Shapes: P ranks, B rows of a batch, b rows that a rank owns, X anything that bel
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -112,6 +112,37 @@ class Ranks:
         if self.count == 1:
             return own_PbX[0]
         return self._exchange(own_PbX.flatten(0, 1), [own_PbX.shape[1]] * self.count, self.sizes(rows), "from_owners")
+
+    def parts_to_owners(self, parts_BNX: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """As `to_owners`, where ranks have different numbers of things for each row: `[b, N, X]` from each rank.
+
+        Args:
+            counts: N of each rank.
+        """
+        if self.count == 1:
+            return [parts_BNX]
+        sizes, (_, number, *shape) = self.sizes(len(parts_BNX)), parts_BNX.shape
+        own = sizes[self.index]
+        found = self._exchange(parts_BNX.flatten(0, 1), [size * number for size in sizes],
+                               [own * count for count in counts], "to_owners")
+        parts = torch.split(found, [own * count for count in counts])
+        return [part.view(own, count, *shape) for part, count in zip(parts, counts, strict=True)]
+
+    def parts_from_owners(self, own: Sequence[Tensor], rows: int) -> Tensor:
+        """As `from_owners`, where there are different numbers of things for each rank: those for this one, `[B, N, X]`.
+
+        Args:
+            own: for each rank `[b, N, X]`, of the rows that this rank owns.
+            rows: B.
+        """
+        mine = own[self.index]
+        if self.count == 1:
+            return mine
+        number = mine.shape[1]
+        given = [part.flatten(0, 1) for part in own]
+        found = self._exchange(torch.cat(given), [len(part) for part in given],
+                               [size * number for size in self.sizes(rows)], "from_owners")
+        return found.view(rows, number, *mine.shape[2:])
 
     def ask(self, value: int) -> list[int]:
         """What each rank answers; over the CPU, without a wait for any device."""

@@ -270,7 +270,7 @@ class Run:
                                          spec.default_id)
                 for number in own_shards(settings.shards, self.ranks)}
         shards = [Shard(number, settings.shards, sae, adam, latents, spec.activation) for number, sae in saes.items()]
-        return ShardedStep(shards, adam, settings.auxiliary, self.ranks)
+        return ShardedStep(shards, adam, settings.auxiliary, self.ranks, spec.matryoshka)
 
     def _mean(self, site: Site, replaced: bool) -> Tensor:
         """The mean of a site's rows, as the coder sees them, `[D]`; see `_fresh_step`."""
