@@ -18,7 +18,7 @@ from olmoscope.activations.stream.rounds import StoreRounds
 from olmoscope.distributed.launch import World
 from olmoscope.distributed.ranks import Ranks
 from olmoscope.errors import AnotherRankFailedError, UserError
-from olmoscope.recipe.schema import Activation, Recipe
+from olmoscope.recipe.schema import Activation, Candidates, Recipe
 from olmoscope.sae.topk import TopK
 from olmoscope.train import group
 from olmoscope.train.adam import Adam
@@ -45,6 +45,7 @@ class Case:
     adam: Adam = ADAM
     auxiliary: SettledAuxiliary | None = None
     matryoshka: tuple[float, ...] = ()
+    candidates: Candidates | None = None
     dtype: torch.dtype = torch.float32
     writes: int | None = None
     """Of a transcoder with a skip: the width of the rows that it writes."""
@@ -98,7 +99,8 @@ def sharded(case: Case, ranks: Ranks) -> ShardedStep:
         W_enc_FD = W_dec_FD if case.tied else whole.W_enc[own].clone()
         shards.append(Shard(number, case.shards, TopK(
             W_enc_FD, W_dec_FD, b_in_D, case.normalize, whole.b_latent[own].clone(), case.k, b_out=b_out_D,
-            W_skip=skip, transcoder=whole.transcoder), case.adam, case.d_sae, case.activation))
+            W_skip=skip, transcoder=whole.transcoder), case.adam, case.d_sae, case.activation,
+            candidates=case.candidates))
     return ShardedStep(shards, case.adam, case.auxiliary, ranks, case.matryoshka)
 
 
@@ -111,6 +113,8 @@ def train(ranks: Ranks, case: Case, lr: float = 1e-2) -> tuple[list[dict[str, Te
         step(x_BD, lr, target_BD)
         if number % 3 == 2:
             counted.append((*step.take_sums(), step.dead_share(60)))
+        if step.candidates:
+            counted.append((step.candidates.judge(step.count), step.candidates.take_found(), step.candidates.margin))
     return [shard.tensors() for shard in step.shards], step.shared_tensors(), counted
 
 

@@ -11,6 +11,7 @@ from olmoscope.cost.ranks import step_traffic
 from olmoscope.distributed.ranks import Ranks
 from olmoscope.distributed.sums import legal_counts
 from olmoscope.kernels.rounding import random_bits, step_seed
+from olmoscope.recipe.schema import Candidates
 from olmoscope.train.adam import Adam
 from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.step import Step
@@ -54,6 +55,11 @@ CASES = {
                                                normalize="layer_norm"),
     "matryoshka, few latents": Case(4, d_sae=9, k=3, matryoshka=(0.01, 0.02, 0.5), rows=(3, 40, 1)),
     "matryoshka, transcoder": Case(4, matryoshka=(0.2, 0.7), writes=17),
+    "candidates": Case(4, candidates=Candidates(margin=0), d_model=96, d_sae=515, rows=(40,) * 70, tied=True),
+    "candidates, batchtopk": Case(4, candidates=Candidates(margin=2), d_model=40, d_sae=200, activation="batchtopk",
+                                  auxiliary=AUXILIARY, sick=SICK),
+    "candidates, matryoshka, k over the latents of a shard": Case(4, candidates=Candidates(), d_sae=19, k=11,
+                                                                  matryoshka=(0.5,)),
     "groupmax": Case(4, activation="groupmax", d_sae=128, k=8, auxiliary=AUXILIARY, sick=SICK[:40]),
     "groupmax, tied, layer norm, touched rows": Case(2, activation="groupmax", d_sae=126, tied=True, adam=CHEAP,
                                                      normalize="layer_norm"),

@@ -1,5 +1,7 @@
 """Runs in shards: the same folder from any number of ranks, resumed with others, read as any run."""
 
+import json
+import re
 import shutil
 
 import pytest
@@ -9,11 +11,15 @@ from helpers import recipe, write_documents
 from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
-from olmoscope.recipe.schema import Recipe
+from olmoscope.files import read_json, write_json
+from olmoscope.recipe.schema import Candidates, Recipe
 from olmoscope.sae.io.checkpoint import read_alive, read_checkpoint
+from olmoscope.sae.io.checkpoint_file import opened_checkpoint
 from olmoscope.sae.io.open import find_saes, load, look_at
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
+from olmoscope.train.candidate_trial import Verdict
+from olmoscope.train.candidates import EXACT
 from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import run_folder
@@ -109,6 +115,43 @@ def test_so_are_other_kinds_stopped_alone_and_finished_by_two(rank_pool, job, tm
     assert all(len(sae.W_enc.unique(dim=0)) == 131 for sae in found) and found[2].transcoder
 
 
+def test_candidates_have_a_margin_for_each_shard(rank_pool, job, tmp_path):
+    job, store = job
+    train = job.train.model_copy(update={"epochs": 4, "candidates": Candidates(margin=0)})
+    job = job.model_copy(update={"saes": job.saes[:1], "train": train})
+    runs = [run_folder(tmp_path / name, job.saes[0]) for name in ("one", "four")]
+    for run in runs:
+        run.mkdir(parents=True)
+        write_json(run / "candidates.json", {"exact_ms": 2.0, "candidates_ms": 1.0})  # the clock would decide otherwise
+    list(train_from_store(job, job.saes, open_store(store), tmp_path / "one"))
+    for count, steps in ((4, 16), (2, 72), (4, None)):
+        rank_pool.run(count, train_recipe, job, store, tmp_path / "four", steps)
+    assert contents(runs[0]) == contents(runs[1])
+    lines = [json.loads(line) for line in (runs[1] / "metrics.jsonl").read_text().splitlines()]
+    found = [line["candidates_found"] for line in lines if line["candidates_found"] is not None]
+    assert lines[-1]["margin"] >= 8 and 0.9 < min(found) < 1
+    logs = [(run / "training.log").read_text() for run in runs]
+    warned = re.findall(r"warning: at step 64 .*; from here on there are k \+ 8 in shards \d.*", logs[0])
+    assert len(warned) == 1 and warned[0] in logs[1]
+    with opened_checkpoint(checkpoints(runs[1])[-1]) as (_, file):
+        margins = file.get_tensor("candidates.margin").tolist()
+        assert len(margins) == 4 and max(margins) == lines[-1]["margin"]
+        assert len(file.get_tensor("candidates.counts")) == 16
+
+
+def test_the_ranks_agree_on_the_verdict_of_the_clock(rank_pool, job, tmp_path):
+    job, store = job
+    train = job.train.model_copy(update={"epochs": 1, "candidates": Candidates()})
+    job = job.model_copy(update={"saes": job.saes[:1], "train": train})
+    rank_pool.run(2, train_recipe, job, store, tmp_path)
+    run = run_folder(tmp_path, job.saes[0])
+    verdict = Verdict(**read_json(run / "candidates.json"))
+    assert 0 < verdict.exact_ms < 1e4 and 0 < verdict.candidates_ms < 1e4
+    assert (run / "training.log").read_text().count(str(verdict)) == 1
+    margin = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["margin"]
+    assert margin == (16 if verdict.candidates_win else EXACT)
+
+
 @pytest.fixture
 def stopped(rank_pool, job, tmp_path):
     """Runs of two checkpoints each."""
@@ -167,7 +210,7 @@ def test_one_shard_is_the_run_that_it_was_before_there_were_shards(job):
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"activation": "groupmax", "d_sae": 297, "k": 9}, "does not divide the 9 groups"),
-    ({"train": {"candidates": {}}}, "train.candidates does not"), ({"train": {"finish": {}}}, "train.finish does not"),
+    ({"train": {"finish": {}}}, "train.finish does not"),
     ({"train": {"shards": 400}}, r"over its d_sae \(300\)")])
 def test_what_is_not_trained_in_shards_is_refused(tmp_path, change, said):
     sae = {"layer": 1, "d_sae": 300, "k": 8} | change

@@ -26,10 +26,10 @@ from olmoscope.sae.io.checkpoint import rule_tensor
 from olmoscope.sae.normalize import RowStatistics
 from olmoscope.train.adam import Adam, plain_moments, update_parameter
 from olmoscope.train.auxiliary import REFRESH_STEPS
-from olmoscope.train.candidates import CandidateSearch
 from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.gradients import Gradients, sorted_together
 from olmoscope.train.sharded_auxiliary import ShardedAuxiliary
+from olmoscope.train.sharded_candidates import ShardedCandidates
 from olmoscope.train.sharded_loss import ShardedLoss, ShardedResidual
 from olmoscope.train.sharded_rules import SHARDED_RULES
 from olmoscope.train.shards import SHARED, Shard
@@ -45,8 +45,6 @@ class ShardedStep:
         ranks: those that train this SAE.
         matryoshka: shares of the latents that are SAEs of their own (nested.py).
     """
-
-    candidates: CandidateSearch | None = None
 
     def __init__(self, shards: Sequence[Shard], adam: Adam, auxiliary: SettledAuxiliary | None = None,
                  ranks: Ranks | None = None, matryoshka: Sequence[float] = ()) -> None:
@@ -64,6 +62,8 @@ class ShardedStep:
         """What the rate of the biases is multiplied by; on the CPU, for it becomes part of an argument."""
         self.sums = torch.zeros(3, dtype=torch.float64, device=first.device)
         """`Sums.loss`, `auxiliary` and `auxiliary_rows`; the shards count the rest."""
+        searches = [shard.candidates for shard in shards if shard.candidates is not None]
+        self.candidates = ShardedCandidates(searches, self.ranks) if searches else None
         self.auxiliary = ShardedAuxiliary(auxiliary, shards, self.ranks, self.kernels) if auxiliary else None
 
     @torch.no_grad()

@@ -156,7 +156,7 @@ class Step:
         if self.auxiliary is not None:
             found["auxiliary.dead"] = self.auxiliary.dead_F
         if self.candidates is not None:
-            found |= {"candidates.counts": self.candidates.counts, "candidates.margin": self.candidates.margin_1}
+            found |= self.candidates.tensors()
         return found
 
     def restore(self, count: int, tokens: int, tensor: Callable[[str], Tensor]) -> None:
