@@ -136,12 +136,12 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 
 def train_recipe(ranks: Ranks, job: Recipe, store: Path, out: Path, stop_at: int | None = None,
-                 unreadable: int | None = None) -> str | list[str]:
+                 told: str = "last", damaged: tuple[int, Path] | None = None) -> str | list[str]:
     """Train the SAEs of a recipe on these ranks together.
 
     Args:
-        stop_at: after so many steps, a SIGTERM comes to the last rank.
-        unreadable: the rank that cannot read a round.
+        stop_at: after so many steps, a SIGTERM comes to the `told` ranks, `last` or `all`.
+        damaged: a rank, and the copy of the store that it reads; after the first epoch a segment there is damaged.
 
     Returns:
         The ids of the SAEs that this rank says are done; `stopped`; or why it ended.
@@ -150,16 +150,21 @@ def train_recipe(ranks: Ranks, job: Recipe, store: Path, out: Path, stop_at: int
 
     def stopping(self: ShardedStep, *arguments: Any) -> None:
         call(self, *arguments)
-        if self.count == stop_at and ranks.index == ranks.count - 1 and self.k == job.saes[0].k:
+        if self.count == stop_at and self.k == job.saes[0].k and (told == "all" or ranks.index == ranks.count - 1):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def failing(self: StoreRounds, epoch: int, *arguments: Any) -> Any:
-        if ranks.index == unreadable and epoch == 1:
-            raise UserError("a segment is damaged")
+    def damaging(self: StoreRounds, epoch: int, *arguments: Any) -> Any:
+        if damaged and ranks.index == damaged[0] and epoch == 1:
+            path = damaged[1] / "layer_01" / "segment-000003.safetensors"
+            content = bytearray(path.read_bytes())
+            content[-1] ^= 1
+            path.write_bytes(content)
         return read(self, epoch, *arguments)
 
+    if damaged and ranks.index == damaged[0]:
+        store = damaged[1]
     with mock.patch.object(group, "assign", lambda recipe, saes, *rest: [(ranks, list(saes))]), \
-            mock.patch.object(ShardedStep, "__call__", stopping), mock.patch.object(StoreRounds, "read", failing):
+            mock.patch.object(ShardedStep, "__call__", stopping), mock.patch.object(StoreRounds, "read", damaging):
         try:
             return [sae.id for sae, _ in train_from_store(job, job.saes, open_store(store), out, world=World(ranks))]
         except KeyboardInterrupt:

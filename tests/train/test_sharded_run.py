@@ -65,18 +65,21 @@ def test_several_ranks_write_the_same_run(rank_pool, job, whole, tmp_path):
 
 def test_stopped_on_four_it_goes_on_with_two_one_and_four(rank_pool, job, whole, tmp_path):
     job, store = job
-    for count, steps in ((4, 8), (2, 16), (1, 24), (4, None)):
-        found = rank_pool.run(count, train_recipe, job, store, tmp_path, steps)
+    for count, steps, told in ((4, 8, "last"), (2, 16, "all"), (1, 24, "all"), (4, None, "")):
+        found = rank_pool.run(count, train_recipe, job, store, tmp_path, steps, told)
         if steps:
             assert found == ["stopped"] * count
             assert [path.name for path in checkpoints(run_folder(tmp_path, job.saes[0]))] == [f"step-{steps:08d}"]
     assert same_runs(job, whole, tmp_path)
 
 
-def test_what_one_rank_cannot_read_stops_all_at_the_same_step(rank_pool, job, whole, tmp_path):
+def test_a_segment_that_one_rank_finds_damaged_stops_all_at_the_same_step(rank_pool, job, whole, tmp_path):
     job, store = job
-    found = rank_pool.run(4, train_recipe, job, store, tmp_path, None, 2)
-    assert found == ["another rank failed"] * 2 + ["a segment is damaged", "another rank failed"]
+    shutil.copytree(store, tmp_path / "copy")
+    found = rank_pool.run(4, train_recipe, job, store, tmp_path, None, "last", (2, tmp_path / "copy"))
+    said = found.pop(2)
+    assert found == ["another rank failed"] * 3
+    assert re.search(r"segment-000003\.safetensors is damaged .*; run `olmoscope store repair", said), said
     assert [path.name for path in checkpoints(run_folder(tmp_path, job.saes[0]))] == ["step-00000020"]
     rank_pool.run(2, train_recipe, job, store, tmp_path)
     assert same_runs(job, whole, tmp_path)
