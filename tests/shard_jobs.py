@@ -46,6 +46,8 @@ class Case:
     auxiliary: SettledAuxiliary | None = None
     matryoshka: tuple[float, ...] = ()
     candidates: Candidates | None = None
+    pulled: bool = False
+    """By a loss beside the NMSE."""
     dtype: torch.dtype = torch.float32
     writes: int | None = None
     """Of a transcoder with a skip: the width of the rows that it writes."""
@@ -84,6 +86,11 @@ class Case:
         return (x_BD[:, : self.d_model], x_BD[:, self.d_model :]) if self.writes else (x_BD, None)
 
 
+def pull(xhat_BD: Tensor, y_BD: Tensor, e_BD: Tensor) -> Tensor:
+    """As a loss beside the NMSE would pull."""
+    return e_BD.norm() * torch.sin(xhat_BD) + 0.1 * (xhat_BD - y_BD).clamp(-1, 1) / len(y_BD)
+
+
 def sharded(case: Case, ranks: Ranks) -> ShardedStep:
     """A fresh step of the shards of this rank."""
     whole = case.sae()
@@ -110,7 +117,7 @@ def train(ranks: Ranks, case: Case, lr: float = 1e-2) -> tuple[list[dict[str, Te
     counted = []
     for number, x_BD in enumerate(case.batches()):
         x_BD, target_BD = case.ends(x_BD)
-        step(x_BD, lr, target_BD)
+        step(x_BD, lr, target_BD, pull if case.pulled else None)
         if number % 3 == 2:
             counted.append((*step.take_sums(), step.dead_share(60)))
         if step.candidates:

@@ -76,6 +76,17 @@ def test_one_process_needs_no_group():
     assert ranks.ask(7) == [7] and not ranks.traffic and ranks.leads
 
 
+def gathered_some(ranks, sizes):
+    start = sum(sizes[: ranks.index])
+    return ranks.gather_some(numbered(sum(sizes))[start : start + sizes[ranks.index]], sizes)
+
+
+@pytest.mark.parametrize("sizes", [[5], [3, 3], [4, 0], [0, 7, 2]])
+def test_rows_are_gathered_however_they_are_shared_out(rank_pool, sizes):
+    for found in rank_pool.run(len(sizes), gathered_some, sizes):
+        assert torch.equal(found, numbered(sum(sizes)))
+
+
 def failing(ranks, failing_ranks):
     with ranks.agreed():
         if ranks.index in failing_ranks:

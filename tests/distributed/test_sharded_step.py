@@ -16,7 +16,7 @@ from olmoscope.train.adam import Adam
 from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.step import Step
 from rank_pool import RankPool
-from shard_jobs import Case, joined, same, sharded, train
+from shard_jobs import Case, joined, pull, same, sharded, train
 
 AUXILIARY = SettledAuxiliary(weight=0.2, k=5, dead_window=90, lift=0.1)
 CHEAP = Adam((0.9, 0.999), 1e-8, "touched", "bfloat16", scale_biases=True)
@@ -60,6 +60,8 @@ CASES = {
                                   auxiliary=AUXILIARY, sick=SICK),
     "candidates, matryoshka, k over the latents of a shard": Case(4, candidates=Candidates(), d_sae=19, k=11,
                                                                   matryoshka=(0.5,)),
+    "pulled": Case(4, pulled=True, normalize="layer_norm", auxiliary=AUXILIARY, sick=SICK),
+    "pulled, matryoshka, transcoder": Case(4, pulled=True, matryoshka=(0.1, 0.6), writes=17),
     "groupmax": Case(4, activation="groupmax", d_sae=128, k=8, auxiliary=AUXILIARY, sick=SICK[:40]),
     "groupmax, tied, layer norm, touched rows": Case(2, activation="groupmax", d_sae=126, tied=True, adam=CHEAP,
                                                      normalize="layer_norm"),
@@ -102,7 +104,8 @@ def test_nor_with_any_sizes(rank_pool, shards, d_sae, k_share, rows, tied, seed,
                                   "lift alone, tied", "k over the latents of a shard", "three shards", "batchtopk",
                                   "batchtopk, few latents", "jumprelu", "jumprelu, few latents", "groupmax",
                                   "transcoder", "matryoshka", "matryoshka, batchtopk",
-                                  "matryoshka, few latents", "matryoshka, transcoder"])
+                                  "matryoshka, few latents", "matryoshka, transcoder", "pulled",
+                                  "pulled, matryoshka, transcoder"])
 def test_in_float64_it_is_the_sae_of_one_process(rank_pool, name):
     """test_step.py and test_auxiliary.py hold that one to autograd and a dense trainer."""
     case = replace(CASES[name], dtype=torch.float64, rows=(40,) * 29 + (17,))
@@ -113,7 +116,7 @@ def test_in_float64_it_is_the_sae_of_one_process(rank_pool, name):
     wanted = []
     for number, x_BD in enumerate(case.batches()):
         x_BD, target_BD = case.ends(x_BD)
-        step(x_BD, 1e-2, target_BD)
+        step(x_BD, 1e-2, target_BD, pull if case.pulled else None)
         if number % 3 == 2:
             wanted.append((*step.take_sums(), step.dead_share(60)))
     for name, parameter in sae.state_dict().items():

@@ -13,6 +13,7 @@ from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json
 from olmoscope.recipe.schema import Candidates, Recipe
+from olmoscope.recipe.training import Finish
 from olmoscope.sae.io.checkpoint import read_alive, read_checkpoint
 from olmoscope.sae.io.checkpoint_file import opened_checkpoint
 from olmoscope.sae.io.open import find_saes, load, look_at
@@ -155,6 +156,20 @@ def test_the_ranks_agree_on_the_verdict_of_the_clock(rank_pool, job, tmp_path):
     assert margin == (16 if verdict.candidates_win else EXACT)
 
 
+def test_ranks_share_the_sequences_of_a_finish(rank_pool, job, tmp_path):
+    job, store = job
+    kinds = recipe(tmp_path, saes=[{"layer": 7, "d_sae": 131, "k": 8, "matryoshka": [0.3]},
+                                   {"reads": 1, "writes": 7, "d_sae": 130, "k": 8, "weights": "untied", "skip": True}])
+    train = job.train.model_copy(update={"epochs": 1, "finish": Finish(share=0.5)})
+    job = job.model_copy(update={"saes": kinds.saes, "train": train})
+    list(train_from_store(job, job.saes, open_store(store), tmp_path / "one"))
+    for count, steps in ((4, 8), (2, 16), (4, None)):
+        rank_pool.run(count, train_recipe, job, store, tmp_path / "four", steps)
+    assert same_runs(job, tmp_path / "one", tmp_path / "four")
+    done = contents(run_folder(tmp_path / "one", job.saes[0]))["done"]
+    assert done["steps"] == 20 and done["tokens"] > 1.4 * 6000
+
+
 @pytest.fixture
 def stopped(rank_pool, job, tmp_path):
     """Runs of two checkpoints each."""
@@ -213,7 +228,6 @@ def test_one_shard_is_the_run_that_it_was_before_there_were_shards(job):
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"activation": "groupmax", "d_sae": 297, "k": 9}, "does not divide the 9 groups"),
-    ({"train": {"finish": {}}}, "train.finish does not"),
     ({"train": {"shards": 400}}, r"over its d_sae \(300\)")])
 def test_what_is_not_trained_in_shards_is_refused(tmp_path, change, said):
     sae = {"layer": 1, "d_sae": 300, "k": 8} | change

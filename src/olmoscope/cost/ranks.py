@@ -14,7 +14,7 @@ from olmoscope.train.sharded_loss import groups_of_ranks
 
 @dataclass(frozen=True)
 class StepTraffic:
-    """Bytes that a rank sends to others in one step, without those of the auxiliary loss."""
+    """Bytes that a rank sends to others in one step, without those of the auxiliary loss and of `train.finish`."""
 
     selection: int
     """Candidates to the owners of rows, and counts back: `4 (B - b) S K + 4 (P - 1) b S`."""

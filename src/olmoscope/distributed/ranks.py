@@ -83,15 +83,23 @@ class Ranks:
             own_bX: those that this rank owns.
             rows: B.
         """
+        return self.gather_some(own_bX, self.sizes(rows))
+
+    def gather_some(self, own_bX: Tensor, sizes: Sequence[int]) -> Tensor:
+        """As `gather_rows`, of rows that are shared out otherwise: those of the first rank, then those of the next.
+
+        Args:
+            sizes: how many each rank has.
+        """
         if self.count == 1:
             return own_bX
-        most = -(-rows // self.count)
+        most = max(sizes)
         padded_bX = own_bX if len(own_bX) == most else torch.cat(
             [own_bX, own_bX.new_zeros(most - len(own_bX), *own_bX.shape[1:])])
         parts_PbX = self.gather(padded_bX)
-        if rows % self.count == 0:
+        if min(sizes) == most:
             return parts_PbX.flatten(0, 1)
-        return torch.cat([part[:size] for part, size in zip(parts_PbX, self.sizes(rows), strict=True)])
+        return torch.cat([part[:size] for part, size in zip(parts_PbX, sizes, strict=True)])
 
     def to_owners(self, rows_BX: Tensor) -> Tensor:
         """What every rank has for the rows that this rank owns, `[P, b, X]`; each gives what it has for all rows."""

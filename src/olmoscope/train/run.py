@@ -105,7 +105,7 @@ class Run:
         """The sequences that the last steps read (finish.py)."""
         if finish := self.settings.finish:
             self.finish_steps = draw_steps(rounds.tokens, max(1, round(finish.share * self.steps)),
-                                           self.settings.batch, recipe.seed)
+                                           self.settings.batch, recipe.seed, self.settings.shards)
         self.counts = _Counts()
         """Up to the last line of metrics.jsonl."""
         self.position = START

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from olmoscope.distributed.ranks import Ranks
 from olmoscope.distributed.sums import tree_sum_of_some
-from olmoscope.sae.normalize import RowStatistics
-from olmoscope.train.gradients import Gradients
+from olmoscope.sae.normalize import RowStatistics, restore_rows
+from olmoscope.train.gradients import Gradients, Pull
 from olmoscope.train.nested import Group, groups_between, prefix_ends
 from olmoscope.train.shards import Shard, shard_bounds
 
@@ -53,16 +53,18 @@ class ShardedLoss:
         self.groups_of = groups_of_ranks(self.stops, first.of, ranks.count)
 
     def residual(self, y_BD: Tensor, values: Sequence[Tensor], indices: Sequence[Tensor],
-                 statistics: RowStatistics | None, skip_BD: Tensor | None) -> ShardedResidual:
+                 statistics: RowStatistics | None, skip_BD: Tensor | None,
+                 pull: Pull | None = None) -> ShardedResidual:
         """Compare the reconstructions of a batch with the rows wanted, `y_BD`, in raw space.
 
         Args:
             values, indices: the codes in each shard of this rank.
             skip_BD: what a transcoder's skip adds to every prefix; of all rows on every rank, as a product of some rows
                 alone may round otherwise.
+            pull: a loss beside the NMSE, of all latents; the same on every rank.
         """
         rows, ranks = len(y_BD), self.ranks
-        loss_b, errors = self._compared(y_BD, self._parts(values, indices), statistics, skip_BD)
+        loss_b, errors, xhat_bD = self._compared(y_BD, self._parts(values, indices), statistics, skip_BD)
         loss_B, e_BD = ranks.gather_rows(loss_b, rows), ranks.gather_rows(errors[-1], rows)
         asked, last = {}, len(self.stops) - 1
         if last:
@@ -78,6 +80,11 @@ class ShardedLoss:
                 coarse[ranks.index], mine_BND.unbind(dim=1), strict=True)}
         if last in self.groups_of[ranks.index]:
             asked[last] = e_BD * (1 / len(self.stops)) if last else e_BD
+        if pull is not None:
+            xhat_BD = restore_rows(ranks.gather_rows(xhat_bD, rows), statistics)
+            std = 1 if statistics is None else statistics.std_B1  # in e, which is of normalised rows
+            pull_BD = std * pull(xhat_BD, y_BD, e_BD / std)
+            asked = {group: group_BD + pull_BD for group, group_BD in asked.items()}
         return ShardedResidual(loss_B, e_BD, asked, self._code_gradients(asked, values, indices))
 
     def gradients(self, residual: ShardedResidual, values: Sequence[Tensor], dz: Sequence[Tensor],
@@ -113,8 +120,9 @@ class ShardedLoss:
         return [part_BD for part_BD in found if part_BD is not None]
 
     def _compared(self, y_BD: Tensor, parts: Sequence[Tensor], statistics: RowStatistics | None,
-                  skip_BD: Tensor | None) -> tuple[Tensor, list[Tensor]]:
-        """For the rows that this rank owns: the loss of all latents, and e of each prefix, `[b, D]`."""
+                  skip_BD: Tensor | None) -> tuple[Tensor, list[Tensor], Tensor]:
+        """For the rows that this rank owns: the loss of all latents, e of each prefix, and the reconstruction by all
+        latents, `[b, D]`."""
         rows, ranks = len(y_BD), self.ranks
         own = ranks.own(rows)
         mean_b1, std_b1 = (None, None) if statistics is None else (statistics.mean_B1[own], statistics.std_B1[own])
@@ -131,7 +139,7 @@ class ShardedLoss:
                 xhat_bD = xhat_bD + skip_BD[own]
             loss_b, e_bD = self.kernels.error(y_BD[own], xhat_bD, rows, mean_b1, std_b1)
             errors.append(e_bD)
-        return loss_b, errors
+        return loss_b, errors, xhat_bD
 
     def _code_gradients(self, asked: dict[int, Tensor], values: Sequence[Tensor],
                         indices: Sequence[Tensor]) -> list[Tensor]:

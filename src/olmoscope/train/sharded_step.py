@@ -27,13 +27,13 @@ from olmoscope.sae.normalize import RowStatistics
 from olmoscope.train.adam import Adam, plain_moments, update_parameter
 from olmoscope.train.auxiliary import REFRESH_STEPS
 from olmoscope.train.derived import SettledAuxiliary
-from olmoscope.train.gradients import Gradients, sorted_together
+from olmoscope.train.gradients import Gradients, Pull, sorted_together
 from olmoscope.train.sharded_auxiliary import ShardedAuxiliary
 from olmoscope.train.sharded_candidates import ShardedCandidates
 from olmoscope.train.sharded_loss import ShardedLoss, ShardedResidual
 from olmoscope.train.sharded_rules import SHARDED_RULES
 from olmoscope.train.shards import SHARED, Shard
-from olmoscope.train.step import Pull, Sums, update_matrices
+from olmoscope.train.step import Sums, update_matrices
 
 
 class ShardedStep:
@@ -73,8 +73,8 @@ class ShardedStep:
         Args:
             target_BD: the rows to be reconstructed, `[B, D_out]`, where those are other than the ones read
                 (train/ends.py).
+            pull: a loss beside the NMSE, the same on every rank.
         """
-        assert pull is None, "the recipe refuses train.finish with shards"
         x_BD = x_BD.to(self.sae.W_dec.dtype).contiguous()
         y_BD = x_BD if target_BD is None else target_BD.to(x_BD.dtype).contiguous()
         u_BD, statistics = self.sae.center(x_BD)
@@ -83,7 +83,7 @@ class ShardedStep:
         adam = self.adam.at(self.count + 1, lr)
         values, indices = self.rule.encode(u_BD)
         skip_BD = None if self.sae.W_skip is None else x_BD @ self.sae.W_skip.T
-        residual = self.loss.residual(y_BD, values, indices, statistics, skip_BD)
+        residual = self.loss.residual(y_BD, values, indices, statistics, skip_BD, pull)
         values, dz = self.rule.learn(values, residual.dz, indices, adam)
         asked = self.loss.gradients(residual, values, dz, indices, u_BD)
         auxiliary = self._auxiliary(y_BD, u_BD, statistics, residual)

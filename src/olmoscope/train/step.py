@@ -36,12 +36,8 @@ from olmoscope.train.adam import Adam, update_parameter
 from olmoscope.train.auxiliary import REFRESH_STEPS, AuxiliaryLoss
 from olmoscope.train.candidates import CandidateSearch
 from olmoscope.train.derived import SettledAuxiliary
-from olmoscope.train.gradients import Gradients, sorted_together
+from olmoscope.train.gradients import Gradients, Pull, sorted_together
 from olmoscope.train.nested import NestedLoss
-
-Pull = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""A loss beside the NMSE. Given the reconstructions x̂, the rows wanted, and the gradient of the NMSE at x̂, it returns
-the gradient to add, each `[B, D_out]`."""
 
 
 class Sums(NamedTuple):
