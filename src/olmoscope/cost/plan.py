@@ -308,7 +308,7 @@ def _plan_sae(recipe: Recipe, sae: CoderConfig, widths: Mapping[Site, int], gpu:
     ram = PROCESS_BYTES + rounds
     memory = Memory(ram + needed.state, device) if gpu else Memory(ram + device, 0)
     places = min(sae.d_sae, sae.k * (CAP if sae.activation in ("batchtopk", "jumprelu") else 1))
-    sent = step_traffic(batch, d_out, sae.d_sae, places, train.shards, Ranks(0, shared))
+    sent = step_traffic(batch, d_out, sae.d_sae, places, train.shards, Ranks(0, shared), sae.matryoshka)
     traffic = sent.total - (sent.selection if sae.activation == "groupmax" else 0)
     return SAEPlan(sae, parameters, whole.state, kept_checkpoints(train, steps), train,
                    rate_of(recipe, sae, d_in), steps, 2.0 * sae.d_sae * d_in * tokens, memory, shared, traffic)

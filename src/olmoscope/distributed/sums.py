@@ -13,13 +13,25 @@ from torch import Tensor
 
 def tree_sum(parts: Sequence[Tensor]) -> Tensor:
     """The sum of tensors of one shape: neighbours in pairs while their number is even, then from left to right."""
-    parts = list(parts)
+    total = tree_sum_of_some(parts)
+    assert total is not None
+    return total
+
+
+def tree_sum_of_some(parts: Sequence[Tensor | None]) -> Tensor | None:
+    """The sum where some parts are missing: as if they were zeros, without adding any. None if all are missing."""
     while len(parts) % 2 == 0:
-        parts = [one + other for one, other in zip(parts[::2], parts[1::2], strict=True)]
+        parts = [_added(one, other) for one, other in zip(parts[::2], parts[1::2], strict=True)]
     total = parts[0]
     for part in parts[1:]:
-        total = total + part
+        total = _added(total, part)
     return total
+
+
+def _added(one: Tensor | None, other: Tensor | None) -> Tensor | None:
+    if one is None or other is None:
+        return other if one is None else one
+    return one + other
 
 
 def legal_counts(shards: int) -> list[int]:

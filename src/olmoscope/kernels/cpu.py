@@ -38,7 +38,9 @@ def encode_topk(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> t
 
 
 def rows_at_once(d_sae: int) -> int:
-    return max(ROWS_AT_LEAST, PRE_ACTIVATIONS_AT_ONCE // d_sae)
+    rows = max(ROWS_AT_LEAST, PRE_ACTIVATIONS_AT_ONCE // d_sae)
+    # A power of two: a batch is one, too, as a rule, and a few rows that are left over cost another pass over W.
+    return 1 << (rows.bit_length() - 1)
 
 
 def workspace_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: int | None = None) -> int:

@@ -153,8 +153,4 @@ def _not_in_shards(sae: CoderConfig, train: Train) -> str | None:
         return f"which is over its d_sae ({sae.d_sae})"
     if sae.activation == "groupmax" and sae.k % train.shards:
         return f"which does not divide the {sae.k} groups of a groupmax SAE (saes.k)"
-    for what, there in (("matryoshka", sae.matryoshka), ("train.candidates", train.candidates),
-                        ("train.finish", train.finish)):
-        if there:
-            return f"and {what} does not go with shards so far"
     return None

@@ -133,7 +133,7 @@ class Train(Frozen):
     shards: Count = 1
     """The number of parts in which the latents are trained; up to that many processes share them (`olmoscope train
     --ranks`). It decides the order of sums, and so the weights' last bits and where latents start; the number of
-    processes changes nothing. For TopK SAEs of one site."""
+    processes changes nothing."""
     dead_window: Count = 500_000
     """A latent is counted as dead if it did not fire in this many tokens."""
     checkpoint_every: Count = 1000
