@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from olmoscope.browse.language_model import LiveModel
 from olmoscope.errors import UserError
 from olmoscope.features.format import sae_place
-from olmoscope.features.labels import Entry, Labels
+from olmoscope.features.labels import LABELS_FILE, Entry, Labels
 from olmoscope.features.read import FeatureIndex, find_indexes
 from olmoscope.features.records import Page
 from olmoscope.features.table import Filters, Sort
@@ -24,8 +24,6 @@ from olmoscope.progress import console
 from olmoscope.recipe.schema import Model
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.io.same_model import GivenModel, SaidModel, take_for_same
-
-LABELS_FILE = "labels.sqlite"
 
 
 @dataclass
