@@ -202,7 +202,7 @@ def test_the_live_stream_trains_them_too(job, tmp_path):
     ({"site": "layers.2", "skip": True}, "skip is for a transcoder"),
     ({"reads": ["layers.1", "layers.2"], "normalize": "layer_norm"}, "normalize: layer_norm is for SAEs of one site"),
     ({"site": "layers.2.attn.z"}, r"layers\.2\.attn\.z is not collected"),
-    ({"site": "layers.2.mlp"}, r"'layers\.2\.mlp' is no site"),
+    ({"site": "layers.2.mlp"}, r"'layers\.2\.mlp' is not a site"),
 ])
 def test_mistakes_in_coders_are_one_line(job, tmp_path, entry, message):
     made, _ = job
