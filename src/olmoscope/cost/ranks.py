@@ -1,4 +1,4 @@
-"""What one training step of an SAE in shards costs a rank: the bytes that it sends, as train/sharded_step.py does.
+"""What one training step of an SAE in shards costs a rank: the bytes that it sends in train/sharded_step.py.
 
 P ranks, B rows of a batch, b rows that a rank owns, D d_model, K places of a shard's codes, S shards of a rank.
 """
@@ -15,7 +15,7 @@ class StepTraffic:
     selection: int
     """Candidates to the owners of rows, and counts back: `4 (B - b) S K + 4 (P - 1) b S`."""
     parts: int
-    """Of the reconstruction, to the owners: `4 (B - b) D`."""
+    """Parts of the reconstruction, to the owners: `4 (B - b) D`."""
     errors: int
     """Losses and e of all rows: `(P - 1) (8 + 4 D) ceil(B / P)`."""
     bias: int
@@ -32,9 +32,9 @@ def step_traffic(rows: int, d_model: int, d_sae: int, k: int, shards: int, ranks
 
     Args:
         rows: B.
-        k: of the whole SAE.
-        shards: of the whole SAE.
-        ranks: which rank it is, and how many share the SAE.
+        k: the k of the whole SAE.
+        shards: the number of shards of the whole SAE.
+        ranks: the rank's index, and how many ranks share the SAE.
     """
     own, others, each = ranks.sizes(rows)[ranks.index], ranks.count - 1, shards // ranks.count
     places = min(k, -(-d_sae // shards))
