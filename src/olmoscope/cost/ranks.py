@@ -1,4 +1,4 @@
-"""What one training step of an SAE in shards costs a rank: the bytes that it sends, as train/sharded_step.py does.
+"""What one training step of an SAE in shards costs a rank: the bytes that it sends in train/sharded_step.py.
 
 P ranks, B rows of a batch, b rows that a rank owns, D d_model, K places of a shard's codes, S shards of a rank, N
 groups of latents that a rank has (1 without Matryoshka prefixes; train/nested.py).
@@ -19,7 +19,7 @@ class StepTraffic:
     selection: int
     """Candidates to the owners of rows, and counts back: `4 (B - b) S K + 4 (P - 1) b S`."""
     parts: int
-    """Of the reconstruction, to the owners: `4 (B - b) N D`."""
+    """Parts of the reconstruction, to the owners: `4 (B - b) N D`."""
     errors: int
     """Losses and e of all rows: `(P - 1) (8 + 4 D) ceil(B / P)`; of Matryoshka prefixes e of each group but the last to
     the ranks that have it: `4 b D` each."""
@@ -38,8 +38,8 @@ def step_traffic(rows: int, d_model: int, d_sae: int, k: int, shards: int, ranks
 
     Args:
         rows: B.
-        k: of the whole SAE.
-        shards: of the whole SAE.
+        k: the k of the whole SAE.
+        shards: the number of shards of the whole SAE.
         ranks: which rank it is, and how many share the SAE.
         matryoshka: shares of the latents that are SAEs of their own.
     """

@@ -18,7 +18,7 @@ class Frozen(BaseModel):
 
 
 class DolmaSource(Frozen):
-    """Text in Dolma's format: one JSON object a line with `text` (and `id`), `.json.gz`, `.jsonl` or `.zst`."""
+    """Text in Dolma's format: one JSON object per line with `text` (and `id`), `.json.gz`, `.jsonl` or `.zst`."""
 
     kind: Literal["dolma"]
     """Which kind of source this is."""
@@ -27,11 +27,11 @@ class DolmaSource(Frozen):
     paths: list[str] = []
     """Local files or globs."""
     url_list: str | None = None
-    """A list of shard addresses, one a line: a local file, an http(s) address or `hf://datasets/OWNER/NAME/FILE`."""
+    """A list of shard addresses, one per line: a local file, an http(s) address or `hf://datasets/OWNER/NAME/FILE`."""
 
 
 class _Tables(Frozen):
-    """Files of rows: parquet, or JSON lines (`.jsonl` and what else Dolma's files end in)."""
+    """Files of rows: parquet, or JSON lines (`.jsonl` and the other suffixes of Dolma's files)."""
 
     kind: str
     """Which kind of source this is."""
@@ -50,16 +50,16 @@ class _Tables(Frozen):
 
 
 class ChatSource(_Tables):
-    """Chats: a column of lists of messages, `{role, content}` or ShareGPT's `{from, value}`, or of these as JSON."""
+    """Chats: a column of lists of messages, `{role, content}` or ShareGPT's `{from, value}`, possibly as JSON."""
 
     kind: Literal["chat"]
     """Which kind of source this is."""
     column: str | None = None
-    """null: `messages`, or `conversations` (`conversation`) where there is none of that name."""
+    """null: `messages` or, if there is no such column, `conversations` or `conversation`."""
 
 
 class TableSource(_Tables):
-    """A column of texts in rows (chats among them become text as `format` says)."""
+    """A column of texts (`format` says how any chats in it become text)."""
 
     kind: Literal["table"]
     """Which kind of source this is."""
@@ -83,9 +83,9 @@ class HubSource(Frozen):
     revision: str | None = None
     """A branch, tag or commit of the repository."""
     column: str | None = "text"
-    """null: `text`, or a column of chats, whichever is there first."""
+    """null: `text` or, if there is no such column, a column of chats."""
     format: ChatFormat = "plain"
-    """How messages become text, where the column holds chats."""
+    """How messages become text, if the column holds chats."""
 
 
 class FilesSource(Frozen):
@@ -102,4 +102,4 @@ class FilesSource(Frozen):
 Source = Annotated[DolmaSource | ChatSource | TableSource | HubSource | FilesSource, Field(discriminator="kind")]
 
 ADDED_KEYS: dict[str, dict[str, Any]] = {"chat": {"column": None}, "hub": {"format": "plain"}}
-"""Keys that came after stores of their kind of source were made, and the values that say what was so before."""
+"""Keys that are newer than the first stores with their kind of source, and the values that mean the old behaviour."""
