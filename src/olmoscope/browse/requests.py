@@ -60,10 +60,8 @@ class SteerBody(_Body):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
-class VerdictBody(BaseModel):
+class VerdictBody(_Body):
     """What a person says of a proposed label; null takes it back."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     verdict: Literal["accepted", "rejected"] | None
 
