@@ -24,7 +24,8 @@ from olmoscope.terminal import say
 
 
 def label(
-    index: Annotated[Path | None, typer.Argument(metavar="INDEX", help="A feature index, or a folder with one.")] = None,
+    index: Annotated[Path | None, typer.Argument(
+        metavar="INDEX", help="A feature index, or a folder with one.")] = None,
     endpoint: EndpointOption = None,
     model: ModelOption = None,
     features: Annotated[str | None, typer.Option("--features", metavar="N,N-M,...", help=(

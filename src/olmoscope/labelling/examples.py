@@ -129,8 +129,9 @@ def silent_blocks(blocks: TextBlocks, feature: Feature, places: np.ndarray) -> d
         places: where the feature fires.
     """
     part: Part = "score"
-    like_it = [one.feature for one in (*feature.companions, *feature.neighbours)][:LIKE_IT]
-    near = [blocks.index.firing_values(one)[0] for one in dict.fromkeys(like_it)]
+    companions, neighbours = ([one.feature for one in feature.companions], [one.feature for one in feature.neighbours])
+    like_it = list(dict.fromkeys(companions + neighbours))[:LIKE_IT]
+    near = [blocks.index.firing_values(one)[0] for one in like_it]
     counts = np.bincount(blocks.ids_T[places])
     tokens = np.argsort(-counts, kind="stable")[:TOP_TOKENS]
     same = [blocks.places_of(int(token)) for token in tokens if counts[token]]

@@ -171,8 +171,9 @@ class Proposals(Database):
 
     def _read(self, where: str, *values: object) -> list[Proposal]:
         rows = self.connection().execute(f"SELECT {_COLUMNS} FROM proposals {where}", values)
-        return [Proposal(*row[:5], rule=None if row[5] is None else json.loads(row[5]),
-                         scores=_SCORES.validate_json(row[6]), written=row[7], verdict=row[8]) for row in rows]
+        return [Proposal(id_, feature, label, labeller, split, None if rule is None else json.loads(rule),
+                         _SCORES.validate_json(scores), written, verdict)
+                for id_, feature, label, labeller, split, rule, scores, written, verdict in rows]
 
 
 def _newest(proposals: Iterable[Proposal]) -> list[Proposal]:

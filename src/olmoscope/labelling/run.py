@@ -124,7 +124,8 @@ def label_features(blocks: TextBlocks, labeller: Labeller, features: Sequence[in
     labelled = {one.feature for one in proposals.by(labeller.name, split)} & wanted
     kept = Counter(reason for feature, reason in proposals.reasons(labeller.name, split).items()
                    if feature in wanted - labelled)
-    return Run(labeller.name, len(features), len(features) - len(left), len(labelled), dict(kept + passing), out_of_budget)
+    return Run(labeller.name, len(features), len(features) - len(left), len(labelled), dict(kept + passing),
+               out_of_budget)
 
 
 @contextmanager
