@@ -7,9 +7,10 @@ ask a client that answers from the file in place of a model, and read the answer
 No model runs here, so the packages that Delphi imports for that (`UNUSED`) are replaced by empty modules.
 
 A case: {"explanation", "scorer": "detection" or "fuzz", "active": [{"tokens", "activations"}], "silent": [the same],
-"answers": [[text, probability or null], ...]}; an answer is found by the text that the scorer shows. Null: the client
-fails. The scores: balanced accuracy ("accuracy" in Delphi), true positive and true negative rates, F1, AUC, and how
-many answers were used.
+"answers": [[text, probability or null], ...]}. An answer is found by the text that the scorer shows; if that is not
+there, by the text without marks. Null: the client fails. Fuzzing marks false tokens in the same active examples
+(`fuzz_type="active"`). The scores: balanced accuracy ("accuracy" in Delphi), true positive and true negative rates, F1,
+AUC, and how many answers were used.
 """
 
 import asyncio
@@ -45,7 +46,7 @@ class Answers(Client):
     async def generate(self, prompt: Any, **settings: Any) -> Response:
         text = prompt[-1]["content"].partition("Example 0: ")[2][:-1]  # the scorer ends its prompt with a newline
         self.texts.append(text)
-        chance = self.answers[text]
+        chance = self.answers[text if text in self.answers else text.replace("<<", "").replace(">>", "")]
         if chance is None:
             raise ConnectionError("no answer")
         tops = [SimpleNamespace(token=token, logprob=math.log(max(share, 1e-300)))
@@ -64,7 +65,8 @@ def scores(case: dict[str, Any]) -> dict[str, Any]:
                           test=examples(ActivatingExample, case["active"], quantile=1),
                           not_active=examples(NonActivatingExample, case["silent"], distance=-1.0))
     client = Answers({text: chance for text, chance in case["answers"]})
-    scorer = {"detection": DetectionScorer, "fuzz": FuzzingScorer}[case["scorer"]](client, log_prob=True)
+    scorer = (DetectionScorer(client, log_prob=True) if case["scorer"] == "detection"
+              else FuzzingScorer(client, log_prob=True, fuzz_type="active"))
     result = asyncio.run(scorer(record))
     table = pandas.DataFrame([{"activating": one.activating, "prediction": one.prediction,
                                "probability": one.probability} for one in result.score])

@@ -18,6 +18,8 @@ LONGEST_LABEL = 200
 EXPLANATION_TOKENS, CHANCE_TOKENS = 80, 24
 """Of an answer, at most."""
 LOCAL_LABEL_TOKENS = 30
+LOCAL_START = "The marked words are all"
+"""What the answer of a model on this machine begins with; the label is how it goes on."""
 Kind = Literal["detect", "fuzz"]
 
 
@@ -102,8 +104,9 @@ class LocalAnswerer:
         return f"{self._model.name} at {self._model.revision}, prompts {version}"
 
     def label(self, examples: Sequence[str], promoted: Sequence[str]) -> str | Failure:
-        text = self._model.write(self._prompts.fill("local-explain", examples="\n".join(examples),
-                                                    promoted=" ".join(promoted) or "unknown"), LOCAL_LABEL_TOKENS)
+        prompt = self._prompts.fill("local-explain", examples="\n".join(examples),
+                                    promoted=" ".join(promoted) or "unknown")
+        text = self._model.write(prompt, LOCAL_LABEL_TOKENS, LOCAL_START)
         try:
             return _on_one_line(text[:LONGEST_LABEL])
         except ValueError:

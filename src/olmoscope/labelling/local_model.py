@@ -112,9 +112,13 @@ class LocalModel:
         return torch.sigmoid(yes_B - no_B)
 
     @torch.inference_mode()
-    def write(self, prompt: str, longest: int) -> str:
-        """The answer to a prompt, by the most likely token at each step, up to the end of its first line."""
-        ids = self._prompt(prompt)
+    def write(self, prompt: str, longest: int, start: str = "") -> str:
+        """The answer to a prompt, by the most likely token at each step, up to the end of its first line.
+
+        Args:
+            start: the first words of the answer, which are given: small models keep to the point so.
+        """
+        ids = [*self._prompt(prompt), *self._ids(start)]
         text, written = "", []
         step = torch.tensor([ids], device=self._module.device)
         past = None

@@ -15,7 +15,7 @@ from olmoscope.labelling.examples import NEGATIVES, FeatureExamples
 from olmoscope.labelling.labeller import Labelled, NotLabelled
 from olmoscope.labelling.model_examples import Line, explaining_lines, judged_lines, marked_lines, promoted_tokens
 from olmoscope.labelling.prompts import Prompts
-from olmoscope.labelling.scores import Scores, auroc, balanced_accuracy
+from olmoscope.labelling.scores import Scores, auroc, balanced_accuracy, intruders
 
 TYPICAL_LABEL = "verbs in the past tense that follow the name of a person"
 """Stands for a label that is not yet known, where tokens are estimated."""
@@ -60,7 +60,7 @@ def judge(answerer: Answerer, label: str, examples: FeatureExamples, seed: int =
          if (figure := auroc(positive, _of(detection, detected, kind))) is not None},
         balanced_accuracy(positive, negative),
         fuzzing=auroc(_of(fuzzing, fuzzed, "true"), _of(fuzzing, fuzzed, "false")),
-        positives=len(positive), negatives=len(negative),
+        intruder=intruders(positive, negative), positives=len(positive), negatives=len(negative),
         failed=Counter(failure.reason for failure in failures))
 
 

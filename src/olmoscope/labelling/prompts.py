@@ -21,7 +21,7 @@ LONGEST_TOKEN = 40
 """Characters of a token that are shown: some vocabularies have tokens of a hundred spaces."""
 VALUES: Mapping[str, frozenset[str]] = {
     "explain": frozenset({"examples", "promoted"}), "detect": frozenset({"label", "text"}),
-    "fuzz": frozenset({"label", "text"}), "intruder": frozenset({"texts"}),
+    "fuzz": frozenset({"label", "text"}),
     "local-explain": frozenset({"examples", "promoted"}), "local-detect": frozenset({"label", "text"}),
     "local-fuzz": frozenset({"label", "text"})}
 """The templates, and what each may name. `promoted` may be left out."""
