@@ -91,10 +91,11 @@ def test_the_number_of_ranks_changes_no_bit(rank_pool, name):
 @settings(max_examples=8, deadline=None)
 @given(shards=st.sampled_from([2, 3, 4, 6]), d_sae=st.integers(8, 300), k_share=st.floats(0.01, 0.6),
        rows=st.lists(st.integers(1, 70), min_size=2, max_size=4), tied=st.booleans(), seed=st.integers(0, 2**20),
-       normalize=st.sampled_from(["none", "layer_norm"]))
-def test_nor_with_any_sizes(rank_pool, shards, d_sae, k_share, rows, tied, seed, normalize):
+       normalize=st.sampled_from(["none", "layer_norm"]), activation=st.sampled_from(["topk", "batchtopk"]),
+       matryoshka=st.sampled_from([(), (0.05, 0.4)]))
+def test_nor_with_any_sizes(rank_pool, shards, d_sae, k_share, rows, tied, seed, normalize, activation, matryoshka):
     case = Case(shards, d_sae=d_sae, k=max(1, round(k_share * d_sae)), rows=tuple(rows), tied=tied, seed=seed,
-                normalize=normalize)
+                normalize=normalize, activation=activation, matryoshka=matryoshka)
     (whole, counted), *others = [on(rank_pool, count, case) for count in legal_counts(shards) if count <= 4]
     for other, also_counted in others:
         assert also_counted == counted and all(same(tensor, other[key]) for key, tensor in whole.items())

@@ -74,6 +74,7 @@ class CandidateSearch:
 
     @property
     def on_trial(self) -> bool:
+        """Whether both ways are timed."""
         return self.trial is not None
 
     def verdict(self) -> Verdict:

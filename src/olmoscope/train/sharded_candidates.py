@@ -30,6 +30,7 @@ class ShardedCandidates:
 
     @property
     def on_trial(self) -> bool:
+        """As `CandidateSearch.on_trial`."""
         return self.searches[0].on_trial
 
     def verdict(self) -> Verdict:

@@ -72,9 +72,9 @@ class ShardedLoss:
             for group in reversed(range(last)):
                 above_bD = errors[group + 1] * share if group + 1 == last else errors[group + 1]
                 errors[group] = above_bD + errors[group] * share
-            errors_bGD = torch.stack(errors[:last], dim=1)
             coarse = [[group for group in groups if group < last] for groups in self.groups_of]
-            mine_BND = ranks.parts_from_owners([errors_bGD[:, groups] for groups in coarse], rows)
+            mine_BND = ranks.parts_from_owners([_beside([errors[group] for group in groups], errors[0])
+                                                for groups in coarse], rows)
             # How a sum over rows rounds depends on where they lie in memory.
             asked = {group: mine_BD.contiguous() for group, mine_BD in zip(
                 coarse[ranks.index], mine_BND.unbind(dim=1), strict=True)}
@@ -126,7 +126,7 @@ class ShardedLoss:
         rows, ranks = len(y_BD), self.ranks
         own = ranks.own(rows)
         mean_b1, std_b1 = (None, None) if statistics is None else (statistics.mean_B1[own], statistics.std_B1[own])
-        found = ranks.parts_to_owners(torch.stack(list(parts), dim=1), [len(groups) for groups in self.groups_of])
+        found = ranks.parts_to_owners(_beside(parts, y_BD), [len(groups) for groups in self.groups_of])
         of_ranks = [dict(zip(groups, part_bND.unbind(dim=1), strict=True))
                     for groups, part_bND in zip(self.groups_of, found, strict=True)]
         prefix_bD: Tensor | None = None
@@ -163,6 +163,11 @@ def groups_of_ranks(stops: Sequence[int], shards: int, count: int) -> list[list[
     return [[group.number for group in groups_between(stops, bounds[shards * rank // count],
                                                       bounds[shards * (rank + 1) // count])]
             for rank in range(count)]
+
+
+def _beside(parts: Sequence[Tensor], like_BD: Tensor) -> Tensor:
+    """Parts `[B, D]` of the same rows, `[B, N, D]`; there may be none."""
+    return torch.stack(list(parts), dim=1) if parts else like_BD.new_empty(len(like_BD), 0, like_BD.shape[1])
 
 
 def _only(groups: Sequence[Group], group: Group, values_BK: Tensor, indices_BK: Tensor) -> Tensor:
