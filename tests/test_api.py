@@ -80,7 +80,7 @@ def test_a_recipe_by_file_name_folder_or_itself(demo, tmp_path):
     assert found == itself and found.store_hash() == itself.store_hash() and out == tmp_path / "out"
     assert find_recipe(itself, overrides={"train.batch": 64})[0].train.batch == 64
     assert "train.bath" in refused(find_recipe, itself, overrides={"train.bath": 64})
-    assert "one text" in refused(find_recipe, "tiny", overrides="train.lr=1")
+    assert "a single string" in refused(find_recipe, "tiny", overrides="train.lr=1")
     assert "no recipe.yaml" in refused(find_recipe, tmp_path)
     assert "has no form" in refused(find_recipe, "tiny", form="other")
 

@@ -47,7 +47,7 @@ class Site:
     Attributes:
         layer: the decoder layer, from 0; -1 for `embed`.
         part: the place in the layer, one of `PARTS`; empty for the layer's output.
-        model: a recipe's name for the model, if it reads several; empty for its main model.
+        model: a recipe's name for the model, if it reads several; empty for its own model.
 
     Example:
         >>> from olmoscope import Site
@@ -86,7 +86,7 @@ class Site:
         return cls(int(found[1]), found[2] or "")
 
     def of(self, model: str) -> "Site":
-        """The same place in the model of this name; an empty name means the recipe's main model."""
+        """The same place in the model of this name; an empty name means the recipe's own model."""
         return Site(self.layer, self.part, model)
 
     @property
@@ -101,7 +101,7 @@ class Site:
 
     @property
     def is_layer_output(self) -> bool:
-        """Whether it is the residual stream after a layer of the recipe's main model."""
+        """Whether it is the residual stream after a layer of the recipe's own model."""
         return not self.part and self.layer >= 0 and not self.model
 
     @property
