@@ -100,6 +100,7 @@ def evaluate(saes: str | Path | Sequence[str | Path], *, only: Sequence[str] = (
              batch_tokens: int | None = None, bos: bool | None = None, behaviour: Behaviour = NOTHING_MORE,
              out: str | Path | None = None, stability: bool = False) -> list[Evaluation]:
     """Measure SAEs: how well they reconstruct, and how well the language model works with their reconstructions.
+    Processes that torchrun or srun started share the work.
 
     Args:
         saes: an output folder, to evaluate its SAEs on its held-out text as its recipe says. Or one or several
@@ -136,15 +137,18 @@ def evaluate(saes: str | Path | Sequence[str | Path], *, only: Sequence[str] = (
     if stability and (only or not is_output_folder(named) or not text is model is out is None):
         raise UserError("stability compares all seeds of an output folder's settings; give one output folder, and no "
                         "only, text, model or out")
+    world = join()
     if is_output_folder(named) and text is model is out is None:
         if idle := [name for name, value in settings.items() if value is not None]:
             raise UserError(f"{idle[0]} does nothing here: the SAEs of {named[0]} are evaluated as its recipe says; "
                             "give a text (or the output folder again, as text) to evaluate them otherwise")
         recipe, folder = find_recipe(named[0])
-        evaluated = [run_folder(folder, sae) for sae, _ in evaluate_saes(recipe, folder, list(only), behaviour)]
-        if stability:
-            list(compare_seeds(recipe, folder))
-        report_saes(recipe, folder)
+        evaluated = [run_folder(folder, sae) for sae, _ in evaluate_saes(recipe, folder, list(only), behaviour, world)]
+        with world.ranks.agreed():
+            if stability and world.ranks.leads:
+                list(compare_seeds(recipe, folder))
+            if world.ranks.leads:
+                report_saes(recipe, folder)
     else:
         if only:
             raise UserError("only is for the SAEs of one output folder; name the SAEs themselves instead")
@@ -153,8 +157,10 @@ def evaluate(saes: str | Path | Sequence[str | Path], *, only: Sequence[str] = (
             Path(out or "evaluation"), None if text is None else str(text), model=None if model is None else str(model),
             site=None if site is None else Site.parse(site), behaviour=behaviour,
             **given)  # type: ignore[arg-type]
-        evaluated = [one.folder for one in anywhere.evaluate_anywhere(named, options)]
-        write_reports(evaluated, options.out)
+        evaluated = [one.folder for one in anywhere.evaluate_anywhere(named, options, world)]
+        with world.ranks.agreed():
+            if world.ranks.leads:
+                write_reports(evaluated, options.out)
     return [read_evaluation(folder / EVALUATION) for folder in evaluated]
 
 
@@ -168,7 +174,8 @@ def index(sae: str | Path, *, store: str | Path | None = None, text: str | Path 
           out: str | Path | None = None, model: str | Path | None = None, site: Site | str | int | None = None,
           tokens: int | None = None, bos: bool | None = None, skip_first: int = 0, skip_special: bool = False,
           max_norm: float | None = None) -> list[Indexed]:
-    """Index what each feature of an SAE fires on, for `olmoscope browse`.
+    """Index what each feature of an SAE fires on, for `olmoscope browse`. Processes that torchrun or srun started share
+    the work.
 
     Args:
         sae: any address that `load` opens; for an output folder or a release, all SAEs in it.
@@ -205,7 +212,8 @@ def index(sae: str | Path, *, store: str | Path | None = None, text: str | Path 
         raise UserError(f"{sae} holds {len(named)} SAEs, which cannot share the index {out}; name one, or leave "
                         "out --out")
     filter_ = Filter(special_tokens=skip_special, first_positions=skip_first, max_norm=max_norm)
+    world = join()
     return [index_sae(one, store=None if store is None else Path(store), text=None if text is None else str(text),
                       out=None if out is None else Path(out), model_name=None if model is None else str(model),
                       site=None if site is None else Site.parse(site), tokens=tokens or INDEXED_TOKENS, bos=bos,
-                      filter_=filter_) for one in named]
+                      filter_=filter_, world=world) for one in named]

@@ -193,11 +193,13 @@ def train_saes(recipe: Recipe, out: Path, only: list[str],
 
 
 def evaluate_saes(recipe: Recipe, out: Path, only: list[str],
-                  behaviour: Behaviour = NOTHING_MORE) -> Iterator[tuple[CoderConfig, bool]]:
+                  behaviour: Behaviour = NOTHING_MORE,
+                  world: World = World()) -> Iterator[tuple[CoderConfig, bool]]:  # noqa: B008 (frozen)
     """Evaluate finished SAEs on the held-out store, into `evaluation.json` of each run.
 
     Args:
         behaviour: what else is measured.
+        world: the processes that share the work, each of which must call this; the first writes.
 
     Yields:
         Each SAE, and False if the same evaluation was there already.
@@ -205,35 +207,43 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str],
     Raises:
         UserError: a run is not finished.
     """
-    recipe = settle_recipe(recipe, out)
-    wanted = chosen(recipe, only)
-    if any(recipe.train_of(sae).live for sae in wanted):  # there may be no store yet; held-out rows are few
-        _collect_parts(recipe, "held_out", out)
-    store = open_store(store_folder(out, "held_out"))
-    for sae in wanted:
-        finished(run_folder(out, sae), sae)
-    wanted_model = at_revision(recipe.model, store.manifest.model.revision)
-    tokenizer = load_tokenizer(wanted_model, recipe.tokens.bos)
-    sequences = read_sequences(store.path, tokenizer, apart=recipe.tokens.documents == "apart", stored=tokenizer.begin)
-    setting = Setting(sequences, recipe.evaluate.tokens, recipe.tokens.batch_tokens, f"{recipe.name}, held out",
-                      recipe.model.dtype, out, store.manifest.recipe_hash)
-    subjects = [open_sae(run_folder(out, sae)) for sae in wanted]
-    identities = [identity(subject, store.manifest.model.revision, setting) for subject in subjects]
-    pending = [number for number, sae in enumerate(wanted)
-               if not is_evaluated(run_folder(out, sae) / EVALUATION, identities[number])]
-    if pending:
+    ranks = world.ranks
+    with ranks.agreed():
+        recipe = settle_recipe(recipe, out)
+        device, wanted = pick_device(recipe.device, world.place.local_index), chosen(recipe, only)
+        # There may be no store yet for a live run; held-out rows are few.
+        if ranks.leads and any(recipe.train_of(sae).live for sae in wanted):
+            _collect_parts(recipe, "held_out", out)
+    with ranks.agreed():
+        store = open_store(store_folder(out, "held_out"))
+        for sae in wanted:
+            finished(run_folder(out, sae), sae)
+        wanted_model = at_revision(recipe.model, store.manifest.model.revision)
+        tokenizer = load_tokenizer(wanted_model, recipe.tokens.bos)
+        sequences = read_sequences(store.path, tokenizer, apart=recipe.tokens.documents == "apart",
+                                   stored=tokenizer.begin)
+        setting = Setting(sequences, recipe.evaluate.tokens, recipe.tokens.batch_tokens, f"{recipe.name}, held out",
+                          recipe.model.dtype, out, store.manifest.recipe_hash, ranks)
+        subjects = [open_sae(run_folder(out, sae)) for sae in wanted]
+        identities = [identity(subject, store.manifest.model.revision, setting) for subject in subjects]
+        pending = [number for number, sae in enumerate(wanted)
+                   if not is_evaluated(run_folder(out, sae) / EVALUATION, identities[number])]
         sites = [site for number in pending for site in wanted[number].sites]
-        models = {name: load_causal_lm(_at_revision_of(recipe, store, name), pick_device(recipe.device),
+        models = {name: load_causal_lm(_at_revision_of(recipe, store, name), device,
                                        [site.of("") for site in sites if site.model == name])
-                  for name in sorted({""} | {site.model for site in sites})}
+                  for name in sorted({"", *(site.model for site in sites)} if pending else ())}
+    found = []
+    if pending:
         found = evaluate_on_store([subjects[number] for number in pending], store, models.pop(""), setting, models)
-        for number, evaluation in zip(pending, found, strict=True):
-            write_evaluation(run_folder(out, wanted[number]) / EVALUATION, evaluation)
-    forget_unfinished(out)
-    if behaviour != NOTHING_MORE:
-        evaluated = [Probed(subject, run_folder(out, sae)) for subject, sae in zip(subjects, wanted, strict=True)]
-        measure_behaviour(evaluated, wanted_model, tokenizer, recipe.tokens.batch_tokens, pick_device(recipe.device),
-                          behaviour)
+    with ranks.agreed():  # the first works on alone, and says how that went
+        if ranks.leads:
+            for number, evaluation in zip(pending, found, strict=True):
+                write_evaluation(run_folder(out, wanted[number]) / EVALUATION, evaluation)
+            forget_unfinished(out)
+            if behaviour != NOTHING_MORE:
+                evaluated = [Probed(subject, run_folder(out, sae))
+                             for subject, sae in zip(subjects, wanted, strict=True)]
+                measure_behaviour(evaluated, wanted_model, tokenizer, recipe.tokens.batch_tokens, device, behaviour)
     for number, sae in enumerate(wanted):
         yield sae, number in pending
 

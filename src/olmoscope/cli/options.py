@@ -19,6 +19,8 @@ OutOption = Annotated[Path | None, typer.Option(
 OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="SAE", help="Only this SAE, by its id.")]
 WorkerOption = Annotated[str | None, typer.Option(
     "--worker", metavar="I/N", help="Make only share I of N (I from 0); by default what torchrun or srun says.")]
+RanksOption = Annotated[int, typer.Option("--ranks", metavar="N", min=1, help=(
+    "In N processes on this machine, each with a GPU of its own, or a share of the threads."))]
 SiteOption = Annotated[str | None, typer.Option("--site", "--layer", metavar="SITE", help=(
     "What the SAE reads, if it does not say: layers.7, layers.7.mlp.out, ...; a number is a layer's output."))]
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a recipe.")]

@@ -1,4 +1,4 @@
-"""The processes (ranks) that train one SAE together, and how rows travel between them.
+"""The processes (ranks) that train one SAE together, or share other work, and how rows travel between them.
 
 Every row of a batch has an owner, every latent a rank. Collectives only move bytes: sums are taken by the ranks
 themselves, in a fixed order (sums.py), so that no library's choice of a ring or a tree can change a bit.
@@ -17,8 +17,8 @@ from torch import Tensor
 
 from olmoscope.errors import AnotherRankFailedError, UserError
 
-LOST = ("another process of this training has ended, or cannot be reached: its own message, or that of the launcher, "
-        "says why. The checkpoints are whole; the same command goes on from the last one")
+LOST = ("another process of this command has ended, or cannot be reached: its own message, or that of the launcher, "
+        "says why. What is finished is whole, checkpoints too; the same command goes on from there")
 
 
 _ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from olmoscope.activations.store.tensors_file import write_tensors
+from olmoscope.distributed.ranks import Ranks
 from olmoscope.features.corpus import Corpus
 from olmoscope.features.counting import count_companions, count_features
 from olmoscope.features.directions import logit_extremes, nearest
@@ -103,8 +104,8 @@ def checksum_path(work: Path, part: int) -> Path:
     return work / "parts" / f"part-{part:06d}.json"
 
 
-def make_parts(index: Path, work: Path, parts: list[int], fired: SortedFirings, facts: Facts) -> None:
-    """Write every part that is not there yet; one is hashed and written while the next is counted.
+def make_parts(index: Path, work: Path, parts: list[int], fired: SortedFirings, facts: Facts, ranks: Ranks) -> None:
+    """Write every part of this rank's share that is not there yet; one is hashed and written while the next is counted.
 
     Args:
         parts: from `plan_parts`.
@@ -113,8 +114,10 @@ def make_parts(index: Path, work: Path, parts: list[int], fired: SortedFirings, 
         UserError: no room on the disk.
     """
     waiting: Future[None] | None = None
-    with bar("counting", parts[-1], "features") as advance, ThreadPoolExecutor(1) as writer:
-        for part, (first, stop) in enumerate(pairwise(parts)):
+    own = list(enumerate(pairwise(parts)))[ranks.index :: ranks.count]
+    features = sum(stop - first for _, (first, stop) in own)
+    with bar("counting", features, "features") as advance, ThreadPoolExecutor(1) as writer:
+        for part, (first, stop) in own:
             if not checksum_path(work, part).exists():
                 tensors = part_tensors(first, stop, fired, facts)
                 if waiting is not None:

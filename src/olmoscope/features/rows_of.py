@@ -6,6 +6,8 @@ from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.format import read_manifest
 from olmoscope.activations.store.place import is_elsewhere, store_folder, store_places
 from olmoscope.activations.store.reader import open_store
+from olmoscope.activations.store.shares import Worker
+from olmoscope.distributed.launch import World
 from olmoscope.errors import UserError
 from olmoscope.features.build import Indexed, IndexedText, build_index
 from olmoscope.features.format import Options
@@ -27,7 +29,7 @@ from olmoscope.tokens.tokenizer import load_tokenizer
 def index_sae(where: str, *, store: Path | None = None, text: str | None = None, out: Path | None = None,
               model_name: str | None = None, site: Site | None = None, tokens: int = 1_000_000,
               bos: bool | None = None, filter_: Filter = Filter(), options: Options = Options(),  # noqa: B008 (frozen)
-              device: str = "auto") -> Indexed:
+              device: str = "auto", world: World = World()) -> Indexed:  # noqa: B008 (frozen)
     """Index an SAE over a store, or over text that the model reads now.
 
     Args:
@@ -40,6 +42,7 @@ def index_sae(where: str, *, store: Path | None = None, text: str | None = None,
         site: for an SAE that does not say which.
         tokens: of the text, at most.
         bos: whether its sequences begin with BOS, for an SAE that does not say. None: as the tokenizer does.
+        world: the processes that share the work, each of which must call this.
 
     Raises:
         UserError: see `open_sae`, `build_index`; no store or no text to be had; both given.
@@ -48,25 +51,27 @@ def index_sae(where: str, *, store: Path | None = None, text: str | None = None,
         raise UserError("--store and --text exclude each other: a store has its text already")
     if bos is not None and text is None:
         raise UserError("--bos and --no-bos are for --text: a store's sequences are what they are")
-    subject = open_sae(where, site)
-    if subject.unread and filter_ == Filter():
-        console.print(f"{subject.unread_note()} (--skip-first N and --skip-special leave rows out)", soft_wrap=True,
-                      highlight=False, markup=False)
-    out = out or _default_out(subject)
-    model = _language_model(subject, model_name)
-    if model is not None:
-        refuse_uncentred(subject, model)
-    if text is not None:
-        if model is None:
-            raise UserError(f"{where} does not say which language model it is of; give --model")
-        model = pinned(settle_model(model.model_copy(update={"dtype": "auto"}), pick_device(device)))
-        rows = _of_text(subject, model, text, tokens, chosen_bos(subject, bos), device)
-    else:
-        store = store or _default_store(subject)
-        rows = _of_store(store, subject)
-        manifest = read_manifest(store)
-        model = at_revision(model or Model(name=manifest.model.name), manifest.model.revision)
-    return build_index(subject, where, rows, model, out, filter_, options, pick_device(device))
+    with world.ranks.agreed():
+        subject = open_sae(where, site)
+        if subject.unread and filter_ == Filter():
+            console.print(f"{subject.unread_note()} (--skip-first N and --skip-special leave rows out)", soft_wrap=True,
+                          highlight=False, markup=False)
+        out = out or _default_out(subject)
+        model = _language_model(subject, model_name)
+        if model is not None:
+            refuse_uncentred(subject, model)
+        if text is not None:
+            if model is None:
+                raise UserError(f"{where} does not say which language model it is of; give --model")
+            model = pinned(settle_model(model.model_copy(update={"dtype": "auto"}), pick_device(device)))
+            rows = _of_text(subject, model, text, tokens, chosen_bos(subject, bos), device, world)
+        else:
+            store = store or _default_store(subject)
+            rows = _of_store(store, subject)
+            manifest = read_manifest(store)
+            model = at_revision(model or Model(name=manifest.model.name), manifest.model.revision)
+        found = pick_device(device, world.place.local_index)
+    return build_index(subject, where, rows, model, out, filter_, options, found, world.ranks)
 
 
 def _default_out(subject: Opened) -> Path:
@@ -112,7 +117,8 @@ def _of_store(path: Path, subject: Opened) -> IndexedText:
     return IndexedText({"recipe_hash": manifest.recipe_hash, "split": manifest.split}, lambda _: open_store(path))
 
 
-def _of_text(subject: Opened, model: Model, text: str, tokens: int, bos: Bos, device: str) -> IndexedText:
+def _of_text(subject: Opened, model: Model, text: str, tokens: int, bos: Bos, device: str,
+             world: World) -> IndexedText:
     """A text that the model reads into a store of its own, which is deleted when the index is finished."""
     if others := sorted({site.model for site in subject.reads if site.model}):
         raise UserError(f"{subject.name} reads other models too ({', '.join(others)}), and --text is read by one: "
@@ -121,11 +127,11 @@ def _of_text(subject: Opened, model: Model, text: str, tokens: int, bos: Bos, de
     begin = load_tokenizer(model, bos).begin
     wanted = _collection(subject, model, given, tokens, "yes" if begin else "no", device)
 
-    def collected(work: Path) -> Path:
-        return collect(wanted, "train", work / "store").store
+    worker = Worker(**vars(world.place))
 
     return IndexedText({"recipe_hash": wanted.store_hash(), "split": "train", "text_hash": str(given.content)},
-                lambda work: open_store(collected(work)))
+                       lambda work: open_store(work / "store"),
+                       lambda work: collect(wanted, "train", work / "store", worker))
 
 
 def _collection(subject: Opened, model: Model, text: Text, tokens: int, bos: Bos, device: str) -> StoreRecipe:

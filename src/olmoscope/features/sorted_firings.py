@@ -12,6 +12,7 @@ import torch
 from safetensors.numpy import save_file
 
 from olmoscope.activations.store.reader import Store
+from olmoscope.distributed.ranks import Ranks
 from olmoscope.errors import UserError
 from olmoscope.features.format import map_tensors
 from olmoscope.features.sorting import sort_firings
@@ -66,23 +67,24 @@ def sorted_path(work: Path, segment: int) -> Path:
     return work / "firings" / f"segment-{segment:06d}.safetensors"
 
 
-def write_sorted_firings(sae: SparseCoder, rows: Rows, work: Path) -> None:
-    """Write the sorted firings of each segment that has none yet. A segment is sorted and written while the next is
-    encoded.
+def write_sorted_firings(sae: SparseCoder, rows: Rows, work: Path, ranks: Ranks) -> None:
+    """Write the sorted firings of each segment of this rank's share that has none yet. A segment is sorted and written
+    while the next is encoded.
 
     Memory: the firings of two segments, twice (8 bytes each).
 
     Raises:
         UserError: damaged files, activations that are not finite, or no room on the disk.
     """
-    segments = range(rows.store.manifest.segments)
+    segments = range(ranks.index, rows.store.manifest.segments, ranks.count)
     missing = [segment for segment in segments if not sorted_path(work, segment).exists()]
     done = sum(len(rows.kept(segment)) for segment in segments if segment not in missing)
     first_places = np.cumsum([0, *rows.store.segment_rows])
     sampled = min(max(LEAST_SAMPLE, rows.count * SAMPLE_SHARE), MOST_SAMPLE)
     share = min(1.0, sampled / rows.count)
     waiting: Future[None] | None = None
-    with bar("encoding", rows.count, "rows", done=done) as advance, ThreadPoolExecutor(1) as writer:
+    own = done + sum(len(rows.kept(segment)) for segment in missing)
+    with bar("encoding", own, "rows", done=done) as advance, ThreadPoolExecutor(1) as writer:
         for segment in missing:
             firings = encode_segment(sae, rows, segment)
             if waiting is not None:
