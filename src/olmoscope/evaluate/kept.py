@@ -1,4 +1,5 @@
-"""Sums of an unfinished evaluation, kept on disk: whoever goes on from them gets the same figures, bit for bit."""
+"""Sums of an unfinished evaluation, kept on disk: an evaluation resumed from them gives the same figures, bit for
+bit."""
 
 import json
 import time
@@ -14,13 +15,13 @@ from olmoscope.files import atomic_path
 from olmoscope.progress import bar
 
 SAVE_SECONDS = 60.0
-"""How much work a killed process loses at most."""
+"""A killed process loses at most this much work."""
 
 _Step = TypeVar("_Step")
 
 
 class KeptSums:
-    """Tensors that are summed into in place, and the file they are kept in."""
+    """Tensors that accumulate sums in place, and the file in which they are kept."""
 
     def __init__(self, path: Path, identity: str, tensors: dict[str, Tensor]) -> None:
         """
@@ -33,7 +34,7 @@ class KeptSums:
         self._tensors = tensors
 
     def load(self) -> int:
-        """Fill the tensors from the file; returns how many steps they hold, 0 if there is nothing to go on with."""
+        """Fill the tensors from the file; returns how many steps they hold, 0 if there is nothing to resume."""
         try:
             with safe_open(self.path, "pt") as file:
                 kept = json.loads((file.metadata() or {}).get("olmoscope", "{}"))
@@ -46,18 +47,18 @@ class KeptSums:
         return int(kept["steps"])
 
     def save(self, steps: int) -> None:
-        """Write the tensors, which hold this many steps."""
+        """Write the tensors, which hold this number of steps."""
         with atomic_path(self.path) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in self._tensors.items()}, temporary,
                       {"olmoscope": json.dumps({"identity": self._identity, "steps": steps})})
 
     def go_through(self, steps: Sequence[_Step], rows: Callable[[_Step], int], do: Callable[[_Step], None],
                    doing: str) -> None:
-        """Do all steps that were not done before, in order, saving now and then and at the end.
+        """Do all steps that are not done yet, in order; save from time to time and at the end.
 
         Args:
-            rows: how many rows a step has, for the progress bar.
-            doing: what the bar says.
+            rows: gives the number of rows of a step, for the progress bar.
+            doing: the bar's text.
         """
         done, saved = self.load(), time.monotonic()
         with bar(doing, sum(map(rows, steps)), "tokens", done=sum(map(rows, steps[:done]))) as advance:
