@@ -1,9 +1,9 @@
-"""SAEs of ours in other tools' formats, for foreign/read_back.py, which lets their owners read them.
+"""Our SAEs in other tools' formats, for foreign/read_back.py, which reads them with those tools.
 
     python tests/export_cases.py FOLDER
 
-Beside each stands `expected.safetensors`: `x` [rows, D], and `codes` and `out` as ours computes them from the files
-that were written. Rows: ordinary ones, zeros, one that is b_dec itself, outliers; latents 0 and 1 tie on all of them.
+Beside each is `expected.safetensors`: `x` [rows, D], and `codes` and `out` as ours computes them from the written
+files. Rows: ordinary ones, zeros, one that is b_dec itself, outliers; latents 0 and 1 tie on all of them.
 """
 
 import sys
@@ -28,7 +28,7 @@ CASES = {
     "dictionary-learning/topk": ("topk", "same", "layers.3"),
     "dictionary-learning/tied": ("topk", "tied", "layers.3.attn.out"),
     "dictionary-learning/jumprelu": ("jumprelu", "same", "layers.3.mlp.in")}
-"""Kind, ends and the site written."""
+"""Kind, ends and the site to state."""
 
 
 def coder(kind: str, ends: str, site: str, normalize: str = "none") -> SparseCoder:
@@ -43,13 +43,13 @@ def coder(kind: str, ends: str, site: str, normalize: str = "none") -> SparseCod
 
 
 def opened(made: SparseCoder) -> Opened:
-    """The same as an SAE that was opened."""
+    """The same, in the form of an opened SAE."""
     return Opened(made, "an-sae", "some/model", None, "topk", Path(), "folder", "sha256:0", "no", 128, torch.float32,
                   {})
 
 
 def rows(b_D: Tensor) -> Tensor:
-    """Rows of all sorts."""
+    """Rows of all kinds."""
     x_BD = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 3, D) + 0.5
     x_BD[3], x_BD[4] = 0, b_D
     x_BD[5:8] *= 1000
