@@ -1,4 +1,4 @@
-"""Training steps of one rank, timed in parts; scaling_ranks.py asks for them."""
+"""Training steps of one rank, timed in parts, for scaling_ranks.py."""
 
 import sys
 import time
@@ -46,7 +46,7 @@ class Measured:
 
 
 class Parts:
-    """Processor time of named parts; what an inner part takes is not counted in the outer one. gloo's own threads
+    """Processor time of named parts; the time of an inner part does not count in the outer one. gloo's own threads
     count in the part that waits for them."""
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class TimedRanks(Ranks):
 
 
 class TimedKernels:
-    """The kernels of the CPU, each of which is a part."""
+    """The CPU kernels; each is a part."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts, self._kernels = parts, kernels_for(torch.device("cpu"))
@@ -110,7 +110,7 @@ class TimedKernels:
 
 
 class RankSteps:
-    """The steps of one tied SAE on one rank. One shard: the step of a single process."""
+    """The steps of one tied SAE on one rank. With one shard, it is the step of a single process."""
 
     def __init__(self, d_model: int, d_sae: int, k: int, batch: int, shards: int, index: int, count: int,
                  group: dist.ProcessGroup | None) -> None:
@@ -131,7 +131,7 @@ class RankSteps:
                                      for each, sae in saes.items()], ADAM, ranks=self.ranks)
 
     def __call__(self, number: int) -> list[Measured]:
-        """Take so many steps."""
+        """Take `number` steps."""
         select = self.parts.timed("select", sharded_rules.keep_largest)
         with mock.patch.object(sharded_rules, "keep_largest", select):
             return [self._one(each) for each in range(number)]
@@ -151,7 +151,7 @@ class RankSteps:
 
     @staticmethod
     def products(d_model: int, latents: int, batch: int, number: int) -> list[Measured]:
-        """A product and its top k, of so many latents; a rank alone makes them."""
+        """The product and its top k for `latents` latents, computed by one rank alone, `number` times."""
         kernels = kernels_for(torch.device("cpu"))
         x_BD = batches(d_model, batch, "cpu")[0]
         sae = initialize(d_model, latents, 32, "none", x_BD.mean(dim=0), seed=0)

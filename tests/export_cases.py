@@ -3,8 +3,8 @@ owners read them.
 
     python tests/export_cases.py FOLDER
 
-Beside each stands `expected.safetensors`: `x` [rows, D], and `codes` and `out` as ours computes them from the files
-that were written. Rows: ordinary ones, zeros, one that is b_dec itself, outliers; latents 0 and 1 tie on all of them.
+Beside each is `expected.safetensors`: `x` [rows, D], and `codes` and `out` as ours computes them from the written
+files. Rows: ordinary ones, zeros, one that is b_dec itself, outliers; latents 0 and 1 tie on all of them.
 """
 
 import sys
@@ -48,7 +48,7 @@ def coder(kind: str, ends: str, site: str, normalize: str = "none") -> SparseCod
 
 
 def opened(made: SparseCoder) -> Opened:
-    """The same as an SAE that was opened."""
+    """The same, in the form of an opened SAE."""
     return Opened(made, "an-sae", "some/model", None, "topk", Path(), "folder", "sha256:0", "no", 128, torch.float32,
                   {})
 
@@ -63,7 +63,7 @@ def write(tool: str, made: Opened, folder: Path) -> Path:
 
 
 def rows(b_D: Tensor) -> Tensor:
-    """Rows of all sorts."""
+    """Rows of all kinds."""
     x_BD = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 3, D) + 0.5
     x_BD[3], x_BD[4] = 0, b_D
     x_BD[5:8] *= 1000

@@ -1,4 +1,4 @@
-"""Training a sharded SAE on some ranks: what the tests of several files let their ranks do."""
+"""Training a sharded SAE on some ranks: jobs that tests in several files give to their ranks."""
 
 import hashlib
 import json
@@ -50,10 +50,10 @@ class Case:
     """By a loss beside the NMSE."""
     dtype: torch.dtype = torch.float32
     writes: int | None = None
-    """Of a transcoder with a skip: the width of the rows that it writes."""
+    """For a transcoder with a skip: the width of the rows that it writes."""
     seed: int = 0
     equal: bool = False
-    """Latents in pairs that are equal: ties everywhere."""
+    """Whether latents come in equal pairs, which gives ties everywhere."""
     sick: tuple[int, ...] = field(default=())
     """Latents that are dead from the start."""
 
@@ -82,7 +82,7 @@ class Case:
                 for rows in self.rows]
 
     def ends(self, x_BD: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Of a batch, the rows read and those wanted, as `Step` takes them."""
+        """The rows read and the target rows of a batch, in the form that `Step` takes."""
         return (x_BD[:, : self.d_model], x_BD[:, self.d_model :]) if self.writes else (x_BD, None)
 
 
@@ -92,7 +92,7 @@ def pull(xhat_BD: Tensor, y_BD: Tensor, e_BD: Tensor) -> Tensor:
 
 
 def sharded(case: Case, ranks: Ranks) -> ShardedStep:
-    """A fresh step of the shards of this rank."""
+    """A new step with the shards of this rank."""
     whole = case.sae()
     bounds = shard_bounds(case.d_sae, case.shards)
     shards = []
@@ -112,7 +112,7 @@ def sharded(case: Case, ranks: Ranks) -> ShardedStep:
 
 
 def train(ranks: Ranks, case: Case, lr: float = 1e-2) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list]:
-    """The shards of a rank after all batches, what is shared, and what it counted."""
+    """The shards of a rank after all batches, the shared tensors, and its counts."""
     step = sharded(case, ranks)
     counted = []
     for number, x_BD in enumerate(case.batches()):
@@ -126,7 +126,7 @@ def train(ranks: Ranks, case: Case, lr: float = 1e-2) -> tuple[list[dict[str, Te
 
 
 def joined(found: list) -> tuple[dict[str, Tensor], list]:
-    """The whole SAE from what `train` gave on each rank, which agree on what they share."""
+    """The whole SAE from the results of `train` on each rank; the ranks must agree on the shared tensors."""
     for _, shared, counted in found[1:]:
         assert repr(counted) == repr(found[0][2])
         assert all(same(shared[name], tensor) for name, tensor in found[0][1].items())
@@ -136,7 +136,7 @@ def joined(found: list) -> tuple[dict[str, Tensor], list]:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Bit for bit, NaN too."""
+    """Equality bit for bit, including NaN."""
     return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(
         one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
 
@@ -151,7 +151,7 @@ def train_recipe(ranks: Ranks, job: Recipe, store: Path, out: Path, stop_at: int
         damaged: a rank, and the copy of the store that it reads; after the first epoch a segment there is damaged.
 
     Returns:
-        The ids of the SAEs that this rank says are done; `stopped`; or why it ended.
+        The ids of the SAEs that this rank reports as done; or `stopped`; or why it ended.
     """
     call, read = ShardedStep.__call__, StoreRounds.read
 
@@ -183,7 +183,7 @@ def train_recipe(ranks: Ranks, job: Recipe, store: Path, out: Path, stop_at: int
 
 
 def contents(run: Path) -> dict[str, Any]:
-    """All that a run folder says, but for how long it took and when."""
+    """The content of a run folder, except for durations and dates."""
     found: dict[str, Any] = {"metrics": (run / "metrics.jsonl").read_text()}
     if (run / "done.json").exists():
         found["done"] = json.loads((run / "done.json").read_text())

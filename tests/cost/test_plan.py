@@ -69,8 +69,8 @@ def test_several_ranks_by_hand(tmp_path, monkeypatch, capsys):
     candidates = 4 * (others * min(k, 131072 // 4) + 3 * batch // 4)
     assert part.traffic == candidates + 4 * others * 4096 + others * (8 + 4 * 4096) + 3 * 4 * 4096
     show_plan(shared)
-    assert (f"{len(shared.saes)} SAEs are trained by 2 teams of 4 processes: each has a share of the latents, takes "
-            "the memory that is shown and sends") in capsys.readouterr().out
+    assert (f"{len(shared.saes)} SAEs are trained by 2 teams of 4 processes: each has a share of the latents, needs "
+            "the memory shown and sends") in capsys.readouterr().out
     with pytest.raises(UserError, match="64 processes cannot share"):
         plan(resolved, tmp_path, ranks=64)
 

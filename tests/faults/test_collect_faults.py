@@ -146,7 +146,7 @@ def test_a_lost_worker_s_share_is_done_by_another(job, commands, whole, tmp_path
     done = {int(path.stem[-6:]) for path in segments(tmp_path)}
     assert {segment for segment in range(SEGMENTS) if segment % 2 == 0} <= done
     assert 1 < SEGMENTS - len(done) < SEGMENTS // 2
-    assert f"{SEGMENTS - len(done)} of {SEGMENTS} segments are other workers' to make" in " ".join(
+    assert f"{SEGMENTS - len(done)} of {SEGMENTS} segments belong to other workers" in " ".join(
         output.read_text().split())
     status, output = commands.run("collect", job, "-o", tmp_path)
     assert status == 0, output

@@ -1,4 +1,5 @@
-"""Sums of an unfinished evaluation, kept on disk: whoever goes on from them gets the same figures, bit for bit.
+"""Sums of an unfinished evaluation, kept on disk: an evaluation resumed from them gives the same
+figures, bit for bit.
 
 The steps of a pass are cut into pieces of neighbours. Each piece is summed from zero into a file of its own, and the
 pieces are added up in their order. So neither a restart nor the number of processes that share the pieces changes a
@@ -23,15 +24,15 @@ from olmoscope.files import atomic_path
 from olmoscope.progress import bar
 
 SAVE_SECONDS = 60.0
-"""How much work a killed process loses at most."""
+"""A killed process loses at most this much work."""
 PIECES = 16
-"""Of a pass, at most: so many processes can share it, and so many times its sums are on the disk."""
+"""The most pieces of a pass: at most this many processes share it."""
 
 _Step = TypeVar("_Step")
 
 
 class KeptSums:
-    """Tensors that are summed into in place, and the files they are kept in."""
+    """Tensors that accumulate sums in place, and the files in which they are kept."""
 
     def __init__(self, folder: Path, name: str, identity: str, tensors: dict[str, Tensor], ranks: Ranks) -> None:
         """

@@ -1,4 +1,4 @@
-// All features: sorted, filtered, searched, a page at a time.
+// The list of features, page by page, with sorting, filters and search.
 
 import {LIST_KEYS, go, listPart, note, to} from "./address.js";
 import {chip, count, h, percent, plain, say, short} from "./dom.js";
@@ -10,7 +10,7 @@ const COLUMNS = [
   {name: "Label", sort: "score", help: "Sorted by the score of a proposed label: its detection AUROC on held-out text",
     text: true},
   {name: "Prefers", help: "Tokens on which it fires more often than on others"},
-  {name: "Promotes", help: "Output tokens that its direction makes likelier"},
+  {name: "Promotes", help: "Output tokens that its direction makes more likely"},
   {name: "Density", sort: "density", help: "Share of tokens on which it fires"},
   {name: "Typical", sort: "mean", help: "Mean activation where it fires"},
   {name: "Max", sort: "max", help: "Largest activation seen"},
@@ -26,13 +26,13 @@ export async function drawList({sae, query, main, current}) {
   const random = async () => {
     const {feature} = await source.random(sae.slug, listPart(state));
     if (!current()) return;
-    if (feature === null) say("No feature is like that.", true);
+    if (feature === null) say("No feature matches.", true);
     else go(to(sae.slug, "feature", feature, listPart(state)));
   };
   const unlabelled = async () => {
     const {feature} = await source.unlabelled(sae.slug, sae.d_sae, listPart(state));
     if (!current()) return;
-    if (feature === null) say("All of them have labels.");
+    if (feature === null) say("All features have labels.");
     else go(to(sae.slug, "feature", feature, listPart(state)));
   };
 
@@ -83,7 +83,7 @@ export async function drawList({sae, query, main, current}) {
   }
 
   function nothing() {
-    return h("div.empty", {"data-testid": "nothing"}, h("p", "No feature is like that."),
+    return h("div.empty", {"data-testid": "nothing"}, h("p", "No feature matches."),
       h("p", h("a", {href: to(sae.slug, "features")}, "Show all features")));
   }
 
@@ -132,7 +132,7 @@ export async function drawList({sae, query, main, current}) {
     spellcheck: "false", autocomplete: "off", "data-testid": `filter-${key}`, ...rest, on: {input: change}}));
   const words = (key, label) => field(key, label, "token", {size: 9, value: state[key] ?? ""},
     (event) => later({[key]: event.target.value}));
-  /** A number; it is shown times `scale` (100 for percentages). */
+  /** A number, shown multiplied by `scale` (100 for percentages). */
   const bound = (key, label, hint, scale) => field(key, label, hint,
     {size: 5, inputmode: "decimal", value: state[key] ? String(Number((Number(state[key]) * scale).toPrecision(12)))
       : ""},
@@ -160,7 +160,7 @@ export async function drawList({sae, query, main, current}) {
   const fresh = [h("div.heading", h("h1", "Features"), found, h("div.actions",
     h("button", {type: "button", "data-testid": "random", title: "A random feature of this list (r)",
       on: {click: random}}, "Random"),
-    source.live && h("button", {type: "button", "data-testid": "unlabelled", title: "The first without a label (u)",
+    source.live && h("button", {type: "button", "data-testid": "unlabelled", title: "The first feature without a label (u)",
       on: {click: unlabelled}}, "Next unlabelled"))),
   filters, searching, table, pages];
   await show();

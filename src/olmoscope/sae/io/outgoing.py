@@ -41,7 +41,7 @@ def refuse_inexpressible(sae: SparseCoder, path: Path, tool: str, kinds: str, ex
         expressible: whether this kind is among them.
 
     Raises:
-        UserError: it says which.
+        UserError: one of these applies; the message says which.
     """
     if not expressible:
         raise UserError(f"{path} was not written: {tool} has no class for this SAE, only {kinds}; write it for SAELens "
