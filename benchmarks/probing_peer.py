@@ -4,7 +4,7 @@
     TRAIN}}'
 
 WORK/data holds the tables, which replace those in the package; WORK/cache holds the activations or, if empty, the model
-runs in TransformerLens. The last line of the output is JSON. It imports nothing from Olmoscope. """  # noqa: E501
+runs in TransformerLens. The last line of the output is JSON. It imports nothing from Olmoscope. """
 
 import contextlib
 import importlib.util
