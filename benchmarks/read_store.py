@@ -11,7 +11,7 @@ one run:
                     the machine. Nothing is checked or mixed.
     same memory     the same, always into one batch's memory: even cheaper, though no trainer could use it
     shuffled        an epoch of olmoscope's stream: every block checked, rows of all segments mixed
-    shuffled, 1 of 2  the same for one of two readers, which takes half of each batch (only its own rows count)
+    shuffled, 1 of 2  the same for one of two readers, which has half of the segments (its own rows are counted)
 
 warm: the files are in the page cache; cold: they were dropped from it just before (POSIX_FADV_DONTNEED). Ratios are of
 medians. Contexts per batch are counted in the batches themselves (each row contains the number of its context). SAELens
@@ -103,8 +103,9 @@ def shuffled(stream: Stream) -> Iterator[Tensor]:
         yield stream.next_batch()[SITE]
 
 
-def open_stream(store: Store, epochs: int, reader: tuple[int, int] = (0, 1)) -> Stream:
-    return Stream(StoreRounds(store, [SITE], "shuffled", 0, keep_of_store(Filter(), store, [])), BATCH, epochs, reader)
+def open_stream(store: Store, epochs: int, share: tuple[int, int] = (0, 1)) -> Stream:
+    kept = keep_of_store(Filter(), store, [])
+    return Stream(StoreRounds(store, [SITE], "shuffled", 0, kept, share), BATCH, epochs)
 
 
 def seconds_per_row(batches: Iterator[Tensor]) -> float:

@@ -1,5 +1,6 @@
 """Every exchange between ranks against what it means in one process, over real processes."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,6 +12,9 @@ from rank_pool import RankPool
 
 ROWS = [12, 7, 3, 1]
 """Even, uneven, fewer than ranks."""
+
+
+OWNERS = np.random.default_rng(0).integers(0, 12, 1000)
 
 
 def numbered(rows, width=3, dtype=torch.float32):
@@ -46,7 +50,11 @@ def exchanged(ranks, rows, dtype):
     back_PbX = torch.stack([own_bX + 100 * (rank + 1) for rank in range(ranks.count)])
     found = (ranks.gather(all_BX + ranks.index), ranks.gather_rows(own_bX, rows), ranks.to_owners(mine_BX),
              ranks.from_owners(back_PbX, rows), ranks.ask(ranks.index * 5))
-    return found, dict(ranks.traffic)
+    owners_B = OWNERS[:rows] % ranks.count
+    read_bX = all_BX[torch.from_numpy(owners_B == ranks.index)]
+    counted = dict(ranks.traffic)
+    assert not rows or torch.equal(ranks.gather_dealt(read_bX, owners_B), all_BX)
+    return found, counted
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
@@ -73,6 +81,7 @@ def test_one_process_needs_no_group():
     assert torch.equal(ranks.to_owners(rows_BX), rows_BX[None])
     assert torch.equal(ranks.from_owners(rows_BX[None], 5), rows_BX)
     assert torch.equal(ranks.gather_rows(rows_BX, 5), rows_BX)
+    assert torch.equal(ranks.gather_dealt(rows_BX, None), rows_BX)
     assert ranks.ask(7) == [7] and not ranks.traffic and ranks.leads
 
 

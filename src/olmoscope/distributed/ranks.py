@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -100,6 +101,23 @@ class Ranks:
         if min(sizes) == most:
             return parts_PbX.flatten(0, 1)
         return torch.cat([part[:size] for part, size in zip(parts_PbX, sizes, strict=True)])
+
+    def gather_dealt(self, own_bX: Tensor, owners_B: np.ndarray | None) -> Tensor:
+        """All rows of a batch `[B, X]`, in their order, on every rank, where each rank has read some of them.
+
+        Args:
+            own_bX: those that this rank has, in the order of the batch.
+            owners_B: which rank has each row; None with one rank.
+        """
+        if owners_B is None:
+            return own_bX
+        counts = np.bincount(owners_B, minlength=self.count)
+        most = int(counts.max())
+        padded_bX = torch.cat([own_bX, own_bX.new_zeros(most - len(own_bX), *own_bX.shape[1:])])
+        places_B = np.empty(len(owners_B), np.int64)
+        places_B[np.argsort(owners_B, kind="stable")] = np.concatenate(
+            [rank * most + np.arange(count) for rank, count in enumerate(counts)])
+        return self.gather(padded_bX).flatten(0, 1)[torch.from_numpy(places_B).to(own_bX.device)]
 
     def to_owners(self, rows_BX: Tensor) -> Tensor:
         """What every rank has for the rows that this rank owns, `[P, b, X]`; each gives what it has for all rows."""

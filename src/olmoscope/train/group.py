@@ -84,12 +84,14 @@ def train_from_store(recipe: Recipe, saes: list[CoderConfig], store: Store, out:
         yield from ((sae, False) for sae in saes if sae not in mine and _is_done(out, sae))
     with world.ranks.agreed():  # a team that fails waits for the others
         for ranks, mine in assigned:
+            share = ranks.index, ranks.count
             for sites in sorted({tuple(sae.sites) for sae in mine}):
                 for train, group in by_stream(recipe, [sae for sae in mine if tuple(sae.sites) == sites]):
 
-                    def open_rounds(sites: list[Site], train: Train = train) -> Rounds:
+                    def open_rounds(sites: list[Site], train: Train = train,
+                                    share: tuple[int, int] = share) -> Rounds:
                         kept = keep_of_store(train.filter, store, recipe.activations.sites)
-                        return StoreRounds(store, sites, train.order, recipe.seed, kept)
+                        return StoreRounds(store, sites, train.order, recipe.seed, kept, share)
 
                     yield from _train(recipe, group, open_rounds, out, tracker, device, ranks)
 
@@ -181,8 +183,8 @@ def _hold(held: contextlib.ExitStack, tracker: TrackerName | None, recipe: Recip
 def _train_group(runs: list[Run], rounds: Rounds, device: torch.device, ranks: Ranks) -> None:
     """Train all of a group to the end; one whose loss is not finite drops out and is named when the others are done.
 
-    Each rank reads its own rows. Ranks agree to stop where one cannot read a round, and every so many steps where a
-    signal came to one.
+    Each rank reads the rows of its own segments. Ranks agree to stop where one cannot read a round, and every so many
+    steps where a signal came to one.
     """
     steps, settings = runs[0].steps, runs[0].settings
     behind = min(runs, key=lambda run: run.step.count)
@@ -190,7 +192,7 @@ def _train_group(runs: list[Run], rounds: Rounds, device: torch.device, ranks: R
     failures: list[UserError] = []
     console.print(f"training {', '.join(run.spec.id for run in runs)}", highlight=False)
     lines: dict[Run, dict[str, Any]] = {}
-    stream = Stream(rounds, settings.batch, settings.epochs, (ranks.index, ranks.count))
+    stream = Stream(rounds, settings.batch, settings.epochs)
     stream.restore(behind.position)
     look_every = 1 if ranks.count == 1 else LOOK_STEPS
     with contextlib.closing(stream), deferred_interrupts() as interrupted, \
@@ -199,13 +201,13 @@ def _train_group(runs: list[Run], rounds: Rounds, device: torch.device, ranks: R
         while done < steps and runs:
             opened, unread = stream.opened, None
             try:
-                own, position = next(batches)
+                own, owners, position = next(batches)
             except UserError as error:
                 unread = error
             if (stream.opened > opened or unread) and (unread := ranks.failure_of_all(unread)):
                 _stop(runs, str(unread))
                 raise unread
-            batch = {site: ranks.gather_rows(rows_bD, stream.length(done)) for site, rows_bD in own.items()}
+            batch = {site: ranks.gather_dealt(rows_bD, owners) for site, rows_bD in own.items()}
             for run in [run for run in runs if run.step.count == done]:
                 try:
                     if line := run.train_on(batch, position):

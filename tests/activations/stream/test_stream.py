@@ -1,8 +1,10 @@
 """What training reads: each row once an epoch, mixed, in an order that three integers resume."""
 
 import concurrent.futures
+import contextlib
 import shutil
 import threading
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ import torch
 from helpers import recipe, write_documents
 from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.format import read_rows
-from olmoscope.activations.store.reader import open_store
+from olmoscope.activations.store.reader import Store, open_store
 from olmoscope.activations.stream import rounds as rounds_module
 from olmoscope.activations.stream.batches import Stream
 from olmoscope.activations.stream.filters import keep_of_store
@@ -110,16 +112,42 @@ def test_the_sampled_mean_is_the_mean(store, monkeypatch):
     assert 0 < (sampled - x_BD.mean(0)).norm() < 0.2 * x_BD.std(0).norm()
 
 
-@pytest.mark.parametrize("readers", [2, 3])
-def test_readers_deal_out_the_same_batches_together(store, readers, several_rounds):
-    whole = open_stream(store, 70)
-    streams = [open_stream(store, 70, reader=(number, readers)) for number in range(readers)]
+@pytest.mark.parametrize("order", ["shuffled", "reading"])
+@pytest.mark.parametrize(("readers", "filtered"), [(2, False), (3, True), (50, False)])
+def test_processes_read_their_segments_and_have_the_batches_together(store, order, readers, filtered, several_rounds,
+                                                                     monkeypatch):
+    kept = keep_of_store(Filter(first_positions=2 if filtered else 0), store, [])
+    read_bytes, read = Counter(), Store.read
+
+    def counted(self, site, segment, rows=None, out=None):
+        found = read(self, site, segment, rows, out)
+        read_bytes[segment] += found.nbytes
+        return found
+
+    monkeypatch.setattr(Store, "read", counted)
+    whole, *streams = (Stream(StoreRounds(store, [Site(1)], order, 0, kept, share), 70, epochs=2)
+                       for share in [(0, 1), *((number, readers) for number in range(readers))])
     for _ in range(whole.batches + 2):
         batch = whole.next_batch()[Site(1)]
         shares = [stream.next_batch()[Site(1)].clone() for stream in streams]
-        assert torch.equal(torch.cat(shares), batch)
-        assert max(map(len, shares)) - min(map(len, shares)) <= 1
+        found = torch.empty_like(batch)
+        for number, stream in enumerate(streams):
+            assert np.array_equal(stream.owners, streams[0].owners)
+            found[torch.from_numpy(stream.owners == number)] = shares[number]
+        assert torch.equal(found, batch)
         assert all(stream.state() == whole.state() for stream in streams)
+    assert whole.owners is None
+    for stream in [whole, *streams]:
+        stream.close()
+    row_bytes = batch.shape[1] * batch.itemsize
+    for number in range(min(readers, 3)):
+        read_bytes.clear()
+        with contextlib.closing(Stream(StoreRounds(store, [Site(1)], order, 0, kept, (number, readers)), 70)) as alone:
+            for _ in range(alone.batches):
+                alone.next_batch()
+        own = store.segment_rows[number::readers]
+        assert set(read_bytes) == set(range(number, len(store.segment_rows), readers))
+        assert sum(read_bytes.values()) == sum(own) * row_bytes
 
 
 def test_layers_share_a_read(store, several_rounds):

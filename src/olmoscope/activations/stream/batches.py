@@ -2,14 +2,15 @@
 
     source of rounds (a store: rounds.py, or the model itself: live.py) -> Stream -> batches on the device
 
-The next round is read in a thread while one is dealt out; never more than one ahead. Several readers deal out the same
-batches: reader I of N takes the I-th part of each, whatever N is.
+The next round is read in a thread while one is dealt out; never more than one ahead. Where several processes share the
+rounds, each gets those rows of every batch that are of its segments, and knows which process has each of the others.
 """
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import accumulate
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,18 +23,21 @@ START = {"epoch": 0, "round": 0, "offset": 0}
 class Stream:
     """Batches of rows; the last one of an epoch may be smaller. Close it, or use it with `contextlib.closing`."""
 
-    def __init__(self, rounds: Rounds, batch: int, epochs: int = 1, reader: tuple[int, int] = (0, 1)) -> None:
+    def __init__(self, rounds: Rounds, batch: int, epochs: int = 1) -> None:
         """
         Args:
-            batch: rows of a batch, of all readers together.
+            batch: rows of a batch, of all processes together.
             epochs: how many will be asked for; nothing is read ahead beyond them.
-            reader: (I, N): this reader takes the I-th of N parts (from 0) of every batch.
         """
-        self.rounds, self.batch, self.epochs, self.reader = rounds, batch, epochs, reader
+        self.rounds, self.batch, self.epochs = rounds, batch, epochs
+        self.owners: np.ndarray | None = None
+        """Of each row of the last batch, which process has it. None: this one has all."""
         self._epoch = self._number = self._offset = 0
         self._before = [0, *accumulate(rounds.sizes)]
         """Rows of an epoch dealt out before each round."""
         self._current: tuple[tuple[int, int], Round] | None = None
+        self._owners: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None
+        """Of the round `_current`: who has each row, and how many rows before it this process has."""
         self._coming: tuple[tuple[int, int], Future[Round]] | None = None
         self.opened = 0
         """Rounds that it began to use, also those that could not be read."""
@@ -41,7 +45,7 @@ class Stream:
 
     @property
     def rows(self) -> int:
-        """Rows of one epoch, of all readers."""
+        """Rows of one epoch, of all processes."""
         return self._before[-1]
 
     @property
@@ -50,7 +54,7 @@ class Stream:
         return -(-self.rows // self.batch)
 
     def length(self, number: int) -> int:
-        """Rows of batch `number` of all epochs, counted from 0, of all readers."""
+        """Rows of batch `number` of all epochs, counted from 0, of all processes."""
         return min(self.batch, self.rows - number % self.batches * self.batch)
 
     def state(self) -> dict[str, int]:
@@ -62,7 +66,7 @@ class Stream:
         self._epoch, self._number, self._offset = state["epoch"], state["round"], state["offset"]
 
     def next_batch(self) -> dict[Site, Tensor]:
-        """The next batch, for each site `[batch, D]` in the store's dtype, where the rounds are.
+        """The next batch, for each site `[batch, D]` in the store's dtype, where the rounds are; this process's rows.
 
         It is part of a round's memory, which the round after next overwrites: use it, or copy it, before asking for
         the next. If this raises, the stream is where it was.
@@ -72,17 +76,19 @@ class Stream:
         """
         epoch, number, offset = self._epoch, self._number, self._offset
         length = min(self.batch, self.rows - self._before[number] - offset)
-        reader, readers = self.reader
-        first, end = length * reader // readers, length * (reader + 1) // readers
         parts: list[dict[Site, Tensor]] = []
+        owners: list[np.ndarray] = []
         dealt = 0
         while dealt < length:
             piece = min(length - dealt, self.rounds.sizes[number] - offset)
-            start, stop = max(first, dealt), min(end, dealt + piece)
             if piece:
                 current = self._round(epoch, number)
-                part = {site: rows_RD[offset + start - dealt : offset + max(start, stop) - dealt]
-                        for site, rows_RD in current.items()}
+                own = slice(offset, offset + piece)
+                if self.rounds.share[1] > 1:
+                    owners_R, before_R1 = self._shared(epoch, number)
+                    owners.append(owners_R[own])
+                    own = slice(int(before_R1[own.start]), int(before_R1[own.stop]))
+                part = {site: rows_RD[own] for site, rows_RD in current.items()}
                 whole = piece == length
                 parts.append(part if whole else {site: rows_BD.clone() for site, rows_BD in part.items()})
             dealt += piece
@@ -92,6 +98,7 @@ class Stream:
         if number == len(self.rounds.sizes):
             epoch, number = epoch + 1, 0
         self._epoch, self._number, self._offset = epoch, number, offset
+        self.owners = np.concatenate(owners) if owners else None
         if len(parts) == 1:
             return parts[0]
         return {site: torch.cat([part[site] for part in parts]) for site in self.rounds.sites}
@@ -99,6 +106,14 @@ class Stream:
     def close(self) -> None:
         """Stop reading ahead; waits for the round in hand."""
         self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _shared(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+        """Of a round, who has each row `[R]`, and how many of the rows before it are this process's `[R + 1]`."""
+        if self._owners is None or self._owners[0] != (epoch, number):
+            owners_R = self.rounds.owners(epoch, number)
+            before_R1 = np.concatenate([[0], np.cumsum(owners_R == self.rounds.share[0])])
+            self._owners = (epoch, number), owners_R, before_R1
+        return self._owners[1:]
 
     def _round(self, epoch: int, number: int) -> Round:
         """A round, from the thread if it was read ahead; starts reading the one after it."""
@@ -120,31 +135,35 @@ class Stream:
         return self._current[1]
 
 
-def deal(stream: Stream, device: torch.device, count: int) -> Iterator[tuple[dict[Site, Tensor], dict[str, int]]]:
-    """The next `count` batches on a device, each with the stream's state after it; use one before asking for the next.
+Dealt = tuple[dict[Site, Tensor], np.ndarray | None, dict[str, int]]
+"""A batch, who has each of its rows (`Stream.owners`), and the stream's state after it."""
+
+
+def deal(stream: Stream, device: torch.device, count: int) -> Iterator[Dealt]:
+    """The next `count` batches on a device; use one before asking for the next.
 
     To a GPU they go through page-locked memory on a stream of their own, one batch ahead of the one in use.
     """
     if device.type != "cuda":
         for _ in range(count):
-            yield stream.next_batch(), stream.state()
+            yield stream.next_batch(), stream.owners, stream.state()
         return
     copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def start() -> tuple[dict[Site, Tensor], dict[str, int], torch.cuda.Event]:
+    def start() -> tuple[Dealt, torch.cuda.Event]:
         batch = stream.next_batch()
         copies.wait_stream(torch.cuda.current_stream(device))  # a batch made on the device must be there first
         with torch.cuda.stream(copies):
             moved = {site: (rows_BD.clone() if rows_BD.is_cuda else rows_BD.pin_memory().to(device, non_blocking=True))
                      for site, rows_BD in batch.items()}
-        return moved, stream.state(), copies.record_event()
+        return (moved, stream.owners, stream.state()), copies.record_event()
 
     coming = start() if count else None
     for number in range(count):
         assert coming is not None
-        batch, state, copied = coming
+        dealt, copied = coming
         coming = start() if number + 1 < count else None
         torch.cuda.current_stream(device).wait_event(copied)
-        for rows_BD in batch.values():
+        for rows_BD in dealt[0].values():
             rows_BD.record_stream(torch.cuda.current_stream(device))
-        yield batch, state
+        yield dealt

@@ -72,6 +72,7 @@ def open_live(recipe: Recipe, sites: list[Site], split: Split, store: Path) -> "
 class LiveRounds:
     """Rounds of some sites, made by the model on demand. Memory: `train.live.rows` and up to three segments' rows."""
 
+    share = 0, 1
     ahead = False
     """The model and the SAEs share a device: a thread would only make them wait for each other."""
 
@@ -118,6 +119,10 @@ class LiveRounds:
         order = generator(self.recipe.seed, "rows of a live round", epoch, number).permutation(kept)
         chosen = torch.from_numpy(order).to(self.device)
         return {site: torch.cat([rows[site] for rows in taken])[chosen] for site in self.sites}
+
+    def owners(self, epoch: int, number: int) -> np.ndarray:
+        """See `Rounds`."""
+        return np.zeros(self.sizes[number], np.int64)
 
     def sample_mean(self, site: Site, normalize: Normalize) -> Tensor:
         """The mean over the first round, which is a random sample of the first segments; see `Rounds`."""

@@ -49,13 +49,15 @@ class Rounds(Protocol):
     """Rows dealt out in each round of an epoch."""
     ahead: bool
     """Whether a thread should read the next round while one is dealt out."""
+    share: tuple[int, int]
+    """(I, P): this process has the rows of segments I, I + P, I + 2P and so on."""
 
     @property
     def tokens(self) -> Path:
         """The store whose `tokens/` has the sequences that the rows are of."""
 
     def read(self, epoch: int, number: int, spare: Round | None) -> Round:
-        """Round `number` of an epoch.
+        """This process's rows of round `number` of an epoch.
 
         Args:
             spare: a round that nobody uses any more; its memory may be taken.
@@ -63,6 +65,9 @@ class Rounds(Protocol):
         Returns:
             The round; memory behind its last row is no part of it.
         """
+
+    def owners(self, epoch: int, number: int) -> np.ndarray:
+        """Which process has each row of a round, in the order in which they are dealt out."""
 
     def sample_mean(self, site: Site, normalize: Normalize) -> Tensor:
         """Mean `[D]` (float32, CPU) of the rows dealt out, or of a random sample, as the SAE sees them."""
@@ -79,12 +84,18 @@ class Rounds(Protocol):
 
 
 class StoreRounds:
-    """Rounds of some sites of a store. Memory: the rows of a round, twice (one dealt out, one being read)."""
+    """Rounds of some sites of a store. Memory: this process's rows of a round, twice (one dealt out, one being read).
+    """
 
     ahead = True
 
     def __init__(self, store: Store, sites: list[Site], order: Literal["shuffled", "reading"], seed: int,
-                 kept: Kept) -> None:
+                 kept: Kept, share: tuple[int, int] = (0, 1)) -> None:
+        """
+        Args:
+            share: see `Rounds`; nothing else is read of the sites.
+        """
+        self.share = share
         self.store, self.sites, self.order, self.seed, self.kept = store, sites, order, seed, kept
         self.manifest = store.manifest
         if order == "reading":
@@ -97,6 +108,9 @@ class StoreRounds:
             self._scratch.put(torch.empty(ROWS_AT_ONCE * max(map(self.manifest.width, sites)),
                                           dtype=read_dtype(self.manifest.dtype)))
         self.sizes = [sum(self._kept(segment, part) for segment, part in slices) for slices in self._slices]
+        self._most = max(sum(self._kept(segment, part) for segment, part in slices if self._is_own(segment))
+                         for slices in self._slices)
+        """Rows that this process has of a round, at most."""
 
     @property
     def tokens(self) -> Path:
@@ -110,12 +124,13 @@ class StoreRounds:
             UserError: a file is missing or damaged.
         """
         dtype = read_dtype(self.manifest.dtype)
-        rows = spare or {site: torch.empty(max(self.sizes), self.manifest.width(site), dtype=dtype)
+        rows = spare or {site: torch.empty(self._most, self.manifest.width(site), dtype=dtype)
                          for site in self.sites}
         slices = self._slices[number]
         ends = np.cumsum([part.stop - part.start for _, part in slices]).tolist()
         places = np.full(ends[-1], -1)
         order = self._order(epoch, number)
+        order = order[self._owners(number, order) == self.share[0]]
         places[order] = np.arange(len(order))
 
         def fill(job: tuple[Site, int, slice, tuple[int, int]]) -> None:
@@ -123,8 +138,8 @@ class StoreRounds:
             self._place(site, segment, part, places[first:end], rows[site])
 
         jobs = [(site, segment, part, place) for site in self.sites
-                for (segment, part), place in zip(slices, pairwise([0, *ends]), strict=True)]
-        with ThreadPoolExecutor(min(READERS, len(jobs)), "read-store") as readers:
+                for (segment, part), place in zip(slices, pairwise([0, *ends]), strict=True) if self._is_own(segment)]
+        with ThreadPoolExecutor(READERS, "read-store") as readers:
             for _ in readers.map(fill, jobs):
                 pass
         return rows
@@ -145,6 +160,19 @@ class StoreRounds:
                     target[to[to >= 0]] = source[:count][to >= 0]
         finally:
             self._scratch.put(memory)
+
+    def owners(self, epoch: int, number: int) -> np.ndarray:
+        """See `Rounds`."""
+        return self._owners(number, self._order(epoch, number))
+
+    def _owners(self, number: int, order: np.ndarray) -> np.ndarray:
+        """Which process reads each of some rows of a round; `order` counts the rows of all its slices."""
+        owners = [segment % self.share[1] for segment, _ in self._slices[number]]
+        owners_R = np.repeat(owners, [part.stop - part.start for _, part in self._slices[number]])
+        return np.asarray(owners_R[order])
+
+    def _is_own(self, segment: int) -> bool:
+        return segment % self.share[1] == self.share[0]
 
     def sample_mean(self, site: Site, normalize: Normalize) -> Tensor:
         """See `Rounds`."""
