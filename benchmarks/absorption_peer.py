@@ -1,9 +1,9 @@
-"""SAEBench's absorption on rows that absorption_peers.py wrote; started by it with the peers' Python, never with ours.
+"""SAEBench's absorption on rows that absorption_peers.py wrote; that script starts it with the peers' Python.
 
     PYTHON absorption_peer.py '{"rows": ..., "sae": ..., "train": ..., "split": [[...], ...]}'
 
 A stand-in for its language model gives the row of each word. The last line of the output is JSON: for each way of
-measuring, by letter, `fraction`, `full`, `split`, `probe_f1`. It imports nothing of Olmoscope's.
+measuring, by letter, `fraction`, `full`, `split`, `probe_f1`. It imports nothing from Olmoscope.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ HOOK = f"blocks.{LAYER}.hook_resid_post"
 
 
 class Rows:
-    """Gives the rows of words that are called `w0`, `w1`, ... at the end of a prompt."""
+    """Gives the rows of words, which are named `w0`, `w1`, ... at the end of a prompt."""
 
     tokenizer = "none"
 
@@ -54,7 +54,7 @@ class Rows:
 
 
 def main() -> None:
-    """Figures with its own probes and latents, and with ours."""
+    """Print figures with SAEBench's own probes and latents, and with ours."""
     torch.manual_seed(0)
     given = load_file(wanted["rows"])
     x_ND, letters, train = given["rows"].float(), given["letters"].tolist(), wanted["train"]
@@ -65,7 +65,7 @@ def main() -> None:
     y_NL = torch.nn.functional.one_hot(given["letters"][:train], len(LETTERS))
     probe = train_multi_probe(x_ND[:train].clone(), y_NL, batch_size=64, num_epochs=50, lr=1e-2, weight_decay=1e-4,
                               device=torch.device("cpu"), show_progress=False)
-    # Ten batches an epoch, as its 4096 words are of a whole vocabulary: so that Adam takes as many steps as there.
+    # Ten batches per epoch, as with batches of 4096 words from a whole vocabulary, so that Adam takes as many steps.
     sparse = train_k_sparse_probes(sae, words[:train], x_ND[:train], ks=list(range(1, MOST + 1)),
                                    batch_size=-(-train // 10), precalc_sae_acts=True)
     with torch.no_grad():
@@ -93,7 +93,7 @@ def main() -> None:
 
 def by_letter(calculator: FeatureAbsorptionCalculator, sae: Any, probe: LinearProbe,
               stats: dict[str, StatsAndLikelyFalseNegativeResults], probe_f1: dict[str, float]) -> dict[str, Any]:
-    """Its figures of the letters that its ground-truth probe knows."""
+    """SAEBench's figures for the letters that its ground-truth probe knows."""
     words = calculate_projection_and_cos_sims(
         calculator, sae, probe, LAYER, {letter: one for letter, one in stats.items() if one.potential_false_negatives})
     found = {}

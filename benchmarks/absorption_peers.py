@@ -2,11 +2,11 @@
 
     python benchmarks/absorption_peers.py SAE --model MODEL --peers peers/bin/python [--rows FILE] [--words 250]
 
-SAE is a folder in SAELens' format, for a residual stream. The peers' environment has sae-bench. SAEBench asks
-TransformerLens for the model by a name of its list, so its own run cannot read a folder; here it gets the rows of the
-words that our model gives. It trains ground-truth and k-sparse probes, chooses each letter's latents and measures
-absorption by its own code; and once more, only the last step, with our probes and latents: what must be the same.
---rows keeps the rows for another SAE of the site.
+SAE is a folder in SAELens' format, for a residual stream. The peers' environment has sae-bench. SAEBench loads the
+model from TransformerLens' list of names, so it cannot read a folder by itself; here it gets the words' rows from our
+model. With its own code it trains ground-truth and k-sparse probes, chooses each letter's latents and measures
+absorption. Then it repeats the last step with our probes and latents; these figures must equal ours. --rows keeps the
+rows for another SAE of the site.
 """
 
 import argparse
@@ -28,14 +28,14 @@ from olmoscope.tokens.tokenizer import load_tokenizer
 
 
 def main() -> None:
-    """Read the arguments, measure, hand the rows over, print the table."""
+    """Read the arguments, measure, pass the rows on, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sae", type=Path)
     parser.add_argument("--model", required=True)
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--peers", type=Path, required=True, help="Python of the peers' environment")
     parser.add_argument("--rows", type=Path)
-    parser.add_argument("--words", type=int, default=first_letter.WORDS, help="of a letter at most")
+    parser.add_argument("--words", type=int, default=first_letter.WORDS, help="per letter, at most")
     arguments = parser.parse_args()
     first_letter.WORDS = arguments.words
     subject = open_sae(arguments.sae)
@@ -66,7 +66,7 @@ def main() -> None:
     found = json.loads(done.stdout.splitlines()[-1])
     mine = {one.letter: {"fraction": one.fraction, "full": one.full, "split": one.split, "probe_f1": one.probe_f1}
             for one in ours.letters if one.fraction is not None}
-    print("\n| | letters | absorption fraction | full absorption | latents a letter |\n|---|--:|--:|--:|--:|")
+    print("\n| | letters | absorption fraction | full absorption | latents per letter |\n|---|--:|--:|--:|--:|")
     for who, letters in {"olmoscope": mine, **found}.items():
         means = [sum(value) / len(letters) for value in (
             [one["fraction"] for one in letters.values()], [one["full"] for one in letters.values()],

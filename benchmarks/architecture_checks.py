@@ -1,13 +1,14 @@
-"""Does olmoscope read a model right? Its commands against plain transformers with forward hooks of our own.
+"""Whether olmoscope reads a model correctly: its commands compared with plain transformers and forward hooks.
 
-Four commands are tried with one small model (small_models.py), at a middle layer and at the last:
+Four commands run on one small model (small_models.py), at a middle layer and at the last:
 
     collect         rows of a store equal those of each sequence alone, though batches are padded
     collect apart   the same with `tokens.documents: apart`: rows equal those of each document alone
     evaluate        cross-entropy and KL of a random SAE equal those of a hook that puts its reconstruction there
     index           an index of that SAE over a text is made, and its checksums are right
 
-Each ends right, refused (one line, before anything is packed) or wrong. Shapes: T positions, D d_model, V vocabulary.
+Each result is right, refused (one line, before anything is packed) or wrong. Shapes: T positions, D d_model, V
+vocabulary.
 """
 
 import builtins
@@ -43,30 +44,30 @@ from small_models import LAYERS, layers_path
 MIDDLE, LAST = LAYERS // 2 - 1, LAYERS - 1
 TOKENS = 500
 CLOSE = 2e-4
-"""Largest relative difference that float32 arithmetic in batches of other shapes may make, in a row or a figure."""
+"""Largest relative difference in a row or a figure that float32 arithmetic in batches of other shapes may cause."""
 COMMANDS = ("collect", "collect apart", "evaluate", "index")
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What a command did with a model."""
+    """The result of a command on a model."""
 
     state: Literal["right", "refused", "wrong"]
     reason: str = ""
-    """The line of a refusal; what was wrong."""
+    """The line of a refusal, or what was wrong."""
 
 
 class Differs(Exception):
-    """The package gave other values than the plain model."""
+    """The package's values differ from the plain model's."""
 
 
 class PlainModel:
-    """A causal LM as transformers loads it, and the outputs of its layers, by hooks."""
+    """A causal LM as transformers loads it, with hooks for the outputs of its layers."""
 
     def __init__(self, folder: Path, path: str) -> None:
         """
         Args:
-            path: of the list of decoder layers, in the whole model.
+            path: the path of the list of decoder layers in the whole model.
         """
         self.module = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
         self.layers: nn.ModuleList = self.module.get_submodule(path)
@@ -74,10 +75,10 @@ class PlainModel:
 
     @torch.no_grad()
     def rows(self, token_ids: np.ndarray, layers: tuple[int, ...]) -> dict[int, Tensor]:
-        """What layers give for one sequence without padding, `[T, D]` each.
+        """The outputs of layers for one sequence without padding, `[T, D]` each.
 
         Raises:
-            Differs: it is no row for each token.
+            Differs: an output is not one row per token.
         """
         found: dict[int, Tensor] = {}
         handles = [self.layers[layer].register_forward_hook(
@@ -87,17 +88,17 @@ class PlainModel:
             handle.remove()
         for layer, output in found.items():
             if output.dim() != 3 or output.shape[:2] != (1, len(token_ids)):
-                raise Differs(f"layer {layer} gives {list(output.shape)} for {len(token_ids)} tokens: these are no "
-                              "rows, and were not refused")
+                raise Differs(f"layer {layer} gives {list(output.shape)} for {len(token_ids)} tokens: these are not "
+                              "rows, but the model was not refused")
         return {layer: output[0] for layer, output in found.items()}
 
     def width(self) -> int:
-        """d_model: the embedding may be narrower."""
+        """d_model; the embedding may be narrower."""
         return int(self.module.config.get_text_config().hidden_size)
 
     @torch.no_grad()
     def log_probabilities(self, token_ids: np.ndarray, layer: int, change: Callable[[Tensor], Tensor]) -> Tensor:
-        """Log-probabilities of the next token, `[T, V]` float64, with `change` in place of a layer's output."""
+        """Log-probabilities of the next token, `[T, V]` float64, with a layer's output changed by `change`."""
         def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
             changed = change(_stream(output))
             return type(output)((changed, *output[1:])) if isinstance(output, (tuple, list)) else changed
@@ -109,7 +110,7 @@ class PlainModel:
 
 
 def _stream(output: Any) -> Tensor:
-    """The residual stream in what a decoder layer returns."""
+    """The residual stream in the return value of a decoder layer."""
     stream = output[0] if isinstance(output, (tuple, list)) else output
     assert isinstance(stream, Tensor)
     return stream
@@ -119,8 +120,8 @@ def check(family: str, model: Path, work: Path) -> dict[str, Finding]:
     """Try all commands.
 
     Args:
-        model: a folder that `make_model` wrote for the family.
-        work: a folder to make.
+        model: a folder written by `make_model` for the family.
+        work: a folder to create.
 
     Returns:
         A finding for each of COMMANDS.
@@ -159,7 +160,7 @@ def finding_of(command: Callable[[], None], out: Path) -> Finding:
         return Finding("refused", line)
     except Differs as error:
         return Finding("wrong", str(error))
-    except Exception as error:  # noqa: BLE001  (whatever it is: it is what was found)
+    except Exception as error:  # noqa: BLE001  (any error is a finding)
         where = traceback.extract_tb(error.__traceback__)[-1]
         line = " ".join(str(error).split())[:300]
         return Finding("wrong", f"{type(error).__name__}: {line} ({Path(where.filename).name}:{where.lineno})")

@@ -9,7 +9,7 @@ import olmoscope
 from architecture_checks import COMMANDS, Finding
 
 Findings = dict[str, dict[str, Finding]]
-"""What each of COMMANDS did, by family."""
+"""The finding for each of COMMANDS, by family."""
 
 
 def overall(findings: dict[str, Finding]) -> str:
@@ -21,7 +21,7 @@ def overall(findings: dict[str, Finding]) -> str:
 
 
 def show(found: Findings) -> None:
-    """Print a line for each family, and under it why it is not right."""
+    """Print a line for each family and, below it, why it is not right."""
     width = max(map(len, found), default=0)
     print("family".ljust(width), *(command.ljust(13) for command in COMMANDS))
     for family, findings in found.items():

@@ -1,10 +1,10 @@
-"""Which of transformers' causal LM families are read right, which are refused, and which go wrong.
+"""Which of transformers' causal LM families are read correctly, which are refused, and which are wrong.
 
     python benchmarks/architectures.py [--only llama,gpt2] [--json FILE] [--markdown docs/models.md]
 
-A small random model of each family (small_models.py) goes through collection, evaluation and indexing, each compared
-with plain transformers (architecture_checks.py). `wrong` must be 0. A process for each family, with a time limit; two
-at a time unless --processes says otherwise.
+It runs a small random model of each family (small_models.py) through collection, evaluation and indexing, and compares
+each with plain transformers (architecture_checks.py). `wrong` must be 0. Each family has a process with a time limit;
+two run at a time unless --processes says otherwise.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import pandas  # noqa: F401  (imported here, as transformers below, before the processes part)
+import pandas  # noqa: F401  (imported here, as transformers below, before processes are forked)
 import torch
 from transformers import LlamaForCausalLM  # noqa: F401
 
@@ -32,7 +32,7 @@ from small_model_sizes import LEFT_OUT
 from small_models import families, make_model
 
 SECONDS = 180
-"""A family that takes longer is wrong: the first one compiles kernels."""
+"""A family that takes longer counts as wrong; the first one compiles kernels."""
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def parse() -> argparse.Namespace:
 
 def run(names: list[str], processes: int) -> dict[str, dict[str, Finding]]:
     """Check families, each in a process of its own; progress goes to standard error."""
-    context = multiprocessing.get_context("fork")  # what is imported is imported once
+    context = multiprocessing.get_context("fork")  # so that imports happen only once
     todo, found = list(names), {}
     running: dict[Connection, tuple[str, Any, float]] = {}
     while todo or running:
@@ -92,14 +92,14 @@ def run(names: list[str], processes: int) -> dict[str, dict[str, Finding]]:
 
 
 def work_on(family: str, answer: Connection) -> None:
-    """In a process of its own: make the model, check it, send what was found."""
+    """In a process of its own: make the model, check it, send the findings."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # progress bars of four commands
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix=f"architectures-{family}-") as folder:
         try:
             model = make_model(family, Path(folder) / "model")
             found = check(family, model, Path(folder) / "work")
-        except Exception as error:  # noqa: BLE001  (the family cannot be made, or not run by transformers itself)
+        except Exception as error:  # noqa: BLE001  (transformers itself cannot make or run the family)
             found = all_wrong(f"the plain model: {type(error).__name__}: {' '.join(str(error).split())[:300]}")
     answer.send(found)
 

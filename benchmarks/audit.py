@@ -1,11 +1,11 @@
-"""Does `olmoscope audit` name what is wrong, and leave good SAEs alone?
+"""Whether `olmoscope audit` finds what is wrong with spoiled SAEs, without warnings for good ones.
 
     python benchmarks/audit.py --text TEXT --model MODEL --bad RUN... [--good RUN...] [--tokens 4096]
 
-Each RUN of `--bad` is a finished run of ours. It is spoiled in each way of `SPOILED`, written in SAELens' format, and
-audited; the runs themselves and those of `--good` are audited as they are. It prints a line for each SAE: what is wrong
-with it, what the audit said, and for each cause the FVU of its best other reading over that of the SAE as read. At the
-end it counts how many spoiled ones were named and how many good ones got a warning.
+Each RUN of `--bad` is a finished run of ours. The script spoils it in each way of `SPOILED`, writes it in SAELens'
+format, and audits it. It audits the runs themselves, and those of `--good`, unchanged. It prints a line for each SAE:
+what is wrong with it, what the audit said, and for each cause the FVU of the best other reading over that of the SAE as
+read. At the end it counts the spoiled SAEs whose fault was named and the good ones that got a warning.
 """
 
 import argparse
@@ -33,15 +33,16 @@ from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
 
 Spoil = Callable[[SparseCoder, Site, Tensor], tuple[SparseCoder, Site]]
-"""Makes a bad SAE of a good one, its site and rows of it."""
+"""Makes a spoiled SAE and its site from a good SAE, its site and some of its rows."""
 
 CAUSES = ("site", "scale", "normalisation", "ReLU", "rule", "weights", "bias")
 ROWS = 8192
-"""Rows that spoiling looks at."""
+"""Number of rows that spoiling may use."""
 
 
 def _without_relu(coder: SparseCoder, x_ND: Tensor) -> SparseCoder:
-    """The best linear autoencoder of the same rows, their principal directions: it needs latents of either sign."""
+    """The best linear autoencoder of the same rows, which consists of their principal directions: its latents have
+    either sign."""
     W_DD = torch.linalg.eigh((x_ND - coder.b_in).T.double().cov()).eigenvectors.T.float().contiguous()
     return TopK(W_DD, W_DD, coder.b_in, "none", torch.zeros(len(W_DD)), coder.d_in // 4)
 
@@ -69,11 +70,11 @@ SPOILED: dict[str, tuple[tuple[str, ...], Spoil]] = {
     "b_dec not subtracted": (("bias",), lambda sae, site, x: (
         replace(sae, b_in=torch.zeros_like(sae.b_in), b_out=sae.b_out), site)),
 }
-"""By name, the warnings that name it, and how it is made."""
+"""By name: the warnings that identify the fault, and how to make the SAE."""
 
 
 def spoil(run: Path, folder: Path) -> Iterator[tuple[str, Path]]:
-    """Write all spoiled forms of a run; yields what each is and its folder."""
+    """Write all spoiled forms of a run; yields the name and folder of each."""
     finished = read_run(run)
     metadata = saelens_metadata(finished)
     sae, site = finished.load(), finished.sae.site
@@ -94,7 +95,7 @@ def line(what: str, wanted: tuple[str, ...], one: Audit) -> bool:
     """Print a row of the table.
 
     Returns:
-        Whether the audit said what it should: one of `wanted`, or nothing if that is empty.
+        Whether the audit said the right thing: one of `wanted`, or nothing if that is empty.
     """
     said = [warning.kind for warning in one.warnings]
     right = bool({*said} & {*wanted}) if wanted else not said

@@ -1,9 +1,10 @@
-"""How soon a feature is painted, and how soon the server answers: the page in chromium, on loopback.
+"""How fast a feature is painted, and how fast the server answers: the page in Chromium, on loopback.
 
     python benchmarks/browse.py OUT [--times 21]
 
-OUT holds a feature index. A fresh tab with an empty cache each time; the clock is the browser's own, from the start of
-navigation to the mark that the page sets when its first view is drawn. The floor is the page's files without a view.
+OUT holds a feature index. Each measurement uses a new tab with an empty cache. The clock is the browser's own, from the
+start of navigation to the mark that the page sets when its first view is drawn. The floor is the page's files without a
+view.
 """
 
 import argparse
@@ -33,7 +34,7 @@ def painted(browser: Browser, address: str) -> float:
 
 
 def fetched(address: str) -> float:
-    """Milliseconds of one request."""
+    """Duration of one request in milliseconds."""
     begin = time.perf_counter()
     urllib.request.urlopen(address).read()
     return 1e3 * (time.perf_counter() - begin)
@@ -57,12 +58,12 @@ def main() -> None:
                      for name, view in views.items()}
             browser.close()
         for name, values in taken.items():
-            print(f"{name:18} painted after {statistics.median(values):6.0f} ms (least {min(values):.0f}, "
-                  f"most {max(values):.0f}); bar {BAR_MS}")
+            print(f"{name:18} painted after {statistics.median(values):6.0f} ms (min {min(values):.0f}, "
+                  f"max {max(values):.0f}); bar {BAR_MS}")
         for path in (f"api/{slug}/feature/12", f"api/{slug}/features", f"api/{slug}/features?search=path&sort=max",
                      f"api/{slug}/around/12"):
             values = [fetched(base + path) for _ in range(arguments.times)]
-            print(f"{path.split('/', 2)[2]:32} {statistics.median(values):6.1f} ms (least {min(values):.1f})")
+            print(f"{path.split('/', 2)[2]:32} {statistics.median(values):6.1f} ms (min {min(values):.1f})")
     finally:
         server.terminate()
         server.wait()

@@ -3,23 +3,24 @@
     python benchmarks/collect.py [--subject tiny|wide|olmo3-7b|olmo3-7b-narrow] [--rounds 3] [--peer] [--json FILE]
     python benchmarks/collect.py --gpu --json FILE      the rehearsal on a GPU: olmo3-7b, in bfloat16 on cuda
 
-What runs, in turns, in one process, on text of the Python standard library that is packed into tokens beforehand:
+The following take turns in one process, on text of the Python standard library that is packed into tokens beforehand:
 
-    bare     the model over the same batches, ended after the deepest layer as `collect` does, nothing kept
+    bare     the model over the same batches, stopped after the deepest layer as `collect` does; nothing is kept
     four     `collect`: four layers to disk, from loading the model to the finished store
-    one      `collect`: the deepest layer alone
-    peer     SAELens's CacheActivationsRunner, one pass for each of the four layers, over the same tokens in sequences
-             of 256 (it has no others); only its `run()` is timed, not its loading of the model
+    one      `collect`: only the deepest layer
+    peer     SAELens' CacheActivationsRunner, one pass for each of the four layers, over the same tokens in sequences
+             of 256 (it has no other lengths); only its `run()` is timed, not the loading of the model
 
-Reported: medians over the rounds of tokens/s and, of ratios within a round, of four/bare (bar: at least 0.90), of the
-time of four to that of one (at most 1.15), of four/peer (at least 3), the share of padding (at most 0.03); and the
-peak of resident memory of a fresh process in each quarter of `four`, in segments small enough to be many (flat), beside
-that of a fresh process that runs only `bare` (what torch itself keeps); and the share of `four` that statistics take.
+It reports medians over the rounds: of tokens/s, and of the ratios within a round: four/bare (bar: at least 0.90), the
+time of four to that of one (at most 1.15) and four/peer (at least 3). It also reports the share of padding (at most
+0.03); the peak resident memory of a new process in each quarter of `four`, with small segments so that there are many
+(flat), and of a new process that runs only `bare` (the memory that torch itself keeps); and the share of `four` that
+statistics take.
 
-The subjects: `tiny`, the package's model (d 256), where what is not the model weighs most; `wide`, a random Olmo3 of
-d 512 and 8 layers; `olmo3-7b`, the full size with random weights, layers 7, 15, 23, 31 (needs 15 GB of disk for its
-weights, as much GPU memory, and 13 GB more of disk for the store); `olmo3-7b-narrow`, its 32 layers and its batches at
-d 64, to try the rehearsal without a GPU.
+The subjects: `tiny`, the package's model (d 256), for which everything besides the model weighs most; `wide`, a random
+Olmo3 with d 512 and 8 layers; `olmo3-7b`, the full size with random weights, layers 7, 15, 23, 31 (needs 15 GB of disk
+for its weights, as much GPU memory, and 13 GB more of disk for the store); `olmo3-7b-narrow`, its 32 layers and its
+batches at d 64, to try the rehearsal without a GPU.
 """
 
 import argparse
@@ -63,7 +64,7 @@ class Subject:
     """A model and how much it reads."""
 
     config: dict[str, Any] | None
-    """Of an Olmo3; None: the package's tiny model."""
+    """Settings of an Olmo3; None: the package's tiny model."""
     dtype: str
     layers: list[int]
     tokens: int
@@ -79,15 +80,15 @@ def olmo3(width: int, hidden: int, heads: int, layers: int, window: int) -> dict
 
 @dataclass(frozen=True)
 class Taken:
-    """What a piece of work took."""
+    """The time of a piece of work."""
 
     seconds: float
     processor: float
-    """Seconds of all threads of this process together."""
+    """Processor seconds of all threads of this process together."""
 
 
 class Clock:
-    """Measures from its making to `taken`."""
+    """Measures from its creation to `taken`."""
 
     def __init__(self) -> None:
         _synchronize()
@@ -112,10 +113,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--subject", action="append", choices=SUBJECTS)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, help="how many, instead of the subject's own number")
+    parser.add_argument("--tokens", type=int, help="number of tokens, instead of the subject's own")
     parser.add_argument("--peer", action="store_true", help="SAELens too (must be installed)")
     parser.add_argument("--gpu", action="store_true", help="olmo3-7b on cuda")
-    parser.add_argument("--folder", type=Path, help="where models and stores go for a while")
+    parser.add_argument("--folder", type=Path, help="where models and stores are kept temporarily")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     console.quiet = True
@@ -178,7 +179,7 @@ def measure(subject: Subject, device: str, tokens: int | None, rounds: int, with
 
 def _ratios(seconds: dict[str, list[float]], processor: dict[str, list[float]], above: str,
             below: str) -> dict[str, Any]:
-    """Ratios within each round, by the clock and by processor time (which other programs disturb less)."""
+    """Ratios within each round, by wall time and by processor time (which other programs disturb less)."""
     figures: dict[str, Any] = {}
     for name, times in (("", seconds), ("processor_", processor)):
         ratios = [a / b for a, b in zip(times[above], times[below], strict=True)]
@@ -227,7 +228,7 @@ def _load(recipe: Recipe) -> LoadedModel:
 
 
 def time_bare(model: LoadedModel, last: Site, packed: Path) -> Taken:
-    """The bare forward passes over all packed tokens, ended after the last site."""
+    """The bare forward passes over all packed tokens, stopped after the last site."""
     segments = len(list((packed / "tokens").glob("segment-*")))
     prepared = [batch.to(model.device) for segment in range(segments)
                 for batch in batches(read_token_segment(packed, segment), apart=False)]
@@ -239,10 +240,10 @@ def time_bare(model: LoadedModel, last: Site, packed: Path) -> Taken:
 
 
 def time_collect(recipe: Recipe, folder: Path, load: Callable[..., LoadedModel] = load_model) -> Taken:
-    """The whole of `collect`, but for the packing of tokens, whose result is in `packed` of the folder.
+    """The whole of `collect`, except for the packing of tokens, whose result is in `packed` of the folder.
 
     Args:
-        load: as `collect` takes it.
+        load: as for `collect`.
     """
     store = _fresh_store(folder)
     clock = Clock()
@@ -259,7 +260,7 @@ def _fresh_store(folder: Path) -> Path:
 
 
 def _time_peer(recipe: Recipe, subject: Subject, folder: Path) -> Taken:
-    """SAELens's runner, a pass for each layer."""
+    """SAELens' runner, with a pass for each layer."""
     import logging
 
     import datasets
@@ -300,7 +301,7 @@ def _model_path(recipe: Recipe) -> str:
 
 
 def _time_statistics(recipe: Recipe, packed: Path, segments: int, width: int) -> float:
-    """Seconds of counting the rows of all layers, and of summing up each segment."""
+    """Seconds to count the rows of all layers and to summarise each segment."""
     device = pick_device(recipe.device)
     seconds = 0.0
     for segment in range(segments):
@@ -323,7 +324,7 @@ def _time_statistics(recipe: Recipe, packed: Path, segments: int, width: int) ->
 
 
 def _resident_memory(recipe: Recipe, folder: Path, bare: bool) -> list[float]:
-    """Peak of resident memory (MB) of a fresh process that collects, or only runs the model, in each quarter of it."""
+    """Peak resident memory (MB), in each quarter of the run, of a new process that collects or only runs the model."""
     longest = max(high for _, high in recipe.tokens.chunk_lengths)
     tokens = recipe.tokens.model_copy(update={"segment_rows": max(longest, recipe.tokens.batch_tokens)})
     recipe = recipe.model_copy(update={"tokens": tokens})

@@ -1,4 +1,4 @@
-"""What several benchmarks share: the size of a step, the machine, the peak of memory. It needs torch alone."""
+"""What several benchmarks share: the size of a step, the machine, the peak of memory. It needs only torch."""
 
 import os
 import platform
@@ -11,7 +11,7 @@ import torch
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes, and what is asked of the step there."""
+    """Sizes, and the requirements for the step at these sizes."""
 
     name: str
     device: str
@@ -20,15 +20,15 @@ class Shape:
     k: int
     batch: int
     bars: dict[str, float] = field(default_factory=dict)
-    """The step takes at most so many times as long as a product, and is at least so many times as fast as a peer.
-    Another step of ours takes at most so many times as long as our product."""
+    """Bars: for a product, the most times as long that the step may take; for a peer, the least times as fast that it
+    must be; for another step of ours, the most times as long as our product that it may take."""
     rates: dict[str, float] = field(default_factory=dict)
-    """Least rows per second of our steps."""
+    """Minimum rows per second of our steps."""
     peers: tuple[str, ...] = ()
 
 
 def hardware(device: str) -> dict[str, Any]:
-    """What it ran on."""
+    """The machine's hardware and software."""
     cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                 if line.startswith("model name")), platform.processor())
     found: dict[str, Any] = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
@@ -38,6 +38,6 @@ def hardware(device: str) -> dict[str, Any]:
 
 
 def peak_resident() -> int:
-    """Bytes of memory that this process held at most."""
+    """The most bytes of memory that this process has held."""
     lines = dict(line.split(":") for line in Path("/proc/self/status").read_text().splitlines())
     return int(lines["VmHWM"].split()[0]) * 1024

@@ -1,9 +1,9 @@
 """GPU day: collection from a model of Olmo 3's full size: four layers to disk, against the bare forward passes.
 
 The model (7B, bfloat16) has random weights, made on the device: nothing is downloaded, and loading is not timed. It
-reads Python's standard library, in turns: *bare*, the passes alone, ended after the deepest layer; *four*, all of
-`collect` but for the packing of tokens, with layers 7, 15, 23 and 31 stored. Then the same with `model.compile`. Beside
-them, what the disk does alone with one file, written and synced.
+reads Python's standard library, in turns: *bare*, only the passes, stopped after the deepest layer; *four*, all of
+`collect` except for the packing of tokens, storing layers 7, 15, 23 and 31. Then the same with `model.compile`. For
+comparison, the rate of the disk alone with one file, written and synced.
 """
 
 import os
@@ -53,7 +53,7 @@ def main() -> None:
         time_bare(model, recipe.activations.sites[-1], folder / "packed")  # warms up
         measure(part, recipe, model, folder, rows, "eager")
         if not part.cuda:
-            return  # on a CPU, compiling takes longer than all the rest of a rehearsal
+            return  # on a CPU, compiling takes longer than the rest of a rehearsal
         start = time.monotonic()
         compile_layers(model.layers, model.device, model.sites)
         time_bare(model, recipe.activations.sites[-1], folder / "packed")
@@ -62,7 +62,7 @@ def main() -> None:
 
 
 def measure(part: Part, recipe: Recipe, model: LoadedModel, folder: Path, rows: int, name: str) -> None:
-    """Both ways in turns, round after round."""
+    """Both ways in turn, round after round."""
     stored = rows * recipe.activations.row_bytes(model.d_model) * len(recipe.activations.sites)
     seconds: dict[str, list[float]] = {"bare": [], "four": []}
     for number in range(1 if part.small else ROUNDS):
@@ -93,7 +93,7 @@ def recipe_of(part: Part, subject: Subject) -> Recipe:
 
 
 def random_model(part: Part, subject: Subject) -> LoadedModel:
-    """A decoder with random weights, made where it will run."""
+    """A decoder with random weights, made on the device where it will run."""
     from transformers import AutoModel, Olmo3Config
 
     assert subject.config is not None
@@ -110,7 +110,7 @@ def random_model(part: Part, subject: Subject) -> LoadedModel:
 
 
 def disk_rate(folder: Path, size: int) -> float:
-    """Bytes a second of one file of random numbers, written and synced."""
+    """Bytes per second for one file of random numbers, written and synced."""
     content = torch.randint(-2**63, 2**63 - 1, (size // 8,)).numpy().data
     start = time.monotonic()
     with (folder / "disk").open("wb") as file:

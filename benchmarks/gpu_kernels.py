@@ -1,7 +1,7 @@
-"""GPU day: are the kernels right on this device? Against float64, in three ways, the quickest first.
+"""GPU day: whether the kernels are right on this device, compared with float64 in three ways, the fastest first.
 
-Each operation at full size (d 4096, 131,072 latents; the block sizes that small tests never reach), the check that
-benchmarks/train_step.py makes before it times, and the project's own tests of values and gradients.
+Each operation at full size (d 4096, 131,072 latents; block sizes that small tests never reach); the check that
+benchmarks/train_step.py makes before timing; and the project's own tests of values and gradients.
 """
 
 import contextlib
@@ -28,12 +28,12 @@ SMALL_TESTS = ["-k", "k_one or several_chunks or zeros or beyond"]
 RESULTS = [re.compile(r"^\[gw\d+\] \[ *\d+%\] (?P<outcome>[A-Z]+) (?P<name>\S.*)$"),  # side by side
            re.compile(r"^(?P<name>\S+::.*?) (?P<outcome>[A-Z]+)\b.*$"),
            re.compile(r"^_+ (?P<outcome>ERROR) (?P<name>collecting \S+)")]
-"""How pytest tells of a test."""
+"""How pytest reports a test."""
 WORKERS = min(12, os.cpu_count() or 1)
-"""Processes of tests, if there is pytest-xdist: most of their time is compilation, on the CPU."""
+"""Test processes, if pytest-xdist is installed: most of their time is compilation on the CPU."""
 ROWS = 512
 HOT = 7
-"""A latent that is active in all rows: more of them than the kernels sum in one piece."""
+"""A latent that is active in all rows, which are more than the kernels sum in one piece."""
 ADAM = AdamStep(lr=1e-3, beta1=0.0, beta2=0.999, eps=1e-8, count=1)
 """With β₁ = 0 the first moment is the gradient."""
 
@@ -41,7 +41,7 @@ ADAM = AdamStep(lr=1e-3, beta1=0.0, beta2=0.999, eps=1e-8, count=1)
 def main() -> None:
     part = Part("kernels", __doc__)
     wrong = [*full_size(part), *whole_step(part)]
-    with contextlib.suppress(*faults()):  # what has failed before fails again here
+    with contextlib.suppress(*faults()):  # an earlier fault is raised again here
         torch.cuda.empty_cache()  # for the processes of the tests
     wrong += tests(part)
     if wrong:
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def full_size(part: Part) -> list[str]:
-    """Each operation at full size, float32 against float64; the names of those that are off."""
+    """Compare each operation at full size, float32 with float64; returns the names of those that are off."""
     shape = part.shapes()[0]
     bench = Bench(part, shape)
     found: dict[str, Any] = {}
@@ -71,11 +71,11 @@ def full_size(part: Part) -> list[str]:
 
 
 Errors = dict[str, tuple[float, float]]
-"""By what was looked at: how far it is off, and how far it may be."""
+"""For each quantity: how far it is off, and how far it may be."""
 
 
 class Bench:
-    """Random rows, a dictionary and codes, and what float64 makes of them."""
+    """Random rows, a dictionary and codes, and the float64 results for them."""
 
     def __init__(self, part: Part, shape: Shape) -> None:
         self.kernels: Kernels = kernels_for(part.device)
@@ -91,9 +91,9 @@ class Bench:
         self.b_F, self.b_D = 0.01 * randn(shape.d_sae), 0.1 * randn(shape.d_model)
         self.u_BD = randn(rows, shape.d_model)
         self.x_BD = self.u_BD + self.b_D
-        # The product is in bfloat16 on a GPU: its rounding, and how far a chosen latent may fall short for it.
+        # On a GPU the product is in bfloat16: its rounding, and how far a chosen latent may fall short because of it.
         self.rounding, self.short = (5e-3, 0.03) if part.cuda else (1e-5, 1e-4)
-        # Codes and gradients that all operations are given, from the reference's exact product.
+        # The codes and gradients for all operations, from the reference's exact product.
         self.z_BK, self.indices_BK = reference.encode_topk(self.u_BD, self.W_FD, self.b_F, self.k)
         is_hot_BK = self.indices_BK == HOT
         self.indices_BK[:, 0] = torch.where(is_hot_BK.any(dim=1), self.indices_BK[:, 0], HOT)
@@ -143,7 +143,7 @@ class Bench:
         return self._update(touched=False, dtype=torch.bfloat16, bar=5e-3)
 
     def _update(self, touched: bool, dtype: torch.dtype, bar: float) -> Errors:
-        """One step of tied rows; its gradient, the rows, and what it gives for the biases."""
+        """One step with tied rows; compares its gradient, the rows, and the biases' gradients."""
         pairs = self.kernels.sort_pairs(self.z_BK, self.dz_BK, self.indices_BK, self.d_sae)
         first, second = (self._updated(pairs, touched, dtype) for _ in range(2))
         W_FD, moments, db_F, pull_D = first
@@ -154,7 +154,8 @@ class Bench:
         errors = {"gradient": (relative(moments.first, want_FD), bar), "db": (relative(db_F, dz_BF.sum(0)), 1e-5),
                   "pull": (relative(pull_D, dz_BF.sum(0) @ before_FD), 1e-4),
                   "differs when repeated": (differ(first, second), 0)}
-        # At the first step Adam moves each element by lr, the way of its gradient: √(second moment) is its size.
+        # At the first step Adam moves each element by lr against its gradient, and √(second moment) is the gradient's
+        # size.
         step_FD = ADAM.lr * want_FD.div_(want_FD.abs().add_(ADAM.eps))
         after_FD = before_FD - step_FD
         after_FD /= after_FD.norm(dim=1, keepdim=True)
@@ -179,7 +180,7 @@ def relative(got: Tensor, want: Tensor) -> float:
 
 
 def twice(indices_BK: Tensor) -> float:
-    """Share of places whose latent the row has already."""
+    """Share of places with a latent that the row has already."""
     return float((indices_BK.sort(dim=1).values.diff(dim=1) == 0).double().mean())
 
 
@@ -190,7 +191,7 @@ def differ(first: tuple[Any, ...], second: tuple[Any, ...]) -> float:
 
 
 def whole_step(part: Part) -> list[str]:
-    """train_step.py's check of a whole step."""
+    """Run train_step.py's check of a whole step."""
     try:
         from train_step import check
 
@@ -209,7 +210,7 @@ def whole_step(part: Part) -> list[str]:
 
 
 def tests(part: Part) -> list[str]:
-    """The tests that run with any kernels; what is known of them so far is on the disk after each."""
+    """Run the tests that work with any kernels; after each, the results so far are on the disk."""
     lacking = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
     if lacking:
         part.keep(f"tests: not run, lacks {' and '.join(lacking)}", tests={"lacks": lacking})

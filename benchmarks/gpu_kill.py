@@ -1,8 +1,8 @@
-"""GPU day: a training that is killed and goes on, compared bit for bit with one that was never killed.
+"""GPU day: a training run that is killed and resumed, compared bit for bit with one that was never killed.
 
-The package's tiny model reads Python's standard library on the device; an SAE is trained on it once to its end, and
-once by `olmoscope train` in a process that gets SIGKILL after a third of the steps and is started again. Weights,
-moments and metrics must be the same.
+The package's tiny model reads Python's standard library on the device. An SAE is trained on it once without
+interruption, and once by `olmoscope train` in a process that gets SIGKILL after a third of the steps and is started
+again. Weights, moments and metrics must be the same.
 """
 
 import json
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def recipe_of(part: Part) -> Recipe:
-    """What is collected and trained."""
+    """The recipe to collect and train."""
     count, d_sae, batch, every = (3000, 512, 32, 5) if part.small else (200_000, 8192, 256, 50)
     return Recipe.model_validate({
         "name": "gpu-day", "device": part.device.type,
@@ -82,7 +82,8 @@ def newest(folder: Path) -> int:
 
 
 def train_and_kill(out: Path, folder: Path, step: int) -> int:
-    """Start a training, kill it when a checkpoint of this step or a later one is there; returns the last one's."""
+    """Start a training run, and kill it when there is a checkpoint of this step or later; returns the last one's
+    step."""
     process = subprocess.Popen([*COMMAND, str(out)])
     try:
         while newest(folder) < step:
@@ -98,7 +99,7 @@ def train_and_kill(out: Path, folder: Path, step: int) -> int:
 
 
 def compare(part: Part, whole: Path, killed: Path) -> None:
-    """Checkpoints, metrics and final figures of two runs."""
+    """Compare checkpoints, metrics and final figures of two runs."""
     states = [load_file(checkpoints(folder)[-1]) for folder in (whole, killed)]
     differ = {name: float((tensor.double() - states[1][name].double()).abs().max())
               for name, tensor in states[0].items() if not torch.equal(tensor, states[1][name])}
@@ -108,11 +109,11 @@ def compare(part: Part, whole: Path, killed: Path) -> None:
     part.keep(f"killed at one third and resumed: {text} ({len(states[0])} tensors)", equal=same,
               largest_difference=differ)
     if not all(same.values()):
-        raise SystemExit(f"a killed run ends otherwise than a whole one: {text}")
+        raise SystemExit(f"a killed run ends differently from an uninterrupted one: {text}")
 
 
 def figures(folder: Path) -> dict[str, Any]:
-    """done.json without what may differ."""
+    """done.json without the entries that may differ."""
     done = json.loads((folder / "done.json").read_text())
     return {name: value for name, value in done.items() if name not in ("seconds", "provenance")}
 

@@ -1,8 +1,8 @@
-"""What the parts of a GPU day share: arguments, results that are on the disk as soon as they are known, sizes, clocks.
+"""What the parts of a GPU day share: arguments, results (written as soon as they are known), sizes, clocks.
 
-A part is a script beside this one, gpu_NAME.py, and runs alone too: `python benchmarks/gpu_step.py --device cuda --out
-FOLDER`. It writes FOLDER/NAME.json. What it says last, with an exit status that is not 0, is why it failed.
-tools/gpu_day.py runs the parts and joins what they wrote.
+A part is a script in this folder, gpu_NAME.py, which also runs alone: `python benchmarks/gpu_step.py --device cuda
+--out FOLDER`. It writes FOLDER/NAME.json. If it fails, its exit status is not 0 and its last line says why.
+tools/gpu_day.py runs the parts and joins their results.
 """
 
 import argparse
@@ -27,13 +27,13 @@ SHAPES = [
     Shape("131k, 32768", "cuda", 4096, 131072, 64, 32768, {"our product": 1 / 0.55}),
     Shape("163k, 4096", "cuda", 4096, 163840, 128, 4096, rates={"step": 170e3}),
 ]
-"""In order of worth."""
+"""In order of importance."""
 BLOCK = 16
-"""Calls timed together; a search by candidates checks itself once in so many."""
+"""Calls timed together; a search by candidates checks itself once in this many."""
 SECONDS = 3
-"""About how long a contestant is timed."""
+"""Approximate seconds for which a contestant is timed."""
 FLOORS = {"H100": (790e12, 3.0e12), "H200": (790e12, 4.8e12)}
-"""FLOP/s in bfloat16 and bytes/s: an H100's as measured by others, an H200's memory as its maker says."""
+"""FLOP/s in bfloat16 and bytes/s: an H100's as others measured them, an H200's memory according to its manufacturer."""
 
 
 class Part:
@@ -43,7 +43,7 @@ class Part:
         parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
         parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
         parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-        parser.add_argument("--small", action="store_true", help="small sizes, to try it")
+        parser.add_argument("--small", action="store_true", help="small sizes, for a trial")
         parser.add_argument("--peers", metavar="PYTHON", help="Python of the environment with the other trainers")
         arguments = parser.parse_args()
         self.name, self.out, self.small, self.peers = name, arguments.out, arguments.small, arguments.peers
@@ -53,13 +53,13 @@ class Part:
         self._lines: list[str] = []
 
     def keep(self, line: str, **results: Any) -> None:
-        """Write results down: figures by name for programs, a line for people."""
+        """Save results: figures by name for programs, and a line for people."""
         self._lines.append(line)
         print(line, flush=True)
         self._write([], results)
 
     def so_far(self, line: str, **results: Any) -> None:
-        """The same, with a line that the next one replaces."""
+        """The same, with a line that the next line replaces."""
         self._write([line], results)
 
     def _write(self, more: list[str], results: dict[str, Any]) -> None:
@@ -67,7 +67,7 @@ class Part:
         write_json(self.out / f"{self.name}.json", {"lines": self._lines + more, "results": self.results})
 
     def earlier(self, name: str) -> dict[str, Any]:
-        """The results of another part of this day; empty if it has none."""
+        """The results of another part of this day; empty if there are none."""
         day = self.out / "gpu_day.json"
         parts = read_json(day)["parts"] if day.exists() else {}
         return dict(parts.get(name, {}).get("results") or {})
@@ -85,10 +85,10 @@ class Part:
             torch.cuda.synchronize()
 
     def time_blocks(self, call: Callable[[int], Any]) -> list[float]:
-        """Seconds a call, in each of some blocks of calls; within a block the device is never waited for.
+        """Seconds per call in each of several blocks of calls, without waiting for the device within a block.
 
         Args:
-            call: is given the number of the call.
+            call: called with the number of the call.
         """
         calls, count = 2 if self.small else BLOCK, 0
         seconds: list[float] = []
@@ -103,13 +103,13 @@ class Part:
         return seconds[1:]  # the first block compiles and warms up
 
     def floors(self) -> tuple[float | None, float | None]:
-        """FLOP/s and bytes/s that this device can do at most; None where nobody has measured it."""
+        """The highest FLOP/s and bytes/s of this device; None if unknown."""
         name = torch.cuda.get_device_name() if self.cuda else ""
         return next((floors for gpu, floors in FLOORS.items() if gpu in name), (None, None))
 
 
 class Peak:
-    """The most bytes that a device's memory came to hold over what it held when this was made."""
+    """The peak of a device's memory, in bytes above its use when this object was created."""
 
     def __init__(self, part: Part) -> None:
         self._cuda = part.cuda
@@ -120,7 +120,7 @@ class Peak:
             torch.cuda.reset_peak_memory_stats()
             self._before = torch.cuda.memory_allocated()
         else:
-            Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak of resident memory starts anew from here
+            Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak of resident memory
             self._before = peak_resident()
 
     def bytes(self) -> int:
@@ -128,13 +128,13 @@ class Peak:
 
 
 def median_and_quartiles(seconds: list[float]) -> dict[str, Any]:
-    """Median and quartiles of some times, in milliseconds."""
+    """Median and quartiles of times, in milliseconds."""
     low, _, high = statistics.quantiles(seconds, n=4)
     return {"ms": statistics.median(seconds) * 1e3, "quartiles_ms": [low * 1e3, high * 1e3]}
 
 
 def faults() -> tuple[type[Exception], ...]:
-    """What the device, torch or Triton raise where something does not work there: the other measurements go on."""
+    """Errors of the device, torch or Triton after which the other measurements can continue."""
     if importlib.util.find_spec("triton") is None:
         return (RuntimeError,)
     from triton.errors import TritonError
@@ -143,5 +143,5 @@ def faults() -> tuple[type[Exception], ...]:
 
 
 def first_line(error: Exception) -> str:
-    """One line about a fault."""
+    """A fault in one line."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"[:200]

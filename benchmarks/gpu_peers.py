@@ -1,4 +1,4 @@
-"""GPU day: the training steps of other trainers at full size, beside ours as part `step` measured it.
+"""GPU day: the training steps of other trainers at full size, compared with ours from part `step`.
 
 Each runs alone in a process of the environment that `--peers` names (peers.py says what to install there).
 """
@@ -18,7 +18,7 @@ ROUNDS, STEPS = 3, 3
 def main() -> None:
     part = Part("peers", __doc__)
     if part.peers is None:
-        raise SystemExit("no peers: --peers PYTHON names none")
+        raise SystemExit("no peers: --peers PYTHON is missing")
     found: dict[str, dict[str, Any]] = {}
     for shape in part.shapes():
         for name in shape.peers:
@@ -48,7 +48,7 @@ def measure(part: Part, shape: Shape, name: str) -> dict[str, Any]:
     peer = Peer(part.peers, name, shape)
     try:
         seconds = [second for _ in range(ROUNDS + 1) for second in peer(STEPS)][STEPS:]
-    except SystemExit as error:  # what a peer says that has died
+    except SystemExit as error:  # the last words of a peer that has died
         return {"failed": f"died: {str(error).splitlines()[-1][:200]}"}
     finally:
         peer.close()

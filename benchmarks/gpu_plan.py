@@ -1,7 +1,7 @@
-"""GPU day: the memory that `olmoscope plan` predicts for each training step, beside the peak that part `step` measured.
+"""GPU day: the memory that `olmoscope plan` predicts for each training step, compared with the peak from part `step`.
 
-On a CPU the prediction is that of RAM without the process and the stream's rounds, and the measured peak is resident
-memory, which small sizes hardly move: there it only shows that the comparison runs.
+On a CPU the prediction is for RAM without the process and the stream's rounds. The measured peak is resident memory,
+which small sizes hardly change, so there the part only shows that the comparison runs.
 """
 
 import tempfile
@@ -19,7 +19,7 @@ CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "step, bf16 moments": ({}, {"moments": "bfloat16"}), "step, candidates": ({}, {"candidates": {}}),
     "step, untied": ({"weights": "untied"}, {}),
     "step, auxiliary": ({}, {"auxiliary": {"weight": 0.125}})}
-"""What each contestant of gpu_step.py is in a recipe: keys of its SAE, and of train."""
+"""Each contestant of gpu_step.py as recipe keys: of its SAE, and of `train`."""
 
 
 def main() -> None:
@@ -38,7 +38,7 @@ def main() -> None:
 
 
 def predict(shape: Shape, name: str) -> float:
-    """Bytes that a plan says the SAE's training takes on its device."""
+    """Bytes that a plan predicts for the SAE's training on its device."""
     sae, train = CHANGES[name]
     recipe = Recipe.model_validate({
         "name": "gpu-day", "device": shape.device,

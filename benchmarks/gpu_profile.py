@@ -1,8 +1,8 @@
-"""GPU day: where the time of one step goes, kernel by kernel, and how near each comes to what the device can do.
+"""GPU day: the time of one step, kernel by kernel, and how close each kernel comes to the device's limits.
 
-One exact step at the first size (131,072 latents, k 64, batch 4096), by torch.profiler. What a kernel must do is
-counted: floating-point operations of the product, bytes of everything else, each input read once and each output
-written once. The rest (sorting, small sums) is listed by its time alone.
+One exact step at the first size (131,072 latents, k 64, batch 4096), by torch.profiler. The necessary work of a kernel
+is counted: floating-point operations for the product, and bytes for everything else, with each input read once and each
+output written once. The rest (sorting, small sums) is listed only with its time.
 """
 
 import re
@@ -24,7 +24,7 @@ WARM_UP = 3
 
 @dataclass(frozen=True)
 class Work:
-    """What a kernel of some name does in one step of a shape."""
+    """The work of a kernel, by its name, in one step of a shape."""
 
     pattern: str
     flops: Callable[[Shape], float] = lambda shape: 0
@@ -42,7 +42,7 @@ def matrix(shape: Shape) -> int:
 
 
 def pairs(shape: Shape) -> int:
-    """Elements of all rows of the dictionary that a batch's codes name, once for each code."""
+    """Elements of all dictionary rows in a batch's codes, counted once for each code."""
     return shape.batch * shape.k * shape.d_model
 
 
@@ -57,7 +57,7 @@ WORK = [
     Work(r"bfloat16_copy|bfloat16.*copy", bytes=lambda shape: 6 * (matrix(shape) + shape.batch * shape.d_model)),
     Work(r"CUDAFunctor_add|aten::add_", bytes=lambda shape: 8 * scores(shape)),
 ]
-"""Where several patterns match a kernel, the first one counts. The last one adds the bias to the product."""
+"""If several patterns match a kernel, the first one counts. The last one adds the bias to the product."""
 
 
 def main() -> None:

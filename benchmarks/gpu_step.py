@@ -1,10 +1,10 @@
-"""GPU day: the training step at full size, against the product that it cannot do without; what memory it takes.
+"""GPU day: the time of the training step at full size, compared with that of the product it needs; and its memory.
 
-For each size, one contestant after the other (train_step.py makes them): two products alone, our step with exact Adam,
-on touched rows, with bfloat16 moments, with candidates; then untied weights and the auxiliary loss. *Torch product* is
-`torch.mm` in bfloat16 and nothing else; *our product* also makes the rows bfloat16, adds the bias and keeps float32. A
-step's share is the product's time divided by its own. Its peak of memory is that of the allocator, from before its
-parameters were there, and one batch of rows.
+For each size, one contestant after another (from train_step.py): two products alone; our step with exact Adam, on
+touched rows, with bfloat16 moments, with candidates; then untied weights and the auxiliary loss. *Torch product* is
+only `torch.mm` in bfloat16; *our product* also converts the rows to bfloat16, adds the bias and keeps float32. A step's
+share is the product's time divided by its own. Its peak of memory is the allocator's, starting before its parameters
+exist, plus one batch of rows.
 """
 
 from typing import Any
@@ -17,7 +17,7 @@ from train_step import contestants
 PRODUCTS = ("torch product", "our product")
 PASSES = [(*PRODUCTS, "step", "step, touched rows", "step, bf16 moments", "step, candidates"),
           ("step, untied", "step, auxiliary")]
-"""All sizes are measured with the first of these before any is with the second."""
+"""All sizes are measured with the first group before any is measured with the second."""
 
 
 def main() -> None:
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def measure(part: Part, shape: Shape, names: tuple[str, ...], one: dict[str, Any], found: dict[str, Any]) -> None:
-    """Time contestants of a size, one in memory at a time."""
+    """Time the contestants of a size; only one is in memory at a time."""
     rows = batches(shape.d_model, shape.batch, shape.device)
     makers = contestants(shape, rows)
     for name in names:

@@ -1,17 +1,18 @@
-"""What an index costs beside encoding alone, in time and bytes, and how fast it is read.
+"""The cost of an index compared with encoding alone, in time and bytes, and the speed of reading it.
 
     python benchmarks/index.py [--json FILE] [--folder FOLDER] [--threads N] [--rounds N] [--rows N] [--d-sae F] [--k K]
 
 A random Olmo3 model of one layer (d 384, the tiny model's tokenizer) reads Python's standard library into a store; a
 random SAE with unit rows, centred on the data, is indexed over it. In turns, round after round:
 
-    encode     every row read from the store and encoded, and nothing else: what an index cannot do without
-    index      `olmoscope index` from its start to its manifest, the model's unembedding, neighbours, promoted tokens,
-               checksums and synced files included; its stages are timed inside it
+    encode     every row is read from the store and encoded, and nothing else: an index needs at least this
+    index      `olmoscope index` from start to manifest, including the model's unembedding, neighbours, promoted tokens,
+               checksums and synced files; its stages are timed inside it
 
-Ratios are of one round, medians of rounds. Bytes are per firing (a latent on a row): of the runs that are spilled to
-disk while it is made, and of the finished index. Then reading: `feature(i)` with all windows of its examples, features
-drawn at random, from an index just opened; and the list of 131072 features, made by repeating the index's own lines.
+Ratios are taken within a round; the medians over rounds are reported. Bytes are per firing (a latent on a row): of the
+sorted firings that are on disk while the index is made, and of the finished index. Then reading: `feature(i)` with all
+windows of its examples, for random features, from a newly opened index; and the list of 131072 features, made by
+repeating the index's own lines.
 """
 
 import argparse
@@ -85,14 +86,14 @@ def timed(function: Callable[..., Any], *arguments: Any) -> float:
 
 
 def worked(function: Callable[[], Any]) -> dict[str, float]:
-    """Seconds on the clock, and of all processors: on a busy machine the second can be trusted, the first cannot."""
+    """Wall seconds and processor seconds: on a busy machine only the latter can be trusted."""
     start = time.process_time()
     seconds = timed(function)
     return {"seconds": seconds, "cpu_seconds": time.process_time() - start}
 
 
 class Stages:
-    """Seconds in the functions of the stages, summed; the size of the runs when they are all there."""
+    """Total seconds in the functions of the stages, and the size of the sorted firings when all are written."""
 
     NAMES = ("_load_unembedding", "corpus_of", "write_corpus", "write_sorted_firings", "gather_facts", "make_parts",
              "write_listing", "_files")
@@ -155,7 +156,7 @@ def measure(folder: Path, rows: int, d_model: int, d_sae: int, k: int, rounds: i
 
 
 def read(out: Path) -> dict[str, float]:
-    """Milliseconds for a feature and all its windows; the vocabulary is read when the first one is."""
+    """Milliseconds for a feature and all its windows; the vocabulary is read with the first one."""
     start = time.perf_counter()
     index = FeatureIndex(out)
     index.tokens  # noqa: B018
@@ -199,8 +200,8 @@ def show(result: dict[str, Any]) -> None:
     for name, ratio in result["ratio"].items():
         print(f"index / encode, {name}: {ratio:.3f} ("
               + ", ".join(format(one[f"ratio_{name}"], ".3f") for one in result["rounds"]) + ")")
-    print(f"{result['cpu_ns_per_firing_over_encoding']:.0f} ns of a processor a firing on top of encoding")
-    print("bytes a firing:", {name: round(value, 2) for name, value in result["bytes_per_firing"].items()})
+    print(f"{result['cpu_ns_per_firing_over_encoding']:.0f} ns of processor time per firing on top of encoding")
+    print("bytes per firing:", {name: round(value, 2) for name, value in result["bytes_per_firing"].items()})
     print("ms to read:", {name: round(value, 3) for name, value in result["read"].items()})
     print("ms of the list:", {name: round(value, 1) for name, value in result["list"].items()})
 

@@ -24,7 +24,7 @@ ROWS_AT_ONCE = 256
 
 
 def whitened(x_ND: Tensor) -> Space:
-    """Rows with mean 0 and, but for `SHRINK`, unit variance in all directions (symmetric whitening)."""
+    """Rows with mean 0 and, except for `SHRINK`, unit variance in all directions (symmetric whitening)."""
     mean_D = x_ND.double().mean(dim=0)
     values_D, vectors_DD = torch.linalg.eigh(torch.cov(x_ND.double().T))
     scale_D = (values_D + SHRINK * values_D.mean()).rsqrt()
@@ -33,11 +33,11 @@ def whitened(x_ND: Tensor) -> Space:
 
 def read_by_the_model(recipe: Recipe, spec: CoderConfig, rounds: StoreRounds, out: Path) -> Space:
     """Rows stretched so that ‖(x̂ − x) T‖² is half the plain square and half the expected rise of the model's loss, by
-    its Fisher information at the site: T² = I/2 + D/2 · E[g gᵀ] / tr E[g gᵀ], g the gradient of log-probability of
-    tokens drawn from the model's predictions.
+    its Fisher information at the site: T² = I/2 + D/2 · E[g gᵀ] / tr E[g gᵀ], where g is the gradient of the
+    log-probability of tokens drawn from the model's predictions.
 
     Args:
-        out: the output folder. E[g gᵀ] is kept in it, a file for each site.
+        out: the output folder, which keeps E[g gᵀ] in a file for each site.
     """
     cache = out / "levers" / f"{spec.site}.fisher.safetensors"
     if not cache.exists():

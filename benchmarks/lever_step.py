@@ -1,4 +1,4 @@
-"""A training step with levers that are no settings of the product (levers.py). Shapes as in olmoscope.train.step."""
+"""A training step with levers that are not settings of the product (levers.py). Shapes as in olmoscope.train.step."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -22,45 +22,48 @@ RATE_MEMORY = 0.99
 
 @dataclass(frozen=True)
 class Levers:
-    """What training does besides; by default nothing."""
+    """Changes to training; by default none."""
 
     data_rows: bool = False
     """Both matrices start as training rows (centred, unit norm)."""
     encoder_scale: float = 1.0
-    """Rows of the encoder start as this times those of the decoder."""
+    """Rows of the encoder start as this factor times those of the decoder."""
     warmup: float = 0.0
     """Share of the steps over which the rate rises."""
     resample: int = 0
-    """Tokens between revivals: latents dead for as long become residuals of badly reconstructed rows of the batch."""
+    """Tokens between revivals: latents that have been dead for this long become residuals of badly reconstructed rows
+    of the batch."""
     anneal: int = 0
-    """k falls linearly from here to k over the first half of the steps."""
+    """k falls linearly from this value to k over the first half of the steps."""
     multi: int = 0
     """Multi-TopK: a second loss, an eighth of the first, with this many times k."""
     clip: float = 0.0
-    """Largest norm of the gradient of the matrices together."""
+    """Largest norm of the gradient of both matrices together."""
     ema: float = 0.0
-    """Decay of the running mean of the weights; the mean is evaluated."""
+    """Decay of the running mean of the weights; this mean is evaluated."""
     optimiser: Literal["adam", "signum", "muon"] = "adam"
     """The optimiser of the matrices (lever_updates.py)."""
     rate: float = 1.0
-    """The rate of the matrices is this times the derived one."""
+    """The matrices' learning rate is this factor times the derived one."""
     restarts: tuple[float, ...] = ()
-    """Shares of the steps after which Adam's moments of the matrices begin anew: the first at 0, the second at its
-    mean over the latents."""
+    """Shares of the steps after which Adam's moments of the matrices are reset: the first to 0, the second to its mean
+    over the latents."""
     row_rates: float = 0.0
-    """A latent's rate is multiplied by (mean firing rate / its firing rate) to this power, limited to 1/2 to 2."""
+    """A latent's learning rate is multiplied by (mean firing rate / its firing rate) to this power, limited to the
+    range 1/2 to 2."""
     orthogonal: float = 0.0
-    """OrtSAE (arXiv:2509.22033): each decoder row moves away from the one most like it in a random chunk, by this
-    times the rate."""
+    """OrtSAE (arXiv:2509.22033): each decoder row moves away from the most similar one in a random chunk, by this
+    factor times the rate."""
     aligned: bool = False
     """Each encoder row has an inner product of 1 with its decoder row (arXiv:2605.18629)."""
     frequency: float = 0.0
-    """The bias of a latent that fires in more than a tenth of the rows falls by this times the rate."""
+    """The bias of a latent that fires in more than a tenth of the rows falls by this factor times the rate."""
     rare_decay: float = 0.0
     """Weight decay, times the rate, of encoder rows of latents that fire less than a quarter as often as the mean."""
     space: Literal["rows", "whitened", "read by the model"] = "rows"
-    """What is encoded and reconstructed: rows as they are; whitened ones (arXiv:2511.13981); or rows stretched along
-    what the model's loss depends on (lever_spaces.py). The finished SAE has the way there and back in its weights."""
+    """The rows that are encoded and reconstructed: unchanged; whitened (arXiv:2511.13981); or stretched along the
+    directions on which the model's loss depends (lever_spaces.py). The finished SAE has the transformation and its
+    inverse in its weights."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,8 @@ class LeverStep(Step):
                  space: Space | None) -> None:
         """
         Args:
-            x_BD: some training rows, at least `d_sae` where latents start from them.
-            space: where `levers.space` leads; None: rows as they are.
+            x_BD: some training rows, at least `d_sae` if latents start from them.
+            space: the space that `levers.space` names; None: unchanged rows.
         """
         settings = settled(recipe, spec)
         super().__init__(sae, Adam.of(settings), settings.auxiliary)
@@ -95,7 +98,7 @@ class LeverStep(Step):
         if not sae.tied:
             sae.W_enc.mul_(levers.encoder_scale)
         self.last_used_F = torch.zeros_like(self.last_fired_F)
-        """As `last_fired_F`, but a revival counts: nobody is revived twice within the window."""
+        """Like `last_fired_F`, but a revival counts too: no latent is revived twice within the window."""
         self.mean = {name: value.clone() for name, value in sae.state_dict().items()} if levers.ema else {}
         self.rate_F = torch.full((sae.d_sae,), sae.k / sae.d_sae)
         """Running share of the rows in which each latent fires."""
@@ -153,8 +156,8 @@ class LeverStep(Step):
         return x_BD if self.space is None else (x_BD - self.space.origin_D) @ self.space.to_DD
 
     def _leave(self, space: Space) -> None:
-        """The same function of rows as they are. Rows of the decoder are no longer of unit norm, which would change
-        what the top k are."""
+        """Fold the space into the weights. Rows of the decoder no longer have unit norm, which would change the top
+        k."""
         sae = self.sae
         back_DD = torch.linalg.inv(space.to_DD.double())
         sae.W_enc.copy_(sae.W_enc.double() @ space.to_DD.double().T)
@@ -163,7 +166,7 @@ class LeverStep(Step):
 
     def _update_under_levers(self, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor,
                              adam: AdamStep) -> tuple[Tensor, Tensor]:
-        """Encoder and decoder; what their update gives for the biases."""
+        """Update encoder and decoder; returns the biases' gradients that the update gives."""
         levers, sae = self.levers, self.sae
         update = partial(update_matrices, self.kernels, sae, self.moments, pairs, e_BD, u_BD, adam,
                          self.adam.decoder_rate)
@@ -194,7 +197,7 @@ class LeverStep(Step):
         return round(self.levers.anneal * (1 - share) + self.sae.k * share) if self.levers.anneal else self.sae.k
 
     def _average(self) -> None:
-        """The running mean of the weights; it takes their place after the last step."""
+        """Update the running mean of the weights, which replaces them after the last step."""
         now = self.sae.state_dict()
         for name, value in self.mean.items():
             value.lerp_(now[name], 1 - min(self.levers.ema, self.count / (self.count + 10)))

@@ -32,8 +32,8 @@ def dense_gradients(sae: TopK, pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor) -
 
 def momentum_update(step: "LeverStep", pairs: SortedPairs, e_BD: Tensor, u_BD: Tensor, lr: float,
                     optimiser: str) -> tuple[Tensor, Tensor]:
-    """A step of Signum (the sign of the momentum) or of Muon (the momentum with all singular values made equal), of
-    both matrices; what Adam's update would give for the biases. Adam's first moment is the momentum."""
+    """A step of Signum (the sign of the momentum) or of Muon (the momentum with equal singular values) for both
+    matrices; returns what Adam's update would give for the biases. Adam's first moment is the momentum."""
     sae, beta = step.sae, MOMENTUM[optimiser]
     encoder_FD, decoder_FD = dense_gradients(sae, pairs, e_BD, u_BD)
     decoder_FD.addcmul_(sae.W_dec, torch.linalg.vecdot(decoder_FD, sae.W_dec).unsqueeze(1), value=-1)
@@ -50,8 +50,8 @@ def momentum_update(step: "LeverStep", pairs: SortedPairs, e_BD: Tensor, u_BD: T
 
 
 def orthogonalised(G_FD: Tensor) -> Tensor:
-    """U V^T of G = U S V^T, scaled to entries of root mean square 1 (as Adam's first step). Five iterations of Muon's
-    polynomial, in the D x D Gram matrix."""
+    """U V^T of G = U S V^T, scaled so that the root mean square of its entries is 1 (as in Adam's first step). Five
+    iterations of Muon's polynomial, on the D x D Gram matrix."""
     a, b, c = NEWTON_SCHULZ
     X_FD = G_FD / G_FD.norm().clamp_min(1e-30)
     gram_DD, there_DD = X_FD.T @ X_FD, torch.eye(G_FD.shape[1])
@@ -62,12 +62,12 @@ def orthogonalised(G_FD: Tensor) -> Tensor:
 
 
 def limited(ratio_F: Tensor, power: float) -> Tensor:
-    """Factors of the rate, `ratio ** power` between 1/2 and 2."""
+    """Factors for the learning rate: `ratio ** power`, limited to the range 1/2 to 2."""
     return ratio_F.pow(power).clamp(0.5, 2.0)
 
 
 def per_row(sae: TopK, factor_F: Tensor, update: Callable[[], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """An update of the matrices, each latent's rows moved by its factor times as far."""
+    """An update of the matrices that moves each latent's rows by its factor times as far."""
     before = sae.W_enc.clone(), sae.W_dec.clone()
     found = update()
     for old_FD, W_FD in zip(before, (sae.W_enc, sae.W_dec), strict=True):
@@ -77,8 +77,8 @@ def per_row(sae: TopK, factor_F: Tensor, update: Callable[[], tuple[Tensor, Tens
 
 
 def apart(W_dec_FD: Tensor, rate: float, rng: torch.Generator) -> None:
-    """A step down the squared cosine of each decoder row with the most similar one of its random chunk
-    (arXiv:2509.22033), its length that of an Adam step (the rate for each entry) where the cosine is 1."""
+    """A descent step on the squared cosine of each decoder row with the most similar one of its random chunk
+    (arXiv:2509.22033); where the cosine is 1, its length is that of an Adam step (the rate for each entry)."""
     size = rate * W_dec_FD.shape[1] ** 0.5
     for places_C in torch.split(torch.randperm(len(W_dec_FD), generator=rng), CHUNK):
         W_CD = W_dec_FD[places_C]

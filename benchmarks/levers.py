@@ -1,13 +1,13 @@
-"""Levers that are no settings of the product: a run of ours trained again with one of them, by the same evaluation.
+"""Levers that are not settings of the product: one of our runs is trained again with a lever and evaluated as before.
 
     python benchmarks/levers.py OUT RUN [RUN ...] [--levers NAME ...]
 
 OUT is an output folder with its stores, RUN a finished run in it: an SAE of one site. It is trained again on the same
-rows, from the same start, by the package's own step, losses and kernels, with one lever on top: what wins would cost
-the same in the product. Results are OUT/levers/RUN/NAME.json, made once; the table has the run itself first. The
-SAE is OUT/levers/RUN/NAME in SAELens' format: `olmoscope evaluate FOLDER --absorption --probing` measures the rest.
-Settings of the product are varied by studies (recipes/quality.yaml, form `settings`; recipes/smollm2-sites.yaml, form
-`variants`). Shapes as in olmoscope.train.step.
+rows, from the same initial weights, by the package's own step, losses and kernels, with one lever added; so a lever
+that wins would cost the same in the product. Results are in OUT/levers/RUN/NAME.json and are made only once; the first
+line of the table is the run itself. The SAE is OUT/levers/RUN/NAME in SAELens' format: `olmoscope evaluate FOLDER
+--absorption --probing` measures probing and absorption. Studies vary the settings of the product
+(recipes/quality.yaml, form `settings`; recipes/smollm2-sites.yaml, form `variants`). Shapes as in olmoscope.train.step.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from olmoscope.train.run import Run
 from runs_of import evaluate, recipe_and_coder, rounds_of, table
 
 SAMPLE = 2**15
-"""Training rows whose covariance whitens, at least."""
+"""Minimum number of training rows for the covariance used in whitening."""
 LEVERS = {
     "data rows": Levers(data_rows=True),
     "data rows, encoder 0.1": Levers(data_rows=True, encoder_scale=0.1),
@@ -84,7 +84,7 @@ def main() -> None:
 
 
 def train(out: Path, run: str, levers: Levers) -> TopK:
-    """A run again, with levers."""
+    """Train a run again, with levers."""
     recipe, spec = recipe_and_coder(out, run)
     rounds, settings, device = rounds_of(out, run), settled(recipe, spec), pick_device("cpu")
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(Stream(rounds, settings.batch)) as stream:

@@ -1,10 +1,11 @@
-"""What a busy neighbour costs: collection and training alone, and with one busy process on each core.
+"""The cost of busy neighbours: collection and training alone, and with one busy process on each core.
 
     python benchmarks/neighbours.py [--rounds 3] [--seconds 6] [--json FILE]
 
-With one neighbour a core, a fair share is half of the speed alone. Measured twice: as olmoscope sets threads
-(threads.py: they soon sleep while they wait) and with OpenMP's own default (they spin). Bar: at least 0.8 of the fair
-share, and alone nothing lost against spinning. Each measurement is a process of its own; medians of the rounds.
+With one neighbour per core, a fair share is half of the speed without neighbours. It is measured twice: with the
+threads as olmoscope sets them (threads.py: waiting threads soon sleep) and with OpenMP's own default (waiting threads
+spin). Bar: at least 0.8 of the fair share and, without neighbours, no loss compared with spinning. Each measurement has
+a process of its own; medians of the rounds.
 """
 
 import argparse
@@ -22,13 +23,13 @@ from typing import Any
 from olmoscope.site import Site
 
 SPINNING = {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}
-"""What libgomp and Intel's OpenMP do where nobody says otherwise."""
+"""The default behaviour of libgomp and Intel's OpenMP."""
 WAYS: dict[str, dict[str, str]] = {"ours": {}, "spinning": SPINNING}
 BAR = 0.8
 
 
 def measure(seconds: float) -> dict[str, float]:
-    """Tokens a second through the tiny model, and rows a second of training steps, in this process."""
+    """Tokens per second through the tiny model, and rows per second of training steps, in this process."""
     import olmoscope  # noqa: F401  (sets the threads, so it comes before torch)
 
     # isort: split
@@ -84,7 +85,7 @@ def in_a_process(environment: dict[str, str], seconds: float) -> dict[str, float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=6.0, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=6.0, help="duration of each measurement")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -1,8 +1,8 @@
-"""The float32 peak of this machine's processors, measured: what no product can be faster than.
+"""Measures the float32 peak of this machine's processors: no product can be faster.
 
     python benchmarks/peak.py
 
-Each thread multiplies and adds (fused) in registers alone, in enough independent sums to fill the pipelines.
+Each thread does fused multiply-adds only in registers, in enough independent sums to fill the pipelines.
 """
 
 import time
@@ -54,11 +54,12 @@ def _multiply_and_add(context, rounds):
 @numba.njit(parallel=True, nogil=True)
 def _run(out, rounds):
     for thread in prange(len(out)):
-        out[thread] = _multiply_and_add(rounds[thread])  # of its own, or it would be done once for all
+        out[thread] = _multiply_and_add(rounds[thread])  # else it would be computed once for all
 
 
 def float32_peak(threads: int) -> float:
-    """Operations a second of so many threads together (a fused multiply-add is two); the best of five."""
+    """Operations per second of this number of threads together (a fused multiply-add counts as two); the best of
+    five."""
     numba.set_num_threads(min(threads, numba.config.NUMBA_NUM_THREADS))
     out = np.empty(threads, np.float32)
     rounds = np.full(threads, ROUNDS)

@@ -1,10 +1,10 @@
 """The training steps of other trainers, timed in their own environment; started by train_step.py with that Python.
 
-Protocol: arguments say peer, device, d_model, d_sae, k, batch. Then, for each line with a number n on standard input, n
-steps are made and their seconds are answered as a JSON list, one line on standard output.
+Protocol: the arguments are peer, device, d_model, d_sae, k, batch. Then, for each line with a number n on standard
+input, it makes n steps and writes their seconds as a JSON list, in one line on standard output.
 
-Environment: Python with torch, `pip install sae-lens==6.54.12 eai-sparsify dictionary-learning`. It imports nothing of
-Olmoscope's. Each peer is left at its defaults but for the sizes; all run the code of their own trainer.
+Environment: Python with torch, `pip install sae-lens==6.54.12 eai-sparsify dictionary-learning`. It imports nothing
+from Olmoscope. Each peer has its defaults except for the sizes, and runs the code of its own trainer.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ Steps = Callable[[int], list[float]]
 
 
 def batches(d_model: int, batch: int, device: str) -> list[torch.Tensor]:
-    """The same random rows for everyone: normal, around a mean."""
+    """The same random rows for all peers: normal, around a mean."""
     generator = torch.Generator().manual_seed(0)
     return [torch.randn(batch, d_model, generator=generator).add_(0.5).to(device) for _ in range(BATCHES)]
 
@@ -81,7 +81,7 @@ def dictionary_learning(d_model: int, d_sae: int, k: int, rows: list[torch.Tenso
 
 
 class Rows(torch.nn.Module):
-    """A "language model" whose one layer puts out the benchmark's rows, for a trainer that wants a model."""
+    """A "language model" whose only layer outputs the benchmark's rows, for a trainer that needs a model."""
 
     def __init__(self, rows: list[torch.Tensor]) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ def sparsify(d_model: int, d_sae: int, k: int, rows: list[torch.Tensor], device:
                          save_dir=tempfile.mkdtemp(prefix="sparsify-"))
     model = Rows(rows)
     trainer = Trainer(config, [{"input_ids": sequence}] * sequences, model)
-    trainer.save = lambda: None  # fit() ends with a checkpoint, which is no part of a step
+    trainer.save = lambda: None  # fit() ends with a checkpoint, which is not part of a step
 
     def steps(number: int) -> list[float]:
         trainer.global_step = 0
@@ -147,5 +147,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder's names are not theirs
+    sys.path.pop(0)  # so that modules of this folder do not hide theirs
     main()

@@ -1,10 +1,10 @@
-"""sae-probes on tables and rows that probing_peers.py wrote; started by it with the peers' Python, and never with ours.
+"""sae-probes on tables and rows that probing_peers.py wrote; that script starts it with the peers' Python.
 
-    PYTHON probing_peer.py '{"work": ..., "sae": ..., "hook": ..., "ks": [1, 5, 16], "model": ..., "tables": {NAME: TRAIN}}'
+    PYTHON probing_peer.py '{"work": ..., "sae": ..., "hook": ..., "ks": [1, 5, 16], "model": ..., "tables": {NAME:
+    TRAIN}}'
 
-WORK/data holds the tables, in place of those in the package; WORK/cache the activations, or nothing: then the model
-runs in TransformerLens. The last line of the output is JSON. It imports nothing of Olmoscope's.
-"""  # noqa: E501
+WORK/data holds the tables, which replace those in the package; WORK/cache holds the activations or, if empty, the model
+runs in TransformerLens. The last line of the output is JSON. It imports nothing from Olmoscope. """
 
 import contextlib
 import importlib.util
@@ -40,7 +40,7 @@ KS = wanted["ks"]
 
 
 def main() -> None:
-    """Figures of its own split with either penalty, and of ours."""
+    """Print figures on its own split with either penalty, and on our split."""
     tables, hook, cache = list(wanted["tables"]), wanted["hook"], work / "cache"
     sae = SAE.load_from_disk(wanted["sae"], device="cpu")
     if not cache.exists():
@@ -62,13 +62,13 @@ def main() -> None:
 
 
 def figures_of(path: Path, k: int | None = None) -> dict[str, Any]:
-    """One line of a file of results."""
+    """The figures in one line of a results file."""
     one = next(line for line in json.loads(path.read_text()) if k is None or line["k"] == k)
     return {"auc": one["test_auc"], "accuracy": one["test_acc"], "latents": one.get("indices")}
 
 
 def on_split(sae: Any, hook: str, cache: Path) -> Figures:
-    """Its selection and its probes, trained and tested on the rows that we train and test on."""
+    """Its selection of latents and its probes, trained and tested on our training and test rows."""
     found: Figures = {**{str(k): [] for k in KS}, "activations": []}
     for name, train in wanted["tables"].items():
         x_ND = get_xvals(name, hook, "model", cache)

@@ -5,10 +5,10 @@
     python benchmarks/probing_peers.py OUT/NAME SAE --peers peers/bin/python [--tables 4] [--own-rows]
 
 OUT/NAME holds evaluation.json and probing.json; SAE is a folder in SAELens' format. The peers' environment has
-sae-probes with all that it needs. It gets the tables cut to the texts that we measured on, splits them itself, loads
-the SAE by SAELens, and selects latents and trains probes by its own code (`split: its own`); and it does so once more
-on our split. By default it reads the rows that our model gives, as the cache of activations that it keeps; with
---own-rows the model runs in TransformerLens, in float32.
+sae-probes with its dependencies. It gets the tables, reduced to the texts that we used. It splits them itself, loads
+the SAE with SAELens, and selects latents and trains probes with its own code (`split: its own`); then it does the same
+on our split. By default it reads our model's rows as its cache of activations; with --own-rows the model runs in
+TransformerLens, in float32.
 """
 
 import argparse
@@ -35,13 +35,13 @@ from olmoscope.tokens.tokenizer import load_tokenizer
 
 
 def main() -> None:
-    """Read the arguments, hand everything over, print the table."""
+    """Read the arguments, pass everything on, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("sae", type=Path)
     parser.add_argument("--peers", type=Path, required=True, help="Python of the peers' environment")
     parser.add_argument("--data", type=Path, help="as --probing-data")
-    parser.add_argument("--tables", type=int, help="only the first so many")
+    parser.add_argument("--tables", type=int, help="use only this many tables, the first ones")
     parser.add_argument("--own-rows", action="store_true")
     arguments = parser.parse_args()
     evaluation, kept = read_evaluation(arguments.folder / EVALUATION), read_json(arguments.folder / PROBING)["tables"]
@@ -74,7 +74,7 @@ def main() -> None:
 
 
 def write_tables(folder: Path, tables: list[Table]) -> None:
-    """As sae-probes has them in its package, the texts that we train on first."""
+    """Write tables in the form of sae-probes' package, with our training texts first."""
     (folder / "cleaned_data").mkdir(parents=True)
     index = [("Dataset Tag", "Dataset save name", "Data type")]
     for table in tables:
@@ -91,7 +91,7 @@ def _write_csv(path: Path, rows: list[tuple[str, ...]]) -> None:
 
 
 def write_rows(folder: Path, tables: list[Table], sae: Path, model: str, dtype: str | None, hook: str) -> None:
-    """Our rows of the texts, as sae-probes caches its own."""
+    """Write our rows of the texts in the form of sae-probes' cache."""
     folder.mkdir(parents=True)
     subject = open_sae(sae)
     wanted = Model(name=model, dtype=dtype or "auto")

@@ -1,12 +1,12 @@
-"""Other trainers' SAEs beside ours: on the rows of one of our runs, by the same evaluation.
+"""Other trainers' SAEs compared with ours: on the rows of one of our runs, with the same evaluation.
 
     python benchmarks/quality.py OUT RUN [RUN ...] --peers peers/bin/python [--rates own 1e-3 4e-3]
 
 OUT is an output folder with its stores (`olmoscope collect`, `train`, `evaluate`; recipes/quality.yaml is one for the
 tiny model, recipes/smollm2-sites.yaml for a real one), RUN a finished run in it: an SAE of one site. The peers'
-environment is that of train_step.py. Each trainer of quality_peers.py gets the rows that the run was trained on, in its
-order and batches, with its width, k and seed, at its own settings and at each rate. Results are
-OUT/peers/RUN/NAME.json, made once; the table has the run itself first.
+environment is that of train_step.py. Each trainer of quality_peers.py gets the run's training rows, in the same order
+and batches, with the run's width, k and seed, with the trainer's own settings and each rate. Results are in
+OUT/peers/RUN/NAME.json and are made only once; the first line of the table is the run itself.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def main() -> None:
 
 
 def measure_missing(out: Path, run: str, folder: Path, python: Path, settings: list[tuple[str, str]]) -> None:
-    """Train and evaluate the peers that a run has not been compared with yet."""
+    """Train and evaluate the peers with which a run has not been compared yet."""
     missing = [(peer, rate) for peer, rate in settings if not (folder / f"{peer}, rate {rate}.json").exists()]
     if not missing:
         return

@@ -1,11 +1,11 @@
-"""One SAE trained by another trainer, in that trainer's own environment; started by quality.py with its Python.
+"""Trains one SAE with another trainer, in that trainer's environment; quality.py starts it with that Python.
 
-    PYTHON quality_peers.py ROWS.safetensors OUT.safetensors '{"peer": ..., "d_sae": ..., "k": ..., "batch": ..., "lr": null, "seed": 0}'
+    PYTHON quality_peers.py ROWS.safetensors OUT.safetensors '{"peer": ..., "d_sae": ..., "k": ..., "batch": ..., "lr":
+    null, "seed": 0}'
 
-ROWS holds `rows [N, D]` in the order of training. OUT gets `W_enc [F, D]`, `W_dec [F, D]` (unit rows), `b_latent`, `b_pre`:
-the same function as the peer's own. Each trainer is left at its own settings but for sizes and, where given, the rate.
-Environment as for peers.py. It imports nothing of Olmoscope's.
-"""  # noqa: E501
+ROWS holds `rows [N, D]` in the order of training. OUT gets `W_enc [F, D]`, `W_dec [F, D]` (unit rows), `b_latent`,
+`b_pre`: the same function as the peer's own. Each trainer keeps its own settings, except for sizes and, if given, the
+rate. Environment as for peers.py. It imports nothing from Olmoscope. """
 
 import contextlib
 import json
@@ -49,7 +49,7 @@ def dictionary_learning(rows_ND: torch.Tensor, d_sae: int, k: int, batch: int, l
 
 
 class Rows(torch.nn.Module):
-    """A "language model" whose one layer puts out the rows, for a trainer that wants a model."""
+    """A "language model" whose only layer outputs the rows, for a trainer that needs a model."""
 
     def __init__(self, rows_ND: torch.Tensor) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ def sparsify(rows_ND: torch.Tensor, d_sae: int, k: int, batch: int, lr: float | 
                          hookpoints=["layer"], optimizer=optimizer, save_every=10**9, log_to_wandb=False,
                          save_dir=tempfile.mkdtemp(prefix="sparsify-"), init_seeds=[torch.initial_seed()])
     trainer = Trainer(config, sequences, Rows(rows_ND))
-    trainer.save = lambda: None  # at the end of fit(); what it would save is taken below
+    trainer.save = lambda: None  # fit() would save at its end; the weights are read below instead
     trainer.fit()
     for used in trainer.optimizers:
         if hasattr(used, "eval"):  # schedule-free: the averaged weights are the result
@@ -104,6 +104,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.path.pop(0)  # this folder's names are not theirs
+    sys.path.pop(0)  # so that modules of this folder do not hide theirs
     os.environ.setdefault("WANDB_MODE", "disabled")
     main()

@@ -1,11 +1,11 @@
-"""What a training step would take on several GPUs: derived from the measurement of one, never measured.
+"""The time of a training step on several GPUs: derived from the measurement of one GPU, never measured.
 
-From `results/gpu_day-2026-11-26-h200.json` (one H200, `131k, 4096`): the rate of the product, and a memory rate,
-which is the bytes of all else over the time of all else. It is above the card's own, since parts of the gathers find
-their rows in the cache. Other shapes of the same measurement show how far the model is off. An H100 has the same
-product rate and its memory rate in proportion (`H100_MEMORY`). Network rates and latencies are assumed.
+From `results/gpu_day-2026-11-26-h200.json` (one H200, `131k, 4096`): the rate of the product, and a memory rate: the
+bytes of everything else over its time. It is higher than the card's own rate, since the gathers find some of their rows
+in the cache. Other shapes of the same measurement show how far the model is off. An H100 has the same product rate and
+its memory rate in proportion (`H100_MEMORY`). Network rates and latencies are assumed.
 
-F latents, D d_model, K active a row, B rows, P GPUs, m matrices (1 tied, 2 untied). Bytes of a step on a GPU:
+F latents, D d_model, K active per row, B rows, P GPUs, m matrices (1 tied, 2 untied). Bytes of a step on a GPU:
 `8 F B / P` pre-activations written and read, `6 F D / P` the encoder read and its bfloat16 copy written,
 `16 K D B / P` the sparse part, `24 m F D / P` weights and moments read and written. No overlap of compute and exchange.
 """
@@ -23,17 +23,17 @@ D_MODEL = 4096
 H100_MEMORY = 3.35 / 4.8
 """Memory rate of an H100 SXM over that of an H200, by their data sheets."""
 NVLINK, NETWORK = 0.8 * 450e9, 0.9 * 50e9
-"""Bytes a second of a GPU, in a node and between nodes; assumed."""
+"""Bytes per second per GPU, within a node and between nodes; assumed."""
 NODE = 8
 COLLECTIVES, LATENCY, NETWORK_LATENCY = 6, 20e-6, 40e-6
-"""How many there are in a step, and the seconds that each waits inside a node and between nodes; assumed."""
+"""Number of exchanges in a step, and the latency of each in seconds, within a node and between nodes; assumed."""
 FITS = 75e9
-"""Bytes of a GPU that the state of an SAE may take."""
+"""Bytes of GPU memory that the state of an SAE may take."""
 
 
 @dataclass(frozen=True)
 class SAE:
-    """What is trained."""
+    """The SAE that is trained."""
 
     name: str
     d_sae: int
@@ -47,12 +47,12 @@ SAES = [SAE("131k, tied", 131072, 64, 1, 4096), SAE("131k, tied", 131072, 64, 1,
 KNOWN = {"131k, 4096": (SAE("", 131072, 64, 1, 4096), "step"), "131k, 32768": (SAE("", 131072, 64, 1, 32768), "step"),
          "163k, 4096": (SAE("", 163840, 128, 1, 4096), "step"),
          "131k, 4096 untied": (SAE("", 131072, 64, 2, 4096), "step, untied")}
-"""Steps that were measured."""
+"""The measured steps."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """Rates of a GPU: FLOP and bytes a second."""
+    """Rates of a GPU: FLOP and bytes per second."""
 
     product: float
     memory: float
@@ -64,13 +64,13 @@ class Card:
 
 
 def moved(sae: SAE) -> int:
-    """Bytes of a step on one GPU."""
+    """Bytes that a step moves on one GPU."""
     weights = sae.d_sae * D_MODEL
     return (8 * sae.d_sae * sae.batch + 6 * weights + 16 * sae.k * D_MODEL * sae.batch + 24 * sae.matrices * weights)
 
 
 def measured() -> dict[str, tuple[SAE, float, float]]:
-    """The steps that were measured, by name: the SAE, seconds, and the rate of the product in FLOP/s."""
+    """The measured steps, by name: the SAE, seconds, and the rate of the product in FLOP/s."""
     shapes = json.loads(SOURCE.read_text())["parts"]["step"]["results"]["shapes"]
     found = {}
     for name, (sae, step) in KNOWN.items():
@@ -90,7 +90,7 @@ def exchange(sae: SAE, gpus: int, levels: int) -> float:
     """Seconds of the exchange of a step, with `gpus` shards.
 
     Args:
-        levels: 1 as it is built; 2: inside a node first, so that the network carries an eighth.
+        levels: 1: as implemented; 2: within a node first, so that the network carries an eighth.
     """
     if gpus == 1:
         return 0.0

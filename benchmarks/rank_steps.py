@@ -1,9 +1,9 @@
-"""Training steps of one rank, timed in parts; scaling_ranks.py asks for them."""
+"""Training steps of one rank, timed in parts, for scaling_ranks.py."""
 
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +46,7 @@ class Measured:
 
 
 class Parts:
-    """Processor time of named parts; what an inner part takes is not counted in the outer one. gloo's own threads
+    """Processor time of named parts; the time of an inner part does not count in the outer one. gloo's own threads
     count in the part that waits for them."""
 
     def __init__(self) -> None:
@@ -89,9 +89,17 @@ class TimedRanks(Ranks):
         with self.parts.part("from_owners"):
             return super().from_owners(own_PbX, rows)
 
+    def parts_to_owners(self, parts_BNX: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        with self.parts.part("to_owners"):
+            return super().parts_to_owners(parts_BNX, counts)
+
+    def parts_from_owners(self, own: Sequence[Tensor], rows: int) -> Tensor:
+        with self.parts.part("from_owners"):
+            return super().parts_from_owners(own, rows)
+
 
 class TimedKernels:
-    """The kernels of the CPU, each of which is a part."""
+    """The CPU kernels; each is a part."""
 
     def __init__(self, parts: Parts) -> None:
         self._parts, self._kernels = parts, kernels_for(torch.device("cpu"))
@@ -102,7 +110,7 @@ class TimedKernels:
 
 
 class RankSteps:
-    """The steps of one tied SAE on one rank. One shard: the step of a single process."""
+    """The steps of one tied SAE on one rank. With one shard, it is the step of a single process."""
 
     def __init__(self, d_model: int, d_sae: int, k: int, batch: int, shards: int, index: int, count: int,
                  group: dist.ProcessGroup | None) -> None:
@@ -123,7 +131,7 @@ class RankSteps:
                                      for each, sae in saes.items()], ADAM, ranks=self.ranks)
 
     def __call__(self, number: int) -> list[Measured]:
-        """Take so many steps."""
+        """Take `number` steps."""
         select = self.parts.timed("select", sharded_rules.keep_largest)
         with mock.patch.object(sharded_rules, "keep_largest", select):
             return [self._one(each) for each in range(number)]
@@ -143,7 +151,7 @@ class RankSteps:
 
     @staticmethod
     def products(d_model: int, latents: int, batch: int, number: int) -> list[Measured]:
-        """A product and its top k, of so many latents; a rank alone makes them."""
+        """The product and its top k for `latents` latents, computed by one rank alone, `number` times."""
         kernels = kernels_for(torch.device("cpu"))
         x_BD = batches(d_model, batch, "cpu")[0]
         sae = initialize(d_model, latents, 32, "none", x_BD.mean(dim=0), seed=0)

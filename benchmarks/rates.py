@@ -1,18 +1,19 @@
-"""Which learning rate is best at many shapes, and how far from it the package's own rule is (train/derived.py).
+"""The best learning rate at many shapes, and how far the package's own rule (train/derived.py) is from it.
 
     OMP_NUM_THREADS=1 python benchmarks/rates.py --store tiny=OUT:3 qwen3=OUT:3 smollm2=OUT:8,16 --json FILE
     python benchmarks/rates.py --table --json FILE
     ... --cells "tiny:3 2048" --rates 2e-3 4e-3 --sae '{"weights": "tied"}' --train '{"adam": "exact"}' --json FILE
 
 OUT is a folder of `olmoscope collect` with the layers named (recipes/variants.yaml for tiny and, with --set
-model.name=FOLDER, for qwen3; recipes/smollm2-sites.yaml, form `sinks`, for SmolLM2). The rows called synthetic are
-drawn by SAELens's `synthetic` module, as in synthetic.py. Rows of outlier norm are left out: the package has latents of
-their own for them.
+model.name=FOLDER, for qwen3; recipes/smollm2-sites.yaml, form `sinks`, for SmolLM2). SAELens' `synthetic` module draws
+the rows called synthetic, as in synthetic.py. Rows of outlier norm are left out: the package has separate latents for
+them.
 
-For each cell SAEs are trained at rates a factor of √2 apart, from `START` on, until the best one has worse neighbours,
-all else as the package derives it; then one at the rate of the rule, if it is another. Choose a new rule on the cells
-that are `known`, and judge it by the others. A result that is in FILE is not made again. `--sae` and `--train` change
-what is trained (keys of a recipe's `saes` and `train`); the table leaves such results out.
+For each cell, SAEs are trained at rates a factor of √2 apart, starting at `START`, until both neighbours of the best
+rate are worse; everything else is as the package derives it. Then one SAE is trained at the rule's rate, if that is
+different. Choose a new rule on the `known` cells, and judge it by the others. Results that are in FILE are not made
+again. `--sae` and `--train` change the SAE and its training (keys of a recipe's `saes` and `train`); the table leaves
+such results out.
 """
 
 import argparse
@@ -51,12 +52,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 RECIPE = Path(__file__).parent / "recipes" / "quality.yaml"
 WIDTHS = {"tiny": 256, "qwen3": 192, "smollm2": 576}
-"""The width of the models' rows; synthetic rows have it in their name."""
+"""The width of each model's rows; the name of synthetic rows contains it."""
 HELD_OUT = 2**15
-"""Rows that an SAE is measured on."""
+"""Number of rows on which an SAE is measured."""
 SEED = 0
 START = 1.4
-"""The search begins at this / width."""
+"""The search starts at this / width."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +74,11 @@ class Cell:
     epochs: int = 1
     sae: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
-    """What differs from the defaults."""
+    """Differences from the defaults."""
 
     @property
     def changes(self) -> dict[str, Any]:
-        """What differs from the defaults, as far as there is anything."""
+        """The differences from the defaults; empty if there are none."""
         return {name: value for name, value in (("sae", self.sae), ("train", self.train)) if value}
 
     @property
@@ -118,14 +119,14 @@ CELLS = [
 def main() -> None:
     """Read the arguments, train what is missing, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--store", nargs="*", default=[], metavar="NAME=OUT", help="where rows of that name are")
-    parser.add_argument("--cells", nargs="*", metavar="WORD", help="only those with such a word in their name")
+    parser.add_argument("--store", nargs="*", default=[], metavar="NAME=OUT", help="where the rows with that name are")
+    parser.add_argument("--cells", nargs="*", metavar="WORD", help="only cells with one of these words in their name")
     parser.add_argument("--rule-only", action="store_true", help="only at the rate of the rule")
     parser.add_argument("--rates", nargs="*", type=float, help="only at these rates")
-    parser.add_argument("--sae", type=json.loads, default={}, metavar="JSON", help="what the SAEs are besides")
-    parser.add_argument("--train", type=json.loads, default={}, metavar="JSON", help="how they are trained besides")
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where results stand, a line each")
-    parser.add_argument("--table", action="store_true", help="only print what there is")
+    parser.add_argument("--sae", type=json.loads, default={}, metavar="JSON", help="further keys of the SAEs")
+    parser.add_argument("--train", type=json.loads, default={}, metavar="JSON", help="further keys of their training")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="the file of results, one per line")
+    parser.add_argument("--table", action="store_true", help="only print the existing results")
     arguments = parser.parse_args()
     if not arguments.table:
         stores = {name: Path(out) for name, out in (one.split("=") for one in arguments.store)}
@@ -139,10 +140,10 @@ def main() -> None:
 
 
 def measure_cell(cell: Cell, stores: dict[str, Path], path: Path, rates: list[float | None] | None) -> None:
-    """Train at the rates that a cell lacks.
+    """Train at the rates that are missing for a cell.
 
     Args:
-        rates: None for the rule's. None for all: the search, and the rule's.
+        rates: an entry None means the rule's rate. None instead of a list: the search, and the rule's rate.
     """
 
     def nmse(lr: float) -> float:
@@ -163,7 +164,7 @@ def measure_cell(cell: Cell, stores: dict[str, Path], path: Path, rates: list[fl
 
 
 def search(nmse: Callable[[float], float], start: float) -> None:
-    """Find the least error over rates start · 2^(n/2), by walking down until both neighbours are worse."""
+    """Find the least error over the rates start · 2^(n/2), by descent until both neighbours are worse."""
     best = 0
     while (better := min((best - 1, best, best + 1), key=lambda n: nmse(start * 2 ** (n / 2)))) != best:
         best = better
@@ -178,7 +179,7 @@ def recipe_of(cell: Cell) -> Recipe:
 
 
 def rule_of(cell: Cell) -> float:
-    """The rate that the package would take."""
+    """The rate that the package would use."""
     recipe = recipe_of(cell)
     return rate_of(recipe, recipe.saes[0], width_of(cell))
 
@@ -191,7 +192,7 @@ def width_of(cell: Cell) -> int:
 
 @torch.no_grad()
 def train(cell: Cell, stores: dict[str, Path], lr: float) -> dict[str, Any]:
-    """An SAE of a cell at a rate: its error and its dead latents on held-out rows."""
+    """Train an SAE of a cell at a rate; returns its error and its dead latents on held-out rows."""
     x_ND, held_out_ND = rows_of(cell.rows, stores)
     recipe, count = recipe_of(cell), min(cell.tokens, len(x_ND))
     spec, settings = recipe.saes[0], settled(recipe, recipe.saes[0])
@@ -202,7 +203,7 @@ def train(cell: Cell, stores: dict[str, Path], lr: float) -> dict[str, Any]:
         torch.randperm(count, generator=torch.Generator().manual_seed(SEED + epoch)), settings.batch)]
     for places in batches:
         step(x_ND[places].float(), learning_rate(lr, settings.decay, step.count, len(batches)))
-    with tempfile.TemporaryDirectory() as folder:  # what is opened is not always of the class that was trained
+    with tempfile.TemporaryDirectory() as folder:  # the opened SAE may have another class than the trained one
         save_checkpoint(Path(folder) / "last.safetensors", step, {})
         coder = read_checkpoint(Path(folder) / "last.safetensors")
     fired_F, error, rows = torch.zeros(cell.d_sae, dtype=torch.bool), 0.0, 0
@@ -234,7 +235,7 @@ def _all_rows(name: str, out: Path | None) -> tuple[Tensor, Tensor]:
 
 
 def rows_of(name: str, stores: dict[str, Path]) -> tuple[Tensor, Tensor]:
-    """Rows to train on and to measure on, `[N, D]` each, bfloat16."""
+    """Training rows and held-out rows, `[N, D]` each, bfloat16."""
     return _all_rows(name, stores.get(name.split(":")[0]))
 
 
@@ -246,7 +247,7 @@ def _batches(rounds: StoreRounds, site: Site) -> Iterator[Tensor]:
 
 
 def _synthetic(width: int) -> tuple[Tensor, Tensor]:
-    """A world of synthetic.py with 4 features for each dimension."""
+    """Rows from a world of synthetic.py with 4 features for each dimension."""
     from synthetic import Size, world
 
     model = world(Size(4 * width, width, width // 32, 0, 0, 0, 0, 0), "cpu", apart=False)
@@ -257,17 +258,17 @@ def _synthetic(width: int) -> tuple[Tensor, Tensor]:
 
 
 def read_results(path: Path) -> list[dict[str, Any]]:
-    """What was measured up to now."""
+    """The results so far."""
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def changes_of(result: dict[str, Any]) -> dict[str, Any]:
-    """How a result differs from the defaults; as `Cell.changes`."""
+    """How a result differs from the defaults, like `Cell.changes`."""
     return {name: result[name] for name in ("sae", "train") if name in result}
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """For each cell the best rate, and what the rule and twice and half the best rate lose on it."""
+    """For each cell, the best rate, the rule's rate, and how much the rule loses."""
     lines = ["| cell | known | D | steps | best rate | NMSE | dead | rule | NMSE against the best | dead |",
              "|---|---|" + "--:|" * 8]
     for cell in CELLS:

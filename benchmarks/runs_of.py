@@ -1,4 +1,4 @@
-"""A finished run, for scripts that train something else on its rows: what it read, and how it is measured."""
+"""A finished run, for scripts that train something else on its rows: its recipe, its rows, its evaluation."""
 
 import contextlib
 import tempfile
@@ -25,20 +25,20 @@ from olmoscope.train.derived import settled
 
 
 def recipe_and_coder(out: Path, run: str) -> tuple[Recipe, CoderConfig]:
-    """What a run was trained by."""
+    """The recipe and the SAE's settings of a run."""
     recipe = load_recipe(str(out / "runs" / run / "recipe.yaml"))
     return recipe, next(sae for sae in recipe.saes if sae.id == run)
 
 
 def rounds_of(out: Path, run: str) -> StoreRounds:
-    """The rows that a run was trained on, in its order."""
+    """The rows on which a run was trained, in its order."""
     recipe, spec = recipe_and_coder(out, run)
     train, store = settled(recipe, spec), open_store(store_folder(out, "train"))
     return StoreRounds(store, spec.sites, train.order, recipe.seed, keep_of_store(train.filter, store, spec.sites))
 
 
 def rows_of(out: Path, run: str) -> tuple[torch.Tensor, int]:
-    """The rows that an SAE of one site was trained on, in its order, `[N, D]`, and those of a batch."""
+    """The rows on which an SAE of one site was trained, in its order, `[N, D]`, and the batch size."""
     recipe, spec = recipe_and_coder(out, run)
     rounds, batch = rounds_of(out, run), settled(recipe, spec).batch
     with contextlib.closing(Stream(rounds, batch, 1)) as stream:
@@ -47,7 +47,7 @@ def rows_of(out: Path, run: str) -> tuple[torch.Tensor, int]:
 
 
 def evaluate(out: Path, subject: Any) -> Evaluation:
-    """As `olmoscope evaluate OUT` measures the runs of OUT."""
+    """Evaluate an SAE as `olmoscope evaluate OUT` does with the runs of OUT."""
     recipe, store = load_recipe(str(out / "recipe.yaml")), open_store(store_folder(out, "held_out"))
     model = at_revision(recipe.model, store.manifest.model.revision)
     tokenizer = load_tokenizer(model, recipe.tokens.bos)
@@ -60,7 +60,7 @@ def evaluate(out: Path, subject: Any) -> Evaluation:
 
 
 def table(out: Path, run: str, others: Path) -> str:
-    """A run, and the evaluations in a folder beside it, in Markdown."""
+    """A Markdown table of a run and of the evaluations in a folder."""
     paths = [out / "runs" / run / EVALUATION, *sorted(others.glob("*.json"))]
     lines = [f"\n**{run}**\n", "| | NMSE | FVU | L0 | dead | ΔCE | ΔCE, outliers kept | KL |", "|---|" + "--:|" * 7]
     for path in paths:

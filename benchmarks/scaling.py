@@ -2,10 +2,10 @@
 
     python benchmarks/scaling.py [--device cpu|cuda] [--rounds N] [--json FILE]
 
-Time: the sizes in turn, round after round; the median of all steps of each size. A time that is linear has an exponent
-of 1 in a fit of log(time) against log(size). Memory: each size in a process of its own; what the peak resident memory
-(on a GPU: the peak of the allocator) grows by while steps are taken, less the batch's own rows and codes, which
-nothing can do without. A tool that makes the dense code would grow by `4 * d_sae` bytes for each row.
+Time: the sizes take turns, round after round; the median over all steps of each size counts. A linear time has an
+exponent of 1 in a fit of log(time) against log(size). Memory: each size has a process of its own; reported is the
+growth of the peak resident memory (on a GPU: of the allocator's peak) during some steps, less the batch's own rows and
+codes, which are always needed. With a dense code it would grow by `4 * d_sae` bytes for each row.
 """
 
 import argparse
@@ -41,7 +41,7 @@ ADAM = Adam((0.9, 0.999), 1e-8)
 
 
 def make_step(device: str, d_sae: int, k: int, mean_D: torch.Tensor) -> Step:
-    """A fresh SAE in training."""
+    """A new SAE in training."""
     return Step(initialize(D_MODEL[device], d_sae, k, "none", mean_D, seed=0), ADAM)
 
 
@@ -76,7 +76,7 @@ def show(title: str, sizes: list[int], seconds: list[float]) -> dict[str, Any]:
 
 
 def memory_of(device: str, batch: int, d_sae: int, k: int) -> float:
-    """Bytes that some steps add to the peak, beyond the batch's rows (x, u, e) and codes. Run in a fresh process."""
+    """Bytes that some steps add to the peak, beyond the batch's rows (x, u, e) and codes. Run this in a new process."""
     d_model = D_MODEL[device]
     rows = batches(d_model, batch, device)
     step = make_step(device, d_sae, k, rows[0].mean(dim=0))
@@ -87,7 +87,7 @@ def memory_of(device: str, batch: int, d_sae: int, k: int) -> float:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak starts anew from here
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: resets the peak
         before = peak_resident()
     for number in range(4):
         step(rows[number % len(rows)], 1e-4)
@@ -97,7 +97,7 @@ def memory_of(device: str, batch: int, d_sae: int, k: int) -> float:
 
 
 def memory(device: str) -> list[dict[str, Any]]:
-    """Print and return what a step takes at each batch size."""
+    """Print and return the memory of a step at each batch size."""
     print("\nmemory of a step beyond parameters, moments, and the batch's own rows and codes")
     found = []
     for batch, d_sae, k in [(batch, D_SAE[device], K[device]) for batch in BATCHES[device]] + MORE_MEMORY[device]:

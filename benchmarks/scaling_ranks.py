@@ -1,18 +1,18 @@
-"""What a training step costs where its SAE is shared by several processes: parts, bytes, and what the machine adds.
+"""The cost of a training step whose SAE is shared by several processes: its parts, bytes, and the machine's own effect.
 
     python benchmarks/scaling_ranks.py [--rounds N] [--batch B --latents F --d-model D --k K] [--json FILE]
     python benchmarks/scaling_ranks.py --project h100x8,h100x64
 
-On CPUs, over gloo, one thread a rank, each rank pinned to a core of its own; as many ranks as there are cores, in
-powers of two up to 4. Cases take turns, round after round; medians of all steps. Wall-clock time says little where
-cores slow each other down, so each case has the processor time of every rank, and there is a control: products of
-half the latents (a quarter, ...) on all cores at once, against one alone. What the ranks sent is counted by
-themselves, worked out (`cost/ranks.py`), and read from the loopback device. That counts what anything else on the
-machine sends there too; a network of its own has nothing else:
+It runs on CPUs, over gloo, with one thread per rank, each rank pinned to its own core; with as many ranks as there are
+cores, in powers of two up to 4. Cases take turns, round after round; it reports medians of all steps. Wall time means
+little if cores slow each other down. So each case has the processor time of every rank, and there is a control:
+products of half the latents (a quarter, ...) on all cores at once, compared with one alone. The bytes sent are counted
+by the ranks, calculated (`cost/ranks.py`), and read from the loopback device. The device also counts what other
+programs send; a separate network namespace avoids that:
 
     unshare -rn sh -c 'ip link set lo up && python benchmarks/scaling_ranks.py'
 
-`--project` prints what GPUs would do: derived by `rank_projection.py` from one GPU's measurement, not measured.
+`--project` prints a projection for GPUs, which `rank_projection.py` derives from the measurement of one GPU.
 """
 
 import argparse
@@ -45,13 +45,13 @@ from rank_steps import COLLECTIVES, Measured, RankSteps
 
 MOST = 4
 STEPS = 3
-"""How many of a case are taken in a round."""
+"""Steps of a case in a round."""
 BARS = {"collectives": 0.05, "processor time": 1.15, "bytes": 0.03, "V 8": 1.15, "control": 1.1}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One SAE on some ranks; V 1 is the step of a single process (train/step.py)."""
+    """One SAE on some ranks; V = 1 is the step of a single process (train/step.py)."""
 
     ranks: int
     shards: int
@@ -65,7 +65,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Size:
-    """What is trained in every case; with weak scaling there are more latents."""
+    """The size of the SAE in every case; with weak scaling there are more latents."""
 
     d_model: int
     latents: int
@@ -97,7 +97,7 @@ class Pool:
             process.start()
 
     def ask(self, count: int, *question: Any) -> list[Any]:
-        """What each of the first `count` ranks answers, all asked at once."""
+        """The answers of the first `count` ranks, which are all asked at once."""
         for pipe in self._pipes[:count]:
             pipe.send(question)
         return [pipe.recv() for pipe in self._pipes[:count]]
@@ -109,7 +109,7 @@ class Pool:
 
 
 def serve(index: int, count: int, core: int, size: Size, rendezvous: Path, pipe: Connection) -> None:
-    """A rank: answers with what it measured."""
+    """A rank: answers questions with its measurements."""
     os.sched_setaffinity(0, {core})
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=index, world_size=count)
@@ -127,14 +127,14 @@ def serve(index: int, count: int, core: int, size: Size, rendezvous: Path, pipe:
 
 
 def loopback_bytes() -> int:
-    """What the loopback device has sent since the machine started."""
+    """Bytes that the loopback device has sent since the machine started."""
     line = next(line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:"))
     return int(line.split(":")[1].split()[8])
 
 
 def control(pool: Pool, count: int, size: Size, rounds: int) -> dict[str, float]:
-    """How many times as long a product of `1 / count` of the latents takes where all ranks make one at once, as where
-    one rank does; by the wall clock and in processor time."""
+    """The time of a product of `1 / count` of the latents if all ranks compute one at once, over its time on one rank
+    alone; in wall time and in processor time."""
     alone: list[Measured] = []
     together: list[Measured] = []
     for number in range(rounds + 1):
@@ -147,7 +147,7 @@ def control(pool: Pool, count: int, size: Size, rounds: int) -> dict[str, float]
 
 
 def measure(pool: Pool, wanted: list[Case], size: Size, rounds: int) -> dict[Case, dict[str, Any]]:
-    """All cases in turn."""
+    """Measure all cases in turn."""
     seen: dict[Case, list[list[Measured]]] = {case: [[] for _ in range(case.ranks)] for case in wanted}
     looped = dict.fromkeys(wanted, 0)
     for number in range(rounds + 1):  # the first round warms up
@@ -194,7 +194,7 @@ def show(found: dict[Case, dict[str, Any]], controls: dict[int, dict[str, float]
 
 
 def judged(found: dict[Case, dict[str, Any]], controls: dict[int, dict[str, float]]) -> list[str]:
-    """Each bar, and what was seen."""
+    """Each bar, and the measured value."""
     def verdict(what: str, seen: float, bar: float) -> str:
         return f"{what}: {seen:.3f}, bar {bar:.2f}: {'met' if seen <= bar else 'NOT MET'}"
 

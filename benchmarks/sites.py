@@ -2,13 +2,14 @@
 
     python benchmarks/sites.py [--only llama,gpt2] [--json FILE]
 
-In a small random model of each family (small_models.py) every site of every layer is asked for by itself. What is found
-is held against what its name promises, seen from outside: a change d of a site must move the stream by d.
+In a small random model of each family (small_models.py), the script asks for every site of every layer separately. It
+tests from outside whether each site that is found is what its name says: a change d at a site must move the stream by
+d.
 
-    attn.out + d    moves mid by d, in a parallel layer its output
+    attn.out + d    moves mid by d, or in a parallel layer the layer's output
     mlp.out + d     moves the layer's output by d
     mid + d         moves the layer's output, less mlp.out, by d
-    attn.z          the projection makes attention's own output of it
+    attn.z          the projection maps it to attention's own output
     each site       replaced by itself changes no logit; by zeros it changes them
 
 `wrong` must be 0. Shapes: T positions, D d_model, V vocabulary.
@@ -45,12 +46,12 @@ from small_models import families, small_config
 INNER = tuple(part for part in PARTS if part)
 TOKENS = 24
 CLOSE = 2e-4
-"""Largest ‖difference‖ / ‖change‖ that is float32's rounding."""
+"""Largest ‖difference‖ / ‖change‖ that counts as float32 rounding."""
 
 
 @dataclass
 class Found:
-    """What became of a family."""
+    """The result for a family."""
 
     given: dict[str, list[int]] = field(default_factory=dict)
     """The layers that have each part."""
@@ -116,7 +117,7 @@ def look_at(family: str) -> Found:
     try:
         for site in [Site(layer, part) for layer in range(len(model.layers)) for part in INNER]:
             check_site(model, site, found)
-    except Exception as error:  # noqa: BLE001  (whatever it is: it is what was found)
+    except Exception as error:  # noqa: BLE001  (any error is a finding)
         found.wrong.append(line_of(error))
     signal.alarm(0)
     return found
@@ -128,13 +129,13 @@ def line_of(error: Exception) -> str:
 
 
 def make(family: str) -> CausalLM:
-    """A random model whose attention and MLP add as much as the stream has."""
+    """A random model whose attention and MLP outputs are as large as the stream."""
     torch.manual_seed(0)
     config = small_config(family)
     module = AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if parameter.dim() == 1 and name.endswith(("weight", "bias")):  # norms that do nothing would hide faults
+            if parameter.dim() == 1 and name.endswith(("weight", "bias")):  # norms without effect would hide faults
                 parameter += 0.1 * torch.randn_like(parameter)
     if family in MUST_REFUSE:
         raise UserError(MUST_REFUSE[family])
@@ -145,7 +146,7 @@ def make(family: str) -> CausalLM:
 
 
 def check_site(model: CausalLM, site: Site, found: Found) -> None:
-    """Ask for a site, and try it."""
+    """Ask for a site, and test it."""
     found.layers = len(model.layers)
     try:
         sites = model.find([site])

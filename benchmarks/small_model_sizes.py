@@ -1,4 +1,4 @@
-"""The sizes of small models, by the names that transformers' configs have for them (small_models.py)."""
+"""The sizes of small models, by their names in transformers' configs (small_models.py)."""
 
 from typing import Any
 
@@ -38,7 +38,7 @@ _NAMES: dict[int, str] = {
 SIZES: dict[str, Any] = {name: size for size, names in _NAMES.items() for name in names.split()} | {
     "initializer_range": 0.1, "init_std": 0.1}
 ALWAYS: dict[str, Any] = {"is_decoder": True}
-"""What is set even where its default is None."""
+"""Fields to set even if their default is None."""
 
 _TWO_KINDS = ["sliding_attention", "full_attention"] * 2
 EXCEPTIONS: dict[str, dict[str, Any]] = {
@@ -72,7 +72,7 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
     "zamba2": {"layers_block_type": ["linear_attention", "hybrid"] * 2},
     "zaya": {"num_experts_per_tok": 1},
 }
-"""By the model_type of a config, whole or part."""
+"""Exceptions by the model_type of a config, of the whole model or of a part."""
 
 LEFT_OUT: dict[str, str] = {
     "emu3": "transformers' AutoModelForCausalLM cannot load it",
@@ -94,7 +94,7 @@ MUST_REFUSE: dict[str, str] = {
     "xlm": "not causal, and has no list of layers",
     "xlnet": "not causal",
 }
-"""Families with no residual stream that could be right; only a refusal is."""
+"""Families without a suitable residual stream; only a refusal is right."""
 
 _PATHS = {
     "backbone.blocks": "xlstm",

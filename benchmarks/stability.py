@@ -1,10 +1,10 @@
-"""The figures of `olmoscope evaluate OUT --stability` beside those of the assignment that the paper uses.
+"""The figures of `olmoscope evaluate OUT --stability` compared with those of the assignment in the paper.
 
     python benchmarks/stability.py OUT [--most 8192]
 
 Paulo and Belrose (arXiv:2501.16615, and the notebook with it) match the decoders of two SAEs by the assignment with the
 largest sum of cosines, match the encoders likewise, and count latents whose cosine is over 0.7 in both. Here scipy's
-assignment does that for each pair of runs that differ in the seed alone. Settings with more latents than `--most` are
+assignment does that for each pair of runs that differ only in the seed. Settings with more latents than `--most` are
 left out: an assignment of F latents holds F² cosines.
 """
 
@@ -53,7 +53,8 @@ def main() -> None:
 
 def matched(first_FD: torch.Tensor, second_FD: torch.Tensor, alive_first: torch.Tensor,
             alive_second: torch.Tensor) -> torch.Tensor:
-    """Which latents of the first have a cosine over 0.7 with what the assignment gives them, bool; as many as alive."""
+    """Which live latents of the first SAE have a cosine over 0.7 with the latent that the assignment gives them,
+    bool."""
     cosines_AB = unit_directions(first_FD[alive_first]) @ unit_directions(second_FD[alive_second]).T
     rows, columns = linear_sum_assignment(cosines_AB.numpy(), maximize=True)
     found_A = torch.zeros(len(cosines_AB), dtype=torch.bool)

@@ -1,9 +1,9 @@
-"""Median seconds of one training step on this CPU, for comparing two commits: run it in each, in turn, several times.
+"""Median seconds of one training step on this CPU, to compare two commits: run it alternately in both, several times.
 
     python benchmarks/step_seconds.py
 
 The shape is that of an SAE of SmolLM2 (d_model 576, 4608 latents, k 32, untied, batch 1024), on random rows, with the
-auxiliary loss. `train_step.py` compares with peers and with the floor. (In commit 0ceb9f3 `initialize` is in
+auxiliary loss. `train_step.py` compares the step with peers and with the floor. (In commit 0ceb9f3 `initialize` is in
 sae/topk.py.)
 """
 

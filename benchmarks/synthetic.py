@@ -1,17 +1,17 @@
-"""SAEs of rows whose true features are known (SynthSAEBench, arXiv:2602.14687): ours beside SAELens's.
+"""SAEs on rows whose true features are known (SynthSAEBench, arXiv:2602.14687): ours and SAELens'.
 
     OMP_NUM_THREADS=1 python benchmarks/synthetic.py --json benchmarks/results/synthetic-DATE-cpu.json
     python benchmarks/synthetic.py --full --device cuda --seeds 0 --rates 3e-4 --json FILE
     python benchmarks/synthetic.py --table --json FILE
 
-A world of SAELens's `synthetic` module draws sparse features, correlated and in a hierarchy, and adds up their
-directions. `--full` is the published size, drawn anew by its recipe (nothing is downloaded): 16,384 features in 768
-dimensions, SAEs of 4096 latents, L0 25, 200 million rows; without it the same recipe at a sixteenth of the features.
+A world of SAELens' `synthetic` module draws sparse features, correlated and in a hierarchy, and sums their directions.
+`--full` is the published size, drawn again by its recipe (nothing is downloaded): 16,384 features in 768 dimensions,
+SAEs of 4096 latents, L0 25, 200 million rows; without it the same recipe at a sixteenth of the features.
 
-Every trainer gets the same rows in the same order. Ours is at its own defaults; SAELens's at each of `--rates`, with
-the linear decay over the last third that the paper has, and with its window for dead latents at a twentieth of the
-steps where that is less than the default. All SAEs are measured as SAELens opens them from disk, by its
-own evaluation, on the same held-out rows. A result that stands in FILE is not made again.
+Every trainer gets the same rows in the same order. Ours uses its own defaults. SAELens' uses each of `--rates`, with
+the paper's linear decay over the last third, and with a window for dead latents of a twentieth of the steps if that is
+less than the default. SAELens opens all SAEs from disk and measures them with its own evaluation on the same held-out
+rows. Results that are in FILE are not made again.
 """
 
 import argparse
@@ -77,17 +77,17 @@ PREFIXES = [1 / 32, 1 / 8, 1 / 2]
 AT_ONCE = 2**14
 """Rows drawn together."""
 IN_MEMORY = 2**31
-"""Bytes of rows that are kept rather than drawn again for each SAE."""
+"""Most bytes of rows to keep instead of drawing them again for each SAE."""
 TRAINING, HELD_OUT = 1, 10**6
-"""Seeds of the first draw of rows."""
+"""Seeds of the first draws of rows."""
 METADATA = {"model_name": "synthetic", "hook_name": "rows", "hf_hook_name": "rows", "prepend_bos": False}
-"""What our writer wants to be told of the model that an SAE is of."""
+"""The metadata about the model that our writer requires."""
 FIGURES = ("f1", "mcc", "uniqueness", "explained_variance", "l0", "dead")
 
 
 @dataclass(frozen=True)
 class Size:
-    """A world and what is trained on it."""
+    """A world and the SAEs that are trained on it."""
 
     features: int
     width: int
@@ -98,7 +98,7 @@ class Size:
     rows: int
     held_out: int
     batch: int
-    """For SAELens's trainers; our package derives its batch from the number of rows."""
+    """Batch of SAELens' trainers; our package derives its batch from the number of rows."""
 
 
 SMALL = Size(1024, 96, 8, 256, 5, 2**18, 2**14, 256)
@@ -107,15 +107,15 @@ FULL = Size(16384, 768, 128, 4096, 25, 200_000_000, 2**19, 1024)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="the published size, which is for a GPU")
+    parser.add_argument("--full", action="store_true", help="the published size, which needs a GPU")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--rows", type=int, help="to train on, in place of the size's own")
+    parser.add_argument("--rows", type=int, help="training rows, instead of the size's own number")
     parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=KINDS)
     parser.add_argument("--rates", nargs="*", type=float, default=[3e-4, 1e-3, 3e-3, 1e-2],
-                        help="of SAELens's trainers")
+                        help="rates of SAELens' trainers")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="where results stand")
-    parser.add_argument("--table", action="store_true", help="only print what there is")
+    parser.add_argument("--json", type=Path, required=True, metavar="FILE", help="the file of results")
+    parser.add_argument("--table", action="store_true", help="only print the existing results")
     arguments = parser.parse_args()
     if not arguments.table:
         size = FULL if arguments.full else SMALL
@@ -127,10 +127,10 @@ def main() -> None:
 
 
 def run_all(size: Size, device: str, jobs: list[tuple[int, str, float | None]], path: Path) -> None:
-    """Train and measure what the file lacks.
+    """Train and measure the SAEs that are not in the file.
 
     Args:
-        jobs: seed, kind, and the rate of SAELens's trainer; None: ours.
+        jobs: seed, kind, and the rate of SAELens' trainer; rate None: our trainer.
     """
     kept = read_json(path) if path.exists() else {"results": []}
     results = kept["results"]
@@ -158,10 +158,10 @@ def run_all(size: Size, device: str, jobs: list[tuple[int, str, float | None]], 
 
 
 def world(size: Size, device: str, apart: bool = True) -> SyntheticModel:
-    """The published recipe at any size (SAELens's page on SynthSAEBench has it).
+    """The published recipe at any size (from SAELens' page on SynthSAEBench).
 
     Args:
-        apart: whether the features' directions are pushed apart, which takes minutes where there are thousands.
+        apart: whether the features' directions are pushed apart, which takes minutes for thousands of features.
     """
     return SyntheticModel(SyntheticModelConfig(
         size.features, size.width, ZipfianFiringProbabilityConfig(exponent=0.5, max_prob=0.4, min_prob=5e-4),
@@ -174,7 +174,7 @@ def world(size: Size, device: str, apart: bool = True) -> SyntheticModel:
 
 
 class Draws:
-    """Rows of a world, the same each time: every `AT_ONCE` of them are drawn with a seed of their own."""
+    """Rows of a world, the same each time: every chunk of `AT_ONCE` rows is drawn with its own seed."""
 
     def __init__(self, draw: Callable[[int], Tensor], rows: int, width: int, seed: int) -> None:
         self.rows = rows
@@ -206,19 +206,19 @@ class Draws:
             yield left
 
     def sample(self, size: int) -> Tensor:
-        """The next chunk, as SAELens's evaluation asks a generator for one."""
+        """The next chunk, in the way in which SAELens' evaluation asks a generator for it."""
         chunk = next(self._walk)
         assert len(chunk) == size
         return chunk
 
     def from_the_start(self) -> "Draws":
-        """Itself, with the first chunk as the next."""
+        """This object, starting again with the first chunk."""
         self._walk = self.chunks()
         return self
 
 
 def ours(size: Size, kind: str, rows: Draws, seed: int) -> SparseCoder:
-    """An SAE by our step, with what the package derives for its shape and number of rows."""
+    """An SAE from our step, with the settings that the package derives for its shape and number of rows."""
     sae = {"layer": 3, "d_sae": size.latents, "k": size.k, "weights": "untied",
            "activation": "batchtopk" if kind == "matryoshka" else kind,
            "matryoshka": PREFIXES if kind == "matryoshka" else []}
@@ -238,7 +238,7 @@ def ours(size: Size, kind: str, rows: Draws, seed: int) -> SparseCoder:
 
 
 def saelens_own(size: Size, kind: str, rows: Draws, seed: int, lr: float, device: str) -> Any:
-    """An SAE by SAELens's trainer. JumpReLU with its loss that has a target for L0; else its defaults."""
+    """An SAE from SAELens' trainer: JumpReLU with the loss that has a target for L0; otherwise with defaults."""
     torch.manual_seed(seed)
     shape = {"d_in": size.width, "d_sae": size.latents, "device": device}
     sae = {"topk": lambda: TopKTrainingSAE(TopKTrainingSAEConfig(k=size.k, **shape)),
@@ -249,14 +249,14 @@ def saelens_own(size: Size, kind: str, rows: Draws, seed: int, lr: float, device
                k=size.k, matryoshka_widths=[*(round(share * size.latents) for share in PREFIXES), size.latents],
                **shape))}[kind]()
     steps = size.rows // size.batch
-    # Its auxiliary loss takes a latent for dead after 1000 steps, which is nearly all of a short training.
+    # Its auxiliary loss considers a latent dead after 1000 steps, which is nearly all of a short training run.
     config = SAETrainerConfig(size.rows, size.batch, lr=lr, lr_end=lr, lr_decay_steps=steps // 3, device=device,
                               dead_feature_window=min(1000, max(1, steps // 20)))
     return SAETrainer(config, sae, rows.batches(size.batch)).fit()
 
 
 def measure(sae: Any, model: SyntheticModel, held_out: Draws) -> dict[str, float]:
-    """The figures of SAELens's evaluation."""
+    """The figures of SAELens' evaluation."""
     with torch.no_grad():
         found = eval_sae_on_synthetic_data(sae, model.feature_dict, held_out.from_the_start(), held_out.rows, AT_ONCE)
     return {"f1": found.classification.f1_score, "precision": found.classification.precision,

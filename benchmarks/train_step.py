@@ -1,12 +1,12 @@
-"""How fast one training step is: against the product that it cannot do without, and against other trainers.
+"""The speed of one training step, compared with the product that it needs and with other trainers.
 
     python benchmarks/train_step.py [--peers PYTHON] [--json FILE] [--shape NAME ...] [--rounds N] [--one-thread]
 
-First the kernels' results are checked against a dense float64 step; then each shape is timed: all contestants in
-turn, round after round, the median of all steps of each. `--peers` names the Python of an environment with the other
-trainers (see peers.py), which run in processes of their own that wait while others are timed. Run it on an idle
-machine; where there is none, `--one-thread` (without peers) counts the processor's time of one thread, which neighbours
-disturb less, but which says nothing of how well the work is shared out.
+First it checks the kernels' results against a dense float64 step. Then it times each shape: all contestants take turns,
+round after round, and the median over all steps of each counts. `--peers` names the Python of an environment with the
+other trainers (see peers.py); they run in separate processes, which wait while others are timed. Run it on an idle
+machine. If there is none, `--one-thread` (without peers) counts the processor time of one thread: neighbours disturb it
+less, but it does not show how well the work is divided among threads.
 """
 
 import argparse
@@ -45,10 +45,10 @@ ADAMS = {"step": Adam(BETAS, EPS), "step, touched rows": Adam(BETAS, EPS, "touch
          "step, bf16 moments": Adam(BETAS, EPS, "exact", "bfloat16")}
 
 MARGINS = (16, 32)
-"""Margins of candidates that are tried: the default, and what training widens it to."""
+"""Margins of candidates to try: the default, and the margin to which training widens it."""
 
 DEAD = 0.1
-"""Share of dead latents in the row of the auxiliary loss, whose cost grows with it; its k is the SAE's."""
+"""Share of dead latents for the contestant with the auxiliary loss, whose cost grows with it; its k is the SAE's."""
 
 
 PEERS = ("saelens", "saelens sparse", "dictionary_learning", "sparsify", "sparsify adam")
@@ -81,7 +81,7 @@ class Peer:
             self.process.stdin.write(f"{number}\n")
             self.process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has died: the empty answer says so, and its last words follow
+            pass  # it has died: the empty answer shows this, and its last output follows
         answer = self.process.stdout.readline()
         if not answer:
             raise SystemExit(f"the peer has died:\n{self.process.communicate()[1][-2000:]}")
@@ -92,12 +92,11 @@ class Peer:
 
 
 def contestants(shape: Shape, rows: list[torch.Tensor]) -> dict[str, Callable[[], Callable[[int], Any]]]:
-    """The products alone and our steps, as functions of the step's number; each is made when it is asked for, because
-    a GPU may not hold all of them.
-    """
+    """The products alone and our steps, as functions of the step's number. Each is created on demand, because a GPU may
+    not hold all of them."""
     device = torch.device(shape.device)
     kernels = kernels_for(device)
-    # What `encode_topk` multiplies: on a GPU it makes W bfloat16 once, before the first chunk.
+    # The product in `encode_topk`: on a GPU it converts W to bfloat16 once, before the first chunk.
     low = torch.bfloat16 if shape.device == "cuda" else torch.float32
 
     def fresh(tied: bool = True) -> TopK:
@@ -140,12 +139,12 @@ def contestants(shape: Shape, rows: list[torch.Tensor]) -> dict[str, Callable[[]
 
 @functools.lru_cache(maxsize=2)
 def initial(d_model: int, d_sae: int, k: int) -> TopK:
-    """A fresh SAE on the CPU. Drawing a large one takes seconds, so all contestants start with copies of it."""
+    """A new SAE on the CPU. Drawing a large one takes seconds, so all contestants start with copies of it."""
     return initialize(d_model, d_sae, k, "none", torch.zeros(d_model), seed=0)
 
 
 def with_dead_latents(step: Step) -> Step:
-    """The first `DEAD` of the latents count as dead for the auxiliary loss, however often they fire."""
+    """Make the first `DEAD` of the latents count as dead for the auxiliary loss, however often they fire."""
     assert step.auxiliary is not None
     step.auxiliary.look = lambda tokens, last_fired_F: None  # type: ignore[method-assign]
     step.auxiliary.dead_F[: int(DEAD * step.sae.d_sae)] = True
@@ -155,7 +154,7 @@ def with_dead_latents(step: Step) -> Step:
 
 def measure(shape: Shape, rounds: int, python: str | None,
             clock: Callable[[], float] = time.perf_counter) -> dict[str, list[float]]:
-    """Seconds of each contestant's steps: some of one, then of the next, and so on, `rounds` times."""
+    """Seconds of each contestant's steps: some steps of one, then of the next, and so on, `rounds` times."""
     makers = contestants(shape, batches(shape.d_model, shape.batch, shape.device))
     runners: dict[str, Steps] = {name: timed(make(), shape.device, clock) for name, make in makers.items()}
     peers = {name: Peer(python, name, shape) for name in shape.peers} if python else {}
@@ -172,7 +171,7 @@ def measure(shape: Shape, rounds: int, python: str | None,
 
 
 def held(shape: Shape) -> dict[str, float]:
-    """Print and return which share of the exact top k candidates hold, on a batch of the rows that are timed."""
+    """Print and return the share of the exact top k that candidates hold, on a batch of the timed rows."""
     device = torch.device(shape.device)
     kernels = kernels_for(device)
     x_BD = batches(shape.d_model, shape.batch, shape.device)[0]
@@ -190,7 +189,7 @@ def held(shape: Shape) -> dict[str, float]:
 
 
 def floor(shape: Shape, product: float, step: float) -> dict[str, Any]:
-    """Print and return what the product would take at the processors' measured float32 peak."""
+    """Print and return the time of the product at the processors' measured float32 peak."""
     peak = float32_peak(torch.get_num_threads())
     seconds = 2 * shape.batch * shape.d_model * shape.d_sae / peak
     print(f"  float32 peak {peak / 1e9:.0f} GFLOP/s: the product takes at least {seconds * 1e3:.2f} ms; ours "
@@ -229,10 +228,11 @@ def table(shape: Shape, seconds: dict[str, list[float]]) -> dict[str, Any]:
 
 
 def check(device: str) -> None:
-    """A few steps in float32 against a dense step in float64 by autograd; raises where they differ.
+    """Compare a few steps in float32 with a dense step in float64 by autograd; raises if they differ.
 
-    Of latents that are nearly equal, rounding decides which are chosen, and on a GPU the product is in bfloat16: so the
-    dense step gets those that the kernels chose, and they may fall short of the best ones by no more than rounding.
+    Rounding decides which of several nearly equal latents are chosen, and on a GPU the product is in bfloat16. So the
+    dense step uses the latents that the kernels chose, and these may fall short of the best ones by no more than
+    rounding.
     """
     most_error, most_short = (0.02, 0.03) if device == "cuda" else (1e-3, 1e-4)
     generator = torch.Generator().manual_seed(0)

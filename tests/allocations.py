@@ -1,13 +1,13 @@
-"""What torch allocates while something runs, by the sizes of its tensors: on a CPU, and of a GPU without one.
+"""The memory that torch allocates while code runs, from the sizes of its tensors: on a CPU, or for a pretended GPU.
 
     with Allocations() as seen:
         ...
-    seen.peak           most bytes at a time, of tensors made inside
+    seen.peak           most bytes at a time, in tensors made inside
 
     with pretend_cuda() as device, Allocations() as seen:
         ...             tensors of `device` have shapes and no content; Triton kernels do nothing
 
-What a library or a compiled loop takes for itself is not seen.
+Memory that a library or a compiled loop allocates internally is not seen.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class Allocations(TorchDispatchMode):
-    """Counts the storages of tensors that operations give, from when they are first seen until nobody has them."""
+    """Counts the storages of the tensors that operations return, from their first appearance until they are freed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class _Nothing:
 
 @contextlib.contextmanager
 def pretend_cuda() -> Iterator[torch.device]:
-    """A CUDA device whose tensors are shapes alone."""
+    """A CUDA device whose tensors have only shapes."""
     from olmoscope.kernels import cuda_candidates_kernels, cuda_kernels
 
     with pytest.MonkeyPatch.context() as patch:

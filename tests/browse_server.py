@@ -18,7 +18,7 @@ BROWSE = ("--no-open", "--port", "0")
 
 @contextmanager
 def browse_server(folder: Path) -> Iterator[int]:
-    """`olmoscope browse folder`; yields its port. Ends it as Ctrl-C does, and expects it to end in order."""
+    """`olmoscope browse folder`; yields its port. Ends it as Ctrl-C does, and expects a clean exit."""
     commands = shared_commands()
     pid, output, errors = commands.start_as({**os.environ, "OMP_NUM_THREADS": "1"}, "browse", folder, *BROWSE)
     ended = None
@@ -34,7 +34,7 @@ def browse_server(folder: Path) -> Iterator[int]:
 
 @contextmanager
 def installed_browse_server(folder: Path, python: Path, environment: Mapping[str, str]) -> Iterator[int]:
-    """The same by another Python."""
+    """The same with another Python."""
     command = [python, "-m", "olmoscope", "browse", str(folder), *BROWSE]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                env={**environment, "OMP_NUM_THREADS": "1"})

@@ -1,4 +1,4 @@
-"""A real browser for tests: Debian's chromium, driven by playwright, shut off from every host but this machine.
+"""A real browser for tests: Debian's Chromium, driven by playwright, without access to any host but this machine.
 
 The fixtures are in conftest.py. `page` is a tab of a desktop's width; `browser.page(width=400, dark=True)` opens
 another. When the test ends, it fails if a page wrote an error to the console, let an exception escape, or asked for
@@ -24,11 +24,11 @@ ARGUMENTS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "-
              "--disable-background-networking", "--disable-component-update", "--disable-sync")
 LOCAL_HOSTS = ("127.0.0.1", "localhost", "::1")
 REQUIRED = "OLMOSCOPE_TEST_BROWSER"
-"""An environment variable: where it is `required`, tests that need a browser fail without one; else they skip."""
+"""An environment variable: if it is `required`, tests that need a browser fail without one; otherwise they skip."""
 
 
 class Browser:
-    """Opens tabs for one test, and keeps what went wrong in them."""
+    """Opens tabs for one test, and records what went wrong in them."""
 
     def __init__(self, chromium: Chromium) -> None:
         self._chromium = chromium
@@ -36,7 +36,7 @@ class Browser:
         self.problems: list[str] = []
 
     def page(self, width: int = 1280, height: int = 900, dark: bool = False, scripts: bool = True) -> Page:
-        """A new tab with no cookies and nothing stored, of a size in CSS pixels.
+        """A new tab without cookies or stored data, with a size in CSS pixels.
 
         Args:
             scripts: whether the page's JavaScript runs.
@@ -77,7 +77,7 @@ def _is_local(url: str) -> bool:
 
 
 def start_chromium() -> Iterator[Chromium]:
-    """The browser's process, for a fixture; skips, or fails where a browser is required, if none is installed."""
+    """The browser's process, for a fixture; if none is installed, it skips, or fails if a browser is required."""
     path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if path is None:
         message = "no browser: `apt-get install chromium` (as root, `make test` does it)"
@@ -91,7 +91,7 @@ def start_chromium() -> Iterator[Chromium]:
 
 
 def overflow(page: Page) -> int:
-    """By how many pixels the page is wider than the window: 0 if nothing has to be scrolled sideways."""
+    """By how many pixels the page is wider than the window; 0 if it does not scroll horizontally."""
     return page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
 
 

@@ -22,7 +22,8 @@ K = 4
 
 def parameters(kind: str, d_in: int, d_out: int, F: int, *, seed: int = 0, ends: str = "same", tied: bool = False,
                dtype: torch.dtype = torch.float64) -> dict[str, Tensor]:
-    """By the names of `state_dict`. ends: `same` of an SAE, `other` of a transcoder, `skip` of one with W_skip."""
+    """Parameters by the names of `state_dict`. ends: `same` for an SAE, `other` for a transcoder, `skip` for one with
+    W_skip."""
     generator = torch.Generator().manual_seed(seed)
 
     def randn(*shape: int) -> Tensor:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 LIBRARIES = ("torch.distributed.tensor", "torch._dynamo.convert_frame", "scipy.optimize", "numba.np.ufunc.parallel",
              "pyarrow.parquet", "rich.progress")
-"""What is slow to import and reads no setting of the Hugging Face hub."""
+"""Modules that are slow to import and read no settings of the Hugging Face hub."""
 WITH_TRANSFORMERS = (*LIBRARIES, "transformers.models.olmo3.modeling_olmo3")
 
 
 class Commands:
-    """Starts, awaits and signals `olmoscope` commands through fork_server.py."""
+    """Starts `olmoscope` commands through fork_server.py and waits for them."""
 
     def __init__(self, folder, *, modules=WITH_TRANSFORMERS, **environment):
         self.folder = folder
@@ -44,10 +44,10 @@ class Commands:
         return pid, output
 
     def start_as(self, environment, *arguments, **code):
-        """Start a command with variables of its own, and streams apart; returns its pid and the files of both.
+        """Start a command with its own environment and separate output streams; returns its pid and the files of both.
 
         Args:
-            code: `code=...`, Python to run in place of the command.
+            code: `code=...`, Python to run instead of the command.
         """
         self.started += 1
         output, errors = (self.folder / f"{name}-{self.started}" for name in ("output", "errors"))
@@ -56,7 +56,7 @@ class Commands:
         return pid, output, errors
 
     def wait(self, pid, seconds=60.0):
-        """Exit status (negative: the signal), or None if it still runs after so many seconds."""
+        """Exit status (negative: the signal), or None if it still runs after `seconds`."""
         return self.ask(wait=pid, seconds=seconds)
 
     def run(self, *arguments, **constants):
@@ -71,7 +71,7 @@ class Commands:
 
 @functools.cache
 def shared_commands(modules: tuple[str, ...] = WITH_TRANSFORMERS) -> Commands:
-    """The server that all tests of this process share. Commands that ask a hub need one of `LIBRARIES` alone:
+    """The server that all tests of this process share. Commands that use a hub need a server with only `LIBRARIES`:
     huggingface_hub reads its settings when it is imported."""
     folder = tempfile.TemporaryDirectory(prefix="commands-")
     commands = Commands(Path(folder.name), modules=modules)
@@ -82,12 +82,12 @@ def shared_commands(modules: tuple[str, ...] = WITH_TRANSFORMERS) -> Commands:
 
 def run_forked(*arguments: object, environment: Mapping[str, str] | None = None, timeout: float = 240.0,
                hub: bool = False, **code: str) -> subprocess.CompletedProcess[str]:
-    """What `subprocess.run` gives of an `olmoscope` command, in a process that starts fast.
+    """The result of an `olmoscope` command, as from `subprocess.run`, in a process that starts fast.
 
     Args:
         environment: the variables of the command; this process's by default.
-        hub: it asks a hub that `environment` names.
-        code: `code=...`, Python to run in place of the command.
+        hub: whether it uses a hub that `environment` names.
+        code: `code=...`, Python to run instead of the command.
     """
     commands = shared_commands(LIBRARIES if hub else WITH_TRANSFORMERS)
     pid, output, errors = commands.start_as(os.environ if environment is None else environment, *arguments, **code)

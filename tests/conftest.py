@@ -2,7 +2,7 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # the tests run side by side, a process a core; before torch is loaded
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # one test process per core; must precede the import of torch
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,11 +16,11 @@ from hub_endpoint import HubEndpoint
 from rank_pool import RankPool
 
 SLOW_FOLDERS = ("browse", "end_to_end", "faults")
-"""Tests there kill processes, drive a browser or run whole commands."""
+"""The tests in these folders kill processes, drive a browser or run whole commands."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Slow files first, so that no process is left with one at the end."""
+    """Run slow files first, so that no process has one left at the end."""
     for item in items:
         if item.path.parent.name in SLOW_FOLDERS:
             item.add_marker(pytest.mark.slow)
@@ -33,7 +33,7 @@ SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 
 @pytest.fixture
 def shared_data() -> Path:
-    """The folder of real tokenizer and documents beside the repository; the test is skipped where it is absent."""
+    """The folder with a real tokenizer and documents beside the repository; without it, the test is skipped."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"no real data: {SHARED_DATA} is absent")
     return SHARED_DATA
@@ -56,7 +56,7 @@ def rank_pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Chromium]:
-    """The browser's process. One a module: while it lives, no test of that thread can call asyncio.run."""
+    """The browser's process, one per module: while it lives, no test of that thread can call asyncio.run."""
     yield from start_chromium()
 
 

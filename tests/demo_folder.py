@@ -1,4 +1,4 @@
-"""`olmoscope-demo` as the demo makes it, of few tokens: what the examples of the documentation are run on."""
+"""`olmoscope-demo` as the demo makes it, but with few tokens: the examples of the documentation run on it."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from olmoscope.release.build import build_release
 
 
 def make_demo(folder: Path) -> Path:
-    """Write `olmoscope-demo` into a folder: stores, runs, evaluations, a release; returns where it is."""
+    """Write `olmoscope-demo` into a folder: stores, runs, evaluations, a release; returns its path."""
     write_documents(folder / "corpus")
     out = folder / "olmoscope-demo"
     sources = f"[{{kind: dolma, name: modules, paths: ['{folder}/corpus/*.json.gz']}}]"

@@ -1,9 +1,10 @@
-"""SAEs of ours in other tools' formats, for foreign/read_back.py, which lets their owners read them.
+"""SAEs of ours in other tools' formats, for foreign/read_back.py and foreign/read_circuit_tracer.py, which let their
+owners read them.
 
     python tests/export_cases.py FOLDER
 
-Beside each stands `expected.safetensors`: `x` [rows, D], and `codes` and `out` as ours computes them from the files
-that were written. Rows: ordinary ones, zeros, one that is b_dec itself, outliers; latents 0 and 1 tie on all of them.
+Beside each is `expected.safetensors`: `x` [rows, D], and `codes` and `out` as ours computes them from the written
+files. Rows: ordinary ones, zeros, one that is b_dec itself, outliers; latents 0 and 1 tie on all of them.
 """
 
 import sys
@@ -16,6 +17,7 @@ from torch import Tensor
 from coders import coder_of, parameters
 from olmoscope.release.convert import WRITERS
 from olmoscope.sae.coder import SparseCoder
+from olmoscope.sae.io import circuit_tracer
 from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.io.opened import Opened
 from olmoscope.site import Site
@@ -27,7 +29,10 @@ CASES = {
     "sparsify/transcoder": ("topk", "other", "layers.3.mlp.out"), "sparsify/skip": ("topk", "skip", "layers.3.mlp.out"),
     "dictionary-learning/topk": ("topk", "same", "layers.3"),
     "dictionary-learning/tied": ("topk", "tied", "layers.3.attn.out"),
-    "dictionary-learning/jumprelu": ("jumprelu", "same", "layers.3.mlp.in")}
+    "dictionary-learning/jumprelu": ("jumprelu", "same", "layers.3.mlp.in"),
+    "circuit-tracer/topk": ("topk", "other", "layers.3.mlp.out"),
+    "circuit-tracer/jumprelu": ("jumprelu", "other", "layers.3.mlp.out"),
+    "circuit-tracer/skip": ("jumprelu", "skip", "layers.3.mlp.out")}
 """Kind, ends and the site written."""
 
 
@@ -43,13 +48,22 @@ def coder(kind: str, ends: str, site: str, normalize: str = "none") -> SparseCod
 
 
 def opened(made: SparseCoder) -> Opened:
-    """The same as an SAE that was opened."""
+    """The same, in the form of an opened SAE."""
     return Opened(made, "an-sae", "some/model", None, "topk", Path(), "folder", "sha256:0", "no", 128, torch.float32,
                   {})
 
 
+def write(tool: str, made: Opened, folder: Path) -> Path:
+    """Write it for a tool; gives what `open_sae` opens."""
+    if tool != "circuit-tracer":
+        return WRITERS[tool](made, folder)
+    path = circuit_tracer.write_layer(made, folder)
+    circuit_tracer.write_config(folder, circuit_tracer.config_of(made, folder))
+    return path
+
+
 def rows(b_D: Tensor) -> Tensor:
-    """Rows of all sorts."""
+    """Rows of all kinds."""
     x_BD = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 3, D) + 0.5
     x_BD[3], x_BD[4] = 0, b_D
     x_BD[5:8] *= 1000
@@ -60,10 +74,11 @@ def main(folder: Path) -> None:
     """Write all cases."""
     for name, (kind, ends, site) in CASES.items():
         made = coder(kind, ends, site)
-        there = WRITERS[name.partition("/")[0]](opened(made), folder / name)
+        there = write(name.partition("/")[0], opened(made), folder / name)
         x_BD = rows(made.b_out)
         out_BD, codes = open_sae(there, made.writes[0]).sae.reconstruct(x_BD)
-        save_file({"x": x_BD, "codes": codes.to_dense(), "out": out_BD}, there / "expected.safetensors")
+        beside = there if there.is_dir() else there.parent
+        save_file({"x": x_BD, "codes": codes.to_dense(), "out": out_BD}, beside / "expected.safetensors")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A real index of a small SAE over real rows, made once a session and copied for each test that wants one."""
+"""A real index of a small SAE over real rows, made once per session and copied for each test that needs one."""
 
 import shutil
 from pathlib import Path

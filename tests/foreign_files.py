@@ -1,7 +1,7 @@
-"""Small SAEs in the formats of other people's releases, made by hand: a file's names, shapes and orientations are those
-that sae-lens 6.54.12's loaders read (`pretrained_sae_loaders.py`), and circuit-tracer 0.4.1's.
+"""Small SAEs in the formats of other releases, made by hand. Names, shapes and orientations in the files are those that
+the loaders of sae-lens 6.54.12 (`pretrained_sae_loaders.py`) and circuit-tracer 0.4.1 read.
 
-Each function writes into a folder of the repository's name, so that what only that name says is there, and returns the
+Each function writes into a folder with the repository's name, since some facts are only in that name, and returns the
 address within it. Shapes: D 16, F 48 (1,024 where a name says so), L layers written.
 """
 

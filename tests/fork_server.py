@@ -1,12 +1,13 @@
 """Run as a script, with modules to import: a process that has imported them, and forks a process for each request.
 
-Starting Python costs 2 to 6 seconds of imports otherwise. What is forked are real processes that get real signals; only
-their start is short. One JSON value a line: {"start": [arguments], "output": file} is answered with the pid; {"wait":
-pid, "seconds": s} with the exit status (negative: the signal), or null if it still runs. "start" may come with:
+Otherwise starting Python costs 2 to 6 seconds of imports. The forked processes are real and get real signals; only
+their start is short. The protocol is one JSON value per line: {"start": [arguments], "output": file} is answered with
+the pid; {"wait": pid, "seconds": s} with the exit status (negative: the signal), or null if it still runs. "start" may
+come with:
 
     "errors": a file for standard error, which goes to "output" otherwise
-    "environment": the variables of the new process, in place of this one's
-    "code": Python to run in place of the `olmoscope` command
+    "environment": the variables of the new process, instead of this one's
+    "code": Python to run instead of the `olmoscope` command
     "constants": {name: value for a constant of a module}
 """
 
@@ -22,7 +23,7 @@ COMMAND = "from olmoscope.cli.app import main\nmain()"
 
 
 def main() -> None:
-    # A shell that starts the tests in the background makes them ignore Ctrl-C; here it must mean what it says.
+    # A shell that starts the tests in the background makes them ignore Ctrl-C; here it must have its usual effect.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for module in sys.argv[1:]:
         importlib.import_module(module)
@@ -34,7 +35,7 @@ def main() -> None:
 
 
 def start(request: dict) -> int:
-    output = _opened(request["output"])  # before the fork: whoever asked may read the files at once
+    output = _opened(request["output"])  # before the fork, since the caller may read the files at once
     errors = _opened(request["errors"]) if "errors" in request else os.dup(output)
     pid = os.fork()
     if pid:
@@ -43,7 +44,7 @@ def start(request: dict) -> int:
         return pid
     status = 1
     try:
-        # Nothing to read: the server's requests are not for this process.
+        # Close standard input: the server's requests are not for this process.
         for number, file in ((0, os.open(os.devnull, os.O_RDONLY)), (1, output), (2, errors)):
             os.dup2(file, number)
             os.close(file)
@@ -52,7 +53,7 @@ def start(request: dict) -> int:
             os.environ.update(environment)
         from numba.np.ufunc import parallel
 
-        parallel._set_init_process_lock()  # a command that is killed while it holds the lock must not stop the next
+        parallel._set_init_process_lock()  # a command that is killed while it holds the lock must not block the next
 
         for name, value in request.get("constants", {}).items():
             module, constant = name.rsplit("__", 1)
@@ -62,7 +63,7 @@ def start(request: dict) -> int:
         status = 0
     except SystemExit as end:
         status = _status(end.code)
-    except BaseException:  # noqa: BLE001 (the child must never go on as a second server)
+    except BaseException:  # noqa: BLE001 (the child must never continue as a second server)
         traceback.print_exc()
     finally:
         sys.stdout.flush()
@@ -75,7 +76,7 @@ def _opened(path: str) -> int:
 
 
 def _status(code: object) -> int:
-    """The exit status of SystemExit, as Python itself takes it."""
+    """The exit status of SystemExit, as Python itself interprets it."""
     if isinstance(code, int) or code is None:
         return code or 0
     print(code, file=sys.stderr)

@@ -1,4 +1,4 @@
-"""What several tests need: a small corpus, a recipe for it, and the small random models of several architectures."""
+"""Shared by several tests: a small corpus, a recipe for it, and small random models of several architectures."""
 
 import gzip
 import hashlib
@@ -54,7 +54,7 @@ def recipe(corpus: Path, **changes: Any) -> Recipe:
 
 
 def checkpoint_contents(path: Path) -> dict[str, Any]:
-    """All that a checkpoint says, but how long it took: what must be the same, however often a run was killed."""
+    """The content of a checkpoint, except for durations: it must be the same however often a run was killed."""
     with safe_open(path, "pt") as file:
         metadata = json.loads(file.metadata()["olmoscope"])
         assert metadata["loop"].pop("seconds") >= 0
@@ -81,7 +81,7 @@ def small_model(architecture: str, seed: int = 0) -> transformers.PreTrainedMode
         "Gemma3": lambda: transformers.Gemma3TextConfig(**common, **sliding),
     }[architecture]()
     model = transformers.AutoModelForCausalLM.from_config(config)
-    with torch.no_grad():  # fresh weights are nearly zero: documents would hardly see each other
+    with torch.no_grad():  # initial weights are nearly zero: documents would hardly see each other
         for parameter in model.parameters():
             if parameter.dim() > 1:
                 parameter.normal_(std=0.2)
@@ -96,7 +96,7 @@ def save_small_model(architecture: str, folder: Path) -> Path:
 
 
 def save_tokenizer(folder: Path) -> None:
-    """The tiny model's tokenizer."""
+    """Save the tiny model's tokenizer."""
     from importlib import resources
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(resources.files("olmoscope") / "model" / "tiny"))

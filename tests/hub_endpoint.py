@@ -6,14 +6,14 @@
 
 or, with the fixture of conftest.py, `def test_x(hub_endpoint, tmp_path): hub_endpoint.add(...)`.
 
-The libraries read `HF_ENDPOINT` when they are imported, so what talks to the endpoint runs in a process of its own,
-started with `environment(cache)`: the endpoint's address, a cache folder of its own, no token, no telemetry.
+The libraries read `HF_ENDPOINT` when they are imported, so code that talks to the endpoint runs in a process of its
+own, started with `environment(cache)`: the endpoint's address, a cache folder of its own, no token, no telemetry.
 
-Served, as the real hub does: repository information, file trees, `paths-info`, and files (HEAD and GET with `Range`) at
+Like the real hub, it serves repository information, file trees, `paths-info`, and files (HEAD and GET with `Range`) at
 `/[datasets/]OWNER/NAME/resolve/REVISION/FILE`, with the headers that the libraries rely on (`ETag`, `X-Repo-Commit`,
-`X-Linked-Size` and `X-Linked-ETag`, `X-Error-Code` and `X-Error-Message`). Large kinds of files (`LFS`) are a redirect
-to another path. Files may be added to a folder while it is served. A client with a token may make repositories,
-upload and tag (hub_uploads.py). `hub.requests` lists what was asked for, as `METHOD /path`. On top of that:
+`X-Linked-Size` and `X-Linked-ETag`, `X-Error-Code` and `X-Error-Message`). Large kinds of files (`LFS`) are redirected
+to another path. Files may be added to a folder while it is served. A client with a token may make repositories, upload
+and tag (hub_uploads.py). `hub.requests` lists the requests, as `METHOD /path`. Further:
 
     hub.add("model", name, other, commit=NEXT)      the branch `main` moves to another commit; the old one stays
     hub.add("model", name, folder, revision="v1")   a tag or another branch
@@ -40,19 +40,19 @@ NEXT = "89abcdef0123456789abcdef0123456789abcdef"
 Kind = Literal["model", "dataset"]
 Closed = Literal["gated", "private", "disabled"]
 LFS = (".safetensors", ".parquet", ".bin")
-"""Files that the hub keeps elsewhere."""
+"""Suffixes of files that the hub stores elsewhere."""
 
 
 @dataclass
 class Trouble:
-    """What goes wrong with files whose path matches.
+    """A fault for files whose path matches.
 
     Attributes:
-        path: a regular expression, searched for in the path that was asked for.
-        after: bytes of an answer after which the connection is cut. None: it is not cut.
-        seconds: to wait before each answer.
-        status: to answer with, in place of the file.
-        times: how often, before all is well again.
+        path: a regular expression, searched for in the requested path.
+        after: bytes of an answer after which the connection is cut; None: it is not cut.
+        seconds: seconds to wait before each answer.
+        status: the status to answer with, instead of the file.
+        times: how often it happens before all is well again.
     """
 
     path: str
@@ -64,7 +64,7 @@ class Trouble:
 
 @dataclass
 class Repository:
-    """A repository: what each commit holds, and where branches and tags point."""
+    """A repository: the content of each commit, and where branches and tags point."""
 
     folders: dict[str, Path] = field(default_factory=dict)
     references: dict[str, str] = field(default_factory=dict)
@@ -105,7 +105,7 @@ class HubEndpoint:
         repository.references[revision] = commit
 
     def close(self, kind: Kind, name: str, how: Closed | None) -> None:
-        """Let nobody read a repository that was added, or (None) let everybody read it again."""
+        """Close a repository to all readers or (None) open it again."""
         self.repositories[f"{kind}s", name].closed = how
 
     def environment(self, cache: Path) -> dict[str, str]:
@@ -135,13 +135,13 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self._body())
 
     def do_PUT(self) -> None:
-        """A large file, sent where the batch said."""
+        """A large file, sent to the address from the batch request."""
         self.hub.requests.append(f"{self.command} {self.path}")
         self.cut_after = None
         path = urlsplit(self.path).path
         if self._trouble(path):
             return
-        if self.cut_after is not None:  # the connection ends before all was read
+        if self.cut_after is not None:  # the connection ends before everything is read
             self.rfile.read(self.cut_after)
             self.connection.close()
             self.close_connection = True
@@ -175,7 +175,7 @@ class _Handler(BaseHTTPRequestHandler):
         name, rest = "/".join(parts[:2]), parts[2:]
         repository = self.hub.repositories.get((kind, name))
         if repository is None or repository.closed == "private":
-            # What the hub says to everybody who may not see it, so that nobody learns whether it is there.
+            # The hub's answer to clients without access, so that they do not learn whether it exists.
             return self._refuse(401, "RepoNotFound", "Invalid username or password.")
         action, revision = (rest[0], rest[1]) if len(rest) > 1 else ("refs" if rest == ["refs"] else "revision", "main")
         if repository.closed == "disabled":
@@ -210,7 +210,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._no_entry()
 
     def _take(self, parts: list[str], body: bytes) -> None:
-        """Something is uploaded."""
+        """Handle an upload."""
         if "Authorization" not in self.headers:
             return self._refuse(401, None, "Invalid username or password.")
         if parts[-1] == "validate-yaml":  # of a card

@@ -1,4 +1,4 @@
-"""The half of the hub on this machine (hub_endpoint.py) that takes uploads: new repositories, commits, tags.
+"""The half of the hub on this machine (hub_endpoint.py) that accepts uploads: new repositories, commits, tags.
 
 As the real hub does for clients without Xet: a client asks which files are large (`preupload`), sends those by the LFS
 batch interface (an object that is there is not asked for again), and posts a commit of lines of JSON.
@@ -14,7 +14,7 @@ from typing import Any
 
 
 class Uploads:
-    """What was sent: objects by their SHA-256, and a folder for each commit."""
+    """The uploads: objects by their SHA-256, and a folder for each commit."""
 
     def __init__(self) -> None:
         self._scratch = tempfile.TemporaryDirectory()
@@ -39,7 +39,7 @@ class Uploads:
         return {"transfer": "basic", "objects": objects}
 
     def commit(self, body: bytes, parent: Path) -> tuple[str, Path]:
-        """A copy of the parent with the operations of a commit done to it."""
+        """A copy of the parent with the operations of a commit applied."""
         folder = Path(tempfile.mkdtemp(dir=self._scratch.name)) / "commit"
         shutil.copytree(parent, folder)
         for line in body.splitlines():

@@ -16,15 +16,15 @@ DEVICE = os.environ.get("KERNELS_UNDER_TEST_DEVICE", "cpu")
 SLOW = "cuda" in BACKENDS and DEVICE == "cpu"
 """Triton's interpreter runs a kernel line by line, program by program."""
 FEW = "cuda" in BACKENDS
-"""A few examples instead of many: on a GPU, Triton compiles each kernel anew for nearly every size that is drawn."""
+"""A few examples instead of many: on a GPU, Triton compiles each kernel again for nearly every size."""
 TESTS = [Path(__file__).parent / name for name in (
     "kernels/test_kernels.py", "kernels/test_parts_of_residual.py", "kernels/test_candidates.py",
     "kernels/test_cuda.py", "train/test_step.py", "train/test_auxiliary.py", "train/test_activation_rules.py")]
-"""The files whose tests run with any kernels; those that do so have the name of the kernels in theirs."""
+"""Files with tests that run with any kernels; these tests have the kernels' name in their own."""
 
 
 def backend(name: str) -> Iterator[ModuleType]:
-    """The body of a fixture: the kernels of a name."""
+    """The body of a fixture: the kernels with this name."""
     module = importlib.import_module(f"olmoscope.kernels.{name}")
     with pytest.MonkeyPatch.context() as patch:
         if SLOW:

@@ -17,7 +17,7 @@ def randn(seed: int, *shape: int) -> Tensor:
 
 
 def codes(seed: int, rows: int, latents: int, k: int, shut: float = 0.2) -> tuple[Tensor, Tensor]:
-    """Values (descending, some 0 at the end) and distinct indices, as `encode_topk` gives them."""
+    """Values (descending, some 0 at the end) and distinct indices, as `encode_topk` returns them."""
     generator = torch.Generator().manual_seed(seed)
     indices_BK = torch.stack([torch.randperm(latents, generator=generator)[:k] for _ in range(rows)])
     values_BK = torch.rand(rows, k, dtype=torch.float64, generator=generator) - shut

@@ -1,4 +1,4 @@
-"""Small indexes of small SAEs on small texts: what little there may be in one."""
+"""Small indexes of small SAEs on small texts, which may have very little content."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ D, F = 32, 24
 
 
 def silent_sae() -> JumpReLU:
-    """An SAE whose thresholds nothing reaches."""
+    """An SAE with thresholds that no pre-activation reaches."""
     like = initialize(D, F, 4, "none", torch.zeros(D), seed=0)
     return JumpReLU(like.W_enc, like.W_dec, like.b_in, "none", like.b_latent, torch.full((F,), 1e9))
 
@@ -45,7 +45,7 @@ def model_without_norm(folder: Path) -> Path:
 def made(sae: TopK | JumpReLU, model: Path, folder: Path, text: str = "A text of some words. " * 20,
          **settings: Any) -> FeatureIndex:
     """The index of an SAE of layer 1 on a text, in `folder / "index"`, and its site in `folder / "site"`; verified,
-    every feature read in all the ways that there are."""
+    with every feature read in every way."""
     metadata = {"model_name": str(model), "hook_name": "blocks.1.hook_resid_post", "hf_hook_name": None,
                 "prepend_bos": False, "context_size": 40}
     saelens.write(sae, folder / "sae", metadata)

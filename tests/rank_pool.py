@@ -1,6 +1,6 @@
-"""Real ranks for tests: processes with everything imported, forked, joined over gloo, that run functions together.
+"""Real ranks for tests: forked processes with everything imported, joined over gloo, that run functions together.
 
-A forkserver imports torch and the trainer once; each pool is then there in about a second.
+A forkserver imports torch and the trainer once; then each pool starts in about a second.
 """
 
 import multiprocessing
@@ -17,14 +17,14 @@ from olmoscope.kernels.prepare import prepare_kernels
 MOST = 4
 IMPORTED = ["torch.distributed", "olmoscope.train.group", "olmoscope.kernels.cpu", "olmoscope.distributed.launch"]
 PATIENCE = 120
-"""Seconds; a test that hangs is one that fails."""
+"""Seconds after which a test that hangs fails."""
 
 
 class RankPool:
-    """Up to `MOST` ranks; `run` lets the first so many of them work together."""
+    """Up to `MOST` ranks; `run` lets the first `count` of them work together."""
 
     def __init__(self, folder: Path, most: int = MOST) -> None:
-        prepare_kernels(torch.device("cpu"))  # ranks that compile them by themselves would not all run the same code
+        prepare_kernels(torch.device("cpu"))  # ranks that compile kernels themselves would not all run the same code
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(IMPORTED)
         pipes = [context.Pipe() for _ in range(most)]
@@ -36,7 +36,7 @@ class RankPool:
             theirs.close()
 
     def run(self, count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """`function(ranks, *arguments)` on each of so many ranks; what each gives back, or raised."""
+        """Run `function(ranks, *arguments)` on each of `count` ranks; returns what each returned or raised."""
         for pipe in self._pipes[:count]:
             pipe.send((count, function, arguments))
         return [_answer(pipe) for pipe in self._pipes[:count]]

@@ -9,7 +9,7 @@ LATENTS, INPUTS, K = 48, 16, 5
 
 
 def checkpoint(**changes) -> dict:
-    """As the trainer saves it: an optimiser with tensors, numbers, texts."""
+    """A checkpoint as the trainer saves it: an optimiser with tensors, numbers, texts."""
     generator = torch.Generator().manual_seed(0)
     W_FD = nn.functional.normalize(torch.randn(LATENTS, INPUTS, generator=generator), dim=1)
     model = OrderedDict({

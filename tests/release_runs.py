@@ -1,4 +1,4 @@
-"""Pipeline output folders made by hand: real SAEs and checkpoints, and the files of other stages beside them."""
+"""Pipeline output folders made by hand: real SAEs and checkpoints, with the files of other stages."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ WIDTH = 32
 
 
 def synthetic_rows(d_model: int, rows: int = 512, seed: int = 1) -> Tensor:
-    """Activation-like rows `[rows, D]`: far from the origin, some directions strong."""
+    """Activation-like rows `[rows, D]`: far from the origin, with some strong directions."""
     generator = torch.Generator().manual_seed(seed)
     spread_D = torch.linspace(0.2, 3, d_model)
     return torch.randn(rows, d_model, generator=generator) * spread_D + 2 * torch.randn(d_model, generator=generator)
@@ -37,7 +37,7 @@ def recipe_for_tests(saes: str = SAES, **overrides: str) -> Recipe:
 
 
 def evaluation(sae: CoderConfig, run_hash: str, d_model: int) -> dict[str, Any]:
-    """An evaluation.json with every key: invented figures."""
+    """An evaluation.json with every key, with invented figures."""
     return {
         "format": "olmoscope evaluation", "version": 1, "sae": sae.id, "run_hash": run_hash, "identity": "0123",
         "store": "4567", "model": "tiny", "model_revision": "sha256:0123", "site": str(sae.site),
@@ -68,18 +68,18 @@ def evaluation(sae: CoderConfig, run_hash: str, d_model: int) -> dict[str, Any]:
 MODULES = {"": ("", "output"), "mid": (".mlp", "input"), "attn.in": (".self_attn", "input"),
            "attn.out": (".post_attention_layernorm", "output"), "mlp.in": (".mlp", "input"),
            "mlp.out": (".post_feedforward_layernorm", "output")}
-"""Of an Olmo 3 model, by part: the module in a layer that a site is at."""
+"""For an Olmo 3 model, the module in a layer at which each part's site is."""
 
 
 def site_rows(site: Site, d_model: int, rows: int = 512) -> Tensor:
-    """Rows of a site that are not those of another."""
+    """Rows of a site, different for each site."""
     return synthetic_rows(d_model, rows, seed=1 + PARTS.index(site.part))
 
 
 def make_run(run: Path, recipe: Recipe, number: int, x_BD: Tensor, steps: int = 8,
              written_BD: Tensor | None = None) -> None:
-    """A finished run of the recipe's `number`-th SAE, trained for a few steps on `x_BD`; `written_BD` is what a
-    transcoder is to write."""
+    """A finished run of the recipe's `number`-th SAE, trained for a few steps on `x_BD`; `written_BD` is the target of
+    a transcoder."""
     sae = recipe.saes[number]
     mean_D = normalize_rows(x_BD, sae.normalize)[0].mean(dim=0)
     if written_BD is None:
@@ -128,7 +128,7 @@ def make_out(out: Path, recipe: Recipe | None = None, d_model: int = WIDTH) -> P
 
 
 def edit_json(path: Path, change: Callable[[dict], object]) -> None:
-    """Change a JSON file; by a new file, as all our writers do it."""
+    """Change a JSON file by writing a new file, as all our writers do."""
     tree = json.loads(path.read_text())
     change(tree)
     path.unlink()

@@ -1,4 +1,4 @@
-"""Run commands of the command line in a process of their own, one after the other: starting up takes seconds."""
+"""Run several commands one after another in one new process, since starting up takes seconds."""
 
 import json
 import subprocess
@@ -23,11 +23,11 @@ for command in json.loads(sys.argv[1]):
 
 
 def run_commands(commands: Iterable[Sequence[Any]], environment: Mapping[str, str], *, fresh: bool = False) -> str:
-    """Returns what they print; all must succeed.
+    """Returns their output; all must succeed.
 
     Args:
-        environment: it may name a hub.
-        fresh: by a new Python, for an environment that has other libraries.
+        environment: the environment, which may name a hub.
+        fresh: whether to start a new Python, for an environment with other libraries.
     """
     asked = json.dumps([[str(part) for part in command] for command in commands])
     environment = {**environment, "OMP_NUM_THREADS": "1"}

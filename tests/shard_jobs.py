@@ -1,4 +1,4 @@
-"""Training a sharded SAE on some ranks: what the tests of several files let their ranks do."""
+"""Training a sharded SAE on some ranks: jobs that tests in several files give to their ranks."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from olmoscope.activations.stream.rounds import StoreRounds
 from olmoscope.distributed.launch import World
 from olmoscope.distributed.ranks import Ranks
 from olmoscope.errors import AnotherRankFailedError, UserError
-from olmoscope.recipe.schema import Activation, Recipe
+from olmoscope.recipe.schema import Activation, Candidates, Recipe
 from olmoscope.sae.topk import TopK
 from olmoscope.train import group
 from olmoscope.train.adam import Adam
@@ -44,12 +44,16 @@ class Case:
     rows: tuple[int, ...] = (40, 40, 40, 40, 40, 17)
     adam: Adam = ADAM
     auxiliary: SettledAuxiliary | None = None
+    matryoshka: tuple[float, ...] = ()
+    candidates: Candidates | None = None
+    pulled: bool = False
+    """By a loss beside the NMSE."""
     dtype: torch.dtype = torch.float32
     writes: int | None = None
-    """Of a transcoder with a skip: the width of the rows that it writes."""
+    """For a transcoder with a skip: the width of the rows that it writes."""
     seed: int = 0
     equal: bool = False
-    """Latents in pairs that are equal: ties everywhere."""
+    """Whether latents come in equal pairs, which gives ties everywhere."""
     sick: tuple[int, ...] = field(default=())
     """Latents that are dead from the start."""
 
@@ -78,12 +82,17 @@ class Case:
                 for rows in self.rows]
 
     def ends(self, x_BD: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Of a batch, the rows read and those wanted, as `Step` takes them."""
+        """The rows read and the target rows of a batch, in the form that `Step` takes."""
         return (x_BD[:, : self.d_model], x_BD[:, self.d_model :]) if self.writes else (x_BD, None)
 
 
+def pull(xhat_BD: Tensor, y_BD: Tensor, e_BD: Tensor) -> Tensor:
+    """As a loss beside the NMSE would pull."""
+    return e_BD.norm() * torch.sin(xhat_BD) + 0.1 * (xhat_BD - y_BD).clamp(-1, 1) / len(y_BD)
+
+
 def sharded(case: Case, ranks: Ranks) -> ShardedStep:
-    """A fresh step of the shards of this rank."""
+    """A new step with the shards of this rank."""
     whole = case.sae()
     bounds = shard_bounds(case.d_sae, case.shards)
     shards = []
@@ -97,24 +106,27 @@ def sharded(case: Case, ranks: Ranks) -> ShardedStep:
         W_enc_FD = W_dec_FD if case.tied else whole.W_enc[own].clone()
         shards.append(Shard(number, case.shards, TopK(
             W_enc_FD, W_dec_FD, b_in_D, case.normalize, whole.b_latent[own].clone(), case.k, b_out=b_out_D,
-            W_skip=skip, transcoder=whole.transcoder), case.adam, case.d_sae, case.activation))
-    return ShardedStep(shards, case.adam, case.auxiliary, ranks)
+            W_skip=skip, transcoder=whole.transcoder), case.adam, case.d_sae, case.activation,
+            candidates=case.candidates))
+    return ShardedStep(shards, case.adam, case.auxiliary, ranks, case.matryoshka)
 
 
 def train(ranks: Ranks, case: Case, lr: float = 1e-2) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list]:
-    """The shards of a rank after all batches, what is shared, and what it counted."""
+    """The shards of a rank after all batches, the shared tensors, and its counts."""
     step = sharded(case, ranks)
     counted = []
     for number, x_BD in enumerate(case.batches()):
         x_BD, target_BD = case.ends(x_BD)
-        step(x_BD, lr, target_BD)
+        step(x_BD, lr, target_BD, pull if case.pulled else None)
         if number % 3 == 2:
             counted.append((*step.take_sums(), step.dead_share(60)))
+        if step.candidates:
+            counted.append((step.candidates.judge(step.count), step.candidates.take_found(), step.candidates.margin))
     return [shard.tensors() for shard in step.shards], step.shared_tensors(), counted
 
 
 def joined(found: list) -> tuple[dict[str, Tensor], list]:
-    """The whole SAE from what `train` gave on each rank, which agree on what they share."""
+    """The whole SAE from the results of `train` on each rank; the ranks must agree on the shared tensors."""
     for _, shared, counted in found[1:]:
         assert repr(counted) == repr(found[0][2])
         assert all(same(shared[name], tensor) for name, tensor in found[0][1].items())
@@ -124,37 +136,42 @@ def joined(found: list) -> tuple[dict[str, Tensor], list]:
 
 
 def same(one: Tensor, other: Tensor) -> bool:
-    """Bit for bit, NaN too."""
+    """Equality bit for bit, including NaN."""
     return (one.dtype, one.shape) == (other.dtype, other.shape) and torch.equal(
         one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8))
 
 
 
 def train_recipe(ranks: Ranks, job: Recipe, store: Path, out: Path, stop_at: int | None = None,
-                 unreadable: int | None = None) -> str | list[str]:
+                 told: str = "last", damaged: tuple[int, Path] | None = None) -> str | list[str]:
     """Train the SAEs of a recipe on these ranks together.
 
     Args:
-        stop_at: after so many steps, a SIGTERM comes to the last rank.
-        unreadable: the rank that cannot read a round.
+        stop_at: after so many steps, a SIGTERM comes to the `told` ranks, `last` or `all`.
+        damaged: a rank, and the copy of the store that it reads; after the first epoch a segment there is damaged.
 
     Returns:
-        The ids of the SAEs that this rank says are done; `stopped`; or why it ended.
+        The ids of the SAEs that this rank reports as done; or `stopped`; or why it ended.
     """
     call, read = ShardedStep.__call__, StoreRounds.read
 
     def stopping(self: ShardedStep, *arguments: Any) -> None:
         call(self, *arguments)
-        if self.count == stop_at and ranks.index == ranks.count - 1 and self.k == job.saes[0].k:
+        if self.count == stop_at and self.k == job.saes[0].k and (told == "all" or ranks.index == ranks.count - 1):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def failing(self: StoreRounds, epoch: int, *arguments: Any) -> Any:
-        if ranks.index == unreadable and epoch == 1:
-            raise UserError("a segment is damaged")
+    def damaging(self: StoreRounds, epoch: int, *arguments: Any) -> Any:
+        if damaged and ranks.index == damaged[0] and epoch == 1:
+            path = damaged[1] / "layer_01" / "segment-000003.safetensors"
+            content = bytearray(path.read_bytes())
+            content[-1] ^= 1
+            path.write_bytes(content)
         return read(self, epoch, *arguments)
 
+    if damaged and ranks.index == damaged[0]:
+        store = damaged[1]
     with mock.patch.object(group, "assign", lambda recipe, saes, *rest: [(ranks, list(saes))]), \
-            mock.patch.object(ShardedStep, "__call__", stopping), mock.patch.object(StoreRounds, "read", failing):
+            mock.patch.object(ShardedStep, "__call__", stopping), mock.patch.object(StoreRounds, "read", damaging):
         try:
             return [sae.id for sae, _ in train_from_store(job, job.saes, open_store(store), out, world=World(ranks))]
         except KeyboardInterrupt:
@@ -166,7 +183,7 @@ def train_recipe(ranks: Ranks, job: Recipe, store: Path, out: Path, stop_at: int
 
 
 def contents(run: Path) -> dict[str, Any]:
-    """All that a run folder says, but for how long it took and when."""
+    """The content of a run folder, except for durations and dates."""
     found: dict[str, Any] = {"metrics": (run / "metrics.jsonl").read_text()}
     if (run / "done.json").exists():
         found["done"] = json.loads((run / "done.json").read_text())

@@ -1,6 +1,6 @@
-"""Small random models of many families, and by hand what stands where in their layers: what tests of sites share.
+"""Small random models of many families, with the paths in their layers stated by hand, for tests of sites.
 
-`PATHS` is nothing of the package's. Shapes: B sequences, T positions, D width of a site.
+`PATHS` uses nothing from the package. Shapes: B sequences, T positions, D width of a site.
 """
 
 import functools
@@ -27,14 +27,14 @@ TOKENS_BT = torch.randint(10, 2000, (3, 20), generator=torch.Generator().manual_
 
 @dataclass(frozen=True)
 class Paths:
-    """Modules of a layer, by hand."""
+    """Modules of a layer, stated by hand."""
 
     attention: str = "self_attn"
     attention_added: str = "self_attn"
-    """Whose output is added to the stream."""
+    """The module whose output is added to the stream."""
     projection: str = "self_attn.o_proj"
     mid_reader: str | None = "post_attention_layernorm"
-    """What is given the stream after attention; None: attention and MLP are added at once."""
+    """The module whose input is the stream after attention; None: attention and MLP are added at once."""
     mlp: str = "mlp"
     mlp_added: str = "mlp"
     scale: float = 1.0
@@ -64,7 +64,8 @@ DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=[
 
 @functools.cache
 def causal_lm(family, dtype=torch.float32):
-    """A small random model of a family: 4 layers, width 64; its attention and MLP add about as much as there is."""
+    """A small random model of a family: 4 layers, width 64; its attention and MLP outputs are about as large as the
+    stream."""
     torch.manual_seed(0)
     config = small_config(family)
     for name, value in (PATHS.get(family, LLAMA).settings or {}).items():
@@ -72,7 +73,7 @@ def causal_lm(family, dtype=torch.float32):
     module = transformers.AutoModelForCausalLM.from_config(config).float().eval()
     with torch.no_grad():
         for parameter in module.parameters():
-            if parameter.dim() == 1:  # norms and biases that do nothing would hide faults
+            if parameter.dim() == 1:  # norms and biases without effect would hide faults
                 parameter += 0.1 * torch.randn_like(parameter)
     module = module.to(dtype)
     path, layers = find_layers(module, config.get_text_config().num_hidden_layers)
@@ -89,7 +90,7 @@ def places_of(model, layer, parts):
 
 
 def by_hand(family, model, layer):
-    """What is where in a layer, by hooks of the test's own: `[B, T, D]` by part, and the layer's input as `x`."""
+    """The rows in a layer, from the test's own hooks: `[B, T, D]` by part, and the layer's input as `x`."""
     paths, block, found, handles = PATHS[family], model.layers[layer], {}, []
 
     def given(part):
@@ -132,7 +133,7 @@ def hooks(model):
 
 
 def close(found, wanted, dtype=torch.float32):
-    """To the rounding of a sum."""
+    """Equal up to the rounding of a sum."""
     allowed = 4 * torch.finfo(dtype).eps * wanted.double().norm(dim=-1)
     off = (found.double() - wanted.double()).norm(dim=-1)
     assert (off <= allowed).all(), float((off / allowed).max())

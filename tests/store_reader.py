@@ -1,4 +1,4 @@
-"""A reader of activation stores, written from docs/formats.md alone: nothing of olmoscope's is imported here."""
+"""A reader of activation stores, written only from docs/formats.md: it imports nothing from olmoscope."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", 
 
 
 def tensor_file(path):
-    """A tensor file as `{name: array}`, numbers of 8 and 16 bits that numpy lacks as float32, and its metadata."""
+    """A tensor file as `{name: array}`, and its metadata; 8-bit and 16-bit floats that numpy lacks become float32."""
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
@@ -29,7 +29,7 @@ def tensor_file(path):
 
 
 def _e4m3(codes):
-    """Sign, 4 bits of exponent with bias 7, 3 of mantissa; no infinities."""
+    """Decode a sign, 4 bits of exponent with bias 7, and 3 of mantissa; there are no infinities."""
     sign = np.where(codes & 0x80, -1.0, 1.0)
     exponent, mantissa = (codes >> 3 & 15).astype(int), (codes & 7).astype(float)
     small = mantissa / 8 * 2.0**-6
@@ -48,7 +48,7 @@ class StoreReader:
         self.sources = list(self.manifest["sources"])
 
     def read(self, site_folder, segment):
-        """Activations `[rows, D]` float32, and what each row is."""
+        """Activations `[rows, D]` float32, and the facts about each row."""
         name = f"segment-{segment:06d}.safetensors"
         tensors, _ = tensor_file(self.folder / site_folder / name)
         activations = tensors["activations"].astype("<f4")
@@ -64,7 +64,7 @@ class StoreReader:
                 for s, number in enumerate(tensors["sequence_numbers"])}
 
     def blocks_are_sound(self, site_folder, segment):
-        """Whether every block of a site's file is as its checksum says."""
+        """Whether every block of a site's file matches its checksum."""
         relative = f"{site_folder}/segment-{segment:06d}.safetensors"
         sums = json.loads((self.folder / "checksums" / f"segment-{segment:06d}.json").read_text())
         content = (self.folder / relative).read_bytes()
@@ -86,7 +86,7 @@ class StoreReader:
         return True
 
     def sound(self, segment):
-        """Whether all files of a segment are as their checksums say."""
+        """Whether all files of a segment match their checksums."""
         for listing in (f"tokens-{segment:06d}.json", f"segment-{segment:06d}.json"):
             sums = json.loads((self.folder / "checksums" / listing).read_text())["sha256"]
             for relative, digest in sums.items():

@@ -119,7 +119,7 @@ def test_mistakes_are_one_line(tmp_path):
             (["--out", tmp_path, "--device", "cpu", "--small"], f"{tmp_path} holds a GPU day already"),
             (["--out", tmp_path / "new", "--device", "cpu"], "--device cpu is a rehearsal: add --small"),
             (["--out", tmp_path / "new", "--parts", "kernels,steps"], "--parts: there is no part 'steps'"),
-            (["--out", tmp_path / "new", "--parts", "peers"], "--parts peers: say with --peers PYTHON where they are")):
+            (["--out", tmp_path / "new", "--parts", "peers"], "--parts peers: give --peers PYTHON too")):
         done = subprocess.run([sys.executable, ROOT / "tools" / "gpu_day.py", *options], capture_output=True, text=True)
         assert done.returncode and message in done.stderr.splitlines()[-1]
         assert "Traceback" not in done.stderr

@@ -1,22 +1,22 @@
-"""Everything that a GPU has to tell, in one command of a few minutes, from a checkout that is not installed.
+"""All measurements on a GPU in one command of a few minutes, from a checkout that is not installed.
 
     python tools/gpu_day.py --out FOLDER [--minutes 9] [--parts kernels,step] [--peers PYTHON]
-    python tools/gpu_day.py --out FOLDER --device cpu --small       a rehearsal, small, where there is no GPU
+    python tools/gpu_day.py --out FOLDER --device cpu --small       a small rehearsal without a GPU
 
-The parts, in order of worth, are scripts of benchmarks/ whose heads say what they measure:
+The parts, in order of importance, are scripts in benchmarks/; their docstrings say what they measure:
 
-    kernels   are the kernels right on this device?     kill      a killed training and one that was never killed
+    kernels   are the kernels right on this device?     kill      a killed training run and an uninterrupted one
     step      the training step at full size            collect   a model of 7B parameters, four layers to disk
-    plan      predicted memory beside the measured      peers     other trainers (only with --peers)
-    profile   where a step's time goes
+    plan      predicted and measured memory             peers     other trainers (only with --peers)
+    profile   the time of a step, by kernel
 
-Each is a process of its own with a share of the minutes that are left; it is killed when they are over. What a part
-knows is on the disk at once (PART.json, until it ends), and FOLDER/gpu_day.json (hardware, versions, commit, and of
-each part its status, figures and lines) is written anew after each part, so a run that is cut off keeps what it has.
-FOLDER/PART.log has all that a part said.
+Each is a process of its own with a share of the remaining minutes; it is killed when they are over. A part writes its
+results at once (PART.json, until it ends). FOLDER/gpu_day.json (hardware, versions, commit, and each part's status,
+figures and lines) is written again after each part, so an interrupted run keeps its results. FOLDER/PART.log has all
+output of a part.
 
-It needs Python with torch and safetensors; no network. A part that lacks a module says which, and the next one begins.
-The exit status is 0 if every part was done.
+It needs Python with torch and safetensors, but no network. If a part lacks a module, it says which, and the next part
+begins. The exit status is 0 if every part was done.
 """
 
 import argparse
@@ -41,9 +41,10 @@ from olmoscope.provenance import provenance
 
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = {"kernels": 120, "step": 160, "plan": 20, "profile": 30, "kill": 60, "collect": 160, "peers": 90}
-"""In order of worth, with the seconds that each may well take: the time that is left is shared out in proportion."""
+"""In order of importance, with the seconds that each is expected to take: the remaining time is divided in
+proportion."""
 LEAST_SECONDS = 2
-"""With less than this left, a part is not begun."""
+"""A part does not begin with less than this left."""
 DONE, FAILED, LACKING, OUT_OF_TIME = "done", "failed", "lacks a module", "out of time"
 LACKS = re.compile(r"ModuleNotFoundError: No module named '([^']+)'")
 MACHINE = """
@@ -53,7 +54,7 @@ print(json.dumps({"cuda": torch.version.cuda} | (
     {"gpu": gpu.name, "gpu_memory_bytes": gpu.total_memory, "multiprocessors": gpu.multi_processor_count,
      "capability": f"{gpu.major}.{gpu.minor}"} if gpu else {"gpu": None})))
 """
-"""Asked in a process of its own: whoever has asked holds some of the GPU's memory until it ends."""
+"""Runs in a process of its own: a process that asks torch about the GPU holds some of its memory until it ends."""
 
 
 @dataclass
@@ -65,12 +66,12 @@ class Outcome:
     seconds: float
     lines: list[str]
     results: dict[str, Any] | None
-    """As far as the part came."""
+    """As far as the part got."""
 
 
 def main() -> None:
     options = parsed()
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever ends this ends the part with it
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ending this process also ends the part
     end = time.monotonic() + 60 * options.minutes
     options.out.mkdir(parents=True, exist_ok=True)
     if (options.out / "gpu_day.json").exists():
@@ -78,7 +79,7 @@ def main() -> None:
     day: dict[str, Any] = {"provenance": provenance(), "device": options.device, "small": options.small,
                            "minutes": options.minutes, "hardware": hardware(), "parts": {}}
     if options.device == "cuda" and day["hardware"]["gpu"] is None:
-        sys.exit("torch sees no GPU here; --device cpu --small is a rehearsal without one")
+        sys.exit("torch sees no GPU here; use --device cpu --small for a rehearsal without one")
     print(describe(day), flush=True)
     for number, name in enumerate(options.parts):
         later = [PARTS[other] for other in options.parts[number:]]
@@ -98,14 +99,14 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9, help="for everything (default: 9)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--small", action="store_true", help="small sizes, for a rehearsal")
-    parser.add_argument("--parts", help="only these, with commas between them")
+    parser.add_argument("--parts", help="only these, separated by commas")
     parser.add_argument("--peers", metavar="PYTHON", help="Python of an environment with the other trainers")
     options = parser.parse_args()
     wanted = options.parts.split(",") if options.parts else [name for name in PARTS if name != "peers" or options.peers]
     if unknown := [name for name in wanted if name not in PARTS]:
         parser.error(f"--parts: there is no part {unknown[0]!r}; choose from {', '.join(PARTS)}")
     if "peers" in wanted and not options.peers:
-        parser.error("--parts peers: say with --peers PYTHON where they are")
+        parser.error("--parts peers: give --peers PYTHON too")
     if options.device == "cpu" and not options.small:
         parser.error("--device cpu is a rehearsal: add --small")
     options.parts = [name for name in PARTS if name in wanted]
@@ -113,7 +114,7 @@ def parsed() -> argparse.Namespace:
 
 
 def run(name: str, options: argparse.Namespace, seconds: float) -> Outcome:
-    """Run a part as a process, with all that it starts; kill them when the seconds are over."""
+    """Run a part as a process; when the seconds are over, kill it and all its child processes."""
     if seconds < LEAST_SECONDS:
         return Outcome(OUT_OF_TIME, "no time was left to begin", 0, [], None)
     command = [sys.executable, str(ROOT / "benchmarks" / f"gpu_{name}.py"), "--out", str(options.out), "--device",
@@ -133,7 +134,7 @@ def run(name: str, options: argparse.Namespace, seconds: float) -> Outcome:
             except subprocess.TimeoutExpired:
                 pass
             finally:
-                with contextlib.suppress(ProcessLookupError):  # nothing of it may hold the GPU when the next one begins
+                with contextlib.suppress(ProcessLookupError):  # free the GPU for the next part
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     finally:
@@ -144,7 +145,8 @@ def run(name: str, options: argparse.Namespace, seconds: float) -> Outcome:
 
 
 def judged(status: int | None, log: Path, seconds: float) -> tuple[str, str | None]:
-    """A part's status and the reason in a line, from its exit status (None: its time was over) and its last words."""
+    """A part's status and the reason in one line, from its exit status (None: its time was over) and its last
+    output."""
     if status == 0:
         return DONE, None
     if status is None:
@@ -157,7 +159,7 @@ def judged(status: int | None, log: Path, seconds: float) -> tuple[str, str | No
 
 
 def hardware() -> dict[str, Any]:
-    """GPU, its driver, processor; null where it is not known."""
+    """GPU, its driver, processor; None if unknown."""
     asked = subprocess.run([sys.executable, "-c", MACHINE], capture_output=True, text=True)
     if asked.returncode:
         sys.exit(f"torch does not work here: {(asked.stderr.strip().splitlines() or ['no message'])[-1]}")
@@ -173,7 +175,7 @@ def hardware() -> dict[str, Any]:
 
 
 def describe(day: dict[str, Any]) -> str:
-    """The machine and the versions, in a line."""
+    """The machine and the versions, in one line."""
     machine, versions = day["hardware"], day["provenance"]["libraries"]
     memory = f", {machine['gpu_memory_bytes'] / 1e9:.0f} GB, driver {machine['driver']}" if machine["gpu"] else ""
     commit = (day["provenance"]["commit"] or "no commit")[:12]
@@ -182,7 +184,7 @@ def describe(day: dict[str, Any]) -> str:
 
 
 def table(day: dict[str, Any]) -> str:
-    """What people read at the end: a line for each part, and under it what it found."""
+    """The summary at the end: a line for each part, and its findings below."""
     lines = ["", describe(day), f"{'part':9} {'status':15} {'seconds':>7}"]
     for name, part in day["parts"].items():
         lines.append(f"{name:9} {part['status']:15} {part['seconds']:7.0f}  {part['reason'] or ''}".rstrip())
@@ -194,4 +196,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("stopped by a signal; what was known by then is in the folder")
+        sys.exit("stopped by a signal; the results so far are in the folder")

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Sees to the browser that tests of pages need: installs Debian's chromium where there is none and we may. Fails only where
-# OLMOSCOPE_TEST_BROWSER is `required`: elsewhere those tests are skipped, and say so.
+# Provides the browser that tests of pages need: installs Debian's chromium if there is none and we are root. Fails only if
+# OLMOSCOPE_TEST_BROWSER is `required`; otherwise those tests are skipped, and say so.
 for name in chromium chromium-browser google-chrome; do
     command -v "$name" >/dev/null && exit 0
 done

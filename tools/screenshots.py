@@ -1,4 +1,4 @@
-"""Pictures for the README, taken in a real browser of what a demo wrote.
+"""Pictures for the README, taken in a real browser from the demo's output.
 
     olmoscope demo
     .venv/bin/python tools/screenshots.py olmoscope-demo
@@ -16,11 +16,11 @@ from playwright.sync_api import Page, sync_playwright
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 LARGEST = 150_000
-"""Bytes of a picture: it is downloaded with every clone."""
+"""Most bytes of a picture, since every clone downloads it."""
 
 
 def report(page: Page, out: Path) -> None:
-    """The head of one SAE's report."""
+    """The top of one SAE's report."""
     page.set_viewport_size({"width": 1180, "height": 100})
     page.goto(max((out / "runs").rglob("report.html")).resolve().as_uri())
     end = page.locator("section").nth(1).bounding_box()
@@ -29,7 +29,7 @@ def report(page: Page, out: Path) -> None:
 
 
 def browse(page: Page, out: Path) -> None:
-    """A feature in the page of `olmoscope browse`: of those that fire seldom, the one that does so most strongly."""
+    """A feature in the page of `olmoscope browse`: the strongest of those that rarely fire."""
     command = [sys.executable, "-m", "olmoscope", "browse", str(out), "--no-open", "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -47,7 +47,7 @@ def browse(page: Page, out: Path) -> None:
 
 
 def main() -> None:
-    """Take every picture anew."""
+    """Take all pictures again."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="the demo's output folder")
     out = parser.parse_args().out

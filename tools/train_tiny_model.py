@@ -1,18 +1,18 @@
-"""Make the tiny language model of the package from nothing: tokenizer, weights, model card.
+"""Make the package's tiny language model from scratch: tokenizer, weights, model card.
 
     python tools/train_tiny_model.py                 # the model that ships; about 40 minutes on 2 CPU cores
     python tools/train_tiny_model.py --steps 100 --out /tmp/tiny      # a minute, to see that it works
     python tools/train_tiny_model.py --architecture qwen3 --steps 3000 --out tiny-qwen3  # another one
 
 The text is the standard library of the Python that runs this (olmoscope.text.standard_library): sources of
-modules, and questions about them rendered as the `tiny` recipe renders them. What the recipe holds out is
-never seen, by the tokenizer neither. Documents end with EOS, are shuffled and packed into sequences of 512
+modules, and questions about them rendered as the `tiny` recipe renders them. Neither the model nor the tokenizer ever
+sees the documents that the recipe holds out. Documents end with EOS, are shuffled and packed into sequences of 512
 tokens. Matrix products run under bfloat16 autocast, twice as fast as float32 on CPUs that have it; weights and
 optimiser are float32.
 
-What is written is what is measured: the bfloat16 files are loaded again, and their loss on held-out text
-stands in the card beside that of a unigram and a bigram model on the same tokens. The same Python, torch,
-threads, seed and machine give the same model.
+The files that are written are measured: the bfloat16 files are loaded again, and the card gives their loss on held-out
+text, and that of a unigram and a bigram model on the same tokens. The same Python, torch, threads, seed and machine
+give the same model.
 """
 
 import argparse
@@ -62,12 +62,12 @@ SEQUENCE = 512
 BATCH = 4
 LR, WARMUP, WEIGHT_DECAY, CLIP = 3e-3, 100, 0.1, 1.0
 LARGEST = 12_000_000
-"""Bytes that the weights and the tokenizer may take in the package."""
+"""Most bytes of the weights and the tokenizer in the package."""
 
 
 @dataclass(frozen=True)
 class Result:
-    """Held-out losses in nats per token, by predictor and by part of the text; and what the training took."""
+    """Held-out losses in nats per token, by predictor and by part of the text; and the cost of the training."""
 
     losses: dict[str, dict[str, float]]
     held_out_tokens: dict[str, int]
@@ -157,7 +157,8 @@ def new_olmo3() -> Olmo3ForCausalLM:
 
 
 def new_qwen3() -> Qwen3ForCausalLM:
-    """Qwen 3, small and narrower than the other: 8 layers, norms before attention and feed-forward, full attention."""
+    """Qwen 3, small, and narrower than the Olmo 3 model: 8 layers, norms before attention and feed-forward, full
+    attention."""
     return Qwen3ForCausalLM(Qwen3Config(
         vocab_size=VOCAB, hidden_size=192, intermediate_size=512, num_hidden_layers=8, num_attention_heads=4,
         num_key_value_heads=2, head_dim=48, max_position_embeddings=POSITIONS, tie_word_embeddings=True,
@@ -168,13 +169,13 @@ ARCHITECTURES: dict[str, Callable[[], PreTrainedModel]] = {"olmo3": new_olmo3, "
 
 
 def pack(documents: list[Ids]) -> Ids:
-    """Sequences of `SEQUENCE` tokens from documents laid end to end; the incomplete last one is dropped."""
+    """Sequences of `SEQUENCE` tokens from concatenated documents; the incomplete last one is dropped."""
     stream = np.concatenate(documents)
     return stream[:len(stream) // SEQUENCE * SEQUENCE].reshape(-1, SEQUENCE)
 
 
 def train(documents: list[Ids], architecture: str, steps: int, seed: int) -> PreTrainedModel:
-    """Train a new model with AdamW; the rate rises linearly, then falls as a cosine to 0."""
+    """Train a new model with AdamW; the learning rate rises linearly, then falls to 0 as a cosine."""
     model = ARCHITECTURES[architecture]()
     matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
     vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
@@ -211,7 +212,7 @@ def save(folder: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFas
 
 @torch.no_grad()
 def model_losses(folder: Path, held_out: dict[str, Ids]) -> dict[str, float]:
-    """The loss of the model as it stands on disk, in bfloat16 as it will be used."""
+    """The loss of the model on disk, in bfloat16 as it will be used."""
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
     return _by_part({part: np.concatenate([
         _token_losses(model, torch.from_numpy(rows[start:start + BATCH])).double().numpy()
@@ -221,8 +222,8 @@ def model_losses(folder: Path, held_out: dict[str, Ids]) -> dict[str, float]:
 def ngram_losses(training: list[Ids], held_out: dict[str, Ids]) -> dict[str, dict[str, float]]:
     """The losses of a unigram and a bigram model, counted on the training documents, on the same targets.
 
-    The unigram adds one to each count. The bigram is `(count(a, b) + m p(b)) / (count(a) + m)` with the unigram's
-    p and the `m` that is best for a tenth of the training documents when the rest is counted.
+    The unigram adds one to each count. The bigram is `(count(a, b) + m p(b)) / (count(a) + m)`, with the unigram's p
+    and the `m` that is best on a tenth of the training documents if only the others are counted.
     """
     tenth, rest = training[::10], [ids for number, ids in enumerate(training) if number % 10]
     probe = {"tenth": pack(tenth)}
@@ -294,7 +295,7 @@ def _describe(config: PreTrainedConfig) -> str:
 
 
 def _documents(held_out: bool) -> Iterator[Document]:
-    """One side of the recipe's split, in the recipe's rendering."""
+    """One side of the recipe's split, rendered as in the recipe."""
     recipe = load_recipe("tiny")
     chat_format = next(source.format for source in recipe.text.sources if isinstance(source, ChatSource))
     assert chat_format != "template"
@@ -315,7 +316,7 @@ def _encode(tokenizer: PreTrainedTokenizerFast, document: Document) -> Ids:
 
 
 def _batches(documents: list[Ids], seed: int) -> Iterator[torch.Tensor]:
-    """Batches without end: each epoch shuffles the documents, packs them, and shuffles the sequences."""
+    """Endless batches: each epoch shuffles the documents, packs them, and shuffles the sequences."""
     rng = np.random.default_rng(seed)
     while True:
         rows = pack([documents[number] for number in rng.permutation(len(documents))])
@@ -325,7 +326,7 @@ def _batches(documents: list[Ids], seed: int) -> Iterator[torch.Tensor]:
 
 
 def _token_losses(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy in nats of each token but the first, given those before it: `[sequences, tokens - 1]`."""
+    """Cross-entropy in nats of each token except the first, given the tokens before it: `[sequences, tokens - 1]`."""
     with torch.autocast("cpu", torch.bfloat16):
         logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
     # Flat rows: a softmax over a middle dimension is several times slower.
@@ -334,9 +335,9 @@ def _token_losses(model: PreTrainedModel, ids: torch.Tensor) -> torch.Tensor:
 
 
 def _count(documents: list[Ids]) -> Counts:
-    """Counts of tokens and of pairs; a pair does not reach over the end of a document.
+    """Counts of tokens and of pairs; no pair crosses the end of a document.
 
-    `unigram` are probabilities with one added to each count.
+    `unigram` has probabilities, with one added to each count.
     """
     tokens = np.bincount(np.concatenate(documents), minlength=VOCAB).astype(np.float64)
     pairs = np.bincount(np.concatenate([ids[:-1] * VOCAB + ids[1:] for ids in documents]),

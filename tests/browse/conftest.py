@@ -11,12 +11,12 @@ from feature_index import small_index
 
 @pytest.fixture(scope="module")
 def index_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The index's folder, for this module to change."""
+    """The index's folder, which this module may change."""
     return small_index(tmp_path_factory.mktemp("browse"))
 
 
 @pytest.fixture(scope="module")
 def port(index_folder: Path) -> Iterator[int]:
-    """Where it is served."""
+    """The port of its server."""
     with browse_server(index_folder) as port:
         yield port

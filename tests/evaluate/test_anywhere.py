@@ -109,7 +109,7 @@ def test_killed_and_gone_on_with_it_is_the_same_bit_for_bit(out, gated, text, tm
     whole = evaluate_anywhere(subjects, Options(tmp_path / "whole", str(text), 1500, batch_tokens=64))
     commands = shared_commands()
     pid, _, _ = commands.start_as(os.environ, tmp_path / "killed", text, *subjects, code=SLOWLY)
-    path, limit = tmp_path / "killed" / f".unfinished-{phase}.safetensors", time.monotonic() + 200
+    path, limit = tmp_path / "killed" / f".unfinished-{phase}-00.safetensors", time.monotonic() + 200
     while not (path.exists() and steps_of(path) > 0):
         assert commands.wait(pid, 0) is None, "it ended before it was killed"
         assert time.monotonic() < limit

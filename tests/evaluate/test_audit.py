@@ -180,7 +180,7 @@ def test_what_cannot_be_audited(good, text, tmp_path):
     with pytest.raises(UserError, match="give --text"):
         audit([path], Options(tmp_path / "out"))
     (tmp_path / "short.txt").write_text("a")
-    with pytest.raises(UserError, match="give a longer one"):
+    with pytest.raises(UserError, match="give a longer text"):
         audit([path], Options(tmp_path / "out", str(tmp_path / "short.txt"), dtype="float32"))
 
 

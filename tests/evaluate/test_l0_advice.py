@@ -27,7 +27,7 @@ def setting(k, cosine, sd=None, layer=7, kind="topk"):
 def test_where_the_smallest_is(cosines, wanted):
     (said,) = l0_advice([setting(k, cosine) for k, cosine in zip((8, 16, 32), cosines, strict=True)])
     assert said.startswith("layers.7, topk: the mean |cosine| of decoder directions") and wanted in said
-    assert "how sure that is is not known" in said and "0.0700 at L0" in said
+    assert "the uncertainty is unknown" in said and "0.0700 at L0" in said
 
 
 def test_what_the_seeds_cannot_tell_apart_is_said():

@@ -79,9 +79,9 @@ def test_stopped_and_gone_on_with_it_is_the_same_bit_for_bit(job, out, monkeypat
     monkeypatch.setattr(kept, "SAVE_SECONDS", 0.0)
     done, save = [], kept.KeptSums.save
 
-    def stop(self, steps):
-        save(self, steps)
-        done.append(steps)
+    def stop(self, *arguments):
+        save(self, *arguments)
+        done.append(arguments)
         if len(done) == stop_after:
             raise KeyboardInterrupt
 

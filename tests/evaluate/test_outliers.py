@@ -106,7 +106,7 @@ def test_it_is_said_what_they_are(trained, tmp_path, monkeypatch):
     assert like.alike == pytest.approx(float((unit_ND @ (mean_D / mean_D.norm())).mean()), abs=1e-5)
     said = outliers_said(found)
     assert said.startswith(f"{found.outliers:,} of {found.rows:,} rows (") and "on average" in said
-    assert f"(mean cosine {like.alike:.2f}); with the SAE's reconstruction in their places too" in said
+    assert f"(mean cosine {like.alike:.2f}); with these rows replaced too" in said
     page = report_page([Shown(1, "one", found, [])])
     assert page.count(str(escape(said))) == 2  # above the charts, and among the facts
     before = found.model_copy(update={"outlier_rows": None})  # of a file of before

@@ -119,7 +119,7 @@ def test_a_planted_latent_is_found_and_labels_of_nothing_tell_nothing(planted, t
         evaluate_anywhere([str(planted)], options(tmp_path, text, Behaviour(True, "all", tables)))
     assert ((one.folder / PROBING).read_bytes(), (one.folder / EVALUATION).read_bytes()) == before
     write_table(tmp_path / "odd" / "odd.csv", [("", number % 2) for number in range(300)])
-    with pytest.raises(UserError, match="table odd holds a text of no tokens"):
+    with pytest.raises(UserError, match="table odd has a text without tokens"):
         evaluate_anywhere([str(planted)], options(tmp_path, text, Behaviour(True, None, tmp_path / "odd")))
     evaluate_anywhere([str(planted)], options(tmp_path, text, Behaviour()))
     assert read_evaluation(one.folder / EVALUATION).probing == found  # evaluated before: it stays

@@ -3,7 +3,8 @@
     python killed_training.py RECIPE store|live STORE FOLDER KILLS
 
 Everything is imported once; each attempt is a forked process, so that 25 of them take seconds. FOLDER gets `whole`,
-`killed`, and `report.json`: the undisturbed one's seconds until its first metrics and in all, and where each kill fell.
+`killed`, and `report.json`: the undisturbed run's seconds until its first metrics and in total, and the step of each
+kill.
 """
 
 import os
@@ -38,10 +39,11 @@ def start(out: Path) -> int:
     pid = os.fork()
     if pid:
         return pid
-    # torch makes its thread pool anew after a fork, but not safely where several threads ask for it first, as those do
-    # that load a model: "Invalid thread pool". Now there is one thread.
+    # torch makes a new thread pool after a fork, but not safely if several threads ask for it first, as they do while a
+    # model is loaded: "Invalid thread pool". Now there is one thread.
     torch.set_num_threads(1)
-    # numba's lock is shared with forked processes: one that is killed while it holds it would stop all after it.
+    # numba's lock is shared with forked processes: a process that is killed while it holds the lock would block all
+    # later ones.
     parallel._set_init_process_lock()
     log = os.open(FOLDER / "stderr.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
@@ -68,7 +70,7 @@ def steps(out: Path) -> int:
 
 
 def ended(pid: int) -> bool:
-    """Wait for an attempt; whether it came to its end, and was not killed before. It must not have failed."""
+    """Wait for an attempt; returns whether it finished before it was killed. It must not have failed."""
     _, status = os.waitpid(pid, 0)
     if os.WIFEXITED(status):
         assert os.WEXITSTATUS(status) == 0, (FOLDER / "stderr.txt").read_text()
@@ -79,8 +81,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if MODE == "live":
         load_tokenizer(RECIPE.model)
-        load_model(RECIPE.model, [Site(0)], torch.device("cpu"))  # what transformers imports late
-    for spec in RECIPE.saes:  # loads the compiled kernels: every attempt would take most of its time for it
+        load_model(RECIPE.model, [Site(0)], torch.device("cpu"))  # for modules that transformers imports late
+    for spec in RECIPE.saes:  # loads the compiled kernels, which would otherwise take most of the time of every attempt
         mean_D = torch.zeros(256)
         sae = initialize(len(mean_D), spec.d_sae, spec.k, spec.normalize, mean_D, seed=0)
         Step(sae, Adam.of(settled(RECIPE, spec)))(torch.randn(RECIPE.train.batch, len(mean_D)), lr=0.0)
@@ -99,8 +101,8 @@ def main() -> None:
     longest = startup + 3 * (whole - startup) / KILLS
     kills: list[int] = []
     while len(kills) < KILLS:
-        # At a random moment, or at this kill's share of the run if that comes first: so the kills spread over the run,
-        # and it is never over before them, however fast the machine is by now.
+        # At a random moment, or at this kill's share of the run if that comes first. So the kills are spread over the
+        # run, and it never finishes before the last, however fast the machine is.
         moment = time.monotonic() + moments.uniform(0, longest)
         share = 0.6 * total * (len(kills) + 1) / KILLS
         pid = start(FOLDER / "killed")

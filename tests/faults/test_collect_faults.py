@@ -146,7 +146,7 @@ def test_a_lost_worker_s_share_is_done_by_another(job, commands, whole, tmp_path
     done = {int(path.stem[-6:]) for path in segments(tmp_path)}
     assert {segment for segment in range(SEGMENTS) if segment % 2 == 0} <= done
     assert 1 < SEGMENTS - len(done) < SEGMENTS // 2
-    assert f"{SEGMENTS - len(done)} of {SEGMENTS} segments are other workers' to make" in " ".join(
+    assert f"{SEGMENTS - len(done)} of {SEGMENTS} segments belong to other workers" in " ".join(
         output.read_text().split())
     status, output = commands.run("collect", job, "-o", tmp_path)
     assert status == 0, output
@@ -175,7 +175,7 @@ def test_two_processes_on_the_same_share(job, commands, whole, tmp_path):
 def test_a_worker_waits_for_the_tokens(job, commands, whole, tmp_path):
     with locked(tmp_path / "store" / "train", "packing", ".lock-tokens"):
         pid, output = commands.start("collect", job, "-o", tmp_path)
-        wait_for(lambda: "another process packs the tokens" in output.read_text())
+        wait_for(lambda: "another process is packing the tokens" in output.read_text())
         assert commands.wait(pid, 0.2) is None
     assert commands.wait(pid) == 0
     assert content(tmp_path) == whole
@@ -226,7 +226,7 @@ def test_a_full_disk_stops_it_and_space_lets_it_go_on(job, commands, whole, smal
     assert 3 <= len(segments(out)) < SEGMENTS
     status, output = commands.run("collect", job, "-o", out)
     assert status == 1
-    assert "more, the disk has" in output
+    assert "more, but the disk has" in output
     ballast.unlink()
     status, output = commands.run("collect", job, "-o", out)
     assert status == 0, output

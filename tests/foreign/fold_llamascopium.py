@@ -1,4 +1,4 @@
-"""Whether Llamascopium's folding of the activation scale keeps the active latents of a JumpReLU SAE: it does not.
+"""Shows that Llamascopium's folding of the activation scale does not keep the active latents of a JumpReLU SAE.
 
     python tests/foreign/fold_llamascopium.py         in an environment with llamascopium 2.0.0b34
 """

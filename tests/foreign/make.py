@@ -1,10 +1,10 @@
-"""Makes the files in this folder: small SAEs written by their owners' own classes, and what those compute of rows.
+"""Makes the files in this folder: small SAEs written by other tools' own classes, and their outputs for some rows.
 
     python tests/foreign/make.py sparsify             eai-sparsify 1.3.3; without a GPU, with SPARSIFY_DISABLE_TRITON=1
     python tests/foreign/make.py dictionary_learning  dictionary-learning 0.1.0
     python tests/foreign/make.py llamascopium         llamascopium 2.0.0b34
 
-each in an environment of its own that has that package. tests/sae/io/test_owners.py reads them. Beside each SAE stands
+each in an environment of its own that has that package. tests/sae/io/test_owners.py reads them. Beside each SAE is
 `expected.safetensors`: `x` [rows, D], `codes` [rows, F], `out` [rows, D], all float32.
 
 Rows: ordinary ones, zeros, one that is b_dec itself, outliers a thousand times as large, and rows on which two latents
@@ -23,7 +23,8 @@ D, F, K, ROWS = 16, 40, 6, 24
 
 
 def randomize(module, seed):
-    """Every parameter away from its initial value; thresholds positive; latents 0 and 1 tied by their encoder."""
+    """Move every parameter away from its initial value; thresholds are positive; latents 0 and 1 have the same
+    encoder."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in sorted(module.named_parameters()):
@@ -79,7 +80,7 @@ def sparsify():
 
 
 def _expanded(coder_class, config):
-    """`expansion_factor` is a whole number there, so F must be a multiple of D: here the settings say 2.5 times."""
+    """`expansion_factor` is an integer there, so F would be a multiple of D; here the settings say 2.5 times."""
     config.num_latents = F
     coder = coder_class(D, config)
     config.num_latents = 0

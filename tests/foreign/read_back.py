@@ -1,10 +1,10 @@
-"""Let other tools' own classes read what tests/export_cases.py wrote, and compare what they compute with ours.
+"""Let other tools' own classes read the files of tests/export_cases.py, and compare their results with ours.
 
     python tests/foreign/read_back.py FOLDER
 
 in an environment that has the tools (eai-sparsify 1.3.3, dictionary-learning 0.1.0; without a GPU with
-SPARSIFY_DISABLE_TRITON=1). Prints the largest difference of codes and reconstructions, over a row's size or 1, on the
-rows where the same latents are active: where latents tie for the last place, which one it is is nobody's rule.
+SPARSIFY_DISABLE_TRITON=1). Prints the largest difference of codes and reconstructions, relative to a row's size or 1,
+on the rows where the same latents are active: if latents tie for the last place, no rule says which is chosen.
 """
 
 import sys
@@ -41,6 +41,8 @@ READERS = {"sparsify": ("eai-sparsify", sparsify), "dictionary-learning": ("dict
 def main(root):
     for path in sorted(root.rglob("expected.safetensors")):
         folder, expected = path.parent, load_file(path)
+        if folder.relative_to(root).parts[0] not in READERS:
+            continue  # read_circuit_tracer.py reads those
         package, reader = READERS[folder.relative_to(root).parts[0]]
         x_BD = expected["x"]
         with torch.no_grad():

@@ -3,8 +3,8 @@
     python tests/foreign/read_delphi.py expected INDEX ROOT    in the project's environment: what the index has
     python tests/foreign/read_delphi.py ROOT TOKENIZER         in one with eai-delphi 0.1.3
 
-The second loads every latent by Delphi's own buffers and compares places and activations with what the first wrote,
-then has `LatentDataset` build its examples.
+The second loads every latent with Delphi's own buffers, compares places and activations with the output of the first,
+then lets `LatentDataset` build its examples.
 """
 
 import itertools
@@ -19,7 +19,8 @@ WINDOW = 128
 
 
 def expected(folder, root):
-    """All firings of an index that lie in whole windows: latents, places and activations; and where windows start."""
+    """All firings of an index that are in complete windows: latents, places and activations; and where windows
+    start."""
     from olmoscope.features.read import FeatureIndex
 
     index = FeatureIndex(Path(folder))

@@ -234,7 +234,7 @@ def test_a_folder_of_this_machine_is_called_by_its_name(built, path, line):
     model = run.done.store.model.model_copy(update={"name": path})
     store = run.done.store.model_copy(update={"model": model})
     text = card.model_card([replace(run, done=run.done.model_copy(update={"store": store}))])
-    assert "/home" not in text and f"\n{line}\n" in text and f"They are of `{Path(path).name}`;" in text
+    assert "/home" not in text and f"\n{line}\n" in text and f"They are for `{Path(path).name}`;" in text
 
 
 def test_a_model_and_datasets_of_the_hub_are_linked(tmp_path):

@@ -89,7 +89,7 @@ def test_rows_off_unit_norm_are_reported_and_kept(imported):
     W_FD = checkpoint()["model"]["encoder.weight"].clone()
     W_FD[:2] *= torch.tensor([[0.5], [2.0]])
     result = imported(checkpoint(model={"encoder.weight": W_FD}))
-    assert result.notes == ["2 of 48 rows are not of unit norm (0.5 to 2); they were kept as they are"]
+    assert result.notes == ["2 of 48 decoder rows do not have unit norm (0.5 to 2); they were kept as they are"]
     assert torch.equal(load_file(result.folder / "sae_weights.safetensors")["W_dec"], W_FD)
     assert validate(result.folder).passed
 

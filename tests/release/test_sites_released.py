@@ -131,7 +131,7 @@ def test_a_run_that_does_not_know_the_module_is_refused(tmp_path):
     out = make_out(tmp_path / "out", recipe("[{site: layers.3.mlp.out, d_sae: 96, k: 4}]"))
     run = out / "runs" / "layer_03_mlp_out" / "width_96" / "topk_4_raw"
     edit_json(run / "done.json", lambda done: done["store"].pop("modules"))
-    with pytest.raises(UserError, match=r"did not write down at which module .* layers.3.mlp.out is") as caught:
+    with pytest.raises(UserError, match=r"did not record at which module .* layers.3.mlp.out is") as caught:
         export_run(run)
     assert "\n" not in str(caught.value)
 

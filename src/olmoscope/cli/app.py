@@ -1,6 +1,7 @@
-"""The command line: each command parses, calls one function, prints. Heavy imports wait until a command runs.
+"""The command line: each command parses its arguments, calls one function, and prints. Heavy imports wait until it
+runs.
 
-The commands stand in files by group: models.py, recipes.py, saes.py, labels.py, releases.py, stores.py.
+The commands are in one file per group: models.py, recipes.py, saes.py, labels.py, releases.py, stores.py.
 """
 
 import errno
@@ -16,13 +17,13 @@ from olmoscope.errors import AnotherRankFailedError, UserError
 from olmoscope.terminal import end_quietly_if_nobody_reads, prepare_streams, say
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
-                  help="Get, judge, read and share sparse autoencoders (SAEs) of a language model.")
+                  help="Train, evaluate, inspect and share sparse autoencoders (SAEs) of language models.")
 for command in (recipes.demo, recipes.plan, models.model, models.fetch_model, recipes.collect, recipes.train,
                 saes.evaluate, saes.inspect, saes.audit, saes.study, saes.index, labels.label, saes.browse,
                 releases.export, releases.release, releases.pull, releases.validate, releases.import_checkpoint):
     app.command()(command)
 
-store = typer.Typer(no_args_is_help=True, help="Look at, check and mend activation stores.")
+store = typer.Typer(no_args_is_help=True, help="Inspect, check and repair activation stores.")
 for store_command in (stores.info, stores.verify, stores.repair):
     store.command()(store_command)
 app.add_typer(store, name="store")
@@ -41,11 +42,11 @@ def options(version: Annotated[bool, typer.Option(
 
 
 def main() -> None:
-    """Entry point of `olmoscope`: a user's mistake is one line and exit status 1."""
+    """Entry point of `olmoscope`: a user's mistake gives one line of text and exit status 1."""
     prepare_streams()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
-        app(prog_name="olmoscope")  # also where Python was told -m olmoscope
+        app(prog_name="olmoscope")  # also for `python -m olmoscope`
     except AnotherRankFailedError:
         sys.exit(1)
     except UserError as error:
@@ -53,7 +54,7 @@ def main() -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        _fail("no space left on the disk; make room and run the same command again: what is finished is kept")
+        _fail("no space left on the disk; make room and run the same command again: finished work is kept")
     finally:
         end_quietly_if_nobody_reads()
 
@@ -61,7 +62,7 @@ def main() -> None:
 def _fail(message: str) -> None:
     from olmoscope.progress import console
 
-    console.quiet = False  # as it is in all processes of a training but the first
+    console.quiet = False  # it is quiet in all processes of a training except the first
     console.print("error: ", style="bold red", end="")
     console.print(message, soft_wrap=True, highlight=False, markup=False, emoji=False)
     sys.exit(1)

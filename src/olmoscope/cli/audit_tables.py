@@ -1,4 +1,4 @@
-"""What `olmoscope audit` prints: a table of several SAEs, then a page for each."""
+"""The output of `olmoscope audit`: a table of several SAEs, then a page for each."""
 
 from collections.abc import Iterator, Sequence
 
@@ -6,11 +6,11 @@ from olmoscope.cli.tables import console, in_lines, new_table_of_names, show_fac
 from olmoscope.evaluate.audit import Audit
 
 TRIED = 3
-"""Other readings that a page lists."""
+"""Number of other readings that a page lists."""
 
 
 def show_audits(audits: Sequence[Audit]) -> None:
-    """Print what was found."""
+    """Print the results."""
     if len(audits) > 1:
         _show_table(audits)
     for one in audits:

@@ -1,4 +1,4 @@
-"""What an SAE's latents are good for, as tables in the terminal; docs/metrics.md defines the figures."""
+"""Probing and absorption as tables in the terminal; docs/metrics.md defines the figures."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from olmoscope.site import Site
 
 
 def show_behaviour(evaluations: Sequence[Evaluation]) -> None:
-    """Probing and absorption of those SAEs that were measured so, side by side."""
+    """Probing and absorption side by side, for the SAEs that have these figures."""
     if probed := [(one.sae, one.probing) for one in evaluations if one.probing]:
         _show_probing(probed)
     if absorbed := [(one.sae, one.site, one.absorption) for one in evaluations if one.absorption]:
@@ -27,8 +27,8 @@ def _show_probing(probed: Sequence[tuple[str, Probing]]) -> None:
         table.add_row(in_lines(name), *(_with_interval(each.auc, each.intervals.get("auc")) for each in figures))
     console.print(table)
     for source, tables in sorted({(found.source, len(found.tables)) for _, found in probed}):
-        console.print(f"Means over {tables} labelled table(s) of {escape(source)}, in brackets 95% over tables; of x: "
-                      "probes of the activations that the SAE reads.", highlight=False)
+        console.print(f"Means over {tables} labelled table(s) of {escape(source)}; in brackets the 95% interval over "
+                      "tables; of x: probes of the activations that the SAE reads.", highlight=False)
 
 
 def _show_absorption(absorbed: Sequence[tuple[str, Site, Absorption]]) -> None:
@@ -41,17 +41,18 @@ def _show_absorption(absorbed: Sequence[tuple[str, Site, Absorption]]) -> None:
     for site, unknown, counted in sorted({(site, ", ".join(one.letter for one in found.letters if one.fraction is None),
                                            found.counted) for _, site, found in absorbed}):
         if unknown:
-            console.print(f"{site}: the model does not know these first letters (F1 of the probe of its activations at "
-                          f"most {PROBE_F1}), so they are left out: {unknown}." + (
-                              f" Under {LEAST_LETTERS} letters are left, too few for a mean."
+            console.print(f"{site}: the model does not know these first letters (the probe of its activations has an "
+                          f"F1 of at most {PROBE_F1}), so they are left out: {unknown}." + (
+                              f" Fewer than {LEAST_LETTERS} letters remain, too few for a mean."
                               if counted < LEAST_LETTERS else ""), highlight=False)
-    console.print("Means over letters, in brackets 95% over letters. fraction: how far other latents stand for a "
-                  "letter on its words; full: words on which one of them does so alone; latents: of a letter.",
-                  highlight=False)
+    console.print("Means over letters; in brackets the 95% interval over letters. fraction: how far other latents "
+                  "represent a letter on its words; full: share of words on which one of them does so alone; latents: "
+                  "number per letter.", highlight=False)
 
 
 def _with_interval(value: float | None, interval: Interval | None) -> str:
-    """`0.812`, and below it `[0.77, 0.85]` if there is an interval: side by side, four columns would fill the line."""
+    """`0.812`, and below it `[0.77, 0.85]` if there is an interval: side by side, they would make the table too
+    wide."""
     if value is None:
         return "unknown"
     return f"{value:.3f}" + ("" if interval is None else f"\n\\[{interval[0]:.2f}, {interval[1]:.2f}]")

@@ -1,4 +1,4 @@
-"""What `olmoscope inspect` prints: what an SAE is and how it will be read, on one screen."""
+"""The output of `olmoscope inspect`: what an SAE is and how it will be read, on one screen."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,7 +11,7 @@ from olmoscope.terminal import say
 from olmoscope.units import format_bytes
 
 SHOWN = 12
-"""SAEs of a set that are listed."""
+"""Number of SAEs of a set that are listed."""
 
 _BOS = {"yes": "with BOS", "no": "without BOS", "auto": "BOS not stated"}
 
@@ -68,7 +68,7 @@ def _rows(place: Place, reading: Reading) -> Iterator[tuple[str, str]]:
 
 
 def _listed(name: str, values: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Rows with one name, which stands at the first of them."""
+    """Rows with one common name, which only the first row shows."""
     for number, value in enumerate(values):
         yield "" if number else name, value
 

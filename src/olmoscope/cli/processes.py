@@ -5,8 +5,15 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from olmoscope.errors import AnotherRankFailedError, UserError
+
+if TYPE_CHECKING:
+    from olmoscope.distributed.launch import World
+
+SHARED_WORK = "what is finished is kept, and the same command goes on from there"
+"""What a killed process of `evaluate` or `index` leaves."""
 
 
 def refuse_started(count: int) -> None:
@@ -20,6 +27,20 @@ def refuse_started(count: int) -> None:
     if told_by := place_from_environment(os.environ).told_by:
         raise UserError(f"--ranks {count}: {told_by} started this process as one of several already; leave out one of "
                         "the two")
+
+
+def join_quietly() -> "World":
+    """Join the other processes that a launcher started; the first alone speaks.
+
+    Raises:
+        UserError: the others do not come.
+    """
+    from olmoscope.distributed.launch import join
+    from olmoscope.progress import console
+
+    world = join()
+    console.quiet = not world.ranks.leads
+    return world
 
 
 def by_us() -> bool:

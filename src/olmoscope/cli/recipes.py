@@ -7,7 +7,15 @@ from typing import Annotated, Literal
 
 import typer
 
-from olmoscope.cli.options import FormOption, OnlyOption, OutOption, RecipeArgument, SetOption, WorkerOption
+from olmoscope.cli.options import (
+    FormOption,
+    OnlyOption,
+    OutOption,
+    RanksOption,
+    RecipeArgument,
+    SetOption,
+    WorkerOption,
+)
 from olmoscope.errors import UserError
 from olmoscope.terminal import say
 
@@ -39,10 +47,7 @@ def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = N
 
 
 def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
-            worker: WorkerOption = None,
-            ranks: Annotated[int, typer.Option("--ranks", metavar="N", min=1, help=(
-                "In N processes on this machine, each with a GPU of its own, or a share of the threads."))] = 1,
-            ) -> None:
+            worker: WorkerOption = None, ranks: RanksOption = 1) -> None:
     """Run the model over the text and store its residual stream."""
     from olmoscope.activations.store.shares import Worker, parse_worker, worker_from_environment
     from olmoscope.cli import tables
@@ -92,18 +97,17 @@ def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = 
               "In N processes on this machine, each with a GPU of its own; for several machines use torchrun."))] = 1,
           ) -> None:
     """Train the recipe's SAEs on the stored activations, or straight from the model."""
+    from olmoscope.cli.processes import join_quietly
     from olmoscope.cli.study_tables import show_training_study
-    from olmoscope.distributed.launch import join, leave
+    from olmoscope.distributed.launch import leave
     from olmoscope.evaluate.study import study_of_training
     from olmoscope.pipeline import train_saes
-    from olmoscope.progress import console
     from olmoscope.recipe.load import find_recipe, made_live
 
     if ranks > 1:
         _train_in_processes(ranks, recipe, form, changes, out, only)
         return
-    world = join()
-    console.quiet = not world.ranks.leads
+    world = join_quietly()
     with world.ranks.agreed():
         resolved, folder = find_recipe(recipe, out, form, changes or ())
         if live and store is not None:

@@ -1,4 +1,4 @@
-"""A release in the terminal: its checks, and its files beside those of the hub."""
+"""A release in the terminal: its checks, and its files compared with those on the hub."""
 
 from rich.markup import escape
 from rich.table import Table
@@ -12,7 +12,7 @@ STATES = {"new": "not there", "changed": "[yellow]differs[/]", "same": "[green]t
 
 
 def show_validation(validation: Validation) -> None:
-    """Every check of a folder: what it is about, its verdict, its figure."""
+    """Every check of a folder: its subject, verdict and figure."""
     verdicts = {True: "[green]passed[/]", False: "[red]FAILED[/]", None: "[yellow]not made[/]"}
     console.print(f"Validation of {escape(str(validation.folder))}", soft_wrap=True)
     for subject in dict.fromkeys(check.sae for check in validation.checks):

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from olmoscope.cli.options import OnlyOption, OutArgument, SiteOption, site_of, written
+from olmoscope.cli.options import OnlyOption, OutArgument, RanksOption, SiteOption, site_of, written
 from olmoscope.errors import UserError
 from olmoscope.terminal import say
 
@@ -44,12 +44,15 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the results of SAEs from anywhere go.")] = None,
     stability: Annotated[bool, typer.Option("--stability", help=(
         "Also compare the latents of an output folder's SAEs that differ in the seed alone."))] = False,
+    ranks: RanksOption = 1,
 ) -> None:
     """Measure SAEs: how well they reconstruct, and what the language model makes of it."""
     from olmoscope.api import is_output_folder
     from olmoscope.cli import tables
     from olmoscope.cli.behaviour_tables import show_behaviour
+    from olmoscope.cli.processes import SHARED_WORK, join_quietly, start_here
     from olmoscope.cli.study_tables import show_study
+    from olmoscope.distributed.launch import leave
     from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
     from olmoscope.evaluate.behaviour import Behaviour
     from olmoscope.evaluate.report import write_reports
@@ -71,8 +74,17 @@ def evaluate(
             raise UserError(f"{idle[0]} does nothing here: the SAEs of {saes[0]} are evaluated as its recipe says; "
                             "give --text (a text, or the output folder again) to evaluate them otherwise")
         recipe, folder = find_recipe(saes[0])
-        for sae, fresh in evaluate_saes(recipe, folder, only or [], behaviour):
+        if ranks > 1:
+            start_here(ranks, recipe.device, SHARED_WORK)
+            return
+        world = join_quietly()
+        for sae, fresh in evaluate_saes(recipe, folder, only or [], behaviour, world):
+            if not world.ranks.leads:
+                continue
             say(f"{sae.id}: evaluated" if fresh else f"{sae.id}: evaluated before, nothing to do")
+        leave()
+        if not world.ranks.leads:
+            return
         if stability:
             for pair, fresh in compare_seeds(recipe, folder):
                 say(f"{pair.runs[0]}, {pair.runs[1]}: " + ("compared" if fresh else "compared before, nothing to do"))
@@ -87,9 +99,15 @@ def evaluate(
         return
     if only:
         raise UserError("--only is for the SAEs of one output folder; name the SAEs themselves instead")
-    out = out or Path("evaluation")
+    if ranks > 1:
+        start_here(ranks, "auto", SHARED_WORK)
+        return
+    out, world = out or Path("evaluation"), join_quietly()
     evaluated = evaluate_anywhere(saes, Options(out, text, tokens, model, dtype, site_of(site), batch_tokens, bos,
-                                                behaviour))
+                                                behaviour), world)
+    leave()
+    if not world.ranks.leads:
+        return
     for one in evaluated:
         say(f"{one.name}: " + (f"evaluated, {one.folder}" if one.fresh else "evaluated before, nothing to do"))
     figures = [read_evaluation(one.folder / EVALUATION) for one in evaluated]
@@ -203,16 +221,26 @@ def index(
         "--skip-special", help="Leave out tokens that the tokenizer calls special.")] = False,
     max_norm: Annotated[float | None, typer.Option(
         metavar="X", help="Leave out rows whose norm is over X times the median, at any site of the store.")] = None,
+    ranks: RanksOption = 1,
 ) -> None:
     """Index what each feature of an SAE fires on, for `olmoscope browse`."""
     from olmoscope import api
+    from olmoscope.cli.processes import SHARED_WORK, join_quietly, start_here
+    from olmoscope.distributed.launch import leave
 
-    for indexed in api.index(sae, store=store, text=text, out=out, model=model, site=site_of(site), tokens=tokens,
-                             bos=bos, skip_first=skip_first, skip_special=skip_special, max_norm=max_norm):
+    if ranks > 1:
+        start_here(ranks, "auto", SHARED_WORK)
+        return
+    world = join_quietly()
+    done = api.index(sae, store=store, text=text, out=out, model=model, site=site_of(site), tokens=tokens,
+                     bos=bos, skip_first=skip_first, skip_special=skip_special, max_norm=max_norm)
+    leave()
+    for indexed in done if world.ranks.leads else ():
         info = indexed.info
         say(f"{indexed.folder}: {info.sae.d_sae:,} features ({info.dead:,} never fire), {info.rows:,} rows, "
                    f"{info.firings:,} firings {written(indexed.fresh)}")
-    say(f"Look at it with `olmoscope browse {out or sae}`.")
+    if world.ranks.leads:
+        say(f"Look at it with `olmoscope browse {out or sae}`.")
 
 
 def browse(

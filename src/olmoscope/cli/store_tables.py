@@ -1,4 +1,4 @@
-"""What `olmoscope store` prints."""
+"""The output of `olmoscope store`."""
 
 import shlex
 from pathlib import Path
@@ -16,7 +16,7 @@ from olmoscope.units import format_bytes
 
 
 def show_info(info: StoreInfo) -> None:
-    """What a store holds, how far it has come, and where it came from."""
+    """A store's content, its progress, and its provenance."""
     manifest = info.manifest
     done = info.segments - len(info.missing)
     shown = new_table(str(info.store), "what", "")
@@ -45,7 +45,7 @@ def show_info(info: StoreInfo) -> None:
 
 
 def _outliers(path: Path, sites: list[Site]) -> list[tuple[str, str]]:
-    """What to know of rows of outlier norm, at each site; where rows are damaged, that."""
+    """Facts about rows of outlier norm, at each site; or a message that rows are damaged."""
     try:
         store = open_store(path)
         return [(f"outliers at {site}", outliers_of(store, site).said_for_training()) for site in sites]
@@ -58,7 +58,7 @@ def show_verified(path: Path, verified: list[Verified]) -> None:
     for one in verified:
         _head(one)
         for problem in one.problems:
-            fate = "[yellow]can be made anew[/]" if problem.mends else "[red]repair leaves it[/]"
+            fate = "[yellow]can be made again[/]" if problem.mends else "[red]repair leaves it[/]"
             _line(f"  {escape(problem.path.relative_to(one.store).as_posix())}: {escape(problem.what)} ({fate})")
     if any(one.delete for one in verified):
         _line(f"Run: {escape(f'olmoscope store repair {shlex.quote(str(path))}')}")
@@ -67,7 +67,7 @@ def show_verified(path: Path, verified: list[Verified]) -> None:
 
 
 def show_repaired(repaired: list[Verified], dry_run: bool) -> None:
-    """Every problem, every file deleted, what was left alone, and the command that makes the rest anew."""
+    """Every problem, every deleted file, what was left alone, and the command that makes the rest again."""
     for one in repaired:
         _head(one)
         for problem in one.problems:
@@ -94,7 +94,7 @@ def _head(one: Verified) -> None:
 
 
 def _line(text: str) -> None:
-    """One line, however narrow the terminal: paths and commands are copied from it."""
+    """One line, however narrow the terminal: users copy paths and commands from it."""
     console.print(text, soft_wrap=True, highlight=False)
 
 
@@ -105,7 +105,7 @@ def _show_collect(verified: list[Verified], lead: str) -> None:
 
 
 def _collect_command(store: Path) -> str:
-    """What makes a store's missing parts anew."""
+    """The command that makes a store's missing parts again."""
     out = output_folder(store)
     if out is not None and (out / "recipe.yaml").exists():
         return f"olmoscope collect {shlex.quote(str(out))}"

@@ -15,14 +15,14 @@ SAME_LATENTS = (("matched_share", "matched", ".1%"), ("matched_share_decoder", "
                 ("mmcs", "MMCS", ".3f"))
 IN_TRAINING = (("nmse", "NMSE", ".4f"), ("l0", "L0", ".1f"), ("dead", "dead", ".1%"))
 Columns = Sequence[tuple[str, str, str]]
-"""Key of a figure, head of its column, how it is written."""
+"""Key of a figure, its column heading, its number format."""
 
 
 def show_study(study: Study) -> None:
     """The settings of evaluated runs."""
     _show("Settings", study, MEASURED)
     if any(setting.unbeaten for setting in study.settings):
-        console.print("*: no other setting of its site has less FVU (ΔCE) at no more L0, by the means.")
+        console.print("*: by the means, no other setting of the site has a smaller FVU (ΔCE) without a larger L0.")
     if study.seeds:
         console.print("±: sample standard deviation over n seeds of training.")
     if study.stability:
@@ -34,9 +34,9 @@ def show_study(study: Study) -> None:
 
 
 def show_training_study(study: Study) -> None:
-    """The settings of trained runs, by what training says."""
+    """The settings of trained runs, with the figures that training reports."""
     _show("Settings, in training", study, IN_TRAINING)
-    console.print("Means over all rows trained on, from the first step on; ±: sample standard deviation over n seeds.")
+    console.print("Means over all training rows, from the first step; ±: sample standard deviation over n seeds.")
 
 
 def _show(title: str, study: Study, columns: Columns) -> None:
@@ -58,8 +58,8 @@ def _show_stability(study: Study) -> None:
             table.add_row(in_lines(setting.name), str(len(setting.pairs)),
                           *(_said(figures[key], form) for key, _, form in SAME_LATENTS))
     console.print(table)
-    console.print("matched: latents with a counterpart of cosine over 0.7 in decoder and encoder. MMCS: mean of the "
-                  "largest decoder cosines. ±: over pairs of seeds.")
+    console.print("matched: latents with a counterpart whose cosine is over 0.7 in decoder and encoder. MMCS: mean of "
+                  "the largest decoder cosines. ±: over pairs of seeds.")
 
 
 def _cell(setting: Setting, key: str, form: str) -> str:
@@ -68,7 +68,7 @@ def _cell(setting: Setting, key: str, form: str) -> str:
 
 
 def _said(spread: Spread, form: str) -> str:
-    """Mean and, under it, standard deviation."""
+    """The mean and, below it, the standard deviation."""
     if spread.mean is None:
         return "-"
     line = f"{spread.mean:{form}}"
@@ -76,7 +76,7 @@ def _said(spread: Spread, form: str) -> str:
 
 
 def _one_digit(sd: float, form: str) -> str:
-    """A spread with one digit that counts, and no more decimals than that needs."""
+    """A spread with one significant digit, and no more decimals than that needs."""
     percent = form.endswith("%")
     value = 100 * sd if percent else sd
     decimals = 0 if value == 0 else max(0, -math.floor(math.log10(value)))

@@ -24,11 +24,11 @@ from olmoscope.units import format_bytes
 console = Terminal()
 
 NAME_WIDTH = 36
-"""Of an SAE's id in a table of figures; a longer one takes several lines (`in_lines`)."""
+"""Width of an SAE's id in a table of figures; a longer id takes several lines (`in_lines`)."""
 
 
 def new_table(title: str, *columns: str) -> Table:
-    """A table in the house style: the first column to the left, figures to the right; narrow enough for 80 columns."""
+    """A table in the house style: first column left-aligned, figures right-aligned; narrow enough for 80 columns."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     for number, column in enumerate(columns):
         table.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
@@ -36,7 +36,8 @@ def new_table(title: str, *columns: str) -> Table:
 
 
 def new_table_of_names(title: str, *columns: str) -> Table:
-    """A table whose first column holds ids of SAEs: where the line is too short, they fold, and figures never do."""
+    """A table with ids of SAEs in its first column: if the terminal is too narrow, the ids wrap, but figures never
+    do."""
     table = new_table(title, *columns)
     for column in table.columns:
         column.no_wrap = column is not table.columns[0]
@@ -45,7 +46,7 @@ def new_table_of_names(title: str, *columns: str) -> Table:
 
 
 def in_lines(name: str) -> str:
-    """An SAE's id as a table shows it: one that is too long is broken before its last part, and at a transcoder's
+    """An SAE's id in the form that tables show: a long one is broken before its last part and at a transcoder's
     `-to-`."""
     if len(name) <= NAME_WIDTH:
         return escape(name)
@@ -56,13 +57,13 @@ def in_lines(name: str) -> str:
 
 
 def show_model(name: str, described: Described) -> None:
-    """What `olmoscope model` prints."""
+    """The output of `olmoscope model`."""
     for title, rows in ((name, described.facts), ("What works", described.works)):
         show_facts(title, rows)
 
 
 def show_facts(title: str, rows: Iterable[tuple[str, str]]) -> None:
-    """Names on the left, what they are on the right."""
+    """Names on the left, values on the right."""
     console.print(f"[bold]{escape(title)}[/]", soft_wrap=True, highlight=False)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, show_header=False)
     table.add_column(no_wrap=True)
@@ -73,7 +74,7 @@ def show_facts(title: str, rows: Iterable[tuple[str, str]]) -> None:
 
 
 def show_plan(plan: Plan) -> None:
-    """What a recipe will cost."""
+    """The cost of a recipe."""
     recipe, cost = plan.recipe, plan.cost
     unknown = "unknown without the model's config"
     console.print(f"[bold]{recipe.name}[/] ({recipe.form}): {recipe.model.name}, d_model {plan.d_model}, "
@@ -88,8 +89,8 @@ def show_plan(plan: Plan) -> None:
         ("sites", ", ".join(map(str, recipe.activations.sites))),
         *((f"bytes of {site}", format_bytes(size)) for site, size in plan.site_bytes.items()),
         ("bytes of all sites, tokens and rows", format_bytes(plan.store_bytes)),
-        ("parameters that run", unknown if cost is None else f"{cost.parameters:,}"),
-        ("FLOPs a token", unknown if cost is None else _flops(cost.flops_per_token(recipe.tokens.chunk_lengths))),
+        ("parameters in use", unknown if cost is None else f"{cost.parameters:,}"),
+        ("FLOPs per token", unknown if cost is None else _flops(cost.flops_per_token(recipe.tokens.chunk_lengths))),
         ("FLOPs of collection", unknown if plan.collect_flops is None else _flops(plan.collect_flops)),
         ("peak memory of collection, about", unknown if plan.collect_memory is None else _memory(plan.collect_memory)),
         ("time of collection", _time(plan.collect_hours())),
@@ -114,8 +115,8 @@ def show_plan(plan: Plan) -> None:
     else:
         rates = plan.rates
         console.print(f"Measured on {rates.device}: {rates.tokens_per_second:,.0f} tokens/s through the model "
-                      f"({rates.batches} batches), {rates.step_seconds:.3g} s a step of {rates.sae.id} ({rates.steps} "
-                      f"steps); other SAEs in proportion to their width. In all {_time(plan.hours())}.")
+                      f"({rates.batches} batches), {rates.step_seconds:.3g} s per step of {rates.sae.id} "
+                      f"({rates.steps} steps); other SAEs in proportion to their width. In all {_time(plan.hours())}.")
         for site, outliers in rates.outliers.items():
             console.print(f"{site}, random tokens: {outliers.said_for_training()}.", highlight=False)
     console.print(plan.verdict, soft_wrap=True, highlight=False, markup=False)
@@ -128,7 +129,7 @@ def show_plan(plan: Plan) -> None:
 
 
 def _sharing(plan: Plan) -> list[str]:
-    """How several processes share the SAEs, a sentence for each number that trains one together."""
+    """How several processes share the SAEs: one sentence for each number of processes that train one SAE together."""
     if plan.ranks == 1:
         return []
     lines = []
@@ -137,17 +138,17 @@ def _sharing(plan: Plan) -> list[str]:
         many = f"{len(saes)} SAEs are" if len(saes) > 1 else "1 SAE is"
         teams = plan.ranks // together
         if together == 1:
-            lines.append(f"{many} trained by {teams} processes, each by one: nothing is sent between them.")
+            lines.append(f"{many} trained by {teams} processes, each SAE by one process: nothing is sent between them.")
         else:
             sent = format_bytes(max(sae.traffic for sae in saes))
             by = f"{teams} teams of {together} processes" if teams > 1 else f"{together} processes together"
-            lines.append(f"{many} trained by {by}: each has a share of the latents, takes the memory that is shown and "
-                         f"sends {sent} a step, without what an auxiliary loss sends.")
+            lines.append(f"{many} trained by {by}: each has a share of the latents, needs the memory shown and sends "
+                         f"{sent} per step, not counting an auxiliary loss.")
     return lines
 
 
 def _training(saes: Sequence[SAEPlan]) -> list[str]:
-    """What else will happen in training, a sentence for each setting that any of the SAEs has."""
+    """Further facts about training: a sentence for each setting that any of the SAEs has."""
     trains = [sae.train for sae in saes]
 
     def each(values: Iterable[float]) -> str:
@@ -155,19 +156,19 @@ def _training(saes: Sequence[SAEPlan]) -> list[str]:
 
     lines = []
     if decoders := [train.decoder_rate for train in trains if train.decoder_rate != 1]:
-        lines.append(f"The decoder's rate is {each(decoders)} times that of the encoder.")
+        lines.append(f"The decoder's learning rate is {each(decoders)} times the encoder's.")
     if windows := [train.auxiliary.dead_window for train in trains if train.auxiliary]:
-        lines.append(f"A latent is revived when it has not fired in {each(windows)} tokens.")
+        lines.append(f"A latent is revived if it has not fired in {each(windows)} tokens.")
     if any(sae.train.sinks == "auto" and can_have_sinks(sae.sae) for sae in saes):
-        lines.append("Attention sinks get latents of their own, where a site has any.")
+        lines.append("Attention sinks get latents of their own, if a site has sinks.")
     if finishes := [train.finish.share for train in trains if train.finish]:
         shares = each(100 * share for share in finishes)
-        lines.append(f"In the last {shares}% of the steps the model's own loss counts too.")
+        lines.append(f"In the last {shares}% of the steps, the language model's own loss counts too.")
     return lines
 
 
 def show_stores(collected: list[Collected]) -> None:
-    """What was collected, and from where."""
+    """The collected rows, and their sources."""
     for one in collected:
         manifest = one.manifest
         console.print(f"[bold]{escape(str(one.store))}[/]: {manifest.rows:,} tokens in {manifest.segments} segments "
@@ -183,12 +184,12 @@ def show_stores(collected: list[Collected]) -> None:
         if manifest.rows < one.wanted:
             console.print(f"[yellow]  The text ran out: {one.wanted:,} tokens were asked for.[/]")
         if one.segments_missing:
-            console.print(f"[yellow]  Not finished: {one.segments_missing} of {manifest.segments} segments are other "
-                          "workers' to make; `olmoscope collect` without --worker makes what nobody does.[/]")
+            console.print(f"[yellow]  Not finished: {one.segments_missing} of {manifest.segments} segments belong to "
+                          "other workers; `olmoscope collect` without --worker makes all that are missing.[/]")
 
 
 def show_statistics(collected: list[Collected]) -> None:
-    """What the activations of finished stores are like; `x` is a row."""
+    """Statistics of the activations in finished stores; `x` is a row."""
     for one in collected:
         if one.statistics is None:
             continue
@@ -241,23 +242,23 @@ def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
     for said in dict.fromkeys(f"{one.site}: {one.outliers_found.said()}." for one in evaluations if one.outliers):
         console.print(said, highlight=False)
     if apart:
-        console.print("Such rows are outliers. NMSE and FVU are of the other rows; all: FVU of all rows. ΔCE is with x̂ "
-                      "in every place; kept: with the outliers left as they are.", highlight=False)
+        console.print("Such rows are outliers. NMSE and FVU are over the other rows; all: FVU over all rows. For ΔCE, "
+                      "x̂ replaces every row; kept: the outliers stay as they are.", highlight=False)
     if any(one.by_site for one in evaluations):
-        console.print("A crosscoder's own line is that of the last site that it writes; ΔCE and KL of a site are those "
-                      "with that site alone replaced.")
-    console.print("NMSE: mean of ‖x − x̂‖² / ‖x‖². ΔCE, KL: what x̂ in the place of x does to the model's "
-                  "prediction, in nats; rec.: loss recovered, against zeros in its place.")
+        console.print("A crosscoder's own line is for the last site that it writes; ΔCE and KL of a site are measured "
+                      "with only that site replaced.")
+    console.print("NMSE: mean of ‖x − x̂‖² / ‖x‖². ΔCE, KL: the change in the model's predictions with x̂ instead of "
+                  "x, in nats; rec.: loss recovered, relative to zeros.")
     for text, rows, read in dict.fromkeys((one.text.name, one.rows, one.language.rows) for one in evaluations):
-        console.print(f"Measured on {escape(text)}: {rows:,} tokens (dead: fired on none of them), {read:,} of them "
-                      "read by the model for ΔCE and KL.")
+        console.print(f"Measured on {escape(text)}: {rows:,} tokens (dead: fired on none of them); for ΔCE and KL the "
+                      f"model read {read:,} of them.")
     for site, zeros in sorted({(one.site, one.zero_rows) for one in evaluations if one.zero_rows}):
-        console.print(f"{zeros:,} of the rows of {site} are zeros: they are left out of NMSE.")
+        console.print(f"{zeros:,} rows of {site} are zeros: NMSE leaves them out.")
 
 
 def _sources(plan: Plan) -> list[tuple[str, str]]:
     if plan.shares is None:
-        return [("  of sources", "whole shards in shuffled order: their sizes decide")]
+        return [("  of sources", "whole shards in shuffled order, so their sizes decide")]
     return [(f"  {name}, {share:.0%} by documents",
              f"~{share * plan.recipe.tokens.count:,.0f} if these are equally long")
             for name, share in plan.shares.items()]

@@ -1,8 +1,10 @@
-"""Feature absorption in first letters: latents of a letter that stay silent on words whose own latents stand for it.
+"""Feature absorption in first letters: a letter's latents stay silent on some words, whose own latents carry the
+letter.
 
-Definition: SAEBench (arXiv 2503.09532), after arXiv 2409.14507. A ground-truth probe says in which direction p a letter
-is; a letter's latents are those that a k-sparse probe needs; a word of the letter that the probe recognises is absorbed
-as far as other latents carry its projection on p. Shapes: N words, F latents, K places of a code, L letters, D width.
+Definition: SAEBench (arXiv 2503.09532), after arXiv 2409.14507. A ground-truth probe gives the direction p of a letter.
+The letter's latents are those that a k-sparse probe needs. A word that starts with the letter and that the probe
+recognises is absorbed to the extent that other latents carry its projection on p. Shapes: N words, F latents, K places
+of a code, L letters, D width.
 """
 
 import hashlib
@@ -22,19 +24,20 @@ from olmoscope.sae.codes import SparseCodes
 from olmoscope.sae.io.opened import Opened
 
 METHOD = 1
-"""Raised when the same SAE would get other figures."""
+"""Incremented when the same SAE would get different figures."""
 PROBE_DECAY = 1e-4
 """Weight of ‖w‖²/2 beside the mean loss of a ground-truth probe."""
 SPARSE_DECAY, STEPS, RATES = 0.01, 500, (1e-2, 1e-5)
 """The probe that ranks a letter's latents: weight of ‖w‖₁ beside its mean loss; Adam's steps, first and last rate."""
 MOST_LATENTS, JUMP = 10, 0.03
-"""A letter's latents: as many as raise the F1 of the probe that reads them by over 0.03 each, 10 at most."""
+"""A letter's latents: the best ones, added as long as each raises the F1 of the probe that reads them by over 0.03; at
+most 10."""
 PROBE_F1, LEAST_LETTERS = 0.6, 20
-"""Letters count whose ground-truth probe has a higher F1; with fewer letters there is no figure."""
+"""A letter counts if its ground-truth probe has a higher F1; with fewer letters there is no figure."""
 SILENT = 1e-8
 ALIGNED_FULL, ALIGNED, SHARE, ABSORBING = 0.025, 0.1, 0.4, 3
-"""The cosine with p from which a latent can absorb (fully; in part), the share of a word's projection that it (or the
-ABSORBING largest) must carry."""
+"""The least cosine with p at which a latent can absorb (fully; in part), and the share of a word's projection that it
+(or the ABSORBING largest) must carry."""
 
 
 def absorption_identity(subject: Opened, reader: str) -> str:
@@ -48,8 +51,8 @@ def absorption_identity(subject: Opened, reader: str) -> str:
 
 
 def truth_probes(x_ND: Tensor, task: Task) -> list[Probe | None]:
-    """A probe of each letter, trained on the rows of the task's words, the classes weighing the same; None of a letter
-    that no word to train on begins with."""
+    """A probe for each letter, trained on the rows of the task's words with balanced classes; None for a letter with
+    which no training word begins."""
     letter_M = _letters(task, x_ND.device)[: task.train]
     probes: list[Probe | None] = []
     for letter in range(len(LETTERS)):
@@ -92,7 +95,7 @@ def measure_absorption(sae: SparseCoder, x_ND: Tensor, task: Task, probes: Seque
 
 
 def latents_by_letter(codes: SparseCodes, letter_N: Tensor, train: int) -> Tensor:
-    """Latents `[L, F]` by the weight that an L1-penalised probe of each letter gives them, the largest first."""
+    """Latents `[L, F]` ranked by the weight that an L1-penalised probe for each letter gives them, largest first."""
     values_NK, indices_NK = codes.values[:train].float(), codes.indices[:train]
     rows_NK = torch.arange(train, device=values_NK.device)[:, None].expand_as(indices_NK)
     z_NF = torch.sparse_coo_tensor(torch.stack([rows_NK.flatten(), indices_NK.flatten()]), values_NK.flatten(),
@@ -131,14 +134,14 @@ def _letter(number: int, sae: SparseCoder, x_ND: Tensor, codes: SparseCodes, y_N
 
 
 def f1(score_N: Tensor, y_N: Tensor) -> float | None:
-    """2 · right positives / (positives + what is taken for one); None without any."""
+    """2 · true positives / (positives + predicted positives); None if there are neither."""
     taken_N = score_N > 0
     either = int(taken_N.sum()) + int(y_N.sum())
     return 2 * int((taken_N & y_N).sum()) / either if either else None
 
 
 def split_latents(codes: SparseCodes, rank_F: Tensor, y_N: Tensor, train: int) -> list[int]:
-    """The latents that stand for a class: the first, and further ones as long as each makes F1 jump."""
+    """The latents that stand for a class: the first, and further ones as long as each raises F1 by enough."""
     best, kept = -1.0, 0
     z_NK = values_of(codes, rank_F[:MOST_LATENTS])
     for k in range(1, MOST_LATENTS + 1):
@@ -152,7 +155,7 @@ def split_latents(codes: SparseCodes, rank_F: Tensor, y_N: Tensor, train: int) -
 
 def absorbed(sae: SparseCoder, x_RD: Tensor, codes: SparseCodes, direction_D: Tensor,
              split: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """How far words are absorbed, 0 to 1, and which are absorbed wholly, by one latent while the letter's are silent.
+    """How far each word is absorbed, 0 to 1, and which are fully absorbed: by one latent while the letter's are silent.
 
     Args:
         codes: of these rows.
@@ -167,7 +170,7 @@ def absorbed(sae: SparseCoder, x_RD: Tensor, codes: SparseCodes, direction_D: Te
     along_F = sae.W_dec.double() @ p_D
     cosine_F = along_F / sae.W_dec.double().norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny)
     part_RK = codes.values.double() * along_F[codes.indices]
-    if codes._statistics is not None:  # what a normalised row's code adds to the row itself
+    if codes._statistics is not None:  # from the units of the normalised row to those of the row itself
         part_RK = part_RK * codes._statistics.std_B1.double()
     cosine_RK = cosine_F[codes.indices]
     main_RK = torch.isin(codes.indices, torch.tensor(list(split), device=codes.indices.device))

@@ -7,6 +7,7 @@
 All SAEs of one language model are measured in one pass, on the same tokens.
 """
 
+import contextlib
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ import numpy as np
 
 from olmoscope.activations.store.format import read_manifest
 from olmoscope.activations.store.place import is_elsewhere, store_folder
+from olmoscope.distributed.launch import World
 from olmoscope.errors import UserError
 from olmoscope.evaluate.behaviour import NOTHING_MORE, Behaviour, measure_behaviour
 from olmoscope.evaluate.evaluate import Setting, evaluate_on_text, forget_unfinished, identity
@@ -83,23 +85,27 @@ class Evaluated:
     """False if it was there already."""
 
 
-def evaluate_anywhere(names: Sequence[str], options: Options) -> list[Evaluated]:
+def evaluate_anywhere(names: Sequence[str], options: Options,
+                      world: World = World()) -> list[Evaluated]:  # noqa: B008 (frozen)
     """Evaluate SAEs; what was evaluated before is left alone.
 
     Args:
         names: see `find_saes`.
+        world: the processes that share the work, each of which must call this; the first writes.
 
     Raises:
         UserError: an SAE, a model or a text that cannot be had, or that do not fit each other.
     """
-    subjects = subjects_of(names, options)
-    text = options.text or nearby_text(subjects)
     done: dict[str, Evaluated] = {}
-    with locked(options.out, "evaluating"):
-        for model, group in groupby(sorted(subjects, key=lambda subject: str(model_of(subject))), key=model_of):
-            language_model = pinned(settle_model(Model(name=model[0], revision=model[1], dtype=options.dtype),
-                                                 pick_device("auto")))
-            done |= {one.name: one for one in _evaluate_group(list(group), language_model, text, options)}
+    with contextlib.ExitStack() as held:
+        with world.ranks.agreed():
+            subjects = subjects_of(names, options)
+            text = options.text or nearby_text(subjects)
+            ordered = sorted(subjects, key=lambda subject: str(model_of(subject)))
+            if world.ranks.leads:
+                held.enter_context(locked(options.out, "evaluating"))
+        for model, group in groupby(ordered, key=model_of):
+            done |= {one.name: one for one in _evaluate_group(list(group), model, text, options, world)}
     return [done[subject.name] for subject in subjects]
 
 
@@ -144,28 +150,39 @@ def model_of(subject: Opened) -> tuple[str, str | None]:
     return name, None if is_local(Model(name=name)) or str(revision).startswith("sha256:") else revision
 
 
-def _evaluate_group(subjects: list[Opened], model: Model, text: str, options: Options) -> Iterator[Evaluated]:
-    """Evaluate all SAEs of one language model."""
-    revision = revision_of(model)
-    refuse_unfit(subjects, model)
-    sites = sorted({site for subject in subjects for site in (*subject.reads, *subject.writes)})
-    whole = cache(lambda: load_causal_lm(model, pick_device("auto"), sites))
-    sequences = sequences_of(subjects, model, text, options, whole).first(options.tokens)
-    setting = Setting(sequences, sequences.rows, options.batch_tokens, Path(text).name if Path(text).exists() else text,
-                      model.dtype, options.out)
-    paths = [options.out / _slug(subject.name) / EVALUATION for subject in subjects]
-    pending = [number for number, subject in enumerate(subjects)
-               if not is_evaluated(paths[number], identity(subject, revision, setting))]
-    if pending:
-        for number, evaluation in zip(pending, evaluate_on_text([subjects[number] for number in pending], whole(),
-                                                                setting), strict=True):
-            write_evaluation(paths[number], evaluation)
-        forget_unfinished(options.out)
-    if options.behaviour != NOTHING_MORE:
-        whole.cache_clear()  # what is measured next loads less of the model
-        measure_behaviour([Probed(subject, path.parent) for subject, path in zip(subjects, paths, strict=True)], model,
-                          _tokenizer(subjects, model, options), options.batch_tokens, pick_device("auto"),
-                          options.behaviour)
+def _evaluate_group(subjects: list[Opened], named: tuple[str, str | None], text: str, options: Options,
+                    world: World) -> Iterator[Evaluated]:
+    """Evaluate all SAEs of one language model, of this name and revision."""
+    ranks, device = world.ranks, pick_device("auto", world.place.local_index)
+    with ranks.agreed():
+        model = pinned(settle_model(Model(name=named[0], revision=named[1], dtype=options.dtype), device))
+        revision = revision_of(model)
+        refuse_unfit(subjects, model)
+        sites = sorted({site for subject in subjects for site in (*subject.reads, *subject.writes)})
+        whole = cache(lambda: load_causal_lm(model, device, sites))
+        if ranks.leads:  # packs the text
+            sequences_of(subjects, model, text, options, whole)
+    with ranks.agreed():
+        sequences = sequences_of(subjects, model, text, options, whole).first(options.tokens)
+        setting = Setting(sequences, sequences.rows, options.batch_tokens,
+                          Path(text).name if Path(text).exists() else text, model.dtype, options.out, ranks=ranks)
+        paths = [options.out / _slug(subject.name) / EVALUATION for subject in subjects]
+        pending = [number for number, subject in enumerate(subjects)
+                   if not is_evaluated(paths[number], identity(subject, revision, setting))]
+        if pending:
+            whole()
+    found = evaluate_on_text([subjects[number] for number in pending], whole(), setting) if pending else []
+    with ranks.agreed():  # the first works on alone, and says how that went
+        if ranks.leads:
+            for number, evaluation in zip(pending, found, strict=True):
+                write_evaluation(paths[number], evaluation)
+            if pending:
+                forget_unfinished(options.out)
+            if options.behaviour != NOTHING_MORE:
+                whole.cache_clear()  # what is measured next loads less of the model
+                measure_behaviour(
+                    [Probed(subject, path.parent) for subject, path in zip(subjects, paths, strict=True)], model,
+                    _tokenizer(subjects, model, options), options.batch_tokens, device, options.behaviour)
     for number, subject in enumerate(subjects):
         yield Evaluated(subject.name, paths[number].parent, number in pending)
 

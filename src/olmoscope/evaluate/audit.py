@@ -1,8 +1,8 @@
 """`olmoscope audit SAE...`: whether SAEs do what their files say, and if not, what is likely to be wrong.
 
 Each SAE is measured as it is read, and then tried at the sites beside its own and with other conventions
-(audit_variants.py). Where another reading fits much better, that is what is wrong. The model runs once for all of its
-SAEs, and no further than two layers past their last site.
+(audit_variants.py). If another reading fits much better, it names the mistake. The model runs once for all of its SAEs,
+and no further than two layers past their last site.
 """
 
 from collections.abc import Mapping, Sequence
@@ -39,19 +39,19 @@ ROWS_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class Audit:
-    """The verdict on one SAE. What is not known is None.
+    """The verdict on one SAE. An unknown figure is None.
 
     Attributes:
-        name: what it is called.
-        format, convention: how it was read, the convention as lines of a formula.
-        model, reads, writes: what it is of.
-        architecture, d_sae, d_in: what it is.
+        name: the SAE's name.
+        format, convention: how it was read; the convention is the lines of a formula.
+        model, reads, writes: its language model, and the sites that it reads and writes.
+        architecture, d_sae, d_in: its kind and its sizes.
         rows: tokens that it was measured on.
-        l0: active latents of a row, mean.
-        explained_variance: 1 − FVU over all rows, of the last site that it writes.
-        explained_variance_ordinary: over ordinary rows (docs/metrics.md, subsets).
+        l0: mean number of active latents per row.
+        explained_variance: 1 − FVU over all rows, at the last site that it writes.
+        explained_variance_ordinary: the same over ordinary rows (docs/metrics.md, subsets).
         dead: share of latents that fired on none of the rows.
-        stated: what its owner published, by name.
+        stated: the figures that its owner published, by name.
         outliers: the rows of outlier norm at that site, in words.
         outlier_nmse: NMSE on them.
         norm: median norm of the rows read.
@@ -95,7 +95,7 @@ def audit(names: Sequence[str], options: Options) -> list[Audit]:
         options: `behaviour` is not used.
 
     Raises:
-        UserError: an SAE, a model or a text that cannot be had, or that do not fit each other.
+        UserError: an SAE, a model or a text cannot be loaded, or they do not fit each other.
     """
     addresses = [address for name in names for address in find_saes(name)]
     readings = [look_at(address, options.site)[1] for address in addresses]
@@ -143,7 +143,7 @@ def _audit_one(subject: Opened, reading: Reading, device: torch.device, rows: Au
                              facts.at(part), count=True)
     figures = measured.headline.reconstruction
     whole, ordinary, spread = figures.subset("all"), figures.subset("ordinary"), figures.distributions()
-    assert whole is not None  # a text without rows was refused
+    assert whole is not None  # a text without rows is refused earlier
     sae, survey = measured.sae, rows.surveys[subject.reads[0]]
     l0 = spread["l0"].mean
     fit, tried = _try(subject, sae, rows, survey.median_norm, l0, layers, device)
@@ -177,10 +177,10 @@ def _outliers(figures: Reconstruction, spread: Mapping[str, object]) -> tuple[st
 
 def _try(subject: Opened, sae: SparseCoder, rows: AuditRows, norm: float, l0: float, layers: int,
          device: torch.device) -> tuple[float | None, tuple[Tried, ...]]:
-    """FVU on the probed rows as read, and of all other readings; of a crosscoder there are none.
+    """FVU on the probed rows as read, and with all other readings; a crosscoder has no other readings.
 
-    Only rows that have no outlier norm at any of the sites tried count, so that all readings are compared on the same
-    rows; those of huge norm would drown the others.
+    Only rows without an outlier norm at any of the sites tried count. So all readings are compared on the same rows,
+    and rows of huge norm do not drown the others.
     """
     near: dict[Site, tuple[tuple[Site, ...], tuple[Site, ...]]] = {}
     if len(subject.reads) == 1:
@@ -205,7 +205,7 @@ def _try(subject: Opened, sae: SparseCoder, rows: AuditRows, norm: float, l0: fl
 
 def fvu(coder: SparseCoder, x_PD: Tensor, y_PO: Tensor) -> float | None:
     """Σ‖y − ŷ‖² / Σ‖y − μ‖² of rows y that the coder should write, from the rows that it reads; μ is their mean. None
-    where it is not finite."""
+    if it is not finite."""
     error = sum(float((y_BO.double() - coder.reconstruct(x_BD)[0].double()).square().sum())
                 for x_BD, y_BO in zip(torch.split(x_PD, ROWS_AT_ONCE), torch.split(y_PO, ROWS_AT_ONCE), strict=True))
     variance = float((y_PO.double() - y_PO.double().mean(0)).square().sum())

@@ -1,4 +1,4 @@
-"""The rows that an audit looks at: those of the SAEs' own sites and of the sites beside them, in one pass of the model.
+"""The rows that an audit looks at: those of the SAEs' own sites and of nearby sites, from one pass of the model.
 
 N tokens of the text, P of them probed, R rows of a batch, D width of a site.
 """
@@ -22,7 +22,8 @@ from olmoscope.site import EMBED, PARTS, Site
 PROBED = 1024
 """Rows on which other readings are tried: see `audit_warnings.MUCH_BETTER` for what they must tell apart."""
 LAYERS_AWAY = 2
-"""How far the same place is tried in other layers: a count from 1, or `hidden_states` off by one, is one layer."""
+"""How many layers away the same place is tried: layers counted from 1, or an index of `hidden_states`, are off by
+one."""
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,9 @@ class AuditRows:
 
     Attributes:
         own: all N rows of the sites that an SAE reads or writes, `[N, D]` float32.
-        probed: P rows of each site that is tried, its own among them.
+        probed: P rows of each site that is tried, the SAEs' own sites included.
         surveys: mean and norms of the rows of `own`.
-        usual_P: of each site, which probed rows have no outlier norm there.
+        usual_P: for each site, which probed rows have no outlier norm there.
     """
 
     own: Mapping[Site, Tensor]
@@ -43,11 +44,11 @@ class AuditRows:
 
 
 def beside(site: Site, layers: int) -> list[Site]:
-    """The sites that an SAE of this one may really be of, without it: the other places of its layer, the outputs of the
+    """The sites for which this one may be mistaken, without itself: the other places of its layer, the outputs of the
     layers around it, and the same place up to `LAYERS_AWAY` layers away.
 
     Args:
-        layers: of the model.
+        layers: number of layers of the model.
     """
     if site == EMBED:
         return [Site(layer) for layer in range(min(LAYERS_AWAY, layers))]
@@ -58,7 +59,7 @@ def beside(site: Site, layers: int) -> list[Site]:
 
 
 def existing(model: LoadedModel, wanted: Iterable[Site]) -> dict[Site, Place]:
-    """The places of those sites that the model has; a layer that is no plain sum has no inner ones."""
+    """The places of those sites that the model has; a layer that is not a plain sum has no inner sites."""
     found: dict[Site, Place] = dict(model.sites.places)
     wanted = set(wanted)
     for site in wanted - found.keys():
@@ -69,7 +70,7 @@ def existing(model: LoadedModel, wanted: Iterable[Site]) -> dict[Site, Place]:
     for layer in sorted({site.layer for site in wanted - found.keys()}):
         try:
             inner = inner_sites(model.module, model.layers, [layer], model.name, model.vocabulary)
-        except UserError:  # the layer has none, so there is nothing to try
+        except UserError:  # the layer has no such site, so there is nothing to try
             continue
         found |= {site: place for site, place in inner.places.items() if site not in found}
     return {site: place for site, place in found.items() if site in wanted}
@@ -78,10 +79,10 @@ def existing(model: LoadedModel, wanted: Iterable[Site]) -> dict[Site, Place]:
 @torch.no_grad()
 def read_rows(model: LoadedModel, sequences: Sequences, batch_tokens: int, own: Iterable[Site],
               tried: Mapping[Site, Place]) -> AuditRows:
-    """Let the model read the tokens once, up to the last site.
+    """Run the model over the tokens once, up to the last site.
 
     Args:
-        tried: all sites whose rows are wanted, those of `own` among them.
+        tried: all sites whose rows are wanted, including those of `own`.
 
     Raises:
         UserError: the rows of an SAE's own site are not finite, or all zeros.
@@ -89,7 +90,7 @@ def read_rows(model: LoadedModel, sequences: Sequences, batch_tokens: int, own: 
     own = set(own)
     later = np.flatnonzero(~sequences.special & (sequences.positions() >= FIRST_POSITIONS))
     if not len(later):
-        raise UserError("all tokens of the text are special or the first of their sequence; give a longer one")
+        raise UserError("every token of the text is special or the first of its sequence; give a longer text")
     chosen = later[np.linspace(0, len(later) - 1, min(PROBED, len(later))).astype(int)]
     slot_N = torch.full((sequences.rows,), -1)
     slot_N[torch.from_numpy(chosen)] = torch.arange(len(chosen))

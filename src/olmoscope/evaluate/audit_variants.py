@@ -1,8 +1,8 @@
-"""Other ways to read a coder: what it would be if one convention had been mistaken.
+"""Other ways to read a coder: what it would be if one convention had been misread.
 
 Each variant changes one thing: the scale or normalisation of the rows, the activation rule, the orientation of a
-matrix, the bias that the encoder subtracts. The mistakes are those that have been made with public SAEs; the variant
-that undoes one reconstructs better than the SAE as it was read. Shapes: F latents, D width.
+matrix, the bias that the encoder subtracts. These mistakes have been made with public SAEs. The variant that undoes a
+mistake reconstructs better than the SAE as it was read. Shapes: F latents, D width.
 """
 
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ from olmoscope.sae.topk import TopK
 Cause = Literal["site", "scale", "normalisation", "ReLU", "rule", "weights", "bias"]
 
 SCALES = tuple(2.0**power for power in (-10, -6, -4, -2, -1, 1, 2, 4, 6, 10))
-"""What rows are multiplied by in turn, besides the number that gives them a mean norm of √D."""
+"""Factors by which rows are multiplied in turn, besides the one that gives them a mean norm of √D."""
 KS = (8, 16, 32, 64, 128, 256, 512)
-"""Values of k that are tried where a coder has many more latents active."""
+"""Values of k to try if a coder has many more active latents."""
 
 _NORMALIZED: dict[Normalize, str] = {"none": "rows as they are", "layer_norm": "layer-normalised rows",
                                      "constant_norm_rescale": "rows scaled to norm √D each"}
@@ -34,9 +34,9 @@ class Variant:
     """A coder read in another way.
 
     Attributes:
-        cause: what would have been mistaken.
+        cause: the convention that was misread, if this reading is right.
         what: the other reading, in words.
-        do: what to do if it is the right one, a clause.
+        do: what to do if this reading is right, as a clause.
     """
 
     cause: Cause
@@ -49,7 +49,7 @@ def variants(coder: SparseCoder, mean_norm: float, l0: float) -> Iterator[Varian
     """All variants of a coder that reads one site.
 
     Args:
-        mean_norm: of the rows read.
+        mean_norm: mean norm of the rows read.
         l0: its mean number of active latents, as read.
     """
     yield from _scales(coder, mean_norm)
@@ -61,7 +61,7 @@ def variants(coder: SparseCoder, mean_norm: float, l0: float) -> Iterator[Varian
 
 
 def scaled(coder: SparseCoder, scale: float) -> SparseCoder:
-    """The coder of rows that are multiplied by a number first and divided by it at the end:
+    """The coder that multiplies its rows by a number first and divides by it at the end:
     (a x − b) W_encᵀ = (x − b / a) (a W_enc)ᵀ."""
     return replace(coder, W_enc=coder.W_enc * scale, W_dec=coder.W_dec / scale, b_in=coder.b_in / scale,
                    b_out=coder.b_out / scale)
@@ -77,13 +77,13 @@ def without_relu(coder: JumpReLU | TopK) -> SparseCoder:
 
 
 def misread(W_FD: Tensor) -> Tensor:
-    """What a matrix `[F, D]` would be if its numbers stood in a file as `[D, F]`."""
+    """The matrix `[F, D]` that results if its numbers are in the file as `[D, F]`."""
     return W_FD.reshape(W_FD.shape[1], W_FD.shape[0]).T.contiguous()
 
 
 def _scales(coder: SparseCoder, mean_norm: float) -> Iterator[Variant]:
     if coder.normalize != "none":
-        return  # its rows have one scale whatever they are multiplied by
+        return  # normalisation undoes any factor
     to_root = coder.d_in**0.5 / mean_norm
     for scale in sorted({*SCALES, to_root}):
         words = " (mean norm √D)" if scale == to_root else ""
@@ -104,12 +104,12 @@ def _rules(coder: SparseCoder, l0: float) -> Iterator[Variant]:
         return
     assert isinstance(coder, JumpReLU | TopK)
     yield Variant("ReLU", "negative pre-activations count too",
-                  "it was trained without a ReLU, and half of what its latents say is lost: read it with latents of "
+                  "it was trained without a ReLU, and the negative half of its codes is lost: read it with latents of "
                   "either sign (SAELens: AbsTopK)", without_relu(coder))
     if isinstance(coder, JumpReLU):
         for k in KS:
             if k <= l0 / 2:
-                yield Variant("rule", f"only the {k} largest of a row are active (TopK)",
+                yield Variant("rule", f"only the {k} largest latents of a row are active (TopK)",
                               "its settings lack the activation rule or its thresholds: state TopK and k, or add the "
                               "thresholds", TopK(coder.W_enc, coder.W_dec, coder.b_in, coder.normalize, coder.b_latent,
                                                  k, b_out=coder.b_out, W_skip=coder.W_skip,
@@ -120,7 +120,7 @@ def _orientations(coder: SparseCoder) -> Iterator[Variant]:
     W_enc, W_dec = misread(coder.W_enc), misread(coder.W_dec)
     for what, changed in (("W_dec", replace(coder, W_dec=W_dec)), ("W_enc", replace(coder, W_enc=W_enc)),
                           ("W_enc and W_dec", replace(coder, W_enc=W_enc, W_dec=W_dec))):
-        yield Variant("weights", f"{what} transposed", f"write {what} in the other orientation, as its format has it",
+        yield Variant("weights", f"{what} transposed", f"write {what} in the other orientation, as its format demands",
                       changed)
 
 

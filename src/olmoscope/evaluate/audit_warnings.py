@@ -1,4 +1,4 @@
-"""What an audit makes of its figures: warnings in plain words, each with what to do."""
+"""The warnings that follow from an audit's figures: in plain words, each with what to do."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -6,21 +6,22 @@ from dataclasses import dataclass
 from olmoscope.evaluate.audit_variants import Cause
 
 MUCH_BETTER = 0.9
-"""Another reading is taken for the right one if its FVU is below this times that of the SAE as it was read.
+"""Another reading counts as the right one if its FVU is below this factor times that of the SAE as it was read.
 
 Measured over 17 good SAEs of two models (benchmarks/README.md, "Audit"): each fitted best as it was read; the closest
-other reading had 1.04 times its FVU (another scale), the closest site 1.19 times. An SAE stated at the wrong one of two
-sites that are as close as that is at 1 / 1.19 = 0.84, so 0.9 leaves room on either side."""
+other reading had 1.04 times its FVU (another scale), the closest site 1.19 times. If two sites are as close as that and
+an SAE states the wrong one, the ratio is 1 / 1.19 = 0.84. So 0.9 leaves room on either side."""
 APART = 0.1
-"""Mean cosine of encoder and decoder rows below which they do not belong together: good SAEs have 0.30 to 1, those in
-another order −0.01 (the same measurement)."""
+"""Mean cosine of encoder and decoder rows below which they do not belong together: good SAEs have 0.30 to 1, SAEs with
+permuted latents −0.01 (the same measurement)."""
 BAD = 0.3
-"""Explained variance of ordinary rows below which an SAE is called bad, and another reading explains nothing: good ones
-had 0.71 or more in that measurement."""
+"""Explained variance of ordinary rows below which an SAE is called bad, and below which another reading explains
+nothing: good SAEs had 0.71 or more in that measurement."""
 DENSE = 0.25
-"""Share of latents active in a row above which there is hardly a rule: in good ones it was at most 0.03."""
+"""Share of latents active in a row above which an activation rule is probably missing: in good SAEs it was at most
+0.03."""
 L0_FACTOR = 2.0
-"""A measured L0 may be over or under what the owner states by this factor. A choice, not a measurement."""
+"""A measured L0 may differ from what the owner states by this factor, up or down. A choice, not a measurement."""
 EV_OFF = 0.15
 """The explained variance may differ by this much from what the owner states: texts and the rows counted differ. A
 choice, not a measurement."""
@@ -28,8 +29,8 @@ choice, not a measurement."""
 _SAYS: dict[Cause, str] = {
     "site": "it is probably of another site",
     "scale": "the scale of its training rows is missing",
-    "normalisation": "the normalisation of its training rows is missing or another one",
-    "ReLU": "its ReLU is one too many",
+    "normalisation": "the normalisation of its training rows is missing or wrong",
+    "ReLU": "it should have no ReLU",
     "rule": "its activation rule is missing",
     "weights": "a matrix has the wrong orientation",
     "bias": "its b_dec is used in the wrong place"}
@@ -40,10 +41,10 @@ class Tried:
     """Another reading of an SAE.
 
     Attributes:
-        cause: what would have been mistaken.
+        cause: the convention that was misread, if this reading is right.
         what: the other reading, in words.
-        do: what to do if it is right, a clause.
-        fvu: FVU on the probed rows, read so; None where it is not finite.
+        do: what to do if this reading is right, as a clause.
+        fvu: its FVU on the probed rows; None if it is not finite.
     """
 
     cause: Cause
@@ -59,7 +60,7 @@ class AuditWarning:
     Attributes:
         kind: a `Cause`, or `silent`, `dense`, `mismatch`, `misfit`, `stated`.
         what: a sentence without its full stop.
-        do: what to do, a clause.
+        do: what to do, as a clause.
     """
 
     kind: str
@@ -82,7 +83,7 @@ class Found:
 
 
 def warnings_of(found: Found) -> tuple[AuditWarning, ...]:
-    """All warnings; none if nothing speaks against the SAE."""
+    """All warnings; none if every figure is as it should be."""
     return (*_about_fit(found), *_about_latents(found), *_about_stated(found))
 
 
@@ -92,14 +93,14 @@ def _about_fit(found: Found) -> Iterator[AuditWarning]:
             1 - BAD, float("inf") if found.fit is None else MUCH_BETTER * found.fit):
         where = "it fits" if best.cause == "site" else "it fits with"
         read = "not finite" if found.fit is None else f"{found.fit:.3f}"
-        yield AuditWarning(best.cause, f"{_SAYS[best.cause]}: {where} {best.what}, with FVU {best.fvu:.3f} in place of "
+        yield AuditWarning(best.cause, f"{_SAYS[best.cause]}: {where} {best.what}, with FVU {best.fvu:.3f} instead of "
                            f"{read}", best.do)
     elif found.explained is None or found.explained < BAD:
         explained = "nothing" if found.explained is None else f"{found.explained:.3f} of the variance"
         if found.twins is not None and found.twins < APART:
             yield AuditWarning(
-                "mismatch", f"it explains {explained} of ordinary rows, and its decoder rows do not point where its "
-                f"encoder rows do (mean cosine {found.twins:.2f})",
+                "mismatch", f"it explains {explained} of ordinary rows, and its decoder rows do not point the same way "
+                f"as its encoder rows (mean cosine {found.twins:.2f})",
                 "check that encoder and decoder come from the same SAE and have the same order of latents")
         else:
             yield AuditWarning(

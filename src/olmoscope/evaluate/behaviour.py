@@ -1,4 +1,4 @@
-"""What an SAE's latents are good for, beside reconstruction: measured where it is asked for, into evaluation.json."""
+"""What an SAE's latents are good for besides reconstruction: measured on request and added to evaluation.json."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ from olmoscope.tokens.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What is asked for.
+    """Which measurements to make.
 
     Attributes:
         probing: sparse probing (probing.py).
-        tables: which labelled tables (`read_tables`); None: some.
-        folder: of labelled tables; None: those of the installed package.
+        tables: which labelled tables (`read_tables`); None: the default number.
+        folder: where the labelled tables are; None: those of the installed package.
         absorption: feature absorption in first letters (absorption.py).
     """
 
@@ -46,14 +46,14 @@ NOTHING_MORE = Behaviour()
 
 def measure_behaviour(evaluated: Sequence[Probed], model: Model, tokenizer: Tokenizer, batch_tokens: int,
                       device: torch.device, wanted: Behaviour) -> None:
-    """Measure what is wanted of evaluated SAEs of one language model, and add it to their evaluation.json.
+    """Make the wanted measurements on evaluated SAEs of one language model, and add them to each evaluation.json.
 
     Args:
-        model: at the revision that the SAEs were evaluated with.
-        batch_tokens: in one pass of the model.
+        model: at the revision with which the SAEs were evaluated.
+        batch_tokens: tokens in one pass of the model.
 
     Raises:
-        UserError: no tables, or a coder that cannot be measured so.
+        UserError: no tables, or a coder that cannot be measured in this way.
     """
     for one in evaluated:
         _refuse(one, wanted)
@@ -74,10 +74,10 @@ def _refuse(one: Probed, wanted: Behaviour) -> None:
     sae, name = one.subject.sae, one.subject.name
     if others := sorted({site.model for site in one.subject.reads if site.model}):
         raise UserError(f"--{'probing' if wanted.probing else 'absorption'}: {name} reads other models too "
-                        f"({', '.join(others)}), and the texts are read by one; leave it out")
+                        f"({', '.join(others)}), but only one model reads the texts; leave it out")
     if wanted.absorption and (sae.transcoder or len(one.subject.reads) > 1):
-        raise UserError(f"--absorption: {name} is no SAE of one site, and only there have decoder directions the place "
-                        "that a probe reads; leave it out")
+        raise UserError(f"--absorption: {name} is no SAE of one site. Absorption needs decoder directions at the site "
+                        "that the probe reads; leave it out")
 
 
 def _absorption(evaluated: Sequence[Probed], reader: str, loaded: Callable[[], LoadedModel],

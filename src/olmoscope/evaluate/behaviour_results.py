@@ -1,4 +1,4 @@
-"""What an SAE's latents are good for, as types: the parts of evaluation.json that `--probing` and `--absorption` fill.
+"""Types of the parts of evaluation.json that `--probing` and `--absorption` fill: what an SAE's latents are good for.
 
 Every figure is defined in docs/metrics.md. An interval is [low, high], 95 %, by bootstrap.
 """
@@ -13,7 +13,7 @@ class _Frozen(BaseModel):
 
 
 class ProbeFigures(_Frozen):
-    """Means over tables, of probes on the test texts of each."""
+    """Means over tables; each table's figures are those of its probes on its test texts."""
 
     auc: FiniteFloat
     """Area under the ROC curve."""
@@ -26,7 +26,7 @@ class Probing(_Frozen):
     """Sparse probing."""
 
     source: str
-    """Where the labelled tables are from."""
+    """Where the labelled tables come from."""
     tables: list[str]
     latents: dict[int, ProbeFigures]
     """For each k, the probes that read the best k latents."""
@@ -40,16 +40,16 @@ class LetterAbsorption(_Frozen):
     letter: str
     words: int
     probe_f1: FiniteFloat | None
-    """How well the ground-truth probe does on the test words: whether the model knows the letter. None if no word
-    begins with it."""
+    """F1 of the ground-truth probe on the test words: whether the model knows the letter. None if no word begins with
+    it."""
     recognised: int
     """Test words of the letter that this probe recognises."""
     split: list[int]
     """The latents that stand for the letter."""
     fraction: FiniteFloat | None
-    """Mean share of these words that is absorbed; None, as `full`, where the model does not know the letter."""
+    """How far these words are absorbed, on average; None, like `full`, if the model does not know the letter."""
     full: FiniteFloat | None
-    """Share of these words that one other latent absorbs wholly."""
+    """Share of these words that one other latent fully absorbs."""
 
 
 class Absorption(_Frozen):
@@ -58,12 +58,12 @@ class Absorption(_Frozen):
     identity: str
     words: int
     left_out: int
-    """Words that the tokenizer does not leave one token in the prompt."""
+    """Words that do not stay one token in the prompt."""
     letters: list[LetterAbsorption]
     counted: int
-    """Letters with figures: the means are over them."""
+    """Number of letters with figures; the means are over these."""
     fraction: FiniteFloat | None
-    """None, as `full` and `latents`: the model knows too few letters."""
+    """None, like `full` and `latents`, if the model knows too few letters."""
     full: FiniteFloat | None
     latents: FiniteFloat | None
     """Mean number of latents that stand for a letter."""

@@ -1,8 +1,8 @@
-"""Confidence intervals of figures by resampling documents: whole documents, since the tokens of one are much alike.
+"""Confidence intervals of figures by resampling documents: whole ones, since the tokens of a document are alike.
 
-A figure is a function of sums over rows, and sums over a resample are its documents' sums, each as often as it was
-drawn. The draws depend on the seed and the number of documents alone, so figures of several SAEs on the same text are
-resampled alike. Shapes: E resamples, G groups of documents, Q quantities.
+A figure is a function of sums over rows. The sums over a resample add its documents' sums, each as often as the
+document was drawn. The draws depend only on the seed and the number of documents, so figures of several SAEs on the
+same text use the same resamples. Shapes: E resamples, G groups of documents, Q quantities.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from olmoscope.seeds import generator
 
 RESAMPLES = 1000
 SHARE = 0.95
-"""Of the resamples, the share that an interval holds: between the percentiles 2.5 and 97.5."""
+"""Share of the resamples that an interval holds: from the 2.5th to the 97.5th percentile."""
 
 
 @cache
@@ -29,11 +29,11 @@ def draws(groups: int, seed: int) -> np.ndarray:
 def intervals(table_GQ: Tensor, quantities: tuple[str, ...],
               figures: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]],
               seed: int = 0) -> dict[str, tuple[float, float]]:
-    """The interval of each figure; none where fewer than two documents have rows.
+    """The interval of each figure; no intervals if fewer than two documents have rows.
 
     Args:
-        figures: from the sums (one value a resample) to the figures, vectorised. A resample that draws no row that
-            counts gives NaN, and is left out.
+        figures: maps the sums (one value per resample) to the figures, vectorised. A resample that draws no row that
+            counts gives NaN and is left out.
     """
     with_rows_G = table_GQ.abs().sum(1) > 0
     if int(with_rows_G.sum()) < 2:

@@ -1,6 +1,6 @@
-"""The charts of a report: each a card with a heading, a line of explanation, and a drawing of one or more SAEs.
+"""The charts of a report: each is a card with a heading, a line of explanation, and a drawing of one or more SAEs.
 
-Where several SAEs are shown, SAE n has the colour n and a letter; the ninth and later ones are in the tables only.
+If several SAEs are shown, SAE n has colour n and a letter; the ninth and later SAEs are in the tables only.
 """
 
 import math
@@ -21,7 +21,7 @@ from olmoscope.units import format_count
 
 COLOURS = 8
 POINTS = 120
-"""At most so many points of a curve are drawn; each is the mean of an equal number of lines of metrics.jsonl."""
+"""Most points drawn of a curve; each is the mean of an equal number of lines of metrics.jsonl."""
 
 
 _SUBSETS = {
@@ -36,18 +36,17 @@ _SUBSETS = {
 
 
 def subset_name(key: str) -> str:
-    """What a page calls a subset of the rows."""
+    """The name that a page gives to a subset of the rows."""
     return _SUBSETS.get(key, key.replace("_", " "))
 
 
 def outliers_said(e: Evaluation) -> str:
-    """What rows of outlier norm there are, and what the SAE makes of them, as a sentence without its full stop."""
+    """How many rows have an outlier norm, and how the SAE treats them, as a sentence without its full stop."""
     said, language = e.outliers_found.said(), e.language
     if not e.outliers or language.delta_ce_outliers_kept is None:
         return said
-    return (f"{said}; with the SAE's reconstruction in their places too, cross-entropy rises by "
-            f"{say(language.delta_ce)} nats, with the outliers left as they are by "
-            f"{say(language.delta_ce_outliers_kept)}")
+    return (f"{said}; with these rows replaced too, cross-entropy rises by {say(language.delta_ce)} nats; with these "
+            f"rows left as they are, by {say(language.delta_ce_outliers_kept)}")
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class TrainingLine:
     loss: float
     lr: float
     dead_share: float | None
-    """None while fewer tokens than the dead window were seen."""
+    """None until training has seen as many tokens as the dead window."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +67,7 @@ class Shown:
     Attributes:
         number: its colour and letter, from 1.
         name: what the page calls it.
-        training: its run's metrics, ascending; empty where nobody has them.
+        training: its run's metrics, ascending; empty if there are none.
     """
 
     number: int
@@ -111,20 +110,20 @@ def training_cards(shown: Sequence[Shown]) -> list[Card]:
         return Card(title, note, charts.lines(title, series, x, y))
 
     return [
-        curve("Training loss", "NMSE on the rows being trained on, mean since the point before.", "loss",
+        curve("Training loss", "NMSE on the training rows, mean since the previous point.", "loss",
               lambda line: line.loss, "error"),
         curve("Dead latents in training", "Share that fired on none of the tokens of the dead window.",
               "share of latents", lambda line: line.dead_share, "share"),
-        curve("Learning rate", "Of the optimiser, at each step.", "rate", lambda line: line.lr, "number"),
+        curve("Learning rate", "The optimiser's, at each step.", "rate", lambda line: line.lr, "number"),
     ]
 
 
 def model_cards(shown: Sequence[Shown]) -> list[Card]:
     """What the reconstruction costs the model."""
     if len(shown) > 1:
-        return [*_by_sae(shown, DELTA_CE, "Added cross-entropy", "ΔCE in nats a token; 0 costs nothing."),
-                *_by_sae(shown, RECOVERED, "Loss recovered", "Of what zero ablation costs; 100% costs nothing."),
-                *_by_sae(shown, KL, "KL divergence", "Of the spliced model from the clean one; 0 changes nothing.")]
+        return [*_by_sae(shown, DELTA_CE, "Added cross-entropy", "ΔCE in nats per token; 0 costs nothing."),
+                *_by_sae(shown, RECOVERED, "Loss recovered", "Share of the cost of zero ablation; 100% costs nothing."),
+                *_by_sae(shown, KL, "KL divergence", "From the clean model to the spliced one; 0 changes nothing.")]
     language = shown[0].evaluation.language
     intervals = language.intervals
     entropies = [Bar("clean", 0, language.ce_clean, intervals.get("ce_clean")),
@@ -134,18 +133,18 @@ def model_cards(shown: Sequence[Shown]) -> list[Card]:
     divergences = [Bar("reconstruction spliced in", 1, language.kl, intervals.get("kl")),
                    Bar("mean row instead", 0, language.kl_mean, intervals.get("kl_mean")),
                    Bar("zeros instead", 0, language.kl_zero, intervals.get("kl_zero"))]
-    return [Card("Cross-entropy of the next token", "Nats a token; the closer to clean, the better.",
+    return [Card("Cross-entropy of the next token", "Nats per token; the closer to clean, the better.",
                  charts.bars("Cross-entropy of the next token", entropies, _bar_axis(entropies))),
-            Card("KL divergence from the clean model", "Nats a token; 0 changes nothing.",
+            Card("KL divergence from the clean model", "Nats per token; 0 changes nothing.",
                  charts.bars("KL divergence from the clean model", divergences, _bar_axis(divergences))),
-            _by_subset(shown[0], "Added cross-entropy, by rows", "ΔCE in nats a token.",
+            _by_subset(shown[0], "Added cross-entropy, by rows", "ΔCE in nats per token.",
                        [("all rows", language.delta_ce, intervals.get("delta_ce")),
                         *((subset_name(name), part.delta_ce, part.intervals.get("delta_ce")) for name, subset in
                           shown[0].evaluation.subsets.items() if (part := subset.language) is not None)])]
 
 
 def sparsity_cards(shown: Sequence[Shown]) -> list[Card]:
-    """How often latents fire, how many at once, how alike their directions are."""
+    """How often latents fire, how many fire at once, and how alike their directions are."""
     return [_density(shown), _l0(shown), _cosines(shown)]
 
 
@@ -161,15 +160,15 @@ def place_cards(shown: Sequence[Shown]) -> list[Card]:
 
     said = {_place(row.first): f"positions {row.first:,} to {row.last:,}" if row.last > row.first
             else f"position {row.first:,}" for sae in shown for row in sae.evaluation.by_position}
-    return [by_position("Norm by position", "Mean by place in the sequence, counted from 0.", "norm",
+    return [by_position("Norm by position", "Mean by position in the sequence, counted from 0.", "norm",
                         lambda row: row.norm),
-            by_position("Error by position", "NMSE of these rows.", "NMSE",
+            by_position("Error by position", "NMSE of the rows at these positions.", "NMSE",
                         lambda row: row.nmse),
             *_subset_errors(shown), _norms(shown), _error_by_norm(shown), _share_of_error(shown)]
 
 
 def frontier_cards(shown: Sequence[Shown]) -> list[Card]:
-    """Error against L0: lower and further left is better."""
+    """Error against L0: lower and further to the left is better."""
     sites: dict[Site, list[int]] = {}
     for place, sae in sorted(enumerate(shown), key=lambda pair: pair[1].evaluation.l0.mean):
         sites.setdefault(sae.evaluation.site, []).append(place)
@@ -180,7 +179,7 @@ def frontier_cards(shown: Sequence[Shown]) -> list[Card]:
         points = [Point(sae.letter, f"{sae.letter}  {sae.name}", sae.number, sae.evaluation.l0.mean, y)
                   for sae in shown if (y := value(sae.evaluation)) is not None]
         title = f"{label} against L0"
-        return Card(title, "Down and left is better. A line joins the SAEs of a site.", charts.scatter(
+        return Card(title, "Lower and further to the left is better. A line joins the SAEs of a site.", charts.scatter(
             title, points, x, linear(label, [point.y for point in points]), links))
 
     return [against_l0("FVU", FVU.value), against_l0("NMSE", NMSE.value),
@@ -201,7 +200,7 @@ def _by_subset(sae: Shown, title: str, note: str, rows: Sequence[tuple[str, floa
 
 
 def _subset_errors(shown: Sequence[Shown]) -> list[Card]:
-    """Of one SAE; several have a table each."""
+    """The card of a single SAE; if there are several, each has a table instead."""
     if len(shown) > 1:
         return []
     e = shown[0].evaluation
@@ -217,7 +216,7 @@ def _bar_axis(rows: Sequence[Bar], kind: str = "number") -> Axis:
 
 
 def _density(shown: Sequence[Shown]) -> Card:
-    """Half decades, and a bin of its own, left of the others, for the latents that never fired."""
+    """Bins are half decades; latents that never fired have a bin of their own, to the left."""
     densities = [sae.evaluation.density for sae in shown]
     all_edges = densities[0].bin_edges
     fired = [number for number in range(1, len(all_edges) - 1) if any(one.latents[number] for one in densities)]
@@ -228,7 +227,7 @@ def _density(shown: Sequence[Shown]) -> Card:
               ((sae, _shares(sae.evaluation.density.latents)) for sae in shown)]
     ticks = [(log, log_label(10.0**log, "share")) for log in logs if abs(log - round(log)) < 1e-6]
     ticks = ticks[::-(-len(ticks) // 5)]
-    x = Axis("share of rows on which it fires", edges[0], edges[-1], named=((edges[0] + 0.25, "never"), *ticks))
+    x = Axis("share of rows on which a latent fires", edges[0], edges[-1], named=((edges[0] + 0.25, "never"), *ticks))
     spans = ["never fired", "", *(f"fires on {say(low, 'share')} to {say(high, 'share')} of rows"
                                   for low, high in pairwise(all_edges[first:last + 2]))]
     title = "How often latents fire"
@@ -237,7 +236,7 @@ def _density(shown: Sequence[Shown]) -> Card:
 
 
 def _l0(shown: Sequence[Shown]) -> Card:
-    """One bin a value while these are few, then equal bins."""
+    """One bin per value if there are few values, else bins of equal width."""
     low = min(sae.evaluation.l0.values[0] for sae in shown)
     high = max(sae.evaluation.l0.values[-1] for sae in shown)
     width = -(-(high - low + 1) // 40)
@@ -252,14 +251,15 @@ def _l0(shown: Sequence[Shown]) -> Card:
     pad = max(0.0, 4.0 - (edges[-1] - edges[0]) / 2)
     step = math.ceil(round_step(max(1.0, (high - low) / 5)))
     ticks = [value for value in range(low, high + 1) if value % step == 0 or low == high]
-    x = Axis("active latents of a row", max(-0.5, edges[0] - pad), edges[-1] + pad,
+    x = Axis("active latents per row", max(-0.5, edges[0] - pad), edges[-1] + pad,
              named=tuple((value, format_count(value)) for value in ticks))
 
     def say_bin(number: int) -> str:
         first = low + width * number
         return f"{first} active latents" if width == 1 else f"{first} to {first + width - 1} active latents"
 
-    note = f"Every row has exactly {low}." if low == high else "Share of rows by their number of active latents."
+    note = (f"Every row has exactly {low} active latents." if low == high
+            else "Share of rows by their number of active latents.")
     title = "L0: latents active at once"
     return Card(title, note, charts.histogram(title, edges, counts, x, _share_axis("rows", counts), say_bin))
 
@@ -272,7 +272,7 @@ def _cosines(shown: Sequence[Shown]) -> Card:
     edges = edges[first:last + 2]
     counts = [Counts(one.name, one.number, one.heights[first:last + 1]) for one in counts]
     title = "Nearest neighbour in the dictionary"
-    return Card(title, "Largest cosine of a latent's decoder direction with another's; near 1 is a copy.",
+    return Card(title, "Largest cosine of a latent's decoder direction with another's; near 1 means a copy.",
                 charts.histogram(title, edges, counts, exact("largest cosine", edges[0], edges[-1]),
                                  _share_axis("latents", counts),
                                  lambda number: f"cosine {edges[number]:.3g} to {edges[number + 1]:.3g}"))
@@ -303,9 +303,9 @@ def _share_of_error(shown: Sequence[Shown]) -> Card:
     if len(shown) == 1:
         series.insert(0, Series("variance", 0, [(number, row.share_of_variance) for number, row in
                                                 enumerate(shown[0].evaluation.by_norm, 1)]))
-    title = "Whose error it is"
-    note = "Share of all squared error that falls to each tenth of the rows" + (
-        "; grey: of all variance." if len(shown) == 1 else ".")
+    title = "Which rows cause the error"
+    note = "Share of the total squared error in each tenth of the rows" + (
+        "; grey: share of the total variance." if len(shown) == 1 else ".")
     return Card(title, note, charts.lines(title, series, _tenths(), linear(
         "share", [value for one in series for _, value in one.points], "share"), dots=True, say_x=_say_tenth))
 
@@ -319,7 +319,7 @@ def _tenths() -> Axis:
 
 
 def _position_axis(shown: Sequence[Shown]) -> Axis:
-    """Positions by their logarithm: bins widen towards the end."""
+    """Positions on a logarithmic scale: bins widen towards the end."""
     bins = max((sae.evaluation.by_position for sae in shown), key=len)
     every = -(-len(bins) // 7)
     return Axis("position in the sequence", -0.15, _place(bins[-1].first) + 0.15,
@@ -344,7 +344,7 @@ def _rows(shown: Sequence[Shown]) -> str:
 
 
 def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """At most POINTS of them: means of equally many neighbours, at the last one's x."""
+    """At most POINTS of them: means of equal numbers of neighbours, each at the x of its last."""
     many = -(-len(points) // POINTS)
     groups = [points[start:start + many] for start in range(0, len(points), many)]
     return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]

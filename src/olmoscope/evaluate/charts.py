@@ -1,10 +1,10 @@
 """Charts as inline SVG for a page: lines, histograms, bars, points.
 
-A chart is a string of markup without a colour, font or script of its own: it has classes, and the page's style sheet
-(report.css) gives `axis`, `grid`, `line`, `bar`, `dot`, `hit` their looks in light and in dark. Series n of a chart has
-the class `sn`. Whatever can be pointed at has a `<title>` with the exact values. Every text is escaped.
+A chart is a string of markup without colours, fonts or scripts of its own: it has classes, and the page's style sheet
+(report.css) styles `axis`, `grid`, `line`, `bar`, `dot`, `hit` for light and dark mode. Series n of a chart has the
+class `sn`. Every mark that reacts to the pointer has a `<title>` with the exact values. All text is escaped.
 
-The drawing is as wide as a column of the page, so that its text is as large as the page's, on a telephone too.
+The drawing is as wide as a column of the page, so that its text is as large as the page's, also on a phone.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,7 +25,8 @@ LABEL_LENGTH = 58
 
 @dataclass(frozen=True)
 class Series:
-    """A line: its name in tips, its number (the colour's, from 1), and its points in ascending order of x."""
+    """A line: its name in tooltips, its number (which sets its colour, from 1), and its points in ascending order of
+    x."""
 
     name: str
     number: int
@@ -43,7 +44,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar with its interval, if it has one; `number` as in Series, 0 for a bar that is only there for comparison."""
+    """A bar with its interval, if it has one; `number` as in `Series`, 0 for a bar that is there only for
+    comparison."""
 
     label: str
     number: int
@@ -53,7 +55,7 @@ class Bar:
 
 @dataclass(frozen=True)
 class Point:
-    """A point with a short label beside it and a name for its tip."""
+    """A point with a short label beside it and a name for its tooltip."""
 
     label: str
     name: str
@@ -63,7 +65,7 @@ class Point:
 
 
 class _Frame:
-    """The space between two axes: data to pixels, and the axes' own drawing."""
+    """The plotting area: maps data to pixels and draws the axes."""
 
     def __init__(self, x: Axis, y: Axis) -> None:
         self.x, self.y = x, y
@@ -75,7 +77,7 @@ class _Frame:
         return HEIGHT - BOTTOM - self.y.place(value) * (HEIGHT - TOP - BOTTOM)
 
     def axes(self) -> Markup:
-        """Grid, tick labels, and both axes' names: y's above its labels, x's at the end."""
+        """Grid, tick labels, and the names of both axes: that of y above its labels, that of x at its end."""
         parts = []
         for value, text in self.y.ticks():
             parts.append(Markup('<path class="grid" d="M{} {}H{}"/><text class="tick" x="{}" y="{}" '
@@ -93,12 +95,12 @@ class _Frame:
 
 def lines(title: str, series: Sequence[Series], x: Axis, y: Axis, dots: bool = False,
           say_x: Callable[[float], str] | None = None) -> Markup:
-    """Lines over a common x; pointing anywhere tells the values of all lines at the nearest x.
+    """Lines over a common x; the tooltip gives the values of all lines at the x nearest to the pointer.
 
     Args:
-        title: what the chart shows, for those who cannot see it.
+        title: what the chart shows, for screen readers.
         dots: mark each point.
-        say_x: what stands at an x, for its tip; by default the axis' name and the value.
+        say_x: gives the text for an x in its tooltip; by default the axis' name and the value.
     """
     frame = _Frame(x, y)
     say_x = say_x or (lambda at: f"{x.label} {x.say(at)}")
@@ -125,8 +127,8 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[Counts], x: A
     """Bars for one set of counts, outlines for several.
 
     Args:
-        edges: of the bins, one more than each set has heights; on x.
-        say_bin: what a bin holds, for its tip, by its number; "" for a gap that is no bin.
+        edges: edges of the bins on x, one more than each set has heights.
+        say_bin: gives the text for a bin's tooltip, by the bin's number; "" for a gap that is no bin.
     """
     frame = _Frame(x, y)
     floor = HEIGHT - BOTTOM
@@ -152,10 +154,10 @@ def histogram(title: str, edges: Sequence[float], counts: Sequence[Counts], x: A
 
 
 def bars(title: str, rows: Sequence[Bar], x: Axis) -> Markup:
-    """Horizontal bars, the label above each and its value at its end; a thin line is its interval.
+    """Horizontal bars, each with its label above and its value at its end; a thin line is its interval.
 
     Args:
-        x: the values' axis; it begins at 0, and is not drawn.
+        x: the axis of the values; it begins at 0 and is not drawn.
     """
     parts = []
     longest = WIDTH - 66
@@ -181,10 +183,10 @@ def bars(title: str, rows: Sequence[Bar], x: Axis) -> Markup:
 
 
 def scatter(title: str, points: Sequence[Point], x: Axis, y: Axis, links: Sequence[Sequence[int]] = ()) -> Markup:
-    """Labelled points; a label stands where it meets no other point or label, if there is such a place.
+    """Labelled points; a label is placed where it overlaps no other point or label, if there is such a place.
 
     Args:
-        links: points, by their places in `points`, to join by a line in this order.
+        links: for each line, the indices in `points` of the points that it joins, in this order.
     """
     frame = _Frame(x, y)
     places = [(frame.across(point.x), frame.down(point.y)) for point in points]
@@ -220,7 +222,7 @@ def _dot(frame: _Frame, number: int, x: float, y: float, radius: float = 4) -> M
 
 
 def _column(number: int, left: float, right: float, top: float, floor: float) -> Markup:
-    """A bar of a histogram: a gap to its neighbours if there is room, its upper corners rounded."""
+    """A bar of a histogram, with rounded upper corners, and with gaps to its neighbours if there is room."""
     gap = 1.0 if right - left > 5 else 0.25 if right - left > 1.5 else 0.0
     left, right = left + gap, right - gap
     round_by = min(2.5, (right - left) / 2, floor - top)
@@ -230,7 +232,7 @@ def _column(number: int, left: float, right: float, top: float, floor: float) ->
 
 
 def _bands(places: Sequence[float]) -> list[tuple[float, float]]:
-    """For each place across, the pixels that are nearer to it than to its neighbours."""
+    """For each horizontal position, the pixels that are nearer to it than to its neighbours."""
     edges = [float(LEFT), *((left + right) / 2 for left, right in pairwise(places)), float(WIDTH - RIGHT)]
     return list(pairwise(edges))
 

@@ -1,6 +1,6 @@
-"""How alike an SAE's decoder directions are: for each latent, its largest cosine with another one's.
+"""How alike an SAE's decoder directions are: for each latent, its largest cosine with another's.
 
-Near-copies (a feature split, or a latent that follows another) have cosines near 1. Shapes: F latents, C of a chunk.
+Near copies (a split feature, or a latent that follows another) have cosines near 1. Shapes: F latents, C of a chunk.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from olmoscope.sae.directions import unit_directions
 from olmoscope.seeds import generator
 
 ALL_UP_TO = 2**15
-"""Dictionaries up to this width are compared whole; of a wider one a sample of SAMPLE latents, with all."""
+"""Up to this width all latents are compared; in a wider dictionary, a sample of SAMPLE latents is compared with all."""
 SAMPLE = 2**14
 BIN_EDGES = np.linspace(-1, 1, 81).round(3)
 _ELEMENTS_AT_ONCE = 2**25
@@ -24,15 +24,15 @@ _ELEMENTS_AT_ONCE = 2**25
 @torch.no_grad()
 def decoder_cosines(sae: SparseCoder, latents_C: torch.Tensor,
                     advance: Callable[[int], None] = nobody) -> tuple[torch.Tensor, torch.Tensor]:
-    """How alike some latents' decoder directions are to all others.
+    """How similar some latents' decoder directions are to all others.
 
     A direction of length 0 has cosine 0 with all.
 
     Args:
-        advance: told of every few latents that are done.
+        advance: called with the number of latents of each finished chunk.
 
     Returns:
-        Of each latent its largest cosine with another, and the mean absolute value of all its cosines with others;
+        For each latent its largest cosine with another, and the mean absolute value of all its cosines with others;
         float32 on the CPU.
     """
     unit_FD = unit_directions(sae.W_dec)
@@ -54,7 +54,7 @@ def latents_measured(d_sae: int) -> int:
 
 
 def measure_dictionary(sae: SparseCoder, advance: Callable[[int], None] = nobody) -> Dictionary:
-    """The distribution of largest cosines, and the mean of all."""
+    """The distribution of the largest cosines, and the mean absolute value of all cosines."""
     count = latents_measured(sae.d_sae)
     latents = np.arange(sae.d_sae)
     if count < sae.d_sae:

@@ -8,7 +8,7 @@ beforehand (the mean and the norms of each site), and once to measure. Shapes: R
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from olmoscope.activations.store.format import norm_name
 from olmoscope.activations.store.reader import Store
 from olmoscope.activations.store.statistics import OUTLIER
+from olmoscope.distributed.ranks import Ranks
 from olmoscope.errors import UserError
 from olmoscope.evaluate import bootstrap
 from olmoscope.evaluate.dictionary import latents_measured, measure_dictionary
@@ -53,6 +54,7 @@ class Setting:
         dtype: in which the language model computes.
         folder: where the sums of an unfinished evaluation are kept.
         store: the `recipe_hash` of the store whose rows are measured; None: those that the model gives now.
+        ranks: the processes that share the work. Each must evaluate the same; the first gets the results.
     """
 
     sequences: Sequences
@@ -62,6 +64,7 @@ class Setting:
     dtype: str
     folder: Path
     store: str | None = None
+    ranks: Ranks = field(default_factory=Ranks.alone)
 
 
 def identity(subject: Opened, model_revision: str, setting: Setting) -> str:
@@ -88,13 +91,17 @@ def evaluate_on_store(subjects: Sequence[Opened], store: Store, model: CausalLM,
     Args:
         setting: its sequences are all the store's.
         others: the other models whose sites crosscoders read, by the names that the sites have for them.
+
+    Returns:
+        The figures of each; nothing on ranks other than the first.
     """
-    sites = _sites_of(subjects)
-    norms = [store.read_rows(segment) for segment in range(len(store.segment_rows))]
-    surveys = {site: LayerSurvey.refusing(store.mean(site), torch.cat(
-        [rows[norm_name(site)] for rows in norms]).double().numpy(), f"{store.path}, {site}")
-        for site in sites}
-    work = _Work(subjects, surveys, {"": model, **others}, setting)
+    sites, ranks = _sites_of(subjects), setting.ranks
+    with ranks.agreed():
+        norms = [store.read_rows(segment) for segment in range(len(store.segment_rows))]
+        surveys = {site: LayerSurvey.refusing(store.mean(site), torch.cat(
+            [rows[norm_name(site)] for rows in norms]).double().numpy(), f"{store.path}, {site}")
+            for site in sites}
+        work = _Work(subjects, surveys, {"": model, **others}, setting)
     starts_S = torch.from_numpy(setting.sequences.starts)
 
     def measure_rows(step: tuple[int, slice]) -> None:
@@ -110,6 +117,8 @@ def evaluate_on_store(subjects: Sequence[Opened], store: Store, model: CausalLM,
     kept = work.kept("rows", work.tensors())
     kept.go_through(steps, lambda step: step[1].stop - step[1].start, measure_rows, "reconstruction")
     work.run_model(reconstruct=False)
+    if not ranks.leads:
+        return []
     return work.results(f"the {store.rows:,} rows of the store", [
         RandomDirections(one.width, one.directions(), seed=0).nmse(_first_rows(store, one.site),
                                                                    surveys[one.site].mean_D)
@@ -117,10 +126,13 @@ def evaluate_on_store(subjects: Sequence[Opened], store: Store, model: CausalLM,
 
 
 def evaluate_on_text(subjects: Sequence[Opened], model: CausalLM, setting: Setting) -> list[Evaluation]:
-    """Evaluate SAEs on tokens that the model reads now."""
+    """Evaluate SAEs on tokens that the model reads now; ranks other than the first get no results."""
     surveys = _survey(_sites_of(subjects), model, setting)
-    work = _Work(subjects, surveys, {"": model}, setting)
+    with setting.ranks.agreed():
+        work = _Work(subjects, surveys, {"": model}, setting)
     work.run_model(reconstruct=True)
+    if not setting.ranks.leads:
+        return []
     return work.results(f"the {setting.sequences.rows:,} tokens of the text", [None] * len(subjects))
 
 
@@ -157,8 +169,8 @@ class _Work:
         """Where sums are kept meanwhile."""
         subjects = [identity(subject, self.model.revision, self.setting) for subject in self.subjects]
         numbers = sum(tensor.numel() for tensor in tensors.values())  # another version may keep others
-        return KeptSums(self.setting.folder / f".unfinished-{name}.safetensors",
-                        ":".join([name, str(self.setting.batch_tokens), str(numbers), *subjects]), tensors)
+        return KeptSums(self.setting.folder, name, ":".join([str(self.setting.batch_tokens), str(numbers), *subjects]),
+                        tensors, self.setting.ranks)
 
     def run_model(self, *, reconstruct: bool) -> None:
         """Let the model read the tokens: clean, and with every replacement of every site.
@@ -290,13 +302,13 @@ def _survey(sites: list[Site], model: CausalLM, setting: Setting) -> dict[Site, 
             refuse_not_finite(norm_R.numpy(), f"{model.name}, {site}")
             survey.norm_N[site][batch.index_R] = norm_R
 
-    parts = ["survey", *(str(_place(site)) for site in sites), model.revision, sequences.hash(),
-             str(setting.batch_tokens)]
-    kept = KeptSums(setting.folder / ".unfinished-survey.safetensors", ":".join(parts), survey.tensors())
+    parts = [*(str(_place(site)) for site in sites), model.revision, sequences.hash(), str(setting.batch_tokens)]
+    kept = KeptSums(setting.folder, "survey", ":".join(parts), survey.tensors(), setting.ranks)
     kept.go_through(sequences.plan(setting.batch_tokens), lambda numbers: int(np.diff(sequences.starts)[numbers].sum()),
                     look, "survey")
-    return {site: LayerSurvey.refusing(survey.sum_D[site] / sequences.rows, survey.norm_N[site].numpy(),
-                                        f"{model.name}, {site}") for site in sites}
+    with setting.ranks.agreed():
+        return {site: LayerSurvey.refusing(survey.sum_D[site] / sequences.rows, survey.norm_N[site].numpy(),
+                                           f"{model.name}, {site}") for site in sites}
 
 
 def forget_unfinished(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """The first-letter task: words that are one token each, and the few-shot prompts in front of them.
 
-A prompt is ten lines such as `cat has the first letter: C` and the start of one more; what is measured is what the
-model has at the word itself. Nothing after the word is needed, since attention is causal. As in SAEBench (arXiv
-2503.09532), but that words share prompts in groups: a group's ten examples are drawn for all its words.
+A prompt is ten lines such as `cat has the first letter: C` and the start of one more. The row measured is the one at
+the word itself; nothing after the word is needed, since attention is causal. The task is that of SAEBench (arXiv
+2503.09532), except that words share prompts in groups: a group's ten examples are drawn for all its words.
 """
 
 import string
@@ -26,23 +26,23 @@ LETTERS = string.ascii_lowercase
 LINE = "\n{word} has the first letter: {letter}"
 EXAMPLES = 10
 WORDS = 250
-"""Of a letter at most, drawn from the vocabulary."""
+"""Words per letter at most, drawn from the vocabulary."""
 TEST_SHARE = 0.2
 GROUP = 128
-"""Words that share ten examples."""
+"""Most words that share ten examples."""
 
 
 @dataclass(frozen=True)
 class Word:
-    """A token of letters alone, perhaps with a space before them."""
+    """A token that has only letters, perhaps after a space."""
 
     token: int
     letter: int
-    """0 for a."""
+    """Index of its first letter; 0 is a."""
     before: tuple[int, ...]
-    """The tokens of its line before it."""
+    """The tokens before it in its line."""
     after: tuple[int, ...]
-    """The tokens of its line after it, with the answer."""
+    """The tokens after it in its line, including the answer."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Group:
 
     prompt: tuple[int, ...]
     words: np.ndarray
-    """`[n]`, numbers of words."""
+    """`[n]`, indices of words."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Task:
     """The words and their prompts.
 
     Attributes:
-        words: those to train on first.
-        train: how many these are.
-        left_out: words that the tokenizer does not leave one token in their line, of those drawn.
+        words: all words, training words first.
+        train: number of training words.
+        left_out: number of drawn words that do not stay one token in their line.
     """
 
     words: list[Word]
@@ -69,10 +69,11 @@ class Task:
     left_out: int
 
     def groups(self, begin: tuple[int, ...]) -> Iterator[Group]:
-        """All words in groups; examples are of the same part, training or test, and none is a word of its group.
+        """All words in groups; a group's examples come from the same part, training or test, but not from the group
+        itself.
 
         Args:
-            begin: what contexts begin with.
+            begin: the tokens with which contexts begin.
         """
         for part, rows in enumerate((np.arange(self.train), np.arange(self.train, len(self.words)))):
             random = generator(0, "examples of first letters", part)
@@ -90,7 +91,7 @@ def _line(word: Word) -> tuple[int, ...]:
 
 
 def first_letter_task(tokenizer: Tokenizer) -> Task:
-    """Words of every letter, WORDS at most, a fifth of them to test on; the same for the same tokenizer."""
+    """Words for every letter, at most WORDS each, a fifth of them test words; the same for the same tokenizer."""
     by_letter: list[list[tuple[int, str]]] = [[] for _ in LETTERS]
     for token, text in enumerate(token_texts(tokenizer.backend)):
         letters = text.removeprefix(" ")
@@ -123,7 +124,7 @@ def first_letter_task(tokenizer: Tokenizer) -> Task:
 
 
 def rows_of_words(model: LoadedModel, task: Task, begin: tuple[int, ...]) -> dict[Site, Tensor]:
-    """What the model has at each word, for each of its sites `[N, D]`, float32, in the order of the words."""
+    """The model's rows at each word, for each of its sites `[N, D]`, float32, in the order of the words."""
     parts: list[dict[Site, Tensor]] = []
     order: list[int] = []
     with bar("first letters", len(task.words), "words") as advance:

@@ -1,13 +1,13 @@
-"""Whether the settings of a study have too few active latents, or too many, as far as their dictionaries tell.
+"""Whether the settings of a study have too few or too many active latents, judged by their dictionaries.
 
-With too small an L0 an SAE mixes features that occur together in one latent, with too large an L0 it finds other
-mixtures; in both cases its decoder directions are more alike than they need be. So c, the mean |cosine| of pairs of
-them, is smallest near the right L0 (Chanin & Garriga-Alonso 2025, arXiv:2508.16560, whose c_dec it is). The paper shows
-this on toy models, and that on language models the minimum is near the best sparse probing. In a toy model of ours
-(the test) too small an L0 is seen, too large a one is not.
+If L0 is too small, an SAE mixes features that occur together into one latent; if it is too large, the SAE finds other
+mixtures. In both cases its decoder directions are more alike than they need be. So c, the mean |cosine| of pairs of
+them, is smallest near the right L0 (c_dec of Chanin & Garriga-Alonso 2025, arXiv:2508.16560). The paper shows this on
+toy models; on language models it shows that the minimum is near the best sparse probing. In our toy model (see the
+test) c reveals an L0 that is too small, but not one that is too large.
 
-Compared are settings of one site that differ in k alone, three or more. The seeds say how sure it is: settings whose c
-is within two standard deviations of the smallest cannot be told from it.
+The comparison needs three or more settings of one site that differ only in k. The seeds give the uncertainty: a setting
+whose c is within two standard deviations of the smallest cannot be distinguished from it.
 """
 
 import json
@@ -19,11 +19,11 @@ from olmoscope.evaluate.study import Setting
 
 K = "sae.k"
 FEWEST = 3
-"""Settings that it takes to see a minimum."""
+"""Fewest settings that can show a minimum."""
 
 
 def l0_advice(settings: Sequence[Setting]) -> list[str]:
-    """A sentence or two for each site and kind of SAE of which a study has several k."""
+    """One or two sentences for each site and kind of SAE for which a study has at least FEWEST values of k."""
     groups: dict[str, list[Setting]] = {}
     for setting in settings:
         others = {key: value for key, value in setting.varies.items() if key != K}
@@ -43,7 +43,7 @@ def _advice(group: list[Setting]) -> str | None:
     best = min(range(len(known)), key=lambda number: known[number][1])
     near = [l0 for l0, c, _ in known if c <= known[best][1] + 2 * (sd or 0.0)]
     listed = ", ".join(f"{c:.4f} at L0 {l0:.3g}" for l0, c, _ in known)
-    sure = ("one seed each, so how sure that is is not known" if sd is None
+    sure = ("one seed each, so the uncertainty is unknown" if sd is None
             else f"±{sd:.4f} over seeds, so L0 {near[0]:.3g} to {near[-1]:.3g} cannot be told apart" if len(near) > 1
             else f"±{sd:.4f} over seeds")
     if best == len(known) - 1:
@@ -57,6 +57,6 @@ def _advice(group: list[Setting]) -> str | None:
 
 
 def _common(group: list[Setting]) -> str:
-    """The site, and what the settings have in common."""
+    """The site, and the other settings that the group has in common."""
     others = [str(value) for key, value in group[0].varies.items() if key not in (K, "sae.layer", "sae.site") and value]
     return ", ".join([str(group[0].site), *others])

@@ -1,8 +1,8 @@
-"""Labelled tables: short texts of two classes each, on which probes are trained.
+"""Labelled tables: texts of two classes, on which probes are trained.
 
-A table is a CSV file (perhaps compressed, `.csv.zst`) with the columns `prompt` and `target`, the label. Those of the
-package sae-probes (arXiv 2502.16681) are read as files; its code is never imported, nor its dependencies needed. Tables
-with more or fewer than two labels are passed over.
+A table is a CSV file (perhaps compressed, `.csv.zst`) with the columns `prompt` and `target`, the label. The tables of
+the package sae-probes (arXiv 2502.16681) are read as files: its code is never imported, and its dependencies are not
+needed. Tables with more or fewer than two labels are skipped.
 """
 
 import csv
@@ -22,12 +22,13 @@ from olmoscope.seeds import generator
 PACKAGE, INSIDE = "sae-probes", "sae_probes/data/cleaned_data"
 SUFFIXES = (".csv", ".csv.zst")
 TRAIN, TEST, LEAST_TEST = 1024, 512, 100
-"""Texts of a table, at most; of a small one, so many at least are kept to test on, as sae-probes does."""
+"""Most texts of a table to train and to test on; a small table keeps at least LEAST_TEST for testing, as in
+sae-probes."""
 SHORT = 200
-"""Characters of a table's mean text up to which it is one of those that are measured unless tables are named: long
-texts take a laptop hours."""
+"""Mean text length, in characters, up to which a table is used when the user names no tables: long texts take hours on
+a laptop."""
 SETS = 12
-"""Tables, if nobody says how many."""
+"""Default number of tables."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Table:
 
     @cached_property
     def content(self) -> str:
-        """Identifies the texts and labels."""
+        """Hash of the texts and labels."""
         parts = hashlib.sha256()
         for text, label in zip(self.texts, self.labels, strict=True):
             parts.update(f"{int(label)}{len(text)}:{text}".encode())
@@ -48,16 +49,17 @@ class Table:
 
     @property
     def mean_length(self) -> float:
-        """Characters."""
+        """In characters."""
         return sum(map(len, self.texts)) / len(self.texts)
 
     def split(self) -> tuple[np.ndarray, np.ndarray]:
-        """Rows to train on and rows to test on, both in random order and with as many of either class.
+        """Training rows and test rows, both in random order and with equal numbers of both classes.
 
-        At most TRAIN and TEST of them; of fewer than TRAIN + LEAST_TEST, LEAST_TEST are for testing.
+        There are at most TRAIN and TEST of them. If there are fewer than TRAIN + LEAST_TEST, LEAST_TEST are for
+        testing.
 
         Raises:
-            UserError: too few.
+            UserError: there are too few texts.
         """
         labels = np.array(self.labels)
         random = generator(0, "texts of a labelled table", int(self.content, 16) % 2**32)
@@ -74,7 +76,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Tables:
-    """Some tables, and what they are of, for people."""
+    """Some tables, and a readable name of their source."""
 
     source: str
     tables: list[Table]
@@ -85,8 +87,8 @@ def read_tables(folder: Path | None, wanted: str | None) -> Tables:
 
     Args:
         folder: where they are; None: those of the installed package sae-probes.
-        wanted: how many, `all`, or names, with commas between them. None: SETS. How many are taken from the tables of
-            short texts, in an order that depends on their names alone: of more, the first are the same.
+        wanted: a number, `all`, or names separated by commas; None means SETS. A number selects tables of short texts,
+            in an order that depends only on their names, so a larger number adds tables to the same first ones.
 
     Raises:
         UserError: no such package, folder or table.
@@ -106,7 +108,7 @@ def read_tables(folder: Path | None, wanted: str | None) -> Tables:
                             f"{', '.join(list(files)[:3])}")
         tables = [_read(name, files[name]) for name in names]
         if several := [name for name, table in zip(names, tables, strict=True) if table is None]:
-            raise UserError(f"--probing-sets: {several[0]} does not have exactly two labels")
+            raise UserError(f"--probing-sets: {several[0]} does not have exactly two labels; leave it out")
         return Tables(source, [table for table in tables if table])
     found = [table for name, path in files.items() if (table := _read(name, path))]
     found.sort(key=lambda table: hashlib.sha256(table.name.encode()).hexdigest())
@@ -129,7 +131,7 @@ def _installed() -> tuple[Path, str]:
 
 
 def _read(name: str, path: Path) -> Table | None:
-    """A table; None if its labels are not two."""
+    """A table; None if it does not have exactly two labels."""
     try:
         data = path.read_bytes()
         text = (zstandard.ZstdDecompressor().stream_reader(data).read() if path.suffix == ".zst" else data).decode()

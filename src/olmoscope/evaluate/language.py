@@ -1,4 +1,4 @@
-"""What a language model makes of reconstructions: cross-entropy and KL with x̂, zero or the mean in x's place.
+"""How a language model responds to reconstructions: cross-entropy and KL with x̂, zeros or the mean instead of x.
 
 KL(clean ‖ other) is Σ_v p_v (log p_v − log q_v), both logarithms from log-softmax in float64: no probability is ever
 rounded to 0 before its logarithm is taken. Shapes: R rows of a batch, C of a chunk, D d_model, V vocabulary, S subsets.
@@ -16,28 +16,28 @@ from olmoscope.evaluate.subsets import SUBSETS, RowFacts, Sums
 from olmoscope.model.splice import CausalLM
 
 LOGITS_AT_ONCE = {"cpu": 2**22, "cuda": 2**26}
-"""Most logits of one run held at a time: on a CPU what stays near its caches, on a GPU what keeps it busy."""
+"""Most logits of one run held at a time: on a CPU, few enough for its caches; on a GPU, enough to keep it busy."""
 _QUANTITIES = ("rows", "kl", "kl_zero", "kl_mean", "kl_outliers_kept", "predictions", "ce_clean", "ce_spliced",
                "ce_zero", "ce_mean", "ce_outliers_kept")
 
 
 class Replaced(NamedTuple):
-    """Which passes of the model had what in x's place."""
+    """For each replacement of x, the index of the pass of the model that had it."""
 
     spliced: int
     """x̂."""
     kept: int
-    """x̂, but for rows of outlier norm, which stayed as they are; the same pass as `spliced` where there are none."""
+    """x̂, except that rows of outlier norm stay as they are; the same pass as `spliced` if there are no such rows."""
     zero: int
     mean: int
 
 
 class Divergence:
-    """Per-row cross-entropy of each of several runs of the model on the same tokens, and KL from the first.
+    """Cross-entropy per row of several runs of the model on the same tokens, and their KL from the first run.
 
     Args:
         hidden: last hidden states `[R, D]` of the runs; the first is the clean one.
-        next_R: the token that follows each row, −1 where none does.
+        next_R: the token that follows each row, −1 if there is none.
     """
 
     def __init__(self, model: CausalLM, hidden: list[Tensor], next_R: Tensor) -> None:
@@ -62,7 +62,7 @@ class Divergence:
 
 
 class LanguageSums:
-    """Sums of one SAE; `add` batches, then `subset`."""
+    """Sums of one SAE: `add` batches, then call `subset`."""
 
     def __init__(self, groups: int) -> None:
         self.sums = Sums(_QUANTITIES, groups)
@@ -71,7 +71,7 @@ class LanguageSums:
         """Count a batch.
 
         Args:
-            passes: those of `measured`.
+            passes: which passes of `measured` had which replacement.
         """
         spliced, kept, zero, mean = passes
         self.sums.add({
@@ -95,7 +95,7 @@ class LanguageSums:
 
 
 def _figures(sums: dict[str, Any]) -> dict[str, Any]:
-    """From sums; definitions in docs/metrics.md."""
+    """Figures from sums; docs/metrics.md has the definitions."""
     ce = {key: sums[key] / sums["predictions"] for key in _QUANTITIES if key.startswith("ce_")}
     kl = {key: sums[key] / sums["rows"] for key in _QUANTITIES if key.startswith("kl")}
     recovered = {f"loss_recovered_{key}": (ce[f"ce_{key}"] - ce["ce_spliced"]) / (ce[f"ce_{key}"] - ce["ce_clean"])

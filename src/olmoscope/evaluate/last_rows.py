@@ -1,4 +1,4 @@
-"""What a model has at some sites when it has read a text: the rows of the texts' last tokens.
+"""A model's activations at some sites after it has read a text: the rows of the texts' last tokens.
 
 Shapes: N texts, B texts of a batch, T the longest of them, D width of a site.
 """
@@ -20,12 +20,12 @@ MAX_PADDING = 0.1
 
 def last_rows(model: LoadedModel, token_ids: Sequence[np.ndarray], batch_tokens: int,
               advance: Callable[[float], None]) -> dict[Site, Tensor]:
-    """For each of the model's sites `[N, D]`, float32, on its device.
+    """The last row of each text, for each of the model's sites `[N, D]`, float32, on the model's device.
 
     Args:
-        token_ids: of each text, one at least.
-        batch_tokens: in one pass of the model.
-        advance: is told how many tokens were read.
+        token_ids: the tokens of each text, at least one per text.
+        batch_tokens: tokens in one pass of the model.
+        advance: called with the number of tokens read.
     """
     lengths = np.array([len(ids) for ids in token_ids])
     parts: dict[Site, list[Tensor]] = {site: [] for site in model.sites.places}
@@ -46,8 +46,8 @@ def last_rows(model: LoadedModel, token_ids: Sequence[np.ndarray], batch_tokens:
 def rows_after(model: LoadedModel, prompt: Sequence[int], ends: Sequence[int]) -> dict[Site, Tensor]:
     """The rows of single tokens that each follow the same prompt, for each of the model's sites `[N, D]`, float32.
 
-    The prompt is read once and its keys and values are kept, where the architecture can do so and gives what it gives
-    for the whole texts, within rounding; else each text is read whole.
+    The prompt is read once and its keys and values are cached, if the architecture supports that and gives the same
+    rows as for the whole texts, within rounding. Otherwise each text is read whole.
     """
     whole = last_rows(model, [np.array([*prompt, ends[0]])], len(prompt) + 1, lambda tokens: None)
     try:

@@ -1,7 +1,7 @@
 """Logistic regression with an L2 penalty, solved to its optimum by Newton's method, and the area under a ROC curve.
 
-Everything is float64, so a probe depends on no solver's settings, and the same data give the same probe anywhere.
-Shapes: N rows, P columns.
+Everything is float64 and solved to the optimum, so a probe does not depend on a solver's settings, and the same data
+give the same probe anywhere. Shapes: N rows, P columns.
 """
 
 from dataclasses import dataclass
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 
 ROUNDS = 200
-"""Newton steps at most; it takes about ten, and fifty with a weak penalty on separable rows."""
+"""Most Newton steps; about ten are needed, or fifty with a weak penalty on separable rows."""
 CLOSE = 1e-7
-"""The last step is one that promises so small a fall of the objective, relative to it: what is left after it is about
-the square."""
+"""Stop after a step whose expected relative decrease of the objective is below this; what is left is about its
+square."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A direction and an offset: over 0 is class 1."""
+    """A direction and an offset; a score over 0 means class 1."""
 
     w_P: Tensor
     b: Tensor
@@ -34,8 +34,8 @@ def fit(x_NP: Tensor, y_N: Tensor, C: float, start: Probe | None = None, *, bala
     Args:
         x_NP: of any float dtype.
         y_N: bool; both classes must occur.
-        start: where to begin, for a series of penalties on the same rows.
-        balanced: s is N / (2 · rows of the class), else 1.
+        start: the starting point, for a series of penalties on the same rows.
+        balanced: whether s is N / (2 · rows of the class); otherwise it is 1.
     """
     y_N = y_N.to(x_NP.device)
     assert bool(y_N.any()) and not bool(y_N.all()), "one class alone has no probe"
@@ -58,8 +58,8 @@ def fit(x_NP: Tensor, y_N: Tensor, C: float, start: Probe | None = None, *, bala
 
 
 def _row_space(x_NP: Tensor) -> tuple[Tensor | None, Tensor]:
-    """An orthonormal basis `[P, Q]` of the rows' space and the rows in it, where that is smaller: the penalty keeps the
-    solution in it. Else None and the rows."""
+    """An orthonormal basis `[P, Q]` of the rows' span, and the rows in that basis, if it has fewer dimensions: the
+    penalty keeps the solution in the span. Otherwise None and the rows."""
     if x_NP.shape[0] >= x_NP.shape[1]:
         return None, x_NP
     basis_PQ = torch.linalg.qr(x_NP.T).Q
@@ -78,7 +78,7 @@ def _newton(a_NQ: Tensor, weight_N: Tensor, penalty_Q: Tensor, v_Q: Tensor) -> T
         gradient_Q = penalty_Q * v_Q - a_NQ.T @ (weight_N * wrong_N)
         hessian_QQ = (a_NQ.T * (weight_N * wrong_N * (1 - wrong_N))) @ a_NQ
         diagonal_Q = hessian_QQ.diagonal()
-        diagonal_Q += penalty_Q + 1e-12 * (1 + diagonal_Q.max())  # rows that are far on their side bend nothing
+        diagonal_Q += penalty_Q + 1e-12 * (1 + diagonal_Q.max())  # rows far from the boundary add no curvature
         step_Q = torch.cholesky_solve(gradient_Q[:, None], torch.linalg.cholesky(hessian_QQ))[:, 0]
         promised = gradient_Q @ step_Q
         if promised <= CLOSE * value:
@@ -107,5 +107,5 @@ def area_under_curve(score_N: Tensor, y_N: Tensor) -> float:
 
 
 def accuracy(score_N: Tensor, y_N: Tensor) -> float:
-    """Share of rows on the side of 0 that their class has."""
+    """Share of rows whose score is on the side of 0 that belongs to their class."""
     return float(((score_N > 0) == y_N).double().mean())

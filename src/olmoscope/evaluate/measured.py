@@ -1,4 +1,4 @@
-"""A coder while it is measured: its sums for each site that it writes, and what a crosscoder says of its sites.
+"""A coder while it is measured: its sums for each site that it writes, and a crosscoder's figures for each site.
 
 Shapes: R rows, D width of a site, F latents.
 """
@@ -29,11 +29,11 @@ class Written:
 
     @property
     def width(self) -> int:
-        """D of the site."""
+        """Width D of the site."""
         return len(self.reconstruction.survey.mean_D)
 
     def directions(self) -> int:
-        """As many random directions as the coder has active latents in a row."""
+        """Number of random directions to compare with: the coder's active latents per row."""
         sae, sums = self.reconstruction.sae, self.reconstruction
         active = sae.k if isinstance(sae, TopK) else round(float(sums.fired_F.sum() / sums.l0_counts.sum()))
         return min(max(1, active), self.width)
@@ -50,11 +50,11 @@ class Measured:
 
     @classmethod
     def of(cls, subject: Opened, device: torch.device, surveys: Mapping[Site, LayerSurvey], groups: int) -> "Measured":
-        """With empty sums.
+        """A coder with empty sums.
 
         Args:
-            surveys: of all sites that it reads and writes.
-            groups: of documents.
+            surveys: the surveys of all sites that it reads and writes.
+            groups: number of groups of documents.
         """
         sae = subject.sae.to(device)
         return cls(subject, sae, subject.reads, tuple(
@@ -63,16 +63,16 @@ class Measured:
 
     @property
     def headline(self) -> Written:
-        """The site whose figures stand for the coder: the only one, or the last that a crosscoder writes in the model
-        that it is about, from which that model goes on."""
+        """The site whose figures are the coder's own: the only one, or the last that a crosscoder writes in its own
+        model, from which that model continues."""
         return [one for one in self.writes if not one.site.model][-1]
 
     def reconstruct(self, rows_of: Mapping[Site, Tensor], facts: RowFacts, count: bool) -> list[Tensor]:
-        """What the coder makes of rows, for each site that it writes.
+        """The coder's reconstructions of rows, for each site that it writes.
 
         Args:
-            rows_of: of each site, `[R, D]`.
-            count: whether figures of reconstruction are taken of them.
+            rows_of: the rows of each site, `[R, D]`.
+            count: whether the rows count in the figures of reconstruction.
 
         Raises:
             UserError: a reconstruction that counts is not finite.
@@ -86,14 +86,14 @@ class Measured:
         return parts
 
     def by_site(self) -> list[SiteFigures] | None:
-        """The figures of each site that a crosscoder writes; None of any other coder."""
+        """The figures of each site that a crosscoder writes; None for any other coder."""
         if len(self.writes) == 1:
             return None
         norms = self._decoder_norms()
         found = []
         for one, norm_F in zip(self.writes, norms, strict=True):
             figures, language = one.reconstruction.subset("all"), one.language.subset("all")
-            assert figures is not None and language is not None  # the headline's have been looked at
+            assert figures is not None and language is not None  # the headline site has been checked
             p5, p50, p95 = torch.quantile(norm_F, torch.tensor([0.05, 0.5, 0.95], dtype=norm_F.dtype)).tolist()
             found.append(SiteFigures(
                 site=one.site, **{key: figures[key] for key in ("nmse", "fvu", "explained_variance", "cosine")},

@@ -1,10 +1,10 @@
-"""Sparse probing: how well a few latents tell the classes of labelled texts apart.
+"""Sparse probing: how well a few latents distinguish the classes of labelled texts.
 
-    probing.json, beside evaluation.json     the probes of each table; what stands there is not measured again
+    probing.json, beside evaluation.json     the probes of each table; those in the file are not measured again
 
-For each table, probes are trained on what the model has at the last token of each text: on the activations that the SAE
-reads, and on the k latents whose mean differs most between the classes. The selection is that of sae-probes (arXiv
-2502.16681), so are the classes' sizes and the choice of the penalty; the solver is our own, to the optimum.
+For each table, probes are trained on the rows at the last token of each text: on the activations that the SAE reads,
+and on the k latents whose means differ most between the classes. The selection of latents, the sizes of the classes and
+the choice of the penalty are those of sae-probes (arXiv 2502.16681); the solver is our own and goes to the optimum.
 Shapes: N texts, M of them to train on, D width read, F latents.
 """
 
@@ -35,34 +35,34 @@ from olmoscope.tokens.tokenizer import Tokenizer
 PROBING = "probing.json"
 FORMAT, VERSION = "olmoscope probing", 1
 METHOD = 1
-"""Raised when the same SAE on the same tables would get other figures."""
+"""Incremented when the same SAE on the same tables would get different figures."""
 LATENTS = (1, 5, 16)
-"""k of the sparse probes."""
+"""Values of k of the sparse probes."""
 PENALTIES = tuple(10.0 ** np.linspace(-5, 5, 10))
-"""C of the logistic regressions tried, as in sae-probes."""
+"""Values of C tried for the logistic regressions, as in sae-probes."""
 VALIDATION = (0.2, 100)
-"""Share of the texts to train on, and their most, that choose among penalties."""
+"""Share of the training texts that chooses among penalties, and their largest number."""
 CONTEXT = 1024
-"""Tokens of a text at most: its last ones."""
+"""Most tokens of a text that are read: its last ones."""
 
 
 @dataclass(frozen=True)
 class Probed:
-    """An SAE whose probes are wanted, and the folder of its evaluation."""
+    """An SAE to probe, and the folder of its evaluation."""
 
     subject: Opened
     folder: Path
 
 
 def missing_tables(probed: Probed, reader: str, tables: Tables) -> list[Table]:
-    """The tables whose probes do not stand in the folder yet."""
+    """The tables whose probes are not in the folder yet."""
     kept = _kept(probed, reader)
     return [table for table in tables.tables if kept.get(table.name, {}).get("content") != table.content]
 
 
 def measure_probing(subjects: Sequence[Probed], tables: Tables, reader: str, model: LoadedModel,
                     tokenizer: Tokenizer, batch_tokens: int) -> None:
-    """Train the probes that are missing, and write them, table by table.
+    """Train the missing probes and write them, table by table.
 
     Args:
         reader: identifies the model and how it reads texts.
@@ -94,21 +94,21 @@ def measure_probing(subjects: Sequence[Probed], tables: Tables, reader: str, mod
 
 
 def token_ids_of(tokenizer: Tokenizer, table: Table, rows: Sequence[int]) -> list[np.ndarray]:
-    """Of some texts of a table, as the model reads them.
+    """The tokens of some texts of a table, as the model reads them.
 
     Raises:
-        UserError: one has no tokens.
+        UserError: a text has no tokens.
     """
     ids = [np.array([*tokenizer.begin, *encoded[:-1][len(tokenizer.begin) - CONTEXT :]], dtype=np.int64)
            for encoded in tokenizer.encode([table.texts[row] for row in rows])]
     if not all(map(len, ids)):
-        raise UserError(f"table {table.name} holds a text of no tokens; take it out")
+        raise UserError(f"table {table.name} has a text without tokens; remove it")
     return ids
 
 
 def by_difference(codes: SparseCodes, y_N: Tensor, train: int) -> Tensor:
-    """Latents `[F]` by |mean over class 1 − mean over class 0| on the first `train` rows, the largest first, in units
-    of the latent's mean over the rows on which it is active."""
+    """Latents `[F]` ranked by |mean over class 1 − mean over class 0| on the first `train` rows, largest first, in
+    units of the latent's mean over the rows on which it is active."""
     values_MK, indices_MK = codes.values[:train].double(), codes.indices[:train]
     classes = torch.stack([~y_N[:train], y_N[:train]])
 
@@ -128,20 +128,21 @@ def values_of(codes: SparseCodes, latents_L: Tensor) -> Tensor:
 
 
 def _probe(x_NP: Tensor, y_N: Tensor, train: int) -> dict[str, float]:
-    """AUC and accuracy, on the rows from `train` on, of the probe of the penalty that is best on some rows before."""
+    """AUC and accuracy on the rows from `train` on. The probe has the penalty that is best on some of the rows
+    before."""
     chosen = train - min(int(VALIDATION[0] * train), VALIDATION[1])
     probe, best, best_area = None, PENALTIES[0], -1.0
     for C in PENALTIES:
         probe = fit(x_NP[:chosen], y_N[:chosen], C, probe)
         area = area_under_curve(probe(x_NP[chosen:train]), y_N[chosen:train])
-        if area >= best_area:  # of equal ones the weakest penalty
+        if area >= best_area:  # among equal areas, the weakest penalty
             best, best_area = C, area
     score_N = fit(x_NP[:train], y_N[:train], best)(x_NP[train:])
     return {"auc": area_under_curve(score_N, y_N[train:]), "accuracy": accuracy(score_N, y_N[train:])}
 
 
 def probing_of(probed: Probed, reader: str, tables: Tables) -> Probing:
-    """Means over the tables, all of which stand in the folder."""
+    """Means over the tables; the folder must have the probes of them all."""
     kept = _kept(probed, reader)
     names = [table.name for table in tables.tables]
     return Probing(source=tables.source, tables=names,
@@ -164,7 +165,7 @@ def _identity(probed: Probed, reader: str) -> str:
 
 
 def _kept(probed: Probed, reader: str) -> dict[str, Any]:
-    """The probes that stand in the folder, by table; none if they are of another SAE or measured otherwise."""
+    """The probes in the folder, by table; empty if they belong to another SAE or were measured in another way."""
     path = probed.folder / PROBING
     found = read_json(path) if path.exists() else {}
     return dict(found["tables"]) if found.get("identity") == _identity(probed, reader) else {}

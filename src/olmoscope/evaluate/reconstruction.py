@@ -21,27 +21,27 @@ from olmoscope.sae.codes import SparseCodes
 from olmoscope.seeds import generator
 
 DENSITY_BINS = [0.0, *(10.0 ** np.arange(-7, 0.01, 0.5)).tolist()]
-"""Edges of the density histogram: never, then half decades from 1e-7 to 1."""
+"""Edges of the density histogram: a bin for "never", then half decades from 1e-7 to 1."""
 POSITION_BINS = 32
-"""Positions 0, 1, 2 to 3, 4 to 7, and so on."""
+"""Bins of positions: 0, 1, 2 to 3, 4 to 7, and so on."""
 ROUNDING = 1e-12
-"""A variance below this share of the sum of squares that it is the rest of is 0, but for rounding."""
+"""A variance is a difference of sums of squares; below this share of the first of them it is 0 up to rounding."""
 _QUANTITIES = ("rows", "zero_rows", "x2", "error2", "nmse", "cosine", "l2_ratio", "xhat2", "dot", "l1", "l0",
                "centred2")
 
 
 class Reconstruction:
-    """Sums over rows from which every figure follows; `add` batches, then the figures.
+    """Sums over rows from which every figure follows: `add` batches, then ask for figures.
 
-    A row of zeros has no direction, and no error in units of its norm: it is left out of the means of NMSE, cosine and
-    length ratio, and counted.
+    A row of zeros has no direction, and no error in units of its norm. The means of NMSE, cosine and length ratio leave
+    such rows out; they are counted separately.
     """
 
     def __init__(self, sae: SparseCoder, survey: LayerSurvey, groups: int, name: str = "the SAE") -> None:
         """
         Args:
-            survey: of the rows written, whose width is that of the reconstructions.
-            groups: of documents.
+            survey: of the rows to be written, which have the width of the reconstructions.
+            groups: number of groups of documents.
         """
         self.sae, self.name = sae, name
         self.survey = survey
@@ -52,11 +52,11 @@ class Reconstruction:
         self.by_position = torch.zeros(POSITION_BINS, 4, dtype=torch.float64)
         self.by_norm = torch.zeros(10, 5, dtype=torch.float64)
         self.outliers_3 = torch.zeros(3, dtype=torch.float64)
-        """Of rows of outlier norm: how many, how many at a first position, Σ‖x‖."""
+        """For rows of outlier norm: their number, how many are at a first position, and Σ‖x‖."""
         self.outlier_units_D = torch.zeros(len(survey.mean_D), dtype=torch.float64)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All sums, to be kept and put back in place."""
+        """All sums, to be saved and restored in place."""
         return {"sums": self.sums.table_SGQ, "centred_sum": self.centred_sum_SD, "l0_counts": self.l0_counts,
                 "fired": self.fired_F, "by_position": self.by_position, "by_norm": self.by_norm,
                 "outliers": self.outliers_3, "outlier_units": self.outlier_units_D}
@@ -66,14 +66,14 @@ class Reconstruction:
         """Count a batch of rows `[R, D]`, any float dtype; returns their reconstruction.
 
         Raises:
-            UserError: it is not finite.
+            UserError: the reconstruction is not finite.
         """
         xhat_RD, codes = self.sae.reconstruct(x_RD)
         self.add_reconstruction(x_RD, xhat_RD, codes, facts)
         return xhat_RD
 
     def add_reconstruction(self, x_RD: Tensor, xhat_RD: Tensor, codes: SparseCodes, facts: RowFacts) -> None:
-        """Count rows that were reconstructed already; raises as `add`."""
+        """Count rows that are already reconstructed; raises like `add`."""
         x_RD, xhat_RD = x_RD.double(), xhat_RD.double()
         centred_RD = x_RD - self.survey.mean_D.to(x_RD.device)
         x2_R, xhat2_R = x_RD.square().sum(1), xhat_RD.square().sum(1)
@@ -92,7 +92,8 @@ class Reconstruction:
         values = {name: value.double().cpu() for name, value in values.items()}
         if bad := int((~values["error2"].isfinite()).sum()):
             raise UserError(f"{self.name}: {bad} of {len(x_RD)} rows or their reconstructions are NaN or infinite: the "
-                            "SAE is broken, or reads activations of another scale than it was trained on")
+                            "SAE is broken, or it was trained on activations of another scale; run `olmoscope audit` "
+                            "on it")
         norm_R = values["x2"].sqrt()
         masks_SR = facts.masks(norm_R, self.survey)
         self.sums.add(values, facts.group_R, masks_SR)
@@ -119,7 +120,8 @@ class Reconstruction:
         if not total["rows"]:
             return None
         place = SUBSETS.index(name)
-        # Sums are about the mean of all rows; about the subset's own mean, the squares are smaller by this a row.
+        # Sums are about the mean of all rows; about the subset's own mean, each row's square is smaller by this on
+        # average.
         shift2 = float((self.centred_sum_SD[place] / total["rows"]).square().sum())
 
         def figures(sums: dict[str, Any]) -> dict[str, Any]:
@@ -138,7 +140,7 @@ class Reconstruction:
                 "intervals": intervals(self.sums.table_SGQ[place], self.sums.quantities, figures)}
 
     def distributions(self) -> dict[str, Any]:
-        """What is told of all rows only, by the names of `results.Evaluation`."""
+        """The figures that exist only for all rows, by the names of `results.Evaluation`."""
         rows = int(self.l0_counts.sum())
         density_F = self.fired_F.double() / rows
         occurring = torch.nonzero(self.l0_counts)[:, 0]
@@ -181,15 +183,15 @@ class Reconstruction:
 
 @dataclass(frozen=True)
 class RandomDirections:
-    """What k random unit directions would give: the floor that any SAE must be far above."""
+    """A projection on k random unit directions: the baseline that any SAE must beat by far."""
 
     d_model: int
     k: int
     seed: int
 
     def nmse(self, x_BD: Tensor, mean_D: Tensor) -> float | None:
-        """Mean over rows of ‖x − x̂‖² / ‖x‖², x̂ = mean + the projection of x − mean on k random directions; None if
-        all rows are zeros."""
+        """Mean over rows of ‖x − x̂‖² / ‖x‖², where x̂ is the mean plus the projection of x − mean on k random
+        directions; None if all rows are zeros."""
         x_BD = x_BD[x_BD.any(dim=1)]
         if not len(x_BD):
             return None

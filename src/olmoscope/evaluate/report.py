@@ -1,7 +1,7 @@
-"""report.html: the evaluations of one or several SAEs as one page that needs nothing but itself.
+"""report.html: the evaluations of one or several SAEs as one self-contained page.
 
-No file, font or script from elsewhere: styles, the few lines of script and all figures stand in the page, and its
-Content-Security-Policy allows these alone, by their hashes. The template escapes every text that it is given.
+It loads no file, font or script: the style sheet, a short script and all figures are in the page, and its
+Content-Security-Policy allows only these, by their hashes. The template escapes every text.
 """
 
 import base64
@@ -31,10 +31,10 @@ OVERVIEW = (NMSE, FVU, L0, DEAD, DELTA_CE, RECOVERED)
 
 
 def report_of_folders(folders: Sequence[Path]) -> list[Shown]:
-    """What a report shows of folders that each hold `evaluation.json` and, of a run of ours, `metrics.jsonl`.
+    """Read the SAEs of a report from folders that each have `evaluation.json` and, for our own runs, `metrics.jsonl`.
 
     Raises:
-        UserError: not evaluated, or damaged.
+        UserError: a folder is not evaluated, or a file is damaged.
     """
     return [Shown(number, evaluation.sae, evaluation, _training(folder / "metrics.jsonl"))
             for number, (folder, evaluation) in
@@ -42,7 +42,7 @@ def report_of_folders(folders: Sequence[Path]) -> list[Shown]:
 
 
 def write_report(path: Path, shown: Sequence[Shown], study: Study | None = None) -> bool:
-    """Write the page, atomically; False if the same page stood there already. The same evaluations give the same."""
+    """Write the page, atomically; False if the same page was there already. The same evaluations give the same page."""
     page = report_page(shown, study)
     if path.is_file() and path.read_bytes() == page.encode():
         return False
@@ -51,13 +51,13 @@ def write_report(path: Path, shown: Sequence[Shown], study: Study | None = None)
 
 
 def write_reports(folders: Sequence[Path], together: Path, study: Study | None = None) -> list[Path]:
-    """Write `report.html` into each folder of an evaluation, and, if they are several, one of them all into `together`.
+    """Write `report.html` into each evaluated folder and, if there are several, a common one into `together`.
 
     Args:
-        study: of them all, where they are runs of a recipe that can be compared by setting.
+        study: their study, if they are runs of a recipe that can be compared by setting.
 
     Returns:
-        The pages, those that stood there already among them.
+        The pages, including those that were there already.
     """
     for folder in folders:
         write_report(folder / REPORT, report_of_folders([folder]))
@@ -96,18 +96,18 @@ def _policy(style: str, script: str) -> str:
 
 
 def _refuse_none(value: object) -> object:
-    assert value is not None, "a figure that is absent must be said to be so"
+    assert value is not None, "the template must handle an absent figure"
     return value
 
 
 def _data(shown: Sequence[Shown]) -> Markup:
-    """The evaluations as JSON that cannot end the element it stands in."""
+    """The evaluations as JSON that cannot close the element around it."""
     text = json.dumps([sae.evaluation.model_dump(mode="json") for sae in shown], allow_nan=False)
     return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def _tiles(sae: Shown) -> list[tuple[str, str, str, str]]:
-    """The figures to read first: name, value, unit, and what stands under it."""
+    """The figures to read first: name, value, unit, and the line under it."""
     e = sae.evaluation
 
     def interval(figure: Figure) -> str:
@@ -131,20 +131,20 @@ def _sections(drawn: Sequence[Shown]) -> list[tuple[str, str, list[Card]]]:
     training = cards.training_cards(drawn)
     sections = [
         ("Error against sparsity", "", cards.frontier_cards(drawn) if len(drawn) > 1 else []),
-        ("What the reconstruction costs the model", "What stands at the site is replaced by the SAE's reconstruction "
-         "while the model runs, and by the mean row and by zeros for comparison. Thin lines are 95% intervals.",
+        ("What the reconstruction costs the model", "While the model runs, the SAE's reconstruction replaces the "
+         "activations at the site; for comparison, so do the mean row and zeros. Thin lines are 95% intervals.",
          cards.model_cards(drawn)),
         ("Sparsity and dictionary", "", cards.sparsity_cards(drawn)),
         ("Where the error is", f"Outliers: {outliers_said(drawn[0].evaluation)}." if len(drawn) == 1 else "",
          cards.place_cards(drawn)),
-        ("Training", "" if training else "Not known: no metrics.jsonl of a run lies beside these evaluations.",
+        ("Training", "" if training else "Not known: there is no metrics.jsonl of a run beside these evaluations.",
          training),
     ]
     return [section for section in sections if section[1] or section[2]]
 
 
 def _subsets(evaluation: Evaluation) -> list[tuple[str, int, float, Evaluation | Subset, float, float | None]]:
-    """Name, rows, share of rows, the figures, mean L0 and added cross-entropy; all rows first."""
+    """Name, rows, share of rows, figures, mean L0 and added cross-entropy of each subset; all rows first."""
     rows: list[tuple[str, int, float, Evaluation | Subset, float, float | None]] = [
         ("all rows", evaluation.rows, 1.0, evaluation, evaluation.l0.mean,
          evaluation.language.delta_ce)]
@@ -155,13 +155,13 @@ def _subsets(evaluation: Evaluation) -> list[tuple[str, int, float, Evaluation |
 
 
 def _facts(sae: Shown) -> list[tuple[str, str]]:
-    """What was measured, on what."""
+    """What was measured, and on which text."""
     e, text = sae.evaluation, sae.evaluation.text
     facts = [
         ("SAE", e.sae),
         ("Architecture", e.architecture + (f", k {e.k}" if e.k is not None else "")),
         ("Width", f"{e.d_sae:,} latents of {e.d_model:,} dimensions"),
-        ("Input", "as it is" if e.normalize == "none" else e.normalize.replace("_", " ")),
+        ("Input", "unchanged" if e.normalize == "none" else e.normalize.replace("_", " ")),
         ("Model", e.model),
         ("Revision", e.model_revision), ("Computed in", e.model_dtype or "not recorded"),
         ("Site", f"{e.site}, the residual stream" if e.site.is_layer_output else str(e.site)),
@@ -185,7 +185,7 @@ def _facts(sae: Shown) -> list[tuple[str, str]]:
 
 
 def _training(path: Path) -> list[TrainingLine]:
-    """The lines of metrics.jsonl; none where there is no such file."""
+    """The lines of metrics.jsonl; none if there is no such file."""
     if not path.is_file():
         return []
     try:

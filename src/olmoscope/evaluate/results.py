@@ -1,4 +1,4 @@
-"""evaluation.json as types: what `olmoscope evaluate` writes and the release, the card and the report read.
+"""Types of evaluation.json, which `olmoscope evaluate` writes and the release, the card and the report read.
 
 Every figure is defined in docs/metrics.md. An interval is [low, high], 95 %, by bootstrap over documents.
 """
@@ -21,13 +21,13 @@ EVALUATION = "evaluation.json"
 
 
 class _Frozen(BaseModel):
-    """Fields may be added within a version, so unknown ones are passed over."""
+    """Fields may be added within a version, so unknown ones are ignored."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class L0(_Frozen):
-    """Active latents of a row."""
+    """Active latents per row."""
 
     mean: FiniteFloat
     p5: int
@@ -36,9 +36,9 @@ class L0(_Frozen):
     p75: int
     p95: int
     values: list[int]
-    """Every number of active latents that occurs, ascending;"""
+    """The numbers of active latents that occur, ascending."""
     rows: list[int]
-    """and on how many rows."""
+    """On how many rows each of `values` occurs."""
 
 
 class Dead(_Frozen):
@@ -49,7 +49,7 @@ class Dead(_Frozen):
 
 
 class Density(_Frozen):
-    """How often latents fire: `latents[i]` of them between `bin_edges[i]` and `bin_edges[i + 1]`."""
+    """How often latents fire: `latents[i]` of them on a share of rows from `bin_edges[i]` to `bin_edges[i + 1]`."""
 
     bin_edges: list[FiniteFloat]
     latents: list[int]
@@ -58,12 +58,12 @@ class Density(_Frozen):
 
 
 class Language(_Frozen):
-    """What the model makes of the reconstruction in the place of the layer's output. Nats."""
+    """How the model responds when the reconstruction replaces the site's activations. In nats."""
 
     rows: int
-    """Tokens read: KL is their mean."""
+    """Number of tokens read; KL is a mean over them."""
     predictions: int
-    """Those that have a next token: cross-entropies are their means."""
+    """Number of tokens that have a next token; cross-entropies are means over them."""
     ce_clean: FiniteFloat
     ce_spliced: FiniteFloat
     ce_zero: FiniteFloat
@@ -75,12 +75,12 @@ class Language(_Frozen):
     kl_zero: FiniteFloat
     kl_mean: FiniteFloat
     ce_outliers_kept: FiniteFloat | None = None
-    """With x̂ in the place of x but for rows of outlier norm, which stay as they are; None, as the two below, in files
-    of before this was measured."""
+    """With x̂ instead of x, except that rows of outlier norm stay as they are; None, like the two below, in files of
+    versions that did not measure it."""
     delta_ce_outliers_kept: FiniteFloat | None = None
     kl_outliers_kept: FiniteFloat | None = None
     intervals: dict[str, Interval]
-    """Of these figures, by name."""
+    """The intervals of these figures, by name."""
 
 
 class Subset(_Frozen):
@@ -88,13 +88,13 @@ class Subset(_Frozen):
 
     rows: int
     zero_rows: int = 0
-    """Rows of zeros, which `nmse`, `cosine` and `l2_ratio` leave out; absent from files of versions that had no figures
-    where there were any."""
+    """Rows of zeros, which `nmse`, `cosine` and `l2_ratio` leave out; absent from files of earlier versions, which had
+    no figures if there were such rows."""
     fvu: FiniteFloat | None
-    """None, as `explained_variance`: the rows are all alike."""
+    """None, like `explained_variance`, if all rows are the same."""
     explained_variance: FiniteFloat | None
     nmse: FiniteFloat | None
-    """None, as `cosine` and `l2_ratio`: all rows are zeros."""
+    """None, like `cosine` and `l2_ratio`, if all rows are zeros."""
     cosine: FiniteFloat | None
     l2_ratio: FiniteFloat | None
     relative_reconstruction_bias: FiniteFloat | None
@@ -125,9 +125,9 @@ class NormBin(_Frozen):
     nmse: FiniteFloat | None
     """None: all rows are zeros."""
     share_of_error: FiniteFloat
-    """Of Σ‖x − x̂‖² over all rows."""
+    """Share of Σ‖x − x̂‖² over all rows."""
     share_of_variance: FiniteFloat
-    """Of Σ‖x − μ‖²."""
+    """Share of Σ‖x − μ‖² over all rows."""
 
 
 class DecoderNorm(_Frozen):
@@ -141,7 +141,7 @@ class DecoderNorm(_Frozen):
 
 
 class SiteFigures(_Frozen):
-    """One site that a crosscoder writes; the model's figures are those with this site alone replaced."""
+    """One site that a crosscoder writes; the model's figures are measured with only this site replaced."""
 
     site: SiteName
     nmse: FiniteFloat | None
@@ -155,12 +155,12 @@ class SiteFigures(_Frozen):
 
 
 class Dictionary(_Frozen):
-    """For each latent the largest cosine of its decoder direction with another latent's."""
+    """Statistics over latents of the largest cosine of a latent's decoder direction with another's."""
 
     latents: int
-    """How many were looked at (against all others): all, or a sample of a wide dictionary."""
+    """How many latents were compared with all others: all, or a sample of a wide dictionary."""
     mean_absolute: FiniteFloat | None = None
-    """Mean |cosine| of pairs of directions; null in evaluations of earlier versions."""
+    """Mean |cosine| of pairs of directions; None in evaluations of earlier versions."""
     mean: FiniteFloat
     p50: FiniteFloat
     p95: FiniteFloat
@@ -175,7 +175,7 @@ class OutlierRows(_Frozen):
     """The rows of outlier norm."""
 
     first: int
-    """At the first position of their sequence."""
+    """How many are at the first position of their sequence."""
     norm: FiniteFloat
     """Mean of ‖x‖."""
     alike: FiniteFloat
@@ -183,24 +183,24 @@ class OutlierRows(_Frozen):
 
 
 class EvaluatedText(_Frozen):
-    """What the SAE was measured on."""
+    """The text on which the SAE was measured."""
 
     kind: Literal["store", "text"]
-    """The stored rows of an activation store (the language model reads the first of its tokens), or a text that the
-    model read for the purpose."""
+    """`store`: the rows of an activation store (the language model reads the first of its tokens); else a text that the
+    model read for this evaluation."""
     name: str
-    """The recipe, file or dataset."""
+    """Name of the recipe, file or dataset."""
     tokens_hash: str
     """Identifies the tokens."""
     documents: int
     resampled: int
-    """Groups that the bootstrap draws: documents, or groups of them where they are very many."""
+    """Number of groups that the bootstrap draws: documents, or groups of them if there are very many."""
     first_positions: int
     """How many positions of a sequence `without_first` leaves out."""
     outlier_norm: FiniteFloat
-    """Norm over which `without_outliers` leaves a row out."""
+    """Norm above which `without_outliers` leaves a row out."""
     mean_of: str
-    """Over which rows the mean of mean ablation was taken."""
+    """Description of the rows whose mean is the mean row of mean ablation."""
 
 
 class Evaluation(_Frozen):
@@ -210,29 +210,29 @@ class Evaluation(_Frozen):
     version: Literal[1] = 1
     sae: str
     run_hash: str | None
-    """Of a run of ours."""
+    """The `run_hash` of one of our own runs; None for other SAEs."""
     files: dict[str, str] | None = None
     """The SHA-256 of each file of the SAE that was read, by its path in the SAE's folder; None for a run of ours, and
     in files written before this was recorded."""
     identity: str
-    """What was evaluated and how: the same again is not measured again."""
+    """Identifies what was evaluated and how; an evaluation with the same identity is not repeated."""
     store: str | None
-    """The `recipe_hash` of the store."""
+    """The `recipe_hash` of the store, if there is one."""
     model: str
     model_revision: str
     model_dtype: str | None = None
-    """In which the language model computed; None in files written before this was recorded."""
+    """The dtype in which the language model computed; None in files written before this was recorded."""
     site: SiteName
-    """What it reconstructs; of a crosscoder the last site, whose figures are the coder's."""
+    """The site that it reconstructs; for a crosscoder the last one, whose figures are the coder's own."""
     reads: list[SiteName] | None = None
-    """What a transcoder or a crosscoder reads; None: the site that it writes."""
+    """The sites that a transcoder or a crosscoder reads; None if it reads the site that it writes."""
     by_site: list[SiteFigures] | None = None
     """The figures of each site that a crosscoder writes; None for any other coder."""
     architecture: str
     d_model: int
     d_sae: int
     k: int | None
-    """Of a TopK SAE."""
+    """k of a TopK SAE."""
     normalize: str
     text: EvaluatedText
 
@@ -251,44 +251,44 @@ class Evaluation(_Frozen):
     dead: Dead
     density: Density
     outlier_rows: OutlierRows | None = None
-    """None: there are none, or the file is of before this was recorded."""
+    """None if there are none, or if the file was written before this was recorded."""
     _of_before = model_validator(mode="before")(layer_as_site)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def layer(self) -> int | None:
-        """The site's layer, which is all that older readers know."""
+        """The site's layer; older readers know only this."""
         return self.site.layer_or_none
 
     intervals: dict[str, Interval]
-    """Of `fvu`, `nmse`, `cosine`, `l2_ratio`, `l0`, `l1`."""
+    """The intervals of `fvu`, `nmse`, `cosine`, `l2_ratio`, `l0`, `l1`."""
     language: Language
     dictionary: Dictionary
     by_position: list[PositionBin]
     by_norm: list[NormBin]
     subsets: dict[str, Subset]
-    """`without_special`, `without_first`, `without_outliers`, `ordinary` (none of the three); where chats are marked,
-    `prompt`, `thinking`, `answer`. A subset without rows is absent."""
+    """`without_special`, `without_first`, `without_outliers`, `ordinary` (without all three) and, if the text marks
+    chats, `prompt`, `thinking`, `answer`. A subset without rows is absent."""
     probing: Probing | None = None
-    """None: not measured (`--probing`)."""
+    """None if not measured (`--probing`)."""
     absorption: Absorption | None = None
-    """None: not measured (`--absorption`)."""
+    """None if not measured (`--absorption`)."""
 
     @property
     def outliers(self) -> int:
-        """Rows of outlier norm."""
+        """Number of rows of outlier norm."""
         subset = self.subsets.get("without_outliers")
         return 0 if subset is None else self.rows - subset.rows
 
     @property
     def outliers_found(self) -> Outliers:
-        """The same, as far as it is known what they are like."""
+        """The rows of outlier norm, with whatever else is known of them."""
         like = self.outlier_rows.model_dump() if self.outlier_rows is not None else {}
         return Outliers(self.rows, self.outliers, self.text.outlier_norm / OUTLIER, **like)
 
     @property
     def usual(self) -> "Subset | Evaluation":
-        """The figures of reconstruction that count first: of all rows but outliers, which would hide the others."""
+        """The main figures of reconstruction: over all rows but outliers, which would hide the others."""
         return self.subsets["without_outliers"] if self.outliers else self
 
 
@@ -298,10 +298,10 @@ def write_evaluation(path: Path, evaluation: Evaluation) -> None:
 
 
 def is_evaluated(path: Path, identity: str) -> bool:
-    """Whether the very same evaluation stands there already."""
+    """Whether an evaluation with this identity is there already."""
     try:
         return path.exists() and read_evaluation(path).identity == identity
-    except UserError:  # of an older version, or damaged: made anew
+    except UserError:  # of an older version, or damaged: evaluate again
         return False
 
 
@@ -309,7 +309,7 @@ def read_evaluation(path: Path) -> Evaluation:
     """Read evaluation.json.
 
     Raises:
-        UserError: missing, damaged, or of another version.
+        UserError: the file is missing, damaged, or of another version.
     """
     value = read_json(path)
     try:

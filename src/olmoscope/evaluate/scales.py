@@ -1,4 +1,4 @@
-"""Axes of charts: where a value stands, which ticks there are, and how a value is written."""
+"""Axes of charts: where a value goes, which ticks there are, and how to write a value."""
 
 import math
 import re
@@ -13,7 +13,8 @@ Kind = Literal["number", "share", "count"]
 
 @dataclass(frozen=True)
 class Axis:
-    """From `low` to `high`; logarithmic ones have only positive values. `named` ticks replace those at round values."""
+    """An axis from `low` to `high`; a logarithmic one has only positive values. `named` ticks replace those at round
+    values."""
 
     label: str
     low: float
@@ -23,13 +24,13 @@ class Axis:
     named: tuple[tuple[float, str], ...] = ()
 
     def place(self, value: float) -> float:
-        """Where a value stands: 0 at the low end, 1 at the high; values outside stand at the ends."""
+        """The position of a value: 0 at the low end, 1 at the high end; values outside are clipped to the ends."""
         low, high = (math.log10(self.low), math.log10(self.high)) if self.log else (self.low, self.high)
         at = math.log10(max(value, self.low)) if self.log else value
         return min(1.0, max(0.0, (at - low) / (high - low)))
 
     def ticks(self) -> list[tuple[float, str]]:
-        """Values with a label: three to six of them."""
+        """Values with their labels: three to six of them."""
         if self.named:
             return list(self.named)
         if self.log:
@@ -39,7 +40,7 @@ class Axis:
         return [(number * step, self._tick(number * step, step)) for number in range(first, last + 1)]
 
     def _decades(self) -> list[float]:
-        """Powers of ten, each nth of them where they are many, with 2 and 5 times them where they are few."""
+        """Powers of ten: every nth if there are many, and also 2 and 5 times each if there are few."""
         first, last = _exponent(self.low), _exponent(self.high)
         factors = (1, 2, 5) if last - first < 2 else (1, 3) if last - first == 2 else (1,)
         every = -(-(last - first + 1) // 6)
@@ -47,13 +48,13 @@ class Axis:
                 if self.low * (1 - 1e-9) <= (value := factor * 10.0**power) <= self.high * (1 + 1e-9)]
 
     def say(self, value: float) -> str:
-        """A value in full, for tips."""
+        """A value in full, for tooltips."""
         return say(value, self.kind)
 
     def _tick(self, value: float, step: float) -> str:
         if self.kind == "share":
             return f"{100 * value:.{_decimals(100 * step)}f}%"
-        if abs(value) >= 1000 and step >= 10.0 ** (_exponent(value) - 2):  # its three figures tell ticks apart
+        if abs(value) >= 1000 and step >= 10.0 ** (_exponent(value) - 2):  # three digits distinguish ticks
             return format_count(value)
         if step < 1e-3:
             return re.sub(r"e-0*", "e-", f"{value:.3g}")
@@ -61,26 +62,26 @@ class Axis:
 
 
 def linear(label: str, values: Iterable[float], kind: Kind = "number", zero: bool = True) -> Axis:
-    """An axis that holds all values and ends at a round one; from 0 if that is wanted and none is below."""
+    """An axis that holds all values and has round ends; it includes 0 if `zero`."""
     values = list(values)
     low, high = min(values), max(values)
     if zero:
         low, high = min(low, 0.0), max(high, 0.0)
     if low == high == 0:
         high = 0.04 if kind == "share" else 1.0
-    if high - low < 0.05 * abs(high):  # nearly the same value: shown so, and not blown up
+    if high - low < 0.05 * abs(high):  # nearly equal values: show them as such, not magnified
         low, high = 0.975 * low, 1.025 * high
     step = round_step((high - low) / 4)
     return Axis(label, math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step, kind)
 
 
 def exact(label: str, low: float, high: float, kind: Kind = "number") -> Axis:
-    """An axis from the first value to the last, such as the steps of a run."""
+    """An axis from exactly the first value to the last, such as the steps of a run."""
     return Axis(label, low, high if high > low else low + 1, kind)
 
 
 def logarithmic(label: str, values: Iterable[float], kind: Kind = "number") -> Axis:
-    """An axis that holds all values above 0, from 1, 2 or 5 times a power of ten to another."""
+    """An axis that holds all values above 0; each end is 1, 2 or 5 times a power of ten."""
     positive = [value for value in values if value > 0] or [1.0]
     low = max(step for step in _one_two_five(min(positive)) if step <= min(positive) * (1 + 1e-9))
     high = min(step for step in _one_two_five(max(positive)) if step >= max(positive) * (1 - 1e-9))
@@ -88,19 +89,19 @@ def logarithmic(label: str, values: Iterable[float], kind: Kind = "number") -> A
 
 
 def fitting(label: str, values: Iterable[float], kind: Kind = "number") -> Axis:
-    """Logarithmic where all values are positive and the largest is over twenty times the least; else linear from 0."""
+    """Logarithmic if all values are positive and the largest is over twenty times the smallest; else linear from 0."""
     values = list(values)
     return (logarithmic if min(values) > 0 and max(values) > 20 * min(values) else linear)(label, values, kind)
 
 
 def round_step(about: float) -> float:
-    """The least of 1, 2, 2.5, 5 times a power of ten that is no smaller."""
+    """The smallest of 1, 2, 2.5, 5 times a power of ten that is at least `about`."""
     power = 10.0 ** _exponent(about)
     return next(step * power for step in (1, 2, 2.5, 5, 10) if step * power >= about * (1 - 1e-9))
 
 
 def log_label(value: float, kind: Kind = "number") -> str:
-    """`0.02`, `50%`, `1k`; a far power of ten as `10⁻⁶`."""
+    """`0.02`, `50%`, `1k`; a very large or small power of ten as `10⁻⁶`."""
     if kind == "share" and value >= 1e-4:
         return f"{100 * value:g}%"
     if 1e-3 <= value < 1e4:
@@ -113,7 +114,7 @@ def log_label(value: float, kind: Kind = "number") -> str:
 
 
 def say(value: float, kind: Kind = "number") -> str:
-    """A value for people: `0.01234`, `1.23%`, `12,345`."""
+    """A value in readable form: `0.01234`, `1.23%`, `12,345`."""
     if kind == "count":
         return f"{value:,.0f}"
     if kind == "share":
@@ -125,7 +126,7 @@ def say(value: float, kind: Kind = "number") -> str:
 
 
 def _decimals(step: float) -> int:
-    """How many decimals tell multiples of a round step apart: 2.5 needs one more than 2."""
+    """How many decimals distinguish multiples of a round step: 2.5 needs one more than 2."""
     places = max(0, -_exponent(step))
     return places if math.isclose(step * 10**places, round(step * 10**places)) else places + 1
 

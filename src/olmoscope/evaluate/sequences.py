@@ -1,6 +1,6 @@
-"""The tokens that an SAE is evaluated on, in the order of the text, and what is known of each.
+"""The tokens on which an SAE is evaluated, in the order of the text, with facts about each.
 
-N tokens in S sequences; a batch has B sequences of at most T tokens, R of its B · T places real.
+N tokens in S sequences; a batch has B sequences of at most T tokens, and R of its B · T places are not padding.
 """
 
 import hashlib
@@ -26,14 +26,14 @@ MAX_PADDING = 0.03
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """What the model reads in one pass."""
+    """The tokens that the model reads in one pass."""
 
     token_ids_BT: Tensor
     positions_BT: Tensor | None
     real_R: Tensor
     """Which places of the flattened batch are not padding."""
     index_R: Tensor
-    """Which of the N tokens each is."""
+    """For each of these, its index among the N tokens."""
 
 
 @dataclass(frozen=True)
@@ -45,25 +45,26 @@ class Sequences:
     starts: np.ndarray
     """`[S + 1]` int64: sequence s is tokens `starts[s]` to `starts[s + 1]`."""
     documents: np.ndarray
-    """`[N]` int64, counted from 0."""
+    """`[N]` int64, the document of each token, counted from 0."""
     parts: np.ndarray
-    """`[N]` uint8 (parts.py)."""
+    """`[N]` uint8, the part of a chat that each token is in (chat_parts.py)."""
     special: np.ndarray
     """`[N]` bool: tokens that the tokenizer calls special."""
     apart: bool
-    """Whether each document is seen as if alone."""
+    """Whether the model sees each document as if it were alone."""
 
     @property
     def rows(self) -> int:
         return len(self.token_ids)
 
     def positions(self) -> np.ndarray:
-        """`[N]`: place in the sequence."""
+        """`[N]`: the position of each token in its sequence."""
         places: np.ndarray = np.arange(self.rows) - np.repeat(self.starts[:-1], np.diff(self.starts))
         return places
 
     def next_tokens(self) -> np.ndarray:
-        """`[N]` int64: what follows each token in its sequence (and document, where these are apart); −1: nothing."""
+        """`[N]` int64: the token that follows each token in its sequence (and in its document, if these are apart); −1
+        if there is none."""
         following = np.append(self.token_ids[1:], -1).astype(np.int64)
         following[self.starts[1:] - 1] = -1
         if self.apart:
@@ -79,14 +80,14 @@ class Sequences:
                        parts=self.parts[:tokens], special=self.special[:tokens])
 
     def hash(self) -> str:
-        """Identifies the tokens and how the model sees them."""
+        """A hash of the tokens and of how the model sees them."""
         digest = hashlib.sha256(str(self.apart).encode())
         for array in (self.token_ids, self.starts, self.documents):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
 
     def plan(self, batch_tokens: int) -> list[np.ndarray]:
-        """Sequences of each batch, long ones together."""
+        """The sequences of each batch; sequences of similar length are together."""
         return plan_batches(np.diff(self.starts), batch_tokens, MAX_PADDING)
 
     def batch(self, sequences: np.ndarray) -> TokenBatch:
@@ -110,11 +111,11 @@ def read_sequences(folder: Path, tokenizer: Tokenizer, *, apart: bool, stored: t
 
     Args:
         folder: a store, or a folder with a store's `tokens/`.
-        tokenizer: its `begin` is what the model's contexts shall begin with.
-        stored: what those of the folder begin with.
+        tokenizer: its `begin` has the tokens with which the model's contexts must begin.
+        stored: the tokens with which the folder's sequences begin.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: a segment is missing or damaged.
     """
     segments = len(read_json(folder / "tokens" / "index.json")["rows"])
     tokens, documents, numbers = zip(*_sequences(folder, segments), strict=True)

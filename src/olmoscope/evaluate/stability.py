@@ -1,11 +1,12 @@
-"""Stability: how far SAEs that differ in the seed of training alone have the same latents.
+"""Stability: how far SAEs that differ only in the seed of training have the same latents.
 
 Two SAEs of one setting are compared by the directions of their latents. Paulo and Belrose (arXiv:2501.16615) match the
-latents one to one by the assignment that maximises the sum of cosines, and call a latent shared where the cosine of
-its match is over 0.7 in decoder and encoder. An assignment needs all F² cosines at once (69 GB for 131,072 latents) and
-time that grows as F³, so here two latents match where each is the other's nearest. That is one to one as well, and
-needs a chunk of the cosines at a time. It differs from the assignment only in pairs that the assignment makes of
-leftovers, latents whose nearest is taken; hardly any of those has a cosine over 0.7 (docs/metrics.md says how many).
+latents one to one by the assignment that maximises the sum of cosines, and call a latent shared if the cosine with its
+match is over 0.7 in decoder and encoder. An assignment needs all F² cosines at once (69 GB for 131,072 latents) and
+time that grows as F³, so here two latents match if each is the other's nearest. This is one to one as well, and it
+needs only a chunk of the cosines at a time. It differs from the assignment only in the pairs that the assignment makes
+of leftovers: latents whose nearest latent is taken. Hardly any of these pairs has a cosine over 0.7 (docs/metrics.md
+says how many).
 
 Shapes: D width, A and B latents of two SAEs, C latents of a chunk.
 """
@@ -26,9 +27,9 @@ from olmoscope.sae.directions import unit_directions
 
 STABILITY = "stability.json"
 FIGURES = ("matched_share", "matched_share_decoder", "mmcs")
-"""What `compare_latents` gives."""
+"""The figures that `compare_latents` returns."""
 SHARED = 0.7
-"""A shared latent's cosines are over this."""
+"""The cosines of a shared latent are over this."""
 _ELEMENTS_AT_ONCE = 2**25
 
 
@@ -37,15 +38,15 @@ class _Frozen(BaseModel):
 
 
 class SeedPair(_Frozen):
-    """Two runs of a setting, compared."""
+    """The comparison of two runs of a setting."""
 
     runs: tuple[str, str]
     hashes: tuple[str, str]
-    """The `run_hash` of each: a run that was trained anew is compared anew."""
+    """The `run_hash` of each: a run that was trained again is compared again."""
     latents: tuple[int, int]
     """How many latents of each were compared: those alive at the end of training."""
     matched_share: FiniteFloat | None
-    """None, as the other figures: one of the two has no latent alive."""
+    """None, like the other figures, if one of the two has no latent alive."""
     matched_share_decoder: FiniteFloat | None
     mmcs: FiniteFloat | None
 
@@ -59,18 +60,18 @@ class _File(_Frozen):
 @torch.no_grad()
 def compare_latents(first: SparseCoder, second: SparseCoder, alive_first: Tensor, alive_second: Tensor,
                     advance: Callable[[int], None] = nobody) -> dict[str, float | None]:
-    """How far two dictionaries of one width have the same latents.
+    """How far two dictionaries of the same width have the same latents.
 
     Args:
         alive_first, alive_second: bool `[d_sae]` each: which latents take part.
-        advance: told of every few latents of the first that are done.
+        advance: called with the number of latents of `first` in each finished chunk.
 
     Returns:
-        `matched_share_decoder`: the share of latents, of both together, whose match has a decoder cosine over 0.7.
-        `matched_share`: the same, where the encoder cosine of the two is over 0.7 as well (with tied weights it is the
-        same cosine). `mmcs`: the mean over latents, of both together, of the largest cosine with a decoder direction of
-        the other (mean max cosine similarity, Cunningham et al., arXiv:2309.08600). None where a dictionary has no
-        latent alive.
+        `matched_share_decoder`: the share of latents, over both SAEs, whose match has a decoder cosine over 0.7.
+        `matched_share`: the same, but the encoder cosine must be over 0.7 as well (with tied weights it is the same
+            cosine). `mmcs`: the mean over latents, over both SAEs, of the largest cosine with a decoder direction of
+            the other SAE (mean max cosine similarity, Cunningham et al., arXiv:2309.08600). All are None if a
+            dictionary has no latent alive.
     """
     (decoder_AD, encoder_AD), (decoder_BD, encoder_BD) = (
         [unit_directions(W_FD[alive_F.to(W_FD.device)]) for W_FD in (sae.W_dec, sae.W_enc)]
@@ -87,8 +88,8 @@ def compare_latents(first: SparseCoder, second: SparseCoder, alive_first: Tensor
 
 
 def _nearest(first_AD: Tensor, second_BD: Tensor, advance: Callable[[int], None]) -> tuple[Tensor, ...]:
-    """For each row the largest cosine with a row of the other, and which row that is (the first of equal ones), both
-    ways in one pass over the cosines."""
+    """For each row, the largest cosine with a row of the other matrix, and the index of that row (the first among
+    equals); both directions in one pass over the cosines."""
     cosine_B = torch.full((len(second_BD),), -torch.inf, device=second_BD.device)
     match_B = torch.zeros(len(second_BD), dtype=torch.int64, device=second_BD.device)
     nearest_C, start = [], 0
@@ -112,7 +113,7 @@ def read_stability(out: Path, hashes: Mapping[str, str | None]) -> dict[frozense
         hashes: the `run_hash` of each run, by id.
 
     Raises:
-        UserError: damaged, or of another version.
+        UserError: the file is damaged, or of another version.
     """
     path = out / STABILITY
     if not path.exists():

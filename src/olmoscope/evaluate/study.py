@@ -1,6 +1,6 @@
-"""A study: the runs of a recipe by setting, with mean and spread over seeds, and which settings no other beats.
+"""A study: the runs of a recipe by setting, with mean and spread over seeds, and which settings are unbeaten.
 
-Runs have the same setting where they differ in nothing that decides the weights but the seed of training.
+Runs have the same setting if the seed of training is the only difference that affects the weights.
 docs/metrics.md defines the figures; study.json has them.
 """
 
@@ -29,14 +29,14 @@ from olmoscope.train.run import run_folder
 STUDY = "study.json"
 FIGURES = (NMSE, FVU, L0, DEAD, DELTA_CE, RECOVERED, KL)
 FRONTIERS = ("fvu", "delta_ce")
-"""Errors that are looked at against L0."""
+"""Errors that are compared against L0."""
 SAME_L0 = 1.01
-"""An L0 that is larger by less is no more: TopK's k may be reached by a row less."""
+"""Two L0 whose ratio is below this count as equal: a few rows may have fewer than TopK's k active latents."""
 
 
 @dataclass(frozen=True)
 class StudyRun:
-    """A run and its figures, by key; None: not to be had."""
+    """A run and its figures, by key; None if a figure is unknown."""
 
     id: str
     seed: int
@@ -45,22 +45,22 @@ class StudyRun:
 
 @dataclass(frozen=True)
 class Spread:
-    """A figure over the runs of a setting; None where one of them does not have it."""
+    """A figure over the runs of a setting; None if one of them does not have it."""
 
     mean: float | None
     sd: float | None
-    """Sample standard deviation; None of a single run."""
+    """Sample standard deviation; None for a single run."""
     n: int
 
 
 @dataclass(frozen=True)
 class Setting:
-    """Runs that differ in the seed of training alone.
+    """Runs that differ only in the seed of training.
 
     Attributes:
-        varies: what tells it from other settings of the study, by the path of the key.
-        unbeaten: for each error, whether no other setting of the site has less of it at no more L0.
-        pairs: its runs two by two, as far as their latents were compared (stability.py).
+        varies: what distinguishes it from the study's other settings, by the path of the key.
+        unbeaten: for each error, whether no other setting of the site has a smaller error at the same or a smaller L0.
+        pairs: the pairs of its runs whose latents were compared (stability.py).
     """
 
     name: str
@@ -72,12 +72,12 @@ class Setting:
     pairs: Sequence[SeedPair] = ()
 
     def pairs_of_runs(self) -> list[tuple[str, str]]:
-        """Its runs two by two, by id."""
+        """All pairs of its runs, by id."""
         return list(combinations([run.id for run in self.runs], 2))
 
     @property
     def stability(self) -> dict[str, Spread] | None:
-        """The figures of `pairs`, by name; None where not all pairs were compared."""
+        """The figures of `pairs`, by name; None unless all pairs were compared."""
         if not self.pairs or len(self.pairs) < len(self.pairs_of_runs()):
             return None
         return {key: _spread([getattr(pair, key) for pair in self.pairs]) for key in SAME_LATENTS}
@@ -90,18 +90,18 @@ class Study:
     recipe: str
     settings: Sequence[Setting]
     missing: Sequence[str]
-    """Runs of the recipe without figures yet."""
+    """Runs of the recipe that have no figures yet."""
     same_text: bool
-    """Whether all were measured on the same tokens."""
+    """Whether all runs were measured on the same tokens."""
 
     @property
     def seeds(self) -> bool:
-        """Whether a setting has several runs."""
+        """Whether any setting has several runs."""
         return any(len(setting.runs) > 1 for setting in self.settings)
 
     @property
     def stability(self) -> bool:
-        """Whether the latents of a setting's runs were compared."""
+        """Whether the latents of any setting's runs were compared."""
         return any(setting.stability for setting in self.settings)
 
     @property
@@ -115,7 +115,7 @@ def study_of(recipe: Recipe, out: Path) -> Study:
     """The study of the evaluated runs of an output folder.
 
     Raises:
-        UserError: none is evaluated, or an evaluation is damaged.
+        UserError: no run is evaluated, or an evaluation is damaged.
     """
     evaluations = {sae.id: read_evaluation(path) for sae in recipe.saes
                    if (path := run_folder(out, sae) / EVALUATION).exists()}
@@ -130,15 +130,15 @@ def study_of(recipe: Recipe, out: Path) -> Study:
 
 
 def study_of_training(recipe: Recipe, out: Path) -> Study:
-    """What training itself says of the finished runs of an output folder: NMSE, L0 and dead latents, on the rows
-    trained on."""
+    """The study of the finished runs of an output folder by the figures that training reports: NMSE, L0 and dead
+    latents, on the training rows."""
     done = {sae.id: read_json(path) for sae in recipe.saes if (path := run_folder(out, sae) / "done.json").exists()}
     return _study(recipe, {run: {"nmse": one["nmse"], "l0": one["l0"], "dead": one["dead_share"]}
                            for run, one in done.items()}, same_text=True, pairs={})
 
 
 def write_study(path: Path, study: Study) -> bool:
-    """Write study.json, atomically; False if the same stood there already."""
+    """Write study.json, atomically; False if the same content was there already."""
     text = json.dumps(_tree(study), indent=2, allow_nan=False) + "\n"
     if path.is_file() and path.read_bytes() == text.encode():
         return False
@@ -168,7 +168,7 @@ def _study(recipe: Recipe, figures: Mapping[str, Mapping[str, float | None]], sa
 
 
 def _setting(recipe: Recipe, sae: CoderConfig) -> dict[str, Any]:
-    """What decides the weights of a run, but the seed."""
+    """Everything that affects the weights of a run, except the seed."""
     tree = recipe.run_identity(sae)
     tree["train"].pop("seed", None)
     return tree
@@ -176,7 +176,8 @@ def _setting(recipe: Recipe, sae: CoderConfig) -> dict[str, Any]:
 
 def _names(recipe: Recipe, groups: list[list[CoderConfig]], trees: list[dict[str, Any]],
            varying: list[str]) -> list[str]:
-    """A setting is called as its runs are, without their seeds; where that is not one name, by what varies."""
+    """The names of settings: those of their runs without the seeds or, if these differ within a setting, what
+    varies."""
     found = []
     for group, tree in zip(groups, trees, strict=True):
         names = {re.sub(rf"_seed-{settled(recipe, sae).seed}(?=_|$)", "", sae.id) for sae in group}

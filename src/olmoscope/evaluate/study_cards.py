@@ -14,15 +14,15 @@ from olmoscope.site import Site
 SAME_LATENTS: Sequence[tuple[str, str, Kind]] = (
     ("matched_share", "matched latents", "share"), ("matched_share_decoder", "matched by decoder", "share"),
     ("mmcs", "MMCS", "number"))
-"""Figures of `Setting.stability`: key, head of the column, how it is written."""
+"""Figures of `Setting.stability`: key, column heading, kind of number."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A setting in the table: its number and colour (0: grey), and for each figure what is said of it.
+    """A setting in the table: its number, its colour (0: grey), and a cell for each figure.
 
     Attributes:
-        cells: the mean, the spread, and whether no other setting beats it; "—" and "" where there is none.
+        cells: the mean, the spread, and whether the setting is unbeaten; "—" and "" if there is no figure.
     """
 
     number: int
@@ -33,7 +33,7 @@ class Row:
 
 
 def study_heads(study: Study) -> list[str]:
-    """The heads of the columns that `study_rows` fills."""
+    """The headings of the columns that `study_rows` fills."""
     return [figure.short for figure in FIGURES] + [head for _, head, _ in SAME_LATENTS if study.stability]
 
 
@@ -46,7 +46,7 @@ def study_rows(study: Study) -> list[Row]:
 
 
 def study_cards(study: Study) -> list[Card]:
-    """Each error against L0, a line through the settings of a site that no other beats."""
+    """Charts of each error against L0, with a line through the unbeaten settings of a site."""
     names = {figure.key: figure.short.partition(",")[0] for figure in FIGURES}
     return [card for error in FRONTIERS if (card := _card(study, error, names[error])) is not None]
 
@@ -64,7 +64,7 @@ def _card(study: Study, error: str, label: str) -> Card | None:
         return None
     links = [sorted(link, key=lambda place: points[place].x) for link in sites.values() if len(link) > 1]
     title = f"{label} against L0, by setting"
-    note = "Means over seeds; down and left is better. A line joins the settings of a site that no other beats."
+    note = "Means over seeds; lower and further to the left is better. A line joins the unbeaten settings of a site."
     return Card(title, note, charts.scatter(
         title, points, linear("L0", [point.x for point in points], zero=False),
                                linear(label, [point.y for point in points]), links))
@@ -81,7 +81,7 @@ def _same_latents(setting: Setting) -> list[tuple[str, str, bool]]:
 
 
 def _said(spread: Spread, kind: Kind) -> tuple[str, str]:
-    """Mean and spread; "—" and "" where there is none."""
+    """Mean and spread; "—" and "" if there is none."""
     if spread.mean is None:
         return "—", ""
     return say(spread.mean, kind), "" if spread.sd is None else f"± {say(spread.sd, kind)}"

@@ -1,4 +1,4 @@
-"""What rows are, for figures: the subsets they are in, their documents, and sums kept for each.
+"""Facts about rows: the subsets that they are in and their documents; and sums for each subset and document.
 
 Shapes: N tokens of the text, R rows of a batch, S subsets, G groups of documents, Q quantities, D d_model.
 """
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from olmoscope.activations.store.statistics import OUTLIER  # whose norm is over so many medians
+from olmoscope.activations.store.statistics import OUTLIER  # a row is an outlier if its norm is over this many medians
 from olmoscope.errors import UserError
 from olmoscope.evaluate.chat_parts import NAMES as PARTS
 from olmoscope.evaluate.sequences import Sequences
@@ -19,30 +19,30 @@ SUBSETS = ("all", "without_special", "without_first", "without_outliers", "ordin
 FIRST_POSITIONS = 1
 """Positions of a sequence that `without_first` leaves out."""
 MOST_GROUPS = 8192
-"""Documents are summed one by one up to this many; more share sums, every MOST_GROUPS-th one document's."""
+"""Up to this number, each document has its own sums; beyond it, every MOST_GROUPS-th document shares sums."""
 
 
 @dataclass(frozen=True)
 class LayerSurvey:
-    """What must be known of a layer's rows before they are measured, from all of them."""
+    """Statistics of all rows of a site, which must be known before the rows are measured."""
 
     mean_D: Tensor
     """float64."""
     median_norm: float
     norm_edges: Tensor
-    """`[9]` float64: norms that part the rows into tenths."""
+    """`[9]` float64: the norms that divide the rows into tenths."""
     smallest_norm: float
     largest_norm: float
 
     @classmethod
     def refusing(cls, mean_D: Tensor, norms_N: np.ndarray, where: str) -> "LayerSurvey":
-        """The same of rows that are to be measured.
+        """Like `of`, for rows that are to be measured.
 
         Args:
             where: whose rows they are, for the message.
 
         Raises:
-            UserError: they are not finite, or all zeros.
+            UserError: some rows are not finite, or all are zeros.
         """
         refuse_not_finite(norms_N, where)
         if not norms_N.any():
@@ -51,7 +51,7 @@ class LayerSurvey:
 
     @classmethod
     def of(cls, mean_D: Tensor, norms_N: np.ndarray) -> "LayerSurvey":
-        """From the mean and the norms of all rows."""
+        """The survey, from the mean and the norms of all rows."""
         edges = np.quantile(norms_N, np.arange(1, 10) / 10)
         return cls(mean_D.double(), float(np.median(norms_N)), torch.from_numpy(edges), float(norms_N.min()),
                    float(norms_N.max()))
@@ -62,7 +62,7 @@ class LayerSurvey:
 
 
 def refuse_not_finite(norms_N: np.ndarray, where: str) -> None:
-    """Rows of which some are not finite have no mean, so they have no figures.
+    """Refuse rows that are not finite: they have no mean, and so no figures.
 
     Raises:
         UserError: there are such rows.
@@ -73,7 +73,7 @@ def refuse_not_finite(norms_N: np.ndarray, where: str) -> None:
 
 
 class TokenFacts:
-    """What is known of each token, as tensors."""
+    """Facts about each token, as tensors."""
 
     def __init__(self, sequences: Sequences) -> None:
         self.documents = int(sequences.documents.max()) + 1
@@ -84,14 +84,14 @@ class TokenFacts:
         self._part_N = torch.from_numpy(sequences.parts)
 
     def at(self, index_R: Tensor) -> "RowFacts":
-        """Of some tokens."""
+        """The facts about some tokens."""
         return RowFacts(self._group_N[index_R], self._position_N[index_R], self._special_N[index_R],
                         self._part_N[index_R])
 
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What is known of the rows of a batch, on the CPU."""
+    """Facts about the rows of a batch, on the CPU."""
 
     group_R: Tensor
     position_R: Tensor
@@ -102,7 +102,7 @@ class RowFacts:
         """Which rows are in which subset, `[S, R]` bool.
 
         Args:
-            norm_R: on the CPU.
+            norm_R: norms of the rows, on the CPU.
         """
         plain_R, later_R = ~self.special_R, self.position_R >= FIRST_POSITIONS
         usual_R = norm_R <= survey.outlier_norm
@@ -113,7 +113,7 @@ class RowFacts:
 class Sums:
     """float64 sums of quantities over rows, for each subset and group of documents.
 
-    Rows are added one after the other, so the sums do not depend on how the rows were cut into batches.
+    Rows are added one after another, so the sums do not depend on how the rows are split into batches.
     """
 
     def __init__(self, quantities: Sequence[str], groups: int) -> None:

@@ -1,9 +1,10 @@
 """Making an index: corpus, sorted firings, parts, list, manifest. Each step does what is missing; the manifest comes
-last.
+last. Several processes share the segments that are encoded, and the parts.
 
 A killed process loses the segment or the part in hand. The finished index is the same, byte for byte.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ import torch
 
 from olmoscope.activations.store.reader import Store
 from olmoscope.activations.stream.filters import keep_of_store
+from olmoscope.distributed.ranks import Ranks
 from olmoscope.errors import UserError
 from olmoscope.features.corpus import corpus_of, write_corpus
 from olmoscope.features.format import VERSION, IndexedFile, IndexedSAE, Info, Options, part_path, read_info
@@ -44,7 +46,9 @@ class IndexedText:
     identity: dict[str, str]
     """What decides them: `recipe_hash` and `split` of the store, and what else does."""
     open: Callable[[Path], Store]
-    """Gives the store; what has to be made for it goes below the folder given."""
+    """Gives the store; the folder given has what was made for it."""
+    make: Callable[[Path], object] | None = None
+    """Makes what the store needs below a folder, or this process's share of it."""
 
 
 @dataclass(frozen=True)
@@ -54,32 +58,48 @@ class Indexed:
     folder: Path
     info: Info
     fresh: bool
-    """False: it was there already, and its checksums are right."""
+    """Whether it was made now. Otherwise it was there already, and its checksums are right."""
 
 
 def build_index(subject: Opened, where: str, text: IndexedText, model: Model, out: Path, filter_: Filter,
-                options: Options, device: torch.device) -> Indexed:
+                options: Options, device: torch.device, ranks: Ranks | None = None) -> Indexed:
     """Index an SAE over the rows of a store.
 
     Args:
         where: what opens the SAE: a hub id, or a folder.
         model: the language model; its name and revision must be those of the store.
         out: the folder of the index; files that are not the index's (labels) are left alone.
+        ranks: the processes that share the work; each must call this, and all must see `out`. None: this one alone.
 
     Raises:
         UserError: the SAE is not of the store's model or sites, `out` holds another index, damaged files, no room.
     """
     identity = _identity(subject, text, model, filter_, options)
-    with locked(out, "indexing"):
-        if (out / "manifest.json").exists():
-            return _there_already(out, identity)
-        _begin(out, identity)
-        store = text.open(out / "work")
-        _refuse_other_rows(subject, store, model)
-        info = _make(subject, where, store, model, out, filter_, options, device, text, identity)
-        write_json(out / "manifest.json", info.model_dump(mode="json"))
-        shutil.rmtree(out / "work")
-    return Indexed(out, info, fresh=True)
+    ranks = ranks or Ranks.alone()
+    with contextlib.ExitStack() as held:
+        with ranks.agreed():
+            if ranks.leads:
+                held.enter_context(locked(out, "indexing"))
+        if ranks.ask((out / "manifest.json").exists())[0]:
+            with ranks.agreed():
+                return _there_already(out, identity) if ranks.leads else Indexed(out, read_info(out), fresh=False)
+        with ranks.agreed():
+            if ranks.leads:
+                _begin(out, identity)
+        with ranks.agreed():
+            if text.make is not None:
+                text.make(out / "work")
+        with ranks.agreed():
+            store = text.open(out / "work")
+            _refuse_other_rows(subject, store, model)
+        info = _make(subject, where, store, model, out, filter_, options, device, text, identity, ranks)
+        with ranks.agreed():
+            if info is not None:
+                write_json(out / "manifest.json", info.model_dump(mode="json"))
+        with ranks.agreed():  # by now no process has a file of work/ open
+            if ranks.leads:
+                shutil.rmtree(out / "work")
+        return Indexed(out, info or read_info(out), fresh=True)
 
 
 def _identity(subject: Opened, text: IndexedText, model: Model, filter_: Filter, options: Options) -> str:
@@ -133,29 +153,35 @@ def _refuse_other_rows(subject: Opened, store: Store, model: Model) -> None:
 
 
 def _make(subject: Opened, where: str, store: Store, model: Model, out: Path, filter_: Filter, options: Options,
-          device: torch.device, text: IndexedText, identity: str) -> Info:
+          device: torch.device, text: IndexedText, identity: str, ranks: Ranks) -> Info | None:
+    """Everything but the manifest, which the first of the ranks gets."""
     work, manifest, sae = out / "work", store.manifest, subject.sae.to(device)
-    unembedding, why_none = _load_unembedding(store, model, device)
-    if not subject.site.in_stream:
-        unembedding, why_none = None, f"what is written at {subject.site} does not go into the residual stream"
-    texts = token_texts(load_tokenizer(at_revision(model, manifest.model.revision), "no").backend)
-    kept = keep_of_store(filter_, store, subject.reads)
-    corpus, rows_at = corpus_of(store, kept.masks)
-    texts += [""] * (int(corpus.tokens_T.max()) + 1 - len(texts))
-    unembedding = None if unembedding is None else unembedding.of_first(len(texts))
-    write_corpus(out / "corpus", corpus, texts)
-    write_sorted_firings(sae, Rows(store, subject.reads, kept.masks, rows_at), work)
+    with ranks.agreed():
+        unembedding, why_none = _load_unembedding(store, model, device)
+        if not subject.site.in_stream:
+            unembedding, why_none = None, f"what is written at {subject.site} does not go into the residual stream"
+        texts = token_texts(load_tokenizer(at_revision(model, manifest.model.revision), "no").backend)
+        kept = keep_of_store(filter_, store, subject.reads)
+        corpus, rows_at = corpus_of(store, kept.masks)
+        texts += [""] * (int(corpus.tokens_T.max()) + 1 - len(texts))
+        unembedding = None if unembedding is None else unembedding.of_first(len(texts))
+        if ranks.leads:
+            write_corpus(out / "corpus", corpus, texts)
+        write_sorted_firings(sae, Rows(store, subject.reads, kept.masks, rows_at), work, ranks)
 
-    fired = SortedFirings(work, manifest.segments)
-    parts = plan_parts(fired.counts())
-    # A crosscoder's directions at its main site promote tokens; all of them say which are alike.
-    main_FD = sae.W_dec
-    if len(subject.writes) > 1:
-        before = sum(manifest.width(site) for site in subject.writes[: subject.writes.index(subject.site)])
-        main_FD = sae.W_dec[:, before : before + manifest.width(subject.site)]
-    facts = gather_facts(corpus, len(manifest.sources), fired, main_FD, unit_directions(sae.W_dec), unembedding,
-                         len(texts), options)
-    make_parts(out, work, parts, fired, facts)
+    with ranks.agreed():
+        fired = SortedFirings(work, manifest.segments)
+        parts = plan_parts(fired.counts())
+        # A crosscoder's directions at its main site promote tokens; all of them say which are alike.
+        main_FD = sae.W_dec
+        if len(subject.writes) > 1:
+            before = sum(manifest.width(site) for site in subject.writes[: subject.writes.index(subject.site)])
+            main_FD = sae.W_dec[:, before : before + manifest.width(subject.site)]
+        facts = gather_facts(corpus, len(manifest.sources), fired, main_FD, unit_directions(sae.W_dec), unembedding,
+                             len(texts), options)
+        make_parts(out, work, parts, fired, facts, ranks)
+    if not ranks.leads:
+        return None
     source_rows = dict(zip(manifest.sources, facts.source_rows_X.tolist(), strict=True))
     write_listing(out, parts, texts, source_rows)
 

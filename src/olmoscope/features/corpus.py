@@ -1,6 +1,7 @@
-"""The text that an index points into: tokens once, in the order of the text, and where sequences and documents begin.
+"""The text to which an index refers: each token once, in the order of the text, and the starts of sequences and
+documents.
 
-A *place* is a token's number in it. Shapes: T tokens, S sequences, N documents, R rows of a segment, V vocabulary.
+A *place* is a token's index in it. Shapes: T tokens, S sequences, N documents, R rows of a segment, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from olmoscope.files import atomic_file, atomic_path
 from olmoscope.tokens.segments import TokenSegment, read_token_segment
 
 PASSAGE = 256
-"""Tokens of a passage, at most: the examples of a feature are of different passages."""
+"""Most tokens of a passage; the examples of a feature come from different passages."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +31,13 @@ class Corpus:
     sequences_S1: np.ndarray
     """int64: sequence s is places `sequences_S1[s]` to `sequences_S1[s + 1]`."""
     kept_T: np.ndarray
-    """uint8: 1 for the rows of the index, 0 for what its filter left out."""
+    """uint8: 1 for the rows of the index, 0 for tokens that its filter left out."""
     documents_N: np.ndarray
-    """int64, the place at which each document begins (or what there is of it)."""
+    """int64, the place at which each document, or the part of it in the store, begins."""
     document_ids_N: np.ndarray
-    """int64, its number in the store."""
+    """int64, the number of each document in the store."""
     document_sources_N: np.ndarray
-    """uint8, index into the sources."""
+    """uint8, the source of each document, as an index into the sources."""
 
     @cached_property
     def sources_T(self) -> np.ndarray:
@@ -46,7 +47,7 @@ class Corpus:
 
     @cached_property
     def positions_T(self) -> np.ndarray:
-        """int32, each token's place in its sequence."""
+        """int32, the position of each token in its sequence."""
         lengths = np.diff(self.sequences_S1)
         starts_T = np.repeat(self.sequences_S1[:-1], lengths)
         return np.asarray(np.arange(len(self.tokens_T)) - starts_T, dtype=np.int32)
@@ -60,13 +61,13 @@ class Corpus:
 
 
 def corpus_of(store: Store, masks: list[np.ndarray] | None) -> tuple[Corpus, list[np.ndarray]]:
-    """The corpus of a store, and for each segment which of its rows stands at each place, `[R]` int64.
+    """The corpus of a store, and for each segment the row at each place, `[R]` int64.
 
     Args:
-        masks: for each segment, which rows the filter keeps; None: all.
+        masks: for each segment, which rows the filter keeps; None: all rows.
 
     Raises:
-        UserError: damaged files.
+        UserError: files are damaged.
     """
     tokens, lengths, kept, document_ids, sources, rows_at = [], [], [], [], [], []
     for segment in range(store.manifest.segments):
@@ -79,7 +80,7 @@ def corpus_of(store: Store, masks: list[np.ndarray] | None) -> tuple[Corpus, lis
         row_at_R[place_R] = np.arange(packed.rows)
         tokens.append(packed.token_ids[text_R])
         if (row_at_R < 0).any() or not np.array_equal(facts["token_id"].numpy()[row_at_R], tokens[-1]):
-            raise UserError(f"{store.path}: the rows of segment {segment} are not those of its tokens; see `olmoscope "
+            raise UserError(f"{store.path}: the rows of segment {segment} do not match its tokens; run `olmoscope "
                             f"store verify {store.path}`")
         lengths.append(np.diff(starts_S))
         document_ids.append(packed.document_ids[text_R])
@@ -94,8 +95,8 @@ def corpus_of(store: Store, masks: list[np.ndarray] | None) -> tuple[Corpus, lis
 
 
 def _in_order(packed: TokenSegment) -> tuple[np.ndarray, np.ndarray]:
-    """The tokens of a segment in the order of the text (batches have another), `[R]`; and where, in that order, each
-    sequence starts, `[S + 1]`."""
+    """The tokens of a segment in the order of the text (batches have another order), `[R]`; and where each sequence
+    starts in that order, `[S + 1]`."""
     order_S = np.argsort(packed.sequence_numbers)
     lengths_S = np.diff(packed.sequence_starts)[order_S]
     starts_S = np.cumsum([0, *lengths_S])
@@ -107,7 +108,7 @@ def write_corpus(folder: Path, corpus: Corpus, texts: list[str]) -> None:
     """Write corpus/ of an index.
 
     Args:
-        texts: of each token id, `[V]`.
+        texts: the text of each token id, `[V]`.
     """
     for name, array in (("tokens", corpus.tokens_T), ("sequences", corpus.sequences_S1), ("kept", corpus.kept_T)):
         with atomic_file(folder / f"{name}.npy") as file:

@@ -1,4 +1,5 @@
-"""What follows from decoder directions alone: nearest neighbours, promoted and suppressed tokens; chunk by chunk.
+"""Facts that follow only from decoder directions: nearest neighbours, promoted and suppressed tokens. Computed in
+chunks.
 
 Shapes: F latents, D d_model, C latents of a part, A kept, V vocabulary, M rows of a matrix.
 """
@@ -17,7 +18,7 @@ LATENTS_AT_ONCE = 512
 
 @dataclass(frozen=True)
 class Ranked:
-    """The A best of something for each latent, best first; id -1 where there are no more."""
+    """The A best items for each latent, best first; id -1 where there are fewer."""
 
     ids_CA: Tensor
     """int32."""
@@ -26,7 +27,7 @@ class Ranked:
 
 
 def nearest(unit_FD: Tensor, first: int, stop: int, count: int) -> Ranked:
-    """The latents with the largest cosine, over 0, to each of latents `first` to `stop`; itself left out.
+    """The latents with the largest positive cosine to each of latents `first` to `stop`, without the latent itself.
 
     Args:
         unit_FD: directions of unit norm (`sae/directions.py`).
@@ -34,8 +35,8 @@ def nearest(unit_FD: Tensor, first: int, stop: int, count: int) -> Ranked:
     found = _best(unit_FD[first:stop], unit_FD, min(count + 1, len(unit_FD)))
     own_C1 = torch.arange(first, stop, dtype=torch.int32)[:, None]
     others_CA = (found.ids_CA != own_C1).int()
-    # Itself is among them but for many equal directions; then the last one goes. Where there are not more latents than
-    # are asked for, nothing goes, and it stands last.
+    # The latent itself is among these, unless many directions are equal; then drop the last one. If there are no more
+    # latents than `count`, drop nothing; the latent itself is last.
     places_CA = torch.argsort(others_CA, dim=1, descending=True, stable=True)[:, :count]
     ids_CA = found.ids_CA.gather(1, places_CA)
     return Ranked(ids_CA.masked_fill(ids_CA == own_C1, -1), found.values_CA.gather(1, places_CA))
@@ -43,7 +44,7 @@ def nearest(unit_FD: Tensor, first: int, stop: int, count: int) -> Ranked:
 
 def logit_extremes(W_dec_FD: Tensor, unembedding: Unembedding, first: int, stop: int, count: int
                    ) -> tuple[Ranked, Ranked]:
-    """The tokens whose logits each of latents `first` to `stop` raises most, and those that it lowers most."""
+    """The tokens whose logits each of latents `first` to `stop` raises most, and those whose logits it lowers most."""
     normal_CD = unembedding.through_norm(W_dec_FD[first:stop])
     nothing_V = normal_CD.new_zeros(len(unembedding.U_VD))
     count = min(count, len(nothing_V))
@@ -58,7 +59,7 @@ def logit_extremes(W_dec_FD: Tensor, unembedding: Unembedding, first: int, stop:
 
 
 def _best(rows_CD: Tensor, W_MD: Tensor, count: int) -> Ranked:
-    """The rows of a matrix with the largest products, of those over 0: by the encoder's kernel, which is the same
+    """The rows of a matrix with the largest positive products. The encoder's kernel does this, since it is the same
     operation."""
     nothing_M = W_MD.new_zeros(len(W_MD))
     parts = []
@@ -74,7 +75,7 @@ def _chunks(rows_CD: Tensor) -> Iterator[Tensor]:
 
 
 def _exact(rows_BD: Tensor, W_MD: Tensor, indices_BK: Tensor, there_BK: Tensor) -> Ranked:
-    """The products of chosen rows of a matrix, taken again: kernels may compute with fewer digits."""
+    """Compute the products with chosen rows of a matrix again: kernels may use a lower precision."""
     values_BK = torch.einsum("bkd,bd->bk", W_MD[indices_BK], rows_BD)
     return Ranked(torch.where(there_BK, indices_BK, -1).int().cpu(), values_BK.cpu())
 

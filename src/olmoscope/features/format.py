@@ -1,14 +1,14 @@
-"""The index on disk: names of its files and its manifest; docs/formats.md says what is in them.
+"""The index on disk: names of its files, and its manifest; docs/formats.md describes their content.
 
     manifest.json                            what the index is (Info) and the checksum of every file; written last
-    corpus/tokens.npy                        the tokens, in the order of the text: token number p is *place* p
+    corpus/tokens.npy                        the tokens, in the order of the text: token p is at *place* p
     corpus/sequences.npy                     where each sequence starts
     corpus/kept.npy                          which tokens are rows of the index: the filter left the others out
     corpus/documents.parquet                 where each document starts, and its source
-    corpus/vocabulary.parquet                what each token looks like, and how many rows it has
-    features/part-000042.safetensors         all of some consecutive features: every firing, and what follows from it
-    features.parquet                         a line for each feature, for the list
-    work/                                    while it is being made: sorted firings and what else is needed to go on
+    corpus/vocabulary.parquet                the text of each token, and how many rows it has
+    features/part-000042.safetensors         all data of some consecutive features: every firing, and what follows from
+    it features.parquet                         a line for each feature, for the list work/
+    while the index is being made: sorted firings and whatever else a restart needs
 """
 
 import json
@@ -30,11 +30,12 @@ VERSION = 1
 FORMAT = "olmoscope feature index"
 
 INTERVALS = 10
-"""Equal parts of (0, max] of a feature."""
+"""Number of equal parts of a feature's range (0, max]."""
 BINS_PER_OCTAVE = 4
 LOWEST_OCTAVE = -16
 BINS = 144
-"""Of the histogram of activations: 36 octaves from 2**-16; what is lower or higher is in the first or the last."""
+"""Number of bins of the histogram of activations: 36 octaves from 2**-16; lower and higher values are in the first and
+last bin."""
 
 
 class _Frozen(BaseModel):
@@ -42,28 +43,28 @@ class _Frozen(BaseModel):
 
 
 class IndexedSAE(_Frozen):
-    """The SAE that an index is of."""
+    """The SAE of an index."""
 
     name: str
     site: SiteName
-    """What it writes; of a crosscoder the last site in the model that it is about."""
+    """The site that it writes; for a crosscoder, the last one in its own model."""
     reads: list[SiteName] | None = None
-    """What a transcoder or a crosscoder reads; None: the site that it writes."""
+    """The sites that a transcoder or a crosscoder reads; None if it reads the site that it writes."""
     d_model: int
     d_sae: int
     architecture: str
     kind: Kind
     where: str
-    """What opens the SAE: a hub id, or a folder or file, relative to the index (`sae_place`)."""
+    """Where to open the SAE: a hub id, or a folder or file relative to the index (`sae_place`)."""
     weights: str
-    """What identifies its parameters."""
+    """Identifies its parameters."""
 
     _of_before = model_validator(mode="before")(layer_as_site)
 
     @computed_field  # type: ignore[prop-decorator]
     @property
     def layer(self) -> int | None:
-        """The site's layer, which is all that older readers know."""
+        """The site's layer; older readers know only this."""
         return self.site.layer_or_none
 
 
@@ -74,74 +75,74 @@ class IndexedFile(_Frozen):
 
 
 class Options(_Frozen):
-    """How many examples an index keeps, and of which rows."""
+    """How many examples an index keeps, and how it draws them."""
 
     top: Annotated[int, Field(ge=1, le=1000)] = 20
     per_interval: Annotated[int, Field(ge=0, le=1000)] = 5
     random: Annotated[int, Field(ge=0, le=1000)] = 20
     nearest: Annotated[int, Field(ge=0, le=1000)] = 10
-    """Neighbours, companions, preferred tokens, promoted and suppressed tokens: as many of each at most."""
+    """Largest number each of neighbours, companions, preferred, promoted and suppressed tokens."""
     seed: int = 0
-    """Of the draws."""
+    """Seed of the draws."""
 
 
 class Info(_Frozen):
-    """What an index is: its manifest."""
+    """The manifest of an index."""
 
     format: Literal["olmoscope feature index"] = "olmoscope feature index"
     version: Annotated[int, Field(ge=1)] = VERSION
     identity: str
-    """A hash of what decides the index: SAE, rows, filter, options."""
+    """A hash of everything that determines the index: SAE, rows, filter, options."""
     sae: IndexedSAE
     model: ModelIdentity
     model_dtype: str | None
-    """In which the model computed the rows; None where their store does not say."""
+    """The dtype in which the model computed the rows; None if their store does not say."""
     store: dict[str, Any]
-    """The rows' store: `recipe_hash`, `split`, `tokenizer_hash`; of a text, its `text_hash`; where its sequences begin
+    """The rows' store: `recipe_hash`, `split`, `tokenizer_hash`; for a text, its `text_hash`; if its sequences begin
     with BOS, `bos_token_ids`."""
     filter: Filter
     options: Options
     tokens: int
-    """Of the corpus."""
+    """Number of tokens of the corpus."""
     rows: int
-    """Tokens that were encoded."""
+    """Number of tokens that were encoded."""
     sequences: int
     documents: int
     firings: int
-    """(latent, row) pairs."""
+    """Number of pairs of a row and an active latent."""
     dead: int
-    """Features that fired on no row."""
+    """Number of features that fired on no row."""
     sample_rows: int
-    """Rows on which companions were counted."""
+    """Number of rows on which companions were counted."""
     sources: dict[str, int]
-    """Rows of each text source, in the order of their numbers."""
+    """Number of rows of each text source, in the order of the sources' numbers."""
     position_rows: list[int]
-    """Rows at position 0, at 1, at 2 to 3, at 4 to 7 and so on."""
+    """Numbers of rows at position 0, at 1, at 2 to 3, at 4 to 7 and so on."""
     unembedding: str | None
-    """How promoted and suppressed tokens were computed. None: there are none."""
+    """How promoted and suppressed tokens were computed; None if there are none."""
     no_unembedding: str | None = None
-    """Why there are none."""
+    """Why there are no promoted and suppressed tokens."""
     parts: list[int]
-    """The first feature of each part, and their number."""
+    """The first feature of each part, then the number of features."""
     evaluation: dict[str, Any] | None
     """The SAE's evaluation.json, if there was one."""
     files: dict[str, IndexedFile]
     provenance: dict[str, Any]
-    """Of the process that finished the index, without a date."""
+    """Provenance of the process that finished the index, without a date."""
 
 
 def sae_place(index: Path, info: Info) -> str:
-    """What `open_sae` takes to open the SAE of an index."""
+    """The address by which `open_sae` opens the SAE of an index."""
     return info.sae.where if info.sae.kind == "hub" else str(index / info.sae.where)
 
 
 def part_path(index: Path, part: int) -> Path:
-    """Where a part stands."""
+    """The path of a part."""
     return index / "features" / f"part-{part:06d}.safetensors"
 
 
 def bin_edges() -> np.ndarray:
-    """Edges of the histogram's bins, `[BINS + 1]` float32: the number itself where it is a power of two."""
+    """Edges of the histogram's bins, `[BINS + 1]` float32: exact where it is a power of two."""
     exponents = np.arange(BINS + 1) / BINS_PER_OCTAVE + LOWEST_OCTAVE
     return np.exp2(exponents).astype(np.float32)
 
@@ -150,7 +151,7 @@ def read_info(index: Path) -> Info:
     """Read an index's manifest.
 
     Raises:
-        UserError: missing, damaged, not an index's, or of a newer format.
+        UserError: missing, damaged, not the manifest of an index, or of a newer format.
     """
     path = index / "manifest.json"
     if not path.exists():
@@ -170,7 +171,7 @@ def read_info(index: Path) -> Info:
 
 
 def damaged(path: Path, why: str) -> UserError:
-    """What to say of a damaged file of an index."""
+    """The error for a damaged file of an index."""
     return UserError(f"{path} is damaged ({why}); delete the index and run `olmoscope index` again")
 
 
@@ -178,7 +179,7 @@ _DTYPES = {"F32": np.float32, "F64": np.float64, "I32": np.int32, "I64": np.int6
 
 
 def map_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file, mapped: only what is looked at is read from the disk.
+    """The tensors of a safetensors file, memory-mapped: only the parts that are used are read from the disk.
 
     Raises:
         UserError: missing or damaged.

@@ -13,6 +13,8 @@ from pathlib import Path
 from olmoscope.errors import UserError
 from olmoscope.features.database import Database, searched
 
+LABELS_FILE = "labels.sqlite"
+"""In the folder of an index."""
 VERSION = 1
 LONGEST = 20_000
 """Characters of a label or a note."""

@@ -1,4 +1,4 @@
-"""Writing features.parquet: a line for each feature, with what the list shows, sorts and searches."""
+"""Writing features.parquet: a line for each feature, with the columns that the list shows, sorts and searches."""
 
 import itertools
 import math
@@ -23,9 +23,9 @@ def write_listing(index: Path, parts: list[int], texts: list[str], source_rows: 
     """Write features.parquet from the parts.
 
     Args:
-        parts: the first feature of each, and the number of features.
-        texts: of each token.
-        source_rows: rows of each source.
+        parts: the first feature of each part, then the number of features.
+        texts: the text of each token.
+        source_rows: the number of rows of each source.
     """
     with atomic_path(index / "features.parquet") as path, pq.ParquetWriter(path, SCHEMA) as writer:
         for number, first in enumerate(parts[:-1]):
@@ -56,7 +56,7 @@ def _columns(part: dict[str, np.ndarray], first: int, texts: list[str], source_r
 
 
 def _preferred_source(line: list[int], fired: int, total: int, source_rows: dict[str, int]) -> str | None:
-    """The source with the highest score n · ln(lift), if a lift is over 1."""
+    """The source with the highest score n · ln(lift), if any lift is over 1."""
     best, found = 0.0, None
     for (source, of), rows in zip(source_rows.items(), line, strict=True):
         if rows and (score := rows * math.log(rows * total / (fired * of))) > best:

@@ -1,4 +1,4 @@
-"""A part: consecutive features with everything that the index has of them, merged from the sorted firings and counted.
+"""A part: everything that the index has on some consecutive features, merged and counted from the sorted firings.
 
 Shapes: C features of the part, P firings, F latents, A candidates kept, I intervals, T places, V vocabulary.
 """
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from olmoscope.activations.store.tensors_file import write_tensors
+from olmoscope.distributed.ranks import Ranks
 from olmoscope.features.corpus import Corpus
 from olmoscope.features.counting import count_companions, count_features
 from olmoscope.features.directions import logit_extremes, nearest
@@ -28,12 +29,12 @@ from olmoscope.seeds import generator
 FIRINGS_OF_A_PART = 2**23
 FEATURES_OF_A_PART = 8192
 PIECES = 64
-"""Pieces of work that a part is cut into, for the threads."""
+"""Number of pieces into which a part is divided for the threads."""
 
 
 def plan_parts(counts_F: np.ndarray) -> list[int]:
-    """The first feature of each part, and the number of features: parts of up to 8192 features and 8M firings (one
-    feature may have more)."""
+    """The first feature of each part, then the number of features. Parts have up to 8192 features and 8M firings (a
+    single feature may have more)."""
     starts, firings = [0], 0
     for feature, count in enumerate(counts_F.tolist()):
         if feature > starts[-1] and (firings + count > FIRINGS_OF_A_PART or feature - starts[-1] >= FEATURES_OF_A_PART):
@@ -45,37 +46,37 @@ def plan_parts(counts_F: np.ndarray) -> list[int]:
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known of the rows, the SAE and the model, for all parts."""
+    """Facts about the rows, the SAE and the model that all parts need."""
 
     facts_T4: np.ndarray
-    """int32: of each place its token, passage, bin of position and source."""
+    """int32: the token, passage, bin of position and source of each place."""
     rows_V: np.ndarray
-    """int32, rows of each token."""
+    """int32, the number of rows of each token."""
     rows: int
     position_rows_L: np.ndarray
-    """int64, rows in each bin of positions."""
+    """int64, the number of rows in each bin of positions."""
     source_rows_X: np.ndarray
-    """int64, rows of each source."""
+    """int64, the number of rows of each source."""
     starts_R1: np.ndarray
-    """Of the sample of rows: the latents of row r are `latents_P[starts_R1[r] : starts_R1[r + 1]]`."""
+    """In the sample of rows, the latents of row r are `latents_P[starts_R1[r] : starts_R1[r + 1]]`."""
     latents_P: np.ndarray
     offsets_F1: np.ndarray
-    """The sample's rows of each latent are `rows_P[offsets_F1[f] : offsets_F1[f + 1]]`."""
+    """In the sample, the rows of latent f are `rows_P[offsets_F1[f] : offsets_F1[f + 1]]`."""
     rows_P: np.ndarray
     W_dec_FD: Tensor
     unit_FD: Tensor
     unembedding: Unembedding | None
-    """None: no promoted tokens."""
+    """None if there are no promoted tokens."""
     options: Options
 
 
 def gather_facts(corpus: Corpus, sources: int, fired: SortedFirings, W_dec_FD: Tensor, unit_FD: Tensor,
                  unembedding: Unembedding | None, vocabulary: int, options: Options) -> Facts:
-    """Bring together what all parts need.
+    """Collect the facts that all parts need.
 
     Args:
-        sources: how many there are.
-        vocabulary: ids of tokens, 0 to this.
+        sources: number of sources.
+        vocabulary: number of token ids.
     """
     bins_T = position_bins(corpus.positions_T)
     kept_T = corpus.kept_T > 0
@@ -94,27 +95,30 @@ def gather_facts(corpus: Corpus, sources: int, fired: SortedFirings, W_dec_FD: T
 
 
 def position_bins(positions_T: np.ndarray) -> np.ndarray:
-    """Bin 0 is position 0, bin b >= 1 positions 2**(b - 1) to 2**b - 1."""
+    """The bin of each position: bin 0 is position 0, bin b >= 1 is positions 2**(b - 1) to 2**b - 1."""
     return np.frexp(positions_T.astype(np.float64))[1].astype(np.int32)
 
 
 def checksum_path(work: Path, part: int) -> Path:
-    """Where a part's checksum stands while the index is made; written after the part, which exists when it does."""
+    """The path of a part's checksum while the index is made. It is written after the part, so the part exists if it
+    does."""
     return work / "parts" / f"part-{part:06d}.json"
 
 
-def make_parts(index: Path, work: Path, parts: list[int], fired: SortedFirings, facts: Facts) -> None:
-    """Write every part that is not there yet; one is hashed and written while the next is counted.
+def make_parts(index: Path, work: Path, parts: list[int], fired: SortedFirings, facts: Facts, ranks: Ranks) -> None:
+    """Write every part of this rank's share that is not there yet; one is hashed and written while the next is counted.
 
     Args:
         parts: from `plan_parts`.
 
     Raises:
-        UserError: no room on the disk.
+        UserError: the disk is full.
     """
     waiting: Future[None] | None = None
-    with bar("counting", parts[-1], "features") as advance, ThreadPoolExecutor(1) as writer:
-        for part, (first, stop) in enumerate(pairwise(parts)):
+    own = list(enumerate(pairwise(parts)))[ranks.index :: ranks.count]
+    features = sum(stop - first for _, (first, stop) in own)
+    with bar("counting", features, "features") as advance, ThreadPoolExecutor(1) as writer:
+        for part, (first, stop) in own:
             if not checksum_path(work, part).exists():
                 tensors = part_tensors(first, stop, fired, facts)
                 if waiting is not None:
@@ -126,7 +130,7 @@ def make_parts(index: Path, work: Path, parts: list[int], fired: SortedFirings, 
 
 
 def part_tensors(first: int, stop: int, fired: SortedFirings, facts: Facts) -> dict[str, np.ndarray]:
-    """What the part of features `first` to `stop` holds: docs/formats.md."""
+    """The content of the part for features `first` to `stop`; docs/formats.md describes it."""
     begins_G, offsets_GC1, places_Q, values_Q = fired.read(first, stop)
     offsets_C1 = offsets_GC1.sum(axis=0)
     places_P, values_P = np.empty_like(places_Q), np.empty_like(values_Q)
@@ -154,7 +158,7 @@ def _write_part(index: Path, work: Path, part: int, tensors: dict[str, np.ndarra
 
 def _counted(first: int, offsets_C1: np.ndarray, places_P: np.ndarray, values_P: np.ndarray, facts: Facts
              ) -> dict[str, np.ndarray]:
-    """What `count_features` finds, as the tensors of a part."""
+    """The results of `count_features`, as the tensors of a part."""
     count, options = len(offsets_C1) - 1, facts.options
 
     def table(width: int, dtype: type = np.int32, fill: int = 0) -> np.ndarray:
@@ -194,13 +198,14 @@ def _companions(first: int, stop: int, facts: Facts) -> dict[str, np.ndarray]:
 
 
 def _ragged(name: str, there: np.ndarray, **columns: np.ndarray) -> dict[str, np.ndarray]:
-    """Tables `[C, A]` without their empty places: each column in one piece, and where each feature's begin."""
+    """Tables `[C, A]` without empty places: each column in one array, and the offsets where each feature's entries
+    begin."""
     offsets = np.concatenate([[0], np.cumsum(there.sum(axis=1))])
     return {f"{name}.offsets": offsets, **{f"{name}.{key}": table[there] for key, table in columns.items()}}
 
 
 def _pieces(offsets_C1: np.ndarray) -> np.ndarray:
-    """Bounds that cut the features into pieces of about equally many firings."""
+    """Bounds that divide the features into pieces with about the same number of firings."""
     wanted = offsets_C1[0] + (offsets_C1[-1] - offsets_C1[0]) * np.arange(PIECES + 1) // PIECES
     bounds = np.searchsorted(offsets_C1, wanted)
     bounds[0], bounds[-1] = 0, len(offsets_C1) - 1

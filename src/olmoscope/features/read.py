@@ -1,4 +1,4 @@
-"""Reading an index: a feature's data in well under 5 ms, from mapped files; any number of threads may read.
+"""Reading an index: a feature's data in well under 5 ms, from memory-mapped files; any number of threads may read.
 
     index = FeatureIndex(path)
     feature = index.feature(1234)
@@ -7,7 +7,7 @@
 """
 
 import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -31,14 +31,14 @@ from olmoscope.features.records import (
     TokenLogit,
     Window,
 )
-from olmoscope.features.table import Filters, Sort, Table
+from olmoscope.features.table import NO_SCORES, Filters, Sort, Table
 from olmoscope.files import read_json, sha256
 
 BEFORE, AFTER = 40, 23
-"""Tokens of a window on either side of the example, where the sequence has them."""
+"""Tokens of a window before and after the example, if the sequence has them."""
 
 _TOP, _RANDOM = 0, INTERVALS + 1
-"""Groups of examples; those between are the intervals, from 1."""
+"""Groups of examples; the numbers between are the intervals, from 1."""
 
 
 def find_indexes(path: Path) -> list[Path]:
@@ -60,7 +60,7 @@ def _is_index(manifest: Path) -> bool:
 
 
 class Vocabulary:
-    """What the tokens look like."""
+    """The texts of the tokens."""
 
     def __init__(self, texts: list[str]) -> None:
         self._texts = texts
@@ -83,14 +83,15 @@ class FeatureIndex:
     """An index on disk, open for reading.
 
     Attributes:
-        info: its manifest.
-        corpus: the text; arrays are mapped.
+        info: the manifest.
+        corpus: the text; its arrays are memory-mapped.
     """
 
     def __init__(self, path: Path) -> None:
         """
         Raises:
-            UserError: no index, unfinished, of a newer format, or a file is missing or has another size than it should.
+            UserError: there is no index, it is unfinished or of a newer format, or a file is missing or has the wrong
+                size.
         """
         self.path = path
         self.info: Info = read_info(path)
@@ -113,17 +114,19 @@ class FeatureIndex:
         return Table(self.path / "features.parquet")
 
     def table(self, sort: Sort = "telling", descending: bool = True, filters: Filters = Filters(),  # noqa: B008 (frozen)
-              search: str = "", also: Sequence[int] | np.ndarray = (), offset: int = 0, limit: int = 50) -> Page:
+              search: str = "", also: Sequence[int] | np.ndarray = (), offset: int = 0, limit: int = 50,
+              scores: Mapping[int, float] = NO_SCORES) -> Page:
         """Some lines of the list of features; see `Table.page`."""
-        return self._table.page(sort, descending, filters, search, also, offset, limit)
+        return self._table.page(sort, descending, filters, search, also, offset, limit, scores)
 
     def order(self, sort: Sort = "telling", descending: bool = True, filters: Filters = Filters(),  # noqa: B008
-              search: str = "", also: Sequence[int] | np.ndarray = ()) -> np.ndarray:
+              search: str = "", also: Sequence[int] | np.ndarray = (),
+              scores: Mapping[int, float] = NO_SCORES) -> np.ndarray:
         """All features of the list in its order; see `Table.order`."""
-        return self._table.order(sort, descending, filters, search, also)
+        return self._table.order(sort, descending, filters, search, also, scores)
 
     def firing_values(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
-        """Every place where a feature fires (int32, ascending), and its activation there (float32); mapped.
+        """Every place where a feature fires (int32, ascending), and its activation there (float32); memory-mapped.
 
         Raises:
             IndexError: no such feature.
@@ -133,7 +136,7 @@ class FeatureIndex:
         return part["firings.places"][mine], part["firings.values"][mine]
 
     def feature(self, feature: int) -> Feature:
-        """All that the index has of a feature.
+        """Everything that the index has on a feature.
 
         Raises:
             IndexError: no such feature.
@@ -166,23 +169,23 @@ class FeatureIndex:
                                                                self.info.position_rows, strict=True))])
 
     def example(self, feature: int, place: int) -> Example:
-        """A feature at any place; its value is 0 where it does not fire.
+        """A feature at any place; its value is 0 if it does not fire there.
 
         Raises:
             IndexError: no such feature or place.
         """
         if not 0 <= place < self.info.tokens:
-            raise IndexError(f"place {place} is out of range, the corpus has {self.info.tokens} tokens")
+            raise IndexError(f"place {place} is out of range: the corpus has {self.info.tokens} tokens")
         places, values = self.firing_values(feature)
         at = int(np.searchsorted(places, place))
         return Example(feature, place, float(values[at]) if at < len(places) and places[at] == place else 0.0)
 
     def window(self, example: Example) -> Window:
-        """An example among its neighbours: 40 tokens before it, 23 after."""
+        """An example in its context: 40 tokens before it, 23 after."""
         return self.context(example, BEFORE, AFTER)
 
     def context(self, example: Example, before: int, after: int) -> Window:
-        """An example with as many tokens on either side as asked for, within its sequence."""
+        """An example with `before` and `after` tokens around it, within its sequence."""
         corpus, place = self.corpus, example.place
         sequence = int(np.searchsorted(corpus.sequences_S1, place, side="right")) - 1
         first, last = int(corpus.sequences_S1[sequence]), int(corpus.sequences_S1[sequence + 1])
@@ -205,7 +208,7 @@ class FeatureIndex:
         """Compare every file with its checksum.
 
         Raises:
-            UserError: one differs.
+            UserError: a file differs.
         """
         for name, file in self.info.files.items():
             if sha256(self.path / name) != file.sha256:
@@ -214,9 +217,9 @@ class FeatureIndex:
     def _find(self, feature: int) -> tuple[dict[str, np.ndarray], int]:
         """A feature's part and its row in it."""
         if not 0 <= feature < self.info.sae.d_sae:
-            raise IndexError(f"feature {feature} is out of range, the SAE has features 0 to {self.info.sae.d_sae - 1}")
+            raise IndexError(f"feature {feature} is out of range: the SAE has features 0 to {self.info.sae.d_sae - 1}")
         number = bisect.bisect_right(self.info.parts, feature) - 1
-        if number not in self._parts:  # two threads may both map it: no harm
+        if number not in self._parts:  # two threads may both map it, which does no harm
             self._parts[number] = map_tensors(part_path(self.path, number))
         return self._parts[number], feature - self.info.parts[number]
 
@@ -237,12 +240,13 @@ class FeatureIndex:
                 for token, logit in _columns(part, name, row, "id", "value")]
 
     def _lift(self, rows: int, fired: int, of: int) -> float:
-        """Rows of some kind among those on which a feature fires, over their share of all rows; 0 for none."""
+        """The share of some kind of rows among those on which a feature fires, over their share of all rows; 0 for
+        none."""
         return rows * self.info.rows / (fired * of) if rows else 0.0
 
 
 def _mine(part: dict[str, np.ndarray], name: str, row: int) -> slice:
-    """Where the entries of a feature stand."""
+    """The slice with the entries of a feature."""
     offsets = part[f"{name}.offsets"]
     return slice(int(offsets[row]), int(offsets[row + 1]))
 

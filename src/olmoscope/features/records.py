@@ -1,6 +1,6 @@
-"""What an index says of a feature, as plain records: what a page shows and JSON carries (`dataclasses.asdict`).
+"""An index's data on a feature, as plain records, for pages and for JSON (`dataclasses.asdict`).
 
-A *place* is a token's number in the index's corpus; a *row* is a token that was encoded (filters leave some out).
+A *place* is a token's index in the corpus; a *row* is a token that was encoded (filters leave some out).
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Token:
-    """A token and what it looks like; the text may hold anything, newlines and markup too."""
+    """A token and its text, which may contain anything, including newlines and markup."""
 
     id: int
     text: str
@@ -31,18 +31,18 @@ class Interval:
     low: float
     high: float
     rows: int
-    """On how many rows the activation lies here."""
+    """Number of rows whose activation is in the interval."""
     examples: list[Example]
-    """Drawn from these rows alike, in the order of the text."""
+    """Drawn uniformly from these rows, in the order of the text."""
 
 
 @dataclass(frozen=True)
 class Histogram:
-    """Rows by activation, in bins that are equally wide on a logarithmic scale; only those from the first to the last
-    that are not empty."""
+    """Rows by activation, in bins of equal width on a logarithmic scale, from the first to the last bin that is not
+    empty."""
 
     edges: list[float]
-    """One more than there are counts: bin i holds `edges[i]` <= value < `edges[i + 1]`."""
+    """One more edge than counts: bin i holds `edges[i]` <= value < `edges[i + 1]`."""
     counts: list[int]
 
 
@@ -56,7 +56,7 @@ class TokenLogit:
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A feature whose decoder direction is near."""
+    """A feature with a similar decoder direction."""
 
     feature: int
     cosine: float
@@ -68,9 +68,9 @@ class Companion:
 
     feature: int
     rows: int
-    """On how many rows of the sample both fire."""
+    """Number of rows of the sample on which both fire."""
     lift: float
-    """How many times more often than if the two had nothing to do with each other."""
+    """How many times more often both fire than if they were independent."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +79,11 @@ class PreferredToken:
 
     token: Token
     rows: int
-    """On how many rows of this token it fires."""
+    """Number of rows of this token on which it fires."""
     lift: float
     """The token's share of the feature's rows, over its share of all rows."""
     mean: float
-    """Of the activation on these."""
+    """Mean activation on these rows."""
 
 
 @dataclass(frozen=True)
@@ -107,22 +107,22 @@ class PositionShare:
 
 @dataclass(frozen=True)
 class Feature:
-    """All that the index has of a feature. Definitions: docs/metrics.md."""
+    """Everything that the index has on a feature. Definitions: docs/metrics.md."""
 
     index: int
     rows: int
-    """On how many rows it fires; 0: dead on this text, and most lists are empty."""
+    """Number of rows on which it fires; if 0, it is dead on this text, and most lists are empty."""
     density: float
     max: float
     mean: float
-    """Over the rows on which it fires; 0 if there are none."""
+    """Mean over the rows on which it fires; 0 if there are none."""
     histogram: Histogram
     top: list[Example]
-    """Strongest first, at most one of a passage."""
+    """Strongest first, at most one from each passage."""
     intervals: list[Interval]
     """Weakest first."""
     random: list[Example]
-    """Drawn from all its rows alike, in the order of the text."""
+    """Drawn uniformly from all its rows, in the order of the text."""
     promoted: list[TokenLogit] | None
     """None: the index has none of any feature."""
     suppressed: list[TokenLogit] | None
@@ -135,29 +135,29 @@ class Feature:
 
 @dataclass(frozen=True)
 class Window:
-    """Some neighbouring tokens of one sequence, and what a feature does on each."""
+    """Consecutive tokens of one sequence, and a feature's activation on each."""
 
     feature: int
     sequence: int
     start: int
     """The place of the first token."""
     at: int
-    """Which of the tokens the example is, from 0."""
+    """Index of the example among the tokens, from 0."""
     tokens: list[Token]
     activations: list[float]
-    """0 where it does not fire, and on rows that were left out."""
+    """0 where the feature does not fire, and on tokens that were left out."""
     kept: list[bool]
     """False for tokens that the index's filter left out."""
     position: int
-    """The first token's, in the sequence."""
+    """Position of the first token in the sequence."""
     document: int
     """Number of the example's document."""
     source: str
-    """Of the example's document."""
+    """Source of the example's document."""
     document_starts: list[int]
-    """Which of the tokens begin another document than the one before them, from 0."""
+    """Indices, from 0, of the tokens that begin a document other than the preceding token's."""
     more_before: bool
-    """Whether the sequence goes on before the first token."""
+    """Whether the sequence has tokens before the first one."""
     more_after: bool
 
 
@@ -171,17 +171,17 @@ class Line:
     max: float
     mean: float
     tokens: list[str]
-    """Preferred ones, best first."""
+    """Preferred tokens, best first."""
     promoted: list[str] | None
     """None: the index has none of any feature."""
     suppressed: list[str] | None
     source: str | None
-    """The one it prefers most."""
+    """The source that it prefers most."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """Some lines of the list, and how many there are in all."""
+    """Some lines of the list, and the number of all lines."""
 
     lines: list[Line]
     total: int

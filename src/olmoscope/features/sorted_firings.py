@@ -1,4 +1,5 @@
-"""The pass over the rows: each is encoded once; a segment's firings are sorted by latent and put on the disk.
+"""The pass over the rows: each row is encoded once, and each segment's firings are sorted by latent and written to
+disk.
 
 Shapes: R rows of a segment, B rows of a batch, K places, P firings, F latents.
 """
@@ -12,6 +13,7 @@ import torch
 from safetensors.numpy import save_file
 
 from olmoscope.activations.store.reader import Store
+from olmoscope.distributed.ranks import Ranks
 from olmoscope.errors import UserError
 from olmoscope.features.format import map_tensors
 from olmoscope.features.sorting import sort_firings
@@ -22,8 +24,8 @@ from olmoscope.site import Site
 
 ROWS_AT_ONCE = 4096
 LEAST_SAMPLE, MOST_SAMPLE, SAMPLE_SHARE = 2**17, 2**20, 1 / 32
-"""Companions are counted on this share of the rows, but on so many at least and at most: the first ones of each
-segment, which are a random sample of it."""
+"""Companions are counted on this share of the rows, within these limits: on the first rows of each segment, which are a
+random sample of it."""
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,18 @@ class Rows:
 
     store: Store
     sites: tuple[Site, ...]
-    """Those that the coder reads."""
+    """The sites that the coder reads."""
     masks: list[np.ndarray] | None
-    """For each segment, which of its rows the filter keeps; None: all."""
+    """For each segment, which of its rows the filter keeps; None: all rows."""
     rows_at: list[np.ndarray]
-    """For each segment, which of its rows stands at each of its places."""
+    """For each segment, the row at each of its places."""
 
     @property
     def count(self) -> int:
         return self.store.rows if self.masks is None else sum(int(mask.sum()) for mask in self.masks)
 
     def kept(self, segment: int) -> np.ndarray:
-        """The rows of a segment that are encoded, ascending."""
+        """The rows of a segment to encode, ascending."""
         if self.masks is None:
             return np.arange(self.store.segment_rows[segment])
         return np.flatnonzero(self.masks[segment])
@@ -62,27 +64,28 @@ class Firings:
 
 
 def sorted_path(work: Path, segment: int) -> Path:
-    """Where the sorted firings of a segment stand."""
+    """The path of the sorted firings of a segment."""
     return work / "firings" / f"segment-{segment:06d}.safetensors"
 
 
-def write_sorted_firings(sae: SparseCoder, rows: Rows, work: Path) -> None:
-    """Write the sorted firings of each segment that has none yet. A segment is sorted and written while the next is
-    encoded.
+def write_sorted_firings(sae: SparseCoder, rows: Rows, work: Path, ranks: Ranks) -> None:
+    """Write the sorted firings of each segment of this rank's share that has none yet. A segment is sorted and written
+    while the next is encoded.
 
     Memory: the firings of two segments, twice (8 bytes each).
 
     Raises:
-        UserError: damaged files, activations that are not finite, or no room on the disk.
+        UserError: files are damaged, activations are not finite, or the disk is full.
     """
-    segments = range(rows.store.manifest.segments)
+    segments = range(ranks.index, rows.store.manifest.segments, ranks.count)
     missing = [segment for segment in segments if not sorted_path(work, segment).exists()]
     done = sum(len(rows.kept(segment)) for segment in segments if segment not in missing)
     first_places = np.cumsum([0, *rows.store.segment_rows])
     sampled = min(max(LEAST_SAMPLE, rows.count * SAMPLE_SHARE), MOST_SAMPLE)
     share = min(1.0, sampled / rows.count)
     waiting: Future[None] | None = None
-    with bar("encoding", rows.count, "rows", done=done) as advance, ThreadPoolExecutor(1) as writer:
+    own = done + sum(len(rows.kept(segment)) for segment in missing)
+    with bar("encoding", own, "rows", done=done) as advance, ThreadPoolExecutor(1) as writer:
         for segment in missing:
             firings = encode_segment(sae, rows, segment)
             if waiting is not None:
@@ -96,10 +99,10 @@ def write_sorted_firings(sae: SparseCoder, rows: Rows, work: Path) -> None:
 
 @torch.no_grad()
 def encode_segment(sae: SparseCoder, rows: Rows, segment: int) -> Firings:
-    """The codes of the rows of a segment that are kept, in the order in which they are stored.
+    """The codes of a segment's rows that the filter keeps, in the order of the store.
 
     Raises:
-        UserError: damaged files, or an activation is not finite.
+        UserError: files are damaged, or an activation is not finite.
     """
     device = sae.W_dec.device
     counts, latents, values = ([torch.empty(0, dtype=dtype)] for dtype in (torch.int64, torch.int32, torch.float32))
@@ -114,7 +117,8 @@ def encode_segment(sae: SparseCoder, rows: Rows, segment: int) -> Firings:
         codes = sae.encode(x_BD.to(device))
         if not bool(torch.isfinite(codes.values).all()):
             raise UserError(f"the SAE's activations are not finite at {rows.sites[0]} in segment {segment} of "
-                            f"{rows.store.path}: its weights are damaged, or it is not meant for these rows")
+                            f"{rows.store.path}: its weights are damaged, or it was trained on other rows; check it "
+                            "with `olmoscope audit`")
         active_BK = codes.values > 0
         counts.append(active_BK.sum(1).cpu())
         latents.append(codes.indices[active_BK].int().cpu())
@@ -124,7 +128,7 @@ def encode_segment(sae: SparseCoder, rows: Rows, segment: int) -> Firings:
 
 
 def _encoded_at(rows: Rows, segment: int) -> np.ndarray:
-    """Which encoded row stands at each place of a segment; -1: none."""
+    """The index of the encoded row at each place of a segment; -1 if there is none."""
     if rows.masks is None:
         return rows.rows_at[segment]
     mask_R = rows.masks[segment]
@@ -147,7 +151,7 @@ def _write_sorted(path: Path, firings: Firings, row_at_T: np.ndarray, first_plac
 
 
 def _packed(latents_P: np.ndarray) -> np.ndarray:
-    """int32 as three bytes each, `[P, 3]`: where all rows are sampled, the sample is a quarter of the spill."""
+    """int32 as three bytes each, `[P, 3]`: if all rows are sampled, the sample is a quarter of the data on disk."""
     assert latents_P.max(initial=0) < 2**24
     return np.ascontiguousarray(latents_P.astype("<i4").view(np.uint8).reshape(-1, 4)[:, :3])
 
@@ -165,18 +169,18 @@ class Sample:
 
 
 class SortedFirings:
-    """The sorted firings of all segments, for merging. Holds their offsets: 4 bytes a latent and segment."""
+    """The sorted firings of all segments, for merging. It holds their offsets: 4 bytes per latent and segment."""
 
     def __init__(self, work: Path, segments: int) -> None:
         """
         Raises:
-            UserError: one is missing or damaged.
+            UserError: a file is missing or damaged.
         """
         self._segments = [map_tensors(sorted_path(work, segment)) for segment in range(segments)]
         self.offsets_GF1 = np.stack([one["offsets"] for one in self._segments])
 
     def counts(self) -> np.ndarray:
-        """Firings of each latent, `[F]` int64."""
+        """Number of firings of each latent, `[F]` int64."""
         return np.asarray(np.diff(self.offsets_GF1, axis=1).sum(axis=0, dtype=np.int64))
 
     def sample(self) -> Sample:
@@ -189,7 +193,7 @@ class SortedFirings:
         """The firings of latents `first` to `stop`, segment after segment.
 
         Returns:
-            What `merge_firings` takes: where each segment's begin, its offsets from there, places and values.
+            The input of `merge_firings`: where each segment's firings begin, its offsets from there, places and values.
         """
         offsets_GC1 = self.offsets_GF1[:, first : stop + 1].astype(np.int64)
         begins_G = np.concatenate([[0], np.cumsum(offsets_GC1[:, -1] - offsets_GC1[:, 0])])

@@ -1,4 +1,4 @@
-"""The sort of the pass, on a CPU: firings by latent, then by place; and the merge of what was sorted.
+"""Sorting on the CPU: firings by latent, then by place; and merging of the sorted firings.
 
 Shapes: R rows of a segment, P firings, F latents, G segments, C latents of a part.
 """
@@ -10,14 +10,14 @@ from olmoscope.kernels.compile import compiled
 
 @compiled()
 def sort_firings(starts_R1, latents_P, values_P, row_at_T, first_place, offsets_F1, places_P, sorted_P):
-    """Counting sort of a segment's firings; stable, so that a latent's are in the order of places.
+    """Counting sort of a segment's firings; it is stable, so each latent's firings are in the order of places.
 
     Args:
         starts_R1: the firings of encoded row r are `starts_R1[r]` to `starts_R1[r + 1]`.
-        row_at_T: which encoded row stands at each place of the segment; -1: none, the filter left it out.
-        first_place: of the segment in the corpus.
-        offsets_F1: zeros; becomes where each latent's firings start.
-        places_P, sorted_P: are filled, sorted.
+        row_at_T: the encoded row at each place of the segment; -1 if the filter left it out.
+        first_place: the segment's first place in the corpus.
+        offsets_F1: zeros; filled with the offsets at which each latent's firings start.
+        places_P, sorted_P: filled with the sorted places and values.
     """
     latents = len(offsets_F1) - 1
     for latent in latents_P:
@@ -39,13 +39,13 @@ def sort_firings(starts_R1, latents_P, values_P, row_at_T, first_place, offsets_
 
 @compiled(parallel=True)
 def merge_firings(begins_G, offsets_GC1, places_Q, values_Q, starts_C1, places_P, values_P):
-    """Join the firings of some latents from all segments: latent by latent, the segments in their order.
+    """Join the firings of some latents from all segments: latent by latent, with the segments in their order.
 
     Args:
-        begins_G: where each run's firings of these latents begin in `places_Q`, `values_Q`.
-        offsets_GC1: of each run, where each latent's firings start, counted from there.
+        begins_G: where each segment's firings of these latents begin in `places_Q`, `values_Q`.
+        offsets_GC1: for each segment, where each latent's firings start, relative to that beginning.
         starts_C1: where each latent's firings start in the result.
-        places_P, values_P: are filled.
+        places_P, values_P: filled with the result.
     """
     for latent in prange(len(starts_C1) - 1):
         _merge_latent(latent, begins_G, offsets_GC1, places_Q, values_Q, starts_C1[latent], places_P, values_P)
@@ -65,7 +65,8 @@ def transpose(starts_R1, latents_P, offsets_F1, rows_P):
     """The rows on which each latent fires, from the latents of each row.
 
     Args:
-        offsets_F1: zeros; becomes where each latent's rows start in `rows_P`, which is filled, rows ascending.
+        offsets_F1: zeros; filled with the offsets at which each latent's rows start in `rows_P`, which is filled with
+            ascending rows.
     """
     for latent in latents_P:
         offsets_F1[latent + 1] += 1

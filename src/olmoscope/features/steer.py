@@ -1,9 +1,9 @@
 """Steering: changing chosen features of the residual stream while a model runs, and generating with it.
 
 An edit moves a row along the feature's decoder direction d: by `value` (add), or from the feature's activation z(x) to
-`value` (clamp): x + value · d, x + (value − z(x)) · d. Everything else in x stays, also what the SAE does not
-reconstruct. So an edit by zero, and a clamp to the activation that is there, change nothing at all, to the last bit. In
-an SAE that normalises rows, d is in the units of the normalised row, and is multiplied by what the row was divided by.
+`value` (clamp): x + value · d, x + (value − z(x)) · d. Everything else in x stays, including the part that the SAE does
+not reconstruct. So an edit by zero, and a clamp to the present activation, change nothing, not even the last bit. If an
+SAE normalises rows, d is in the units of the normalised row, and is multiplied by the divisor of the row.
 
 Shapes: B rows, D d_model, F latents, K active latents, T positions, V tokens of the vocabulary.
 """
@@ -25,12 +25,12 @@ from olmoscope.seeds import generator
 
 @dataclass(frozen=True)
 class Edit:
-    """What to do to one feature, at every position."""
+    """A change of one feature, at every position."""
 
     feature: int
     mode: Literal["add", "clamp"]
     value: float
-    """In the feature's own activation; negative values are allowed."""
+    """In units of the feature's activation; negative values are allowed."""
 
 
 def activation_of(sae: SparseCoder, x_BD: Tensor, feature: int) -> Tensor:
@@ -43,7 +43,7 @@ def steer_rows(sae: SparseCoder, x_BD: Tensor, edits: list[Edit]) -> Tensor:
     """Rows of the residual stream after edits, in their own dtype.
 
     Args:
-        x_BD: rows as the model gives them; all clamps start from these, so the order of edits does not matter.
+        x_BD: the model's own rows; all clamps start from these, so the order of edits does not matter.
     """
     _, statistics = sae.center(x_BD)
     moved_BD = torch.zeros_like(x_BD, dtype=torch.float32)
@@ -59,7 +59,7 @@ def steer_rows(sae: SparseCoder, x_BD: Tensor, edits: list[Edit]) -> Tensor:
 
 @contextlib.contextmanager
 def steering(place: Place, sae: SparseCoder, edits: list[Edit]) -> Iterator[None]:
-    """Steer what stands at a site, at every position, while the block runs; without edits touch nothing."""
+    """Steer the rows at a site, at every position, while the block runs; without edits nothing is changed."""
     if not edits:
         yield
         return
@@ -68,10 +68,10 @@ def steering(place: Place, sae: SparseCoder, edits: list[Edit]) -> Iterator[None
 
 
 class Continuation:
-    """A text that a model writes on, token by token, steered or not.
+    """A text that a model continues, token by token, steered or not.
 
-    Each step draws one number between 0 and 1 for itself and takes the token there (tokens ordered by id, probabilities
-    summed up), so two continuations of one seed differ only where their probabilities do.
+    Each step draws one number between 0 and 1 and takes the token at which the cumulative probability (over tokens
+    ordered by id) passes it. So two continuations with the same seed differ only where their probabilities do.
     """
 
     def __init__(self, model: nn.Module, place: Place, token_ids: list[int], *, temperature: float, seed: int,
@@ -80,8 +80,8 @@ class Continuation:
 
         Args:
             model: a causal LM of transformers.
-            place: where the site of the SAE is in it.
-            temperature: 0 takes the likeliest token.
+            place: where the SAE's site is in the model.
+            temperature: 0 takes the most likely token.
         """
         self.model, self.place, self.sae, self.edits = model, place, sae, edits
         self.temperature = temperature
@@ -91,7 +91,7 @@ class Continuation:
 
     @torch.no_grad()
     def step(self) -> int:
-        """Write the next token."""
+        """Generate the next token."""
         device = next(self.model.parameters()).device
         with steering(self.place, self.sae, self.edits):
             output = self.model(input_ids=torch.tensor([self.waiting], device=device), past_key_values=self.cache,
@@ -103,11 +103,11 @@ class Continuation:
 
 
 def pick(logits_V: Tensor, temperature: float, draw: float) -> int:
-    """The token that a draw in [0, 1) falls on.
+    """The token that a draw in [0, 1) selects.
 
     Args:
         logits_V: float64, on the CPU.
-        temperature: 0 takes the likeliest token, the first of equals.
+        temperature: 0 takes the most likely token, the first among equals.
     """
     if temperature == 0:
         return int(logits_V.argmax())

@@ -117,6 +117,8 @@ class Proposals(Database):
         """
         with self.writing() as connection:
             connection.execute("UPDATE proposals SET verdict = ? WHERE id = ?", (verdict, proposal))
+            connection.execute("INSERT INTO about VALUES ('judgements', 1) "
+                               "ON CONFLICT (key) DO UPDATE SET value = value + 1")
         found = self._read("WHERE id = ?", proposal)
         if not found:
             raise UserError(f"there is no proposal {proposal}; reload the page")
@@ -130,9 +132,11 @@ class Proposals(Database):
             "SELECT feature FROM proposals WHERE id IN (SELECT rowid FROM words WHERE words MATCH ?)", (words,))})
 
     def changes(self) -> tuple[int, int]:
-        """What changes whenever the file does: by this process, and by others."""
-        connection = self.connection()
-        return connection.total_changes, int(connection.execute("PRAGMA data_version").fetchone()[0])
+        """What changes with every proposal and every judgement: the newest proposal, and the number of judgements."""
+        newest, judgements = self.connection().execute(
+            "SELECT (SELECT coalesce(max(id), 0) FROM proposals), "
+            "(SELECT coalesce(max(CAST(value AS INTEGER)), 0) FROM about WHERE key = 'judgements')").fetchone()
+        return newest, judgements
 
     def export(self) -> Iterator[str]:
         """JSON lines, every proposal, oldest first (`import_lines` reads them)."""

@@ -1,13 +1,14 @@
-"""How far SAELens' encode and decode are from ours, on given rows; and the rows on which to look.
+"""How far SAELens' encode and decode differ from ours on given rows; and the rows on which to compare them.
 
-Two right implementations differ by rounding: they sum the same float32 products in another order. A sum of D products
-strays by about √D · 2⁻²⁴ of ‖u‖‖W_j‖ if nothing averages out, 4e-6 at D = 4096; so differences are given as shares of
-the row's own scale, and `TOLERANCE` is 1e-5. A wrong k, bias, normalisation or transposition is off by 1e-2 and more.
+Two correct implementations differ by rounding: they sum the same float32 products in another order. The error of a sum
+of D products is about √D · 2⁻²⁴ of ‖u‖‖W_j‖ if nothing averages out, 4e-6 at D = 4096. So differences are given as
+shares of the row's own scale, and `TOLERANCE` is 1e-5. A wrong k, bias, normalisation or transposition is off by 1e-2
+or more.
 
-Where two pre-activations at the k-th place are equal to rounding, which of them is kept is not determined. So codes
-are compared value by value where both are active, and a latent that is active in only one of them must lie, to the
-tolerance, at the other's threshold (its k-th value; 0 if fewer than k are active; a JumpReLU's own). Decoding is
-compared on the same codes, theirs.
+If two pre-activations at the k-th place are equal up to rounding, either may be kept. So codes are compared value by
+value where both are active. The value of a latent that is active in only one code must be at the other code's
+threshold, within the tolerance (its k-th value; 0 if fewer than k are active; a JumpReLU's own threshold). Decoding is
+compared on the same codes, SAELens'.
 
 Shapes: B rows, D width read, D_out width written, F latents, K active.
 """
@@ -25,23 +26,23 @@ from olmoscope.sae.topk import TopK
 TOLERANCE = 1e-5
 
 DENSE_AT_ONCE = 2**24
-"""Most elements of a dense code held at a time: SAELens makes them for all rows that it is given."""
+"""Most elements of a dense code held at a time: SAELens makes dense codes of all rows that it is given."""
 
 ROWS = 256
-"""Rows of a check where nobody gives more."""
+"""Number of random rows for a check without real ones."""
 
 CONSTANTS = (0.0, 1.0, -3.0, 0.1, 1000.0)
-"""Rows of one value each: their standard deviation is 0, which layer norm divides by."""
+"""Values of rows that are constant: their standard deviation, by which layer norm divides, is 0."""
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Largest differences over rows, as shares of each row's scale; infinite where one is not finite or not top-k."""
+    """Largest differences over rows, as shares of each row's scale; infinite if a code is not finite or not top-k."""
 
     encode: float
     decode: float
     most_active: int
-    """Most active latents of a row, in SAELens' code."""
+    """Largest number of active latents in a row of SAELens' code."""
 
     @property
     def good(self) -> bool:
@@ -82,10 +83,10 @@ def compare(ours: TopK | JumpReLU, theirs: Any, x_BD: Tensor) -> Agreement:
 
 @torch.no_grad()
 def compare_silent(ours: TopK | JumpReLU, theirs: Any, x_BD: Tensor) -> Agreement:
-    """Compare on rows for which every pre-activation is negative: the ReLU after the top-k must shut all.
+    """Compare on rows whose pre-activations are all negative: the ReLU after the top-k must silence every latent.
 
-    No row need have that with the trained biases (the dictionary's directions surround the origin), so a
-    bias is lowered in both, for as long as this runs, until it is so for all rows.
+    With the trained biases there may be no such row (the dictionary's directions surround the origin). So the biases of
+    both SAEs are lowered while this function runs, until the condition holds for all rows.
     """
     u_BD, _ = ours.center(x_BD)
     shift = float(u_BD.norm(dim=1).max() * ours.W_enc.norm(dim=1).max() + ours.b_latent.abs().max()) + 1
@@ -99,10 +100,10 @@ def compare_silent(ours: TopK | JumpReLU, theirs: Any, x_BD: Tensor) -> Agreemen
 
 
 def reconstruct(theirs: Any, x_BD: Tensor) -> tuple[Tensor, Tensor]:
-    """SAELens' dense codes `[B, F]` and reconstruction (or what its transcoder writes) `[B, D_out]`, float32.
+    """SAELens' dense codes `[B, F]` and its reconstruction (or its transcoder's output) `[B, D_out]`, float32.
 
-    Decoding follows encoding of the same rows at once: a layer-norm SAE keeps their statistics in between. A transcoder
-    with a skip has it only in its forward pass, which takes no rows of another dtype than the weights'.
+    Rows are decoded right after they are encoded: a layer-norm SAE keeps their statistics in between. A transcoder
+    applies its skip only in its forward pass, which accepts only rows of the weights' dtype.
     """
     if hasattr(theirs, "W_skip"):
         y_BD, z_BF = theirs.forward_with_activations(x_BD.to(theirs.dtype))
@@ -112,9 +113,9 @@ def reconstruct(theirs: Any, x_BD: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def code_difference(a_BF: Tensor, b_BF: Tensor, k: int) -> Tensor:
-    """Largest difference between two top-k codes of each row, `[B]`, blind to ties at the threshold.
+    """Largest difference between the two top-k codes of each row, `[B]`, ignoring ties at the threshold.
 
-    A row with more than k active latents in either code, or with a value that is not finite, is infinitely off.
+    It is infinite for a row with more than k active latents in either code, or with a value that is not finite.
     """
     difference_B = _difference(a_BF, b_BF, *(torch.topk(z_BF, k, dim=1).values[:, -1:].clamp_min(0)
                                              for z_BF in (a_BF, b_BF)))
@@ -123,7 +124,8 @@ def code_difference(a_BF: Tensor, b_BF: Tensor, k: int) -> Tensor:
 
 
 def threshold_difference(a_BF: Tensor, b_BF: Tensor, threshold_F: Tensor) -> Tensor:
-    """The same for codes of a JumpReLU: blind to which side of its threshold a latent falls that is at it."""
+    """The same for codes of a JumpReLU: it does not matter on which side of its threshold a latent at the threshold
+    falls."""
     return _difference(a_BF, b_BF, threshold_F, threshold_F)
 
 
@@ -137,7 +139,7 @@ def _difference(a_BF: Tensor, b_BF: Tensor, a_threshold: Tensor, b_threshold: Te
 
 
 def chunks(x_BD: Tensor, d_sae: int) -> Iterator[Tensor]:
-    """Rows, few enough at a time for dense codes."""
+    """Chunks of rows, small enough for dense codes."""
     size = max(1, DENSE_AT_ONCE // d_sae)
     for start in range(0, len(x_BD), size):
         yield x_BD[start : start + size]
@@ -146,8 +148,8 @@ def chunks(x_BD: Tensor, d_sae: int) -> Iterator[Tensor]:
 def random_rows(sae: TopK | JumpReLU, seed: int = 0) -> Tensor:
     """Stand-ins for real rows, `[ROWS, D]`: around the SAE's own mean, and along its dictionary.
 
-    Raw SAEs know the mean of their data (`b_pre`); that of a layer-norm SAE is of normalised rows, which will do too. A
-    transcoder's dictionary of what it reads is the encoder.
+    An SAE of raw rows knows the mean of its data (`b_pre`). A layer-norm SAE knows the mean of normalised rows, which
+    is good enough. The dictionary of a transcoder's input is its encoder.
     """
     generator = torch.Generator().manual_seed(seed)
     noise_BD = torch.randn(ROWS, sae.d_in, generator=generator)

@@ -1,9 +1,9 @@
 """Build a release: all finished, evaluated runs of a recipe in one folder, ready to upload.
 
-It is made whole in a folder beside its place, `.release.building`, and takes its place by a rename: whoever finds a
-release finds all of it, and its manifest is true of its files. (Writing file by file, manifest last, would leave new
-weights under an old manifest while it lasts.) A process killed in between leaves the old release, or, between the two
-renames of an exchange, none; doing it again makes it.
+The release is made in a folder beside its final place, `.release.building`, which is then renamed. So a release is
+always complete, and its manifest matches its files. (Writing it file by file, manifest last, would for a while leave
+new weights under an old manifest.) A killed process leaves the old release or, between the two renames of an exchange,
+none; building again completes it.
 """
 
 import os
@@ -29,7 +29,7 @@ from olmoscope.sae.io.saelens_tensors import WEIGHTS
 
 @dataclass(frozen=True)
 class Built:
-    """Where the release is, whether it had to be written (false: it already stood there, byte for byte), its SAEs."""
+    """Where the release is, whether it had to be written (false: the same release was there already), and its SAEs."""
 
     folder: Path
     written: bool
@@ -37,17 +37,17 @@ class Built:
 
 
 def build_release(out: Path, repo: str | None = None) -> Built:
-    """Make `out/release/` of all runs of `out/recipe.yaml`. Doing it again changes nothing.
+    """Make `out/release/` from all runs of `out/recipe.yaml`. Doing it again changes nothing.
 
-    A file of an earlier release that was changed or damaged since is replaced.
+    A file of an earlier release that has been changed or damaged since then is replaced.
 
     Args:
-        repo: the hub repository that card and manifest name; None: the recipe's `release.repo_id`.
+        repo: the hub repository to name in the card and the manifest; None: the recipe's `release.repo_id`.
 
     Raises:
-        UserError: an SAE of the recipe cannot be exported; a run is not finished or not evaluated (all of them are
-            named), is of another recipe or damaged; the old release holds files that are not its own; no space; another
-            process is building it.
+        UserError: an SAE of the recipe cannot be exported; runs are not finished or not evaluated (all are named); a
+            run is of another recipe or damaged; the old release holds files that are not its own; the disk is full;
+            another process is building it.
     """
     runs = _runs(out, load_recipe(str(out / "recipe.yaml")))
     if repo is not None:
@@ -106,7 +106,7 @@ def _add(run: FinishedRun, folder: Path) -> None:
     for name in SAE_FILES:
         source = run.folder / "sae" / name if name in (CONFIG, WEIGHTS) else run.folder / name
         if not source.is_file():
-            raise UserError(f"{source} is missing, and the release needs it; it is written when the run is trained")
+            raise UserError(f"{source} is missing, and the release needs it: train the run again in an empty folder")
         if name == WEIGHTS:
             _link(source, folder / name)
         else:
@@ -115,16 +115,15 @@ def _add(run: FinishedRun, folder: Path) -> None:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under a second name: weights are gigabytes, and are only ever replaced, never changed in "
-    "place."""
+    """Give the file a second name: weights are gigabytes, and they are only ever replaced, never changed in place."""
     try:
         os.link(source, target)
-    except OSError:  # a file system without links
+    except OSError:  # a file system without hard links
         shutil.copyfile(source, target)
 
 
 def _same(new: Path, old: Path) -> bool:
-    """Whether `old` is `new`, byte for byte: the manifest has the checksums of all else."""
+    """Whether `old` equals `new`, byte for byte: the manifest has the checksums of all other files."""
     if not (old / MANIFEST).is_file() or (old / MANIFEST).read_bytes() != (new / MANIFEST).read_bytes():
         return False
     return all((old / name).is_file() and ((old / name).samefile(new / name) or sha256(old / name) == file.sha256)
@@ -132,7 +131,7 @@ def _same(new: Path, old: Path) -> bool:
 
 
 def _refuse_foreign_files(folder: Path) -> None:
-    """Replacing the folder would lose what somebody else put there: `.git`, notes, plots."""
+    """Refuse to replace a folder in which others have put files, such as `.git`, notes or plots: they would be lost."""
     if not folder.exists():
         return
     own = {MANIFEST, *(read_manifest(folder).files if (folder / MANIFEST).is_file() else ())}
@@ -140,11 +139,11 @@ def _refuse_foreign_files(folder: Path) -> None:
     foreign = [name for name in foreign if name not in own]
     if foreign:
         raise UserError(f"{folder} holds files that are not the release's ({', '.join(foreign[:3])}"
-                        f"{', …' if len(foreign) > 3 else ''}); move them away, the folder is replaced as a whole")
+                        f"{', …' if len(foreign) > 3 else ''}); move them away: the folder is replaced as a whole")
 
 
 def _empty(building: Path) -> None:
-    """Clear what a killed process left."""
+    """Remove what a killed process left."""
     for path in building.iterdir():
         if path.is_dir():
             shutil.rmtree(path)

@@ -1,6 +1,6 @@
 """The model card: README.md of a release, as the hub shows it.
 
-Whatever comes from a recipe (names of models, sources, repositories) is escaped: it is text, not markdown.
+Everything that comes from a recipe (names of models, sources, repositories) is escaped: it is text, not markdown.
 """
 
 import re
@@ -19,7 +19,7 @@ from olmoscope.train.derived import Settled, rate_of, settled
 CARD = "README.md"
 
 TESTED_WIDTHS, TESTED_TOKENS = (192, 576), (300_000, 1_000_000)
-"""d_model and training tokens between which the rules for open settings were tested (docs/recipe-study.md)."""
+"""Ranges of d_model and of training tokens in which the rules for open settings were tested (docs/recipe-study.md)."""
 
 
 def model_card(runs: Sequence[FinishedRun]) -> str:
@@ -38,13 +38,13 @@ def model_card(runs: Sequence[FinishedRun]) -> str:
 
 
 def escape(text: object) -> str:
-    """Text as markdown shows it: one line, with no sign that would start a link, a tag, a table cell or emphasis."""
+    """Text for markdown: one line, without characters that would start a link, a tag, a table cell or emphasis."""
     one_line = " ".join(str(text).split())
     return re.sub(r"([\\`*_{}\[\]<>#|~$])", r"\\\1", one_line).replace("&", "&amp;")
 
 
 def code(text: object) -> str:
-    """Text in a code span, fit for a table cell."""
+    """Text in a code span that is safe in a table cell."""
     one_line = " ".join(str(text).split()).replace("|", "\\|")
     ticks = "`" * (max((len(run) for run in re.findall("`+", one_line)), default=0) + 1)
     pad = " " if one_line.startswith("`") or one_line.endswith("`") else ""
@@ -52,7 +52,7 @@ def code(text: object) -> str:
 
 
 def _all_residual(runs: Sequence[FinishedRun]) -> bool:
-    """Whether all are SAEs of layers' outputs."""
+    """Whether all are SAEs of layer outputs."""
     return all(run.sae.writes is None and run.sae.site.is_layer_output for run in runs)
 
 
@@ -70,7 +70,7 @@ def _head(runs: Sequence[FinishedRun]) -> str:
 
 _FORMS = {
     "topk": "TopK: `z = ReLU(TopK_k(p))`",
-    "batchtopk": "JumpReLU with one threshold for all latents, trained by BatchTopK with k active latents a row on "
+    "batchtopk": "JumpReLU with one threshold for all latents, trained by BatchTopK with k active latents per row on "
                  "average: `z = p` where `p > θ`, else 0",
     "jumprelu": "JumpReLU with a learned threshold for each latent: `z = p` where `p > θ`, else 0"}
 
@@ -84,7 +84,7 @@ def _introduction(runs: Sequence[FinishedRun]) -> str:
         transcoders = sum(run.sae.writes is not None for run in runs)
         counts = [f'{_count(len(runs) - transcoders, "sparse autoencoder")} (SAEs)'] if transcoders < len(runs) else []
         what = " and ".join(counts + ([_count(transcoders, "transcoder")] if transcoders else [])) + " of"
-        reads = "The sites that each reads are below."
+        reads = "The sites are listed below."
     written = " and what a transcoder writes is `ŷ = z W + d`," if any(run.sae.writes for run in runs) else ""
     return f"""\
 # {escape(recipe.release.name)}
@@ -101,7 +101,7 @@ Made with Olmoscope."""
 def _forms(runs: Sequence[FinishedRun]) -> str:
     """The formulas of each kind of SAE in the release, as a list."""
     weights = {run.sae.weights for run in runs}
-    lines = ["- tied weights: `p = (x − b) Wᵀ + c`, one matrix is encoder and decoder"] if "tied" in weights else []
+    lines = ["- tied weights: `p = (x − b) Wᵀ + c`, one matrix encodes and decodes"] if "tied" in weights else []
     lines += ["- untied weights: `p = (x − b) Eᵀ + c`, with an encoder `E`"] if "untied" in weights else []
     lines += [f"- {_FORMS[kind]}" for kind in _FORMS if kind in {run.sae.activation for run in runs}]
     if any(run.sae.matryoshka for run in runs):
@@ -132,7 +132,7 @@ def _table(runs: Sequence[FinishedRun]) -> str:
 
 
 def _sites(runs: Sequence[FinishedRun]) -> str:
-    """Where the model has what is read and written."""
+    """The modules of the model at which the SAEs read and write."""
     rows = ["| site | in transformers | in TransformerLens |", "|---|---|---|"]
     for site, module in sorted({site: module_of(run, site) for run in runs for site in run.sae.sites}.items()):
         verb = "puts out" if module.end == "output" else "is given"
@@ -144,9 +144,9 @@ def _sites(runs: Sequence[FinishedRun]) -> str:
 
 {table}
 
-What attention and the MLP add to the residual stream is taken after a norm that follows them, where the model has one.
-The names of TransformerLens are those of its `TransformerBridge`; its `attn.hook_z` has the heads apart, which the SAE
-reads side by side."""
+If the model has a norm after attention or the MLP, their outputs are taken after that norm.
+TransformerLens' names are those of its `TransformerBridge`. Its `attn.hook_z` keeps the heads apart; the SAE reads
+them concatenated."""
 
 
 def _figures(runs: Sequence[FinishedRun]) -> str:
@@ -156,31 +156,31 @@ def _figures(runs: Sequence[FinishedRun]) -> str:
     clean = runs[0].evaluation().language.ce_clean
     zeros = _numbers({rows for run in runs if (rows := run.evaluation().zero_rows)})
     transcoders = ("""
-- **transcoders**: x is what the model has at the site that is written, and x̂ what the transcoder writes there."""
+- **transcoders**: x is the model's own activation at the site that is written, and x̂ is the transcoder's output."""
                    if any(run.sae.writes for run in runs) else "")
     normalised = ("""\
 - **input**: `layer norm` SAEs centre each row and divide it by its standard deviation before encoding, and undo
   that after decoding; SAELens does both.
 """ if any(run.sae.normalize == "layer_norm" for run in runs) else "")
-    left_out = f" {zeros} rows of zeros are left out of it: they have no NMSE." if zeros else ""
+    left_out = f" {zeros} rows of zeros are left out: they have no NMSE." if zeros else ""
     return f"""\
-What the columns say:
+The columns:
 
-- **NMSE, explained variance, L0, dead**: on {counts} held-out rows, from documents that were not trained on.
+- **NMSE, explained variance, L0, dead**: on {counts} held-out rows, from documents that were not used for training.
   NMSE is the mean over rows of ‖x − x̂‖² / ‖x‖² (x not centred).{left_out} Explained variance is 1 − Σ‖x − x̂‖² / Σ‖x −
   μ‖², with μ the mean over all these rows; L0 is the mean number of active latents of a row; dead is the share
   of latents that did not fire in a window of {windows} tokens.{_outliers(runs)}
-- **ΔCE, loss recovered, KL**: what the model does when x̂ takes the place of x, on {read} held-out tokens. ΔCE is by
-  how many nats its cross-entropy rises (without any SAE it is {clean:.4f}); loss recovered is 100 % if it does not
-  rise, and 0 % if it rises as much as with zeros in the place of x; KL is the mean of KL(without ‖ with x̂) of its
+- **ΔCE, loss recovered, KL**: how the model changes when x̂ replaces x, on {read} held-out tokens. ΔCE is the rise in
+  cross-entropy, in nats (without an SAE it is {clean:.4f}). Loss recovered is 100 % if cross-entropy does not rise, and
+  0 % if it rises as much as with zeros instead of x. KL is the mean of KL(without ‖ with x̂) of the model's
   predictions.{transcoders}
-- **training NMSE**: the mean of the loss over the whole training run, from its first step on. It is no figure
-  on held-out data: it is there to compare with releases that give it as their final NMSE.
-{normalised}- **canonical**: the one to take for its layer, if in doubt.
+- **training NMSE**: the mean of the loss over the whole training run, from the first step. It is not a figure on
+  held-out data: it allows a comparison with releases that report it as their final NMSE.
+{normalised}- **canonical**: the recommended SAE for its layer.
 
 `manifest.json` has more digits and 95 % intervals, the checksum of every file, and the provenance of each SAE;
-`evaluation.json` in each folder has all figures. [report.html](report.html) shows them as a page, all SAEs side by
-side, and so does the one in each folder of its SAE: download and open them."""
+`evaluation.json` in each folder has all figures. [report.html](report.html) shows them on one page, with all SAEs
+side by side; each SAE's folder has a page of its own. Download and open them."""
 
 
 def _last_layer(runs: Sequence[FinishedRun]) -> str:
@@ -194,7 +194,7 @@ def _last_layer(runs: Sequence[FinishedRun]) -> str:
 
 In transformers `hidden_states[L + 1]` equals the output of layer `L` for every layer **but the last**: the last
 entry is the state after the model's final norm. For layer {last} the output of {code(path)} and
-`hidden_states[{last + 1}]` are different vectors, and an SAE of that layer must not be given the
+`hidden_states[{last + 1}]` are different vectors, and an SAE of that layer must not read the
 latter.{concerned} The hook above is right for all layers."""
 
 
@@ -210,7 +210,7 @@ def _how_made(runs: Sequence[FinishedRun]) -> str:
     lengths = ", ".join(f"{low} to {high}" for low, high in tokens.chunk_lengths)
     rate = _each(trains, lambda train: f"falling linearly to 0 over the last {train.decay:.0%} of the steps"
                  if train.decay else "constant")
-    documents = {"apart": "each document seen as if alone", "share": "documents of one sequence see each other"}
+    documents = {"apart": "each document seen as if alone", "share": "documents in the same sequence see each other"}
     order = {"shuffled": "shuffled over the whole store", "reading": "in the order in which the model read them"}
     begin = {"share": "BOS at the start of each sequence", "apart": "BOS at the start of each document and sequence"}[
         tokens.documents] if tokens.bos == "yes" else "no special tokens added"
@@ -222,7 +222,7 @@ def _how_made(runs: Sequence[FinishedRun]) -> str:
     seeds = _each(trains, lambda train: str(train.seed))
     own_seed = "" if seeds == str(recipe.seed) else f" (of training: {seeds})"
     table = "\n".join(rows)
-    what = "outputs of the decoder layers" if _all_residual(runs) else "those of the sites above"
+    what = "outputs of the decoder layers" if _all_residual(runs) else "those at the sites above"
     return f"""\
 ## How they were made
 
@@ -235,12 +235,12 @@ def _how_made(runs: Sequence[FinishedRun]) -> str:
 - Training: NMSE as the loss, {_auxiliary(trains)}; Adam (betas {betas}), learning rate
   {_rates(runs)}, {rate}; batches of {batches} rows, {orders}; {epochs},
   {steps} steps; the rows of `W` kept at unit norm.
-- Recipe {code(recipe.name)}, form {code(recipe.form)}, seed {recipe.seed}{own_seed}: whole in `manifest.json`. The log
-  of each run is in its folder."""
+- Recipe {code(recipe.name)}, form {code(recipe.form)}, seed {recipe.seed}{own_seed}: in full in `manifest.json`. The
+  log of each run is in its folder."""
 
 
 def _each(trains: Sequence[Settled], say: Callable[[Settled], str]) -> str:
-    """What is said of all SAEs, or of some and of others."""
+    """The text for all SAEs, or the different texts joined by "or"."""
     return " or ".join(dict.fromkeys(map(say, trains)))
 
 
@@ -249,14 +249,14 @@ def _said(value: float | None, form: str) -> str:
 
 
 def _outliers(runs: Sequence[FinishedRun]) -> str:
-    """What the figures say of rows of outlier norm, where there are some, and what becomes of them."""
+    """How the figures treat rows of outlier norm, and what these rows are like, if there are any."""
     found = sorted({(run.sae.site, one.outliers_found.said()) for run in runs if (one := run.evaluation()).outliers})
     if not found:
         return ""
     lines = "\n".join(f"  - {site}: {said}" for site, said in found)
     text = f"""
-- **Outliers** are rows of over 10 times the median norm. NMSE and explained variance leave them out, since a few such
-  rows would decide both; ΔCE, loss recovered and KL are with x̂ in every place, outliers among them:
+- **Outliers** are rows whose norm is over 10 times the median. NMSE and explained variance leave them out, since a few
+  such rows would dominate both. For ΔCE, loss recovered and KL, x̂ replaces every row, outliers included:
 {lines}"""
     if sites := sorted({run.sae.site for run in runs if run.done.sinks}):
         text += f"""
@@ -277,13 +277,13 @@ def _rates(runs: Sequence[FinishedRun]) -> str:
 
 
 def _auxiliary(trains: Sequence[Settled]) -> str:
-    """Those of one release have it all or none."""
+    """In one release, either all SAEs have it or none has."""
     settings = [train.auxiliary for train in trains if train.auxiliary and train.auxiliary.weight]
     if not settings:
         return "no auxiliary loss"
     windows = _numbers({each.dead_window for each in settings})
     most = _numbers({each.k for each in settings})
-    return (f"an auxiliary loss (weight {settings[0].weight:g}) on up to {most} latents a row that did not fire in "
+    return (f"an auxiliary loss (weight {settings[0].weight:g}) on up to {most} latents per row that did not fire in "
             f"{windows} tokens")
 
 
@@ -295,17 +295,17 @@ def _limits(runs: Sequence[FinishedRun]) -> str:
     return f"""\
 ## Limits
 
-- An SAE fits the text it was trained on (the table above); on other text expect a larger error.
-- The figures say how well rows are reconstructed and how much of the model's prediction survives that. A latent is
-  not by itself a concept.
-- Dead latents stay in the files, so that latents keep their numbers.
-- They are of {code(runs[0].done.store.model.shown)}; another checkpoint of the same architecture needs its own.
+- An SAE fits the text on which it was trained (the table above); expect a larger error on other text.
+- The figures say how well rows are reconstructed and how far the model's predictions survive. A latent is not in
+  itself a concept.
+- Dead latents remain in the files, so that latents keep their numbers.
+- They are for {code(runs[0].done.store.model.shown)}; another checkpoint of the same architecture needs its own.
 {_tested(runs)}\
 {layer_norm if any(run.sae.normalize == "layer_norm" for run in runs) else ""}"""
 
 
 def _tested(runs: Sequence[FinishedRun]) -> str:
-    """At what sizes the rules were tested that settings follow, and whether these SAEs are outside them."""
+    """The sizes at which the rules for open settings were tested, and whether these SAEs are within them."""
     d_model = runs[0].done.store.model.d_model
     tokens = {run.recipe.tokens.count * settled(run.recipe, run.sae).epochs for run in runs}
     inside = TESTED_WIDTHS[0] <= d_model <= TESTED_WIDTHS[1] and all(

@@ -15,7 +15,7 @@ from olmoscope.site import Site, SiteModule
 
 @dataclass(frozen=True)
 class Exported:
-    """Where an SAE stands, and whether it had to be written (false: it already stood there, value by value)."""
+    """Where an SAE is, and whether it had to be written (false: the same values were there already)."""
 
     folder: Path
     written: bool
@@ -25,8 +25,8 @@ def export_run(run: Path) -> Exported:
     """Write `run/sae/` from the final checkpoint of a finished run. Doing it again changes nothing.
 
     Raises:
-        UserError: an SAE that SAELens cannot compute, an unfinished or mixed-up run, missing or damaged checkpoint,
-            weights that are not finite, no space.
+        UserError: SAELens cannot compute the SAE; the run is unfinished or mixed up; the checkpoint is missing or
+            damaged; weights are not finite; the disk is full.
     """
     finished = read_run(run)
     refuse_unexportable(finished.sae)
@@ -34,10 +34,10 @@ def export_run(run: Path) -> Exported:
 
 
 def refuse_unexportable(sae: CoderConfig) -> None:
-    """SAELens must be able to compute what it is given.
+    """Refuse an SAE that SAELens cannot compute.
 
     Raises:
-        UserError: it has no architecture for this SAE.
+        UserError: SAELens has no architecture for this SAE.
     """
     if sae.activation == "groupmax":
         raise UserError(f"{sae.id} cannot be exported: SAELens has no architecture that takes the maximum of groups; "
@@ -51,10 +51,10 @@ def refuse_unexportable(sae: CoderConfig) -> None:
 
 
 def place_names(run: FinishedRun) -> dict[str, Any]:
-    """Where an SAE reads, and a transcoder writes too, under SAELens' keys.
+    """The place that an SAE reads, and the one that a transcoder writes, under SAELens' keys.
 
     Raises:
-        UserError: the run does not say which module of the model that is.
+        UserError: the run does not say which module of the model this is.
     """
     layers_path = run.done.store.model.layers_path
     names: dict[str, Any] = {}
@@ -64,20 +64,20 @@ def place_names(run: FinishedRun) -> dict[str, Any]:
 
 
 def module_of(run: FinishedRun, site: Site) -> SiteModule:
-    """The module of the model that a site of a run is at.
+    """The module of the model at which a site of a run is.
 
     Raises:
-        UserError: the run does not say it.
+        UserError: the run does not say.
     """
     module = run.done.store.module(site)
     if module is None:
-        raise UserError(f"{run.sae.id} cannot be exported: {run.folder} was made by a version that did not write down "
-                        f"at which module of the model {site} is; collect and train it again")
+        raise UserError(f"{run.sae.id} cannot be exported: {run.folder} was made by a version that did not record at "
+                        f"which module of the model {site} is; collect and train it again")
     return module
 
 
 def saelens_metadata(run: FinishedRun) -> dict[str, Any]:
-    """What SAELens' users are told of an SAE: which activations it reads, and what it was trained on."""
+    """The metadata for SAELens' users: which activations an SAE reads, and on what it was trained."""
     done, model = run.done, run.done.store.model
     tied, nested = "tied_" if run.sae.weights == "tied" else "", "matryoshka_" if run.sae.matryoshka else ""
     kind = "" if run.sae.writes is None else "_skip_transcoder" if run.sae.skip else "_transcoder"
@@ -99,7 +99,7 @@ def saelens_metadata(run: FinishedRun) -> dict[str, Any]:
 
 
 def dataset_names(recipe: Recipe) -> list[str]:
-    """Each text source by its public name: the hub repository if it has one, else what the recipe calls it.
+    """The public name of each text source: the hub repository if it has one, else the name in the recipe.
 
     Local paths are left out: they mean nothing elsewhere.
     """

@@ -1,7 +1,7 @@
-"""What the release stage reads of a finished run: beside its SAE, the figures of done.json and evaluation.json.
+"""What the release stage reads from a finished run: the SAE, and the figures in done.json and evaluation.json.
 
-Only the keys that are used are named, and each of them must be there: a figure that is absent is an error, never a
-blank in a table.
+The models name only the keys that are used, and each must be there: an absent figure is an error, never a blank in a
+table.
 """
 
 from dataclasses import dataclass
@@ -30,24 +30,24 @@ class StoreOfSources(StoreRead):
 
 
 class Done(DoneRead):
-    """done.json: what training says of itself."""
+    """done.json: the figures that training reports."""
 
     steps: int
     tokens: int
     nmse: FiniteFloat
     l0: FiniteFloat
     dead_share: FiniteFloat | None
-    """None: fewer tokens than `dead_window` were seen."""
+    """None if training saw fewer tokens than `dead_window`."""
     dead_window: int
     sinks: int = 0
-    """Latents for attention sinks."""
+    """Number of latents for attention sinks."""
     store: StoreOfSources
     provenance: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class FinishedRun(RunFolder):
-    """A run folder whose training is over, with its figures."""
+    """The folder of a finished run, with its figures."""
 
     done: Done
 
@@ -55,7 +55,7 @@ class FinishedRun(RunFolder):
         """The figures on held-out rows.
 
         Raises:
-            UserError: not evaluated, damaged, or a figure absent.
+            UserError: not evaluated, damaged, or a figure is absent.
         """
         return read_evaluation(self.folder / EVALUATION)
 
@@ -64,7 +64,7 @@ def read_run(folder: Path) -> FinishedRun:
     """Read a run folder.
 
     Raises:
-        UserError: not a run, not finished, damaged, a figure absent, or its parts are of different runs.
+        UserError: not a run, not finished, damaged, a figure is absent, or its parts are of different runs.
     """
     run = read_run_folder(folder)
     return FinishedRun(run.folder, run.recipe, run.sae, read_done(folder, Done))

@@ -1,4 +1,4 @@
-"""Import: a checkpoint of the reference trainer becomes a SAELens folder (inference weights only)."""
+"""Import: convert a checkpoint of the reference trainer to a SAELens folder (inference weights only)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,12 @@ from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
 
 UNIT = 1e-3
-"""A row whose norm is further than this from 1 is reported: rounding to bfloat16 alone moves a norm by less."""
+"""A row whose norm differs from 1 by more than this is reported; rounding to bfloat16 changes a norm by less."""
 
 
 @dataclass(frozen=True)
 class Imported:
-    """What was imported: the folder, whether it had to be written, the SAE's form, and what a reader should know."""
+    """What was imported: the folder, whether it had to be written, the SAE's settings, and notes for the reader."""
 
     folder: Path
     written: bool
@@ -34,14 +34,14 @@ def import_checkpoint(path: Path, folder: Path, *, model_name: str, layer: int |
     """Write the SAE of a reference checkpoint into a folder, in SAELens' format.
 
     Args:
-        path: the checkpoint.
-        folder: a new folder, or one that this checkpoint was imported into before (then nothing is written).
+        path: the checkpoint file.
+        folder: a new folder, or one into which this checkpoint was imported before (then nothing is written).
         model_name: the language model, which the checkpoint does not name.
         layer: needed only if the checkpoint does not say it.
-        layers_path: where the model keeps its layers; the default is that of Llama-like models, Olmo 3 among them.
+        layers_path: where the model keeps its layers; the default is right for Llama-like models, including Olmo 3.
 
     Raises:
-        UserError: see `reference_trainer.read`; or a folder that holds another SAE.
+        UserError: see `reference_trainer.read`; or the folder holds another SAE.
     """
     if layer is not None and layer < 0:
         raise UserError(f"{path}: layer {layer} does not exist")
@@ -55,7 +55,7 @@ def import_checkpoint(path: Path, folder: Path, *, model_name: str, layer: int |
         "imported_from": path.name,
         "training": opened.metadata,
     }
-    # A weights file without its cfg.json is what an import that was killed leaves: not another SAE.
+    # A killed import leaves a weights file without cfg.json; that is not another SAE.
     if saelens.detect(Here(folder)) and not saelens.is_written(sae, folder, metadata):
         raise UserError(f"{folder} already holds another SAE than {path}; import into a new folder")
     written = saelens.write(sae, folder, metadata)
@@ -67,5 +67,5 @@ def _notes(sae: TopK) -> list[str]:
     off = int(((norms_F - 1).abs() > UNIT).sum())
     if not off:
         return []
-    return [f"{off} of {sae.d_sae} rows are not of unit norm ({float(norms_F.min()):.4g} to "
+    return [f"{off} of {sae.d_sae} decoder rows do not have unit norm ({float(norms_F.min()):.4g} to "
             f"{float(norms_F.max()):.4g}); they were kept as they are"]

@@ -1,12 +1,12 @@
-"""A release's layout: which files there are, and the checks of the release as a whole.
+"""A release's layout: its files, and the checks on the release as a whole.
 
     README.md                        the model card
-    manifest.json                    manifest.py says what stands in it
+    manifest.json                    described in manifest.py
     saelens_pretrained_saes.yaml     the entry for SAELens' own list of releases
-    report.html                      all figures of all SAEs as a page
+    report.html                      all figures of all SAEs on one page
     <sae id>/cfg.json, sae_weights.safetensors, training.log, evaluation.json, report.html
 
-The pages are made of evaluation.json; releases made before there were any are valid without them.
+The pages are made from evaluation.json; releases of versions before there were pages are valid without them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -26,7 +26,7 @@ ROOT_FILES = (CARD, MANIFEST, REGISTRY)
 
 
 def check_root(folder: Path, manifest: ManifestRead) -> Iterator[tuple[str, bool, str]]:
-    """The checks of a release that are about no single SAE: name, verdict, figure."""
+    """The checks of a release that do not concern a single SAE: name, verdict, figure."""
     absent = [name for name in ROOT_FILES if not (folder / name).is_file()]
     yield "root files", not absent, f"absent: {', '.join(absent)}" if absent else ", ".join(ROOT_FILES)
 
@@ -42,13 +42,13 @@ def check_root(folder: Path, manifest: ManifestRead) -> Iterator[tuple[str, bool
 
 
 def differing_files(folder: Path, manifest: ManifestRead, names: Iterable[str]) -> list[str]:
-    """Which of these files are absent, or have another checksum than the manifest says."""
+    """Which of these files are absent or differ from the checksum in the manifest."""
     return [name for name in names
             if not (folder / name).is_file() or sha256(folder / name) != manifest.files[name].sha256]
 
 
 def _registry_mistake(path: Path, manifest: ManifestRead) -> str:
-    """What is wrong with the entry for SAELens' list, by the keys that its reader needs; empty if nothing is."""
+    """What is wrong with the keys that SAELens needs in the entry for its list; empty if nothing is."""
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
         entry = entries[manifest.name]

@@ -1,14 +1,14 @@
-"""A release's manifest.json: what each SAE is and how good, where it came from, and the checksum of every file.
+"""A release's manifest.json: what each SAE is, its figures, where it came from, and the checksum of every file.
 
     format, version, name, repo_id
     model       name, revision, architecture, d_model, num_layers, layers_path
-    sources     per text source: documents and tokens in training
+    sources     for each text source: documents and tokens in training
     saes        id, layer, site, d_sae, activation, matryoshka, k, normalize, canonical, hook names, metrics {held_out,
-                training}, run, provenance; of a transcoder also reads, writes, skip
+                training}, run, provenance; for a transcoder also reads, writes, skip
     recipe      the resolved recipe
-    files       path -> sha256, bytes; every file of the release but this one
+    files       path -> sha256, bytes; every file of the release except this one
 
-The same runs give the same manifest, byte for byte: its dates are those of the training.
+The same runs give the same manifest, byte for byte: its dates are those of training.
 """
 
 from collections.abc import Sequence
@@ -50,12 +50,12 @@ class SAERead(_Read):
 
     id: str
     activation: Activation = "topk"
-    """Absent from releases made when there was no other."""
+    """Absent from releases of versions that had only one."""
     d_sae: int
     k: int
     normalize: Literal["none", "layer_norm"]
     writes: str | None = None
-    """The site that a transcoder writes; None: it is an SAE."""
+    """The sites that a transcoder writes; None for an SAE."""
 
 
 class ModelName(_Read):
@@ -79,12 +79,12 @@ def read_manifest(folder: Path) -> ManifestRead:
     """The manifest of a release.
 
     Raises:
-        UserError: missing, damaged, not a release's, or of a newer version.
+        UserError: missing, damaged, not the manifest of a release, or of a newer version.
     """
     path = folder / MANIFEST
     tree = read_json(path)
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        raise UserError(f"{path} is not the manifest of a release of ours")
+        raise UserError(f"{path} is not the manifest of an Olmoscope release")
     try:
         manifest = ManifestRead.model_validate(tree)
     except ValidationError as error:
@@ -97,7 +97,7 @@ def read_manifest(folder: Path) -> ManifestRead:
 
 
 def release_manifest(runs: Sequence[FinishedRun], folder: Path) -> dict[str, Any]:
-    """The manifest of a release whose other files all stand in `folder`."""
+    """The manifest of a release; all its other files must be in `folder`."""
     recipe, store = runs[0].recipe, runs[0].done.store
     return {
         "format": FORMAT,
@@ -113,13 +113,13 @@ def release_manifest(runs: Sequence[FinishedRun], folder: Path) -> dict[str, Any
 
 
 def file_sums(folder: Path) -> dict[str, dict[str, Any]]:
-    """SHA-256 and size of every file of a release but its manifest."""
+    """SHA-256 and size of every file of a release except its manifest."""
     return {name: {"sha256": sha256(folder / name), "bytes": (folder / name).stat().st_size}
             for name in release_files(folder) if name != MANIFEST}
 
 
 def release_files(folder: Path) -> list[str]:
-    """Every file below `folder` as a path relative to it; hidden ones (`.git`, `.cache`) are not the release's."""
+    """Every file below `folder`, as a relative path; hidden ones (`.git`, `.cache`) are not part of the release."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(path.as_posix() for path in paths if not any(part.startswith(".") for part in path.parts))
 

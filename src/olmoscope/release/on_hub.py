@@ -1,7 +1,7 @@
-"""A release and its repository on the Hugging Face hub: which files there are the same, by checksum.
+"""Compare a release with its repository on the Hugging Face hub, by checksum.
 
-The hub keeps large files by their SHA-256, which the manifest has too, and small ones by git's own SHA-1 of a blob
-("blob", the size, a zero byte, the content). So nothing is downloaded to compare.
+The hub identifies large files by SHA-256, which the manifest has too, and small ones by git's SHA-1 of a blob ("blob",
+the size, a zero byte, the content). So the comparison downloads nothing.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ State = Literal["new", "changed", "same"]
 
 @dataclass(frozen=True)
 class HubFile:
-    """A file of the release, and what the repository has under its name."""
+    """A file of the release, and whether the repository has the same."""
 
     name: str
     bytes: int
@@ -32,10 +32,11 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A release beside a revision of its repository.
+    """A release compared with a revision of its repository.
 
     Attributes:
-        commit: what the revision is; None: there is no such repository yet (or it is private and we are not logged in).
+        commit: the commit of that revision; None if there is no such repository yet (or it is private and we are not
+            logged in).
         others: files that are only in the repository.
     """
 
@@ -46,15 +47,15 @@ class Comparison:
 
     @property
     def missing(self) -> list[HubFile]:
-        """What would have to be uploaded."""
+        """The files that an upload would have to send."""
         return [file for file in self.files if file.state != "same"]
 
 
 def compare(folder: Path, manifest: ManifestRead, repo: str, revision: str | None = None) -> Comparison:
-    """A release's files beside those of a repository.
+    """Compare a release's files with those of a repository.
 
     Args:
-        folder: a release whose files are as its manifest says: the checksums of large ones are taken from there.
+        folder: a release whose files match its manifest, which gives the checksums of large files.
         repo: `OWNER/NAME`.
         revision: a branch, tag or commit; None: the main branch.
 
@@ -72,7 +73,7 @@ def repo_and_revision(address: str) -> tuple[str, str | None]:
     """`OWNER/NAME[@REVISION]` as a repository and a revision.
 
     Raises:
-        UserError: it is not of this form.
+        UserError: the address does not have this form.
     """
     repo, at, revision = address.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or (at and not revision):
@@ -81,19 +82,19 @@ def repo_and_revision(address: str) -> tuple[str, str | None]:
 
 
 def refuse_damaged(folder: Path, manifest: ManifestRead) -> None:
-    """Only a release whose every checksum is right is uploaded.
+    """Refuse to upload a release unless every checksum is right.
 
     Raises:
-        UserError: it names what is wrong.
+        UserError: a file is wrong; the message names it.
     """
     for check, passed, figure in check_root(folder, manifest):
         if not passed:
-            raise UserError(f"{folder} is not as its manifest says: {check}: {figure}; make it again with "
+            raise UserError(f"{folder} does not match its manifest: {check}: {figure}; make it again with "
                             f"`olmoscope release {folder.parent}`")
 
 
 def local_paths(folder: Path) -> list[str]:
-    """Paths of this machine that a release would tell everybody: of its language model, of text files of its recipe."""
+    """Local paths that a release would publish: of its language model, and of text files in its recipe."""
     return sorted(set(_paths(read_json(folder / MANIFEST))))
 
 

@@ -1,6 +1,6 @@
 """Download a release from the Hugging Face hub, and check it.
 
-huggingface_hub does the transfer, and goes on where a cut connection or a kill stopped it.
+huggingface_hub transfers the files, and resumes after a lost connection or a kill.
 """
 
 import glob
@@ -14,7 +14,8 @@ from olmoscope.release.on_hub import refused
 
 
 def pull(repo: str, folder: Path, *, revision: str | None = None, only: list[str] | None = None) -> ManifestRead:
-    """Download a release of ours and check every file by the manifest's checksum. Doing it again gets what is missing.
+    """Download an Olmoscope release and check every file against the manifest. Doing it again gets only what is
+    missing.
 
     Args:
         repo: `OWNER/NAME`.
@@ -23,7 +24,8 @@ def pull(repo: str, folder: Path, *, revision: str | None = None, only: list[str
         only: ids of the SAEs wanted; None: all.
 
     Raises:
-        UserError: it is no release of ours, it has no such SAE, a file is damaged, the hub refuses or does not answer.
+        UserError: it is not an Olmoscope release, it has no such SAE, a file is damaged, or the hub refuses or does not
+            answer.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
 
@@ -44,7 +46,7 @@ def pull(repo: str, folder: Path, *, revision: str | None = None, only: list[str
         raise refused(error, repo, "get a release from hub repository", revision) from error
     wrong = differing_files(folder, manifest, wanted)
     if wrong:
-        raise UserError(f"{folder} is not what the manifest of {repo} says: {', '.join(wrong)} differ; delete them and "
-                        "pull again. If that does not help, what is on the hub is damaged or half uploaded: ask for a "
-                        f"tag, `olmoscope pull {repo}@TAG`")
+        raise UserError(f"{folder} does not match the manifest of {repo}: {', '.join(wrong)} differ; delete them and "
+                        "pull again. If that does not help, the files on the hub are damaged or an upload is "
+                        f"incomplete: pull a tag, `olmoscope pull {repo}@TAG`")
     return manifest

@@ -1,8 +1,8 @@
 """Upload a release to the Hugging Face hub.
 
-huggingface_hub does the transfer: what arrived before a cut connection or a kill is not sent again. An upload may take
-several commits, and between them the main branch is no whole release. So a tag is set at the end, on a commit whose
-files have all been compared with ours: whoever asks for the tag gets the whole release.
+huggingface_hub transfers the files: what arrived before a lost connection or a kill is not sent again. An upload may
+take several commits, and between them the main branch is not a complete release. So at the end a tag is set, on a
+commit whose files have all been compared with ours: the tag always gives the complete release.
 """
 
 import glob
@@ -18,11 +18,11 @@ from olmoscope.release.on_hub import Comparison, compare, refuse_damaged, refuse
 
 @dataclass(frozen=True)
 class Pushed:
-    """What stands on the hub now.
+    """What is on the hub now.
 
     Attributes:
-        uploaded: files that were sent; 0: all of them were there.
-        files: of the release.
+        uploaded: number of files sent; 0 if all were there already.
+        files: number of files of the release.
     """
 
     repo: str
@@ -33,26 +33,26 @@ class Pushed:
 
 
 def default_tag(folder: Path) -> str:
-    """A name that says which release it is: of the manifest's checksum, so of all files."""
+    """A name that identifies the release: from the manifest's checksum, and so from all files."""
     return f"release-{sha256(folder / MANIFEST)[:12]}"
 
 
 def push(folder: Path, repo: str, *, tag: str | None = None, private: bool = False) -> Pushed:
     """Upload a release, check every file there, and tag the commit. Doing it again sends nothing.
 
-    The repository is made if there is none. Files of an earlier release that this one lacks are deleted from the branch
-    (the earlier tag keeps them); other people's files stay. The token is huggingface_hub's own (`hf auth login`,
+    The repository is created if there is none. Files of an earlier release that this one lacks are deleted from the
+    branch (the earlier tag keeps them); all other files stay. The token is huggingface_hub's own (`hf auth login`,
     HF_TOKEN).
 
     Args:
         folder: a release.
         repo: `OWNER/NAME`.
-        tag: to set; None: `default_tag`.
-        private: whether a repository that is made now is private.
+        tag: the tag to set; None: `default_tag`.
+        private: whether to make a new repository private.
 
     Raises:
-        UserError: the release is damaged; the tag is another release's; the hub refuses, does not answer, or has other
-            files afterwards than were sent.
+        UserError: the release is damaged; the tag belongs to another release; the hub refuses or does not answer;
+            afterwards it has other files than were sent.
     """
     from huggingface_hub import HfApi
 
@@ -72,8 +72,8 @@ def push(folder: Path, repo: str, *, tag: str | None = None, private: bool = Fal
         after = compare(folder, manifest, repo, commit)
         if after.missing:
             names = ", ".join(file.name for file in after.missing[:3])
-            raise UserError(f"{repo} has other files than were sent ({names}): somebody else may be uploading; run the "
-                            "same command again")
+            raise UserError(f"{repo} has other files than were sent ({names}): another upload may be in progress; run "
+                            "the same command again")
         if not is_tagged:
             api.create_tag(repo, tag=tag, revision=commit)
     except hub_exceptions() as error:
@@ -82,7 +82,7 @@ def push(folder: Path, repo: str, *, tag: str | None = None, private: bool = Fal
 
 
 def _upload(folder: Path, before: Comparison, message: str) -> str:
-    """Send what the repository lacks; gives the commit."""
+    """Send what the repository lacks; returns the commit."""
     from huggingface_hub import HfApi
 
     try:
@@ -90,18 +90,19 @@ def _upload(folder: Path, before: Comparison, message: str) -> str:
             repo_id=before.repo, folder_path=folder, commit_message=message,
             allow_patterns=[glob.escape(file.name) for file in before.files],
             delete_patterns=[glob.escape(name) for name in _earlier_only(before)] or None).oid)
-    except RuntimeError as error:  # huggingface_hub's, around the reason why a file did not get there
+    except RuntimeError as error:  # raised by huggingface_hub around the reason why a file did not arrive
         raise refused(error, before.repo, "upload to hub repository") from error
 
 
 def _earlier_only(before: Comparison) -> list[str]:
-    """Files of the release that stands there now which ours has no more: by its own manifest, so nobody else's file."""
+    """Files of the release on the hub that ours no longer has. Its own manifest lists them, so they are not other
+    files."""
     from huggingface_hub import hf_hub_download
 
     if all(file.state == "new" for file in before.files if file.name == MANIFEST):
         return []
     try:
         there = read_manifest(Path(hf_hub_download(before.repo, MANIFEST, revision=before.commit)).parent)
-    except UserError:  # no manifest of ours: all files are somebody else's
+    except UserError:  # no manifest of ours, so no file is ours
         return []
     return sorted(set(before.others) & set(there.files))

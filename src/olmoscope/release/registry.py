@@ -1,7 +1,8 @@
-"""saelens_pretrained_saes.yaml: the entry with which SAELens' own list of releases would name this one.
+"""saelens_pretrained_saes.yaml: the entry for this release in SAELens' own list of releases.
 
 Source: SAELens 6.54.12, `sae_lens/loading/pretrained_saes_directory.py`: `repo_id`, `model` and `saes` with `id` and
-`path` are needed; `conversion_func: null` means SAELens' own format; `l0` and `variance_explained` are what to expect.
+`path` are required; `conversion_func: null` means SAELens' own format; `l0` and `variance_explained` are expected
+figures.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""The part of the model card that shows how to use an SAE: code that runs as it stands."""
+"""The part of the model card that shows how to use an SAE: code that runs as it is."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,11 @@ from olmoscope.sae.io.saelens_places import INPUT
 from olmoscope.site import Site, SiteModule
 
 TINY = "tiny"
-"""The recipe's name for the model inside the package."""
+"""The recipe's name for the model in the package."""
 
 
 def usage(runs: Sequence[FinishedRun]) -> str:
-    """How to use the canonical SAE, or the first."""
+    """How to use the canonical SAE, or the first if none is canonical."""
     recipe, model = runs[0].recipe, runs[0].done.store.model
     run = next((run for run in runs if run.sae.canonical), runs[0])
     revision = f", revision={model.revision!r}" if model.on_hub else ""
@@ -80,8 +80,8 @@ sae = SAE.load_from_disk({f"PATH/{run.sae.id}"!r})
 
 
 def _hooks(run: FinishedRun) -> tuple[str, str, str]:
-    """Code that defines hooks, that places them, and that removes them: one on what is read and, for a transcoder, one
-    on what it writes."""
+    """Code that defines the hooks, registers them, and removes them: one for the input and, for a transcoder, one for
+    the output."""
     read = run.sae.reads[0]
     if run.sae.writes is None:
         return (_function("keep", "x", read, module_of(run, read)), _placed("hook", "keep", run, read, ""),
@@ -94,7 +94,8 @@ def _hooks(run: FinishedRun) -> tuple[str, str, str]:
 
 
 def _function(name: str, key: str, site: Site, module: SiteModule) -> str:
-    """A hook that keeps what is at a module. Inside a layer it is a copy: some models go on to change the rows."""
+    """A hook that keeps a module's activations. Inside a layer it copies them: some models modify the rows in place
+    later."""
     copy = "" if site.layer_or_none is None or site.is_layer_output else ".clone()"
     if module.end == "input":
         return (f"def {name}(module, arguments, settings):\n"
@@ -108,7 +109,7 @@ def _function(name: str, key: str, site: Site, module: SiteModule) -> str:
 
 
 def _placed(handle: str, function: str, run: FinishedRun, site: Site, suffix: str) -> str:
-    """The hook put onto the module that the SAE's settings name."""
+    """Code that registers the hook on the module that the SAE's settings name."""
     module, said = module_of(run, site), f"sae.cfg.metadata.hf_hook_name{suffix}"
     variable = "layer" if site.is_layer_output else "place"
     if module.end == "input":
@@ -126,7 +127,7 @@ def _written(run: FinishedRun) -> str:
 
 
 def _example_text(bos: str) -> str:
-    """The text of the example, begun as those of the training were."""
+    """The text of the example, which begins as those in training did."""
     return ("tokenizer.bos_token + " if bos == "yes" else "") + '"The cat sat on the mat."'
 
 

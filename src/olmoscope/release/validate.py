@@ -1,7 +1,7 @@
-"""Validation: does a release, or one SAE folder, load and compute in the real SAELens what it should?
+"""Validation: whether a release, or one SAE folder, loads in the real SAELens and computes what it should.
 
-Every check has a name, the SAE it is about, a verdict and a figure. A check that cannot be made (no checkpoint beside
-the folder) has no verdict and says why; it never counts as passed.
+Every check has a name, an SAE, a verdict and a figure. A check that cannot be made (no checkpoint beside the folder)
+has no verdict and says why; it never counts as passed.
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ from olmoscope.site import Site
 
 @dataclass(frozen=True)
 class Check:
-    """One check: `passed` is None where it could not be made, and `figure` says why."""
+    """One check: `passed` is None if it could not be made; then `figure` says why."""
 
     sae: str
     """The SAE's id; empty for the release as a whole."""
@@ -59,7 +59,7 @@ class Validation:
 
     @property
     def passed(self) -> bool:
-        """No check failed."""
+        """Whether no check failed."""
         return not self.failures
 
     @property
@@ -72,13 +72,12 @@ def validate(folder: Path, *, runs: Path | None = None, rows: Mapping[Site, Tens
 
     Args:
         folder: a release (with manifest.json) or an SAE folder (with cfg.json).
-        runs: the folder of the runs, by SAE id; without it, `runs/` beside the release, or the run that a
-            single SAE folder stands in, where there is one.
-        rows: real activations `[B, D]` of each site, any float dtype, the same tokens at all sites; random ones where
-            absent.
+        runs: the folder of the runs, by SAE id; None: `runs/` beside the release, or the run that contains a single SAE
+            folder, if there is one.
+        rows: real activations `[B, D]` of each site, any float dtype, the same tokens at all sites; None: random ones.
 
     Raises:
-        UserError: neither a release nor an SAE folder, SAELens not installed, rows of another width.
+        UserError: neither a release nor an SAE folder; SAELens is not installed; rows have another width.
     """
     if (folder / MANIFEST).is_file():
         return _validate_release(folder, folder.parent / "runs" if runs is None else runs, rows or {})
@@ -131,7 +130,7 @@ class _SAECheck:
         return self.checks
 
     def _settings(self, config: Mapping[str, Any], theirs: Any) -> None:
-        """cfg.json says everything, SAELens keeps it, and it is what was trained."""
+        """Check that cfg.json states every setting, that SAELens keeps it, and that it matches the trained SAE."""
         trained, entry = self.trained, self.entry
         architecture = str(config.get("architecture"))
         keys = KEYS.get(architecture, KEYS["topk"])
@@ -187,7 +186,7 @@ class _SAECheck:
 
     def _maths(self, ours: SparseCoder, theirs: Any, config: Mapping[str, Any]) -> None:
         if not isinstance(ours, TopK | JumpReLU) or not _comparable(ours, theirs.cfg):
-            self._say("same codes and reconstructions", False, "what SAELens has is no SAE of the same form")
+            self._say("same codes and reconstructions", False, "SAELens' SAE does not have the same form")
             return
         kind, real_BD, target_BD = self._real_rows(ours, config)
         some_BD = real_BD[:ROWS]
@@ -209,8 +208,8 @@ class _SAECheck:
         self._say("finite reconstructions", bad == 0, figure)
 
     def _real_rows(self, ours: TopK | JumpReLU, config: Mapping[str, Any]) -> tuple[str, Tensor, Tensor | None]:
-        """Rows to read, float32, what to call them, and what a perfect SAE or transcoder would write for them, where
-        that is known."""
+        """What to call the rows, the rows to read (float32), and the rows that a perfect SAE or transcoder would write,
+        if they are known."""
         read_BD = self._rows_at("hook_name", ours.d_in, config)
         if not ours.transcoder:
             rows_BD = random_rows(ours) if read_BD is None else read_BD
@@ -219,12 +218,12 @@ class _SAECheck:
         return ("random", random_rows(ours), None) if read_BD is None else ("real", read_BD, written_BD)
 
     def _rows_at(self, key: str, width: int, config: Mapping[str, Any]) -> Tensor | None:
-        """The rows given of the site that the metadata names under a key, float32; None: none are."""
+        """The given rows of the site that the metadata names under a key, float32; None if there are none."""
         hook = str(config.get("metadata", {}).get(key, ""))
         x_BD = next((rows_BD for site, rows_BD in self.rows.items() if hook == site.transformer_lens), None)
         if x_BD is not None and (x_BD.dim() != 2 or x_BD.shape[1] != width or not len(x_BD)):
-            raise UserError(f"{self.sae_id} has rows of width {width} at {hook}, the rows given for it are "
-                            f"{list(x_BD.shape)}: they are of another model")
+            raise UserError(f"{self.sae_id} has rows of width {width} at {hook}, but the rows given for it are "
+                            f"{list(x_BD.shape)}: they come from another model")
         return None if x_BD is None else x_BD.float()
 
     def _agree(self, name: str, agreement: Agreement) -> None:
@@ -235,7 +234,7 @@ class _SAECheck:
 
 
 def _comparable(ours: TopK | JumpReLU, cfg: Any) -> bool:
-    """Whether SAELens' SAE takes rows of the same width to a code of the same width, in the same way."""
+    """Whether SAELens' SAE maps rows of the same width to codes of the same width, in the same way."""
     if (cfg.d_in, cfg.d_sae, getattr(cfg, "d_out", cfg.d_in)) != (ours.d_in, ours.d_sae, ours.d_out):
         return False
     return bool(cfg.architecture() == architecture_of(ours) and (not isinstance(ours, TopK) or cfg.k <= cfg.d_sae))
@@ -250,6 +249,5 @@ def _saelens() -> Any:
     try:
         from sae_lens import SAE
     except ImportError as error:
-        raise UserError("SAELens is not installed, and validation is by the real one: "
-                        "pip install 'olmoscope[saelens]'") from error
+        raise UserError("SAELens, needed for validation, is not installed: pip install 'olmoscope[saelens]'") from error
     return SAE

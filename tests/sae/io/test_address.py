@@ -131,9 +131,9 @@ def test_a_layer_of_a_cross_layer_transcoder_by_its_number(told):
 @pytest.mark.parametrize(("address", "message"), [
     ("saelens:gemma-scope-2b-pt-rs/x", "has no release 'gemma-scope-2b-pt-rs'; did you mean gemma-scope-2b-pt-res"),
     ("saelens:gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_72",
-     "has 316 dictionaries, none of them .*; did you mean .*layer_20/width_16k/average_l0_71"),
+     "has 316 dictionaries, but none is called .*; did you mean .*layer_20/width_16k/average_l0_71"),
     ("saelens:zzz", "has no release 'zzz'$"),
-    ("saelens:gpt2-small-res-jb/9999", r"has 13 dictionaries, none of them '9999' \(they are called blocks"),
+    ("saelens:gpt2-small-res-jb/9999", r"has 13 dictionaries, but none is called '9999' \(they are called blocks"),
 ])
 def test_what_the_registry_does_not_have(address, message):
     with pytest.raises(UserError, match=message) as refusal:

@@ -237,7 +237,7 @@ def change(folder, **values):
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ({"architecture": "temporal"}, "architecture 'temporal' is not one that is read"),
+    ({"architecture": "temporal"}, "architecture 'temporal' is not supported"),
     ({"k": ...}, "k must be a number from 1 to 96"),
     ({"normalize_activations": "expected_average_only_in"}, "not in the folder"),
     ({"normalize_activations": "covariance_whitening"}, "not in the folder"),
@@ -249,11 +249,11 @@ def change(folder, **values):
      "activation_fn_kwargs.postact_fn"),
     ({"metadata": "none"}, "it holds no mapping"),
     ({"dtype": "int4"}, "dtype 'int4' is unknown"),
-    ({"input_scale": 0.5}, r"input_scale \(0.5\) is no setting that is known"),
+    ({"input_scale": 0.5}, r"input_scale \(0.5\) is not a known setting"),
     ({"d_out": 24}, "d_out"),
     ({"architecture": "skip_transcoder"}, "which site the transcoder writes"),
-    ({"architecture": "matching_pursuit"}, "'matching_pursuit' is not one that is read"),
-    (meaning(hook_head_index=3), "hook_head_index 3: this SAE is of one attention head"),
+    ({"architecture": "matching_pursuit"}, "'matching_pursuit' is not supported"),
+    (meaning(hook_head_index=3), "hook_head_index 3: an SAE of one attention head is not"),
     ({"hook_head_index": 3}, "hook_head_index 3"),
     (meaning(model_class_name="HookedMamba"), "model_class_name 'HookedMamba'"),
     (kwargs(checkpoint_value=1000), r"model_from_pretrained_kwargs.checkpoint_value \(1000\)"),
@@ -322,7 +322,7 @@ def test_what_is_written_is_read_bit_by_bit(tmp_path, kind, normalize, tied):
 def test_what_saelens_cannot_compute_is_not_written(tmp_path):
     fresh = initialize(D, F, 6, "none", torch.zeros(D), seed=0)
     for sae in (GroupMax(**vars(fresh)), saelens.read(Here(theirs_in(tmp_path / "gated", "gated"))).sae):
-        with pytest.raises(UserError, match="SAE is not written in SAELens' format"):
+        with pytest.raises(UserError, match="SAE cannot be written in SAELens' format"):
             saelens.write(sae, tmp_path / "sae", METADATA | {"hf_hook_name": None, "prepend_bos": True})
     assert not (tmp_path / "sae").exists()
 

@@ -200,7 +200,7 @@ def test_the_k_largest_between_rows_of_one_width(tmp_path):
     (made("topk", True, D_IN), "TopK.* with a skip: SAELens has transcoders of the k largest latents only without"),
     (made("topk", False), r"TopK\(width 24 to 18.*activation: batchtopk or jumprelu"),
     (made("topk", False, D_IN, "layer_norm"), "not normalised"),
-    (TopK(*[randn(1, F, 6)] * 2, randn(2, 6), "none", randn(3, F), K).at([Site(1), Site(2)]), "a crosscoder is not"),
+    (TopK(*[randn(1, F, 6)] * 2, randn(2, 6), "none", randn(3, F), K).at([Site(1), Site(2)]), "has no crosscoders"),
     (GroupMax.from_state_dict(made("topk", False).state_dict(), k=8, normalize="none", transcoder=True), "a GroupMax"),
 ])
 def test_what_saelens_cannot_compute_is_not_written(tmp_path, sae, saying):
@@ -216,7 +216,7 @@ def loaded(**settings):
 @pytest.mark.parametrize(("values", "saying"), [
     ({"apply_b_dec_to_input": True}, "apply_b_dec_to_input must be false"),
     ({"apply_b_dec_to_input": ...}, "apply_b_dec_to_input must be false"),
-    ({"d_out": 17}, "is of d_out 18; cfg.json says 17"),
+    ({"d_out": 17}, "has d_out 18; cfg.json says 17"),
     ({"d_in": 23}, "says 23, 96"),
     ({"metadata": {"hook_name": ..., "hf_hook_name": ...}}, "which site the transcoder reads: write it there"),
     ({"metadata": {"hook_name_out": ..., "hf_hook_name_out": ...}}, "which site the transcoder writes .*; give --site"),
@@ -224,8 +224,8 @@ def loaded(**settings):
     ({"metadata": {"hook_name": "blocks.3.ln2.hook_normalized"}}, "hook_name .* is not a known site"),
     ({"metadata": {"hf_hook_name_out": "model.layers.2"}}, "hook_name_out .* are different places"),
     ({"metadata": {"hook_layer_out": 4}}, "hook_layer_out 4 are different layers"),
-    ({"metadata": {"hook_head_index_out": 1}}, "hook_head_index_out 1: this SAE is of one attention head"),
-    (loaded(fold_ln=True), "fold_ln: it changes what is at layers.3.mlp.in"),
+    ({"metadata": {"hook_head_index_out": 1}}, "hook_head_index_out 1: an SAE of one attention head is not"),
+    (loaded(fold_ln=True), "fold_ln: it changes the rows at layers.3.mlp.in"),
     (loaded(center_writing_weights=True), "writes rows without their mean"),
 ])
 def test_what_is_not_understood_is_refused(tmp_path, values, saying):

@@ -71,8 +71,8 @@ def test_a_copy_is_the_same_model(models):
 
 @pytest.mark.parametrize(("other", "message"), [
     ("weights", r"at revision sha256:\w+, and the weights here are of revision sha256:\w+: it is another model"),
-    ("depth", "of 4 layers, and this model is of 5 layers"), ("width", "of width 32, and this model is of width 64"),
-    ("GPT2", "of architecture Llama, and this model is of architecture GPT2")])
+    ("depth", "of 4 layers, but this model is of 5 layers"), ("width", "of width 32, but this model is of width 64"),
+    ("GPT2", "of architecture Llama, but this model is of architecture GPT2")])
 def test_another_model_is_refused(models, other, message):
     with pytest.raises(UserError, match=message):
         take_for_same("an SAE", said(models), GivenModel(str(models / other)))
@@ -112,7 +112,7 @@ def test_a_run_and_the_page_ask_the_same(models, tmp_path, capsys):
     shutil.copytree(str(resources.files("olmoscope") / "model" / "tiny"), copy)
     open_collection(index, str(copy))
     assert "its weights are the same" in capsys.readouterr().err
-    with pytest.raises(UserError, match=r"layer_01.* is of tiny, of width 256, and this model is of width 32"):
+    with pytest.raises(UserError, match=r"layer_01.* was trained on tiny, of width 256, but this model is of width 32"):
         open_collection(index, str(models / "model"))
     with pytest.raises(UserError, match="it is another model"):
         index_sae(str(index.parent), text=str(tmp_path), out=tmp_path / "new", model_name=str(models / "model"))

@@ -1,21 +1,21 @@
-// The SAE as a whole: what was measured, how dense its features are, its settings, where it came from.
+// The SAE as a whole: its evaluation, the density of its features, its settings, its provenance.
 
 import {histogram} from "./charts.js";
 import {count, h, percent, plain, say, short} from "./dom.js";
 import {source} from "./source.js";
 
 const FIGURES = [
-  ["fvu", "FVU", "Share of variance not explained; 0 is perfect"],
+  ["fvu", "FVU", "Fraction of variance unexplained; 0 is perfect"],
   ["nmse", "NMSE", "Mean of ‖x − x̂‖² / ‖x‖²; 0 is perfect"],
   ["cosine", "Cosine", "Cosine of a row and its reconstruction; 1 is perfect"],
   ["l2_ratio", "Length ratio", "‖x̂‖ / ‖x‖"],
   ["relative_reconstruction_bias", "Bias", "Relative reconstruction bias: under 1, reconstructions are too short"],
 ];
 const OF_LANGUAGE = [
-  ["delta_ce", "ΔCE, nats", "Cross-entropy added by x̂ in the place of x; 0 is perfect"],
-  ["loss_recovered_zero", "Loss recovered (zero)", "1 is no harm; 0 is as bad as zeros in the place of x"],
-  ["loss_recovered_mean", "Loss recovered (mean)", "1 is no harm; 0 is as bad as the mean in the place of x"],
-  ["kl", "KL, nats", "KL divergence of the model's predictions with x̂ from those with x; 0 is perfect"],
+  ["delta_ce", "ΔCE, nats", "Cross-entropy added when x̂ replaces x; 0 is perfect"],
+  ["loss_recovered_zero", "Loss recovered (zero)", "1 is no harm; 0 is as bad as zeros instead of x"],
+  ["loss_recovered_mean", "Loss recovered (mean)", "1 is no harm; 0 is as bad as the mean instead of x"],
+  ["kl", "KL, nats", "KL divergence from the model's predictions with x to those with x̂; 0 is perfect"],
 ];
 
 export async function drawAbout({sae, main, current}) {
@@ -35,7 +35,7 @@ export async function drawAbout({sae, main, current}) {
     h("div.columns.even",
       h("div", evaluation(info.evaluation, block),
         block("Density", h("p.found",
-          "Features by the share of tokens on which they fire, in half decades; those that never fired are left out."),
+          "Features by the share of tokens on which they fire, in half decades; features that never fired are left out."),
           histogram(about.density, {name: "Features by density", unit: "features", format: percent})),
         source.live && labels(sae, block)),
       h("div", block("Text", table(Object.entries(info.sources).map(([name, rows]) =>
@@ -48,7 +48,7 @@ export async function drawAbout({sae, main, current}) {
 
 function evaluation(figures, block) {
   if (!figures) return block("Evaluation", h("p.none", {"data-testid": "no-evaluation"},
-    "None was found when the index was made: run olmoscope evaluate, then olmoscope index."));
+    "There was no evaluation when the index was made: run olmoscope evaluate, then olmoscope index."));
   const row = (key, name, help, value, shown, interval) => h("tr", {title: help}, h("th", {scope: "row"}, name),
     h("td", {"data-tip": String(value), "data-testid": `figure-${key}`}, shown,
       interval ? h("span.soft", {title: "95% interval"}, ` ${short(interval[0])} – ${short(interval[1])}`) : ""));
@@ -56,7 +56,7 @@ function evaluation(figures, block) {
     .map(([key, name, help]) => row(key, name, help, figures[key], short(figures[key]), figures.intervals?.[key]));
   const {l0, dead, language} = figures;
   const rows = known(figures, FIGURES);
-  if (l0) rows.push(row("l0", "L0", "Active latents of a row, on average", l0.mean, short(l0.mean),
+  if (l0) rows.push(row("l0", "L0", "Mean number of active latents per row", l0.mean, short(l0.mean),
     figures.intervals?.l0));
   if (dead) rows.push(row("dead", "Dead", `Latents that fired on none of ${count(dead.window)} tokens`, dead.share,
     percent(dead.share)));

@@ -1,6 +1,7 @@
-// The address says everything that a page shows: #/SAE/PAGE/NUMBER?key=value. So every view can be linked and gone back to.
+// The address determines everything that a page shows: #/SAE/PAGE/NUMBER?key=value. So every view can be linked, and
+// "back" works.
 
-/** The address as {sae, page, number, query}; what is missing is empty. */
+/** The address as {sae, page, number, query}; missing parts are empty. */
 export function read() {
   const [path, query = ""] = location.hash.replace(/^#\/?/, "").split(/\?(.*)/s);
   const [sae = "", page = "", number = ""] = path.split("/").map(decode);
@@ -11,7 +12,7 @@ function decode(text) {
   try {
     return decodeURIComponent(text);
   } catch {
-    return text; // a stray % that somebody typed
+    return text; // a stray % in a typed address
   }
 }
 
@@ -23,7 +24,7 @@ export function to(sae, page, number = "", query = {}) {
   return `#/${path}${search ? `?${search}` : ""}`;
 }
 
-/** Go there; `replace` leaves no step to go back to. */
+/** Go to an address; with `replace`, "back" skips the present one. */
 export function go(address, replace = false) {
   if (replace) {
     history.replaceState(null, "", address);
@@ -31,14 +32,14 @@ export function go(address, replace = false) {
   } else location.hash = address;
 }
 
-/** Change the address without drawing anew: the page shows it already. */
+/** Change the address without drawing again: the page shows it already. */
 export function note(address) {
   history.replaceState(null, "", address);
 }
 
-/** Keys of an address that describe a list; a feature's address carries them on, so that next and previous follow the list. */
+/** Keys of an address that describe a list; a feature's address keeps them, so that next and previous follow the list. */
 export const LIST_KEYS = ["sort", "descending", "search", "min_density", "max_density", "min_max", "max_max", "dead",
-  "labelled", "token", "promoted"];
+  "labelled", "min_score", "token", "promoted"];
 
 /** The part of a query that describes the list. */
 export function listPart(query) {

@@ -4,7 +4,7 @@ import {count, short, svg} from "./dom.js";
 
 const WIDTH = 320;
 
-/** Bars over edges that are equally wide as drawn (log bins); the axis names the first, middle and last edge.
+/** Bars of equal width (log bins); the axis names the first, middle and last edge.
  * @param counts of each bin; log: whether heights are logarithms
  */
 export function histogram({edges, counts}, {name, unit = "tokens", height = 84, log = false, format = short,
@@ -27,14 +27,14 @@ export function histogram({edges, counts}, {name, unit = "tokens", height = 84, 
     bars, lines, svg("line.axis", {x1: 0, x2: WIDTH, y1: height, y2: height}), axis);
 }
 
-/** How many times more often than expected, bar by bar, with a line at 1.
+/** How many times more often than expected, as a bar for each item, with a line at 1.
  * @param items [{name, lift, rows}]
  */
 export function lifts(items, {name, height = 56}) {
   const top = Math.max(...items.map((item) => item.lift), 1.25);
   const wide = WIDTH / Math.max(items.length, 1);
   const bars = items.map((item, place) => svg("g.bar",
-    {"data-tip": `${item.name}\n${short(item.lift)}× as often as anywhere, ${count(item.rows)} tokens`},
+    {"data-tip": `${item.name}\n${short(item.lift)}× as often as on average, ${count(item.rows)} tokens`},
     svg("rect.hit", {x: place * wide, y: 0, width: wide, height}),
     svg("rect.fill", {x: place * wide + 1, y: height * (1 - item.lift / top), width: Math.max(1, wide - 2),
       height: height * item.lift / top, rx: 1})));
@@ -46,7 +46,7 @@ export function lifts(items, {name, height = 56}) {
       svg("line.axis", {x1: 0, x2: WIDTH, y1: height, y2: height}), axis);
 }
 
-/** One horizontal bar, to stand beside a name: value of most, to the right. */
+/** One horizontal bar, to put beside a name: `value` relative to `most`. */
 export function beam(value, most, kind) {
   const width = most > 0 ? Math.max(1, 100 * Math.abs(value) / most) : 0;
   return svg(`svg.beam.${kind}`, {viewBox: "0 0 100 8", preserveAspectRatio: "none", "aria-hidden": "true"},

@@ -1,4 +1,4 @@
-// A feature to paste elsewhere: its address, JSON, or Markdown for a note.
+// Copies a feature as a link, as JSON, or as Markdown for a note.
 
 import {h, percent, plain, say, short} from "./dom.js";
 
@@ -12,7 +12,7 @@ export function copyMenu(sae, feature) {
     button("Markdown", "copy-markdown", () => markdown(sae, feature))));
 }
 
-/** Backslashes before what Markdown or HTML would read as markup. */
+/** Text with backslashes before characters that Markdown or HTML would read as markup. */
 const escaped = (text) => plain(text, 300).replace(/[\\`*_{}[\]()<>#+!|~&]/g, "\\$&");
 const code = (text) => {
   const shown = plain(text, 60);
@@ -42,7 +42,7 @@ async function copy(text, name) {
     await navigator.clipboard.writeText(text);
     say(`${name} copied`);
   } catch {
-    // Browsers give the clipboard to secure pages only; then there is a text to copy by hand.
+    // Browsers allow only secure pages to use the clipboard; otherwise show a text to copy by hand.
     const box = h("textarea", {readonly: true, rows: 12, "aria-label": name, value: text});
     const dialog = h("dialog.help", h("h2", `Copy this ${name}`), box,
       h("button", {type: "button", on: {click: () => dialog.remove()}}, "Close"));

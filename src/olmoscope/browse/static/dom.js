@@ -1,5 +1,5 @@
-// Elements, and text of models and users made safe to show. Nothing here or elsewhere parses markup: the only ways into
-// the document are text nodes and attributes set by name.
+// Makes elements, and shows text of models and users safely. No code here or elsewhere parses markup: content enters
+// the document only through text nodes and attributes set by name.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -31,14 +31,14 @@ function fill(element, classes, rest) {
   return element;
 }
 
-/** Characters that show as nothing, change the order of what stands around them, or break lines unseen. */
+/** Characters that are invisible, change the order of the text around them, or break lines. */
 const UNSEEN = new RegExp("[\\u0000-\\u001f\\u007f-\\u009f\\u00ad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180e" +
   "\\u200b\\u200c\\u200e\\u200f\\u2028-\\u202e\\u2060-\\u206f\\u3164\\ufeff\\uffa0\\ufff9-\\ufffb" +
   "\\u{e0000}-\\u{e0fff}]|(?<![\\p{Extended_Pictographic}\\p{Emoji_Modifier}\\ufe0f])\\u200d|\\p{Surrogate}", "gu");
 const SEEN = /^[ -~]*$/;
 const FEEDS = {"\n": "↵", "\r": "␍", "\t": "⇥"};
 
-/** What stands for an unseen character. */
+/** The sign that represents an invisible character. */
 function sign(character) {
   const code = character.codePointAt(0);
   if (character in FEEDS) return FEEDS[character];
@@ -47,7 +47,7 @@ function sign(character) {
   return "U+" + code.toString(16).toUpperCase().padStart(4, "0");
 }
 
-/** Text as nodes: unseen characters as small signs; a line break also breaks the line if `lines`. */
+/** Text as nodes: invisible characters as small signs; a line break also breaks the line if `lines`. */
 export function visible(text, {lines = false, longest = 400} = {}) {
   if (text.length <= longest && SEEN.test(text)) return [text];
   const nodes = [];
@@ -65,7 +65,7 @@ export function visible(text, {lines = false, longest = 400} = {}) {
   return nodes;
 }
 
-/** The same as one string, for titles, labels of charts and what is copied. */
+/** The same as one string, for titles, labels of charts and copied text. */
 export function plain(text, longest = 400) {
   const cut = text.length > longest ? text.slice(0, longest) + "…" : text;
   return cut.replace(UNSEEN, (character) => sign(character));
@@ -84,7 +84,7 @@ export function chip(text, {longest = 40, ...props} = {}) {
 const COUNTS = new Intl.NumberFormat("en-US");
 export const count = (number) => COUNTS.format(number);
 
-/** A number to read, of three digits that mean something; the exact one goes into a title. */
+/** A number for reading, with three significant digits; the exact one goes into a title. */
 export function short(number) {
   if (number === null || number === undefined) return "–";
   if (number === 0) return "0";
@@ -100,7 +100,7 @@ export function percent(share) {
   return share === 0 || share === 1 ? `${100 * share}%` : `${short(share * 100)}%`;
 }
 
-/** Say something to whoever listens or looks, for a moment. */
+/** Show a message for a moment, to screen readers too. */
 export function say(text, bad = false) {
   const place = document.getElementById("status");
   place.textContent = text;

@@ -1,8 +1,8 @@
-// What the first view needs of the server is asked for before the rest of the program is here. Imports nothing, therefore.
+// Requests the data of the first view before the rest of the program has loaded. Therefore it imports nothing.
 
 const answers = new Map();
 
-/** The answer to an address that was asked for early, once; undefined if it was not. */
+/** The answer to an early request, the first time it is asked for; undefined if there was no such request. */
 export function early(address) {
   const answer = answers.get(address);
   answers.delete(address);
@@ -11,7 +11,7 @@ export function early(address) {
 
 function ask(address) {
   const answer = fetch(address);
-  answer.catch(() => {}); // whoever wants it hears of it
+  answer.catch(() => {}); // the caller of early() handles the error
   answers.set(address, answer);
 }
 

@@ -1,13 +1,13 @@
-// Pieces of text with each token shaded by how strongly a feature fires on it.
+// Pieces of text in which each token is shaded by the activation of a feature.
 
 import {count, h, plain, say, short, visible} from "./dom.js";
 import {showTip, tipLater} from "./tip.js";
 
 const WIDER = [24, 100, 400];
-/** Tokens on each side of the example, from step to step of "more text". */
+/** Tokens on each side of the example, for each step of "more text". */
 
 /** The tokens of a window as nodes.
- * @param lines whether line breaks break the line (else they are signs only)
+ * @param lines whether line breaks break the line (otherwise they are shown only as signs)
  * @param max the activation of full colour
  */
 export function tokens(window, texts, max, lines) {
@@ -16,7 +16,7 @@ export function tokens(window, texts, max, lines) {
   return window.ids.flatMap((id, place) => {
     const text = texts[id] ?? "";
     const value = window.values[place];
-    const node = document.createElement("span"); // some thousand on a page: by the shortest way
+    const node = document.createElement("span"); // there are thousands on a page, so this must be fast
     node.className = place === window.at ? "t at" : leftOut.has(place) ? "t out" : "t";
     if (value > 0) {
       node.dataset.value = value;
@@ -26,15 +26,15 @@ export function tokens(window, texts, max, lines) {
     else node.append(...visible(text, {lines, longest: 120}));
     tipLater(node, () =>
       `${plain(text, 60)}  ${leftOut.has(place) ? "left out of the index" : value}\nposition ${count(window.position + place)}, token ${id}`);
-    return starts.has(place) && place > 0 ? [h("span.document", {title: "Another document begins"}), node] : [node];
+    return starts.has(place) && place > 0 ? [h("span.document", {title: "A new document begins"}), node] : [node];
   });
 }
 
-/** How much of the full colour: linear, with a start that can be seen. */
+/** The share of the full colour: linear, but the least is visible. */
 export const shade = (value, max) => (0.08 + 0.92 * Math.min(1, value / (max || 1))).toFixed(3);
 
-/** One example: its text, wider when asked for.
- * @param widen (before, after) -> {window, texts}; null if there is nothing more to be had
+/** One example: its text, with more context on request.
+ * @param widen (before, after) -> {window, texts}; null if there is no more text
  */
 export function example(window, texts, max, widen) {
   let shown = {window, texts};
@@ -61,7 +61,7 @@ export function example(window, texts, max, widen) {
     about.replaceChildren(...(step === 0 ? [] : [
       h("span", `${plain(name, 60)} · document ${count(number)} · sequence ${count(sequence)} · position ${count(position + at)}`),
       larger ? h("button.link", {type: "button", "data-testid": "wider", on: {click: () => show(step + 1)}},
-        "Still more text") : "",
+        "Even more text") : "",
     ]));
   }
 
@@ -81,7 +81,7 @@ export function example(window, texts, max, widen) {
     draw();
   }
 
-  /** Arrow keys go from token to token and show its figures. */
+  /** Arrow keys go from token to token and show their figures. */
   function walk(event) {
     if (event.key === "Enter") return show(step === 0 ? 1 : 0);
     if (event.key !== "ArrowRight" && event.key !== "ArrowLeft") return undefined;

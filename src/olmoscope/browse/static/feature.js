@@ -1,4 +1,4 @@
-// One feature: all that the index has of it, and what people wrote.
+// One feature: everything that the index has on it, and its label.
 
 import {go, listPart, to} from "./address.js";
 import {beam, histogram, lifts} from "./charts.js";
@@ -10,7 +10,7 @@ import {source} from "./source.js";
 
 export async function drawFeature({sae, number, query, main, current}) {
   if (!/^\d+$/.test(number) || Number(number) >= sae.d_sae) {
-    throw new Error(`There is no feature ${plain(number, 40)}: they go from 0 to ${count(sae.d_sae - 1)}.`);
+    throw new Error(`There is no feature ${plain(number, 40)}: features go from 0 to ${count(sae.d_sae - 1)}.`);
   }
   const feature = await source.feature(sae.slug, Number(number));
   if (!current()) return null;
@@ -53,12 +53,14 @@ export async function drawFeature({sae, number, query, main, current}) {
   return {
     leave: label.leave,
     keys: {
-      j: () => move(around.next, "This is the last of the list."),
-      k: () => move(around.previous, "This is the first of the list."),
+      j: () => move(around.next, "This is the last feature of the list."),
+      k: () => move(around.previous, "This is the first feature of the list."),
       r: () => chosen(source.random(sae.slug, list), "The list is empty."),
-      u: source.live ? () => chosen(source.unlabelled(sae.slug, feature.feature, list), "All of them have labels.")
+      u: source.live ? () => chosen(source.unlabelled(sae.slug, feature.feature, list), "All features have labels.")
         : undefined,
       l: source.live ? label.edit : undefined,
+      a: source.live ? label.accept : undefined,
+      x: source.live ? label.reject : undefined,
       e: () => {
         const open = !drawn.some((one) => one.element.classList.contains("wide"));
         drawn.forEach((one) => one.toggle(open));
@@ -79,12 +81,12 @@ function facts(feature) {
 }
 
 function dead(sae, feature, link) {
-  return h("div.columns", h("section.empty", {"data-testid": "dead"}, h("h2", "It never fired"),
-    h("p", `On none of the ${count(sae.rows)} tokens of the index. It may still fire on other text.`)),
+  return h("div.columns", h("section.empty", {"data-testid": "dead"}, h("h2", "This feature never fired"),
+    h("p", `It fired on none of the ${count(sae.rows)} tokens of the index. It may still fire on other text.`)),
   side(sae, feature, link));
 }
 
-/** Examples by group; the first is there at once, the others as soon as that has been painted. */
+/** Examples by group; the first group is shown at once, the others after it has been painted. */
 function groups(sae, feature, drawn, current) {
   const widen = (one) => source.live ? (before, after) =>
     source.window(sae.slug, feature.feature, one.place, before, after) : null;
@@ -124,7 +126,7 @@ function side(sae, feature, link) {
     h("li", h("a", {href: link(one.feature)}, String(one.feature)), name(one.feature), figure(one))));
 
   return h("aside.side",
-    feature.rows > 0 && block("Activations", "How often it fires how strongly; both scales are logarithmic",
+    feature.rows > 0 && block("Activations", "Number of tokens by activation; both scales are logarithmic",
       histogram(feature.histogram, {
       name: `Histogram of activations, from ${short(feature.histogram.edges[0])} to ${short(feature.max)}`,
         log: true})),
@@ -140,7 +142,7 @@ function side(sae, feature, link) {
           chip(text(one.token), {longest: 24})), h("span.number", `${short(one.lift)}×`),
           h("span.number.soft", `on ${count(one.rows)}`))))),
     feature.companions.length > 0 && block("Fires together with",
-      "Features on the same tokens; × how much more often than by chance",
+      "Features on the same tokens; ×: how much more often than by chance",
       others(feature.companions, (one) => h("span.number",
         {"data-tip": `${one.rows} tokens of the sample, lift ${one.lift}`}, `${short(one.lift)}×`))),
     feature.neighbours.length > 0 && block("Points the same way", "Cosine of the decoder directions",
@@ -153,5 +155,5 @@ function side(sae, feature, link) {
       "How much more often than by chance; the line is 1",
       lifts(feature.positions.map((one) => ({...one, name: one.first === one.last ? `position ${one.first}`
         : `${count(one.first)}–${count(one.last)}`})),
-        {name: "How often it fires at which positions"})));
+        {name: "How often it fires at each position"})));
 }

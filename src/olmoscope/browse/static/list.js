@@ -1,4 +1,4 @@
-// All features: sorted, filtered, searched, a page at a time.
+// The list of features, page by page, with sorting, filters and search.
 
 import {LIST_KEYS, go, listPart, note, to} from "./address.js";
 import {chip, count, h, percent, plain, say, short} from "./dom.js";
@@ -7,9 +7,10 @@ import {source} from "./source.js";
 const PAGE = 50;
 const COLUMNS = [
   {name: "Feature", sort: "feature", first: "false"},
-  {name: "Label"},
+  {name: "Label", sort: "score", help: "Sorted by the score of a proposed label: its detection AUROC on held-out text",
+    text: true},
   {name: "Prefers", help: "Tokens on which it fires more often than on others"},
-  {name: "Promotes", help: "Output tokens that its direction makes likelier"},
+  {name: "Promotes", help: "Output tokens that its direction makes more likely"},
   {name: "Density", sort: "density", help: "Share of tokens on which it fires"},
   {name: "Typical", sort: "mean", help: "Mean activation where it fires"},
   {name: "Max", sort: "max", help: "Largest activation seen"},
@@ -25,13 +26,13 @@ export async function drawList({sae, query, main, current}) {
   const random = async () => {
     const {feature} = await source.random(sae.slug, listPart(state));
     if (!current()) return;
-    if (feature === null) say("No feature is like that.", true);
+    if (feature === null) say("No feature matches.", true);
     else go(to(sae.slug, "feature", feature, listPart(state)));
   };
   const unlabelled = async () => {
     const {feature} = await source.unlabelled(sae.slug, sae.d_sae, listPart(state));
     if (!current()) return;
-    if (feature === null) say("All of them have labels.");
+    if (feature === null) say("All features have labels.");
     else go(to(sae.slug, "feature", feature, listPart(state)));
   };
 
@@ -82,18 +83,18 @@ export async function drawList({sae, query, main, current}) {
   }
 
   function nothing() {
-    return h("div.empty", {"data-testid": "nothing"}, h("p", "No feature is like that."),
+    return h("div.empty", {"data-testid": "nothing"}, h("p", "No feature matches."),
       h("p", h("a", {href: to(sae.slug, "features")}, "Show all features")));
   }
 
   function rows(lines) {
     const descending = (state.descending ?? "true") === "true";
-    const head = COLUMNS.map(({name, sort, help, first = "true"}) => {
+    const head = COLUMNS.map(({name, sort, help, first = "true", text}) => {
       if (!sort) return h("th", {scope: "col", title: help}, name);
       const isSorted = sort === sorted();
       const turned = isSorted ? String(!descending) : first;
       return h("th", {scope: "col", title: help, "aria-sort": isSorted ? (descending ? "descending" : "ascending")
-        : null, "class": sort === "feature" ? null : "number"},
+        : null, "class": sort === "feature" || text ? null : "number"},
         h("button.sort", {type: "button", "data-testid": `sort-${sort}`,
           on: {click: () => refresh({sort, descending: turned})}},
           name, h("span", {"aria-hidden": "true"}, isSorted ? (descending ? " ↓" : " ↑") : "")));
@@ -108,7 +109,9 @@ export async function drawList({sae, query, main, current}) {
     return h("tr", {"data-testid": "line", "data-feature": line.feature, "class": dead ? "dead" : null,
       on: {click: (event) => event.target.closest("a") || getSelection().toString() || go(address)}},
     h("th.feature", {scope: "row"}, h("a", {href: address}, String(line.feature))),
-    h("td.label", {"data-name": "Label"}, line.label ? h("bdi", plain(line.label, 120)) : h("span.none", "–")),
+    h("td.label", {"data-name": "Label"}, typeof line.score === "number" ? h("span.score", {"data-tip":
+      `detection AUROC of a proposed label: ${line.score}`}, `${line.score.toFixed(2)} `) : "",
+    line.label ? h("bdi", plain(line.label, 120)) : h("span.none", "–")),
     h("td.chips", {"data-name": "Prefers"}, dead ? h("span.none", "never fired")
       : line.tokens.slice(0, 4).map((text) => chip(text, {longest: 16}))),
     h("td.chips", {"data-name": "Promotes"}, line.promoted === null
@@ -129,7 +132,7 @@ export async function drawList({sae, query, main, current}) {
     spellcheck: "false", autocomplete: "off", "data-testid": `filter-${key}`, ...rest, on: {input: change}}));
   const words = (key, label) => field(key, label, "token", {size: 9, value: state[key] ?? ""},
     (event) => later({[key]: event.target.value}));
-  /** A number; it is shown times `scale` (100 for percentages). */
+  /** A number, shown multiplied by `scale` (100 for percentages). */
   const bound = (key, label, hint, scale) => field(key, label, hint,
     {size: 5, inputmode: "decimal", value: state[key] ? String(Number((Number(state[key]) * scale).toPrecision(12)))
       : ""},
@@ -149,14 +152,15 @@ export async function drawList({sae, query, main, current}) {
       bound("min_max", "Max from", "0", 1), bound("max_max", "to", "any", 1),
       words("token", "Prefers"), !sae.no_promoted && words("promoted", "Promotes"),
       select("dead", "Fires", [["", "any"], ["false", "yes"], ["true", "never (dead)"]]),
-      select("labelled", "Label", [["", "any"], ["true", "has one"], ["false", "has none"]])));
+      select("labelled", "Label", [["", "any"], ["true", "has one"], ["false", "has none"]]),
+      bound("min_score", "Score from", "0", 1)));
 
   const searching = state.search ? h("p.searching", "Labels and tokens with ", chip(state.search, {longest: 80}), " ",
     h("a", {href: to(sae.slug, "features", "", {...state, search: "", offset: ""})}, "clear")) : null;
   const fresh = [h("div.heading", h("h1", "Features"), found, h("div.actions",
     h("button", {type: "button", "data-testid": "random", title: "A random feature of this list (r)",
       on: {click: random}}, "Random"),
-    source.live && h("button", {type: "button", "data-testid": "unlabelled", title: "The first without a label (u)",
+    source.live && h("button", {type: "button", "data-testid": "unlabelled", title: "The first feature without a label (u)",
       on: {click: unlabelled}}, "Next unlabelled"))),
   filters, searching, table, pages];
   await show();

@@ -1,4 +1,4 @@
-// The frame of the page: which view the address asks for, the bar above it, and the keys.
+// The frame of the page: the view for the address, the bar above it, and the keys.
 
 import {go, read, to} from "./address.js";
 import {count, h, plain, say} from "./dom.js";
@@ -55,7 +55,7 @@ async function draw() {
   if (turn === drawing) drawn();
 }
 
-/** Whoever waits for the view (tests, measurements) can see that it is there. */
+/** Signals that the view is drawn, for tests and measurements. */
 function drawn() {
   main.removeAttribute("aria-busy");
   main.dataset.drawn = location.hash;
@@ -86,7 +86,7 @@ function bar(sae, current) {
       if (links[place].hasAttribute("aria-current")) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     });
-    return; // somebody is typing in it
+    return; // the user is typing in it
   }
   jump.dataset.sae = sae.slug;
   document.getElementById("bar").replaceChildren(
@@ -100,7 +100,7 @@ function bar(sae, current) {
 let typing;
 function searched(sae, text, current) {
   clearTimeout(typing);
-  if (/^\s*#?\d+\s*$/.test(text)) return; // a number waits for Enter
+  if (/^\s*#?\d+\s*$/.test(text)) return; // wait for Enter after a number
   typing = setTimeout(() => {
     const {query} = read();
     go(to(sae.slug, "features", "", {...(current === "features" ? query : {}), search: text.trim(), offset: ""}),
@@ -116,7 +116,7 @@ function entered(event, sae) {
     event.target.value = "";
     go(to(sae.slug, "feature", number));
     main.focus();
-  } else say(`There is no feature ${number}: they go from 0 to ${count(sae.d_sae - 1)}.`, true);
+  } else say(`There is no feature ${number}: features go from 0 to ${count(sae.d_sae - 1)}.`, true);
 }
 
 function switched(slug, current) {

@@ -1,4 +1,4 @@
-// Try a prompt: what each token makes the features do, and what one feature does over the text; two prompts side by side.
+// Try a prompt: which features fire on each token, and how one feature fires over the text; for one or two prompts.
 
 import {go, note, to} from "./address.js";
 import {chip, count, h, plain, say, short, visible} from "./dom.js";
@@ -8,14 +8,14 @@ import {suggest} from "./suggest.js";
 
 const SHOWN = 24;
 const BESIDE = 5;
-/** How features of a whole text are put in order. */
+/** Orders for the features of a whole text. */
 const ORDERS = {
   telling: {title: "most telling", help: "activation times −log density: strong, and rare elsewhere",
     score: (value, density) => value * -Math.log(density || 1e-9)},
   strong: {title: "strongest", help: "largest activation", score: (value) => value},
 };
 
-/** Load the model while somebody still writes; say so, and say why if it cannot be had. */
+/** Load the model while the user is still writing, and say so; if it fails, say why. */
 export async function wakeModel(sae, place, current) {
   const slow = setTimeout(() => { place.textContent = "loading the model …"; }, 300);
   try {
@@ -40,7 +40,7 @@ export async function drawPrompt({sae, query, main, current}) {
   const state = h("small", {role: "status", "data-testid": "model-state"});
 
   const boxes = [0, 1].map((side) => h("textarea", {rows: 4, spellcheck: "false",
-    "data-testid": side ? "other" : "prompt", placeholder: side ? "Another text to compare" : "Some text to read",
+    "data-testid": side ? "other" : "prompt", placeholder: side ? "Another text to compare" : "A text to read",
     "aria-label": side ? "The other prompt" : "Prompt", value: texts[side], on: {keydown: (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run();
     }}}));
@@ -49,7 +49,7 @@ export async function drawPrompt({sae, query, main, current}) {
   const answer = h("div", out, panel);
   const compare = h("button", {type: "button", "data-testid": "compare",
     on: {click: () => go(address({other: comparing ? undefined : boxes[0].value}))}},
-    comparing ? "Only one" : "Compare with another");
+    comparing ? "One prompt only" : "Compare with another");
   const button = h("button.strong", {type: "button", "data-testid": "read", on: {click: () => run()}}, "Read it");
 
   main.replaceChildren(
@@ -116,7 +116,7 @@ export async function drawPrompt({sae, query, main, current}) {
     rank();
   }
 
-  /** Under the text: each token with its strongest features. */
+  /** Below the text: each token with its strongest features. */
   function tokenByToken(read) {
     const most = Math.max(...read.active.map((active) => active[0]?.[1] ?? 0), 1e-9);
     return h("ol.tokens", {"data-testid": "tokens"}, read.tokens.map((token, place) =>
@@ -142,7 +142,7 @@ export async function drawPrompt({sae, query, main, current}) {
     show();
   }
 
-  /** What stands beside the text: features of the chosen token, or of the whole text. */
+  /** Beside the text: features of the chosen token, or of the whole text. */
   function rank() {
     const choices = h("select", {"aria-label": "Order", "data-testid": "order",
       on: {change: (event) => { order = event.target.value; rank(); }}},
@@ -190,8 +190,8 @@ export async function drawPrompt({sae, query, main, current}) {
   if (texts[0]) await run();
   else {
     wakeModel(sae, state, current);
-    out.replaceChildren(h("div.empty", h("p", "Nothing read yet."),
-      h("p", "Click a token to see its features, a feature to see where it fires.")));
+    out.replaceChildren(h("div.empty", h("p", "No text has been read yet."),
+      h("p", "Click a token to see its features, or a feature to see where it fires.")));
     if (query.text === undefined) await suggest(boxes[0], sae);
   }
   return {};

@@ -1,9 +1,9 @@
-// Where the data comes from: the server beside this page, or the plain files of a static site. Both answer the same.
+// The source of the data: the server of this page, or the plain files of a static site. Both give the same answers.
 
 import {early} from "./early.js";
 import {StaticSource} from "./static_source.js";
 
-/** The server's side. Every method answers with what browse/payload.py and browse/app.py give. */
+/** The server. browse/payload.py and browse/app.py define the answers of its methods. */
 class Server {
   live = true;
 
@@ -19,12 +19,13 @@ class Server {
     get(`api/${part(sae)}/window/${feature}/${place}/${before}/${after}`);
   history = (sae, feature) => get(`api/${part(sae)}/label/${feature}`);
   label = (sae, feature, body) => send("PUT", `api/${part(sae)}/label/${feature}`, body);
+  judge = (sae, proposal, verdict) => send("PUT", `api/${part(sae)}/proposal/${proposal}`, {verdict});
   importLabels = (sae, lines) => send("POST", `api/${part(sae)}/labels.jsonl`, {lines});
   labelsAddress = (sae) => `api/${part(sae)}/labels.jsonl`;
   wake = (sae) => send("POST", `api/${part(sae)}/wake`, {});
   prompt = (sae, text) => send("POST", `api/${part(sae)}/prompt`, {text});
 
-  /** Calls `each` with every line of the answer as it comes; aborting the signal stops the model too. */
+  /** Calls `each` with every line of the answer as it arrives; aborting the signal also stops the model. */
   async steer(sae, body, each, signal) {
     const answer = await ask(`api/${part(sae)}/steer`, {method: "POST", body: JSON.stringify(body), signal,
       headers: {"content-type": "application/json"}});

@@ -1,8 +1,9 @@
-// The data of a static site: plain files beside this page, read and searched here. browse/export.py writes them.
+// The data of a static site: plain files beside this page. browse/export.py writes them; this module reads and searches
+// them.
 
 import {plain} from "./dom.js";
 
-/** Answers as the server does, without what needs a model or a place to write. */
+/** Gives the server's answers, except for those that need a model or storage. */
 export class StaticSource {
   live = false;
   #lists = new Map();
@@ -10,9 +11,9 @@ export class StaticSource {
 
   saes = () => json("data/saes.json");
   about = (sae) => json(`data/${part(sae)}/about.json`);
-  window = () => Promise.reject(new Error("A static site has no more text than this."));
+  window = () => Promise.reject(new Error("A static site has no more text."));
 
-  /** The columns of the list, once. */
+  /** The columns of the list; loaded once. */
   #list(sae) {
     if (!this.#lists.has(sae)) this.#lists.set(sae, json(`data/${part(sae)}/list.json.gz`).then(prepared));
     return this.#lists.get(sae);
@@ -22,7 +23,8 @@ export class StaticSource {
     const list = await this.#list(sae);
     const {sort = "telling", search = "", token, promoted, dead, labelled} = query;
     const down = (query.descending ?? "true") === "true" ? -1 : 1;
-    const bounds = [["density", query.min_density, query.max_density], ["max", query.min_max, query.max_max]]
+    const bounds = [["density", query.min_density, query.max_density], ["max", query.min_max, query.max_max],
+      ["score", query.min_score, undefined]]
       .filter(([, low, high]) => low !== undefined || high !== undefined);
     const wanted = search.trim().toLowerCase();
     const found = [];
@@ -48,7 +50,7 @@ export class StaticSource {
     const from = Number(query.offset ?? 0);
     const lines = order.slice(from, from + Number(query.limit ?? 50)).map((place) =>
       Object.fromEntries(["feature", "rows", "density", "max", "mean", "tokens", "promoted",
-        "label"].map((key) => [key, list[key][place]])));
+        "label", "score"].map((key) => [key, list[key][place]])));
     return {total: order.length, lines};
   }
 
@@ -112,7 +114,7 @@ async function load(name) {
   try {
     answer = await fetch(name);
   } catch (error) {
-    throw new Error("The files of this site cannot be read. A browser reads them from a web server only: `python -m http.server` in the site's folder is one.", {cause: error});
+    throw new Error("The files of this site cannot be read. The browser needs a web server: run `python -m http.server` in the site's folder.", {cause: error});
   }
   if (!answer.ok) throw new Error(`${name} is missing from this site (${answer.status}).`);
   const bytes = new Uint8Array(await answer.arrayBuffer());

@@ -1,4 +1,4 @@
-// Steer: a text continued twice from the same seed, as it is and with chosen features changed.
+// Steer: continues a text twice from the same seed, unchanged and with chosen features changed.
 
 import {note, to} from "./address.js";
 import {h, plain, say, short, visible} from "./dom.js";
@@ -15,7 +15,7 @@ export async function drawSteer({sae, query, main, current}) {
   let edits = parse(query.edits);
   let running = null;
   const prompt = h("textarea", {rows: 3, spellcheck: "false", "aria-label": "Prompt", "data-testid": "prompt",
-    placeholder: "How the text begins", value: query.text ?? "",
+    placeholder: "Beginning of the text", value: query.text ?? "",
     on: {keydown: (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) run(); }}});
   const field = (name, label, value, rest) => h("label", h("span", label),
     h("input", {type: "number", "data-testid": name, value: query[name] ?? value, ...rest}));
@@ -24,7 +24,7 @@ export async function drawSteer({sae, query, main, current}) {
   const seed = field("seed", "Seed", "0", {min: 0, step: 1});
   const read = (label) => label.querySelector("input").value;
   const rows = h("div.edits", {"data-testid": "edits"});
-  const start = h("button.strong", {type: "button", "data-testid": "generate", on: {click: () => run()}}, "Write on");
+  const start = h("button.strong", {type: "button", "data-testid": "generate", on: {click: () => run()}}, "Generate");
   const stop = h("button", {type: "button", "data-testid": "stop", disabled: true,
     on: {click: () => running?.abort()}}, "Stop");
   const panes = Object.fromEntries(["plain", "steered"].map((side) =>
@@ -37,13 +37,13 @@ export async function drawSteer({sae, query, main, current}) {
 
   main.replaceChildren(
     h("div.heading", h("h1", "Steer"),
-      h("p.found", `Features of ${sae.site} are changed while the model writes. Strength counts in typical activations: a feature's mean where it fires.`)),
+      h("p.found", `Changes features of ${sae.site} while the model writes. Strength is in units of a feature's typical activation: its mean where it fires.`)),
     prompt, rows,
     h("div.fields", h("label", h("span", "Another feature"),
       h("span.join", adding, h("button", {type: "button", "data-testid": "add", on: {click: add}}, "Add"))), tokens,
       temperature, seed),
     h("div.actions", start, stop, state),
-    h("div.sides", h("section", h("h2", "As it is"), panes.plain), h("section", h("h2", "Steered"), panes.steered)));
+    h("div.sides", h("section", h("h2", "Unchanged"), panes.plain), h("section", h("h2", "Steered"), panes.steered)));
 
   function address() {
     return to(sae.slug, "steer", "", {text: prompt.value,
@@ -106,7 +106,7 @@ export async function drawSteer({sae, query, main, current}) {
 
   async function run() {
     if (!prompt.value) {
-      say("Write how the text begins.", true);
+      say("Write the beginning of the text.", true);
       return;
     }
     note(address());

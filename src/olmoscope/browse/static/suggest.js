@@ -1,9 +1,9 @@
-// A text to begin with, so that a page with an empty box shows something at one click.
+// An initial text, so that a page with an empty box shows something after one click.
 
 import {source} from "./source.js";
 
-/** Fill an empty box with the text around the strongest example of the first feature of the list, if anything ever
- * fired. Whatever somebody writes meanwhile stays. */
+/** Fill an empty box with the text around the strongest example of the first feature of the list, if any feature
+ * fired. If the user writes something meanwhile, it stays. */
 export async function suggest(box, sae) {
   const {lines: [line]} = await source.features(sae.slug, {dead: "false", limit: 1});
   if (!line) return;

@@ -1,4 +1,4 @@
-// One small box that gives the exact figures of whatever carries data-tip: under the pointer, or reached by keys.
+// A tooltip with the exact figures of the element with data-tip that is under the pointer or has the focus.
 
 const tip = document.getElementById("tip");
 
@@ -17,7 +17,7 @@ export function watchTips() {
 
 const makers = new WeakMap();
 
-/** Give an element figures that are put into words only when somebody looks. */
+/** Give an element a tooltip whose text is made only when it is shown. */
 export function tipLater(target, words) {
   target.dataset.tip = "";
   makers.set(target, words);

@@ -1,5 +1,5 @@
-// Two comforts: what the charts' titles say appears at once beside the pointer, and a button copies the figures.
-// Without this script the titles are the browser's own tips, and the figures stand in the element #data.
+// Two conveniences: the titles in charts appear at once beside the pointer, and a button copies the figures.
+// Without this script the browser shows the titles as its own tooltips, and the figures are in the element #data.
 "use strict";
 const tip = document.getElementById("tip");
 let shown = null;
@@ -35,7 +35,7 @@ button.addEventListener("click", async () => {
     await navigator.clipboard.writeText(JSON.stringify(JSON.parse(text), null, 2));
     button.textContent = "Copied";
   } catch {
-    button.textContent = "This browser refuses to copy from here";
+    button.textContent = "The browser did not allow copying";
   }
   setTimeout(() => { button.textContent = "Copy all figures as JSON"; }, 2500);
 });

@@ -111,7 +111,7 @@ def fold_scale(tensors: dict[str, Tensor], scale: float, scale_out: float) -> No
 
 
 def _decoder_norms(tensors: Mapping[str, Tensor]) -> Tensor:
-    """Of each row, `[F]`, float64."""
+    """The norm of each decoder row, `[F]`, float64."""
     norms_F: Tensor = torch.linalg.vector_norm(tensors["W_dec"], dim=1, dtype=torch.float64)
     return norms_F
 

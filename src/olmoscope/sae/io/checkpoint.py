@@ -1,13 +1,13 @@
-"""The checkpoint files of our own runs: an SAE's tensors among the trainer's, and what the file says of the SAE.
+"""The checkpoint files of our own runs: the SAE's tensors beside the trainer's, and metadata about the SAE.
 
-    W, or W_enc and W_dec, b_latent, b_pre     the parameters, as `SparseCoder.state_dict` names them; of a transcoder
-                                               b_in, b_out and perhaps W_skip in place of b_pre
-    sinks.directions_SD, ...                   of an SAE with latents for attention sinks (sae/sinks.py)
-    ACTIVATION.threshold or .log_threshold     the threshold of a rule that has one (`THRESHOLDS`)
+    W, or W_enc and W_dec, b_latent, b_pre     the parameters, as `SparseCoder.state_dict` names them; a transcoder has
+                                               b_in, b_out and perhaps W_skip instead of b_pre
+    sinks.directions_SD, ...                   for an SAE with latents for attention sinks (sae/sinks.py)
+    ACTIVATION.threshold or .log_threshold     the threshold, if the rule has one (`THRESHOLDS`)
 
-How they lie on disk says checkpoint_file.py. The rest is the trainer's own (train/checkpoint.py). What the file says
-stands in its metadata as JSON: `activation`, `k`, `normalize`; of a coder that is no SAE of one site `transcoder`, and
-`scales` and `widths` of the sites that it reads, which are folded into the weights here; and the trainer's own again.
+checkpoint_file.py describes their layout on disk. All other tensors are the trainer's own (train/checkpoint.py). The
+metadata is JSON: `activation`, `k`, `normalize`; for a coder that is not an SAE of one site, `transcoder`, and the
+`scales` and `widths` of the sites that it reads, which are folded into the weights here; and the trainer's own keys.
 docs/formats.md lists everything.
 """
 
@@ -27,47 +27,47 @@ from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
 
 PARAMETERS = ("W", "W_enc", "W_dec", "b_latent", "b_pre", "b_in", "b_out", "W_skip")
-"""All that a coder in training may have; a file has those that its kind needs."""
+"""All parameters that a coder in training may have; a file has those that its kind needs."""
 
 SINKS = "sinks"
-"""What the tensors of the sinks' latents begin with."""
+"""Prefix of the names of the tensors for the sinks' latents."""
 
 THRESHOLDS = {"batchtopk": "threshold", "jumprelu": "log_threshold"}
-"""What the threshold of a rule is called: one for all latents, or the logarithm of each latent's."""
+"""The name of a rule's threshold: one threshold for all latents, or the logarithm of each latent's."""
 
 
 def step_of(path: Path) -> int:
-    """After how many steps a checkpoint was written: its name says it, `step-00004883.safetensors`.
+    """The number of steps after which a checkpoint was written, from its name: `step-00004883.safetensors`.
 
     Raises:
-        UserError: it is not called so.
+        UserError: it does not have such a name.
     """
     number = path.stem.removeprefix("step-")
     if not number.isdecimal():
-        raise UserError(f"{path} is not a checkpoint (checkpoints/step-00001000.safetensors)")
+        raise UserError(f"{path} is not a checkpoint: these have names like checkpoints/step-00001000.safetensors")
     return int(number)
 
 
 def rule_tensor(activation: str, name: str) -> str:
-    """The name in the file of a tensor that an activation rule calls `name`."""
+    """The name in the file for the tensor `name` of an activation rule."""
     return f"{activation}.{name}"
 
 
 def write_checkpoint(path: Path, sae: TopK, activation: str, tensors: Mapping[str, Tensor],
                      said: Mapping[str, Any]) -> None:
-    """Write a checkpoint of one file, or the shared file of one in shards, atomically.
+    """Write a checkpoint that is one file, or the shared file of a checkpoint in shards, atomically.
 
     Args:
-        sae: the SAE in training; of shards any.
-        activation: its rule.
-        tensors: everything, the SAE's parameters among it.
-        said: what else the metadata says, as JSON values.
+        sae: the SAE in training; for shards, any one of them.
+        activation: its activation rule.
+        tensors: all tensors, including the SAE's parameters.
+        said: further metadata, as JSON values.
     """
     write_tensors(path, tensors, {"activation": activation, "k": sae.k, "normalize": sae.normalize, **said})
 
 
 def read_checkpoint(path: Path) -> TopK | JumpReLU:
-    """Only the SAE of a checkpoint, float32, on the CPU, as its training leaves it: one trained by BatchTopK is a
+    """Only the SAE of a checkpoint, float32, on the CPU, in its form for inference: an SAE trained by BatchTopK is a
     JumpReLU whose latents share a threshold.
 
     Raises:
@@ -93,8 +93,8 @@ def read_checkpoint(path: Path) -> TopK | JumpReLU:
 
 
 def read_alive(path: Path, window: int) -> Tensor:
-    """Which latents of a checkpoint's SAE fired in the last `window` tokens that it was trained on (in all of them, if
-    they were fewer), bool `[F]`. Latents for sinks are not trained, and count as alive.
+    """Which latents of a checkpoint's SAE fired in the last `window` training tokens (in all of them, if there were
+    fewer), bool `[F]`. Latents for sinks are not trained and count as alive.
 
     Raises:
         UserError: damaged file.
@@ -106,6 +106,6 @@ def read_alive(path: Path, window: int) -> Tensor:
 
 
 def read_sinks(file: Any) -> Sinks | None:
-    """The sinks in an open checkpoint; None: its SAE has none."""
+    """The sinks in an open checkpoint; None if its SAE has none."""
     names = [name for name in file.keys() if name.startswith(f"{SINKS}.")]  # noqa: SIM118  (the file is no mapping)
     return Sinks(**{name.removeprefix(f"{SINKS}."): file.get_tensor(name) for name in names}) if names else None

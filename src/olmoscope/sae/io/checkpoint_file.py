@@ -1,13 +1,13 @@
-"""How a checkpoint of our own runs lies on disk: one safetensors file, or a folder of shards.
+"""The layout on disk of a checkpoint of our own runs: one safetensors file, or a folder of shards.
 
     step-00001000.safetensors            everything
-    step-00001000/                       of an SAE that was trained in shards (`train.shards`)
+    step-00001000/                       for an SAE that was trained in shards (`train.shards`)
         shard-003-of-008.safetensors     what belongs to the latents of a shard; in order, one behind the other, these
                                          tensors are the whole SAE's
         shared.safetensors               the rest, and what the checkpoint says of itself; written last: a folder
-                                         without it is not complete, and nobody reads it
+                                         without it is not complete, and is not read
 
-What the tensors are says checkpoint.py. Files say things in their metadata as JSON, under `olmoscope`.
+checkpoint.py describes the tensors. Each file has metadata as JSON, under `olmoscope`.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ def is_complete(path: Path) -> bool:
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Remove a checkpoint; killed half-way, it leaves a folder that is not complete."""
+    """Remove a checkpoint; if killed half-way, this leaves a folder that is not complete."""
     if path.is_dir():
         (path / SHARED).unlink(missing_ok=True)
     remove(path)
@@ -54,7 +54,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
 
 @contextlib.contextmanager
 def opened_file(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
-    """A file's metadata, and the file; what turns out to be wrong with it while it is open is a UserError."""
+    """A file's metadata, and the file; any damage found while it is open becomes a UserError."""
     try:
         with safe_open(path, "pt") as file:
             yield json.loads((file.metadata() or {})[METADATA]), file
@@ -67,11 +67,10 @@ def opened_file(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
 
 @contextlib.contextmanager
 def opened_checkpoint(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
-    """What a checkpoint says of itself, and its tensors: `keys()`, `get_tensor(name)`. Shards are joined, one tensor at
-    a time.
+    """A checkpoint's metadata, and its tensors: `keys()`, `get_tensor(name)`. Shards are joined, one tensor at a time.
 
     Raises:
-        UserError: a file is missing or damaged; it says which.
+        UserError: a file is missing or damaged; the message names it.
     """
     with opened_file(path / SHARED if path.is_dir() else path) as (metadata, file):
         yield metadata, _Joined(path, metadata, file) if path.is_dir() else file
@@ -91,18 +90,18 @@ def opened_shard(folder: Path, number: int, metadata: Mapping[str, Any]) -> Iter
     try:
         with opened_file(path) as (said, file):
             if said["step"] != metadata["step"]:
-                raise UserError(f"{path} is of step {said['step']}, and the checkpoint of step {metadata['step']}; "
+                raise UserError(f"{path} is of step {said['step']}, but the checkpoint is of step {metadata['step']}; "
                                 f"delete {folder}: an earlier checkpoint is used if there is one")
             yield file
     except UserError as error:
         if path.exists():
             raise
-        raise UserError(f"{path} is missing, and the checkpoint is nothing without it; put it back, or delete "
+        raise UserError(f"{path} is missing, and the checkpoint cannot be used without it; put it back, or delete "
                         f"{folder}: an earlier checkpoint is used if there is one") from error
 
 
 class _Joined:
-    """The tensors of a folder of shards, as those of a file."""
+    """The tensors of a folder of shards, read like those of one file."""
 
     def __init__(self, folder: Path, metadata: Mapping[str, Any], shared: Any) -> None:
         self.folder, self.metadata, self.shared = folder, metadata, shared

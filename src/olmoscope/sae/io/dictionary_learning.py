@@ -142,7 +142,7 @@ def write(opened_sae: Opened, path: Path) -> Path:
         tensors = {"W_enc": sae.W_enc.float().T, "b_enc": encoder_bias(sae, None), "W_dec": sae.W_dec.float(),
                    "b_dec": sae.b_out.float(), "threshold": sae.threshold.float()}
     path.mkdir(parents=True, exist_ok=True)
-    (path / CONFIG).unlink(missing_ok=True)  # nobody takes the folder for an SAE while new weights replace old ones
+    (path / CONFIG).unlink(missing_ok=True)  # it must not be read while new weights replace old ones
     with atomic_path(path / MARK) as temporary:
         torch.save({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()},
                    temporary)

@@ -46,7 +46,7 @@ class Header:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the largest tensor."""
+        """The dtype of the largest tensor."""
         largest = max(self.shapes, key=lambda name: int(np.prod(self.shapes[name])), default=None)
         return (None if largest is None else self.dtypes[largest]) or torch.float32
 

@@ -39,7 +39,7 @@ def sizes(place: Place, file: str, layout: Layout, kind: str, *, optional: Colle
         raise UserError(f"{where} has no {missing[0]}; {kind} has {', '.join(layout)}, this file "
                         f"{', '.join(sorted(shapes)) or 'nothing'}")
     if unknown := sorted(set(shapes) - set(layout) - set(ignored)):
-        raise UserError(f"{where} holds {unknown[0]}, which is unknown in {kind}: without it the SAE might compute "
+        raise UserError(f"{where} holds {unknown[0]}, which {kind} does not have: without it the SAE might compute "
                         "something else")
     for name, (_, dimensions) in sorted(layout.items(), key=lambda item: -len(item[1][1])):
         if name not in shapes:
@@ -50,8 +50,8 @@ def sizes(place: Place, file: str, layout: Layout, kind: str, *, optional: Colle
             if found.setdefault(letter, size) != size:
                 first = next(other for other, (_, letters) in layout.items() if letter in letters and other in shapes
                              and other != name and shapes[other][letters.index(letter)] == found[letter])
-                raise UserError(f"{where}: {name} is {list(shapes[name])}, and {first} {list(shapes[first])}: they do "
-                                "not fit together")
+                raise UserError(f"{where}: {name} is {list(shapes[name])}, and {first} is {list(shapes[first])}: they "
+                                "do not fit together")
     return found
 
 

@@ -123,7 +123,7 @@ def _layout(config: Mapping[str, Any], file: str) -> Layout:
 
 
 def _scales(place: Place, config: Mapping[str, Any], file: str) -> tuple[float, float]:
-    """The factors on rows before encoding, and under what is decoded."""
+    """The factor on rows before encoding, and the divisor of the decoder's output."""
     if (config.get("norm_activation") or "dataset-wise") != "dataset-wise":
         return 1.0, 1.0
     hooks = [str(config.get(key)) for key in ("hook_point_in", "hook_point_out")]

@@ -1,4 +1,4 @@
-"""What an opened SAE says of itself, whatever format it came in."""
+"""An opened SAE and what its files say about it, in the same form for every format."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from olmoscope.sae.coder import SparseCoder
 from olmoscope.site import Site
 
 Kind = Literal["run", "folder", "file", "hub"]
-"""A run of ours, a folder of one SAE, a file of one SAE, or such a folder of the hub."""
+"""A run of ours, a folder of one SAE, a file of one SAE, or such a folder or file on the hub."""
 
 
 @dataclass(frozen=True)
@@ -21,24 +21,25 @@ class Opened:
 
     Attributes:
         sae: float32, on the CPU; it knows the sites that it reads and writes.
-        name: what tables call it: a run's SAE id, the name of a folder or file, a hub id.
+        name: its name in tables: a run's SAE id, the name of a folder or file, or a hub id.
         model_name: the language model, as its files name it; None if they do not say.
-        model_revision: of that model, where known.
-        architecture: as SAELens calls it: `topk`, `jumprelu`, `standard`, `gated`, ...
-        folder: where its files are (for the hub: in the cache); of a `file` the file itself.
-        kind: what sort of place it came from.
+        model_revision: the revision of that model, if known.
+        architecture: SAELens' name for it: `topk`, `jumprelu`, `standard`, `gated`, ...
+        folder: where its files are (for the hub: in the cache); for a `file`, the file itself.
+        kind: what kind of place it came from.
         identity: the run's hash, or `sha256:` and a hash of its files.
-        bos: whether it was trained on sequences that begin with BOS; `auto` where its files do not say (then as the
-            tokenizer does by itself).
-        context_size: the length of those sequences, where known.
-        dtype: in which the weights are kept; what a file holds in more bits is rounded to it before it becomes float32.
-        metadata: whatever else its files say, as they say it.
-        model_architecture: of the language model, e.g. `Olmo3ForCausalLM`, where its files say it.
-        model_layers: of the whole model, likewise.
-        step: of the checkpoint, where it is one of a run; None: as its training ended.
-        unread: which tokens it was trained without, in words; None where all were read, or its files do not say.
-        files: the SHA-256 of each file that was read, by its path in the folder; empty for a run of ours, which
-            its hash identifies.
+        bos: whether it was trained on sequences that begin with BOS; `auto` if its files do not say (then the tokenizer
+            decides).
+        context_size: the length of those sequences, if known.
+        dtype: the dtype of the weights; values that a file holds in more bits are rounded to it before they become
+            float32.
+        metadata: everything else in its settings, unchanged.
+        model_architecture: the language model's architecture, e.g. `Olmo3ForCausalLM`, if its files say.
+        model_layers: the number of layers of the whole model, if its files say.
+        step: the step of an intermediate checkpoint of a run; None for the end of training.
+        unread: which tokens training left out, in words; None if it left out none, or if the files do not say.
+        files: the SHA-256 of each file that was read, by its path in the folder; empty for a run of ours, which is
+            identified by its hash.
     """
 
     sae: SparseCoder
@@ -66,23 +67,22 @@ class Opened:
 
     @property
     def writes(self) -> tuple[Site, ...]:
-        """The sites that it writes: those that it reads, but of a transcoder."""
+        """The sites that it writes: those that it reads, unless it is a transcoder."""
         return self.sae.writes
 
     @property
     def site(self) -> Site:
-        """The site that it writes; of a crosscoder the last in the model that it is about, from which that model goes
-        on."""
+        """The site that it writes; for a crosscoder, the last one in its own model, from which that model continues."""
         return [site for site in self.sae.writes if not site.model][-1]
 
     @property
     def d_model(self) -> int | None:
-        """Width of the model's residual stream; None where the sites do not tell it."""
+        """Width of the model's residual stream; None if it does not follow from the sites."""
         for sites, width in ((self.writes, self.sae.d_out), (self.reads, self.sae.d_in)):
             if all(site.in_stream for site in sites):
                 return width // len(sites)
         return None
 
     def unread_note(self) -> str | None:
-        """What to tell who measures it on all tokens."""
+        """A note for users who measure it on all tokens."""
         return self.unread and f"note: {self.name} was trained without {self.unread}; here they are read too"

@@ -1,4 +1,4 @@
-"""How an SAE will be read, as its settings and the shapes of its tensors show before the tensors are loaded.
+"""How an SAE will be read, according to its settings and the shapes of its tensors, before the tensors are loaded.
 
     u = n(s x) [− b_dec]        z = rule(u W_enc + b_enc)        out = n⁻¹(z W_dec + b_dec) / s_out [+ W_skip x]
 
@@ -24,20 +24,20 @@ from olmoscope.site import Site
 Rule = Literal["topk", "abstopk", "relu", "jumprelu", "gated", "groupmax"]
 
 ARCHITECTURES: dict[Rule, str] = {"relu": "standard", "abstopk": "topk"}
-"""SAELens' names for rules that it calls otherwise."""
+"""SAELens' names for rules that have another name there."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What an SAE is, and with what convention it is read.
+    """What an SAE is, and by which convention it is read.
 
     Attributes:
-        format: what the format is called, with its article.
+        format: the format's name, with its article.
         rule: which latents are active.
         d_in, d_out, d_sae: D, O, F.
         files: all files that are read, the largest file of weights first.
-        reads, writes: its sites; empty where they are not stated.
-        model_name, model_revision: the language model; None where not stated.
+        reads, writes: its sites; empty if they are not stated.
+        model_name, model_revision: the language model; None if not stated.
         k: active latents of topk and abstopk, groups of groupmax.
         transcoder: it writes another site than it reads.
         centred: whether the encoder subtracts b_dec.
@@ -45,11 +45,11 @@ class Reading:
         normalize: n.
         scale, scale_out: s and s_out.
         by_decoder_norm: pre-activations are multiplied by the norm of the latent's decoder row before the rule.
-        unit_rows: so are the codes, and decoder rows are divided by it.
+        unit_rows: codes are multiplied by that norm too, and decoder rows are divided by it.
         skip: whether there is a W_skip.
-        bos, context_size: of the sequences that it was trained on.
-        dtype: of the weights.
-        notes: anything unusual, such as a tool that reads it in another way; a sentence each.
+        bos, context_size: whether the training sequences begin with BOS, and their length.
+        dtype: dtype of the weights.
+        notes: anything unusual, such as a tool that reads it in another way; one sentence each.
         stated: figures that its owner published, by name.
         metadata: the settings in its files.
         unread: tokens that were left out in training, in words.
@@ -85,7 +85,7 @@ class Reading:
 
     @property
     def architecture(self) -> str:
-        """As SAELens calls it."""
+        """SAELens' name for it."""
         name = ARCHITECTURES.get(self.rule, self.rule)
         return name if not self.transcoder else {"standard": "transcoder", "jumprelu": "jumprelu_transcoder"}.get(
             name, name)

@@ -1,10 +1,10 @@
-"""A torch checkpoint of the reference trainer, opened as it is (inference weights only).
+"""A torch checkpoint of the reference trainer, opened without conversion (inference weights only).
 
 The trainer saves with `torch.save` a mapping with `model` (the state of an autoencoder in the form of OpenAI's
 sparse_autoencoder: `encoder.weight [F, D]`, `pre_bias [D]`, `latent_bias [F]`, `activation`, the name of a class,
 `activation_state_dict` {`k`, `postact_fn`, again a class name}, three statistics buffers) and beside it `optimizer`,
 `layer`, `n_inputs`, `n_latents`, `top_k`, `normalize` and the settings of the run. The decoder is tied, so its weight
-may be absent; where it is there, it must equal the encoder's. Nothing in the file is executed (torch_file.py).
+may be absent; if it is there, it must equal the encoder's. Nothing in the file is executed (torch_file.py).
 
 Shapes: D d_model, F latents.
 """
@@ -32,19 +32,19 @@ MARK = "a torch file"
 SEARCH: str | None = None
 
 STATISTICS = ("stats_last_nonzero", "latents_activation_frequency", "latents_mean_square")
-"""Buffers that the trainer keeps for itself."""
+"""Buffers that only the trainer uses."""
 
 TIED = {"decoder.weight": True, "decoder.linear.weight": False}
-"""Names under which a tied decoder is saved, and whether it stands there transposed (`[D, F]`)."""
+"""Names under which a tied decoder is saved, and whether it is transposed there (`[D, F]`)."""
 
 PARAMETERS = ("encoder.weight", "pre_bias", "latent_bias", "activation", "activation_state_dict")
 
 NORMALIZE: dict[str, Normalize] = {"false": "none", "none": "none", "raw": "none", "true": "layer_norm",
                                    "layer_norm": "layer_norm", "layernorm": "layer_norm"}
-"""What the trainer's `normalize` may say, a truth value or a text."""
+"""Possible values of the trainer's `normalize`: a boolean or a text."""
 
 SETTINGS = ("batch_size", "lr", "mean_loss", "epoch", "step", "seed")
-"""Numbers beside the model that are kept in the metadata where they are there."""
+"""Numbers beside the model that go into the metadata if they are there."""
 
 
 def detect(place: Place) -> bool:
@@ -73,11 +73,11 @@ def read(place: Place, site: Site | None = None) -> Opened:
     """Read the SAE of a checkpoint.
 
     Args:
-        site: what it reads, if the checkpoint does not say it.
+        site: the site that it reads, if the checkpoint does not say.
 
     Raises:
-        UserError: missing, damaged or executable file, another kind of SAE, parts that disagree, weights that are not
-            finite, or another site than `site`.
+        UserError: the file is missing, damaged or executable; it has another kind of SAE; its parts disagree; weights
+            are not finite; or it has another site than `site`.
     """
     if place.file is None:
         raise UserError(f"{place.where()} is a folder; name the checkpoint file in it")
@@ -102,7 +102,7 @@ def _read_sae(model: Mapping[str, Any], tree: Mapping[str, Any], path: Path) -> 
                         f"{', '.join(PARAMETERS)}")
     unknown = [name for name in model if name not in (*PARAMETERS, *STATISTICS, *TIED)]
     if unknown:
-        raise UserError(f"{path}: model has {unknown[0]!r}, which a tied TopK autoencoder does not: importing "
+        raise UserError(f"{path}: model has {unknown[0]!r}, which a tied TopK autoencoder does not have: importing "
                         "without it would change what the SAE computes")
     W_FD = _tensor(model, "encoder.weight", 2, path)
     latents, inputs = W_FD.shape
@@ -132,7 +132,7 @@ def _k(model: Mapping[str, Any], tree: Mapping[str, Any], latents: int, path: Pa
             raise UserError(f"{path}: activation_state_dict has no {name}")
     if _class_name(state["postact_fn"]).lower() != "relu":
         raise UserError(f"{path}: postact_fn is {state['postact_fn']!r}; SAELens' TopK applies ReLU after the "
-                        "top-k, so another one cannot be exported")
+                        "top-k, so another function cannot be exported")
     k = _whole(state["k"], "activation_state_dict.k", path)
     if not 1 <= k <= latents:
         raise UserError(f"{path}: activation_state_dict.k is {k}, which is not between 1 and {latents} latents")
@@ -178,12 +178,12 @@ def _tensor(model: Mapping[str, Any], name: str, dimensions: int, path: Path) ->
 def _mapping(tree: Mapping[str, Any], name: str, path: Path) -> Mapping[str, Any]:
     value = tree.get(name)
     if not isinstance(value, Mapping):
-        raise UserError(f"{path} has no mapping `{name}`: it is no checkpoint of the reference trainer")
+        raise UserError(f"{path} has no mapping `{name}`: it is not a checkpoint of the reference trainer")
     return value
 
 
 def _class_name(value: Any) -> str:
-    """`ReLU` of `ReLU`, `ReLU()` or `torch.nn.ReLU`."""
+    """`ReLU` from `ReLU`, `ReLU()` or `torch.nn.ReLU`."""
     return str(value).removesuffix("()").rpartition(".")[2]
 
 

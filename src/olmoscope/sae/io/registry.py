@@ -33,7 +33,7 @@ def registered(address: str) -> Registered:
     saes = {str(sae["id"]): sae for sae in entry["saes"]}
     if name not in saes:
         few = ", ".join(list(saes)[:3])
-        raise UserError(f"{address}: release {release} has {len(saes)} dictionaries, none of them {name!r}"
+        raise UserError(f"{address}: release {release} has {len(saes)} dictionaries, but none is called {name!r}"
                         f"{did_you_mean(name, saes) or f' (they are called {few}, ...)'}")
     return _entry(release, entry, saes[name])
 
@@ -49,7 +49,7 @@ def in_release(address: str) -> list[str]:
 
 
 def entries() -> Iterator[Registered]:
-    """All of the registry.
+    """All entries of the registry.
 
     Raises:
         UserError: SAELens is not installed.
@@ -60,7 +60,7 @@ def entries() -> Iterator[Registered]:
 
 
 def read_release(release: str) -> Mapping[str, Any]:
-    """What the registry says of one release.
+    """What the registry says about one release.
 
     Raises:
         UserError: SAELens is not installed, or its registry has no such release.
@@ -74,7 +74,7 @@ def read_release(release: str) -> Mapping[str, Any]:
 
 @cache
 def releases() -> dict[str, str]:
-    """Each release's text by its name.
+    """The text of each release in the YAML file, by its name.
 
     Raises:
         UserError: SAELens is not installed.

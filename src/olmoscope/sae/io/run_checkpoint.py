@@ -1,4 +1,4 @@
-"""A checkpoint that a finished run of ours keeps (`train.checkpoints`): the SAE as it was after so many steps.
+"""A checkpoint that a finished run of ours keeps (`train.checkpoints`): the SAE after a number of steps.
 
     RUN/checkpoints/step-00001000.safetensors    or the folder RUN/checkpoints/step-00001000, if it is in shards
 """
@@ -38,10 +38,10 @@ def look(place: Place, site: Site | None = None) -> Reading:
 
 
 def read(place: Place, site: Site | None = None) -> Opened:
-    """Read the SAE of a checkpoint. It is called `RUN@STEP`.
+    """Read the SAE of a checkpoint. Its name is `RUN@STEP`.
 
     Args:
-        site: refused if it is not the run's.
+        site: must be the run's, if given.
 
     Raises:
         UserError: the run is not finished, or see `run_folder.read`.

@@ -1,10 +1,10 @@
-"""A finished run of ours: its recipe, what done.json says of the SAE, and its final checkpoint.
+"""A finished run of ours: its recipe, what done.json says about the SAE, and its final checkpoint.
 
     recipe.yaml                     the recipe, resolved
-    done.json                       which SAE of it this is, and where its activations came from
+    done.json                       which SAE of the recipe this is, and where its activations came from
     checkpoints/step-N.safetensors  the weights (checkpoint.py); the trainer writes all of these
 
-Only the keys that are used are named, and each of them must be there.
+The models name only the keys that are used, and each of these must be there.
 """
 
 import re
@@ -41,7 +41,7 @@ class _Read(BaseModel):
 
 
 class ModelRead(_Read):
-    """The language model, as the store knows it."""
+    """The language model, as recorded in the store."""
 
     name: str
     revision: str | None
@@ -50,16 +50,16 @@ class ModelRead(_Read):
     num_layers: int
     layers_path: str
     base: str | None = None
-    """What it is an adapter of."""
+    """The base model, if it is an adapter."""
 
     @property
     def shown(self) -> str:
-        """What others are told it is: a folder by its own name, since its path says nothing elsewhere."""
+        """Its public name: for a folder only the folder's name, since its path means nothing elsewhere."""
         return Path(self.name).name if Path(self.name).is_absolute() else self.name
 
     @property
     def on_hub(self) -> bool:
-        """Whether `name` is a hub repository: only there is a revision a commit, of 40 hex digits."""
+        """Whether `name` is a hub repository: only there the revision is a commit of 40 hex digits."""
         return bool(re.fullmatch(r"[\w.-]+/[\w.-]+", self.name) and re.fullmatch(r"[0-9a-f]{40}", self.revision or ""))
 
 
@@ -69,9 +69,9 @@ class StoreRead(_Read):
     model: ModelRead
     sites: list[SiteName] | None = None
     widths: list[int] | None = None
-    """D of each; None, as `sites`, in files written before there were sites other than residual streams."""
+    """D of each; None, like `sites`, in files of versions that had only residual streams."""
     modules: list[SiteModule] | None = None
-    """The module that each is at; None in files written before this was written down."""
+    """The module at which each site is; None in files written before this was recorded."""
 
     def width(self, site: Site) -> int:
         """D of a site."""
@@ -80,14 +80,14 @@ class StoreRead(_Read):
         return self.widths[self.sites.index(site)]
 
     def module(self, site: Site) -> SiteModule | None:
-        """The module that a site is at; None where nothing says it."""
+        """The module at which a site is; None if it is not recorded."""
         if self.sites is None or self.modules is None:
             return module_by_layer(self.model.layers_path, site)
         return self.modules[self.sites.index(site)]
 
 
 class DoneRead(_Read):
-    """done.json: what it says of the SAE."""
+    """What done.json says about the SAE."""
 
     sae: str
     run_hash: str
@@ -100,7 +100,7 @@ Done = TypeVar("Done", bound=DoneRead)
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A run folder whose training is over."""
+    """The folder of a finished run."""
 
     folder: Path
     recipe: Recipe
@@ -116,16 +116,15 @@ class RunFolder:
         """The trained SAE, on the CPU.
 
         Args:
-            checkpoint: of an earlier step; None: the last one.
+            checkpoint: a checkpoint of an earlier step; None: the last one.
 
         Raises:
-            UserError: missing or damaged checkpoint, or one of another kind, shape, k or normalisation than the
-                recipe's.
+            UserError: the checkpoint is missing or damaged, or its kind, shape, k or normalisation is not the recipe's.
         """
         path = checkpoint or self.checkpoint
         sae, wanted = read_checkpoint(path), self.sae
         kind = {"topk": TopK, "groupmax": GroupMax}.get(wanted.activation, JumpReLU)
-        k = sae.k if isinstance(sae, TopK) else wanted.k  # which leaves no trace in a JumpReLU
+        k = sae.k if isinstance(sae, TopK) else wanted.k  # a JumpReLU does not record its k
         width = sum(self.done.store.width(site) for site in wanted.reads)
         found = (type(sae), sae.d_sae, sae.d_in, k, sae.normalize)
         if found != (kind, wanted.d_sae, width, wanted.k, wanted.normalize):
@@ -164,14 +163,14 @@ def read(place: Place, site: Site | None = None) -> Opened:
 
 
 def reading(run: RunFolder, site: Site | None, checkpoint: Path | None = None) -> Reading:
-    """How the SAE of a run is read, as it ended or at an earlier checkpoint.
+    """How the SAE of a run is read, at the end of training or at an earlier checkpoint.
 
     Raises:
         UserError: damaged checkpoint; another site than `site`.
     """
     refuse_other_site(run.folder, site, run.sae.site)
     sae, store, path = run.sae, run.done.store, checkpoint or run.checkpoint
-    weights = sorted(path.iterdir()) if path.is_dir() else [path]  # shards, and at last what they share
+    weights = sorted(path.iterdir()) if path.is_dir() else [path]  # the shards, then their shared file
     try:
         with weights[-1].open("rb") as file:
             header = read_header(file, str(weights[-1]))
@@ -189,7 +188,7 @@ def reading(run: RunFolder, site: Site | None, checkpoint: Path | None = None) -
 
 
 def opened(run: RunFolder, site: Site | None, checkpoint: Path | None = None) -> Opened:
-    """The SAE of a run as it ended, or at an earlier checkpoint.
+    """The SAE of a run at the end of training, or at an earlier checkpoint.
 
     Raises:
         UserError: see `RunFolder.load`; another site than `site`.
@@ -210,7 +209,7 @@ def _longest(recipe: Recipe) -> int:
 
 
 def read_run_folder(folder: Path) -> RunFolder:
-    """Read what a run folder says of its SAE.
+    """Read what a run folder says about its SAE.
 
     Raises:
         UserError: not a run, not finished, damaged, or its parts are of different runs.
@@ -233,10 +232,10 @@ def read_run_folder(folder: Path) -> RunFolder:
 
 
 def read_done(folder: Path, keys: type[Done]) -> Done:
-    """The keys wanted of done.json.
+    """Read the wanted keys of done.json.
 
     Raises:
-        UserError: damaged, or one of them is absent.
+        UserError: the file is damaged, or a key is absent.
     """
     path = folder / MARK
     try:

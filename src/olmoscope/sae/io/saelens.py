@@ -1,17 +1,18 @@
-"""SAELens' folder of one SAE, ours or anybody's: read, and written.
+"""SAELens' folder for one SAE: reading and writing.
 
     cfg.json                   every setting; written last: the SAE exists
-    sae_weights.safetensors    W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D], threshold [F] of a jumprelu; float32;
-                               of a transcoder W_dec [F, D_out], b_dec [D_out], and W_skip [D_out, D] if it has one
+    sae_weights.safetensors    W_enc [D, F], b_enc [F], W_dec [F, D], b_dec [D], threshold [F] for a jumprelu; float32;
+                               for a transcoder W_dec [F, D_out], b_dec [D_out], and W_skip [D_out, D] if it has one
 
-Read are `topk`, `standard` (ReLU), `jumprelu`, `gated`, the `batchtopk` and `matryoshka_batchtopk` that SAELens'
-trainer keeps as checkpoints, and `transcoder` (ReLU), `skip_transcoder`, `jumprelu_transcoder` and
-`jumprelu_skip_transcoder`, in the layouts before and since version 6; what a folder does not state is refused, not
-guessed. Written are `topk`, `jumprelu` and the transcoders, and never is a setting left to SAELens' defaults: a missing
-`k` silently becomes 100 there, a missing `apply_b_dec_to_input` true, and metadata without a `sae_lens_version` of 6 or
-more is silently discarded. SAELens has no transcoder of the k largest; one that reads and writes rows of one width, and
-has no skip, is a `topk` SAE there whose metadata has a `hook_name_out`: it computes the same, and SAELens puts it where
-that says. Settings are in saelens_settings.py, tensors in saelens_tensors.py, hook names in saelens_places.py.
+Reading supports `topk`, `standard` (ReLU), `jumprelu`, `gated`, the `batchtopk` and `matryoshka_batchtopk` that
+SAELens' trainer keeps as checkpoints, and `transcoder` (ReLU), `skip_transcoder`, `jumprelu_transcoder` and
+`jumprelu_skip_transcoder`, in the layouts before and since version 6. A folder that lacks a necessary setting is
+refused; nothing is guessed. Writing supports `topk`, `jumprelu` and the transcoders, and leaves no setting to SAELens'
+defaults: there a missing `k` silently becomes 100, a missing `apply_b_dec_to_input` becomes true, and metadata without
+a `sae_lens_version` of 6 or more is silently discarded. SAELens has no transcoder of the k largest latents. If such a
+transcoder reads and writes rows of one width and has no skip, it is written as a `topk` SAE with a `hook_name_out` in
+its metadata: this computes the same, and SAELens puts the output at that hook. Settings are in saelens_settings.py,
+tensors in saelens_tensors.py, hook names in saelens_places.py.
 
 Shapes: D d_model, D_out width written, F latents. Source: SAELens 6.54.12, `sae_lens/saes/*_sae.py` and
 `transcoder.py`, `sae_lens/loading/pretrained_sae_loaders.py`, `sae_lens/analysis/hooked_sae_transformer.py`.
@@ -66,7 +67,7 @@ VERSION = "6.54.12"
 """The version of SAELens whose format this is."""
 
 FIXED = {"dtype": "float32", "apply_b_dec_to_input": True, "reshape_activations": "none"}
-"""Settings that are the same for every SAE of ours that is written; a transcoder's `b_dec` is not of the rows that it
+"""Settings that are the same for every SAE that we write; a transcoder's `b_dec` does not belong to the rows that it
 reads."""
 
 _KEYS = (*FIXED, "architecture", "d_in", "d_sae", "normalize_activations", "device", "metadata")
@@ -74,13 +75,13 @@ _TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprel
 
 KEYS = {"topk": (*_KEYS, "k", "rescale_acts_by_decoder_norm"), "jumprelu": _KEYS} | dict.fromkeys(
     _TRANSCODERS, (*_KEYS, "d_out"))
-"""Every key of cfg.json, by architecture; one that is absent would be left to SAELens' defaults."""
+"""Every key of cfg.json, by architecture; SAELens would replace an absent key by its default."""
 
 METADATA = ("sae_lens_version", "model_name", "hook_name", "hf_hook_name", "prepend_bos", "training_architecture")
-"""Metadata without which nobody can tell which activations the SAE reads."""
+"""Metadata without which it is unclear which activations the SAE reads."""
 
 METADATA_OUT = ("hook_name_out", "hf_hook_name_out")
-"""The same of what a transcoder writes."""
+"""The same for the activations that a transcoder writes."""
 
 
 def fixed(uncentred: bool) -> dict[str, Any]:
@@ -89,16 +90,16 @@ def fixed(uncentred: bool) -> dict[str, Any]:
 
 
 def architecture_of(sae: SparseCoder) -> str:
-    """What SAELens calls an SAE or transcoder.
+    """SAELens' name for an SAE or transcoder.
 
     Raises:
-        UserError: it has none that computes the same.
+        UserError: SAELens has no architecture that computes the same.
     """
     kind = type(sae).__name__
     if not isinstance(sae, TopK | JumpReLU) or isinstance(sae, GroupMax):
-        raise UserError(f"a {kind} SAE is not written in SAELens' format; those are topk and jumprelu")
+        raise UserError(f"a {kind} SAE cannot be written in SAELens' format; only topk and jumprelu can")
     if len(sae.reads) > 1:
-        raise UserError("a crosscoder is not written in SAELens' format, which has none")
+        raise UserError("SAELens' format has no crosscoders, so this one cannot be written")
     if isinstance(sae, JumpReLU):
         if not sae.transcoder:
             return "jumprelu"
@@ -112,7 +113,7 @@ def architecture_of(sae: SparseCoder) -> str:
 
 
 def detect(place: Place) -> bool:
-    """Whether there is a cfg.json, which says the rest."""
+    """Whether there is a cfg.json, which states everything else."""
     return place.file is None and place.has(CONFIG)
 
 
@@ -139,7 +140,7 @@ def _settings(place: Place, site: Site | None) -> _Settings:
     config, metadata = read_settings(path, registered.overrides if registered else None)
     architecture = config["architecture"]
     if architecture not in KINDS:
-        raise UserError(f"{path / CONFIG}: architecture {architecture!r} is not one that is read; those are "
+        raise UserError(f"{path / CONFIG}: architecture {architecture!r} is not supported; supported are "
                         f"{', '.join(KINDS)}")
     transcoder = is_transcoder(architecture, metadata)
     reads, writes = ends(metadata, transcoder, site, path / CONFIG)
@@ -152,7 +153,7 @@ def look(place: Place, site: Site | None = None) -> Reading:
     """How the SAE of a folder is read.
 
     Raises:
-        UserError: see `read`; a site that is not stated is left empty.
+        UserError: see `read`; but a site that is not stated is left empty.
     """
     settings, where = _settings(place, site), Path(place.where(CONFIG))
     config, metadata, architecture = settings.config, settings.metadata, settings.config["architecture"]
@@ -176,7 +177,7 @@ def look(place: Place, site: Site | None = None) -> Reading:
 
 
 def _published(metadata: Mapping[str, Any]) -> dict[str, float]:
-    """Figures among the metadata, by the names that `Reading.stated` has for them."""
+    """Figures in the metadata, by the names that `Reading.stated` uses."""
     return {name: float(value) for key, name in (("l0", "L0"), ("explained_variance", "explained variance"))
             if isinstance(value := metadata.get(key), int | float) and not isinstance(value, bool)}
 
@@ -192,11 +193,11 @@ def read(place: Place, site: Site | None = None) -> Opened:
     """Read the SAE of a folder.
 
     Args:
-        site: what it writes (an SAE: reads and writes), if the folder does not say it.
+        site: the site that it writes (for an SAE: reads and writes), if the folder does not say.
 
     Raises:
-        UserError: missing or damaged files, an SAE of a kind that is not read, of a site that is not known, or of
-            another site than `site`.
+        UserError: files are missing or damaged; the kind of SAE is not supported; its site is not known, or is not
+            `site`.
     """
     settings = _settings(place, site)
     config, metadata = settings.config, settings.metadata
@@ -213,17 +214,17 @@ def read(place: Place, site: Site | None = None) -> Opened:
 
 
 def write(sae: SparseCoder, path: Path, metadata: Mapping[str, Any]) -> bool:
-    """Write an SAE into a folder as SAELens reads it, unless it already stands there, value by value.
+    """Write an SAE into a folder in SAELens' format, unless the folder already has the same values.
 
     Args:
-        metadata: JSON values; must name what `METADATA` lists, except for the two that are known here
-            (`sae_lens_version`, and `training_architecture` if it is no other than what SAELens is given).
+        metadata: JSON values; it must have all keys of `METADATA`, except for the two that are known here
+            (`sae_lens_version`, and `training_architecture` if it equals the architecture that is written).
 
     Returns:
         Whether anything was written.
 
     Raises:
-        UserError: an SAE that SAELens cannot compute, weights that are not finite, no space.
+        UserError: SAELens cannot compute the SAE, weights are not finite, or the disk is full.
     """
     try:
         architecture_of(sae)
@@ -239,11 +240,11 @@ def write(sae: SparseCoder, path: Path, metadata: Mapping[str, Any]) -> bool:
     if is_written(sae, path, metadata):
         return False
     path.mkdir(parents=True, exist_ok=True)
-    # Without its cfg.json nothing takes the folder for an SAE while new weights replace old ones.
+    # Without cfg.json, the folder is not read as an SAE while new weights replace old ones.
     (path / CONFIG).unlink(missing_ok=True)
     with atomic_path(path / WEIGHTS) as temporary:
-        # A matrix of one row, transposed, is contiguous already: without a copy a tied one would be two names for one
-        # piece of memory, which safetensors refuses.
+        # The transpose of a matrix of one row is already contiguous: without a copy, the matrices of a tied SAE would
+        # share memory, which safetensors refuses.
         tensors["W_enc"] = tensors["W_enc"].clone(memory_format=torch.contiguous_format)
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, temporary, {"format": "pt"})
     write_json(path / CONFIG, config)
@@ -251,7 +252,7 @@ def write(sae: SparseCoder, path: Path, metadata: Mapping[str, Any]) -> bool:
 
 
 def required(transcoder: bool) -> tuple[str, ...]:
-    """The metadata that must be there."""
+    """The required keys of the metadata."""
     return (*METADATA, *METADATA_OUT) if transcoder else METADATA
 
 
@@ -259,7 +260,7 @@ def is_written(sae: TopK | JumpReLU, path: Path, metadata: Mapping[str, Any]) ->
     """Whether a folder holds exactly what `write` would write there; false if absent or damaged."""
     config, tensors = _config_of(sae, metadata), tensors_of(sae)
     try:
-        # Through JSON, so that a tuple equals the list that it becomes.
+        # Through JSON, so that a tuple equals the list that JSON makes of it.
         if raw_settings(path) != json.loads(json.dumps(config)):
             return False
         there = raw_tensors(path)

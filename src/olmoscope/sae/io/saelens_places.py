@@ -11,25 +11,24 @@ from olmoscope.sae.io.reading import refuse_other_site
 from olmoscope.site import Site, SiteModule, module_by_layer
 
 _MODULE = re.compile(r"(?:\w+\.)*(?:layers|h|blocks)\.(\d+)(?:\.(input|output))?")
-"""How transformers' models call their layers; a hook there is one on what the layer puts out, if nothing else is said.
-"""
+"""Names of the layers in transformers' models; unless stated otherwise, a hook there is on the layer's output."""
 
 _LAYER = re.compile(r"blocks\.(\d+)\.")
 
 INPUT = ".input"
-"""Ends the name of a module that is meant by what it is given, as in SAELens' own names of Gemma Scope 2."""
+"""Suffix of a module's name if its input is meant, as in SAELens' own names for Gemma Scope 2."""
 
 
 def hook_names(layers_path: str, site: Site, module: SiteModule | None = None, *, out: bool = False) -> dict[str, Any]:
-    """A site as TransformerLens and the Hugging Face model name it, under SAELens' keys.
+    """The names of a site in TransformerLens and in the Hugging Face model, under SAELens' keys.
 
-    The module's name alone means what it puts out. `hf_hook_scale`, ours, is there where the site is not that but that
-    times a number.
+    A module's name alone means its output. `hf_hook_scale`, our own key, is there if the site is the output times a
+    number.
 
     Args:
         layers_path: where the model keeps its layers, e.g. `model.layers`.
-        module: that the site is at; None: the one that `layers_path` tells.
-        out: it is what a transcoder writes, which has keys of its own.
+        module: the module at which the site is; None: it follows from `layers_path`.
+        out: whether this is the site that a transcoder writes, which has keys of its own.
     """
     module = module or module_by_layer(layers_path, site)
     names: dict[str, Any] = {"hook_name": site.transformer_lens}
@@ -41,8 +40,8 @@ def hook_names(layers_path: str, site: Site, module: SiteModule | None = None, *
 
 
 def is_transcoder(architecture: str, metadata: dict[str, Any]) -> bool:
-    """Whether it writes another place than it reads: SAELens has architectures for that, and takes any other for one
-    that has a `hook_name_out`, too."""
+    """Whether it writes another place than it reads: by its architecture, or because there is a `hook_name_out`, as in
+    SAELens."""
     if architecture.endswith("transcoder"):
         return True
     return any(metadata.get(f"{key}_out") not in (None, metadata.get(key)) for key in ("hook_name", "hf_hook_name"))
@@ -50,7 +49,7 @@ def is_transcoder(architecture: str, metadata: dict[str, Any]) -> bool:
 
 def ends(metadata: dict[str, Any], transcoder: bool, site: Site | None,
          config: Path) -> tuple[Site | None, Site | None]:
-    """The site that an SAE or transcoder reads, and the one that it writes; None where it is not stated.
+    """The site that an SAE or transcoder reads, and the one that it writes; None for one that is not stated.
 
     Args:
         site: the site that it writes, if the metadata do not state it.
@@ -71,7 +70,7 @@ def ends(metadata: dict[str, Any], transcoder: bool, site: Site | None,
 
 
 def refuse_unstated(reads: Site | None, writes: Site | None, transcoder: bool, config: Path) -> tuple[Site, Site]:
-    """Both sites, if they are known.
+    """Both sites; refuses an unknown one.
 
     Raises:
         UserError: one is not stated.
@@ -87,10 +86,10 @@ def refuse_unstated(reads: Site | None, writes: Site | None, transcoder: bool, c
 
 
 def begins_with_bos(metadata: dict[str, Any], config: Path) -> Bos:
-    """What the metadata says of BOS.
+    """What the metadata says about BOS.
 
     Raises:
-        UserError: neither yes nor no.
+        UserError: the value is neither true nor false.
     """
     said = metadata.get("prepend_bos")
     if said is not None and not isinstance(said, bool):
@@ -99,7 +98,7 @@ def begins_with_bos(metadata: dict[str, Any], config: Path) -> Bos:
 
 
 def unread(metadata: dict[str, Any]) -> str | None:
-    """What SAELens' training left out: special tokens, and positions outside a Python slice."""
+    """The tokens that SAELens' training left out: special tokens, and positions outside a Python slice."""
     left_out = ["special tokens"] if metadata.get("exclude_special_tokens") else []
     positions = metadata.get("seqpos_slice")
     if isinstance(positions, list) and any(value not in (None, usual) for value, usual in zip(
@@ -109,10 +108,10 @@ def unread(metadata: dict[str, Any]) -> str | None:
 
 
 def _said(metadata: dict[str, Any], suffix: str, config: Path) -> Site | None:
-    """What the metadata says of one end; None: nothing.
+    """The site that the metadata states for one end; None if it states none.
 
     Args:
-        suffix: `_out` for what a transcoder writes.
+        suffix: `_out` for the site that a transcoder writes.
     """
     keys = [f"{key}{suffix}" for key in ("hook_name", "hf_hook_name")]
     names = {key: str(metadata[key]) for key in keys if metadata.get(key) is not None}

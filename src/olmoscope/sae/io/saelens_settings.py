@@ -1,8 +1,9 @@
-"""cfg.json of an SAE in SAELens' format: what changes what the SAE computes or reads is known, and applied or refused.
+"""cfg.json of an SAE in SAELens' format: every setting that affects what the SAE computes or reads is applied or
+refused.
 
 Source: sae-lens 6.54.12, `sae_lens/saes/sae.py` (the settings), `sae_lens/loading/pretrained_sae_loaders.py` (the
 layout before version 6), `sae_lens/load_model.py` and TransformerLens' `HookedTransformer.from_pretrained` (how the
-language model was loaded). SAELens itself drops what it does not know, silently.
+language model was loaded). SAELens itself silently drops settings that it does not know.
 """
 
 import json
@@ -23,7 +24,7 @@ CONFIG = "cfg.json"
 
 DTYPES = {f"{prefix}{name}": getattr(torch, name) for name in ("float32", "float64", "float16", "bfloat16")
           for prefix in ("", "torch.")}
-"""What `dtype` may say."""
+"""Possible values of `dtype`."""
 
 _SETTINGS = {"architecture", "d_in", "d_sae", "dtype", "device", "apply_b_dec_to_input", "normalize_activations",
              "reshape_activations", "metadata", "k", "rescale_acts_by_decoder_norm", "finetuning_scaling_factor",
@@ -32,7 +33,8 @@ _SETTINGS = {"architecture", "d_in", "d_sae", "dtype", "device", "apply_b_dec_to
 
 _HOOK = {f"{key}{suffix}" for key in ("hook_name", "hook_layer", "hook_head_index", "hf_hook_name")
          for suffix in ("", "_out")}
-"""Which activations the SAE reads or writes; such settings are metadata, and stood among the others now and then."""
+"""Settings that say which activations the SAE reads or writes; they are metadata, but some files have them among the
+others."""
 
 _TRAINING = {"decoder_init_norm", "use_sparse_activations", "aux_loss_coefficient", "topk_threshold_lr",
              "matryoshka_widths", "use_matryoshka_aux_loss", "l1_coefficient", "lp_norm", "l1_warm_up_steps",
@@ -59,17 +61,17 @@ _HARMLESS_LOADING = {"fold_ln", "fold_value_biases", "center_unembed", "refactor
                      "device_map", "n_devices", "move_to_device", "dtype", "torch_dtype", "trust_remote_code",
                      "cache_dir", "token", "local_files_only", "attn_implementation", "low_cpu_mem_usage",
                      "use_safetensors", "default_prepend_bos", "default_padding_side", "first_n_layers"}
-"""Ways to load the language model that leave its residual stream as it is."""
+"""Options for loading the language model that do not change its residual stream."""
 
 _CHANGES_INSIDE = {"fold_ln": ("attn.in", "mlp.in"), "fold_value_biases": ("attn.z",),
                    "refactor_factored_attn_matrices": ("attn.z",)}
-"""Those of them that change what attention or the MLP are given, and where."""
+"""Those of them that change the input of attention or the MLP, and the sites concerned."""
 
 _MODEL_CLASSES = (None, "HookedTransformer", "AutoModelForCausalLM")
 
 
 def raw_settings(folder: Path) -> Any:
-    """What stands in a folder's cfg.json.
+    """The content of a folder's cfg.json.
 
     Raises:
         OSError, ValueError: missing, or not JSON.
@@ -78,13 +80,14 @@ def raw_settings(folder: Path) -> Any:
 
 
 def read_settings(folder: Path, overrides: Mapping[str, Any] | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The settings in version 6's terms, and the metadata; what stands there and is not understood is refused.
+    """The settings in version 6's terms, and the metadata; settings that are not understood are refused.
 
     Args:
         overrides: settings in SAELens' registry that replace those in the file.
 
     Raises:
-        UserError: missing or damaged, or it changes the SAE's meaning in a way that is not known here.
+        UserError: the file is missing or damaged, or a setting changes the SAE's meaning in a way that is not known
+            here.
     """
     path = folder / CONFIG
     try:
@@ -95,7 +98,7 @@ def read_settings(folder: Path, overrides: Mapping[str, Any] | None = None) -> t
         raise UserError(damage(path) or f"{path} is damaged (not JSON: {error})") from error
     metadata = config.get("metadata") or {} if isinstance(config, dict) else None
     if not isinstance(metadata, dict):
-        raise UserError(f"{path} is damaged: it holds no mapping")
+        raise UserError(f"{path} is damaged: it does not hold a mapping")
     config |= {key: value for key, value in (overrides or {}).items() if key not in _METADATA}
     metadata |= {key: value for key, value in (overrides or {}).items() if key in _METADATA}
     version = config.get("sae_lens_version") or metadata.get("sae_lens_version")
@@ -129,16 +132,16 @@ def row_normalisation(config: dict[str, Any], metadata: dict[str, Any], path: Pa
                       transcoder: bool = False) -> Normalize:
     """The normalisation of rows, apart from `row_scale`.
 
-    `center_writing_weights` of TransformerLens takes the mean off every row of the residual stream, exactly: each
-    matrix and bias that writes into it is centred. An SAE of such rows reads centred ones. What attention and the MLP
-    are given stays as it is: the norm before them takes the mean off anyway.
+    `center_writing_weights` of TransformerLens subtracts the mean from every row of the residual stream, exactly: each
+    matrix and bias that writes into the stream is centred. An SAE of this stream reads centred rows. The inputs of
+    attention and the MLP do not change: the norm before them subtracts the mean anyway.
 
     Args:
-        reads: the site; None where it is not stated, which counts as the residual stream.
+        reads: the site; None if it is not stated, which counts as the residual stream.
 
     Raises:
-        UserError: one that needs what is not in the folder (SAELens takes it for none, silently), that is unknown, or
-            rows that only a model loaded in another way has.
+        UserError: the normalisation is unknown, or needs statistics that are not in the folder (SAELens silently uses
+            none); or only a model that is loaded in another way has the rows.
     """
     wanted = config.get("normalize_activations") or "none"
     if wanted == "expected_average_only_in":
@@ -154,35 +157,36 @@ def row_normalisation(config: dict[str, Any], metadata: dict[str, Any], path: Pa
     if wanted not in ("none", "layer_norm", "constant_norm_rescale"):
         raise UserError(f"{path}: normalize_activations {wanted!r} is unknown")
     if transcoder and wanted != "none" and not config["architecture"].endswith("transcoder"):
-        raise UserError(f"{path}: normalize_activations {wanted!r}: SAELens undoes it in what this transcoder writes, "
-                        "as in an SAE, which makes no sense at another place")
+        raise UserError(f"{path}: normalize_activations {wanted!r}: SAELens undoes it in this transcoder's output, as "
+                        "in an SAE, which makes no sense at another place")
     loading = _loading(metadata)
     for key, parts in _CHANGES_INSIDE.items():
         if loading.get(key) and reads is not None and reads.part in parts:
-            raise UserError(f"{path}: model_from_pretrained_kwargs.{key}: it changes what is at {reads}, so the rows "
-                            "of the model as it is published would be others")
+            raise UserError(f"{path}: model_from_pretrained_kwargs.{key}: it changes the rows at {reads}, so those of "
+                            "the published model are different")
     if not loading.get("center_writing_weights"):
         return cast(Normalize, wanted)
     if transcoder:
-        raise UserError(f"{path}: center_writing_weights: this transcoder writes rows without their mean, and the "
-                        "model as it is published has it")
+        raise UserError(f"{path}: center_writing_weights: this transcoder writes rows without their mean, but the "
+                        "published model's rows have it")
     inside = reads is not None and not reads.in_stream
-    if wanted == "layer_norm" or inside:  # which centres rows anyway, or they stay as they are
+    if wanted == "layer_norm" or inside:  # layer_norm centres rows anyway; inside a layer the rows do not change
         return cast(Normalize, wanted)
     if wanted != "none":
-        raise UserError(f"{path}: normalize_activations {wanted!r} together with center_writing_weights is not read")
+        raise UserError(f"{path}: normalize_activations {wanted!r} together with center_writing_weights is not "
+                        "supported")
     return "centred"
 
 
 def weights_dtype(config: Mapping[str, Any], path: Path) -> torch.dtype:
-    """In which SAELens keeps the weights, whatever the file holds.
+    """The dtype in which SAELens keeps the weights, whatever the file's dtype is.
 
     Raises:
-        UserError: it is none that SAELens has.
+        UserError: SAELens has no such dtype.
     """
     name = config.get("dtype") or "float32"
     if name not in DTYPES:
-        raise UserError(f"{path}: dtype {name!r} is unknown; those are {', '.join(DTYPES)}")
+        raise UserError(f"{path}: dtype {name!r} is unknown; known are {', '.join(DTYPES)}")
     return cast(torch.dtype, DTYPES[name])
 
 
@@ -191,12 +195,12 @@ def _refuse_unknown(config: dict[str, Any], path: Path) -> None:
     unknown = [key for key, value in config.items()
                if key not in known and value not in (None, False, "none", "", [], {})]
     if unknown:
-        raise UserError(f"{path}: {unknown[0]} ({config[unknown[0]]!r}) is no setting that is known here, and it may "
-                        "change what the SAE computes; if it does not, take it out or move it into metadata")
+        raise UserError(f"{path}: {unknown[0]} ({config[unknown[0]]!r}) is not a known setting, and it may change what "
+                        "the SAE computes; if it does not, remove it or move it into metadata")
 
 
 def _modern(config: dict[str, Any], metadata: dict[str, Any], path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Settings of a version before 6, where the activation function was one of them and metadata stood beside it."""
+    """Convert settings of a version before 6, which had the activation function and the metadata among them."""
     names = {"hook_point": "hook_name", "hook_point_layer": "hook_layer", "hook_point_head_index": "hook_head_index",
              "activation_fn_str": "activation_fn"}
     config = {names.get(key, key): value for key, value in config.items()}
@@ -204,10 +208,10 @@ def _modern(config: dict[str, Any], metadata: dict[str, Any], path: Path) -> tup
     metadata.setdefault("prepend_bos", True)
     function, arguments = config.get("activation_fn") or "relu", config.get("activation_fn_kwargs") or {}
     if function not in ("topk", "relu"):
-        raise UserError(f"{path}: activation_fn {function!r} is not read; SAELens itself dropped it in version 6")
+        raise UserError(f"{path}: activation_fn {function!r} is not supported; SAELens itself dropped it in version 6")
     if others := sorted(arguments.keys() - ({"k"} if function == "topk" else set())):
-        raise UserError(f"{path}: activation_fn_kwargs.{others[0]} ({arguments[others[0]]!r}) is not read; SAELens "
-                        "itself dropped it in version 6")
+        raise UserError(f"{path}: activation_fn_kwargs.{others[0]} ({arguments[others[0]]!r}) is not supported; "
+                        "SAELens itself dropped it in version 6")
     config.setdefault("architecture", "standard")
     if function == "topk":
         config |= {"architecture": "topk", "k": arguments.get("k", config.get("k"))}
@@ -223,18 +227,18 @@ def _loading(metadata: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_other_rows(metadata: dict[str, Any], path: Path) -> None:
-    """The rows must be whole ones, of the model as it is published."""
+    """Refuse SAEs of anything but whole rows of the published model."""
     for key in ("hook_head_index", "hook_head_index_out"):
         if metadata.get(key) is not None:
-            raise UserError(f"{path}: {key} {metadata[key]!r}: this SAE is of one attention head, which is not read")
+            raise UserError(f"{path}: {key} {metadata[key]!r}: an SAE of one attention head is not supported")
     if metadata.get("model_class_name") not in _MODEL_CLASSES:
         raise UserError(f"{path}: model_class_name {metadata['model_class_name']!r}: only decoder-only models of "
-                        "transformers are read")
+                        "transformers are supported")
     loading = _loading(metadata)
     for key, value in loading.items():
         if key not in _HARMLESS_LOADING | {"center_writing_weights", "revision"} and value not in (None, False):
             raise UserError(f"{path}: model_from_pretrained_kwargs.{key} ({value!r}): the SAE was trained on a model "
-                            "that was loaded otherwise than it is here, so its rows would be others")
+                            "that was loaded in another way than here, so its rows were different")
     revision = loading.get("revision")
     if revision and metadata.setdefault("model_revision", revision) != revision:
         raise UserError(f"{path}: model_revision says {metadata['model_revision']!r}, "

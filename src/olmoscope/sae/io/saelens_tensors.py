@@ -1,8 +1,8 @@
-"""The tensors of an SAE in SAELens' format: what each kind of SAE has, and what it becomes here.
+"""The tensors of an SAE in SAELens' format: which tensors each kind of SAE has, and which coder it becomes here.
 
-What ours cannot express directly is folded into the weights (`rescale_acts_by_decoder_norm`,
-`expected_average_only_in`); so is what SAELens cannot, a `b_in` that is not `b_out`. A kind that is not read yet is
-one more entry of `KINDS`, with a function that builds it. Source: sae-lens 6.54.12, `sae_lens/saes/*_sae.py` and
+Settings that our coders cannot express are folded into the weights (`rescale_acts_by_decoder_norm`,
+`expected_average_only_in`); so is what SAELens cannot express, a `b_in` that differs from `b_out`. To support another
+kind, add an entry to `KINDS` with a function that builds it. Source: sae-lens 6.54.12, `sae_lens/saes/*_sae.py` and
 `transcoder.py`.
 
 Shapes: D d_model, D_in and D_out widths read and written, F latents.
@@ -30,12 +30,12 @@ from olmoscope.sae.topk import TopK
 WEIGHTS = "sae_weights.safetensors"
 
 _BATCH_TOPK = ("batchtopk", "matryoshka_batchtopk")
-"""Kept by SAELens' trainer as checkpoints; for inference it writes them as `jumprelu`."""
+"""Architectures of checkpoints of SAELens' trainer; for inference it writes them as `jumprelu`."""
 
 
 @dataclass(frozen=True)
 class _Parts:
-    """What an SAE is built from: matrices with one latent a row, and the tensors as they were read."""
+    """The parts of an SAE: matrices with one latent per row, and the tensors as they were read."""
 
     W_enc_FD: Tensor
     W_dec_FD: Tensor
@@ -47,14 +47,14 @@ class _Parts:
 
     @property
     def b_in(self) -> Tensor:
-        """What the encoder subtracts."""
+        """The bias that the encoder subtracts."""
         if not self.config.get("apply_b_dec_to_input", True):
             return self.W_enc_FD.new_zeros(self.W_enc_FD.shape[1])
         return self.tensors["b_dec"]
 
     @property
     def ends(self) -> dict[str, Any]:
-        """What is added after decoding, where it is not what the encoder subtracts; and what transcoders have."""
+        """The bias that is added after decoding, if the encoder does not subtract it; and a transcoder's own parts."""
         if not self.transcoder:
             return {} if self.config.get("apply_b_dec_to_input", True) else {"b_out": self.tensors["b_dec"]}
         return {"b_out": self.tensors["b_dec"], "W_skip": self.tensors.get("W_skip"), "transcoder": True}
@@ -63,14 +63,14 @@ class _Parts:
 def _topk(parts: _Parts) -> TopK:
     k, latents = parts.config.get("k"), len(parts.W_dec_FD)
     if not isinstance(k, int) or not 0 < k <= latents:
-        raise UserError(f"{parts.where}: k must be a number from 1 to {latents}, not {k!r} (for a missing one SAELens "
-                        "would silently take 100)")
+        raise UserError(f"{parts.where}: k must be a number from 1 to {latents}, not {k!r} (for a missing k SAELens "
+                        "would silently use 100)")
     return TopK(parts.W_enc_FD, parts.W_dec_FD, parts.b_in, parts.normalize, parts.tensors["b_enc"], k, **parts.ends)
 
 
 def _abs_topk(parts: _Parts) -> TopK:
-    """The k latents of largest |p|: the k largest of twice as many latents, where F + j is latent j with the other
-    sign."""
+    """The k latents of largest |p|: the k largest of twice as many latents, where latent F + j is latent j with the
+    opposite sign."""
     halves, b_enc_F = _topk(parts), parts.tensors["b_enc"]
     return TopK(torch.cat([halves.W_enc, -halves.W_enc]), torch.cat([halves.W_dec, -halves.W_dec]), halves.b_in,
                 parts.normalize, torch.cat([b_enc_F, -b_enc_F]), halves.k, **parts.ends)
@@ -101,7 +101,7 @@ def _batch_topk(parts: _Parts) -> JumpReLU:
 
 @dataclass(frozen=True)
 class _Kind:
-    """The tensors of a kind of SAE, neither more nor fewer, and what makes an SAE of them."""
+    """The exact set of tensors of a kind of SAE, and the function that builds an SAE from them."""
 
     tensors: tuple[str, ...]
     build: Callable[[_Parts], SparseCoder]
@@ -122,11 +122,11 @@ KINDS = {
     "jumprelu_transcoder": _Kind((*_COMMON, "threshold"), _thresholds),
     "jumprelu_skip_transcoder": _Kind((*_COMMON, "threshold", "W_skip"), _thresholds),
 }
-"""Each `architecture` that is read."""
+"""Each `architecture` that is supported."""
 
 
 def raw_tensors(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a folder as they stand there.
+    """The tensors of a folder as they are in the file.
 
     Raises:
         OSError, SafetensorError: missing or damaged.
@@ -153,12 +153,12 @@ def read_coder(folder: Path, config: Mapping[str, Any], normalize: Normalize, tr
         scale: the factor on rows before encoding.
 
     Raises:
-        UserError: missing or damaged weights, or tensors that are not those of the settings.
+        UserError: the weights are missing or damaged, or the tensors contradict the settings.
     """
     architecture, centred = config["architecture"], config.get("apply_b_dec_to_input", True)
     if architecture.endswith("transcoder") and centred:
-        raise UserError(f"{folder / CONFIG}: apply_b_dec_to_input must be false in a {architecture}: its b_dec is of "
-                        "the rows that it writes")
+        raise UserError(f"{folder / CONFIG}: apply_b_dec_to_input must be false in a {architecture}: its b_dec belongs "
+                        "to the rows that it writes")
     tensors = _read_weights(folder / WEIGHTS, architecture, config)
     tensors["W_enc"] = tensors["W_enc"].T.contiguous()
     if rescales(config):
@@ -178,14 +178,14 @@ def is_tied(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def is_centred(sae: SparseCoder) -> bool:
-    """Whether an SAE encodes rows without what it adds after decoding, as SAELens has it."""
+    """Whether an SAE subtracts before encoding the bias that it adds after decoding, as SAELens does."""
     return not sae.transcoder and (sae.b_in is sae.b_out or torch.equal(sae.b_in, sae.b_out))
 
 
 def tensors_of(sae: TopK | JumpReLU) -> dict[str, Tensor]:
     """SAELens' names for the parameters, float32; `W_enc` is a transposed view."""
     more = {}
-    if isinstance(sae, JumpReLU) and (sae.threshold.any() or not sae.transcoder):  # without any, it is a ReLU one
+    if isinstance(sae, JumpReLU) and (sae.threshold.any() or not sae.transcoder):  # else a ReLU transcoder
         more["threshold"] = sae.threshold.float()
     if sae.W_skip is not None:
         more["W_skip"] = sae.W_skip.float()
@@ -195,7 +195,7 @@ def tensors_of(sae: TopK | JumpReLU) -> dict[str, Tensor]:
 
 
 def _read_weights(path: Path, architecture: str, config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors, rounded to the dtype that the config names, in float32; each of the shape that it must have."""
+    """The tensors in float32, rounded to the dtype that the config names; their shapes are checked."""
     dtype = weights_dtype(config, path.parent / CONFIG)
     try:
         tensors = {name: tensor.to(dtype).float() for name, tensor in raw_tensors(path.parent).items()}
@@ -203,7 +203,7 @@ def _read_weights(path: Path, architecture: str, config: Mapping[str, Any]) -> d
         raise UserError(f"{path} is missing") from error
     except SafetensorError as error:
         raise UserError(damage(path) or f"{path} is damaged ({error})") from error
-    if "log_threshold" in tensors:  # how SAELens kept it once
+    if "log_threshold" in tensors:  # SAELens' former name
         tensors["threshold"] = tensors.pop("log_threshold").exp()
     if "scaling_factor" in tensors:
         if not torch.allclose(tensors["scaling_factor"], torch.ones(())):  # SAELens drops it where it is 1
@@ -224,7 +224,7 @@ def check_tensors(path: str, there: Mapping[str, tuple[int, ...]], config: Mappi
         there: the shape of each tensor, by name.
 
     Raises:
-        UserError: it names the first such tensor.
+        UserError: a tensor contradicts the settings; the message names the first.
     """
     architecture = config["architecture"]
     wanted = set(KINDS[architecture].tensors)
@@ -238,6 +238,6 @@ def check_tensors(path: str, there: Mapping[str, tuple[int, ...]], config: Mappi
         if shape != shapes.get(name, (F,)):
             raise UserError(f"{path}: {name} has shape {list(shape)}, not {list(shapes.get(name, (F,)))}")
     if (config.get("d_in"), config.get("d_sae")) != (D, F):
-        raise UserError(f"{path} is of d_in {D}, d_sae {F}; {CONFIG} says {config.get('d_in')}, {config.get('d_sae')}")
+        raise UserError(f"{path} has d_in {D}, d_sae {F}; {CONFIG} says {config.get('d_in')}, {config.get('d_sae')}")
     if architecture.endswith("transcoder") and config.get("d_out") != D_out:
-        raise UserError(f"{path} is of d_out {D_out}; {CONFIG} says {config.get('d_out')}")
+        raise UserError(f"{path} has d_out {D_out}; {CONFIG} says {config.get('d_out')}")

@@ -1,7 +1,7 @@
-"""`--model` beside an SAE that names its language model: the same model in another place is right, another is not.
+"""`--model` for an SAE that names its language model: a copy of that model is accepted, another model is not.
 
-A copy has another name: a folder, a mirror on the hub, what TransformerLens calls it. So architecture, depth and width
-must agree as far as they are known, and the weights where both sides have what can be compared.
+A copy has another name: a folder, a mirror on the hub, or TransformerLens' name. So architecture, depth and width must
+agree as far as they are known, and so must the weights if both sides have comparable hashes.
 """
 
 import re
@@ -21,7 +21,7 @@ _HEADS = re.compile(r"(ForCausalLM|LMHeadModel|ForConditionalGeneration|Model|Co
 
 @dataclass(frozen=True)
 class SaidModel:
-    """The language model that an SAE names; None where it does not say, or nobody knows here."""
+    """The language model that an SAE names; a field is None if it is not known."""
 
     name: str
     revision: str | None
@@ -36,14 +36,14 @@ class GivenModel:
     def __init__(self, name: str) -> None:
         """
         Raises:
-            UserError: it cannot be had.
+            UserError: it cannot be found.
         """
         self.name = name
         self._model = pinned(Model(name=name))
         self._config = read_config(self._model)
 
     def said(self) -> SaidModel:
-        """What its config says."""
+        """Its description, from its config."""
         return _described(self.name, None, self._config)
 
     @cached_property
@@ -57,7 +57,7 @@ class GivenModel:
 
 
 def said_by(subject: Opened) -> SaidModel | None:
-    """The model of an SAE: what its run recorded, else what the config says that is on this machine."""
+    """The model of an SAE, from its run's record, else from a config on this machine."""
     if subject.model_name is None:
         return None
     said = SaidModel(subject.model_name, subject.model_revision, subject.model_architecture, subject.d_model,
@@ -66,16 +66,16 @@ def said_by(subject: Opened) -> SaidModel | None:
         return said
     try:
         config = read_config(Model(name=said.name), cached=True)
-    except UserError:  # a name that only TransformerLens knows, or a model that was never loaded here
+    except UserError:  # a name that only TransformerLens knows, or a model that is not on this machine
         return said
     return _described(said.name, said.revision, config)
 
 
 def take_for_same(whose: str, said: SaidModel, given: GivenModel) -> str | None:
-    """What to tell the user who gave another name than the SAE has; None if it is the same name.
+    """A note for a user who gave another name than the SAE's files; None if the names are the same.
 
     Args:
-        whose: what the SAE is called.
+        whose: the SAE's name.
 
     Raises:
         UserError: it is another model.
@@ -87,26 +87,28 @@ def take_for_same(whose: str, said: SaidModel, given: GivenModel) -> str | None:
                              ("of architecture {}", _family(said.architecture), _family(found.architecture)),
                              ("of {} layers", said.num_layers, found.num_layers)):
         if one is not None and one != other:
-            raise UserError(f"--model {given.name}: {whose} is of {said.name}, {what.format(one)}, and this model is "
-                            f"{what.format(other)}: it is another model; leave --model out, or give a copy of that one")
+            raise UserError(f"--model {given.name}: {whose} was trained on {said.name}, {what.format(one)}, but this "
+                            f"model is {what.format(other)}: it is another model; leave --model out, or give a copy of "
+                            "that one")
     compared = said.revision is not None and _comparable(said.revision, given.revision)
     if compared and said.revision != given.revision:
-        raise UserError(f"--model {given.name}: {whose} is of {said.name} at revision {said.revision}, and the weights "
-                        f"here are of revision {given.revision}: it is another model")
-    return (f"note: {whose} says that it is of {said.name}; {given.name} is taken for the same model "
+        raise UserError(f"--model {given.name}: {whose} was trained on {said.name} at revision {said.revision}, and "
+                        f"the weights here are of revision {given.revision}: it is another model")
+    return (f"note: {whose} says that its model is {said.name}; {given.name} is taken to be the same model "
             f"({'its weights are the same' if compared else 'its weights cannot be compared'})")
 
 
 def refuse_uncentred(subject: Opened, model: Model) -> None:
-    """TransformerLens centres what writes into the residual stream only where norms centre too.
+    """Refuse an SAE of centred rows for a model with RMS norms: TransformerLens centres weights only if the norms
+    centre too.
 
     Raises:
-        UserError: an SAE of centred rows, and a model with RMS norms.
+        UserError: the SAE reads centred rows, and the model has RMS norms.
     """
     if subject.sae.normalize == "centred" and hasattr(read_config(model).get_text_config(), "rms_norm_eps"):
-        raise UserError(f"{subject.name} says that it reads rows without their mean (center_writing_weights), which "
-                        f"TransformerLens leaves in place in models with RMS norms, and {model.name} is one; take that "
-                        "key out of cfg.json if the rows were not centred")
+        raise UserError(f"{subject.name} says that it reads rows without their mean (center_writing_weights), but "
+                        f"{model.name} has RMS norms, and for such models TransformerLens keeps the mean; remove that "
+                        "key from cfg.json if the rows were not centred")
 
 
 def _described(name: str, revision: str | None, config: Any) -> SaidModel:
@@ -115,12 +117,12 @@ def _described(name: str, revision: str | None, config: Any) -> SaidModel:
 
 
 def _family(architecture: str | None) -> str | None:
-    """`Olmo3` of `Olmo3ForCausalLM` and `Olmo3Model`: copies are saved with and without the head."""
+    """`Olmo3` from `Olmo3ForCausalLM` or `Olmo3Model`: copies are saved with and without the head."""
     return None if architecture is None else _HEADS.sub("", architecture)
 
 
 def _comparable(one: str, other: str) -> bool:
-    """Both hashes of weights, or both commits; of adapters, those of the bases too."""
+    """Whether both are hashes of weights, or both are commits; for adapters, those of the bases too."""
     pairs = list(zip(one.split("+"), other.split("+"), strict=False)) if one.count("+") == other.count("+") else []
     return bool(pairs) and all(all(part.startswith("sha256:") for part in pair) or all(map(COMMIT.fullmatch, pair))
                                for pair in pairs)

@@ -110,7 +110,7 @@ def write(opened_sae: Opened, path: Path) -> Path:
               "num_latents": sae.d_sae, "expansion_factor": max(1, sae.d_sae // sae.d_in), "normalize_decoder": False,
               "multi_topk": False, "skip_connection": sae.W_skip is not None, "transcode": sae.transcoder}
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).unlink(missing_ok=True)  # nobody takes the folder for an SAE while new weights replace old ones
+    (folder / CONFIG).unlink(missing_ok=True)  # it must not be read while new weights replace old ones
     with atomic_path(folder / MARK) as temporary:
         save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()},
                   temporary)
@@ -120,7 +120,7 @@ def write(opened_sae: Opened, path: Path) -> Path:
 
 
 def _module_of(opened_sae: Opened, path: Path) -> str:
-    """The module whose output an SAE is of, or whose input and output a transcoder is of."""
+    """The module whose output an SAE reads, or whose input a transcoder reads and whose output it writes."""
     site = opened_sae.site
     module = {"": "layers.{}", "mlp.out": "layers.{}.mlp", "attn.out": "layers.{}.self_attn"}.get(site.part)
     if module is None or site == EMBED:
@@ -158,7 +158,7 @@ def _ends(place: Place, transcoder: bool, model: str | None) -> tuple[Site | Non
 
 
 def _ends_of(gives: Site, transcoder: bool) -> Site | None:
-    """The site that an SAE or transcoder reads which writes `gives`."""
+    """The site that an SAE or transcoder reads if it writes `gives`."""
     if not transcoder:
         return gives
     if gives == EMBED:
