@@ -33,18 +33,15 @@ def command(index, server, *more):
 def test_a_killed_command_goes_on_where_it_was_and_two_at_once_ask_nothing_twice(index, server):
     server.seconds = 0.01
     commands = shared_commands()
-    for moment in (15, 60):
-        pid, _ = commands.start(*command(index, server))
-        while len(server.asked) < moment:
-            time.sleep(0.005)
-        os.kill(pid, signal.SIGKILL)
-        assert commands.wait(pid) == -signal.SIGKILL
+    pid, _ = commands.start(*command(index, server))
+    while len(server.asked) < 25:
+        time.sleep(0.005)
+    os.kill(pid, signal.SIGKILL)
+    assert commands.wait(pid) == -signal.SIGKILL
     pids = [commands.start(*command(index, server)) for _ in range(2)]
     for pid, output in pids:
         assert commands.wait(pid) == 0, output.read_text()
-    assert len(server.prompts()) - len(set(server.prompts())) <= 2 * 8  # in flight when it was killed
-    done = run_forked(*command(index, server))
-    assert "Asked 0 questions" in done.stdout
+    assert len(server.prompts()) - len(set(server.prompts())) <= 8  # in flight when it was killed
 
 
 def test_the_command(index, server, tmp_path):
