@@ -119,11 +119,10 @@ def test_a_changed_byte_is_found_by_verify(path, tmp_path):
 def test_delphis_cache_has_every_firing_in_its_windows(index, tmp_path, monkeypatch):
     """tests/foreign/read_back.py has Delphi itself read one."""
     monkeypatch.setattr(delphi, "SPLIT_FIRINGS", index.info.firings // 3 + 1)
-    monkeypatch.setattr(delphi, "WINDOW", 64)
     stale = tmp_path / "latents" / str(index.info.sae.site) / "0_511.safetensors"
     stale.parent.mkdir(parents=True)
     stale.write_bytes(b"of an earlier export")
-    made = delphi.write_delphi(index, tmp_path)
+    made = delphi.write_delphi(index, tmp_path, 64)
     assert made.folder == tmp_path / "latents" / str(index.info.sae.site)
     config = json.loads((made.folder / "config.json").read_text())
     assert (config["cache_ctx_len"], config["n_splits"], config["n_tokens"]) == (64, 3, 64 * made.windows)
@@ -147,6 +146,8 @@ def test_delphis_cache_has_every_firing_in_its_windows(index, tmp_path, monkeypa
         in_windows[start : start + 64] = True
     wanted = sum(int(in_windows[index.firing_values(feature)[0]].sum()) for feature in range(index.info.sae.d_sae))
     assert found == made.firings == wanted and made.left_out == index.info.firings - wanted
-    monkeypatch.setattr(delphi, "EXAMPLE", 32_000)
-    with pytest.raises(UserError, match="and Delphi's examples have 32000: index a longer text"):
-        delphi.write_delphi(index, tmp_path)
+    assert delphi.write_delphi(index, tmp_path).left_out < made.left_out
+    with pytest.raises(UserError, match="and a window 32000: index a longer text, or give a shorter --win"):
+        delphi.write_delphi(index, tmp_path, 32_000)
+    with pytest.raises(UserError, match="--window 48: Delphi's examples have 32 tokens, so a window has a multiple"):
+        delphi.write_delphi(index, tmp_path, 48)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-WINDOW = 128
+WINDOW = 32
 
 
 def expected(folder, root):
@@ -61,11 +61,10 @@ def compare(root, tokenizer):
             assert (values == wanted["values"][mine].astype(np.float16)).all(), latent.latent
             found += len(places)
     assert found == len(wanted["places"]), (found, len(wanted["places"]))
-    records = [record for record in data if record is not None]
-    examples = sum(len(record.examples) for record in records)
     latents = len(np.unique(wanted["latents"]))
-    print(f"eai-delphi {version('eai-delphi')}: {found:,} firings of {latents:,} latents, all equal; {len(records):,} "
-          f"records with {examples:,} examples")
+    print(f"eai-delphi {version('eai-delphi')}: {found:,} firings of {latents:,} latents, all equal", flush=True)
+    records = [record for record in data if record is not None]
+    print(f"{len(records):,} records with {sum(len(record.examples) for record in records):,} examples")
 
 
 if __name__ == "__main__":

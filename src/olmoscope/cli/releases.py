@@ -25,16 +25,27 @@ def export(
     site: SiteOption = None,
     called: Annotated[str | None, typer.Option("--called", metavar="MODEL/SET", help=(
         "What Neuronpedia calls the model and the set of SAEs; by default after their names here."))] = None,
+    window: Annotated[int | None, typer.Option("--window", help=(
+        "Tokens of Delphi's windows, a multiple of 32; by default 32, which loses least."))] = None,
 ) -> None:
     """Write trained SAEs in SAELens format, into the folder `sae` of each run; or any SAE for another tool."""
     from olmoscope.pipeline import chosen
     from olmoscope.recipe.load import find_recipe
-    from olmoscope.release.convert import CIRCUIT_TRACER, OF_INDEX, convert, convert_set, refuse_saelens_reader
+    from olmoscope.release.convert import (
+        CIRCUIT_TRACER,
+        OF_INDEX,
+        Choices,
+        convert,
+        convert_set,
+        refuse_saelens_reader,
+    )
     from olmoscope.release.export import export_run
     from olmoscope.train.run import run_folder
 
+    choices = Choices(called, window)
+    choices.refuse_unused(to)
     if folder is not None:
-        _say_converted(convert(out, to, folder, site_of(site), called), to)
+        _say_converted(convert(out, to, folder, site_of(site), choices), to)
         return
     if site is not None:
         raise UserError("--site is about one SAE: give --folder as well")
@@ -51,7 +62,7 @@ def export(
             exported = export_run(run)
             say(f"{sae.id}: {exported.folder} {written(exported.written)}")
         else:
-            made = convert(run / "index" if to in OF_INDEX else run, to, run / "export" / to, called=called)
+            made = convert(run / "index" if to in OF_INDEX else run, to, run / "export" / to, choices=choices)
             _say_converted(made, to)
 
 

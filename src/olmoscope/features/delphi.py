@@ -5,8 +5,8 @@
     ROOT/latents/MODULE/config.json              what Delphi's `CacheConfig` holds, and the model
 
 Delphi wants windows of one length. Sequences are cut into windows from their start; what is left at the end of each,
-under one window, is left out. Activations are float16 there. Source: eai-delphi 0.1.3, `latents/cache.py`
-and `latents/loader.py`.
+under one window, is left out, so that short windows lose least. Delphi shows no more of a text than a window.
+Activations are float16 there. Source: eai-delphi 0.1.3, `latents/cache.py` and `latents/loader.py`.
 """
 
 import itertools
@@ -22,8 +22,6 @@ from olmoscope.files import atomic_path, write_json
 
 EXAMPLE = 32
 """Tokens of the examples that Delphi cuts windows into by default; a window has a multiple of that."""
-WINDOW = 128
-"""Tokens of a window, unless all sequences are shorter."""
 SPLIT_FIRINGS = 2**24
 """About so many firings go into a file."""
 LEAST = 1e-5
@@ -49,20 +47,23 @@ class Cache:
     left_out: int
 
 
-def write_delphi(index: FeatureIndex, root: Path) -> Cache:
+def write_delphi(index: FeatureIndex, root: Path, length: int = EXAMPLE) -> Cache:
     """Write an index as a cache of Delphi's. One part of the features is held at a time.
 
     Args:
         root: Delphi's folder of a run; the cache goes into `latents/` in it.
+        length: tokens of a window, a multiple of Delphi's `example_ctx_len`.
 
     Raises:
-        UserError: all sequences are shorter than one of Delphi's examples.
+        UserError: all sequences are shorter than a window; a length that does not hold whole examples.
     """
+    if length < 1 or length % EXAMPLE:
+        raise UserError(f"--window {length}: Delphi's examples have {EXAMPLE} tokens, so a window has a multiple of "
+                        "that")
     longest = int(np.diff(index.corpus.sequences_S1).max())
-    if longest < EXAMPLE:
-        raise UserError(f"the longest sequence of {index.path} has {longest} tokens, and Delphi's examples have "
-                        f"{EXAMPLE}: index a longer text")
-    length = min(WINDOW, longest // EXAMPLE * EXAMPLE)
+    if longest < length:
+        raise UserError(f"the longest sequence of {index.path} has {longest} tokens, and a window {length}: index a "
+                        "longer text" + (f", or give a shorter --window (from {EXAMPLE})" if length > EXAMPLE else ""))
     tokens_WL, where_T = _windows(index, length)
     folder = root / "latents" / str(index.info.sae.site)
     folder.mkdir(parents=True, exist_ok=True)

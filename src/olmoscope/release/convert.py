@@ -27,6 +27,30 @@ SAELENS_READERS = {
 
 
 @dataclass(frozen=True)
+class Choices:
+    """What may be chosen for some formats.
+
+    Attributes:
+        called: `MODEL/SET`, the names on Neuronpedia.
+        window: tokens of Delphi's windows.
+    """
+
+    called: str | None = None
+    window: int | None = None
+
+    def refuse_unused(self, target: str) -> None:
+        """Refuse choices that another format has.
+
+        Raises:
+            UserError: it says which.
+        """
+        if self.called is not None and target != "neuronpedia":
+            raise UserError("--called is the name on Neuronpedia: give --to neuronpedia as well")
+        if self.window is not None and target != "delphi":
+            raise UserError("--window is about Delphi's windows: give --to delphi as well")
+
+
+@dataclass(frozen=True)
 class Converted:
     """What was written: the folder that the tool opens, and what the user should know of it, if anything."""
 
@@ -34,8 +58,8 @@ class Converted:
     note: str = ""
 
 
-def convert(address: str | Path, target: str, folder: Path, site: Site | None = None, called: str | None = None
-            ) -> Converted:
+def convert(address: str | Path, target: str, folder: Path, site: Site | None = None,
+            choices: Choices = Choices()) -> Converted:
     """Write an SAE, ours or anybody's, or an index, in another tool's format.
 
     Args:
@@ -44,15 +68,13 @@ def convert(address: str | Path, target: str, folder: Path, site: Site | None = 
         target: of `WRITERS` or `OF_INDEX`, or circuit-tracer.
         folder: to write to; files of an earlier export there are replaced.
         site: what it reads, if it does not say.
-        called: `MODEL/SET`, the names on Neuronpedia.
 
     Raises:
         UserError: no such target, no such SAE, or one that the tool cannot express.
     """
-    if called is not None and target != "neuronpedia":
-        raise UserError("--called is the name on Neuronpedia: give --to neuronpedia as well")
+    choices.refuse_unused(target)
     if target in OF_INDEX:
-        return OF_INDEX[target](FeatureIndex(Path(address)), folder, called)
+        return OF_INDEX[target](FeatureIndex(Path(address)), folder, choices)
     if target == CIRCUIT_TRACER:
         return convert_set([str(address)], folder, site)
     if target == "saelens":
@@ -89,23 +111,23 @@ def convert_set(addresses: Sequence[str], folder: Path, site: Site | None = None
     return Converted(folder, write_set(addresses, folder, site))
 
 
-def _delphi(index: FeatureIndex, folder: Path, _: str | None) -> Converted:
-    cache = write_delphi(index, folder)
+def _delphi(index: FeatureIndex, folder: Path, choices: Choices) -> Converted:
+    cache = write_delphi(index, folder) if choices.window is None else write_delphi(index, folder, choices.window)
     return Converted(cache.folder, f"{cache.firings:,} firings in {cache.windows:,} windows of {cache.length} "
                      f"tokens; left out are {cache.left_out:,} in the ends of sequences, under one window")
 
 
-def _neuronpedia(index: FeatureIndex, folder: Path, called: str | None) -> Converted:
-    made = write_neuronpedia(index, folder, called)
+def _neuronpedia(index: FeatureIndex, folder: Path, choices: Choices) -> Converted:
+    made = write_neuronpedia(index, folder, choices.called)
     return Converted(made.folder, f"{made.features:,} features, {made.activations:,} examples, {made.explanations:,} "
                      "labels; fill in creatorName in release.jsonl and sourceset.jsonl")
 
 
-def _documents(index: FeatureIndex, folder: Path, _: str | None) -> Converted:
+def _documents(index: FeatureIndex, folder: Path, _: Choices) -> Converted:
     made = write_documents(index, folder)
     return Converted(made.folder, f"{made.documents:,} documents, {made.features:,} features, {made.entries:,} entries")
 
 
-OF_INDEX: Mapping[str, Callable[[FeatureIndex, Path, str | None], Converted]] = {
+OF_INDEX: Mapping[str, Callable[[FeatureIndex, Path, Choices], Converted]] = {
     "delphi": _delphi, "neuronpedia": _neuronpedia, "documents": _documents}
 """Of an index."""

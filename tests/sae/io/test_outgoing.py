@@ -6,7 +6,7 @@ import torch
 from export_cases import CASES, coder, opened, rows, write
 from feature_index import small_index
 from olmoscope.errors import UserError
-from olmoscope.release.convert import WRITERS, convert
+from olmoscope.release.convert import WRITERS, Choices, convert
 from olmoscope.sae.io.open import open_sae
 
 
@@ -66,4 +66,6 @@ def test_an_index_and_tools_that_read_saelens_format_are_told_apart(tmp_path):
         with pytest.raises(UserError, match=told):
             convert(index, target, tmp_path / "folder")
     with pytest.raises(UserError, match="--called is the name on Neuronpedia: give --to neuronpedia as well"):
-        convert(index, "documents", tmp_path / "documents", called="a/b")
+        convert(index, "documents", tmp_path / "documents", choices=Choices(called="a/b"))
+    with pytest.raises(UserError, match="--window is about Delphi's windows: give --to delphi as well"):
+        convert(index, "documents", tmp_path / "documents", choices=Choices(window=64))
