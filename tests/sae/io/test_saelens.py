@@ -247,7 +247,7 @@ def change(folder, **values):
     ({"metadata": {}, "activation_fn": "tanh-relu"}, "'tanh-relu' is not read"),
     ({"metadata": {}, "activation_fn": "topk", "activation_fn_kwargs": {"k": 7, "postact_fn": "identity"}},
      "activation_fn_kwargs.postact_fn"),
-    ({"metadata": "none"}, "it holds no mapping"),
+    ({"metadata": "none"}, "it does not hold a mapping"),
     ({"dtype": "int4"}, "dtype 'int4' is unknown"),
     ({"input_scale": 0.5}, r"input_scale \(0.5\) is not a known setting"),
     ({"d_out": 24}, "d_out"),
