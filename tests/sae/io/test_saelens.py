@@ -244,7 +244,7 @@ def change(folder, **values):
     ({"normalize_activations": "odd"}, "'odd' is unknown"),
     ({"reshape_activations": "hook_z"}, "for attn.hook_z"),
     ({"d_sae": 95}, "says 24, 95"),
-    ({"metadata": {}, "activation_fn": "tanh-relu"}, "'tanh-relu' is not read"),
+    ({"metadata": {}, "activation_fn": "tanh-relu"}, "'tanh-relu' is not supported"),
     ({"metadata": {}, "activation_fn": "topk", "activation_fn_kwargs": {"k": 7, "postact_fn": "identity"}},
      "activation_fn_kwargs.postact_fn"),
     ({"metadata": "none"}, "it does not hold a mapping"),
