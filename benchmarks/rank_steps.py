@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +88,14 @@ class TimedRanks(Ranks):
     def from_owners(self, own_PbX: Tensor, rows: int) -> Tensor:
         with self.parts.part("from_owners"):
             return super().from_owners(own_PbX, rows)
+
+    def parts_to_owners(self, parts_BNX: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        with self.parts.part("to_owners"):
+            return super().parts_to_owners(parts_BNX, counts)
+
+    def parts_from_owners(self, own: Sequence[Tensor], rows: int) -> Tensor:
+        with self.parts.part("from_owners"):
+            return super().parts_from_owners(own, rows)
 
 
 class TimedKernels:

@@ -1,4 +1,5 @@
-"""Our SAEs in other tools' formats, for foreign/read_back.py, which reads them with those tools.
+"""Our SAEs in other tools' formats, for foreign/read_back.py and foreign/read_circuit_tracer.py, which read them with
+those tools.
 
     python tests/export_cases.py FOLDER
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from coders import coder_of, parameters
 from olmoscope.release.convert import WRITERS
 from olmoscope.sae.coder import SparseCoder
+from olmoscope.sae.io import circuit_tracer
 from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.io.opened import Opened
 from olmoscope.site import Site
@@ -27,7 +29,10 @@ CASES = {
     "sparsify/transcoder": ("topk", "other", "layers.3.mlp.out"), "sparsify/skip": ("topk", "skip", "layers.3.mlp.out"),
     "dictionary-learning/topk": ("topk", "same", "layers.3"),
     "dictionary-learning/tied": ("topk", "tied", "layers.3.attn.out"),
-    "dictionary-learning/jumprelu": ("jumprelu", "same", "layers.3.mlp.in")}
+    "dictionary-learning/jumprelu": ("jumprelu", "same", "layers.3.mlp.in"),
+    "circuit-tracer/topk": ("topk", "other", "layers.3.mlp.out"),
+    "circuit-tracer/jumprelu": ("jumprelu", "other", "layers.3.mlp.out"),
+    "circuit-tracer/skip": ("jumprelu", "skip", "layers.3.mlp.out")}
 """Kind, ends and the site to state."""
 
 
@@ -48,6 +53,15 @@ def opened(made: SparseCoder) -> Opened:
                   {})
 
 
+def write(tool: str, made: Opened, folder: Path) -> Path:
+    """Write it for a tool; gives what `open_sae` opens."""
+    if tool != "circuit-tracer":
+        return WRITERS[tool](made, folder)
+    path = circuit_tracer.write_layer(made, folder)
+    circuit_tracer.write_config(folder, circuit_tracer.config_of(made, folder))
+    return path
+
+
 def rows(b_D: Tensor) -> Tensor:
     """Rows of all kinds."""
     x_BD = torch.randn(ROWS, D, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 3, D) + 0.5
@@ -60,10 +74,11 @@ def main(folder: Path) -> None:
     """Write all cases."""
     for name, (kind, ends, site) in CASES.items():
         made = coder(kind, ends, site)
-        there = WRITERS[name.partition("/")[0]](opened(made), folder / name)
+        there = write(name.partition("/")[0], opened(made), folder / name)
         x_BD = rows(made.b_out)
         out_BD, codes = open_sae(there, made.writes[0]).sae.reconstruct(x_BD)
-        save_file({"x": x_BD, "codes": codes.to_dense(), "out": out_BD}, there / "expected.safetensors")
+        beside = there if there.is_dir() else there.parent
+        save_file({"x": x_BD, "codes": codes.to_dense(), "out": out_BD}, beside / "expected.safetensors")
 
 
 if __name__ == "__main__":

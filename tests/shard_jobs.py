@@ -18,7 +18,7 @@ from olmoscope.activations.stream.rounds import StoreRounds
 from olmoscope.distributed.launch import World
 from olmoscope.distributed.ranks import Ranks
 from olmoscope.errors import AnotherRankFailedError, UserError
-from olmoscope.recipe.schema import Activation, Recipe
+from olmoscope.recipe.schema import Activation, Candidates, Recipe
 from olmoscope.sae.topk import TopK
 from olmoscope.train import group
 from olmoscope.train.adam import Adam
@@ -44,6 +44,10 @@ class Case:
     rows: tuple[int, ...] = (40, 40, 40, 40, 40, 17)
     adam: Adam = ADAM
     auxiliary: SettledAuxiliary | None = None
+    matryoshka: tuple[float, ...] = ()
+    candidates: Candidates | None = None
+    pulled: bool = False
+    """By a loss beside the NMSE."""
     dtype: torch.dtype = torch.float32
     writes: int | None = None
     """For a transcoder with a skip: the width of the rows that it writes."""
@@ -82,6 +86,11 @@ class Case:
         return (x_BD[:, : self.d_model], x_BD[:, self.d_model :]) if self.writes else (x_BD, None)
 
 
+def pull(xhat_BD: Tensor, y_BD: Tensor, e_BD: Tensor) -> Tensor:
+    """As a loss beside the NMSE would pull."""
+    return e_BD.norm() * torch.sin(xhat_BD) + 0.1 * (xhat_BD - y_BD).clamp(-1, 1) / len(y_BD)
+
+
 def sharded(case: Case, ranks: Ranks) -> ShardedStep:
     """A new step with the shards of this rank."""
     whole = case.sae()
@@ -97,8 +106,9 @@ def sharded(case: Case, ranks: Ranks) -> ShardedStep:
         W_enc_FD = W_dec_FD if case.tied else whole.W_enc[own].clone()
         shards.append(Shard(number, case.shards, TopK(
             W_enc_FD, W_dec_FD, b_in_D, case.normalize, whole.b_latent[own].clone(), case.k, b_out=b_out_D,
-            W_skip=skip, transcoder=whole.transcoder), case.adam, case.d_sae, case.activation))
-    return ShardedStep(shards, case.adam, case.auxiliary, ranks)
+            W_skip=skip, transcoder=whole.transcoder), case.adam, case.d_sae, case.activation,
+            candidates=case.candidates))
+    return ShardedStep(shards, case.adam, case.auxiliary, ranks, case.matryoshka)
 
 
 def train(ranks: Ranks, case: Case, lr: float = 1e-2) -> tuple[list[dict[str, Tensor]], dict[str, Tensor], list]:
@@ -107,9 +117,11 @@ def train(ranks: Ranks, case: Case, lr: float = 1e-2) -> tuple[list[dict[str, Te
     counted = []
     for number, x_BD in enumerate(case.batches()):
         x_BD, target_BD = case.ends(x_BD)
-        step(x_BD, lr, target_BD)
+        step(x_BD, lr, target_BD, pull if case.pulled else None)
         if number % 3 == 2:
             counted.append((*step.take_sums(), step.dead_share(60)))
+        if step.candidates:
+            counted.append((step.candidates.judge(step.count), step.candidates.take_found(), step.candidates.margin))
     return [shard.tensors() for shard in step.shards], step.shared_tensors(), counted
 
 
@@ -131,12 +143,12 @@ def same(one: Tensor, other: Tensor) -> bool:
 
 
 def train_recipe(ranks: Ranks, job: Recipe, store: Path, out: Path, stop_at: int | None = None,
-                 unreadable: int | None = None) -> str | list[str]:
+                 told: str = "last", damaged: tuple[int, Path] | None = None) -> str | list[str]:
     """Train the SAEs of a recipe on these ranks together.
 
     Args:
-        stop_at: the number of steps after which the last rank gets a SIGTERM.
-        unreadable: the rank that cannot read a round.
+        stop_at: the number of steps after which the `told` ranks, `last` or `all`, get a SIGTERM.
+        damaged: a rank, and the copy of the store that it reads; after the first epoch a segment there is damaged.
 
     Returns:
         The ids of the SAEs that this rank reports as done; or `stopped`; or why it ended.
@@ -145,16 +157,21 @@ def train_recipe(ranks: Ranks, job: Recipe, store: Path, out: Path, stop_at: int
 
     def stopping(self: ShardedStep, *arguments: Any) -> None:
         call(self, *arguments)
-        if self.count == stop_at and ranks.index == ranks.count - 1 and self.k == job.saes[0].k:
+        if self.count == stop_at and self.k == job.saes[0].k and (told == "all" or ranks.index == ranks.count - 1):
             os.kill(os.getpid(), signal.SIGTERM)
 
-    def failing(self: StoreRounds, epoch: int, *arguments: Any) -> Any:
-        if ranks.index == unreadable and epoch == 1:
-            raise UserError("a segment is damaged")
+    def damaging(self: StoreRounds, epoch: int, *arguments: Any) -> Any:
+        if damaged and ranks.index == damaged[0] and epoch == 1:
+            path = damaged[1] / "layer_01" / "segment-000003.safetensors"
+            content = bytearray(path.read_bytes())
+            content[-1] ^= 1
+            path.write_bytes(content)
         return read(self, epoch, *arguments)
 
+    if damaged and ranks.index == damaged[0]:
+        store = damaged[1]
     with mock.patch.object(group, "assign", lambda recipe, saes, *rest: [(ranks, list(saes))]), \
-            mock.patch.object(ShardedStep, "__call__", stopping), mock.patch.object(StoreRounds, "read", failing):
+            mock.patch.object(ShardedStep, "__call__", stopping), mock.patch.object(StoreRounds, "read", damaging):
         try:
             return [sae.id for sae, _ in train_from_store(job, job.saes, open_store(store), out, world=World(ranks))]
         except KeyboardInterrupt:

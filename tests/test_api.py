@@ -54,7 +54,7 @@ def test_a_file_that_does_not_say_its_site_is_told(site, tmp_path):
     torch.save(checkpoint(layer=None), path)
     assert olmoscope.load(path, site).reads == (olmoscope.Site(5),)
     assert "site" in refused(olmoscope.load, path)
-    assert "is no site" in refused(olmoscope.load, path, "layer 5")
+    assert "is not a site" in refused(olmoscope.load, path, "layer 5")
 
 
 def test_rows_of_a_store_by_any_name_of_their_site(demo):
@@ -66,7 +66,7 @@ def test_rows_of_a_store_by_any_name_of_their_site(demo):
     assert "has no rows of layers.6; it has layers.3, layers.7" in refused(store.read, 6, 0, slice(0, 1))
     assert "has no segment 9; it has 1" in refused(store.read, 7, 9, slice(0, 1))
     assert "have a step" in refused(store.read, 7, 0, slice(0, 8, 2))
-    assert "is no site" in refused(store.read, "layer_07", 0, slice(0, 1))
+    assert "is not a site" in refused(store.read, "layer_07", 0, slice(0, 1))
 
 
 def test_a_recipe_by_file_name_folder_or_itself(demo, tmp_path):
@@ -80,7 +80,7 @@ def test_a_recipe_by_file_name_folder_or_itself(demo, tmp_path):
     assert found == itself and found.store_hash() == itself.store_hash() and out == tmp_path / "out"
     assert find_recipe(itself, overrides={"train.batch": 64})[0].train.batch == 64
     assert "train.bath" in refused(find_recipe, itself, overrides={"train.bath": 64})
-    assert "one text" in refused(find_recipe, "tiny", overrides="train.lr=1")
+    assert "a single string" in refused(find_recipe, "tiny", overrides="train.lr=1")
     assert "no recipe.yaml" in refused(find_recipe, tmp_path)
     assert "has no form" in refused(find_recipe, "tiny", form="other")
 

@@ -186,7 +186,7 @@ def test_what_is_not_the_network(told, case, messages):
         if case == "bare":
             assert "has no weights as safetensors" in text or "has no tokenizer (tokenizer.json)" in text
         if "offline" in case:
-            assert "HF_HUB_OFFLINE forbids to ask the hub" in text
+            assert "HF_HUB_OFFLINE forbids asking the hub" in text
 
 
 @pytest.mark.slow

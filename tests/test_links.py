@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md", *(ROOT / "docs").glob("*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md", *(ROOT / "docs").rglob("*.md")])
 
 
 def text_of(page: Path) -> str:
@@ -34,5 +34,5 @@ def test_links_lead_somewhere(page):
 
 def test_sources_name_pages_that_exist():
     named = {(path, page) for folder in ("src", "benchmarks", "tests", "tools")
-             for path in (ROOT / folder).rglob("*.py") for page in re.findall(r"docs/[\w-]+\.md", path.read_text())}
+             for path in (ROOT / folder).rglob("*.py") for page in re.findall(r"docs/[\w/-]+\.md", path.read_text())}
     assert named and not [one for one in named if not (ROOT / one[1]).exists()]

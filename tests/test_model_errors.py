@@ -61,8 +61,8 @@ DAMAGES = {
     "cut": (cut, "model.safetensors is cut off: it has "),
     "cut in its header": (put(lambda content: content[:100]), "is cut off in its header, after 100"),
     "empty": (put(lambda _: b""), "is cut off in its header, after 0 bytes"),
-    "longer": (put(lambda content: content + b"0"), "and its header speaks of"),
-    "a page": (put(lambda _: b"<!DOCTYPE html><html>"), "is no safetensors file (it begins with b'<!DOCTYP"),
+    "longer": (put(lambda content: content + b"0"), "but its header says"),
+    "a page": (put(lambda _: b"<!DOCTYPE html><html>"), "is not a safetensors file (it begins with b'<!DOCTYP"),
     "a broken header": (put(lambda content: content.replace(b'"data_offsets"', b'"data_offset!"', 1)),
                         "is damaged (its header cannot be read)"),
     "a pointer": (put(lambda _: LFS), "model.safetensors is a git-LFS pointer, not the file itself"),
@@ -95,7 +95,7 @@ def test_weights_in_parts(folder):
 
 def test_no_weights(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    assert "has its weights as pytorch_model.bin, not as safetensors" in reason(LOADERS["collect"], folder)
+    assert "has its weights as pytorch_model.bin; only safetensors files are read" in reason(LOADERS["collect"], folder)
     (folder / "pytorch_model.bin").unlink()
     assert "has no weights as safetensors (model.safetensors)" in reason(LOADERS["collect"], folder)
 
@@ -104,9 +104,9 @@ CONFIGS = {
     "quantised": ({"quantization_config": {"quant_method": "aqlm"}},
                   "its weights are quantised (aqlm), which needs a package that is not installed: "),
     "remote code": ({"model_type": "my_own", "auto_map": {"AutoConfig": "c.C", "AutoModelForCausalLM": "m.M"}},
-                    "it needs code of its own (auto_map in config.json), and downloaded code is not run"),
+                    "it needs its own code (auto_map in config.json), and downloaded code is never run"),
     "newer": ({"model_type": "my_own"}, "does not know its architecture (model_type 'my_own'): update transformers"),
-    "nameless": ({"model_type": None}, "does not say what architecture it is of (model_type)"),
+    "nameless": ({"model_type": None}, "does not name the model's architecture (model_type)"),
 }
 
 
@@ -131,11 +131,11 @@ def test_code_of_its_own_is_not_run_where_transformers_has_the_architecture(fold
 def test_no_language_model(tmp_path):
     config = transformers.ViTConfig(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8)
     transformers.ViTModel(config).save_pretrained(tmp_path / "model")
-    assert "it is no causal language model (model_type 'vit')" in reason(LOADERS["evaluate"], tmp_path / "model")
+    assert "it is not a causal language model (model_type 'vit')" in reason(LOADERS["evaluate"], tmp_path / "model")
 
 
 @pytest.mark.parametrize(("content", "message"), [
-    (b"{", "config.json is damaged (not JSON: "), (b"[]", "config.json is damaged: it holds no mapping"),
+    (b"{", "config.json is damaged (not JSON: "), (b"[]", "config.json is damaged: it does not hold a mapping"),
     (LFS, "config.json is a git-LFS pointer"), (b"\xff\xfe", "config.json is damaged (not JSON: ")])
 def test_damaged_config(folder, content, message):
     (folder / "config.json").write_bytes(content)
@@ -150,7 +150,7 @@ def test_folders_that_are_no_models(folder, monkeypatch):
         folder.mkdir()
         assert f"{folder} has no config.json: a model is a folder with" in reason(load, folder)
         (folder / "model.gguf").touch()
-        assert "holds GGUF files, which are not read" in reason(load, folder)
+        assert "holds GGUF files, which cannot be read" in reason(load, folder)
         (folder / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/base"}')
         found = reason(load, folder)
         assert "it is an adapter of someone/base (adapter_config.json), not a whole model: install peft (`pip" in found
@@ -172,7 +172,7 @@ TOKENIZERS = {
     "a pointer": (put(lambda _: LFS), "tokenizer.json is a git-LFS pointer"),
     "cut": (cut, "tokenizer.json is damaged (not JSON: "),
     "another structure": (lambda path: change(path, model={"type": "Newest"}),
-                          "tokenizer.json is damaged, or of a newer"),
+                          "tokenizer.json is damaged, or made by a newer"),
     "missing": (lambda path: [each.unlink() for each in path.parent.glob("*token*")],
                 "has no tokenizer (tokenizer.json)"),
 }

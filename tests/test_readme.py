@@ -1,5 +1,5 @@
 """The Python examples of the documentation, run as printed on an output folder of the demo's recipe with few tokens:
-the README's, those of docs/api.md, and those of the docstrings of the public names."""
+the README's, those of docs/api.md and of the explanations, and those of the docstrings of the public names."""
 
 import doctest
 from pathlib import Path
@@ -24,12 +24,19 @@ def inside(demo, monkeypatch):
     monkeypatch.chdir(demo)
 
 
-def test_the_examples_of_the_readme(capsys):
+def test_the_example_of_the_readme(capsys):
     names: dict[str, Any] = {}
-    assert run_blocks(ROOT / "README.md", names) == 3
-    assert capsys.readouterr().out
-    codes = names["taps"].codes
-    assert codes.indices.shape == (*names["taps"]["layers.7"].shape[:2], 32) and (codes.values > 0).any()
+    assert run_blocks(ROOT / "README.md", names) == 1
+    assert capsys.readouterr().out and names["codes"].indices.shape == (8, 32)
+
+
+@pytest.mark.parametrize("page", sorted((ROOT / "docs" / "explanation").glob("*.md")), ids=lambda page: page.stem)
+def test_the_examples_of_an_explanation(page):
+    names: dict[str, Any] = {}
+    assert run_blocks(page, names) == (page.stem == "hooks")
+    if page.stem == "hooks":
+        codes = names["taps"].codes
+        assert codes.indices.shape == (*names["taps"]["layers.7"].shape[:2], 32) and (codes.values > 0).any()
 
 
 def test_the_examples_of_the_page_of_the_api():

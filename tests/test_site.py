@@ -34,7 +34,7 @@ def test_folders_differ_and_the_residual_streams_stay_what_they_were():
 @pytest.mark.parametrize("text", ["layer.7", "layers.7.", "layers.-1", "layers.7.mlp", "layers.x", "", None, True, -1,
                                   1.5])
 def test_what_is_no_site_is_refused_in_a_line(text):
-    with pytest.raises(UserError, match=r"is no site; a site is embed, layers\.L, or layers\.L followed by one of "):
+    with pytest.raises(UserError, match=r"is not a site; a site is embed, layers\.L, or layers\.L followed by one of "):
         Site.parse(text)
 
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from olmoscope.sae.io.open import load
     from olmoscope.site import Site
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = ["Site", "SparseCoder", "SparseCodes", "attach", "collect", "evaluate", "index", "load", "open_store",
            "train"]
 
@@ -35,10 +35,10 @@ _MODULES = {"Site": "site", "SparseCoder": "sae.coder", "SparseCodes": "sae.code
             "open_store": "activations.store.reader", "train": "api"}
 """Where each public name is."""
 
-set_threads()  # before anything of torch is loaded
+set_threads()  # before torch is loaded
 
 
-if not TYPE_CHECKING:  # who checks types is to be told of a name that does not exist
+if not TYPE_CHECKING:  # a type checker must report names that do not exist
 
     def __getattr__(name: str) -> Any:
         """Import a public name when it is first used (PEP 562)."""
@@ -55,10 +55,10 @@ def __dir__() -> list[str]:
 
 
 class _Package(ModuleType):
-    """Keeps the names of the functions `train` and `evaluate`, which are those of two folders as well.
+    """Keeps `train` and `evaluate` as functions, although two folders have the same names.
 
-    Importing a folder puts it into its package by its name; here the functions keep theirs, whatever is imported before
-    or after. `from olmoscope.train.run import ...` finds the folder all the same.
+    Importing a folder would set its name in the package; here the names stay those of the functions, whatever is
+    imported before or after. `from olmoscope.train.run import ...` finds the folder all the same.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

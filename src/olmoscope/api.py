@@ -28,7 +28,7 @@ from olmoscope.train.run import run_folder
 from olmoscope.train.trackers import TrackerName
 
 INDEXED_TOKENS = 1_000_000
-"""Of a text, if nobody says how many."""
+"""How many tokens of a text are indexed by default."""
 
 
 def collect(recipe: str | Path | Recipe, out: str | Path | None = None, *, form: str | None = None,
@@ -39,15 +39,15 @@ def collect(recipe: str | Path | Recipe, out: str | Path | None = None, *, form:
         recipe: a YAML file, the name of a recipe in the package (`tiny`), or an output folder.
         out: the output folder; by default the one given as `recipe`, else one named after the recipe.
         form: a form of the recipe, e.g. `reference`.
-        overrides: other values by the paths of their keys, `{"tokens.count": 1_000_000}`.
-        worker: `I/N` makes only share I of N, I from 0; by default what torchrun or srun says.
+        overrides: values that replace the recipe's, by the path of the key: `{"tokens.count": 1_000_000}`.
+        worker: `I/N` collects only share I of N, counted from 0; by default the rank that torchrun or srun gives.
 
     Returns:
-        The training store and the held-out one: where each is (`store`), what it holds (`manifest`), what was made now
-        (`segments_made`; 0 if all was there).
+        The training store and the held-out one: where each is (`store`), what it holds (`manifest`), and how many
+        segments this call made (`segments_made`; 0 if all were there).
 
     Raises:
-        UserError: a mistake in the recipe; a model or text that cannot be had; `out` holds another recipe's store.
+        UserError: the recipe has a mistake; the model or the text cannot be loaded; `out` holds another recipe's store.
 
     Example:
         >>> import olmoscope
@@ -67,16 +67,16 @@ def train(recipe: str | Path | Recipe, out: str | Path | None = None, *, form: s
 
     Args:
         recipe, out, form, overrides: as in `collect`.
-        only: ids of those to train; by default all.
-        store: another output folder, or a training store, in place of the one in `out`.
-        live: straight from the model, without a store.
-        log: sends metrics to `wandb` or `tensorboard` as well.
+        only: ids of the SAEs to train; by default all.
+        store: another output folder, or a training store, to read in place of the one in `out`.
+        live: train straight from the model, without a store.
+        log: also send metrics to `wandb` or `tensorboard`.
 
     Returns:
         The folder of each run, which `load` opens.
 
     Raises:
-        UserError: a mistake in the recipe, no store, or a run there that is of another recipe.
+        UserError: the recipe has a mistake; there is no store; a run in `out` belongs to another recipe.
 
     Example:
         >>> import olmoscope
@@ -99,30 +99,30 @@ def evaluate(saes: str | Path | Sequence[str | Path], *, only: Sequence[str] = (
              dtype: Literal["auto", "bfloat16", "float32"] | None = None, site: Site | str | int | None = None,
              batch_tokens: int | None = None, bos: bool | None = None, behaviour: Behaviour = NOTHING_MORE,
              out: str | Path | None = None, stability: bool = False) -> list[Evaluation]:
-    """Measure SAEs: how well they reconstruct, and what the language model makes of it.
+    """Measure SAEs: how well they reconstruct, and how well the language model works with their reconstructions.
 
     Args:
-        saes: an output folder: its SAEs on its held-out text, as its recipe says. Or one or several of whatever `load`
-            opens, and whole releases: then the rest of the arguments say how.
+        saes: an output folder, to evaluate its SAEs on its held-out text as its recipe says. Or one or several
+            addresses that `load` opens, or whole releases; then the other arguments say how to evaluate them.
         only: ids of some SAEs of the output folder.
-        text: a file, a folder, a dataset of the hub, or an output folder, whose held-out text it is; by default that of
-            the output folder near an SAE.
-        tokens: of the text, at most; by default 100,000.
-        model: the language model, if the SAEs do not say which, or where a copy of it is.
-        dtype: in which it computes; by default bfloat16 where the hardware has it, else float32.
+        text: a file, a folder, a dataset on the hub, or an output folder, to use its held-out text; by default the
+            held-out text of the output folder near an SAE.
+        tokens: how many tokens of the text to use at most; by default 100,000.
+        model: the language model, if the SAEs do not name it, or the path of a copy of it.
+        dtype: the language model's dtype; by default bfloat16 where the hardware has it, else float32.
         site: what the SAEs read, if they do not say.
-        batch_tokens: in one pass of the model; by default 16,384.
-        bos: whether sequences begin with BOS, if the SAEs do not say; by default as the tokenizer does.
-        behaviour: what else is measured (`olmoscope.evaluate.behaviour.Behaviour`): probing, absorption.
-        out: where the results of SAEs from anywhere go; by default `evaluation`.
-        stability: also compares the latents of an output folder's SAEs that differ in the seed alone; the figures are
-            in `study.json` there.
+        batch_tokens: tokens in one pass of the model; by default 16,384.
+        bos: whether sequences begin with BOS, if the SAEs do not say; by default the tokenizer decides.
+        behaviour: what else to measure (`olmoscope.evaluate.behaviour.Behaviour`): probing, absorption.
+        out: where the results of SAEs from outside an output folder go; by default `evaluation`.
+        stability: also compare the latents of an output folder's SAEs that differ only in the seed; the figures go
+            to `study.json` there.
 
     Returns:
-        The figures of each, as `evaluation.json` holds them; docs/metrics.md defines them. Reports are written too.
+        The figures of each SAE, as `evaluation.json` holds them; docs/metrics.md defines them. Reports are written too.
 
     Raises:
-        UserError: an SAE, a model or a text that cannot be had, or that do not fit each other.
+        UserError: an SAE, a model or a text cannot be loaded, or they do not fit each other.
 
     Example:
         >>> import olmoscope
@@ -159,7 +159,7 @@ def evaluate(saes: str | Path | Sequence[str | Path], *, only: Sequence[str] = (
 
 
 def is_output_folder(saes: Sequence[str]) -> bool:
-    """Whether what is named is one output folder, whose recipe says how its SAEs are evaluated."""
+    """Whether `saes` names one output folder; its recipe then says how to evaluate its SAEs."""
     first = Path(saes[0]) if saes else Path()
     return len(saes) == 1 and (first / "recipe.yaml").is_file() and not (first / "done.json").is_file()
 
@@ -171,23 +171,23 @@ def index(sae: str | Path, *, store: str | Path | None = None, text: str | Path 
     """Index what each feature of an SAE fires on, for `olmoscope browse`.
 
     Args:
-        sae: whatever `load` opens; an output folder or a release: all SAEs in it.
+        sae: any address that `load` opens; for an output folder or a release, all SAEs in it.
         store: the activation store to index; by default the training store of the SAE's output folder.
-        text: a file, a folder or a dataset of the hub that the model reads now, in place of a store.
-        out: the index's folder; by default `index` in the run's.
-        model: the language model, if the SAE does not say which, or where a copy of it is.
+        text: a file, a folder or a dataset on the hub for the model to read now, in place of a store.
+        out: the index's folder; by default `index` in the run's folder.
+        model: the language model, if the SAE does not name it, or the path of a copy of it.
         site: what the SAE reads, if it does not say.
-        tokens: of a text, at most; by default 1,000,000.
-        bos: whether sequences of a text begin with BOS, if the SAE does not say; by default as the tokenizer does.
-        skip_first: leaves out as many positions at the start of each sequence.
-        skip_special: leaves out tokens that the tokenizer calls special.
-        max_norm: leaves out rows whose norm is over as many times the median, at any site of the store.
+        tokens: how many tokens of a text to index at most; by default 1,000,000.
+        bos: whether sequences of a text begin with BOS, if the SAE does not say; by default the tokenizer decides.
+        skip_first: leave out this many positions at the start of each sequence.
+        skip_special: leave out tokens that the tokenizer calls special.
+        max_norm: leave out rows whose norm is more than this many times the median at any site of the store.
 
     Returns:
-        Of each SAE, where its index is (`folder`), what is in it (`info`) and whether it was made now (`fresh`).
+        For each SAE, where its index is (`folder`), what is in it (`info`) and whether this call made it (`fresh`).
 
     Raises:
-        UserError: an SAE, a model, a store or a text that cannot be had, or that do not fit each other; `out` holds
+        UserError: an SAE, a model, a store or a text cannot be loaded, or they do not fit each other; `out` holds
             another index.
 
     Example:

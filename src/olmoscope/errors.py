@@ -5,7 +5,7 @@ from collections.abc import Collection
 
 
 class UserError(ValueError):
-    """Something the user can mend: one line that says what is wrong, where, and what to do.
+    """Something the user can fix: one line that says what is wrong, where, and what to do.
 
     The command line prints it without a traceback and exits with 1. A broken invariant of our own is an
     `assert` instead, and keeps its traceback.
@@ -13,10 +13,10 @@ class UserError(ValueError):
 
 
 class AnotherRankFailedError(UserError):
-    """Another process of the same training has an error and tells the user; this one only ends."""
+    """Another process of the same training run failed and reports its error to the user; this one just exits."""
 
 
 def did_you_mean(name: str, names: Collection[str]) -> str:
-    """The end of a message about an unknown name: up to three similar ones; empty where there are none."""
+    """The end of a message about an unknown name: up to three similar names; empty if there are none."""
     found = difflib.get_close_matches(name, list(names), n=3, cutoff=0.45)
     return f"; did you mean {' or '.join(found)}?" if found else ""

@@ -1,7 +1,7 @@
-"""Files that can be trusted: a file that exists is complete, and its checksum stands beside it.
+"""Files that can be trusted: a file that exists is complete.
 
 Everything the project writes goes through here: a temporary folder `.NAME.PID.tmp` beside the file, sync, rename, sync
-of the folder. A process killed at any moment leaves at most such a folder, which nothing reads. It is a folder since
+of the folder. A process killed at any moment leaves at most such a folder, which nothing reads. It is a folder because
 libraries make temporary files of their own beside the file that they write (safetensors' is `.tmpXXXXXX`).
 """
 
@@ -26,18 +26,18 @@ from olmoscope.errors import UserError
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; on leaving, sync it and rename it to `path`.
+    """Yield a temporary path beside `path`; on exit, sync it and rename it to `path`.
 
-    For libraries that want to open the file themselves. Nothing appears at `path` if the block raises. The file gets
-    the mode that a new file has here (umask, default ACL), whatever the library gave it: safetensors makes its own
-    0600, which nobody else could read.
+    This is for libraries that open the file themselves. Nothing appears at `path` if the block raises. The file gets
+    the mode that a new file has here (umask, default ACL), whatever mode the library gave it: safetensors makes its
+    files 0600, which no other user could read.
 
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary = folder / "half-written"  # never a name that a search for finished files would find
+    temporary = folder / "half-written"  # a name that no search for finished files matches
     try:
         remove(folder)
         folder.mkdir()
@@ -110,11 +110,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def try_lock(path: Path) -> IO[bytes] | None:
-    """Lock a file for one process, making it if it is absent; its content is left alone.
+    """Lock a file for one process. Create it if it is absent; leave its content alone.
 
     Returns:
-        The open file: closing it frees the lock, and so does the kernel when the process ends, however it ends. None
-        if another process holds it.
+        The open file: closing it frees the lock, and the kernel frees it when the process ends, however it ends. None
+        if another process holds the lock.
 
     Raises:
         UserError: the file system has no locks.
@@ -140,8 +140,8 @@ def _lock(path: Path, how: int) -> IO[bytes] | None:
     except OSError as error:
         file.close()
         if error.errno in (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS):
-            raise UserError(f"the file system of {path} has no file locks (flock), without which processes would "
-                            "disturb each other; choose another --out") from error
+            raise UserError(f"the file system of {path} has no file locks (flock), which keep processes from "
+                            "disturbing each other; choose another --out") from error
         raise
     return file
 
@@ -151,8 +151,8 @@ def locked(folder: Path, doing: str, name: str = ".lock") -> Iterator[None]:
     """Hold a folder for one process; the kernel frees it when the process ends, however it ends.
 
     Args:
-        doing: for the message: `another process is DOING in FOLDER`.
-        name: which lock of the folder.
+        doing: what the message says: `another process is DOING in FOLDER`.
+        name: the name of the lock file.
 
     Raises:
         UserError: another process holds it.
@@ -165,10 +165,10 @@ def locked(folder: Path, doing: str, name: str = ".lock") -> Iterator[None]:
 
 
 def is_locked(folder: Path, besides: str = "") -> bool:
-    """Whether a live process holds a lock file (`.lock` and whatever follows) in a folder; none is kept.
+    """Whether a live process holds a lock file (`.lock*`) in a folder. No lock is kept.
 
     Args:
-        besides: a lock file that does not count.
+        besides: a lock file to ignore.
     """
     for path in folder.glob(".lock*"):
         if path.name == besides:
@@ -182,10 +182,10 @@ def is_locked(folder: Path, besides: str = "") -> bool:
 
 
 def clean_temporary(folder: Path, name: str = "*") -> None:
-    """Delete what killed processes left half-written below a folder; call it while holding the lock of those files.
+    """Delete what killed processes left half-written below a folder; hold the lock of those files when you call it.
 
     Args:
-        name: of the files that were being written, with wildcards.
+        name: the name of the files that were being written, with wildcards.
     """
     for parent, folders, files in os.walk(folder):
         for left in fnmatch.filter(folders + files, f".{name}.tmp"):
@@ -195,15 +195,15 @@ def clean_temporary(folder: Path, name: str = "*") -> None:
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """All files below a folder; other processes may remove theirs meanwhile, which `Path.rglob` does not survive."""
-    if not folder.is_dir():  # also of a name that this locale cannot say
+    """All files below a folder. Other processes may remove files meanwhile, which makes `Path.rglob` raise."""
+    if not folder.is_dir():  # also false for a name that this locale cannot encode
         return
     for parent, _, files in os.walk(folder):
         yield from (Path(parent) / name for name in files)
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with all that is in it; nothing need be there."""
+    """Remove a file, or a folder with everything in it; do nothing if there is none."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

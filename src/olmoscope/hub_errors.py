@@ -1,6 +1,6 @@
-"""What goes wrong with the Hugging Face hub, in one line: the true cause, and what to do about it.
+"""What went wrong with the Hugging Face hub, in one line: the true cause, and what to do about it.
 
-Only where no answer came is the network to blame; that the hub says no, or must not be asked, is another matter.
+The message blames the network only if no answer came, not if the hub refuses or `HF_HUB_OFFLINE` forbids the request.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ _PAGE = {"model": "https://huggingface.co/", "dataset": "https://huggingface.co/
 
 
 def hub_exceptions() -> tuple[type[Exception], ...]:
-    """All that huggingface_hub raises where something cannot be had."""
+    """Every exception that huggingface_hub raises if it cannot provide something."""
     from huggingface_hub import errors
 
     return (OSError, errors.EntryNotFoundError, errors.HFValidationError, _no_answer())
@@ -26,10 +26,10 @@ def is_unreachable(error: Exception) -> bool:
 
 
 def hub_reason(error: BaseException, repo: str, kind: Kind = "model", revision: str | None = None) -> str | None:
-    """Why the hub, or its cache, does not give something of a repository; None if that is not what the error is about.
+    """Why the hub, or its cache, does not provide something from a repository; None if the error has another cause.
 
     Args:
-        error: what was raised; what caused it is looked at too.
+        error: the exception; its causes are examined too.
         repo: `OWNER/NAME`.
     """
     from huggingface_hub import constants, errors
@@ -49,7 +49,7 @@ def hub_reason(error: BaseException, repo: str, kind: Kind = "model", revision: 
         if isinstance(one, errors.HfHubHTTPError):
             return _answer(one.response.status_code)
         if isinstance(one, errors.HFValidationError):
-            return f"{repo!r} is no name of a hub repository (OWNER/NAME)"
+            return f"{repo!r} is not the name of a hub repository (OWNER/NAME)"
         if isinstance(one, errors.OfflineModeIsEnabled):
             return _offline()
         if isinstance(one, errors.FileMetadataError):
@@ -73,12 +73,12 @@ def _gated(repo: str, kind: Kind) -> str:
 
 
 def _answer(status: int) -> str:
-    """What to do about an answer that is no file."""
+    """What to do about an answer that is not a file."""
     if status in (401, 403):
         return (f"the hub refuses access (status {status}): the token that is logged in here is not valid or may not "
-                "do this; log in anew with `hf auth login`")
+                "do this; log in again with `hf auth login`")
     if status == 429:
-        return "the hub has had too many requests from here (status 429): wait some minutes, or log in"
+        return "the hub has had too many requests from here (status 429): wait a few minutes, or log in"
     return f"the hub answers with an error (status {status}): try again later"
 
 
@@ -87,14 +87,14 @@ def _offline() -> str:
 
     cache = f"it is not in the hub's cache ({constants.HF_HUB_CACHE})"
     if constants.HF_HUB_OFFLINE:
-        return f"{cache}, and HF_HUB_OFFLINE forbids to ask the hub: unset it, or fill the cache first"
+        return f"{cache}, and HF_HUB_OFFLINE forbids asking the hub: unset it, or fill the cache first"
     return f"{cache}, and the hub was not asked"
 
 
 def _network(error: BaseException) -> str:
     what = str(error).strip().split("\n")[0] or type(error).__name__
-    return (f"no network: {_endpoint()} does not answer, or not to the end ({what}); check the connection and run the "
-            "same command again")
+    return (f"no network: {_endpoint()} did not answer, or its answer was cut off ({what}); check the connection and "
+            "run the same command again")
 
 
 def _endpoint() -> str:
@@ -104,7 +104,7 @@ def _endpoint() -> str:
 
 
 def _no_answer() -> type[Exception]:
-    """The base of errors for which no answer came; of httpx or of httpx2, depending on huggingface_hub's version."""
+    """The base class of errors without an answer: from httpx or httpx2, depending on huggingface_hub's version."""
     from huggingface_hub import errors
 
     return cast(type[Exception], errors.HfHubHTTPError.__bases__[0])

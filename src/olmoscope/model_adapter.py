@@ -1,4 +1,4 @@
-"""An adapter on the disk (PEFT's format, such as LoRA): what its adapter_config.json says of it and of its base."""
+"""An adapter on the disk (PEFT's format, such as LoRA): what its adapter_config.json says about it and its base."""
 
 import importlib.util
 import json
@@ -12,11 +12,11 @@ from olmoscope.model_errors import damage
 
 ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 WHOLE_WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-"""What a whole model has beside its config.json, and an adapter has not."""
+"""The files beside config.json that a whole model has and an adapter does not."""
 _REVISION = r"([0-9a-f]{40}|sha256:[0-9a-f]{32}|)"
 PAIR = re.compile(rf"{_REVISION}\+{_REVISION}")
-"""The revision of an adapter and that of its base: commits of the hub, or hashes of local files. In `model.revision`
-only the commits stand; a local folder leaves its side empty."""
+"""The revision of an adapter and that of its base: commits on the hub, or hashes of local files. `model.revision` has
+only the commits; a local folder leaves its side empty."""
 
 
 @dataclass(frozen=True)
@@ -36,19 +36,19 @@ def read_adapter(path: Path) -> dict[str, Any]:
     found = damage(path)
     config = None if found else json.loads(path.read_bytes())
     if not isinstance(config, dict):
-        raise UserError(found or f"{path} is damaged: it holds no mapping")
+        raise UserError(found or f"{path} is damaged: it does not hold a mapping")
     return config
 
 
 def read_base(path: Path, *, hub: bool) -> Base:
-    """The base of an adapter. Its path may be relative to the adapter's folder, or to the current one.
+    """The base of an adapter. Its path may be relative to the adapter's folder or to the current one.
 
     Args:
-        path: of adapter_config.json.
-        hub: whether the adapter is one of the hub: then no folder can lie beside it.
+        path: where adapter_config.json is.
+        hub: whether the adapter is on the hub: then its base cannot be a folder beside it.
 
     Raises:
-        UserError: the file is damaged, names no base, or names one that may be either of two folders.
+        UserError: the file is damaged, names no base, or names one that could be either of two folders.
     """
     config = read_adapter(path)
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
@@ -56,7 +56,7 @@ def read_base(path: Path, *, hub: bool) -> Base:
         raise UserError(f"{path} does not say which model it is an adapter of (base_model_name_or_path): write "
                         "it there")
     if revision is not None and not isinstance(revision, str):
-        raise UserError(f"{path}: revision must be a text, not {revision!r}")
+        raise UserError(f"{path}: revision must be a string, not {revision!r}")
     beside = path.parent / name
     if hub or not beside.is_dir():
         return Base(name, revision)
@@ -70,12 +70,12 @@ def without_peft(path: Path) -> str:
     """What to do with an adapter where peft is not installed.
 
     Args:
-        path: of adapter_config.json.
+        path: where adapter_config.json is.
     """
     return (f"it is an adapter of {read_adapter(path).get('base_model_name_or_path') or 'an unnamed model'} "
-            f"({ADAPTER}), not a whole model: install peft (`pip install peft`), and it is merged as it is loaded; or "
-            "merge it yourself (AutoPeftModelForCausalLM.from_pretrained, merge_and_unload, save_pretrained; the "
-            "tokenizer too), and give the merged folder")
+            f"({ADAPTER}), not a whole model: install peft (`pip install peft`) to merge it on loading; or merge it "
+            "yourself (AutoPeftModelForCausalLM.from_pretrained, merge_and_unload, save_pretrained; the tokenizer "
+            "too), and give the merged folder")
 
 
 def has_peft() -> bool:
@@ -84,7 +84,7 @@ def has_peft() -> bool:
 
 
 def whole_too(where: str) -> str:
-    """Why a place that holds a whole model and an adapter is refused: transformers takes one or the other, as peft is
-    installed or not."""
-    return (f"{where} holds both a whole model (config.json, model.safetensors) and an adapter ({ADAPTER}), and which "
-            "is meant is not known: give a folder that has only one of them")
+    """Why a place that holds both a whole model and an adapter is refused: transformers loads one or the other,
+    depending on whether peft is installed."""
+    return (f"{where} holds both a whole model (config.json, model.safetensors) and an adapter ({ADAPTER}), so it is "
+            "unclear which is meant: give a folder that has only one of them")

@@ -1,4 +1,4 @@
-"""Why the files of a model, tokenizer or SAE cannot be loaded: looked for in the files themselves, said in one line."""
+"""Why the files of a model, tokenizer or SAE cannot be loaded: found in the files themselves, told in one line."""
 
 import json
 from pathlib import Path
@@ -10,7 +10,7 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json",
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a file of safetensors or JSON, or None."""
+    """What is wrong with a safetensors or JSON file, or None."""
     with path.open("rb") as file:
         start = file.read(len(POINTER))
     if start == POINTER:
@@ -20,14 +20,14 @@ def damage(path: Path) -> str | None:
 
 
 def _weights_damage(path: Path) -> str | None:
-    """What is wrong with a safetensors file: 8 bytes that say how long its header is, a header in JSON, the tensors."""
+    """What is wrong with a safetensors file: 8 bytes with the length of its header, a JSON header, the tensors."""
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
         header = file.read(min(length, size))
     if len(start) == 8 and length > 100_000_000:  # the library's own bound
-        return f"{path} is damaged: it is no safetensors file (it begins with {start!r}): download it again"
+        return f"{path} is damaged: it is not a safetensors file (it begins with {start!r}): download it again"
     if size < 8 + length:
         return f"{path} is cut off in its header, after {size} bytes: download it again"
     try:
@@ -39,7 +39,7 @@ def _weights_damage(path: Path) -> str | None:
     if size < end:
         return f"{path} is cut off: it has {size} of {end} bytes; download it again"
     if size > end:
-        return f"{path} is damaged: it has {size} bytes, and its header speaks of {end}; download it again"
+        return f"{path} is damaged: it has {size} bytes, but its header says {end}; download it again"
     return None
 
 
@@ -69,14 +69,14 @@ def _config(folder: Path) -> str | None:
     if not path.is_file():
         return without_config(folder)
     if (found := damage(path)) is None and not isinstance(json.loads(path.read_bytes()), dict):
-        return f"{path} is damaged: it holds no mapping"
+        return f"{path} is damaged: it does not hold a mapping"
     return found
 
 
 def without_config(folder: Path) -> str:
-    """What a folder without config.json is."""
+    """What is wrong with a folder that has no config.json."""
     if any(folder.glob("*.gguf")):
-        return f"{folder} holds GGUF files, which are not read: take the model's weights as safetensors"
+        return f"{folder} holds GGUF files, which cannot be read: use the model's weights as safetensors"
     return (f"{folder} has no config.json: a model is a folder with config.json, model.safetensors and the tokenizer's "
             "files")
 
@@ -88,15 +88,15 @@ def _unknown_architecture(folder: Path, config: dict[str, Any], error: BaseExcep
     known = kind in CONFIG_MAPPING
     if "auto_map" in config and (not known or "Unrecognized configuration class" in str(error)
                                  or "custom code" in str(error)):
-        return (f"it needs code of its own (auto_map in config.json), and downloaded code is not run; transformers "
+        return (f"it needs its own code (auto_map in config.json), and downloaded code is never run; transformers "
                 f"{__version__} itself does not know the architecture (model_type {kind!r})")
     if kind is None:
-        return f"{folder / 'config.json'} does not say what architecture it is of (model_type)"
+        return f"{folder / 'config.json'} does not name the model's architecture (model_type)"
     if not known:
         return (f"transformers {__version__} does not know its architecture (model_type {kind!r}): update transformers "
                 "(`pip install -U transformers`), or check config.json")
     if "Unrecognized configuration class" in str(error):
-        return f"it is no causal language model (model_type {kind!r})"
+        return f"it is not a causal language model (model_type {kind!r})"
     return None
 
 
@@ -123,10 +123,10 @@ def _weights(folder: Path) -> str | None:
         if found := damage(file):
             return found
     if not files and (others := sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.gguf")])):
-        return (f"{folder} has its weights as {others[0].name}, not as safetensors, and nothing else is read: convert "
-                "them (load the model with transformers, then save_pretrained)")
+        return (f"{folder} has its weights as {others[0].name}; only safetensors files are read: convert them (load "
+                "the model with transformers, then save_pretrained)")
     if not files:
-        return f"{folder} has no weights as safetensors (model.safetensors), and no others are read"
+        return f"{folder} has no weights as safetensors (model.safetensors), the only format that is read"
     return None
 
 
@@ -143,9 +143,9 @@ def tokenizer_reason(folder: Path, error: BaseException) -> str | None:
     if found := (None if is_adapter else _config(folder)) or _tokenizer(folder):
         return found
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
-        return f"{folder} has no tokenizer (tokenizer.json): copy the tokenizer's files of its base model there"
+        return f"{folder} has no tokenizer (tokenizer.json): copy the tokenizer files of its base model there"
     if type(error) is Exception:  # what the tokenizers library raises
-        return f"{folder / 'tokenizer.json'} is damaged, or of a newer tokenizers library ({first_line(error)})"
+        return f"{folder / 'tokenizer.json'} is damaged, or made by a newer tokenizers library ({first_line(error)})"
     return None
 
 

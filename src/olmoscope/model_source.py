@@ -1,4 +1,4 @@
-"""Where a recipe's `model.name` leads: the model in the package, a local folder, or the hub, at one commit."""
+"""What a recipe's `model.name` refers to: the model in the package, a local folder, or a hub model at one commit."""
 
 import contextlib
 import errno
@@ -28,22 +28,23 @@ from olmoscope.recipe.schema import Model
 COMMIT = re.compile(r"[0-9a-f]{40}")
 CONFIG = "config.json"
 FETCHED = {"SmolLM2-135M-Instruct": "smollm2"}
-"""Folders that `olmoscope fetch-model` makes by default, and of which model."""
+"""The folders that `olmoscope fetch-model` makes by default, and the model in each."""
 
 
 def is_local(model: Model) -> bool:
-    """Whether it is the model in the package or a folder, not one of the hub."""
+    """Whether it is the model in the package or a folder, not one on the hub."""
     return model.name == "tiny" or Path(model.name).is_dir()
 
 
 def pinned(model: Model) -> Model:
-    """The model at the commit that its revision is now: what is loaded after that is all of one version.
+    """The model at the commit that its revision points to now, so that everything loaded later is of one version.
 
-    The hub is asked; where it cannot be reached, or must not be (`HF_HUB_OFFLINE`), its cache says what it was last.
-    A model that is not of the hub is given back as it is. An adapter is pinned together with its base (see `PAIR`).
+    This asks the hub; if the hub cannot be reached, or must not be (`HF_HUB_OFFLINE`), its cache gives the last known
+    commit. A model that is not on the hub is returned as it is. An adapter is pinned with its base (see `PAIR`).
 
     Raises:
-        UserError: neither the hub nor its cache has it, it is no model, or it is an adapter that cannot be merged here.
+        UserError: neither the hub nor its cache has it, it is not a model, or it is an adapter that cannot be merged
+            here.
     """
     return _pinned(model, is_base=False)
 
@@ -63,9 +64,9 @@ def _pinned(model: Model, is_base: bool) -> Model:
         config, adapter = _config_or_adapter(own)
         file = config or adapter
         if file is None:
-            raise UserError(f"cannot load model {model.name!r}: {model.name} has no config.json: it is no model that "
-                            "transformers can load")
-        # Of the cache's layout (snapshots/COMMIT/FILE) huggingface_hub's documentation says that it stays.
+            raise UserError(f"cannot load model {model.name!r}: {model.name} has no config.json, so transformers "
+                            "cannot load it as a model")
+        # huggingface_hub documents the layout of its cache (snapshots/COMMIT/FILE) as stable.
         own = own.model_copy(update={"revision": file.parent.name})
         if config is not None and not _has(own, ADAPTER):
             return own
@@ -79,7 +80,7 @@ def _pinned(model: Model, is_base: bool) -> Model:
 
 
 def _config_or_adapter(model: Model) -> tuple[Path | None, Path | None]:
-    """config.json of a hub model or, where it has none, adapter_config.json."""
+    """config.json of a hub model or, if it has none, adapter_config.json."""
     from huggingface_hub import errors
 
     try:
@@ -92,7 +93,7 @@ def _config_or_adapter(model: Model) -> tuple[Path | None, Path | None]:
 
 
 def _pinned_pair(model: Model, commit: str, base: Model, is_base: bool) -> Model:
-    """An adapter at its commit (none if it is a folder) and the one that its base is at now."""
+    """An adapter at its commit (empty for a folder) and the current commit of its base."""
     if is_base:
         raise UserError(f"{model.name} is itself an adapter: merge it first, and give the merged folder as the base")
     require_peft(model)
@@ -104,7 +105,7 @@ def _pinned_pair(model: Model, commit: str, base: Model, is_base: bool) -> Model
 def require_peft(model: Model) -> None:
     """
     Raises:
-        UserError: it is an adapter, and what merges it is not installed.
+        UserError: it is an adapter, and peft, which merges it, is not installed.
     """
     if (path := _adapter_config(model)) is not None and not has_peft():
         raise UserError(f"cannot load model {model.name!r}: {without_peft(path)}")
@@ -112,7 +113,7 @@ def require_peft(model: Model) -> None:
 
 @contextlib.contextmanager
 def naming_base(model: Model, base: Model) -> Iterator[None]:
-    """Let a refusal of a base in the block say whose base it is."""
+    """Make an error about a base in the block say which adapter the base belongs to."""
     try:
         yield
     except UserError as error:
@@ -121,9 +122,9 @@ def naming_base(model: Model, base: Model) -> Iterator[None]:
 
 
 def base_of(model: Model) -> Model | None:
-    """The model that this one is an adapter of, at the commit that it is pinned to; None if it is a whole model.
+    """The base of an adapter, at the commit that it is pinned to; None for a whole model.
 
-    Nothing is downloaded: of an adapter on the hub that was not pinned here before, it is not known.
+    Nothing is downloaded, so this is None too for an adapter on the hub that was not pinned here before.
 
     Raises:
         UserError: its adapter_config.json is damaged or names no base, or it is a whole model too.
@@ -148,7 +149,7 @@ def base_of(model: Model) -> Model | None:
 
 
 def alone(model: Model) -> Model:
-    """The model at its own revision: an adapter without that of its base."""
+    """The model at its own revision: for an adapter, without the revision of its base."""
     return model.model_copy(update={"revision": _own_revision(model)})
 
 
@@ -158,7 +159,7 @@ def _own_revision(model: Model) -> str | None:
 
 
 def _adapter_config(model: Model) -> Path | None:
-    """Where adapter_config.json of a local folder or in the hub's cache is."""
+    """The path of adapter_config.json in a local folder or in the hub's cache."""
     from huggingface_hub import try_to_load_from_cache
 
     if is_local(model):
@@ -175,7 +176,7 @@ def adapter_folder(model: Model) -> Path:
     """The folder of a pinned adapter, with its weights.
 
     Raises:
-        UserError: it has none, or they cannot be had.
+        UserError: it has no weights, or they cannot be downloaded.
     """
     if is_local(model):
         return Path(model.name)
@@ -183,8 +184,8 @@ def adapter_folder(model: Model) -> Path:
     with loading(own):
         found = _downloaded(own, ADAPTER_WEIGHTS)
     if found is None:
-        raise UserError(f"cannot load model {model.name!r}: {model.name} has no file {ADAPTER_WEIGHTS}, and an "
-                        "adapter's weights are read from no other")
+        raise UserError(f"cannot load model {model.name!r}: {model.name} has no file {ADAPTER_WEIGHTS}, the only one "
+                        "that an adapter's weights are read from")
     return found.parent
 
 
@@ -201,8 +202,8 @@ def _downloaded(model: Model, file: str) -> Path | None:
 
 
 def _has(model: Model, file: str) -> bool:
-    """Whether a hub model at a commit has a file. Where the hub cannot be asked, its cache says: a file that no load
-    has wanted is taken for missing."""
+    """Whether a hub model at a commit has a file. If the hub cannot be reached, its cache decides: a file that was
+    never requested counts as missing."""
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     known = try_to_load_from_cache(model.name, file, revision=model.revision)
@@ -222,10 +223,10 @@ def _has(model: Model, file: str) -> bool:
 
 
 def read_tokenizer(model: Model) -> Any:
-    """The tokenizer of a pinned model, as transformers has it; of an adapter that brings none, its base's.
+    """The tokenizer of a pinned model, as transformers loads it; for an adapter without one, its base's.
 
     Raises:
-        UserError: it cannot be had or read.
+        UserError: it cannot be downloaded or read.
     """
     from transformers import AutoTokenizer
 
@@ -236,7 +237,7 @@ def read_tokenizer(model: Model) -> Any:
 
 
 def has_own_tokenizer(model: Model) -> bool:
-    """Whether a tokenizer is beside an adapter's weights."""
+    """Whether an adapter has a tokenizer beside its weights."""
     if is_local(model):
         return any((Path(model.name) / file).is_file() for file in TOKENIZER_FILES)
     with loading(alone(model), "tokenizer"):
@@ -244,10 +245,10 @@ def has_own_tokenizer(model: Model) -> bool:
 
 
 def refuse_path(model: Model) -> None:
-    """What is written as a path, and leads to no folder, is not looked for on the hub.
+    """Refuse a path that leads to no folder, instead of looking for it on the hub.
 
     Raises:
-        UserError: it is such a path.
+        UserError: the model's name is such a path.
     """
     path = Path(model.name)
     if path.exists():
@@ -260,7 +261,7 @@ def refuse_path(model: Model) -> None:
 
 
 def not_fetched(model: Model) -> str | None:
-    """What to do about a model that `olmoscope fetch-model` makes and has not made yet; None of any other."""
+    """What to do about a model that `olmoscope fetch-model` makes and has not made yet; None for any other model."""
     if model.name not in FETCHED or Path(model.name).is_dir():
         return None
     return (f"there is no such folder in {Path.cwd()}; make it with `olmoscope fetch-model {FETCHED[model.name]}`, or "
@@ -268,10 +269,10 @@ def not_fetched(model: Model) -> str | None:
 
 
 def at_revision(model: Model, revision: str | None) -> Model:
-    """The model at the commit that a store or SAE names; one that is not of the hub is given back as it is.
+    """The model at the commit that a store or SAE names; a model that is not on the hub is returned as it is.
 
     Args:
-        revision: the hub's commit, else `sha256:...` or None; of an adapter, a `PAIR` of them.
+        revision: the hub's commit, else `sha256:...` or None; for an adapter, a `PAIR` of them.
     """
     if pair := PAIR.fullmatch(revision or ""):
         own, of_base = (one if COMMIT.fullmatch(one) else "" for one in pair.groups())
@@ -282,17 +283,18 @@ def at_revision(model: Model, revision: str | None) -> Model:
 
 
 def locate(model: Model) -> dict[str, Any]:
-    """The arguments with which every `from_pretrained` of transformers finds the model. Code in it is never run.
+    """The arguments with which every `from_pretrained` of transformers finds the model. They forbid running its code.
 
     Raises:
-        UserError: a local folder with a revision, which only the hub has; or a path that is no folder.
+        UserError: a local folder is given a revision, which only the hub has; or a path is not a folder.
     """
     found: dict[str, Any] = {"pretrained_model_name_or_path": model.name, "trust_remote_code": False}
     if model.name == "tiny":
         return found | {"pretrained_model_name_or_path": str(resources.files("olmoscope") / "model" / "tiny")}
     if Path(model.name).is_dir():
         if model.revision is not None:
-            raise UserError(f"model.revision: {model.name} is a local folder, only hub repositories have revisions")
+            raise UserError(f"model.revision: {model.name} is a local folder, and only hub repositories have "
+                            "revisions; leave the key out")
         return found
     refuse_path(model)
     return found | {"revision": model.revision}
@@ -300,10 +302,10 @@ def locate(model: Model) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def loading(model: Model, what: Literal["model", "tokenizer"] = "model") -> Iterator[None]:
-    """Turn whatever the libraries raise in the block, where files of a model are had and read, into a `UserError`.
+    """Turn whatever the libraries raise in the block, which downloads and reads a model's files, into a `UserError`.
 
-    An error of another class than those that they raise for bad files stays what it is, unless the files say its cause
-    (tokenizers raises a plain `Exception` for a damaged file, and a config with a wrong value anything at all).
+    An error of a class that they do not raise for bad files stays as it is, unless the files show its cause
+    (tokenizers raises a plain `Exception` for a damaged file, and a wrong value in a config can raise anything).
     """
     from safetensors import SafetensorError
 
@@ -320,7 +322,7 @@ def loading(model: Model, what: Literal["model", "tokenizer"] = "model") -> Iter
 
 
 def explain(error: Exception, model: Model, what: Literal["model", "tokenizer"] = "model") -> UserError:
-    """What to tell the user when something of the model could not be loaded: the true cause, in one line."""
+    """What to tell the user if the model or its tokenizer cannot be loaded: the true cause, in one line."""
     reason = _reason(error, model, what)
     if reason is None and not isinstance(error, OSError) and (
             isinstance(error, ImportError) or model.attention in str(error).lower().replace(" ", "_")):
@@ -341,8 +343,8 @@ def _reason(error: Exception, model: Model, what: Literal["model", "tokenizer"])
 
 
 def _not_fetched(model: Model, what: Literal["model", "tokenizer"]) -> str | None:
-    """Why a file that the hub may have is not in the cache; transformers takes such a one for missing. None: it is
-    there, or the hub does not have it."""
+    """Why a file that the hub may have is not in the cache; transformers treats such a file as missing. None if it is
+    in the cache, or if the hub does not have it."""
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
 
     files = ("tokenizer.json",) if what == "tokenizer" else ("model.safetensors", "model.safetensors.index.json")
@@ -360,7 +362,7 @@ def _not_fetched(model: Model, what: Literal["model", "tokenizer"]) -> str | Non
 
 
 def _folder(model: Model) -> Path | None:
-    """Where the model's files are: its folder, or that of its commit in the hub's cache."""
+    """Where the model's files are: its folder, or the folder of its commit in the hub's cache."""
     if is_local(model):
         return Path(str(locate(model)["pretrained_model_name_or_path"]))
     from huggingface_hub import try_to_load_from_cache
@@ -370,11 +372,11 @@ def _folder(model: Model) -> Path | None:
 
 
 def revision_of(model: Model) -> str:
-    """What identifies the weights: a hub model's commit, or a hash of a local folder's safetensors and config; of an
+    """What identifies the weights: a hub model's commit, or a hash of a local folder's safetensors and config; for an
     adapter, its own and its base's (`PAIR`).
 
     Args:
-        model: if of the hub, at a commit (see `pinned`).
+        model: a model; one on the hub must be at a commit (see `pinned`).
     """
     revision = revision_here(model)
     assert revision is not None, "pin the model first"
@@ -382,7 +384,7 @@ def revision_of(model: Model) -> str:
 
 
 def revision_here(model: Model) -> str | None:
-    """`revision_of`, as far as it can be told without the hub; None if it cannot."""
+    """`revision_of`, without asking the hub; None if it is unknown."""
     base = base_of(model)
     if base is not None:
         parts = (_own_hash(alone(model), ADAPTER), revision_here(base))

@@ -1,4 +1,4 @@
-"""All stages of a recipe, one after the other, in one output folder.
+"""All stages of a recipe, one after another, in one output folder.
 
     OUT/recipe.yaml     the resolved recipe
     OUT/store/          train/ and held_out/, the activation stores; or OUT/store.json, which says where they are
@@ -61,15 +61,15 @@ from olmoscope.units import format_seconds
 
 
 def settle_recipe(recipe: Recipe, out: Path, places: Mapping[str, Path] | None = None) -> Recipe:
-    """The recipe with `model.dtype: auto` (of all its models) and `tokens.bos: auto` replaced: by those of the stores
-    begun in `out`, else by what is fast here, and by what the model's tokenizer does.
+    """The recipe with `model.dtype: auto` (of all its models) and `tokens.bos: auto` replaced by the values of the
+    stores begun in `out`; if there are none, by the dtype that is fast here and by what the model's tokenizer does.
 
     Args:
         out: the output folder.
-        places: where its stores are, by split; None: where the folder says.
+        places: where its stores are, by split; None for where the folder says.
 
     Raises:
-        UserError: a manifest there is damaged, the recipe's device is absent, or the tokenizer cannot be had.
+        UserError: a manifest there is damaged, the recipe's device is absent, or the tokenizer cannot be loaded.
     """
     stores = list((store_places(out) if places is None else places).values())
     return _with_bos(_with_dtype(recipe, stores), stores)
@@ -99,11 +99,11 @@ def _with_bos(recipe: Recipe, stores: list[Path]) -> Recipe:
 
 
 def collect_stores(recipe: Recipe, out: Path, worker: Worker = Worker()) -> list[Collected]:  # noqa: B008 (frozen)
-    """Collect the training rows and the held-out rows, or a worker's share of them. Of a folder that was collected for
-    fewer sites or tokens, what is missing is added.
+    """Collect the training rows and the held-out rows, or a worker's share of them. If the folder was collected for
+    fewer sites or tokens, add what is missing.
 
     Raises:
-        UserError: the folder was trained on a store that is elsewhere, or it holds another recipe's.
+        UserError: the folder was trained on a store elsewhere, or it holds another recipe's store.
     """
     if is_elsewhere(out):
         raise UserError(f"{out} was trained on the store {store_places(out)['train']}; collect there, or choose "
@@ -115,7 +115,7 @@ def collect_stores(recipe: Recipe, out: Path, worker: Worker = Worker()) -> list
             refuse_other_tokens(recipe, split, part.folder)
     for split in SPLITS:
         keep_wanted(recipe, store_folder(out, split))
-    _keep_recipe(recipe, out)  # now: it says what the stores are of, however soon they end
+    _keep_recipe(recipe, out)  # first: it says what the stores hold, even if collection is cut short
     return [one for split in SPLITS for one in _collect_parts(recipe, split, out, worker)]
 
 
@@ -126,8 +126,8 @@ def _collect_parts(recipe: Recipe, split: Split, out: Path, worker: Worker = Wor
 
 
 def _keep_recipe(recipe: Recipe, out: Path) -> None:
-    """Write the resolved recipe, unless it stands there: on a full disk the command that is given again gets as far as
-    saying what it lacks."""
+    """Write the resolved recipe, unless it is there already: on a full disk, the command that is run again then gets
+    far enough to say what it lacks."""
     path, text = out / "recipe.yaml", recipe.to_yaml()
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         write_text(path, text)
@@ -152,14 +152,14 @@ def train_saes(recipe: Recipe, out: Path, only: list[str],
 
     Args:
         elsewhere: a training store, or an output folder with one, in place of one in `out`. The folder remembers it.
-        world: the processes that train, each of which must call this (`distributed.launch.join`).
+        world: the processes that train; each must call this (`distributed.launch.join`).
 
     Yields:
-        Each SAE, and False if it was finished before; of several processes those yield it that wrote its folder. All
-        end when all SAEs are done.
+        Each SAE, and False if it was finished before. With several processes, those that wrote its folder yield it.
+        All end when all SAEs are done.
 
     Raises:
-        UserError: see `train_from_store`, `find_elsewhere`; SAEs that train live were to train on a store elsewhere.
+        UserError: see `train_from_store` and `find_elsewhere`; or an SAE that trains live was given a store elsewhere.
     """
     with world.ranks.agreed():
         places = store_places(out) if elsewhere is None else find_elsewhere(out, elsewhere)
@@ -168,11 +168,11 @@ def train_saes(recipe: Recipe, out: Path, only: list[str],
         live = [sae for sae in wanted if recipe.train_of(sae).live]
         stored = [sae for sae in wanted if sae not in live]
         if live and (elsewhere is not None or is_elsewhere(out)):
-            raise UserError(f"{live[0].id} trains straight from the model (train.live), and not on the store "
+            raise UserError(f"{live[0].id} trains straight from the model (train.live), not on the store "
                             f"{places['train']}; leave out one of the two")
         if live and world.ranks.count > 1:
-            raise UserError(f"{live[0].id} trains straight from the model (train.live), which one process reads: start "
-                            "one, or collect a store first")
+            raise UserError(f"{live[0].id} trains straight from the model (train.live), which only one process can do: "
+                            "start one process, or collect a store first")
         for sae in wanted:
             refuse_other_run(recipe, sae, run_folder(out, sae))
         if stored:
@@ -181,7 +181,7 @@ def train_saes(recipe: Recipe, out: Path, only: list[str],
                 refuse_other_store(recipe, sae, store)
         else:
             refuse_another_store(store_folder(out, "train"), recipe)
-    with world.ranks.agreed():  # nobody writes before all have looked
+    with world.ranks.agreed():  # no process writes before all have checked
         if world.ranks.leads:
             if elsewhere is not None:
                 record_elsewhere(out, places)
@@ -203,11 +203,11 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str],
         Each SAE, and False if the same evaluation was there already.
 
     Raises:
-        UserError: a run that is not finished.
+        UserError: a run is not finished.
     """
     recipe = settle_recipe(recipe, out)
     wanted = chosen(recipe, only)
-    if any(recipe.train_of(sae).live for sae in wanted):  # nobody collected anything; held-out rows are few
+    if any(recipe.train_of(sae).live for sae in wanted):  # there may be no store yet; held-out rows are few
         _collect_parts(recipe, "held_out", out)
     store = open_store(store_folder(out, "held_out"))
     for sae in wanted:
@@ -239,14 +239,14 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str],
 
 
 def _at_revision_of(recipe: Recipe, store: Store, name: str) -> Model:
-    """The recipe's model of a name, at the commit that its rows in a store are of."""
+    """The recipe's model of this name, at the commit that produced its rows in a store."""
     folder = next(folder for folder, sites in store.parts.items() if sites[0].model == name)
     return at_revision(recipe.model_of(name), read_manifest(folder).model.revision)
 
 
 def compare_seeds(recipe: Recipe, out: Path) -> Iterator[tuple[SeedPair, bool]]:
-    """Compare the latents of evaluated runs that differ in the seed of training alone, two by two, into
-    `stability.json`; it is written after each pair.
+    """Compare, pair by pair, the latents of evaluated runs that differ only in the seed of training. Write
+    `stability.json` after each pair.
 
     Yields:
         Each pair, and False if it was compared before.
@@ -256,7 +256,7 @@ def compare_seeds(recipe: Recipe, out: Path) -> Iterator[tuple[SeedPair, bool]]:
     """
     wanted = [two for setting in study_of(recipe, out).settings for two in setting.pairs_of_runs()]
     if not wanted:
-        raise UserError(f"--stability compares runs that differ in the seed of training alone, and {out} has no two "
+        raise UserError(f"--stability compares runs that differ only in the seed of training, and {out} has no two "
                         "such runs that are evaluated; give an SAE of the recipe a list, such as train: {seed: [0, 1]}")
     configs, device = {sae.id: sae for sae in recipe.saes}, pick_device(recipe.device)
     runs = {run: read_run_folder(run_folder(out, configs[run])) for run in dict.fromkeys(sum(wanted, ()))}
@@ -275,11 +275,11 @@ def compare_seeds(recipe: Recipe, out: Path) -> Iterator[tuple[SeedPair, bool]]:
 
 
 def report_saes(recipe: Recipe, out: Path) -> list[Path]:
-    """Write `report.html` of every evaluated SAE into its run, and, if they are several, one of them all into `out`,
-    with `study.json` where they can be compared by setting.
+    """Write `report.html` for every evaluated SAE into its run. If there are several, also write one for all of them
+    into `out`, with `study.json` if they can be compared by setting.
 
     Returns:
-        The pages, those that stood there already among them.
+        The pages, including those that were there already.
     """
     study = study_of(recipe, out)
     if study.compares:
@@ -300,10 +300,10 @@ def finished(run: Path, sae: CoderConfig) -> dict[str, Any]:
 
 
 def validate_folder(folder: Path) -> Validation:
-    """Check a release (or an output folder's, or one SAE) with the real SAELens, on held-out rows where they are near.
+    """Check a release, an output folder's release or one SAE with the real SAELens, on held-out rows if they are near.
 
     Raises:
-        UserError: nothing to check there, or SAELens is not installed.
+        UserError: there is nothing to check, or SAELens is not installed.
     """
     if (folder / "release").is_dir():
         folder = folder / "release"

@@ -1,4 +1,4 @@
-"""Progress: what is being done, how far, how fast, how long still.
+"""Progress: what is being done, how far it is, how fast it goes, how long it will still take.
 
 A terminal gets a bar that moves. Anything else (a file, a pipe, CI) gets a line every 10 s and one at the end.
 """
@@ -18,13 +18,13 @@ console = Terminal(stderr=True)
 """Progress and messages for people go to standard error; results go to standard output."""
 
 LINE_SECONDS = 10
-"""Between two lines, where there is no terminal."""
+"""Seconds between two lines if there is no terminal."""
 RECENT_LINES = 3
-"""A line's rate is that since so many lines before it: a slow start is soon forgotten, a short pause does not show."""
+"""A line's rate is measured over this many lines: it soon forgets a slow start, and a short pause does not show."""
 
 
 def nobody(count: int) -> None:
-    """In the place of what a bar yields, where nobody is to be told."""
+    """An `advance` that shows nothing, to use in place of what `bar` yields."""
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def bar(doing: str, total: float | None, unit: str, done: int = 0) -> Iterator[C
 
     Args:
         doing: what is being done, e.g. `collecting`.
-        total: how much there is to do, or None if nobody knows.
+        total: how much there is to do, or None if unknown.
         unit: what is counted, e.g. `tokens`.
         done: how much an earlier run already did.
 
@@ -63,7 +63,7 @@ def bar(doing: str, total: float | None, unit: str, done: int = 0) -> Iterator[C
 
 @contextlib.contextmanager
 def step_line(doing: str) -> Iterator[None]:
-    """Say that a job is under way whose progress cannot be counted, and how long it took; nothing more if it fails.
+    """Announce a job whose progress cannot be counted, and say how long it took unless it fails.
 
     Args:
         doing: what is being done, e.g. `compiling kernels, once`.
@@ -88,7 +88,7 @@ class _Rate(ProgressColumn):
 
 
 class _Lines:
-    """The same for a log. Lines are printed when something is counted, so there is no thread."""
+    """A bar's counterpart for a log. It prints lines when something is counted, so it needs no thread."""
 
     def __init__(self, doing: str, total: float | None, unit: str, done: float) -> None:
         self._doing, self._total, self._unit, self._done, self._note = doing, total, unit, done, ""
@@ -99,7 +99,7 @@ class _Lines:
         self._done += amount
         self._note = self._note if note is None else note
         now = monotonic()
-        finished = self._total is not None and self._done >= self._total  # the last line will say it
+        finished = self._total is not None and self._done >= self._total  # the last line will say so
         if finished or now - self._recent[-1][0] < LINE_SECONDS:
             return
         speed = self._speed(now, self._recent[0])
@@ -113,7 +113,7 @@ class _Lines:
             self._line(self._speed(now, self._start), f"took {format_seconds(now - self._start[0])}")
 
     def _speed(self, now: float, since: tuple[float, float]) -> float:
-        """Units a second since a time at which so much was done."""
+        """Units per second since an earlier time, given as (time, units done by then)."""
         then, had = since
         return (self._done - had) / max(now - then, 1e-3)
 
@@ -127,7 +127,7 @@ class _Lines:
 
 
 def _moves() -> bool:
-    """Whether lines can be drawn over on standard error."""
+    """Whether standard error is a terminal whose lines can be redrawn."""
     return console.is_terminal and not console.is_dumb_terminal
 
 

@@ -1,4 +1,4 @@
-"""Where a thing came from: written into everything that is made."""
+"""What made a result; this is written into every result."""
 
 import platform
 import subprocess
@@ -13,8 +13,8 @@ LIBRARIES = ("torch", "triton", "transformers", "peft", "tokenizers", "safetenso
 
 
 def provenance(dated: bool = True) -> dict[str, Any]:
-    """Versions (null where not installed), commit (of a source checkout, else null), platform and, unless not
-    wanted, date, as JSON values."""
+    """Versions (null if not installed), commit (null if not a source checkout), platform and, if `dated`, the date,
+    as JSON values."""
     date = {"date": datetime.now(UTC).isoformat(timespec="seconds")} if dated else {}
     return {
         "olmoscope": __version__,
@@ -27,7 +27,7 @@ def provenance(dated: bool = True) -> dict[str, Any]:
 
 
 def _version(name: str) -> str | None:
-    """Of an installed distribution."""
+    """The version of a distribution; None if it is not installed."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -35,7 +35,7 @@ def _version(name: str) -> str | None:
 
 
 def _commit() -> str | None:
-    """The commit of the checkout that this file is in, with `+changes` if it differs from it."""
+    """The commit of the checkout that this file is in, with `+changes` if the checkout has uncommitted changes."""
     here = Path(__file__).parent
     if not (here.parents[1] / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""Random numbers by name: every draw has a generator of its own, so no draw depends on how many came before."""
+"""Named random generators: every draw has its own, so no draw depends on how many came before."""
 
 import zlib
 
@@ -10,6 +10,6 @@ def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
 
     Args:
         purpose: what is drawn, e.g. `rows of a segment`; different purposes are independent.
-        numbers: which one, e.g. the segment.
+        numbers: which draw of this purpose it is, e.g. the segment's number.
     """
     return np.random.default_rng([seed, zlib.crc32(purpose.encode()), *numbers])

@@ -10,7 +10,7 @@
     embed                what layer 0 is given: the embedding, scaled and with positions where the model adds them
     base:layers.7        the same place in another model, which a recipe calls `base` (`models`)
 
-model/sites.py finds them in a model; docs/sites.md has what each architecture has, and what is refused.
+model/sites.py finds them in a model; docs/sites.md lists the sites of each architecture, and what is refused.
 """
 
 import functools
@@ -27,10 +27,10 @@ PARTS = ("attn.in", "attn.z", "attn.out", "mid", "mlp.in", "mlp.out", "")
 _TRANSFORMER_LENS = {"": "hook_resid_post", "mid": "hook_resid_mid", "attn.out": "hook_attn_out",
                      "mlp.out": "hook_mlp_out", "attn.in": "attn.hook_in", "mlp.in": "mlp.hook_in",
                      "attn.z": "attn.hook_z"}
-"""Source: TransformerLens 3.9. What it adds to the stream it takes after post-norms (OLMo 2 and 3, Gemma 2 and 3) and
-after Granite's multiplier, as we do: its bridge gives the same values on all of them (tests/model/test_sites.py). Two
-differences: its `attn.hook_z` has the heads apart, `[B, T, heads, width of a head]`, and only its `TransformerBridge`
-has `attn.hook_in` and `mlp.hook_in`, not its older `HookedTransformer`. `hook_mlp_in` is no other name for
+"""Source: TransformerLens 3.9. Like us, it reads what is added to the stream after post-norms (OLMo 2 and 3, Gemma 2
+and 3) and after Granite's multiplier: its bridge gives the same values on all of them (tests/model/test_sites.py).
+There are two differences: its `attn.hook_z` separates the heads, `[B, T, heads, width of a head]`, and only its
+`TransformerBridge` has `attn.hook_in` and `mlp.hook_in`, not its older `HookedTransformer`. `hook_mlp_in` differs from
 `mlp.hook_in`: it is the stream before the MLP's norm, and has no name here."""
 
 MODEL_NAME = r"[A-Za-z][A-Za-z0-9_-]*"
@@ -46,8 +46,8 @@ class Site:
 
     Attributes:
         layer: the decoder layer, from 0; -1 for `embed`.
-        part: of the layer, one of `PARTS`; empty for the layer's output.
-        model: what a recipe calls the model, where it reads several; empty for the model that it is about.
+        part: the place in the layer, one of `PARTS`; empty for the layer's output.
+        model: a recipe's name for the model, if it reads several; empty for its own model.
 
     Example:
         >>> from olmoscope import Site
@@ -65,10 +65,10 @@ class Site:
 
     @classmethod
     def parse(cls, text: Any) -> "Site":
-        """A site from its text; a number is the residual stream after that layer.
+        """A site from its text; a number means the residual stream after that layer.
 
         Raises:
-            UserError: it names no site.
+            UserError: the text does not name a site.
         """
         if isinstance(text, Site):
             return text
@@ -81,12 +81,12 @@ class Site:
             return cls.parse(of_model[2]).of(of_model[1])
         found = _PARSED.fullmatch(text) if isinstance(text, str) else None
         if found is None:
-            raise UserError(f"{text!r} is no site; a site is embed, layers.L, or layers.L followed by one of "
+            raise UserError(f"{text!r} is not a site; a site is embed, layers.L, or layers.L followed by one of "
                             f"{', '.join('.' + part for part in PARTS if part)}")
         return cls(int(found[1]), found[2] or "")
 
     def of(self, model: str) -> "Site":
-        """The same place in the model of this name; of none, in the model that the recipe is about."""
+        """The same place in the model of this name; an empty name means the recipe's own model."""
         return Site(self.layer, self.part, model)
 
     @property
@@ -101,17 +101,17 @@ class Site:
 
     @property
     def is_layer_output(self) -> bool:
-        """Whether it is the residual stream after a layer of the model that everything else is about."""
+        """Whether it is the residual stream after a layer of the recipe's own model."""
         return not self.part and self.layer >= 0 and not self.model
 
     @property
     def in_stream(self) -> bool:
-        """Whether vectors there are of the residual stream, or added to it: the head can be applied to them."""
+        """Whether vectors there are in the residual stream or added to it, so that the head can be applied to them."""
         return self.part not in ("attn.in", "attn.z", "mlp.in")
 
     @property
     def folder(self) -> str:
-        """A name for files and folders: `layer_07`, `layer_07_mlp_out`, `embed`."""
+        """A name for files and folders, such as `layer_07`, `layer_07_mlp_out` or `embed`."""
         if self.model:
             return f"{self.model}_{self.of('').folder}"
         if self == EMBED:
@@ -127,7 +127,7 @@ class Site:
 
     @classmethod
     def of_transformer_lens(cls, hook: str) -> "Site | None":
-        """The site that TransformerLens and SAELens call `hook`; None for a place that has no name here.
+        """The site that TransformerLens and SAELens call `hook`; None for a place that is not one of our sites.
 
         `hook_resid_pre` of a layer is the output of the layer before it.
         """
@@ -165,8 +165,8 @@ class SiteModule:
 
     Attributes:
         path: in the causal LM, e.g. `model.layers.7.mlp`.
-        end: whether the site is what the module puts out or what it is given.
-        scale: the site is this times the output: some architectures scale what they add to the residual stream.
+        end: whether the site is the module's output or its input.
+        scale: the site is this times the output, since some architectures scale what they add to the residual stream.
     """
 
     path: str
@@ -175,8 +175,8 @@ class SiteModule:
 
 
 def module_by_layer(layers_path: str, site: Site) -> SiteModule | None:
-    """The module of a site that no model need be run to find: what a layer puts out, and what layer 0 is given; of
-    other sites None.
+    """The module of a site that can be found without running a model: a layer's output, or the input of layer 0. None
+    for other sites.
 
     Args:
         layers_path: where the causal LM keeps its layers, e.g. `model.layers`.
@@ -187,7 +187,7 @@ def module_by_layer(layers_path: str, site: Site) -> SiteModule | None:
 
 
 def layer_as_site(value: Any) -> Any:
-    """A file's mapping with its `site` alone: those from before there were sites have only `layer`."""
+    """A file's mapping with `site` in place of `layer`, which older files have instead."""
     if not isinstance(value, dict) or "layer" not in value:
         return value
     tree = {key: part for key, part in value.items() if key != "layer"}
@@ -206,7 +206,7 @@ def wildcard(pattern: str, layers: int) -> list[Site]:
         layers: how many decoder layers the model has.
 
     Raises:
-        UserError: it names no site.
+        UserError: the pattern does not name a site.
     """
     if "*" not in pattern:
         return [Site.parse(pattern)]

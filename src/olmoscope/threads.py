@@ -1,12 +1,12 @@
-"""How many threads the libraries use, and how they wait: set before torch is loaded, for it reads this only once.
+"""How many threads the libraries use, and how they wait. This is set before torch is loaded, which reads it only once.
 
-    how many    as many as this process may use: its affinity, and the quota of its container (cgroup)
+    how many    as many as the processors that this process may use, by its affinity and its container's quota (cgroup)
     waiting     a thread that waits for the others at the end of a loop spins for some microseconds, then sleeps. By
-                default it spins for milliseconds. Where another process wants the core, that takes the time of the very
-                thread that is waited for (benchmarks/README.md, "Busy neighbours"); never to spin at all costs up to a
-                fifth on an idle machine.
+                default it spins for milliseconds. If another process wants the core, that takes time from the very
+                thread it waits for (benchmarks/README.md, "Busy neighbours"); no spinning at all costs up to a fifth
+                on an idle machine.
 
-Whatever the environment says already is kept. Children inherit what is set here.
+Variables that are already set are kept. Child processes inherit what is set here.
 """
 
 import math
@@ -16,11 +16,11 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Of the control group, version 2: microseconds of processor time (or `max`) in each period."""
+"""The quota of the control group, version 2: microseconds of processor time (or `max`) in each period."""
 COUNTS = ("OMP_NUM_THREADS", "RAYON_NUM_THREADS")
-"""Of torch, which our numba kernels follow (kernels/compile.py), and of tokenizers."""
+"""The thread counts of torch, which our numba kernels follow (kernels/compile.py), and of tokenizers."""
 WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "3000", "KMP_BLOCKTIME": "0"}
-"""Any OpenMP; how often GNU's looks before it sleeps all the same; Intel's, in milliseconds."""
+"""For any OpenMP; for GNU's, how often it polls before it sleeps; for Intel's, milliseconds before it sleeps."""
 
 
 def usable_processors(quota: Path = QUOTA) -> int:
@@ -31,13 +31,13 @@ def usable_processors(quota: Path = QUOTA) -> int:
         count = os.cpu_count() or 1
     try:
         allowed, period = quota.read_text(encoding="utf-8").split()
-    except (OSError, ValueError):  # no control group, or one of another version
+    except (OSError, ValueError):  # no control group, or another version
         return count
     return count if allowed == "max" else max(1, min(count, math.ceil(int(allowed) / int(period))))
 
 
 def set_threads(environment: MutableMapping[str, str] = os.environ) -> None:
-    """Set what the environment does not say yet; nothing where torch is loaded already."""
+    """Set the variables that the environment does not have yet; do nothing if torch is loaded already."""
     if "torch" in sys.modules:
         return
     count = environment.get("OMP_NUM_THREADS") or str(usable_processors())

@@ -2,7 +2,7 @@
 
 
 def format_count(number: float) -> str:
-    """`1.2M`, `400k`: three figures."""
+    """`1.2M`, `400k`: three significant figures."""
     for size, suffix in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:.3g}{suffix}"

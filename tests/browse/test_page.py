@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -9,6 +10,9 @@ from playwright.sync_api import Page, expect
 
 from browse_server import ask
 from browser import Browser, overflow, violations
+from olmoscope.labelling.labeller import Labelled
+from olmoscope.labelling.proposals import PROPOSALS_FILE, Proposals
+from olmoscope.labelling.scores import Figure, Scores
 
 SAE = "layer_01-width_512-topk_8_raw"
 HOSTILE = ["<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>",
@@ -166,6 +170,36 @@ def test_hostile_text_is_shown_as_text(page: Page, port: int) -> None:
     for text in ("%", "%E0%A4%A", "#", "?&=;"):
         page.goto(f"http://127.0.0.1:{port}/#/{SAE}/{text}/{text}?{text}")
         drawn(page)
+
+
+def test_proposed_labels_are_compared_and_judged_by_keys(page: Page, port: int, index_folder: Path) -> None:
+    proposals = Proposals(index_folder / PROPOSALS_FILE, 512)
+    for label, value, labeller in (("a rule <b>", 0.71, "rules 1"), ("a guess", 0.93, "some model")):
+        figure = Figure(value, value - 0.05, value + 0.02)
+        proposals.add(30, Labelled(label, Scores(figure, {}, fuzzing=figure)), labeller, "split")
+    open_page(page, port, f"#/{SAE}/features?sort=score")
+    first = page.get_by_test_id("line").first
+    expect(first).to_have_attribute("data-feature", "30")
+    expect(first.locator("td.label")).to_have_text("0.93 a guess")
+    open_page(page, port, f"#/{SAE}/features?min_score=0.95")
+    expect(page.get_by_test_id("nothing")).to_be_visible()
+
+    open_page(page, port, f"#/{SAE}/feature/30")
+    expect(page.get_by_test_id("label")).to_have_text("a guess")
+    rows = page.get_by_test_id("proposal")
+    expect(rows).to_have_count(2)
+    expect(rows.first).to_contain_text("0.93 0.88 – 0.95")
+    assert not violations(page)
+    page.keyboard.press("x")
+    expect(page.get_by_test_id("label")).to_have_text("a rule <b>")
+    page.keyboard.press("a")
+    expect(rows.first.get_by_test_id("accepted")).to_have_attribute("aria-pressed", "true")
+    assert [one.verdict for one in proposals.of(30)] == ["accepted", "rejected"]
+    page.keyboard.press("l")
+    page.get_by_test_id("label-input").fill("my own")
+    page.keyboard.press("Enter")
+    expect(page.get_by_test_id("label")).to_have_text("my own")
+    assert len(proposals.of(30)) == 2, "what people write leaves proposals alone"
 
 
 @pytest.mark.parametrize(("width", "dark"), [(400, True), (1280, False)])

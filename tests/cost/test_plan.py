@@ -172,7 +172,7 @@ def test_what_is_there_needs_no_more_room(tmp_path):
 def test_a_full_disk_is_refused(tmp_path):
     planned = plan(load_recipe("tiny", overrides=["tokens.count=10000000000000"]), tmp_path)
     assert planned.missing_bytes > 0
-    with pytest.raises(UserError, match=r"needs [\d,.]+ TB more, the disk has"):
+    with pytest.raises(UserError, match=r"needs [\d,.]+ TB more, but the disk has"):
         refuse_full_disk(planned, tmp_path)
 
 
@@ -205,7 +205,7 @@ def test_without_the_hub_the_model_s_cost_is_unknown(tmp_path):
     assert ran.stderr.startswith("error: ") and "PB" not in ran.stderr and ran.stderr.count("\n") == 1
     ran = run_plan("olmo3-7b-think", "--out", tmp_path, "--set", "model.d_model=null", environment=environment)
     assert ran.returncode == 1 and ran.stdout == ""
-    assert "give model.d_model and model.num_layers" in ran.stderr and ran.stderr.count("\n") == 1
+    assert "set model.d_model and model.num_layers" in ran.stderr and ran.stderr.count("\n") == 1
 
 
 def test_a_hub_config_is_used(hub_endpoint, tmp_path):

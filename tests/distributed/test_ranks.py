@@ -17,6 +17,27 @@ def numbered(rows, width=3, dtype=torch.float32):
     return torch.arange(rows * width).view(rows, width).to(dtype)
 
 
+def exchanged_parts(ranks, rows, counts):
+    """Parts of each row, of which ranks have different numbers."""
+    parts_BNX = numbered(rows)[:, None] + 100 * (ranks.index + 1) + 10 * torch.arange(counts[ranks.index])[:, None]
+    found = ranks.parts_to_owners(parts_BNX, counts)
+    return found, ranks.parts_from_owners(found, rows), dict(ranks.traffic)
+
+
+@pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.parametrize("counts", [[2], [2, 1], [1, 3, 1], [3, 0, 1, 2]])
+def test_parts_come_to_the_owners_and_back(rank_pool, rows, counts):
+    sent = [numbered(rows)[:, None] + 100 * (rank + 1) + 10 * torch.arange(number)[:, None]
+            for rank, number in enumerate(counts)]
+    for index, (found, back_BNX, traffic) in enumerate(rank_pool.run(len(counts), exchanged_parts, rows, counts)):
+        own, mine = Ranks(index, len(counts)).own(rows), counts[index]
+        assert all(torch.equal(part, parts_BNX[own]) for part, parts_BNX in zip(found, sent, strict=True))
+        assert torch.equal(back_BNX, sent[index])
+        others = rows - (own_rows := own.stop - own.start)
+        assert len(counts) == 1 or traffic == {"to_owners": 12 * others * mine,
+                                               "from_owners": 12 * own_rows * (sum(counts) - mine)}
+
+
 def exchanged(ranks, rows, dtype):
     """What each method gives, on every rank."""
     all_BX = numbered(rows, dtype=dtype)
@@ -53,6 +74,17 @@ def test_one_process_needs_no_group():
     assert torch.equal(ranks.from_owners(rows_BX[None], 5), rows_BX)
     assert torch.equal(ranks.gather_rows(rows_BX, 5), rows_BX)
     assert ranks.ask(7) == [7] and not ranks.traffic and ranks.leads
+
+
+def gathered_some(ranks, sizes):
+    start = sum(sizes[: ranks.index])
+    return ranks.gather_some(numbered(sum(sizes))[start : start + sizes[ranks.index]], sizes)
+
+
+@pytest.mark.parametrize("sizes", [[5], [3, 3], [4, 0], [0, 7, 2]])
+def test_rows_are_gathered_however_they_are_shared_out(rank_pool, sizes):
+    for found in rank_pool.run(len(sizes), gathered_some, sizes):
+        assert torch.equal(found, numbered(sum(sizes)))
 
 
 def failing(ranks, failing_ranks):

@@ -7,13 +7,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from olmoscope.cost.ranks import step_traffic
+from olmoscope.distributed.ranks import Ranks
 from olmoscope.distributed.sums import legal_counts
 from olmoscope.kernels.rounding import random_bits, step_seed
+from olmoscope.recipe.schema import Candidates
 from olmoscope.train.adam import Adam
 from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.step import Step
 from rank_pool import RankPool
-from shard_jobs import Case, joined, same, sharded, train
+from shard_jobs import Case, joined, pull, same, sharded, train
 
 AUXILIARY = SettledAuxiliary(weight=0.2, k=5, dead_window=90, lift=0.1)
 CHEAP = Adam((0.9, 0.999), 1e-8, "touched", "bfloat16", scale_biases=True)
@@ -44,6 +47,21 @@ CASES = {
     "jumprelu, few latents": Case(3, activation="jumprelu", d_sae=19, rows=(3, 40, 1)),
     "transcoder": Case(4, writes=17, auxiliary=AUXILIARY, sick=SICK),
     "transcoder, jumprelu": Case(3, writes=30, activation="jumprelu", rows=(3, 40, 1)),
+    "matryoshka": Case(4, matryoshka=(0.1, 0.2, 0.6), auxiliary=AUXILIARY, sick=SICK),
+    "matryoshka, prefixes that end where shards do": Case(4, d_sae=128, matryoshka=(0.25, 0.5), tied=True),
+    "matryoshka, batchtopk": Case(4, matryoshka=(0.1, 0.6), activation="batchtopk", auxiliary=AUXILIARY, sick=SICK,
+                                  rows=(40, 40, 3, 17)),
+    "matryoshka, jumprelu, touched rows": Case(3, matryoshka=(0.3,), activation="jumprelu", adam=CHEAP,
+                                               normalize="layer_norm"),
+    "matryoshka, few latents": Case(4, d_sae=9, k=3, matryoshka=(0.01, 0.02, 0.5), rows=(3, 40, 1)),
+    "matryoshka, transcoder": Case(4, matryoshka=(0.2, 0.7), writes=17),
+    "candidates": Case(4, candidates=Candidates(margin=0), d_model=96, d_sae=515, rows=(40,) * 70, tied=True),
+    "candidates, batchtopk": Case(4, candidates=Candidates(margin=2), d_model=40, d_sae=200, activation="batchtopk",
+                                  auxiliary=AUXILIARY, sick=SICK),
+    "candidates, matryoshka, k over the latents of a shard": Case(4, candidates=Candidates(), d_sae=19, k=11,
+                                                                  matryoshka=(0.5,)),
+    "pulled": Case(4, pulled=True, normalize="layer_norm", auxiliary=AUXILIARY, sick=SICK),
+    "pulled, matryoshka, transcoder": Case(4, pulled=True, matryoshka=(0.1, 0.6), writes=17),
     "groupmax": Case(4, activation="groupmax", d_sae=128, k=8, auxiliary=AUXILIARY, sick=SICK[:40]),
     "groupmax, tied, layer norm, touched rows": Case(2, activation="groupmax", d_sae=126, tied=True, adam=CHEAP,
                                                      normalize="layer_norm"),
@@ -73,10 +91,11 @@ def test_the_number_of_ranks_changes_no_bit(rank_pool, name):
 @settings(max_examples=8, deadline=None)
 @given(shards=st.sampled_from([2, 3, 4, 6]), d_sae=st.integers(8, 300), k_share=st.floats(0.01, 0.6),
        rows=st.lists(st.integers(1, 70), min_size=2, max_size=4), tied=st.booleans(), seed=st.integers(0, 2**20),
-       normalize=st.sampled_from(["none", "layer_norm"]))
-def test_nor_with_any_sizes(rank_pool, shards, d_sae, k_share, rows, tied, seed, normalize):
+       normalize=st.sampled_from(["none", "layer_norm"]), activation=st.sampled_from(["topk", "batchtopk"]),
+       matryoshka=st.sampled_from([(), (0.05, 0.4)]))
+def test_nor_with_any_sizes(rank_pool, shards, d_sae, k_share, rows, tied, seed, normalize, activation, matryoshka):
     case = Case(shards, d_sae=d_sae, k=max(1, round(k_share * d_sae)), rows=tuple(rows), tied=tied, seed=seed,
-                normalize=normalize)
+                normalize=normalize, activation=activation, matryoshka=matryoshka)
     (whole, counted), *others = [on(rank_pool, count, case) for count in legal_counts(shards) if count <= 4]
     for other, also_counted in others:
         assert also_counted == counted and all(same(tensor, other[key]) for key, tensor in whole.items())
@@ -85,17 +104,20 @@ def test_nor_with_any_sizes(rank_pool, shards, d_sae, k_share, rows, tied, seed,
 @pytest.mark.parametrize("name", ["tied", "untied", "layer norm", "auxiliary loss", "auxiliary loss, layer norm",
                                   "lift alone, tied", "k over the latents of a shard", "three shards", "batchtopk",
                                   "batchtopk, few latents", "jumprelu", "jumprelu, few latents", "groupmax",
-                                  "transcoder"])
+                                  "transcoder", "matryoshka", "matryoshka, batchtopk",
+                                  "matryoshka, few latents", "matryoshka, transcoder", "pulled",
+                                  "pulled, matryoshka, transcoder"])
 def test_in_float64_it_is_the_sae_of_one_process(rank_pool, name):
     """test_step.py and test_auxiliary.py hold that one to autograd and a dense trainer."""
     case = replace(CASES[name], dtype=torch.float64, rows=(40,) * 29 + (17,))
     ranks = 3 if case.shards == 3 else 2
     got, counted = on(rank_pool, ranks, case)
-    step = Step(sae := case.sae(), case.adam, case.auxiliary, activation=case.activation)
+    step = Step(sae := case.sae(), case.adam, case.auxiliary, activation=case.activation,
+                matryoshka=case.matryoshka)
     wanted = []
     for number, x_BD in enumerate(case.batches()):
         x_BD, target_BD = case.ends(x_BD)
-        step(x_BD, 1e-2, target_BD)
+        step(x_BD, 1e-2, target_BD, pull if case.pulled else None)
         if number % 3 == 2:
             wanted.append((*step.take_sums(), step.dead_share(60)))
     for name, parameter in sae.state_dict().items():
@@ -108,6 +130,19 @@ def test_in_float64_it_is_the_sae_of_one_process(rank_pool, name):
     if case.auxiliary:
         assert torch.equal(got["auxiliary.dead"], step.auxiliary.dead_F)
         assert case.auxiliary.weight == 0 or any(line[3] for line in counted), "rows with an auxiliary loss"
+
+
+@pytest.mark.parametrize("shares", [(), (0.1, 0.3, 0.6)])
+@pytest.mark.parametrize(("count", "shards", "rows"), [(2, 4, 40), (4, 4, 39), (3, 3, 2)])
+def test_a_rank_sends_what_the_formula_says(rank_pool, count, shards, rows, shares):
+    case = Case(shards, matryoshka=shares, rows=(rows,))
+    for index, sent in enumerate(rank_pool.run(count, bytes_of_a_step, case)):
+        assert sent == step_traffic(rows, case.d_model, case.d_sae, case.k, shards, Ranks(index, count), shares).total
+
+
+def bytes_of_a_step(ranks, case):
+    sharded(case, ranks)(case.batches()[0], 1e-2)
+    return ranks.traffic.total()
 
 
 def test_a_nan_is_seen_in_the_loss(rank_pool):

@@ -61,35 +61,40 @@ def processes_of(out):
     return found
 
 
-def killed_after(out, run, steps, patience=90.0):
-    """Kill a rank when its run has a checkpoint of so many steps or more."""
+def wait_for(run, steps, patience=90.0):
+    """Wait until a run has a checkpoint of so many steps or more; gives its steps."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
         made = [step_of(path) for path in checkpoints(run)]
         if made and made[-1] >= steps:
-            os.kill(processes_of(out)[-1], signal.SIGKILL)
-            return
+            return made[-1]
         time.sleep(0.02)
     pytest.fail("no checkpoint came")
 
 
-def test_torchrun_goes_on_after_a_rank_was_killed(job, tmp_path):
-    spec = job[0].saes[0]
+def test_told_to_stop_the_launcher_lets_all_save_and_they_go_on_from_there(job, tmp_path):
     training = subprocess.Popen([*TORCHRUN, *command(job, tmp_path)], env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
-                                stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    for steps in (20, 80):
-        killed_after(tmp_path, run_folder(tmp_path, spec), steps)
-    output, errors = training.communicate(timeout=120)
-    assert training.returncode == 0, errors
-    assert output == f"{spec.id}: trained\n"
-    assert contents(run_folder(tmp_path, spec)) == contents(job[2])
+                                stderr=subprocess.PIPE, text=True)
+    run = run_folder(tmp_path, job[0].saes[0])
+    at = wait_for(run, 20)
+    training.send_signal(signal.SIGTERM)
+    _, errors = training.communicate(timeout=60)
+    assert training.returncode and not (run / "done.json").exists(), errors
+    assert "stopped by a signal after step" in (run / "training.log").read_text().splitlines()[-1]
+    (newest,) = checkpoints(run)
+    assert step_of(newest) >= at
+    done = subprocess.run(command(job, tmp_path, "--ranks", "2"), env=ENVIRONMENT, capture_output=True, text=True,
+                          timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert contents(run) == contents(job[2])
 
 
 def test_two_ranks_write_what_one_process_does_also_after_a_kill(job, tmp_path):
     training = subprocess.Popen(command(job, tmp_path, "--ranks", "2"), env=ENVIRONMENT, stderr=subprocess.PIPE,
                                 text=True)
     spec = job[0].saes[0]
-    killed_after(tmp_path, run_folder(tmp_path, spec), 20)
+    wait_for(run_folder(tmp_path, spec), 20)
+    os.kill(processes_of(tmp_path)[-1], signal.SIGKILL)
     _, errors = training.communicate(timeout=60)
     assert training.returncode == 1
     said = errors.splitlines()[-1]

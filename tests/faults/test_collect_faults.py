@@ -175,7 +175,7 @@ def test_two_processes_on_the_same_share(job, commands, whole, tmp_path):
 def test_a_worker_waits_for_the_tokens(job, commands, whole, tmp_path):
     with locked(tmp_path / "store" / "train", "packing", ".lock-tokens"):
         pid, output = commands.start("collect", job, "-o", tmp_path)
-        wait_for(lambda: "another process packs the tokens" in output.read_text())
+        wait_for(lambda: "another process is packing the tokens" in output.read_text())
         assert commands.wait(pid, 0.2) is None
     assert commands.wait(pid) == 0
     assert content(tmp_path) == whole
@@ -226,7 +226,7 @@ def test_a_full_disk_stops_it_and_space_lets_it_go_on(job, commands, whole, smal
     assert 3 <= len(segments(out)) < SEGMENTS
     status, output = commands.run("collect", job, "-o", out)
     assert status == 1
-    assert "more, the disk has" in output
+    assert "more, but the disk has" in output
     ballast.unlink()
     status, output = commands.run("collect", job, "-o", out)
     assert status == 0, output

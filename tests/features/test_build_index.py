@@ -99,7 +99,7 @@ def test_what_is_asked_for_must_make_sense(path, tmp_path):
         index_sae(str(run), store=tmp_path, text=str(tmp_path))
     with pytest.raises(UserError, match="has an unknown format"):
         index_sae(str(tmp_path))
-    with pytest.raises(UserError, match="there is no file or folder of that name, and it is no hub dataset"):
+    with pytest.raises(UserError, match="there is no file or folder of that name, and it is not a hub dataset"):
         index_sae(str(run), text=str(tmp_path / "absent"), out=tmp_path / "new", device="cpu")
     with pytest.raises(UserError, match=r"manifest.json is missing"):
         index_sae(str(run), store=tmp_path, out=tmp_path / "new", device="cpu")

@@ -120,7 +120,7 @@ def test_compiled_kernels_are_kept_where_one_says(tmp_path):
 def test_without_a_folder_for_the_cache_it_says_so_and_works():
     scope = {}
     exec("def twice(x):\n    return 2 * x\n", scope)  # a function of no file has no place for a cache
-    with pytest.warns(UserWarning, match="set NUMBA_CACHE_DIR to a folder that can be written"):
+    with pytest.warns(UserWarning, match="set NUMBA_CACHE_DIR to a writable folder"):
         assert compiled()(scope["twice"])(4) == 8
 
 

@@ -82,5 +82,5 @@ def test_two_machines_that_begin_one_store_at_once(tmp_path, monkeypatch):
     monkeypatch.setattr("olmoscope.activations.collect.run.refuse_another_store", lambda *arguments: None)
     (store / "layer_01" / "segment-000000.safetensors").unlink()
     (store / "checksums" / "segment-000000.json").unlink()
-    with pytest.raises(UserError, match=r"was begun with model\.dtype=float32, now it is bfloat16: set model\.dtype="):
+    with pytest.raises(UserError, match=r"begun with model\.dtype=float32, but now it is bfloat16: set model\.dtype="):
         olmoscope.activations.collect.run.collect(other, "train", store)

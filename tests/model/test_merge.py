@@ -182,13 +182,13 @@ def test_more_vocabulary(base, tmp_path):
         assert torch.equal(found.module(IDS).logits, wanted(IDS).logits)
     without = save_adapter(base, tmp_path / "without", peft.LoraConfig(**LORA | {"target_modules": ["embed_tokens"]}),
                            tokens=4100, save_embedding_layers=False)
-    assert "it was trained with 4100 tokens, its base has 4096, and it does not bring the rows" in refusal(
+    assert "it was trained with 4100 tokens, its base has 4096, and it does not have the rows" in refusal(
         lambda model: load_causal_lm(model, CPU), model_of(without))
     tokenizer = transformers.AutoTokenizer.from_pretrained(base)
     tokenizer.add_tokens([f"<|more {number}|>" for number in range(4)])
     plain = save_adapter(base, tmp_path / "plain")
     tokenizer.save_pretrained(plain)
-    assert "and the model only 4096 rows in its embedding" in refusal(lambda model: load_model(model, [Site(1)], CPU),
+    assert "but the model's embedding has only 4096 rows" in refusal(lambda model: load_model(model, [Site(1)], CPU),
                                                                       model_of(plain))
 
 
@@ -197,7 +197,7 @@ def test_an_adapter_of_one_end_of_a_tied_matrix_is_refused(tmp_path):
     base = save_small_model("Gemma3", tmp_path / "base")
     assert transformers.AutoConfig.from_pretrained(base).tie_word_embeddings
     folder = save_adapter(base, tmp_path / "adapter", peft.LoraConfig(**LORA | {"target_modules": ["embed_tokens"]}))
-    assert "computes something else than beside it" in refusal(lambda model: load_causal_lm(model, CPU),
+    assert "computes something else than unmerged" in refusal(lambda model: load_causal_lm(model, CPU),
                                                                model_of(folder))
 
 

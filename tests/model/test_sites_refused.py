@@ -23,7 +23,7 @@ def test_a_parallel_layer_has_no_mid(family):
 @pytest.mark.parametrize(("family", "site", "line"), [
     ("bert", "layers.1.mlp.out",
      "cannot tell which module of layer 1 of bert is its mlp (its modules: attention, intermediate, output); name it "
-     "with --set model.modules.mlp=NAME, or take the residual stream, layers.1"),
+     "with --set model.modules.mlp=NAME, or use the residual stream, layers.1"),
     ("beam", "layers.1.attn.out",
      "beam: layer 1 is not the sum of its input, self_attn and mlp; only the residual stream can be read, layers.1"),
     ("trocr", "layers.1.mid",  # post-norm as in BERT: what goes on is no sum, but its norm

@@ -100,7 +100,7 @@ def test_values_in_names(value, text):
 @pytest.mark.parametrize(("saes", "message"), [
     ([SMALL | {"train": {"lr": []}}], r"saes.0.train.lr: an empty list gives no run"),
     ([SMALL | {"k": []}], r"saes.0.k: an empty list gives no run"),
-    ([SMALL | {"train": {"seed": [0, 1, 0]}}], r"saes.0.train.seed: 0 stands there twice"),
+    ([SMALL | {"train": {"seed": [0, 1, 0]}}], r"saes.0.train.seed: 0 appears twice"),
     ([SMALL | {"train": {"tokens": {"count": 5}}}], r"saes.0.train.tokens: decides the store"),
     ([SMALL | {"train": {"chunk_lengths": [[1, 2]]}}], r"saes.0.train.chunk_lengths: decides the store"),
     ([SMALL | {"model": {"name": "x"}}], r"saes.0: model decides the store"),
@@ -116,12 +116,12 @@ def test_values_in_names(value, text):
     ([SMALL | {"train": {"checkpoints": "some"}}], r"saes.0.train.checkpoints: must be last, all, or \{every: STEPS\}"),
     ([SMALL | {"train": {"seed": -1}}], r"saes.0.train.seed: .*greater than or equal to 0"),
     ([SMALL | {"train": 5}], r"saes.0.train: .*dictionary"),
-    ([SMALL | {"name": "a"}, SMALL | {"name": "a", "k": 4}], r"saes: a stands there twice; give one of the two"),
-    ([SMALL | {"name": "a"}, SMALL | {"name": "A", "k": 4}], r"a and A are one folder where case does not count"),
-    ([SMALL | {"name": "a"}, SMALL | {"name": "a/b", "k": 4}], r"run a/b would stand in the folder of run a"),
-    ([SMALL | {"name": "../a"}], r"saes.0.name: a name holds letters, digits"),
-    ([SMALL | {"name": ""}], r"saes.0.name: a name holds letters, digits"),
-    ([SMALL | {"name": ".hidden"}], r"saes.0.name: a name holds letters, digits"),
+    ([SMALL | {"name": "a"}, SMALL | {"name": "a", "k": 4}], r"saes: a appears twice; give one of the two"),
+    ([SMALL | {"name": "a"}, SMALL | {"name": "A", "k": 4}], r"a and A are one folder if case does not count"),
+    ([SMALL | {"name": "a"}, SMALL | {"name": "a/b", "k": 4}], r"run a/b would be inside the folder of run a"),
+    ([SMALL | {"name": "../a"}], r"saes.0.name: a name has only letters, digits"),
+    ([SMALL | {"name": ""}], r"saes.0.name: a name has only letters, digits"),
+    ([SMALL | {"name": ".hidden"}], r"saes.0.name: a name has only letters, digits"),
 ])
 def test_every_mistake_is_one_line_that_names_the_entry(tmp_path, saes, message):
     with pytest.raises(UserError, match=message) as raised:
@@ -130,5 +130,5 @@ def test_every_mistake_is_one_line_that_names_the_entry(tmp_path, saes, message)
 
 
 def test_a_list_at_the_top_is_refused_with_the_way_to_say_it(tmp_path):
-    with pytest.raises(UserError, match=r"train.seed: a list spans a grid .* under an SAE only: saes.N.train.seed"):
+    with pytest.raises(UserError, match=r"train.seed: a list spans a grid .* only under an SAE: use saes.N.train.seed"):
         loaded(tmp_path, SMALL, overrides=["train.seed=[0,1]"])

@@ -74,8 +74,8 @@ def test_overrides():
     ("saes.9.k=1", "there is no key saes.9.k"),
     ("train.dead_window.x=1", "there is no key train.dead_window.x"),
     ("train.batch", "is not of the form key.path=value"),
-    ("activations.layers=[3, 1]", "sites must stand in the order of the model, without repeats: layers.1, layers.3"),
-    ("model.num_layers=7", r"layers.7 is out of range, the model has layers 0 to 6"),
+    ("activations.layers=[3, 1]", "sites must be in the order of the model, without repeats: layers.1, layers.3"),
+    ("model.num_layers=7", r"layers.7 is out of range; the model has layers 0 to 6"),
     ("text.mixture={modules: 1}", r"mixture has weights for \['modules'\]"),
     ("text.sources.0.kind=web", "text.sources.0: .*'web'.*does not match"),
     ("tokens.chunk_lengths=[[9, 5]]", r"bucket \(9, 5\) is empty"),
@@ -107,7 +107,7 @@ def test_the_same_sae_twice_is_refused(tmp_path):
     tree = yaml.safe_load(recipe(tmp_path).to_yaml())
     tree["saes"].append(tree["saes"][0] | {"canonical": True})
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(tree))
-    with pytest.raises(UserError, match="layer_01/width_512/topk_8_raw stands there twice"):
+    with pytest.raises(UserError, match="layer_01/width_512/topk_8_raw appears twice"):
         load_recipe(str(tmp_path / "recipe.yaml"))
 
 

@@ -199,7 +199,7 @@ def test_a_crosscoder_reads_several_sites(llama, tokens_BT):
     x_hat, codes = coder.reconstruct(rows)
     assert torch.equal(taps.codes.values, codes.values)
     torch.testing.assert_close(torch.cat([taps.errors[1], taps.errors[2]], dim=-1), rows - x_hat)
-    with pytest.raises(UserError, match=r"reads layers\.2 before it can write layers\.1"), \
+    with pytest.raises(UserError, match=r"must read layers\.2 before it can write layers\.1"), \
             olmoscope.attach(llama, coder, mode="replace"):
         pass
 
@@ -270,9 +270,9 @@ def test_generating_with_a_cache(mode):
 @pytest.mark.parametrize(("make", "line"), [
     (lambda: dataclasses.replace(coder_at("layers.1"), reads=(), writes=()), "does not know which site"),
     (lambda: coder_at("layers.4"), "has 4 layers, so there is no layers.4"),
-    (lambda: coder_at("layers.1", width=16), "reads rows of width 16, layers.1 of LlamaForCausalLM has 32"),
+    (lambda: coder_at("layers.1", width=16), "reads rows of width 16, but layers.1 of LlamaForCausalLM has 32"),
     (lambda: coder_at("layers.1.mlp.in", width=16), "of width 16"),
-    (lambda: coder_at("layers.1").to("meta"), "is on cpu, the coder on meta"),
+    (lambda: coder_at("layers.1").to("meta"), "is on cpu, but the coder is on meta"),
     (lambda: [coder_at("layers.1"), coder_at("layers.1", seed=1)], "two coders write layers.1"),
     (lambda: [], "no coder"), (lambda: ["runs/x"], "olmoscope.load")])
 @pytest.mark.parametrize("mode", ["read", "replace"])
@@ -292,6 +292,6 @@ def test_other_mistakes_are_one_line(llama, tokens_BT):
             with pytest.raises(UserError, match=r"^no forward pass has reached layers\.1 yet"):
                 ask()
         logits(llama, tokens_BT)
-    with pytest.raises(UserError, match=r"^nothing is kept of layers\.2, only of layers\.1$"):
+    with pytest.raises(UserError, match=r"^nothing is kept for layers\.2, only for layers\.1$"):
         _ = taps["layers.2"]
     assert "layers.1" in taps and 1 in taps and Site(2) not in taps and len(taps) == 1

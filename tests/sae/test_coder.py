@@ -81,16 +81,16 @@ def test_parameters_of_any_float_dtype(kind, dtype):
 
 
 @pytest.mark.parametrize(("x", "message"), [
-    (np.zeros((3, D), np.float32), r"x is no torch tensor but ndarray: pass torch.from_numpy\(x\)"),
-    ([[0.0] * D], r"x is no torch tensor but list: pass torch.as_tensor\(x\)"),
-    (None, "x is no torch tensor but NoneType"),
-    (torch.zeros(3, D, dtype=torch.int64), r"x is of torch.int64; .* x.float\(\)"),
-    (torch.zeros(3, D, dtype=torch.bool), "x is of torch.bool"),
-    (torch.zeros(3, D, dtype=torch.complex64), "x is of torch.complex64"),
+    (np.zeros((3, D), np.float32), r"x is not a torch tensor but ndarray: pass torch.from_numpy\(x\)"),
+    ([[0.0] * D], r"x is not a torch tensor but list: pass torch.as_tensor\(x\)"),
+    (None, "x is not a torch tensor but NoneType"),
+    (torch.zeros(3, D, dtype=torch.int64), r"x has dtype torch.int64, .* x.float\(\)"),
+    (torch.zeros(3, D, dtype=torch.bool), "x has dtype torch.bool"),
+    (torch.zeros(3, D, dtype=torch.complex64), "x has dtype torch.complex64"),
     (torch.zeros(3, D + 1), r"x is \[3, 7\]; this coder reads rows of width 6, along the last dimension"),
     (torch.zeros(D, 3), "reads rows of width 6"),
     (torch.tensor(1.0), r"x is \[\]"),
-    (torch.zeros(3, D, device="meta"), r"x is on meta, the coder on cpu: move one of them, e.g. coder.to\('meta'\)"),
+    (torch.zeros(3, D, device="meta"), r"x is on meta, but the coder is on cpu: move one .* coder.to\('meta'\)"),
 ])
 def test_what_cannot_be_encoded_is_refused(x, message):
     for call in (coder().encode, coder().reconstruct):
@@ -105,11 +105,11 @@ def codes(values=(3, K), indices=(3, K), d_sae=F, **options):
 
 @pytest.mark.parametrize(("given", "message"), [
     (torch.zeros(3, F), "takes the SparseCodes that encode gives, not Tensor"),
-    (codes(d_sae=F + 1), "the codes are of 21 latents, this coder has 20"),
+    (codes(d_sae=F + 1), "the codes have 21 latents, but this coder has 20"),
     (codes((3, K), (3, K + 1)), r"codes.values is \[3, 4\], codes.indices \[3, 5\] of torch.int64"),
     (codes((), ()), r"codes.values is \[\]"),
-    (codes(device="meta"), "codes.values is on meta, the coder on cpu"),
-    (SparseCodes(np.zeros((3, K)), torch.zeros(3, K, dtype=torch.int64), F), "codes.values is no torch tensor"),
+    (codes(device="meta"), "codes.values is on meta, but the coder is on cpu"),
+    (SparseCodes(np.zeros((3, K)), torch.zeros(3, K, dtype=torch.int64), F), "codes.values is not a torch tensor"),
     (SparseCodes(torch.zeros(3, K), torch.zeros(3, K, dtype=torch.int32), F), "of torch.int32"),
 ])
 def test_what_cannot_be_decoded_is_refused(given, message):
@@ -129,7 +129,7 @@ def test_codes_carry_the_scale_of_their_rows(normalize):
     torch.testing.assert_close(doubled - off, 2 * (y - off))  # affine in the values
     with pytest.raises(UserError, match=f"scale of each row, which a {normalize} SAE restores: .*dataclasses.replace"):
         one.decode(SparseCodes(given.values, given.indices, F))
-    with pytest.raises(UserError, match=r"codes\.values are of 3 rows, encode was given 6"):
+    with pytest.raises(UserError, match=r"codes\.values has 3 rows, but encode was given 6"):
         one.decode(replace(given, values=given.values[0], indices=given.indices[0]))
 
 
@@ -172,8 +172,8 @@ def test_a_move_keeps_what_wants_a_gradient():
 def test_state_of_another_coder_is_refused():
     one, before = coder(), coder().state_dict()
     for state, message in (
-            ({}, "holds W_enc, W_dec, b_latent, b_pre; given were no tensors"),
-            (coder("jumprelu").state_dict(), "given were W_enc, W_dec, b_latent, threshold, b_pre"),
+            ({}, "holds W_enc, W_dec, b_latent, b_pre, but the state has no tensors"),
+            (coder("jumprelu").state_dict(), "but the state has W_enc, W_dec, b_latent, threshold, b_pre"),
             (one.state_dict() | {"W_enc": torch.ones(F, D), "W_dec": torch.ones(F + 1, D)}, r"W_dec is \[21, 6\]")):
         with pytest.raises(UserError, match=message):
             one.load_state_dict(state)
@@ -181,7 +181,7 @@ def test_state_of_another_coder_is_refused():
 
 
 def test_a_dtype_that_is_no_float_is_refused():
-    with pytest.raises(UserError, match=r"to\(torch.int8\): a coder's parameters are of a float dtype"):
+    with pytest.raises(UserError, match=r"to\(torch.int8\): a coder's parameters have a float dtype"):
         coder().to(dtype=torch.int8)
 
 
@@ -189,10 +189,10 @@ def test_a_dtype_that_is_no_float_is_refused():
     ({"b_in": torch.zeros(D + 1)}, r"TopK: b_in is \[7\]; with W_enc \[20, 6\] and W_dec \[20, 6\] it must be \[6\]"),
     ({"b_latent": torch.zeros(D)}, r"b_latent is \[6\]; .* must be \[20\]"),
     ({"W_dec": torch.zeros(F + 1, D)}, r"W_enc is \[20, 6\]; .* must be \[21, 6\]"),
-    ({"W_dec": torch.zeros(F, D + 1)}, "reads rows of width 6, W_dec writes 7.* say transcoder=True"),
+    ({"W_dec": torch.zeros(F, D + 1)}, "reads rows of width 6, but W_dec writes 7.* pass transcoder=True"),
     ({"W_skip": torch.zeros(D, D)}, "only a transcoder has a W_skip"),
     ({"W_skip": torch.zeros(D, F), "transcoder": True}, r"W_skip is \[6, 20\]; .* must be \[6, 6\]"),
-    ({"reads": ("layers.7.mlp.in",)}, "reads layers.7.mlp.in and writes sites that are not said"),
+    ({"reads": ("layers.7.mlp.in",)}, "reads layers.7.mlp.in and writes unnamed sites"),
 ])
 def test_parameters_that_do_not_fit_together_are_refused(changes, message):
     fitting = {"W_enc": torch.zeros(F, D), "W_dec": torch.zeros(F, D), "b_in": torch.zeros(D), "normalize": "none",

@@ -71,7 +71,7 @@ def test_nothing_of_the_kind(tmp_path):
     (tmp_path / "other.jsonl").write_text('{"body": "a"}\n')
     (tmp_path / "empty").mkdir()
     for text, message in (
-            ("no-such-file", "it is no hub dataset"), (str(tmp_path / "empty"), "the folder has no files"),
+            ("no-such-file", "it is not a hub dataset"), (str(tmp_path / "empty"), "the folder has no files"),
             (str(tmp_path / "other.parquet"), r"none of the columns text, messages, conversations, conversation "
                                               r"\(it has body, url\); name its column in a recipe's source of kind"),
             (str(tmp_path / "other.jsonl"), r"it has body\)")):

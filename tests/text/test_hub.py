@@ -140,5 +140,5 @@ Mixture(Text.model_validate({"sources": [{"kind": "hub", "name": "web", "repo": 
     environment = hub_endpoint.environment(tmp_path / "hf") | {"HF_HUB_OFFLINE": "1"}
     done = run_forked(environment=environment, hub=True, code=code)
     assert done.returncode == 1
-    assert "UserError: source web: dataset someone/texts is read from the hub as it goes, which HF_" in done.stderr
+    assert "UserError: source web: dataset someone/texts is streamed from the hub, which HF_" in done.stderr
     assert "network" not in done.stderr.splitlines()[-1]

@@ -119,7 +119,7 @@ def test_state_of_other_text_is_refused(corpus: Path) -> None:
     _dolma_shard(corpus / "web/new.json.gz", ["new"])
     others.append(Mixture(_text(corpus), 0, "train"))
     for other in others:
-        with pytest.raises(UserError, match="cannot go on: the text"):
+        with pytest.raises(UserError, match="cannot resume: the text"):
             other.load_state_dict(state)
 
 
@@ -216,7 +216,7 @@ def test_malformed_and_empty_rows_are_counted_and_told(tmp_path: Path, caplog: p
     assert mixture.rows == {"only": 2000}
     assert len(caplog.messages) == 11
     assert caplog.messages[0].startswith(f"source only: skipped {path}:101: not JSON")
-    assert caplog.messages[9].endswith("further ones are only counted")
+    assert caplog.messages[9].endswith("the rest are only counted")
     assert caplog.messages[10] == "source only: 15 of 2000 rows malformed"
 
 
@@ -227,7 +227,7 @@ def test_too_many_malformed_rows_stop_the_run(tmp_path: Path) -> None:
     path.write_text("\n".join(lines))
     mixture = Mixture(_one(path), 0, "train")
     with pytest.raises(UserError, match=r"source only: 2 of 100 rows are malformed, over text.max_bad_share \(1.00%\), "
-                                        r"the last one .*shard.jsonl:71: not JSON.*; mend the files or raise"):
+                                        r"the last one .*shard.jsonl:71: not JSON.*; fix the files or raise"):
         list(mixture)
     assert mixture.documents["only"] == 97
     assert len(_order(Mixture(_one(path, max_bad_share=0.05), 0, "train"))) == 998
@@ -260,7 +260,7 @@ def test_malformed_rows_count_on_after_going_on(tmp_path: Path) -> None:
         next(mixture)
     again = Mixture(_one(path), 0, "train")
     again.load_state_dict(mixture.state_dict())
-    with pytest.raises(UserError, match=r"2 of 100 rows are malformed, over text.max_bad_share \(1.00%\); mend"):
+    with pytest.raises(UserError, match=r"2 of 100 rows are malformed, over text.max_bad_share \(1.00%\); fix"):
         list(again)
 
 

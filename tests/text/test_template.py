@@ -70,7 +70,7 @@ def test_a_template_that_wants_parts_gets_them(folder: Path) -> None:
 
 def test_a_chat_that_a_template_refuses_is_malformed(folder: Path) -> None:
     assert rendered(folder, ALTERNATE, [{"role": "assistant", "content": "Hi"}]) == Malformed(
-        "the chat template refuses it: A user must begin")
+        "the chat template rejects it: A user must begin")
 
 
 def test_bos_of_the_template_is_taken_off_and_the_date_stands_still(folder: Path) -> None:

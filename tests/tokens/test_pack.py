@@ -80,7 +80,7 @@ def test_packing_goes_on_inside_a_huge_document(huge, tokenizer, tmp_path, chang
             (store / "tokens" / f"segment-{segment:06d}.safetensors").unlink()
         if changed:
             text.write_text(old.replace("word1 is", "word2 is"))
-            with pytest.raises(UserError, match=r"cannot go on: document \d of the text \(a.txt\) has changed"):
+            with pytest.raises(UserError, match=r"cannot resume: document \d of the text \(a.txt\) has changed"):
                 pack(huge, tokenizer, "train", store)
             text.write_text(old)
         else:
@@ -98,7 +98,7 @@ def test_what_chats_lose_is_counted_by_source(tokenizer, tmp_path, caplog):
     index = pack(job, tokenizer, "train", tmp_path / "store")
     documents = index["sources"]["web"]["documents"]
     assert index["sources"]["web"]["lost"] == {"image": documents, "refusal": documents}
-    assert "the text of a message is without its image" in caplog.text
+    assert "the text of a message lacks its image" in caplog.text
     (tmp_path / "store" / "tokens" / "index.json").unlink()
     (tmp_path / "store" / "tokens" / "segment-000002.safetensors").unlink()
     assert pack(job, tokenizer, "train", tmp_path / "store") == index

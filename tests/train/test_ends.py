@@ -194,15 +194,15 @@ def test_the_live_stream_trains_them_too(job, tmp_path):
 @pytest.mark.parametrize(("entry", "message"), [
     ({"reads": "layers.2.mlp.in", "writes": "layers.2.mlp.out"}, "encoder and decoder are two matrices: set weights"),
     ({"site": "layers.2", "writes": "layers.2.mlp.out"}, "site is for an SAE, which writes what it reads"),
-    ({"layer": 2, "site": "layers.2"}, "layer and site both say what is read"),
-    ({"reads": "layers.2", "writes": "layers.2"}, "writes: leave it out where it is what is read"),
+    ({"layer": 2, "site": "layers.2"}, "layer and site both name what is read"),
+    ({"reads": "layers.2", "writes": "layers.2"}, "writes: leave it out if it is the same as what is read"),
     ({"reads": ["layers.1", "layers.2"], "writes": "layers.2.mlp.out"}, "a transcoder reads one site and writes one"),
-    ({"reads": "layers.2.mlp.out", "writes": "layers.2.mlp.in", "weights": "untied"}, "which the model reaches before"),
+    ({"reads": "layers.2.mlp.out", "writes": "layers.2.mlp.in", "weights": "untied"}, "the model reaches earlier"),
     ({"reads": ["layers.1", "layers.1"]}, "reads names a site twice"),
     ({"site": "layers.2", "skip": True}, "skip is for a transcoder"),
     ({"reads": ["layers.1", "layers.2"], "normalize": "layer_norm"}, "normalize: layer_norm is for SAEs of one site"),
     ({"site": "layers.2.attn.z"}, r"layers\.2\.attn\.z is not collected"),
-    ({"site": "layers.2.mlp"}, r"'layers\.2\.mlp' is no site"),
+    ({"site": "layers.2.mlp"}, r"'layers\.2\.mlp' is not a site"),
 ])
 def test_mistakes_in_coders_are_one_line(job, tmp_path, entry, message):
     made, _ = job

@@ -51,6 +51,14 @@ def test_steps_read_the_rows_wanted_and_no_sequence_twice_before_all_were_read(j
     assert steps == draw_steps(store.path, 23, 512, seed=1) != draw_steps(store.path, 23, 512, seed=2)
 
 
+def test_several_ranks_can_share_a_step(job):
+    _, store = job
+    whole, parts = (draw_steps(store.path, 10, 512, seed=1, parts=parts) for parts in (1, 4))
+    assert sum(len(step) for step in parts) > sum(len(step) for step in whole)
+    assert all(piece.rows <= 128 or piece.last == piece.first + 1 for step in parts for piece in step)
+    assert 10 * 512 <= sum(piece.rows for step in parts for piece in step) < 11 * 512
+
+
 @pytest.mark.parametrize("site", SITES)
 def test_the_pull_is_the_gradient_of_the_divergence(job, site):
     """Against the whole model in one graph, with a hook of the test's own, padding and all."""

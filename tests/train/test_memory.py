@@ -51,7 +51,7 @@ def taken(job, kernels, device):
     return held.now, seen.peak
 
 
-@pytest.mark.parametrize("kind", ["plain", "layer norm", "untied", "bfloat16 moments"])
+@pytest.mark.parametrize("kind", ["plain", "layer norm", "untied", "bfloat16 moments", "matryoshka"])
 @pytest.mark.parametrize(("d_sae", "batch"), [(8000, 64), (512, 2048)])
 def test_a_step_in_shards_takes_what_is_said(d_sae, batch, kind):
     """All shards in one process; two ranks with half of them each would hold half."""
@@ -64,7 +64,7 @@ def test_a_step_in_shards_takes_what_is_said(d_sae, batch, kind):
         shared = initialize(D_MODEL, 0, sae.k, sae.normalize, b_pre_D, 0, tied=sae.weights == "tied")
         shards = [Shard(number, 4, initialize_shard(d_sae // 4, number, shared, 0, ""), adam, d_sae)
                   for number in range(4)]
-        step = ShardedStep(shards, adam, train.auxiliary)
+        step = ShardedStep(shards, adam, train.auxiliary, matryoshka=sae.matryoshka)
         step.count = 1
         for shard in shards:
             shard.dead_F[:] = True

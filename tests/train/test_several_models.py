@@ -147,7 +147,7 @@ def test_it_is_indexed_and_opened(job, out, tmp_path):
     coder = olmoscope.load(run)
     assert coder.reads == coder.writes == (Site(3), BASE)
     model = load_causal_lm(job.model, torch.device("cpu")).module
-    with pytest.raises(UserError, match=r"base:layers\.3 is of another model, which the recipe calls base") as caught, \
+    with pytest.raises(UserError, match=r"base:layers\.3 is in another model, which the recipe calls base") as caught, \
             olmoscope.attach(model, coder):
         pass
     assert "\n" not in str(caught.value)
@@ -187,12 +187,12 @@ def test_another_vocabulary_is_refused(job, tmp_path):
 
 @pytest.mark.parametrize(("changes", "message"), [
     ({"activations": {"sites": ["layers.3", "bas:layers.3"]}}, "models.base: no site of it is collected"),
-    ({"models": {}}, "base:layers.3 is of a model that the recipe does not know; say which it is in models.base"),
+    ({"models": {}}, "base:layers.3 is in a model that the recipe does not know; define it in models.base"),
     ({"activations": {"sites": ["base:layers.3"]}}, "name a site of the recipe's own model too"),
-    ({"saes": [{"site": "base:layers.3", "d_sae": 512, "k": 8}]}, "write a recipe of that model"),
+    ({"saes": [{"site": "base:layers.3", "d_sae": 512, "k": 8}]}, "write a recipe for that model"),
     ({"saes": [{"reads": "layers.3", "writes": "base:layers.3", "d_sae": 512, "k": 8, "weights": "untied"}]},
-     "write a recipe of that model"),
-    ({"models": {"1st": {"name": "tiny"}}}, "'1st' is no name for a model"),
+     "write a recipe for that model"),
+    ({"models": {"1st": {"name": "tiny"}}}, "'1st' cannot name a model"),
     ({"models": {"base": {"name": "tiny", "num_layers": 3}}}, "base:layers.3 is out of range"),
     ({"train": {"live": {"rows": 1000}}}, "one model is read live, not several"),
     ({"activations": {"sites": ["layers.3", "base:layers.*.mid"]}}, "set models.base.num_layers"),

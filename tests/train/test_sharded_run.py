@@ -1,5 +1,7 @@
 """Runs in shards: the same folder from any number of ranks, resumed with others, read as any run."""
 
+import json
+import re
 import shutil
 
 import pytest
@@ -9,11 +11,16 @@ from helpers import recipe, write_documents
 from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.reader import open_store
 from olmoscope.errors import UserError
-from olmoscope.recipe.schema import Recipe
+from olmoscope.files import read_json, write_json
+from olmoscope.recipe.schema import Candidates, Recipe
+from olmoscope.recipe.training import Finish
 from olmoscope.sae.io.checkpoint import read_alive, read_checkpoint
+from olmoscope.sae.io.checkpoint_file import opened_checkpoint
 from olmoscope.sae.io.open import find_saes, load, look_at
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
+from olmoscope.train.candidate_trial import Verdict
+from olmoscope.train.candidates import EXACT
 from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.group import train_from_store
 from olmoscope.train.run import run_folder
@@ -59,18 +66,21 @@ def test_several_ranks_write_the_same_run(rank_pool, job, whole, tmp_path):
 
 def test_stopped_on_four_it_goes_on_with_two_one_and_four(rank_pool, job, whole, tmp_path):
     job, store = job
-    for count, steps in ((4, 8), (2, 16), (1, 24), (4, None)):
-        found = rank_pool.run(count, train_recipe, job, store, tmp_path, steps)
+    for count, steps, told in ((4, 8, "last"), (2, 16, "all"), (1, 24, "all"), (4, None, "")):
+        found = rank_pool.run(count, train_recipe, job, store, tmp_path, steps, told)
         if steps:
             assert found == ["stopped"] * count
             assert [path.name for path in checkpoints(run_folder(tmp_path, job.saes[0]))] == [f"step-{steps:08d}"]
     assert same_runs(job, whole, tmp_path)
 
 
-def test_what_one_rank_cannot_read_stops_all_at_the_same_step(rank_pool, job, whole, tmp_path):
+def test_a_segment_that_one_rank_finds_damaged_stops_all_at_the_same_step(rank_pool, job, whole, tmp_path):
     job, store = job
-    found = rank_pool.run(4, train_recipe, job, store, tmp_path, None, 2)
-    assert found == ["another rank failed"] * 2 + ["a segment is damaged", "another rank failed"]
+    shutil.copytree(store, tmp_path / "copy")
+    found = rank_pool.run(4, train_recipe, job, store, tmp_path, None, "last", (2, tmp_path / "copy"))
+    said = found.pop(2)
+    assert found == ["another rank failed"] * 3
+    assert re.search(r"segment-000003\.safetensors is damaged .*; run `olmoscope store repair", said), said
     assert [path.name for path in checkpoints(run_folder(tmp_path, job.saes[0]))] == ["step-00000020"]
     rank_pool.run(2, train_recipe, job, store, tmp_path)
     assert same_runs(job, whole, tmp_path)
@@ -95,7 +105,7 @@ def test_it_is_read_as_any_run(job, whole):
 
 def test_so_are_other_kinds_stopped_alone_and_finished_by_two(rank_pool, job, tmp_path):
     _, store = job
-    saes = [{"layer": 1, "k": 9, "activation": "batchtopk"},
+    saes = [{"layer": 1, "k": 9, "activation": "batchtopk", "matryoshka": [0.1, 0.6]},
             {"layer": 1, "k": 7, "activation": "jumprelu", "weights": "untied"},
             {"reads": 1, "writes": 7, "k": 8, "weights": "untied", "skip": True}, {"reads": [1, 7], "k": 8}]
     kinds = recipe(tmp_path, saes=[{"d_sae": 131} | sae for sae in saes])
@@ -107,6 +117,57 @@ def test_so_are_other_kinds_stopped_alone_and_finished_by_two(rank_pool, job, tm
     found = [load(run_folder(tmp_path / "one", sae)) for sae in job.saes]
     assert [type(sae) for sae in found] == [JumpReLU, JumpReLU, TopK, TopK]
     assert all(len(sae.W_enc.unique(dim=0)) == 131 for sae in found) and found[2].transcoder
+
+
+def test_candidates_have_a_margin_for_each_shard(rank_pool, job, tmp_path):
+    job, store = job
+    train = job.train.model_copy(update={"epochs": 4, "candidates": Candidates(margin=0)})
+    job = job.model_copy(update={"saes": job.saes[:1], "train": train})
+    runs = [run_folder(tmp_path / name, job.saes[0]) for name in ("one", "four")]
+    for run in runs:
+        run.mkdir(parents=True)
+        write_json(run / "candidates.json", {"exact_ms": 2.0, "candidates_ms": 1.0})  # the clock would decide otherwise
+    list(train_from_store(job, job.saes, open_store(store), tmp_path / "one"))
+    for count, steps in ((4, 16), (2, 72), (4, None)):
+        rank_pool.run(count, train_recipe, job, store, tmp_path / "four", steps)
+    assert contents(runs[0]) == contents(runs[1])
+    lines = [json.loads(line) for line in (runs[1] / "metrics.jsonl").read_text().splitlines()]
+    found = [line["candidates_found"] for line in lines if line["candidates_found"] is not None]
+    assert lines[-1]["margin"] >= 8 and 0.9 < min(found) < 1
+    logs = [(run / "training.log").read_text() for run in runs]
+    warned = re.findall(r"warning: at step 64 .*; from here on there are k \+ 8 in shards \d.*", logs[0])
+    assert len(warned) == 1 and warned[0] in logs[1]
+    with opened_checkpoint(checkpoints(runs[1])[-1]) as (_, file):
+        margins = file.get_tensor("candidates.margin").tolist()
+        assert len(margins) == 4 and max(margins) == lines[-1]["margin"]
+        assert len(file.get_tensor("candidates.counts")) == 16
+
+
+def test_the_ranks_agree_on_the_verdict_of_the_clock(rank_pool, job, tmp_path):
+    job, store = job
+    train = job.train.model_copy(update={"epochs": 1, "candidates": Candidates()})
+    job = job.model_copy(update={"saes": job.saes[:1], "train": train})
+    rank_pool.run(2, train_recipe, job, store, tmp_path)
+    run = run_folder(tmp_path, job.saes[0])
+    verdict = Verdict(**read_json(run / "candidates.json"))
+    assert 0 < verdict.exact_ms < 1e4 and 0 < verdict.candidates_ms < 1e4
+    assert (run / "training.log").read_text().count(str(verdict)) == 1
+    margin = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["margin"]
+    assert margin == (16 if verdict.candidates_win else EXACT)
+
+
+def test_ranks_share_the_sequences_of_a_finish(rank_pool, job, tmp_path):
+    job, store = job
+    kinds = recipe(tmp_path, saes=[{"layer": 7, "d_sae": 131, "k": 8, "matryoshka": [0.3]},
+                                   {"reads": 1, "writes": 7, "d_sae": 130, "k": 8, "weights": "untied", "skip": True}])
+    train = job.train.model_copy(update={"epochs": 1, "finish": Finish(share=0.5)})
+    job = job.model_copy(update={"saes": kinds.saes, "train": train})
+    list(train_from_store(job, job.saes, open_store(store), tmp_path / "one"))
+    for count, steps in ((4, 8), (2, 16), (4, None)):
+        rank_pool.run(count, train_recipe, job, store, tmp_path / "four", steps)
+    assert same_runs(job, tmp_path / "one", tmp_path / "four")
+    done = contents(run_folder(tmp_path / "one", job.saes[0]))["done"]
+    assert done["steps"] == 20 and done["tokens"] > 1.4 * 6000
 
 
 @pytest.fixture
@@ -167,8 +228,6 @@ def test_one_shard_is_the_run_that_it_was_before_there_were_shards(job):
 
 @pytest.mark.parametrize(("change", "said"), [
     ({"activation": "groupmax", "d_sae": 297, "k": 9}, "does not divide the 9 groups"),
-    ({"matryoshka": [0.5]}, "matryoshka does not"),
-    ({"train": {"candidates": {}}}, "train.candidates does not"), ({"train": {"finish": {}}}, "train.finish does not"),
     ({"train": {"shards": 400}}, r"over its d_sae \(300\)")])
 def test_what_is_not_trained_in_shards_is_refused(tmp_path, change, said):
     sae = {"layer": 1, "d_sae": 300, "k": 8} | change

@@ -87,7 +87,7 @@ def test_a_store_without_held_out_rows(first, tmp_path):
     mine, out = other(job), tmp_path / "out"
     shutil.copytree(folder / "store" / "train", tmp_path / "alone")
     list(train_saes(mine, out, [], elsewhere=tmp_path / "alone"))
-    with pytest.raises(UserError, match=r"beside which there is no held_out one.*--text TEXT"):
+    with pytest.raises(UserError, match=r"has no held_out store beside it.*--text TEXT"):
         list(evaluate_saes(mine, out, []))
     with pytest.raises(UserError, match="neither a release"):
         validate_folder(tmp_path)
@@ -114,10 +114,10 @@ def test_what_differs_is_named_with_both_values(first, tmp_path):
 def test_places_that_are_no_training_store(first, tmp_path):
     job, folder = first
     mine, out = other(job), tmp_path / "out"
-    refused(mine, out, folder / "store" / "held_out", "that is the held_out store; give the training store")
+    refused(mine, out, folder / "store" / "held_out", "this is the held_out store; give the training store")
     refused(mine, out, tmp_path, "there is no training store")
     refused(mine, out, tmp_path / "nothing", "there is no training store")
-    with pytest.raises(UserError, match="has a training store of its own; leave out --store"):
+    with pytest.raises(UserError, match="has its own training store; leave out --store"):
         list(train_saes(job, folder, [], elsewhere=folder))
     refused(other(job, train__live={"rows": 500}), out, folder, r"mine trains straight from the model \(train.live\)")
     list(train_saes(mine, out, [], elsewhere=folder))

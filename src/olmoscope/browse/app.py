@@ -17,7 +17,15 @@ from olmoscope.browse.about import about_payload, summary_payload
 from olmoscope.browse.collection import Shown, one_of
 from olmoscope.browse.page_files import PageFiles
 from olmoscope.browse.payload import feature_payload, window_payload
-from olmoscope.browse.requests import ImportBody, LabelBody, PromptBody, SteerBody, parse_body, parse_query
+from olmoscope.browse.requests import (
+    ImportBody,
+    LabelBody,
+    PromptBody,
+    SteerBody,
+    VerdictBody,
+    parse_body,
+    parse_query,
+)
 from olmoscope.browse.security import OnlyThisMachine
 from olmoscope.errors import UserError
 from olmoscope.features.steer import Edit
@@ -45,9 +53,10 @@ class _Api:
     def features(self, request: Request) -> Response:
         shown, query = self._shown(request), parse_query(request.query_params)
         page = query.listing().page(shown, query.offset, query.limit)
-        labels = shown.label_texts()
-        return _json({"total": page.total,
-                      "lines": [{**vars(line), "label": labels.get(line.feature, "")} for line in page.lines]})
+        labels, scores = shown.label_texts(), shown.label_scores()
+        return _json({"total": page.total, "lines": [
+            {**vars(line), "label": labels.get(line.feature, ""), "score": scores.get(line.feature)}
+            for line in page.lines]})
 
     def around(self, request: Request) -> Response:
         """Where a feature stands in a list, and who stands beside it."""
@@ -80,7 +89,8 @@ class _Api:
         shown, number = self._shown(request), int(request.path_params["feature"])
         payload = feature_payload(shown.index, number, shown.label_texts())
         newest = shown.labels.newest(number)
-        return _json({**payload, "entry": newest and asdict(newest)})
+        proposed = [] if shown.proposals is None else shown.proposals.of(number)
+        return _json({**payload, "entry": newest and asdict(newest), "proposals": [asdict(one) for one in proposed]})
 
     def window(self, request: Request) -> Response:
         shown, numbers = self._shown(request), request.path_params
@@ -102,6 +112,14 @@ class _Api:
         entry = self._shown(request).labels.write(request.path_params["feature"], wanted.label, wanted.note,
                                                   wanted.author)
         return _json({"entry": asdict(entry)})
+
+    def judge(self, request: Request, body: bytes) -> Response:
+        """Accept or reject a proposed label."""
+        proposals = self._shown(request).proposals
+        if proposals is None:
+            raise UserError("this index has no proposed labels; `olmoscope label` makes them")
+        judged = proposals.judge(request.path_params["proposal"], parse_body(VerdictBody, body).verdict)
+        return _json({"proposals": [asdict(one) for one in proposals.of(judged.feature)]})
 
     def import_labels(self, request: Request, body: bytes) -> Response:
         lines = parse_body(ImportBody, body).lines.split("\n")
@@ -192,6 +210,7 @@ def build_app(collection: dict[str, Shown], port: int) -> Starlette:
         Route("/api/{sae}/window/{feature:int}/{place:int}/{before:int}/{after:int}", api.window),
         Route("/api/{sae}/label/{feature:int}", api.history, methods=["GET"]),
         Route("/api/{sae}/label/{feature:int}", _writing(api.write_label), methods=["PUT"]),
+        Route("/api/{sae}/proposal/{proposal:int}", _writing(api.judge), methods=["PUT"]),
         Route("/api/{sae}/labels.jsonl", api.export_labels, methods=["GET"]),
         Route("/api/{sae}/labels.jsonl", _writing(api.import_labels), methods=["POST"]),
         Route("/api/{sae}/wake", _writing(api.wake), methods=["POST"]),

@@ -13,18 +13,17 @@ import pyarrow.parquet as pq
 from olmoscope.browse.language_model import LiveModel
 from olmoscope.errors import UserError
 from olmoscope.features.format import sae_place
-from olmoscope.features.labels import Entry, Labels
+from olmoscope.features.labels import LABELS_FILE, Entry, Labels
 from olmoscope.features.read import FeatureIndex, find_indexes
 from olmoscope.features.records import Page
 from olmoscope.features.table import Filters, Sort
+from olmoscope.labelling.proposals import PROPOSALS_FILE, Proposal, Proposals
 from olmoscope.model.load import pick_device
 from olmoscope.model_source import at_revision
 from olmoscope.progress import console
 from olmoscope.recipe.schema import Model
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.io.same_model import GivenModel, SaidModel, take_for_same
-
-LABELS_FILE = "labels.sqlite"
 
 
 @dataclass
@@ -39,6 +38,8 @@ class Shown:
     _newest: dict[int, Entry] = field(default_factory=dict)
     _seen: int = 0
     _sae: SparseCoder | None = None
+    _proposals: Proposals | None = None
+    _best: tuple[tuple[int, int], dict[int, Proposal]] | None = None
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def newest_labels(self) -> dict[int, Entry]:
@@ -52,9 +53,35 @@ class Shown:
                     self._newest.pop(entry.feature, None)
             return dict(self._newest)
 
+    @property
+    def proposals(self) -> Proposals | None:
+        """What programs say; None as long as `olmoscope label` has written nothing."""
+        with self._lock:
+            path = self.index.path / PROPOSALS_FILE
+            if self._proposals is None and path.exists():
+                self._proposals = Proposals(path, self.index.info.sae.d_sae)
+            return self._proposals
+
+    def best_proposals(self) -> dict[int, Proposal]:
+        """The best proposal of each feature that has one, read again whenever the file has changed."""
+        proposals = self.proposals
+        if proposals is None:
+            return {}
+        changes = proposals.changes()
+        if self._best is None or self._best[0] != changes:
+            self._best = changes, proposals.best()
+        return self._best[1]
+
     def label_texts(self) -> dict[int, str]:
-        """The labels alone, of features that have one."""
-        return {number: entry.label for number, entry in self.newest_labels().items() if entry.label}
+        """The label that counts of each feature that has one: what a person wrote, else the best proposal."""
+        proposed = {number: one.label for number, one in self.best_proposals().items()}
+        return proposed | {number: entry.label for number, entry in self.newest_labels().items() if entry.label}
+
+    def label_scores(self) -> dict[int, float]:
+        """The detection AUROC of the best proposal of each feature, where it is known and no person's label counts."""
+        written = {number for number, entry in self.newest_labels().items() if entry.label}
+        return {number: one.scores.detection.value for number, one in self.best_proposals().items()
+                if one.scores.detection is not None and number not in written}
 
     @property
     def begin(self) -> list[int]:
@@ -92,15 +119,24 @@ class Listing:
     filters: Filters
     search: str
     labelled: bool | None
+    min_score: float | None = None
 
     def _arguments(self, shown: Shown) -> dict[str, Any]:
         filters = self.filters
         if self.labelled is not None:
             labelled = np.array(sorted(shown.label_texts()), dtype=np.int64)
             filters = replace(filters, among=labelled) if self.labelled else replace(filters, besides=labelled)
-        also = shown.labels.search(self.search) if self.search else ()
+        scores = shown.label_scores() if self.sort == "score" or self.min_score is not None else {}
+        if (least := self.min_score) is not None:
+            good = [number for number, score in scores.items() if score >= least]
+            filters = replace(filters, among=good if filters.among is None else np.intersect1d(filters.among, good))
+        also: list[int] = []
+        if self.search:
+            also = shown.labels.search(self.search)
+            if (proposals := shown.proposals) is not None:
+                also = sorted({*also, *proposals.search(self.search)})
         return {"sort": self.sort, "descending": self.descending, "filters": filters, "search": self.search,
-                "also": also}
+                "also": also, "scores": scores}
 
     def page(self, shown: Shown, offset: int, limit: int) -> Page:
         """Some lines of it."""

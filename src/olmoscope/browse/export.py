@@ -80,11 +80,12 @@ def _write_sae(shown: Shown, folder: Path) -> None:
     count = shown.index.info.sae.d_sae
     parts = -(-count // PER_PART)
     entries, digits = shown.newest_labels(), len(str(parts - 1))
-    labels = {number: entry.label for number, entry in entries.items() if entry.label}
+    labels, scores = shown.label_texts(), shown.label_scores()
     write_json(folder / "about.json", {**about_payload(shown), "per_part": PER_PART, "digits": digits})
     lines = shown.index.table(sort="feature", descending=False, limit=count).lines
     columns: dict[str, list[Any]] = {name: [getattr(line, name) for line in lines] for name in _LISTED}
-    _write_gzip(folder / "list.json.gz", {**columns, "label": [labels.get(number, "") for number in range(count)]})
+    _write_gzip(folder / "list.json.gz", {**columns, "label": [labels.get(number, "") for number in range(count)],
+                                          "score": [scores.get(number) for number in range(count)]})
     with bar(f"exporting {shown.slug}", count, "features") as advance:
         for part in range(parts):
             numbers = range(part * PER_PART, min((part + 1) * PER_PART, count))
@@ -98,7 +99,8 @@ def _part(shown: Shown, numbers: range, labels: dict[int, str], entries: dict[in
         payload = feature_payload(shown.index, number, labels, before=BEFORE, after=AFTER, shown=SHOWN)
         texts.update(payload.pop("texts"))
         entry = entries.get(number)
-        features.append({**payload, "entry": entry and asdict(entry)})
+        proposed = [] if shown.proposals is None else shown.proposals.of(number)
+        features.append({**payload, "entry": entry and asdict(entry), "proposals": [asdict(one) for one in proposed]})
     return {"features": features, "texts": texts}
 
 

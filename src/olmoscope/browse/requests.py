@@ -60,6 +60,12 @@ class SteerBody(_Body):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
 
 
+class VerdictBody(_Body):
+    """What a person says of a proposed label; null takes it back."""
+
+    verdict: Literal["accepted", "rejected"] | None
+
+
 class ListQuery(BaseModel):
     """The part of an address that describes a list."""
 
@@ -74,6 +80,7 @@ class ListQuery(BaseModel):
     max_max: float | None = None
     dead: bool | None = None
     labelled: bool | None = None
+    min_score: float | None = None
     token: Annotated[str, Field(max_length=4000)] | None = None
     promoted: Annotated[str, Field(max_length=4000)] | None = None
     source: str | None = None
@@ -85,7 +92,7 @@ class ListQuery(BaseModel):
         filters = Filters(min_density=self.min_density, max_density=self.max_density,
                           min_max=self.min_max, max_max=self.max_max, dead=self.dead, token=self.token,
                           promoted=self.promoted, source=self.source)
-        return Listing(self.sort, self.descending, filters, self.search.strip(), self.labelled)
+        return Listing(self.sort, self.descending, filters, self.search.strip(), self.labelled, self.min_score)
 
 
 def parse_query(query: Mapping[str, str]) -> ListQuery:

@@ -1,7 +1,7 @@
 """The command line: each command parses its arguments, calls one function, and prints. Heavy imports wait until it
 runs.
 
-The commands are in one file per group: models.py, recipes.py, saes.py, releases.py, stores.py.
+The commands are in one file per group: models.py, recipes.py, saes.py, labels.py, releases.py, stores.py.
 """
 
 import errno
@@ -12,15 +12,15 @@ from typing import Annotated
 import typer
 
 from olmoscope import __version__
-from olmoscope.cli import models, recipes, releases, saes, stores
+from olmoscope.cli import labels, models, recipes, releases, saes, stores
 from olmoscope.errors import AnotherRankFailedError, UserError
 from olmoscope.terminal import end_quietly_if_nobody_reads, prepare_streams, say
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="rich",
                   help="Train, evaluate, inspect and share sparse autoencoders (SAEs) of language models.")
 for command in (recipes.demo, recipes.plan, models.model, models.fetch_model, recipes.collect, recipes.train,
-                saes.evaluate, saes.inspect, saes.audit, saes.study, saes.index, saes.browse, releases.export,
-                releases.release, releases.pull, releases.validate, releases.import_checkpoint):
+                saes.evaluate, saes.inspect, saes.audit, saes.study, saes.index, labels.label, saes.browse,
+                releases.export, releases.release, releases.pull, releases.validate, releases.import_checkpoint):
     app.command()(command)
 
 store = typer.Typer(no_args_is_help=True, help="Inspect, check and repair activation stores.")

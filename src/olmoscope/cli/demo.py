@@ -1,12 +1,17 @@
-"""The demo: the recipe `tiny` from text to a validated release and features to read, in a few minutes on a laptop."""
+"""The demo: the recipe `tiny` from text to a validated release and labelled features, in a few minutes on a laptop."""
 
 import resource
 import sys
 from pathlib import Path
 
-from olmoscope.cli import tables
+from olmoscope.cli import label_tables, tables
 from olmoscope.cost.measure import measure
+from olmoscope.features.read import FeatureIndex
 from olmoscope.features.rows_of import index_sae
+from olmoscope.labelling.proposals import PROPOSALS_FILE, Proposals
+from olmoscope.labelling.rule_labels import RuleLabeller
+from olmoscope.labelling.run import label_features, most_important
+from olmoscope.labelling.text_blocks import TextBlocks
 from olmoscope.pipeline import (
     Stopwatch,
     collect_stores,
@@ -27,12 +32,15 @@ from olmoscope.units import format_seconds
 
 OTHER_STAGES = 0.35
 """What evaluation, release and index take, as a share of collection and training; measured on two machines."""
+LABELLED = 100
+"""Features that get a label by a rule."""
 FIXED_SECONDS = 15
 """Imports, and compiling what the index needs, where that was never done."""
 
 
 def run_demo(out: Path) -> None:
-    """Write the corpus, collect, train, evaluate, release, index the deepest SAE; what is there already is kept.
+    """Write the corpus, collect, train, evaluate, release, index the deepest SAE and label its most telling features;
+    what is there already is kept.
 
     Raises:
         UserError: see the stages.
@@ -51,17 +59,23 @@ def run_demo(out: Path) -> None:
     report = report_saes(recipe, out)[-1]
     release = build_release(out).folder
     index = index_sae(str(run_folder(out, recipe.saes[-1])))
+    opened = FeatureIndex(index.folder)
+    proposals = Proposals(index.folder / PROPOSALS_FILE, index.info.sae.d_sae)
+    blocks = TextBlocks(opened)
+    labels = label_features(blocks, RuleLabeller(blocks), most_important(opened, LABELLED), proposals)
 
     tables.console.print()
     tables.show_stores(collected)
     tables.console.print()
     tables.show_results(recipe, out, [])
+    label_tables.show_labels(index.info.sae.name, labels, proposals.by(labels.labeller, blocks.identity))
     tables.console.print(f"Store    {store_folder(out, 'train').parent}\nRuns     {out / 'runs'}\nReport   {report}\n"
                          f"Release  {release}\nIndex    {index.folder}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if any(fresh) or index.fresh:
         tables.console.print(f"Took {watch}, at most {peak / 1e9:.1f} GB of memory. Next: olmoscope validate {out}")
-        tables.console.print(f"Read what the features of {index.info.sae.name} fire on: olmoscope browse {out}")
+        tables.console.print(f"Read what the features of {index.info.sae.name} fire on, and judge their labels: "
+                             f"olmoscope browse {out}")
     else:
         tables.console.print("All of it was there already: nothing to do.")
 

@@ -15,34 +15,44 @@ if TYPE_CHECKING:
 
 def export(
     out: Annotated[str, typer.Argument(metavar="OUT|SAE|INDEX", help=(
-        "An output folder, or with --folder any SAE, or a feature index for delphi."))],
+        "An output folder, or with --folder any SAE or, for what is made of one, a feature index."))],
     only: OnlyOption = None,
     to: Annotated[str, typer.Option("--to", help=(
-        "saelens, sparsify, dictionary-learning, or delphi (of an index)."))] = "saelens",
+        "saelens, sparsify, dictionary-learning, circuit-tracer (transcoders, and pages of an index); of an index "
+        "delphi, neuronpedia, documents (a matrix of documents by features)."))] = "saelens",
     folder: Annotated[Path | None, typer.Option("--folder", help=(
         "Where to write one SAE or index; without it, into the folder export of each run."))] = None,
     site: SiteOption = None,
+    called: Annotated[str | None, typer.Option("--called", metavar="MODEL/SET", help=(
+        "What Neuronpedia calls the model and the set of SAEs; by default after their names here."))] = None,
 ) -> None:
     """Write trained SAEs in SAELens format, into the folder `sae` of each run; or any SAE for another tool."""
     from olmoscope.pipeline import chosen
     from olmoscope.recipe.load import find_recipe
-    from olmoscope.release.convert import convert
+    from olmoscope.release.convert import CIRCUIT_TRACER, OF_INDEX, convert, convert_set, refuse_saelens_reader
     from olmoscope.release.export import export_run
     from olmoscope.train.run import run_folder
 
     if folder is not None:
-        _say_converted(convert(out, to, folder, site_of(site)), to)
+        _say_converted(convert(out, to, folder, site_of(site), called), to)
         return
     if site is not None:
         raise UserError("--site is about one SAE: give --folder as well")
+    refuse_saelens_reader(to)
     recipe, _ = find_recipe(out)
-    for sae in chosen(recipe, only or []):
+    saes = chosen(recipe, only or [])
+    if to == CIRCUIT_TRACER:
+        made = convert_set([str(run_folder(Path(out), sae)) for sae in saes], Path(out) / "export" / to)
+        _say_converted(made, to)
+        return
+    for sae in saes:
         run = run_folder(Path(out), sae)
         if to == "saelens":
             exported = export_run(run)
             say(f"{sae.id}: {exported.folder} {written(exported.written)}")
         else:
-            _say_converted(convert(run / "index" if to == "delphi" else run, to, run / "export" / to), to)
+            made = convert(run / "index" if to in OF_INDEX else run, to, run / "export" / to, called=called)
+            _say_converted(made, to)
 
 
 def _say_converted(made: "Converted", tool: str) -> None:

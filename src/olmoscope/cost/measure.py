@@ -1,7 +1,7 @@
 """Rates of this machine: a few batches through the recipe's model, a few training steps of its widest SAE.
 
-Batches are what collection would make: lengths drawn as for the store, grouped as there; only their tokens are random,
-which no dense model's speed depends on. Training steps read the rows that came out.
+Batches are like those of collection: lengths are drawn and grouped as for the store. Only their tokens are random, on
+which no dense model's speed depends. Training steps read the rows that come out.
 """
 
 import time
@@ -30,7 +30,7 @@ from olmoscope.train.step import Step
 BATCHES = 8
 STEPS = 8
 SECONDS = 20
-"""After so long a stage is not measured further; two batches or steps are always done, the first one to warm up."""
+"""The time after which a stage's measurement stops; at least two batches or steps run, the first to warm up."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Rates:
 
     device: str
     tokens_per_second: float
-    """Of collection without its disk: forward, and rows brought into memory."""
+    """The rate of collection without its disk: the forward pass, and the copy of rows into memory."""
     batches: int
     sae: CoderConfig
-    """The widest."""
+    """The widest SAE of the recipe."""
     step_seconds: float
     steps: int
     documents_apart: bool | None = None
-    """What the model's probe found (model/probe.py); None if it was not tried."""
+    """What the model's probe found (model/probe.py); None if it did not run."""
     outliers: dict[Site, Outliers] = field(default_factory=dict)
     """The outliers of each site, among the rows that were read for the measurement."""
 
@@ -55,10 +55,10 @@ def measure(recipe: Recipe, batches: int = BATCHES, steps: int = STEPS) -> Rates
     """Time a recipe's two stages on its device.
 
     Args:
-        batches, steps: of each stage, at most; one more is done first to warm up.
+        batches, steps: at most this many of each stage are timed; one more runs first to warm up.
 
     Raises:
-        UserError: the model cannot be had or does not keep documents apart as the recipe wants, or the device is
+        UserError: the model cannot be loaded or does not keep documents apart as the recipe wants, or the device is
             absent.
     """
     device = pick_device(recipe.device)
@@ -86,10 +86,10 @@ def _outliers(rows_RD: Tensor, position_R: Tensor) -> Outliers:
 
 
 def _time_collection(recipe: Recipe, model: LoadedModel, most: int) -> tuple[float, int, dict[Site, Tensor], Tensor]:
-    """Seconds a token, batches timed, the rows `[R, D]` of each site, on the CPU, and their positions `[R]`."""
+    """Seconds per token, batches timed, the rows `[R, D]` of each site, on the CPU, and their positions `[R]`."""
     lengths = _sequence_lengths(recipe)
     batches = plan_batches(lengths, recipe.tokens.batch_tokens, recipe.tokens.max_padding)
-    # Long and short sequences differ in speed: a sample in random order is fair wherever it ends.
+    # Long and short sequences differ in speed: in random order, a sample is fair wherever it ends.
     order = generator(recipe.seed, "batches to measure").permutation(len(batches))[:most]
     parts: list[dict[Site, Tensor]] = []
     positions: list[Tensor] = []
@@ -112,7 +112,7 @@ def _time_collection(recipe: Recipe, model: LoadedModel, most: int) -> tuple[flo
 
 
 def _forward(recipe: Recipe, model: LoadedModel, lengths: np.ndarray) -> dict[Site, Tensor]:
-    """A batch through the model and into memory, as collection does it."""
+    """Run a batch through the model and copy its rows into memory, as collection does."""
     real_BT = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).to(model.device)
     token_ids_BT = torch.randint(model.vocabulary, real_BT.shape).to(model.device)
     outputs = read_sites(model.module, list(model.sites.places.values()), token_ids_BT)
@@ -132,7 +132,7 @@ def _sequence_lengths(recipe: Recipe) -> np.ndarray:
 
 def _time_training(recipe: Recipe, sae: CoderConfig, rows_RD: Tensor, device: torch.device,
                    most: int) -> tuple[float, int]:
-    """Seconds a step, and steps timed."""
+    """Seconds per step, and steps timed."""
     train = settled(recipe, sae)
     x_BD = rows_RD.repeat(-(-train.batch // len(rows_RD)), 1)[: train.batch].to(device)
     mean_D = normalize_rows(x_BD.float(), sae.normalize)[0].mean(dim=0)

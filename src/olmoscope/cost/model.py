@@ -1,15 +1,15 @@
-"""What a forward pass up to a layer costs: parameters, FLOPs, memory. Worked out from the model's config, no weights.
+"""What a forward pass up to a layer costs (parameters, FLOPs, memory), from the model's config, without weights.
 
 The model is built on torch's `meta` device, cut off above the deepest layer, and its parameters are counted. A multiply
 and an add are two FLOPs. For each token:
 
-    2 · (parameters of matrices in the layers)      every matrix multiplies each token once; the embedding is looked up
+    2 · (parameters of matrices in the layers)      every matrix multiplies each token once; the embedding is looked up,
                                                     and norms and biases are not counted (under 0.1%)
     + Σ over layers 4 · keys · heads · head_dim     q·k and the weighted sum of v over the keys that a token sees
 
-In a sequence, token t sees t keys, or the window's if the layer slides one: what a causal kernel skips is not counted,
-nor that documents kept apart see less. In a mixture of experts the experts' matrices count with the share of experts
-that a token goes through.
+In a sequence, token t sees t keys, or at most the window's number in a layer with a sliding window. Keys that a causal
+kernel skips are not counted; that documents kept apart see fewer keys is ignored. In a mixture of experts, the experts'
+matrices count in proportion to the share of experts that a token passes through.
 """
 
 from dataclasses import dataclass
@@ -29,20 +29,20 @@ class ModelCost:
 
     d_model: int
     layers: int
-    """That run: the deepest one wanted and those below it."""
+    """How many layers run: the deepest one wanted and those below it."""
     parameters: int
-    """Of all that is loaded, the embedding too."""
+    """All parameters that are loaded, including the embedding."""
     multiplied: float
     """Parameters that multiply each token."""
     attention_width: int
     """heads · head_dim."""
     windows: tuple[int | None, ...]
-    """Of each layer: how many keys it sees at most, None for all."""
+    """For each layer, the most keys that a token sees; None for all."""
     widest: int
     """The widest matrix of a layer: in most models the MLP's."""
 
     def flops_per_token(self, chunk_lengths: list[tuple[int, int]]) -> float:
-        """Mean FLOPs of a token.
+        """Mean FLOPs per token.
 
         Args:
             chunk_lengths: as in a recipe: buckets of sequence lengths, a bucket drawn at random, then a length in it.
@@ -51,26 +51,26 @@ class ModelCost:
         return 2 * self.multiplied + 4 * self.attention_width * keys
 
     def batch_bytes(self, tokens: int, kept: int, bytes_each: int) -> int:
-        """Activations alive at the fullest moment of a forward pass.
+        """Bytes of activations alive at the peak of a forward pass.
 
         In an MLP: the stream, its normed copy and the residual (4 widths with room for attention's output), gate,
-        activated gate and product (3 of the widest matrix); and the outputs kept of the layers wanted.
+        activated gate and product (3 times the widest matrix); and the outputs kept from the layers wanted.
 
         Args:
-            tokens: of the batch, padding included.
+            tokens: tokens of the batch, padding included.
             kept: how many layers' outputs are kept.
-            bytes_each: of a number in the model's dtype.
+            bytes_each: bytes of a number in the model's dtype.
         """
         return tokens * bytes_each * ((4 + kept) * self.d_model + 3 * self.widest)
 
 
 def model_cost(config: Any, deepest: int, *, whole: bool = False) -> ModelCost:
-    """Count a model.
+    """Count a model's parameters and operations.
 
     Args:
-        config: of transformers, whole; it is not changed.
+        config: the whole config of transformers; it is not changed.
         deepest: the deepest layer that runs, counted from 0.
-        whole: whether all of it is loaded nevertheless.
+        whole: whether the whole model is loaded nevertheless.
 
     Raises:
         UserError: its layers cannot be found.
@@ -93,11 +93,11 @@ def model_cost(config: Any, deepest: int, *, whole: bool = False) -> ModelCost:
 
 
 def mean_keys(chunk_lengths: list[tuple[int, int]], window: int | None) -> float:
-    """How many keys a token sees on average, itself too.
+    """How many keys a token sees on average, including itself.
 
     Args:
         chunk_lengths: see `ModelCost.flops_per_token`.
-        window: how many it sees at most; None for all before it.
+        window: the most keys that a token sees; None for all before it.
     """
     keys = tokens = 0.0
     for low, high in chunk_lengths:
@@ -115,7 +115,7 @@ def _windows(text: Any, layers: nn.ModuleList) -> list[int | None]:
 
 
 def _expert_share(text: Any) -> float:
-    """Share of a layer's experts that a token goes through; 1 in a model without experts."""
+    """The share of a layer's experts that a token passes through; 1 in a model without experts."""
     for name in ("num_experts", "num_local_experts", "n_routed_experts"):
         if (experts := getattr(text, name, None)) and getattr(text, "num_experts_per_tok", None):
             return float(text.num_experts_per_tok / experts)

@@ -1,7 +1,7 @@
-"""What a recipe will cost, worked out before anything starts: text, disk, memory, FLOPs; hours from a measured rate.
+"""What a recipe will cost, computed before anything starts: text, disk, memory, FLOPs; hours from a measured rate.
 
-FLOPs count a multiply and an add as two; those of the model are cost/model.py's. Memory is estimated from what is
-known to be alive at the fullest moment:
+FLOPs count a multiply and an add as two; cost/model.py counts those of the model. Memory is estimated from what is
+known to be alive at the peak:
 
     collection, model's device    weights + activations of a batch (cost/model.py) + on a GPU one segment of all sites
     collection, RAM               process + segments in memory, `SEGMENTS_HELD` of all sites
@@ -50,9 +50,9 @@ PARAMETER_BYTES = {"bfloat16": 2, "float32": 4}
 PROCESS_BYTES = 0.5e9
 """Python with torch and transformers, measured."""
 SEGMENTS_HELD = 2
-"""One that is being filled and one that is being written."""
+"""Segments in memory: one that is being filled and one that is being written."""
 ROUNDS_HELD = 3
-"""As read, joined, permuted."""
+"""Copies of a round in memory: as read, joined, permuted."""
 
 
 @dataclass(frozen=True)
@@ -71,20 +71,20 @@ class SAEPlan:
     sae: CoderConfig
     parameters: int
     state_bytes: int
-    """Parameters and Adam's two moments: what training holds, and a checkpoint on disk."""
+    """Bytes of parameters and Adam's two moments: what training holds, and a checkpoint on disk."""
     kept: int
-    """Checkpoints that stay in the end."""
+    """How many checkpoints remain at the end."""
     train: Settled
-    """How it is trained."""
+    """The settings of its training."""
     lr: float
-    """The rate at which training begins."""
+    """The learning rate at which training begins."""
     steps: int
     flops: float
-    """Of the one dense product of each step, 2 F d a row; all else is sparse and under 1% of it."""
+    """FLOPs of the one dense product of each step, 2 F d per row; the rest is sparse and under 1% of it."""
     memory: Memory
-    """Of each process that trains it."""
+    """The memory of each process that trains it."""
     ranks: int
-    """Processes that share it."""
+    """How many processes share it."""
     traffic: int
     """Bytes that each of them sends to the others in a step, without those of an auxiliary loss."""
 
@@ -96,75 +96,75 @@ class Plan:
     recipe: Recipe
     d_model: int
     compute_dtype: ComputeDtype
-    """In which the language model computes."""
+    """The dtype in which the language model computes."""
     gpu: bool
-    """Whether it would run on one."""
+    """Whether it would run on a GPU."""
     shares: dict[str, float] | None
-    """Of each source in the documents; None where shards decide."""
+    """Each source's share of the documents; None if shards decide."""
     sequences: int
-    """About: the mean chunk length is known, the draws are not made."""
+    """Approximate number of sequences: the mean chunk length is known, but the lengths are not drawn."""
     segments: int
     site_bytes: dict[Site, int]
-    """Activations of each site, both splits."""
+    """Bytes of the activations of each site, both splits."""
     store_bytes: int
-    """All sites, tokens and rows."""
+    """Bytes of all sites, tokens and rows."""
     cost: ModelCost | None
     """None without the model's config."""
     collect_flops: float | None
     collect_memory: Memory | None
     saes: list[SAEPlan]
     disk_bytes: int
-    """Stores; the checkpoints that each SAE keeps and its export, and one more checkpoint while it is written."""
+    """Bytes of the stores, the checkpoints that each SAE keeps, its export, and one more checkpoint being written."""
     present_bytes: int
-    """Of these, in the output folder already."""
+    """How many of these bytes are in the output folder already."""
     free_bytes: int
     rates: Rates | None
     """None if nothing was measured."""
     ranks: int
-    """Processes that train."""
+    """How many processes train."""
     warnings: list[str]
-    """What is possible and hardly meant, a line each."""
+    """What is possible but probably not intended, one line each."""
     verdict: str
-    """What is known of how the model behaves, in a line: tried now, tried when a store was begun, or not tried."""
+    """What is known about the model's behaviour, in one line: tested now, when a store was begun, or not yet."""
 
     @property
     def tokens(self) -> int:
-        """Training and held-out."""
+        """Training and held-out tokens."""
         return self.recipe.tokens.count + self.recipe.tokens.held_out
 
     @property
     def missing_bytes(self) -> int:
-        """What the disk lacks; 0 if it has room."""
+        """How many bytes the disk lacks; 0 if it has room."""
         return max(0, self.disk_bytes - self.present_bytes - self.free_bytes)
 
     def collect_hours(self) -> float | None:
-        """At the measured rate."""
+        """Hours of collection at the measured rate; None if nothing was measured."""
         return None if self.rates is None else self.tokens / self.rates.tokens_per_second / 3600
 
     def train_hours(self, sae: SAEPlan) -> float | None:
-        """At the measured rate of the widest SAE, in proportion to the dense product."""
+        """Hours of training from the measured rate of the widest SAE, in proportion to the dense product."""
         if self.rates is None:
             return None
         share = sae.sae.d_sae * sae.train.batch / (self.rates.sae.d_sae * settled(self.recipe, self.rates.sae).batch)
         return self.rates.step_seconds * share * sae.steps / 3600
 
     def hours(self) -> float | None:
-        """Of collection, and of all SAEs one after the other."""
+        """Hours of collection and of all SAEs, one after another."""
         every = [self.collect_hours(), *map(self.train_hours, self.saes)]
         return None if self.rates is None else sum(hours for hours in every if hours is not None)
 
 
 def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1) -> Plan:
-    """Work out a recipe's cost.
+    """Compute a recipe's cost.
 
     Args:
         out: where it would run; the free space of its disk is looked up.
         rates: from `measure`, for hours.
-        ranks: processes that would train.
+        ranks: how many processes would train.
 
     Raises:
-        UserError: the recipe does not say `model.d_model`, and the model's config cannot be had; or it does not fit it;
-            so many processes cannot share its SAEs.
+        UserError: the recipe does not give `model.d_model` and the model's config cannot be loaded; the recipe does not
+            fit the config; or that many processes cannot share its SAEs.
     """
     refuse_idle_ranks(recipe, recipe.saes, ranks)
     read = {name: _model_read(recipe.of_model(name)) for name in ("", *recipe.models)}
@@ -173,7 +173,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1) 
     all_known = len(costs) == len(read)
     gpu = recipe.device == "cuda" or (recipe.device == "auto" and torch.cuda.is_available())
     compute_dtype = recipe.model.dtype
-    if compute_dtype == "auto":  # every GPU of the last years has bfloat16
+    if compute_dtype == "auto":  # every recent GPU has bfloat16
         compute_dtype = "bfloat16" if gpu else fast_dtype(torch.device("cpu"))
     tokens = recipe.tokens.count + recipe.tokens.held_out
     lengths = recipe.tokens.chunk_lengths
@@ -204,7 +204,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1) 
 
 @dataclass(frozen=True)
 class _ModelRead:
-    """One of the models that a recipe reads, as far as it is known without its weights."""
+    """What is known, without its weights, about a model that a recipe reads."""
 
     d_model: int
     config: Any | None
@@ -213,13 +213,17 @@ class _ModelRead:
 
 
 def _model_read(recipe: Recipe) -> _ModelRead:
-    """What is known of a recipe's model; its sites are all of it."""
+    """What is known about a recipe's model.
+
+    Args:
+        recipe: a recipe in which all sites are in this model (`Recipe.of_model`).
+    """
     model, last = recipe.model, deepest(recipe.activations.sites)
     config = config_at_hand(model)
     if config is None:
         if model.d_model is None:
-            raise UserError(f"the config of {model.name} is not in the hub's cache and the hub cannot be reached; give "
-                            "model.d_model and model.num_layers in the recipe, then a plan needs neither")
+            raise UserError(f"the config of {model.name} is not in the hub's cache and the hub cannot be reached; set "
+                            "model.d_model and model.num_layers in the recipe, so that the plan needs neither")
         to_fetch = not_fetched(model)
         return _ModelRead(model.d_model, None, None, to_fetch and f"The model is not here: {to_fetch}.")
     check_config(config, model, last)
@@ -229,7 +233,7 @@ def _model_read(recipe: Recipe) -> _ModelRead:
 
 
 def _finish(recipe: Recipe) -> list[str]:
-    """What a plan does not work out of `train.finish`; nothing where no SAE has it."""
+    """A warning that the plan leaves out the cost of `train.finish`; none if no SAE has it."""
     tokens = sum(recipe.tokens.count * train.epochs * train.finish.share for train in map(recipe.train_of, recipe.saes)
                  if train.finish)
     return [f"train.finish: the whole language model reads {tokens:,.0f} tokens more while it trains, forward and "
@@ -237,7 +241,7 @@ def _finish(recipe: Recipe) -> list[str]:
 
 
 def _verdict(recipe: Recipe, out: Path, rates: Rates | None) -> str:
-    """What the probe (model/probe.py) said of the model, as far as anybody asked it; no weights are loaded here.
+    """What the probe (model/probe.py) showed about the model, if it ever ran; no weights are loaded here.
 
     Raises:
         UserError: the manifest of a store in `out` is damaged.
@@ -270,13 +274,13 @@ def _width(site: Site, d_model: int, config: Any | None) -> int:
 
 
 def refuse_full_disk(plan: Plan, out: Path) -> None:
-    """Refuse what the disk cannot hold.
+    """Refuse a run that does not fit on the disk.
 
     Raises:
-        UserError: it lacks room.
+        UserError: the disk lacks room.
     """
     if plan.missing_bytes:
-        raise UserError(f"{out} needs {format_bytes(plan.disk_bytes - plan.present_bytes)} more, the disk has "
+        raise UserError(f"{out} needs {format_bytes(plan.disk_bytes - plan.present_bytes)} more, but the disk has "
                         f"{format_bytes(plan.free_bytes)} free; make room, choose another --out, or lower tokens.count")
 
 
@@ -288,7 +292,7 @@ def _shares(recipe: Recipe) -> dict[str, float] | None:
 
 
 def _ends(sae: CoderConfig, widths: Mapping[Site, int]) -> tuple[int, int]:
-    """Width of what a coder reads, and of what it writes."""
+    """The widths of what a coder reads and of what it writes."""
     d_in = sum(widths[site] for site in sae.reads)
     return d_in, d_in if sae.writes is None else widths[sae.writes[0]]
 
@@ -308,7 +312,7 @@ def _plan_sae(recipe: Recipe, sae: CoderConfig, widths: Mapping[Site, int], gpu:
     ram = PROCESS_BYTES + rounds
     memory = Memory(ram + needed.state, device) if gpu else Memory(ram + device, 0)
     places = min(sae.d_sae, sae.k * (CAP if sae.activation in ("batchtopk", "jumprelu") else 1))
-    sent = step_traffic(batch, d_out, sae.d_sae, places, train.shards, Ranks(0, shared))
+    sent = step_traffic(batch, d_out, sae.d_sae, places, train.shards, Ranks(0, shared), sae.matryoshka)
     traffic = sent.total - (sent.selection if sae.activation == "groupmax" else 0)
     return SAEPlan(sae, parameters, whole.state, kept_checkpoints(train, steps), train,
                    rate_of(recipe, sae, d_in), steps, 2.0 * sae.d_sae * d_in * tokens, memory, shared, traffic)

@@ -8,7 +8,7 @@ Shapes: P ranks, B rows of a batch, b rows that a rank owns, X anything that bel
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 
 import torch
@@ -83,15 +83,23 @@ class Ranks:
             own_bX: those that this rank owns.
             rows: B.
         """
+        return self.gather_some(own_bX, self.sizes(rows))
+
+    def gather_some(self, own_bX: Tensor, sizes: Sequence[int]) -> Tensor:
+        """As `gather_rows`, of rows that are shared out otherwise: those of the first rank, then those of the next.
+
+        Args:
+            sizes: how many each rank has.
+        """
         if self.count == 1:
             return own_bX
-        most = -(-rows // self.count)
+        most = max(sizes)
         padded_bX = own_bX if len(own_bX) == most else torch.cat(
             [own_bX, own_bX.new_zeros(most - len(own_bX), *own_bX.shape[1:])])
         parts_PbX = self.gather(padded_bX)
-        if rows % self.count == 0:
+        if min(sizes) == most:
             return parts_PbX.flatten(0, 1)
-        return torch.cat([part[:size] for part, size in zip(parts_PbX, self.sizes(rows), strict=True)])
+        return torch.cat([part[:size] for part, size in zip(parts_PbX, sizes, strict=True)])
 
     def to_owners(self, rows_BX: Tensor) -> Tensor:
         """What every rank has for the rows that this rank owns, `[P, b, X]`; each gives what it has for all rows."""
@@ -112,6 +120,37 @@ class Ranks:
         if self.count == 1:
             return own_PbX[0]
         return self._exchange(own_PbX.flatten(0, 1), [own_PbX.shape[1]] * self.count, self.sizes(rows), "from_owners")
+
+    def parts_to_owners(self, parts_BNX: Tensor, counts: Sequence[int]) -> list[Tensor]:
+        """As `to_owners`, where ranks have different numbers of things for each row: `[b, N, X]` from each rank.
+
+        Args:
+            counts: N of each rank.
+        """
+        if self.count == 1:
+            return [parts_BNX]
+        sizes, (_, number, *shape) = self.sizes(len(parts_BNX)), parts_BNX.shape
+        own = sizes[self.index]
+        found = self._exchange(parts_BNX.flatten(0, 1), [size * number for size in sizes],
+                               [own * count for count in counts], "to_owners")
+        parts = torch.split(found, [own * count for count in counts])
+        return [part.view(own, count, *shape) for part, count in zip(parts, counts, strict=True)]
+
+    def parts_from_owners(self, own: Sequence[Tensor], rows: int) -> Tensor:
+        """As `from_owners`, where there are different numbers of things for each rank: those for this one, `[B, N, X]`.
+
+        Args:
+            own: for each rank `[b, N, X]`, of the rows that this rank owns.
+            rows: B.
+        """
+        mine = own[self.index]
+        if self.count == 1:
+            return mine
+        number = mine.shape[1]
+        given = [part.flatten(0, 1) for part in own]
+        found = self._exchange(torch.cat(given), [len(part) for part in given],
+                               [size * number for size in self.sizes(rows)], "from_owners")
+        return found.view(rows, number, *mine.shape[2:])
 
     def ask(self, value: int) -> list[int]:
         """What each rank answers; over the CPU, without a wait for any device."""

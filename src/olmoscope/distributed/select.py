@@ -1,9 +1,9 @@
-"""The k largest values of each row, and the n-th largest of all, where they lie on several ranks.
+"""The k largest values of each row, and the n-th largest of all, when the values are on several ranks.
 
-Each shard of latents gives its own largest of each row, in descending order. The owner of a row sees all of them and
-sends back how many of each shard's values stay; the lists descend, so a count is enough. Of equal values those of the
-lower shard stay, then those that come first in its list. The result is exact, and does not depend on the number of
-ranks.
+Each shard of latents sends its largest values of each row, in descending order. The owner of a row sees all of them and
+sends back how many of each shard's values to keep; the lists descend, so a count is enough. Of equal values, those of
+the lower shard are kept, then those that come first in its list. The result is exact, and does not depend on the number
+of ranks.
 
 Shapes: B rows, b rows that a rank owns, P ranks, S shards of a rank, V all shards, K places of a list.
 """
@@ -18,25 +18,25 @@ from torch.nn.functional import pad
 from olmoscope.distributed.ranks import Ranks
 
 DIGIT_BITS = 11
-"""Of a number, that `nth_largest` looks at in one round."""
+"""How many bits of a number `nth_largest` examines in one round."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """What stays of the lists of the shards of one rank."""
+    """What is kept of the lists of one rank's shards."""
 
     values: list[Tensor]
-    """The lists, with 0 where a value does not stay."""
+    """The lists, with 0 where a value is not kept."""
     last: list[Tensor]
     """`[B]` for each list: the place of the k-th largest value of a row, if it is in this list and over 0; else -1."""
 
 
 def keep_largest(values: Sequence[Tensor], k: int, width: int, ranks: Ranks) -> Kept:
-    """Which values are among the k largest of their row in all shards of all ranks.
+    """The values that are among the k largest of their row in all shards of all ranks.
 
     Args:
-        values: of each shard of this rank `[B, K]`, not negative, descending in each row; K may differ.
-        k: how many stay in each row.
+        values: `[B, K]` for each shard of this rank, not negative, descending in each row; K may differ.
+        k: how many to keep in each row.
         width: K of the longest list of any rank.
     """
     rows, shards = len(values[0]), ranks.count * len(values)
@@ -59,14 +59,14 @@ def keep_largest(values: Sequence[Tensor], k: int, width: int, ranks: Ranks) -> 
 
 
 def nth_largest(values: Sequence[Tensor], n: int, ranks: Ranks) -> Tensor:
-    """The n-th largest of all values of all lists and ranks, a scalar; exact.
+    """The n-th largest of all values of all lists and ranks, as an exact scalar.
 
-    The bits of numbers that are not negative are in the order of the numbers. So their leading digits are counted, the
-    digit of the one wanted is known from the counts, and in each further round only numbers with the digits known so
-    far are looked at. The counts are integers: their sum has no order.
+    The bit patterns of nonnegative numbers sort like the numbers. So their leading digits are counted, and the counts
+    give the leading digit of the result; each further round examines only numbers that share the digits known so far.
+    The counts are integers, so their sum does not depend on its order.
 
     Args:
-        values: of each shard of this rank; not negative. NaN counts as larger than any number.
+        values: the values of each shard of this rank, not negative. NaN counts as larger than any number.
         n: from 1 to the number of all values.
     """
     own_N = torch.cat([shard.flatten() for shard in values])
@@ -75,13 +75,13 @@ def nth_largest(values: Sequence[Tensor], n: int, ranks: Ranks) -> Tensor:
     found = torch.zeros((), dtype=integers, device=own_N.device)
     left = torch.full((), n, dtype=torch.int64, device=own_N.device)
     for shift in reversed(range(0, 8 * own_N.itemsize, DIGIT_BITS)):
-        digits_N = (bits_N >> shift) - (found >> shift)  # one digit, where those before it are the known ones
+        digits_N = (bits_N >> shift) - (found >> shift)  # a single digit, if the digits before it match
         looked_at_N = (digits_N >= 0) & (digits_N < 1 << DIGIT_BITS)
         counts_H = torch.zeros(1 << DIGIT_BITS, dtype=torch.int64, device=own_N.device)
         counts_H.scatter_add_(0, torch.where(looked_at_N, digits_N, 0).long(), looked_at_N.long())
         counts_H = ranks.gather(counts_H).sum(dim=0)
         reached_H = counts_H.flip(0).cumsum(0).flip(0)
-        digit = (reached_H >= left).sum() - 1  # the last digit that so many values reach
+        digit = (reached_H >= left).sum() - 1  # the last digit that `left` values reach
         left -= torch.where(torch.arange(1 << DIGIT_BITS, device=digit.device) > digit, counts_H, 0).sum()
         found += (digit << shift).to(integers)
     return found.view(own_N.dtype)

@@ -54,7 +54,7 @@ class Indexed:
     folder: Path
     info: Info
     fresh: bool
-    """False: it was there already, and its checksums are right."""
+    """Whether it was made now. Otherwise it was there already, and its checksums are right."""
 
 
 def build_index(subject: Opened, where: str, text: IndexedText, model: Model, out: Path, filter_: Filter,

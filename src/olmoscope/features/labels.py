@@ -5,25 +5,24 @@ a writer, nor it for them (SQLite's write-ahead log); writers wait for each othe
 """
 
 import json
-import sqlite3
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from olmoscope.errors import UserError
+from olmoscope.features.database import Database, searched
 
+LABELS_FILE = "labels.sqlite"
+"""In the folder of an index."""
 VERSION = 1
 LONGEST = 20_000
 """Characters of a label or a note."""
-_WAIT_SECONDS = 30
 _SCHEMA = """
 CREATE TABLE entries (id INTEGER PRIMARY KEY, feature INTEGER NOT NULL, label TEXT NOT NULL, note TEXT NOT NULL,
                       author TEXT NOT NULL, score REAL, written TEXT NOT NULL);
 CREATE INDEX entries_of_feature ON entries (feature, id);
 CREATE VIRTUAL TABLE words USING fts5 (label, note, prefix = '1 2 3');
-CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 """
 _COLUMNS = "id, feature, label, note, author, score, written"
 
@@ -44,7 +43,7 @@ class Entry:
     """ISO 8601, UTC."""
 
 
-class Labels:
+class Labels(Database):
     """The labels of one SAE. Any number of threads and processes may use the same file."""
 
     def __init__(self, path: Path, d_sae: int) -> None:
@@ -53,45 +52,7 @@ class Labels:
         Raises:
             UserError: it is damaged, is no labels file, or is of a later version or of an SAE of another width.
         """
-        self.path, self.d_sae = path, d_sae
-        self._local = threading.local()
-        self._writing = threading.Lock()
-        try:
-            self._open()
-        except sqlite3.DatabaseError as error:
-            raise UserError(f"{path} is not a sound labels file ({error}); move it away, or put a copy back") from error
-
-    def _open(self) -> None:
-        connection = self._connection()
-        connection.execute("PRAGMA journal_mode = WAL")
-        with self._writing, connection:
-            connection.execute("BEGIN IMMEDIATE")
-            if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
-                for statement in filter(str.strip, _SCHEMA.split(";")):
-                    connection.execute(statement)
-                connection.executemany("INSERT INTO about VALUES (?, ?)",
-                                       [("format", "olmoscope labels"), ("version", str(VERSION)),
-                                        ("d_sae", str(self.d_sae))])
-        about = dict(connection.execute("SELECT key, value FROM about").fetchall())
-        if about.get("format") != "olmoscope labels" or int(about["version"]) > VERSION:
-            raise UserError(f"{self.path} is not a labels file of this version of olmoscope: {about}")
-        if int(about["d_sae"]) != self.d_sae:
-            raise UserError(f"{self.path} has the labels of an SAE of {about['d_sae']} latents, this one has "
-                            f"{self.d_sae}; move it away")
-
-    def _connection(self) -> sqlite3.Connection:
-        """This thread's connection."""
-        if not hasattr(self._local, "connection"):
-            try:
-                self.path.touch()  # with the mode that a new file has here; SQLite would make it 0644 at most
-                connection = sqlite3.connect(self.path, timeout=_WAIT_SECONDS, isolation_level=None)
-            except (OSError, sqlite3.OperationalError) as error:
-                raise UserError(f"cannot open {self.path}: {error}") from error
-            connection.execute("PRAGMA synchronous = FULL")
-            self._local.connection = connection
-        connection = self._local.connection
-        assert isinstance(connection, sqlite3.Connection)
-        return connection
+        super().__init__(path, "labels", VERSION, _SCHEMA, d_sae)
 
     def write(self, feature: int, label: str, note: str, author: str = "", score: float | None = None) -> Entry:
         """Add an entry; when this returns, it is on the disk.
@@ -108,18 +69,15 @@ class Labels:
             UserError: as `write`.
         """
         checked = [self._checked(*row) for row in rows]
-        connection = self._connection()
         entries = []
-        with self._writing:
-            connection.execute("BEGIN IMMEDIATE")
-            with connection:
-                for row in checked:
-                    cursor = connection.execute("INSERT INTO entries (feature, label, note, author, score, written) "
-                                                "VALUES (?, ?, ?, ?, ?, ?)", row)
-                    entries.append(Entry(cursor.lastrowid or 0, *row))
-                    connection.execute("DELETE FROM words WHERE rowid = ?", (row[0],))
-                    if row[1] or row[2]:
-                        connection.execute("INSERT INTO words (rowid, label, note) VALUES (?, ?, ?)", row[:3])
+        with self.writing() as connection:
+            for row in checked:
+                cursor = connection.execute("INSERT INTO entries (feature, label, note, author, score, written) "
+                                            "VALUES (?, ?, ?, ?, ?, ?)", row)
+                entries.append(Entry(cursor.lastrowid or 0, *row))
+                connection.execute("DELETE FROM words WHERE rowid = ?", (row[0],))
+                if row[1] or row[2]:
+                    connection.execute("INSERT INTO words (rowid, label, note) VALUES (?, ?, ?)", row[:3])
         return entries
 
     def _checked(self, feature: int, label: str, note: str, author: str, score: float | None, written: str
@@ -148,16 +106,15 @@ class Labels:
         return self._entries("WHERE id > ? ORDER BY id", entry)
 
     def _entries(self, where: str, number: int) -> list[Entry]:
-        rows = self._connection().execute(f"SELECT {_COLUMNS} FROM entries {where}", (number,))
+        rows = self.connection().execute(f"SELECT {_COLUMNS} FROM entries {where}", (number,))
         return [Entry(*row) for row in rows]
 
     def search(self, text: str) -> list[int]:
         """Features whose label or note has words that begin with all the words of `text`, ascending."""
-        # Each word quoted, so that nothing in it is an operator of FTS5's query language.
-        words = ['"' + word.replace('"', '""') + '"*' for word in text.replace("\0", " ").split()]
+        words = searched(text)
         if not words:
             return []
-        rows = self._connection().execute("SELECT rowid FROM words WHERE words MATCH ?", (" ".join(words),))
+        rows = self.connection().execute("SELECT rowid FROM words WHERE words MATCH ?", (words,))
         return [row[0] for row in rows]
 
     def export(self) -> Iterator[str]:

@@ -7,7 +7,7 @@
 """
 
 import bisect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from olmoscope.features.records import (
     TokenLogit,
     Window,
 )
-from olmoscope.features.table import Filters, Sort, Table
+from olmoscope.features.table import NO_SCORES, Filters, Sort, Table
 from olmoscope.files import read_json, sha256
 
 BEFORE, AFTER = 40, 23
@@ -114,14 +114,16 @@ class FeatureIndex:
         return Table(self.path / "features.parquet")
 
     def table(self, sort: Sort = "telling", descending: bool = True, filters: Filters = Filters(),  # noqa: B008 (frozen)
-              search: str = "", also: Sequence[int] | np.ndarray = (), offset: int = 0, limit: int = 50) -> Page:
+              search: str = "", also: Sequence[int] | np.ndarray = (), offset: int = 0, limit: int = 50,
+              scores: Mapping[int, float] = NO_SCORES) -> Page:
         """Some lines of the list of features; see `Table.page`."""
-        return self._table.page(sort, descending, filters, search, also, offset, limit)
+        return self._table.page(sort, descending, filters, search, also, offset, limit, scores)
 
     def order(self, sort: Sort = "telling", descending: bool = True, filters: Filters = Filters(),  # noqa: B008
-              search: str = "", also: Sequence[int] | np.ndarray = ()) -> np.ndarray:
+              search: str = "", also: Sequence[int] | np.ndarray = (),
+              scores: Mapping[int, float] = NO_SCORES) -> np.ndarray:
         """All features of the list, in its order; see `Table.order`."""
-        return self._table.order(sort, descending, filters, search, also)
+        return self._table.order(sort, descending, filters, search, also, scores)
 
     def firing_values(self, feature: int) -> tuple[np.ndarray, np.ndarray]:
         """Every place where a feature fires (int32, ascending), and its activation there (float32); memory-mapped.

@@ -1,9 +1,10 @@
 """The list of features: features.parquet, a line a feature, sorted, filtered and searched by DuckDB."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import duckdb
@@ -13,11 +14,12 @@ import pyarrow as pa
 from olmoscope.features.corpus import read_table
 from olmoscope.features.records import Line, Page
 
-Sort = Literal["telling", "feature", "rows", "density", "max", "mean", "token", "promoted"]
+Sort = Literal["telling", "score", "feature", "rows", "density", "max", "mean", "token", "promoted"]
 """`telling`: the largest activation times −log density, so strong features that are rare come first and dead
-ones last. `token`: the first preferred token."""
+ones last. `score`: of the label, as given. `token`: the first preferred token."""
 
-_ORDER = {"telling": "CASE WHEN rows > 0 THEN -max * ln(density) ELSE -1 END", "token": "tokens[1]", "promoted": "promoted[1]"}
+_ORDER = {"telling": "CASE WHEN rows > 0 THEN -max * ln(density) ELSE -1 END", "token": "tokens[1]",
+          "promoted": "promoted[1]", "score": "(SELECT score FROM scores WHERE id = feature)"}
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,9 @@ class Filters:
     """Not these features."""
 
 
+NO_SCORES: Mapping[int, float] = MappingProxyType({})
+
+
 class Table:
     """The lines, in memory; any thread may ask."""
 
@@ -59,15 +64,20 @@ class Table:
         self._database.unregister("file")
 
     def page(self, sort: Sort = "telling", descending: bool = True, filters: Filters = Filters(),
-             search: str = "", also: Sequence[int] | np.ndarray = (), offset: int = 0, limit: int = 50) -> Page:
+             search: str = "", also: Sequence[int] | np.ndarray = (), offset: int = 0, limit: int = 50,
+             scores: Mapping[int, float] = NO_SCORES) -> Page:
         """Some lines of the list.
 
         Args:
             search: a piece of a preferred or promoted token, whatever its case.
             also: features that count as found, whatever their tokens (their labels may match).
             offset: lines to pass over.
+            scores: of labels, by feature, to sort by.
         """
         where, values, tables = _conditions(filters, search, also)
+        if sort == "score":
+            tables["scores"] = pa.table({"id": pa.array(list(scores), pa.int32()),
+                                         "score": pa.array(list(scores.values()), pa.float64())})
         with self._cursor(tables) as cursor:
             total = cursor.execute(f"SELECT count(*) FROM lines WHERE {where}", values).fetchone()[0]
             rows = cursor.execute(
@@ -77,9 +87,13 @@ class Table:
         return Page([Line(*row) for row in rows], total)
 
     def order(self, sort: Sort = "telling", descending: bool = True, filters: Filters = Filters(),
-              search: str = "", also: Sequence[int] | np.ndarray = ()) -> np.ndarray:
+              search: str = "", also: Sequence[int] | np.ndarray = (),
+              scores: Mapping[int, float] = NO_SCORES) -> np.ndarray:
         """The features of the whole list in its order, int64; arguments as in `page`."""
         where, values, tables = _conditions(filters, search, also)
+        if sort == "score":
+            tables["scores"] = pa.table({"id": pa.array(list(scores), pa.int32()),
+                                         "score": pa.array(list(scores.values()), pa.float64())})
         with self._cursor(tables) as cursor:
             found = cursor.execute(f"SELECT feature FROM lines WHERE {where} ORDER BY {_order(sort, descending)}",
                                    values)

@@ -1,10 +1,10 @@
-"""The hot operations on a CPU: oneDNN for the one dense product, numba for all that is sparse.
+"""The hot operations on a CPU: oneDNN for the one dense product, numba for everything sparse.
 
-What each does is said in interface.py. Work is cut into pieces whose number and bounds do not depend on the number
-of threads, and sums over pieces are taken in their order: the same threads or others, the same bits (the product is
-oneDNN's, which promises so only for the same number of threads).
+interface.py says what each does. Work is cut into pieces whose number and bounds do not depend on the number of
+threads, and sums over pieces are taken in a fixed order, so any number of threads gives the same bits (except for
+oneDNN's product, which promises this only for the same number of threads).
 
-Shapes: B rows, D d_model, F latents, K active latents a row, C rows of one chunk, P pairs, S shares of the work.
+Shapes: B rows, D d_model, F latents, K active latents per row, C rows of one chunk, P pairs, S shares of the work.
 """
 
 import numpy as np
@@ -20,11 +20,11 @@ from olmoscope.kernels.interface import AdamStep, Moments, Residual, SortedPairs
 from olmoscope.kernels.rounding import step_seed
 
 PRE_ACTIVATIONS_AT_ONCE = 2**22
-"""Elements of the encoder product held at a time (16 MiB in float32: the top-k should find them in cache; and over 32
-MiB the C library would give the memory back and fetch it anew, page by page, for each chunk)."""
+"""Elements of the encoder product held at a time (16 MiB in float32, so that the top-k finds them in cache; over 32
+MiB, the C library would return the memory and fetch it again, page by page, for each chunk)."""
 
 ROWS_AT_LEAST = 256
-"""Rows of a chunk, however wide the dictionary: the product is slow on fewer."""
+"""The fewest rows of a chunk, however wide the dictionary: the product is slow on fewer."""
 
 
 def encode_topk(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -38,12 +38,14 @@ def encode_topk(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> t
 
 
 def rows_at_once(d_sae: int) -> int:
-    return max(ROWS_AT_LEAST, PRE_ACTIVATIONS_AT_ONCE // d_sae)
+    rows = max(ROWS_AT_LEAST, PRE_ACTIVATIONS_AT_ONCE // d_sae)
+    # A power of two: a batch is one, too, as a rule, and a few rows that are left over cost another pass over W.
+    return 1 << (rows.bit_length() - 1)
 
 
 def workspace_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: int | None = None) -> int:
     pre_CF = 4 * min(rows, rows_at_once(d_sae)) * d_sae
-    # Rows of e and u are summed in place but for the parts of hot latents, of which each has more than a part's pairs.
+    # Rows of e and u are summed in place, except for the parts of hot latents, which have more pairs than one part.
     parts = 2 * rows * places // cpu_update.PART
     most = [pre_CF, 16 * d_sae, 4 * (parts + cpu_update.SHARES) * d_model]
     if margin is not None:
@@ -52,7 +54,7 @@ def workspace_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: in
 
 
 def product(u_CD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor) -> Tensor:
-    # oneDNN uses the widest vectors of every maker's processors; the library behind torch.mm does so on Intel's only,
+    # oneDNN uses the widest vectors on every maker's processors; the library behind torch.mm does so only on Intel's,
     # and is 2 to 2.5 times slower on AMD's.
     if u_CD.dtype == torch.float32 and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         pre_CF: Tensor = torch.ops.mkldnn._linear_pointwise(u_CD, W_enc_FD, b_latent_F, "none", [], "")
@@ -122,7 +124,8 @@ def update_decoder(W_dec_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD:
 
 def _update_rows(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor | None, u_BD: Tensor | None,
                  adam: AdamStep) -> tuple[Tensor, Tensor]:
-    """As a decoder if there is e, as an encoder if there is u; what is given back is an encoder's."""
+    """Update the rows as a decoder's if `e_BD` is given, as an encoder's if `u_BD` is given; the result is for an
+    encoder."""
     none = W_FD.new_empty(0, W_FD.shape[1])
     half = moments.first.dtype == torch.bfloat16
     full = [none] * 2 if half else [moments.first, moments.second]

@@ -1,6 +1,6 @@
-"""The top k on a CPU from a product in 8 bits: it proposes k + margin latents a row, their exact scores decide.
+"""The top k on a CPU from a product in 8 bits: it proposes k + margin latents per row, and their exact scores decide.
 
-Shapes: B rows, C rows of one chunk, D d_model, F latents, K active latents a row, M = K + margin candidates.
+Shapes: B rows, C rows of one chunk, D d_model, F latents, K active latents per row, M = K + margin candidates.
 """
 
 import torch
@@ -12,12 +12,12 @@ from olmoscope.kernels.interface import Quantized
 from olmoscope.processor import has
 
 INT8 = cpu_int8_avx2 if has("avx2") and not cpu_int8.FAST else cpu_int8
-"""The 8-bit product of this processor."""
+"""The 8-bit product for this processor."""
 
 PRE_ACTIVATIONS_AT_ONCE = 2**22
 """Elements of the product held at a time (16 MiB)."""
 ROWS_AT_LEAST = 256
-"""Rows of a chunk, however wide the dictionary."""
+"""The fewest rows of a chunk, however wide the dictionary."""
 
 
 def quantize(W_enc_FD: Tensor, into: Quantized | None = None) -> Quantized:
@@ -29,7 +29,7 @@ def quantize(W_enc_FD: Tensor, into: Quantized | None = None) -> Quantized:
 
 def candidate_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: int) -> int:
     """Workspace and result of `encode_candidates`: rows as bytes, biases, one chunk of the product, codes."""
-    tile, block = int(INT8.ROWS), int(INT8.LATENTS)  # rows and latents are rounded up to whole ones
+    tile, block = int(INT8.ROWS), int(INT8.LATENTS)  # rows and latents are rounded up to multiples of these
     chunk = min(rows, max(ROWS_AT_LEAST, PRE_ACTIVATIONS_AT_ONCE // d_sae)) + tile
     product = 4 * (1 + chunk) * (d_sae + block)
     return (rows + tile) * (d_model + 8) + product + (4 * chunk + 32 * rows) * (places + margin)
@@ -47,7 +47,7 @@ def encode_candidates(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, quanti
     bias_F[:latents] = b_latent_F
     indices_BM = torch.empty(rows, min(k + margin, latents), dtype=torch.int64)
     chunks = -(-rows // max(ROWS_AT_LEAST, PRE_ACTIVATIONS_AT_ONCE // width))
-    at_once = -(-rows // (chunks * tile)) * tile  # even chunks: each streams all the weights
+    at_once = -(-rows // (chunks * tile)) * tile  # chunks of equal size, since each reads all the weights
     pre_CF, rough_CM = torch.empty(at_once, width), torch.empty(at_once, indices_BM.shape[1])
     for start in range(0, rows, at_once):
         chunk = slice(start, start + at_once)

@@ -1,6 +1,6 @@
-"""The top k of each row on a CPU among candidates that a rough product proposed, by their exact scores.
+"""The top k of each row on a CPU, by exact score, among the candidates that a rough product proposed.
 
-Shapes: B rows, D d_model, F latents, K active latents a row, M candidates a row, P = B M pairs.
+Shapes: B rows, D d_model, F latents, K active latents per row, M candidates per row, P = B M pairs.
 """
 
 import numpy as np
@@ -15,9 +15,9 @@ ROWS_PER_PIECE = 32
 
 @compiled(parallel=True)
 def scores(u_BD, W_FD, b_latent_F, indices_BM, exact_BM):
-    """Fill exact with u · W + b of each row's candidates.
+    """Fill `exact_BM` with u · W + b of each row's candidates.
 
-    Pairs are taken latent by latent: a wide dictionary comes once from memory, the rows stay in cache.
+    Pairs are taken latent by latent, so a wide dictionary is read from memory once, while the rows stay in cache.
     """
     order_P = _by_latent(indices_BM, len(W_FD))
     for piece in prange((len(order_P) + PAIRS_PER_PIECE - 1) // PAIRS_PER_PIECE):
@@ -46,7 +46,8 @@ def _by_latent(indices_BM, latents):
 
 @compiled(reorder=True)
 def _score_pairs(order_P, u_BD, W_FD, b_latent_F, indices_BM, exact_BM):
-    """Four pairs at a time, as the sum of one would wait for itself; the last may be taken several times."""
+    """Score four pairs at a time, since each addition to a single sum would wait for the one before; the last pair may
+    be scored several times."""
     last, candidates = len(order_P) - 1, indices_BM.shape[1]
     for pair in range(0, last + 1, 4):
         i, j, k, m = (order_P[pair], order_P[min(pair + 1, last)], order_P[min(pair + 2, last)],
@@ -81,7 +82,7 @@ def _rank_rows(first, stop, exact_BM, indices_BM, values_BK, indices_BK):
     for row in range(first, stop):
         if np.isfinite(exact_BM[row]).all():
             cpu_topk.rank(exact_BM[row], indices_BM[row], values_BK[row], indices_BK[row])
-        else:  # not a number: to be seen in the loss, as with the exact product
+        else:  # give NaN, so that it shows in the loss, as with the exact product
             values_BK[row] = np.nan
             for place in range(values_BK.shape[1]):
                 indices_BK[row, place] = place

@@ -1,12 +1,12 @@
-"""The int8 product on a CPU: tiles of it in registers, written for vector units that sum four byte products at once.
+"""The int8 product on a CPU, in tiles held in registers, for vector units that sum four byte products at once.
 
-A processor with AVX-512 VNNI does in one instruction what takes four in float32. Those with AVX2 alone have
-cpu_int8_avx2.py; others run this code with plain integer instructions: the same sums to the last bit, but slowly.
-oneDNN has such a product too, but lays a matrix of weights out anew on one thread, which takes longer than the product,
-and here the weights change at each step.
+A processor with AVX-512 VNNI does in one instruction what takes four in float32. Processors with only AVX2 use
+cpu_int8_avx2.py; others run this code with plain integer instructions, which gives the same sums to the last bit, but
+slowly. oneDNN has such a product too, but rearranges the matrix of weights on one thread, which takes longer than the
+product, and here the weights change at every step.
 
 Layout of the weights: blocks of LATENTS latents; in a block, for each four neighbouring inputs, the four bytes of one
-latent after the other. What multiplies them is unsigned: byte 128 stands for 0, and `start` takes that off again.
+latent after another. The inputs are unsigned: byte 128 represents 0, and `start` corrects for that.
 """
 
 import numpy as np
@@ -22,9 +22,9 @@ from olmoscope.kernels.interface import Quantized
 from olmoscope.processor import has
 
 FAST = has("avx512vnni")
-"""Whether there is the instruction."""
+"""Whether the processor has the instruction."""
 ROWS = 6
-"""Rows of a tile: with LATENTS, 24 registers of sums, of 32 that there are."""
+"""Rows of a tile; with LATENTS, the sums take 24 of the 32 registers."""
 VECTORS = 4
 LATENTS = 16 * VECTORS
 ROWS_PER_PIECE = 42 * ROWS
@@ -51,7 +51,7 @@ def _dot4(tile, sums, inputs, weights):
 
 @intrinsic
 def _tile(context, inputs, input_stride, weights, fours, start, scales, bias, input_scales, out, out_stride):
-    """ROWS x LATENTS of the product. All arguments are addresses, strides in bytes, and how many fours to sum."""
+    """ROWS x LATENTS of the product. The arguments are addresses, strides in bytes, and the number of fours to sum."""
 
     def generate(target, builder, signature, arguments):
         inputs, input_stride, weights, fours, start, scales, bias, input_scales, out, out_stride = arguments
@@ -96,12 +96,12 @@ def empty(latents: int, d_model: int) -> Quantized:
 
 @compiled(parallel=True)
 def product(inputs_BD, weights_NQLI, start_F, scales_F, bias_F, input_scales_B, pre_BF):
-    """Fill pre with (inputs · weights + start) · scale · input scale + bias.
+    """Fill `pre_BF` with (inputs · weights + start) · scale · input scale + bias.
 
     Args:
         inputs_BD: uint8; rows a multiple of ROWS, columns a multiple of 4.
         weights_NQLI: int8 `[F / LATENTS, D / 4, LATENTS, 4]`.
-        start_F: int32, what sums start with.
+        start_F: int32, the initial values of the sums.
         scales_F, bias_F, input_scales_B, pre_BF: float32; F a multiple of LATENTS.
     """
     pieces = (len(inputs_BD) + ROWS_PER_PIECE - 1) // ROWS_PER_PIECE
@@ -125,7 +125,7 @@ def product_piece(block, first, stop, inputs_BD, weights_NQLI, start_F, scales_F
 
 @compiled(parallel=True)
 def quantize_inputs(u_BD, inputs_BD, input_scales_B):
-    """Rows as unsigned bytes around 128, the largest of each row 127 away from it; rows and columns beyond u: 128."""
+    """Write rows as unsigned bytes around 128, with each row's largest value 127 away from it; padding is 128."""
     for row in prange(len(inputs_BD)):
         inputs_BD[row] = np.uint8(CENTRE)
         input_scales_B[row] = 0
@@ -137,16 +137,16 @@ def quantize_inputs(u_BD, inputs_BD, input_scales_B):
 
 @compiled(parallel=True)
 def quantize_weights(W_FD, weights_NQLI, start_F, scales_F):
-    """Rows as signed bytes in the layout of `product`; latents beyond W are 0."""
+    """Write rows as signed bytes in the layout of `product`; latents beyond W are 0."""
     for part in prange(len(scales_F) // 16):
         _quantize_part(part, W_FD, weights_NQLI, start_F, scales_F)
 
 
 @compiled()
 def _quantize_part(part, W_FD, weights_NQLI, start_F, scales_F):
-    """16 latents: a cache line for each four inputs."""
+    """Quantise 16 latents, which take one cache line for each four inputs."""
     fours = weights_NQLI.shape[1]
-    # Rows 64 bytes longer than needed: 16 rows a power of two apart would fall on one set of the cache.
+    # Rows are 64 bytes longer than needed: 16 rows a power of two apart would map to the same cache set.
     rows = np.zeros((16, 4 * fours + 64), np.uint8)
     scratch = np.empty(W_FD.shape[1], np.float32)
     for lane in range(16):

@@ -1,17 +1,17 @@
 """The 8-bit product for processors without AVX-512 VNNI: `vpmaddubsw`, and sums that stay in 16 bits.
 
 `vpmaddubsw` multiplies 32 unsigned bytes by 32 signed ones and adds neighbouring products: 16 sums of two, in 16 bits.
-Widening them to 32 bits at once, as is usual, costs two more instructions. Here they are added up in 16 bits over a
-block of BLOCK inputs, which is two instructions for 32 products where float32 takes four, on fewer units. A sum may
-leave the range of 16 bits on the way and come back: only the sum of a block must fit. By the Cauchy-Schwarz
-inequality it does where rows and weights are scaled so that their norms have a product under 2¹⁵; hence a latent's
-weights have a norm of at most WEIGHT_NORM in each block, a row's inputs INPUT_NORM.
+Widening them to 32 bits immediately, as is usual, costs two more instructions. Here they are added up in 16 bits over a
+block of BLOCK inputs, which is two instructions for 32 products; float32 takes four, on fewer units. A sum may leave
+the range of 16 bits temporarily: only the sum of a block must fit. By the Cauchy-Schwarz inequality it does if rows and
+weights are scaled so that the product of their norms is under 2¹⁵. Hence, in each block, a latent's weights have a norm
+of at most WEIGHT_NORM, and a row's inputs one of at most INPUT_NORM.
 
-Inputs are unsigned: byte CENTRE stands for 0, and `start` takes that off again. A byte is at most 127, so the sum of
-two products is under 2¹⁵ too.
+Inputs are unsigned: byte CENTRE represents 0, and `start` corrects for that. A byte is at most 127, so the sum of two
+products is under 2¹⁵ too.
 
-Layout of the weights: as in cpu_int8.py, with blocks of LATENTS latents. A 16-bit place sums every other pair of
-inputs (half a block); two places belong to one latent.
+Layout of the weights: as in cpu_int8.py, with blocks of LATENTS latents. A 16-bit lane sums every other pair of inputs
+(half a block); two lanes belong to one latent.
 """
 
 import numpy as np
@@ -26,12 +26,12 @@ from olmoscope.kernels.cpu_tiles import INT, LONG, Tile
 from olmoscope.kernels.interface import Quantized
 
 ROWS = 6
-"""Rows of a tile: with LATENTS, 12 registers of sums, of 16 that there are."""
+"""Rows of a tile; with LATENTS, the sums take 12 of the 16 registers."""
 VECTORS = 2
 LATENTS = 8 * VECTORS
 ROWS_PER_PIECE = 42 * ROWS
 BLOCK = 512
-"""Inputs whose products are added up in 16 bits."""
+"""How many inputs' products are added up in 16 bits."""
 CENTRE = 64
 INPUT_NORM = 256.0
 WEIGHT_NORM = 120.0
@@ -44,7 +44,7 @@ _BYTES, _SHORTS = ir.VectorType(_BYTE, 32), ir.VectorType(_SHORT, 16)
 
 @intrinsic
 def _tile(context, inputs, input_stride, weights, fours, start, blocks, scales, bias, input_scales, out, out_stride):
-    """ROWS x LATENTS of the product. All arguments are addresses, strides in bytes, and how many fours and blocks."""
+    """ROWS x LATENTS of the product. The arguments are addresses, strides in bytes, and counts of fours and blocks."""
 
     def generate(target, builder, signature, arguments):
         inputs, input_stride, weights, fours, start, blocks, scales, bias, input_scales, out, out_stride = arguments
@@ -106,12 +106,12 @@ def _tile(context, inputs, input_stride, weights, fours, start, blocks, scales, 
 
 @compiled(parallel=True)
 def product(inputs_BD, weights_NQLI, start_NKL2, scales_F, bias_F, input_scales_B, pre_BF):
-    """Fill pre with (inputs · weights) · scale · input scale + bias.
+    """Fill `pre_BF` with (inputs · weights) · scale · input scale + bias.
 
     Args:
         inputs_BD: uint8 around CENTRE; rows a multiple of ROWS, columns a multiple of 4.
         weights_NQLI: int8 `[F / LATENTS, D / 4, LATENTS, 4]`.
-        start_NKL2: int16 `[F / LATENTS, blocks, LATENTS, 2]`, what the sums of a block start with.
+        start_NKL2: int16 `[F / LATENTS, blocks, LATENTS, 2]`, the initial values of a block's sums.
         scales_F, bias_F, input_scales_B, pre_BF: float32; F a multiple of LATENTS.
     """
     pieces = (len(inputs_BD) + ROWS_PER_PIECE - 1) // ROWS_PER_PIECE
@@ -142,7 +142,7 @@ def empty(latents: int, d_model: int) -> Quantized:
 
 @compiled(parallel=True)
 def quantize_inputs(u_BD, inputs_BD, input_scales_B):
-    """Rows as unsigned bytes around CENTRE; rows and columns beyond u: CENTRE."""
+    """Write rows as unsigned bytes around CENTRE; padding is CENTRE."""
     for row in prange(len(inputs_BD)):
         inputs_BD[row] = np.uint8(CENTRE)
         input_scales_B[row] = 0
@@ -154,7 +154,7 @@ def quantize_inputs(u_BD, inputs_BD, input_scales_B):
 
 @compiled(parallel=True)
 def quantize_weights(W_FD, weights_NQLI, start_NKL2, scales_F):
-    """Rows as signed bytes in the layout of `product`; latents beyond W are 0."""
+    """Write rows as signed bytes in the layout of `product`; latents beyond W are 0."""
     for block in prange(len(weights_NQLI)):
         _quantize_block(block, W_FD, weights_NQLI[block], start_NKL2[block], scales_F)
 
@@ -162,7 +162,7 @@ def quantize_weights(W_FD, weights_NQLI, start_NKL2, scales_F):
 @compiled()
 def _quantize_block(block, W_FD, weights_QLI, start_KL2, scales_F):
     fours = weights_QLI.shape[0]
-    # Rows 64 bytes longer than needed: rows a power of two apart would fall on one set of the cache.
+    # Rows are 64 bytes longer than needed: rows a power of two apart would map to the same cache set.
     rows = np.zeros((LATENTS, 4 * fours + 64), np.uint8)
     scratch = np.empty(W_FD.shape[1], np.float32)
     for lane in range(LATENTS):
@@ -178,7 +178,7 @@ def _quantize_block(block, W_FD, weights_QLI, start_KL2, scales_F):
             for four in range(part * (BLOCK // 4), min(fours, (part + 1) * (BLOCK // 4))):
                 first += np.int32(signed[lane, 4 * four]) + np.int32(signed[lane, 4 * four + 1])
                 second += np.int32(signed[lane, 4 * four + 2]) + np.int32(signed[lane, 4 * four + 3])
-            start_KL2[part, lane, 0] = np.int16(-CENTRE * first)  # what does not fit in 16 bits comes back later
+            start_KL2[part, lane, 0] = np.int16(-CENTRE * first)  # may wrap around; the block's sum is right
             start_KL2[part, lane, 1] = np.int16(-CENTRE * second)
     from_rows = rows.view(np.int32)
     into = weights_QLI.reshape(fours, 4 * LATENTS).view(np.int32)
@@ -189,7 +189,7 @@ def _quantize_block(block, W_FD, weights_QLI, start_KL2, scales_F):
 
 @compiled()
 def _step(row, largest_whole, most_norm):
-    """What 1 stands for: so that neither a number nor the norm of half a block becomes too large."""
+    """The value of one step, large enough that neither a number nor the norm of half a block becomes too large."""
     largest = largest_of(row)
     norm2 = np.float32(0)
     for start in range(0, len(row), BLOCK):
@@ -200,7 +200,7 @@ def _step(row, largest_whole, most_norm):
 
 @compiled(reorder=True)
 def _half_norms(part):
-    """Squared norms of every other pair, and of the others."""
+    """Squared norms of the even pairs and of the odd pairs."""
     first = second = np.float32(0)
     whole = len(part) // 4 * 4
     for d in range(0, whole, 4):

@@ -1,4 +1,4 @@
-"""Rows of numbers as bytes: what the 8-bit products on a CPU have in common."""
+"""Rows of numbers as bytes: what the 8-bit products on a CPU share."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ ROUNDER = np.float32(1.5 * 2**23)
 
 @compiled()
 def largest_of(row):
-    """The largest absolute value: of 64 lanes side by side, as vector units like it."""
+    """The largest absolute value, taken over 64 lanes in parallel, which suits vector units."""
     width = len(row)
     whole = width // 64 * 64
     lanes = np.zeros(64, np.float32)
@@ -35,8 +35,8 @@ def inverse(step):
 def rounded(row, steps_of_one, zero, scratch, quantized):
     """Fill the first places of `quantized` with zero + the nearest whole number of steps.
 
-    A whole number that is added to 1.5 · 2**23 stands in the low bits of the sum, rounded: vector units do that at the
-    speed of the memory.
+    Adding 1.5 · 2**23 to a number leaves it, rounded to an integer, in the low bits of the sum; vector units do that at
+    the speed of memory.
     """
     for d in range(len(row)):
         scratch[d] = np.float32(row[d]) * steps_of_one + ROUNDER

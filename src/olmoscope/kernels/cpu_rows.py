@@ -1,7 +1,8 @@
-"""Per-row work on a CPU: reconstruction, its error, the way back to the codes; and the sort of the pairs by latent.
+"""Per-row work on a CPU: reconstruction, its error, the gradient of the codes; and sorting the pairs by latent.
 
-Loops that sum do not write. A loop that does both is compiled twice, in vectors and one by one, for arrays that may
-overlap, which is guessed from where they lie: so where memory happened to be would change the order of the sum.
+Loops that sum do not write. A loop that does both is compiled twice, vectorised and scalar, because the arrays may
+overlap; their addresses decide at run time which version runs, so the place in memory would change the order of the
+sum.
 """
 
 import numpy as np
@@ -24,7 +25,7 @@ def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B1, std_B1, loss_B
 
 @compiled(reorder=True)
 def _residual_rows(first, stop, x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B1, std_B1, loss_B, e_BD, dz_BK):
-    """The K rows of W are fetched from memory once: the second time they are in cache."""
+    """Fill some rows. The K rows of W are fetched from memory once; the second time they are in cache."""
     rows, d_model = x_BD.shape
     k = values_BK.shape[1]
     tiny = np.finfo(x_BD.dtype).tiny
@@ -45,13 +46,13 @@ def _residual_rows(first, stop, x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean
             error2 += error * error
             power += x[d] * x[d]
         zero = power == 0
-        power = max(power, tiny)  # a subnormal one would make the gradient infinite
+        power = max(power, tiny)  # a subnormal power would make the gradient infinite
         loss_B[row] = 0 if zero else error2 / power
         scale = one - one if zero else x_BD.dtype.type(2 / (np.float64(rows) * power)) * std
         for d in range(d_model):
             e[d] = (e[d] * std + mean - x[d]) * scale
         for place in range(active):
-            if values[place] == 0:  # a Matryoshka's prefix leaves zeros in between
+            if values[place] == 0:  # a Matryoshka prefix leaves zeros in between
                 dz[place] = 0
                 continue
             latent = indices[place]
@@ -65,8 +66,8 @@ def _residual_rows(first, stop, x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean
 
 @compiled(parallel=True)
 def decode(values_BK, indices_BK, W_FD, xhat_BD):
-    """Fill x̂ without a bias. Rows of W behind the last active place are not read: of a code that is spread over
-    shards, most of each shard's places are such."""
+    """Fill x̂ without a bias. Rows of W after the last active place are not read; if a code is spread over shards, that
+    is most of each shard's places."""
     rows = len(values_BK)
     for piece in prange((rows + ROWS_PER_PIECE - 1) // ROWS_PER_PIECE):
         first = piece * ROWS_PER_PIECE
@@ -139,7 +140,7 @@ def _code_gradient_rows(first, stop, e_BD, values_BK, indices_BK, W_FD, dz_BK):
 
 @compiled(reorder=True)
 def add_rows(total, table, indices, weights, count):
-    """total += Σ weights · table[indices]; four rows at a time, so that total is loaded and stored less often."""
+    """total += Σ weights · table[indices], four rows at a time, so that total is loaded and stored less often."""
     whole = count // 4 * 4
     for place in range(0, whole, 4):
         a, b, c, d = indices[place], indices[place + 1], indices[place + 2], indices[place + 3]
@@ -154,9 +155,10 @@ def add_rows(total, table, indices, weights, count):
 
 @compiled()
 def counting_sort(values_BK, dz_BK, indices_BK, numbers_B, offsets, rows_P, values_P, gradients_P):
-    """Pairs by latent, rows ascending. One thread: it is under a hundredth of a step.
+    """Sort pairs by latent, rows ascending. One thread is enough: this takes under a hundredth of a step.
 
-    numbers_B: what to call each row; empty: by its place.
+    Args:
+        numbers_B: the number of each row; if empty, its index.
     """
     rows, k = values_BK.shape
     for row in range(rows):

@@ -1,7 +1,7 @@
 """LLVM instructions that the tiles of both 8-bit products on a CPU need.
 
-A tile is a few rows times a few vectors of latents, whose sums stay in registers. It is given addresses, not arrays:
-numba would look at bounds and strides at each access.
+A tile is a few rows times a few vectors of latents, with the sums in registers. It takes addresses, not arrays, for
+which numba would check bounds and strides at each access.
 """
 
 from llvmlite import ir
@@ -10,7 +10,7 @@ INT, LONG, FLOAT = ir.IntType(32), ir.IntType(64), ir.FloatType()
 
 
 class Tile:
-    """Writes the instructions of a tile whose vectors have so many 32-bit lanes."""
+    """Writes the instructions of a tile whose vectors have `lanes` 32-bit lanes."""
 
     def __init__(self, builder, lanes):
         self.builder, self.lanes = builder, lanes
@@ -35,7 +35,7 @@ class Tile:
         return self.builder.shuffle_vector(first, empty, ir.Constant(self.ints, [0] * self.lanes))
 
     def store_scores(self, sums, scales, bias, input_scales, out, out_stride):
-        """sums · scale of the latent · scale of the row + bias, to where `out` points.
+        """Store sums · scale of the latent · scale of the row + bias at `out`.
 
         Args:
             sums: integer vectors by (row, vector); the others are addresses, `out_stride` is in bytes.

@@ -1,11 +1,12 @@
 """Exact top-k of rows on a CPU, pruned by group maxima.
 
-If k groups have maxima >= τ, the top k are among the numbers >= τ, and those are all in groups whose maximum is. One
-pass of vector instructions finds the maxima; a few more, over the maxima only, find a τ that leaves hardly more than
-k groups; of the row itself only these are looked at again. Of equal numbers, the one with the lowest index wins.
+If k groups have maxima >= τ, the top k are among the numbers >= τ, and all of those are in groups whose maximum is
+>= τ. One pass of vector instructions finds the maxima; a few more passes, over the maxima only, find a τ that leaves
+hardly more than k groups; only these groups of the row are read again. Of equal numbers, the one with the lowest index
+wins.
 
-Branches that depend on the data cost more than arithmetic here (a heap for τ took half of the time): hence
-bisection for τ, and candidates put in order by counting how many are better than each.
+Branches that depend on the data cost more than arithmetic here (a heap for τ took half of the time), so τ is found by
+bisection, and candidates are ranked by counting how many are better than each.
 """
 
 import numpy as np
@@ -15,19 +16,19 @@ from olmoscope.kernels.compile import compiled
 
 LANES = 64
 """Groups of one block: the elements l, l + LANES, l + 2 LANES, … of a block are a group, so that maxima are taken lane
-by lane, without looking across a vector."""
+by lane, without operations across a vector."""
 DEPTH = 16
-"""Elements of a group. What the last whole block leaves is in groups of one."""
+"""Elements of a group. The elements after the last whole block are in groups of one."""
 ROWS_PER_PIECE = 8
 MOST_RANKED = 512
-"""Candidates that are put in order by counting; more of them go through a heap."""
+"""The most candidates that are ranked by counting; more go through a heap."""
 BISECTIONS = 12
 
 
 @compiled(parallel=True)
 def topk(pre_BF, values_BK, indices_BK):
-    """ReLU of the top k of pre, row by row, descending. NaN is never chosen; a row left with fewer than k numbers
-    gives NaN."""
+    """ReLU of the top k of `pre_BF`, row by row, descending. NaN is never chosen; a row with fewer than k numbers gives
+    NaN."""
     rows = len(pre_BF)
     for piece in prange((rows + ROWS_PER_PIECE - 1) // ROWS_PER_PIECE):
         first = piece * ROWS_PER_PIECE
@@ -75,7 +76,11 @@ def _group_maxima(pre, blocks, maxima):
 
 @compiled()
 def _threshold(maxima, k, guess):
-    """A number that at least k maxima reach, and if possible not many more; guess: that of the row before."""
+    """A number that at least k maxima reach, and if possible not many more.
+
+    Args:
+        guess: the previous row's threshold.
+    """
     low = high = maxima[0]
     for maximum in maxima:
         low = maximum if maximum < low else low
@@ -98,7 +103,7 @@ def _threshold(maxima, k, guess):
 
 @compiled()
 def _collect(pre, blocks, maxima, threshold, values, indices):
-    """The numbers >= threshold; returns how many, or -1 if there is no room for them."""
+    """Collect the numbers >= threshold; return how many, or -1 if there is no room for them."""
     found = 0
     tail = blocks * LANES * DEPTH
     for group in range(len(maxima)):
@@ -120,7 +125,7 @@ def _collect(pre, blocks, maxima, threshold, values, indices):
 
 @compiled()
 def rank(values, indices, values_K, indices_K):
-    """Put candidates where they belong: their place is how many are better."""
+    """Put candidates in their places: a candidate's place is the number of better ones."""
     for one in range(len(values)):
         value, index = values[one], indices[one]
         better = 0
@@ -133,7 +138,7 @@ def rank(values, indices, values_K, indices_K):
 
 @compiled()
 def _by_heap(pre, threshold, values, indices, values_K, indices_K):
-    """The same by a heap whose root is the worst of the best so far, for any number of candidates."""
+    """The same with a heap whose root is the worst of the best k so far, for any number of candidates."""
     k = len(values)
     found = 0
     for index in range(len(pre)):

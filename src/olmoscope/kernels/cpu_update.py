@@ -1,8 +1,8 @@
-"""Rows' gradient, projection, Adam and renormalisation on a CPU, one latent after the other, all in cache.
+"""Rows' gradient, projection, Adam and renormalisation on a CPU, one latent after another, all in cache.
 
-Latents are dealt out in shares of even cost: `ROW_COST` for reading and writing a row with its moments, one for each
-pair. A latent with more than `PART` pairs is a matter of its own: its pairs are cut into parts, which are summed side
-by side before, so that one latent that is active in every row does not hold up one thread.
+Latents are divided into shares of equal cost: `ROW_COST` for reading and writing a row with its moments, plus 1 per
+pair. A latent with more than `PART` pairs is handled separately: its pairs are cut into parts, which are summed in
+parallel beforehand, so that a latent that is active in every row does not hold up one thread.
 """
 
 import numpy as np
@@ -20,13 +20,13 @@ ROW_COST = 4
 @compiled(parallel=True)
 def update_rows(W_FD, first_FD, second_FD, first_bits_FD, second_bits_FD, updated_F,
                 offsets, rows_P, values_P, gradients_P, e_BD, u_BD, numbers, count, seed, db_latent_F, b_pull_SD):
-    """See Kernels.update_tied; where e has no rows, Kernels.update_encoder; where u has none, Kernels.update_decoder.
-    Moments are either full or bits (bfloat16); the other pair has no rows.
+    """See Kernels.update_tied; if e has no rows, Kernels.update_encoder; if u has none, Kernels.update_decoder. Moments
+    are either full or bits (bfloat16); the other pair of arrays has no rows.
 
     Args:
         numbers: lr with bias correction, bias correction of the root, β₁, β₂, ε; in W's dtype.
         seed: the step's random bits, for stochastic rounding.
-        b_pull_SD: zeros; one row for each share.
+        b_pull_SD: zeros, one row per share.
     """
     bounds, part_starts, part_stops, first_part = _plan(offsets)
     parts_D = np.zeros((len(part_starts), W_FD.shape[1]), W_FD.dtype)
@@ -40,7 +40,7 @@ def update_rows(W_FD, first_FD, second_FD, first_bits_FD, second_bits_FD, update
 
 @compiled()
 def _add_pairs(total, start, stop, rows_P, values_P, gradients_P, e_BD, u_BD):
-    """total += Σ z e + dz u over some pairs, of the terms that there are."""
+    """total += Σ z e + dz u over some pairs; a term whose rows are empty is left out."""
     if len(e_BD) > 0:
         add_rows(total, e_BD, rows_P[start:stop], values_P[start:stop], stop - start)
     if len(u_BD) > 0:
@@ -151,7 +151,7 @@ def _adam_row(w, gradient, first, second, numbers, steps, unit):
         w[d] -= rate * m / (np.sqrt(v) * root_scale + eps)
     if unit:
         norm2 = w.dtype.type(0)
-        for d in range(len(w)):  # a loop of its own: see cpu_rows.py on sums
+        for d in range(len(w)):  # a separate loop: see cpu_rows.py on sums
             norm2 += w[d] * w[d]
         scale = one / np.sqrt(norm2)
         for d in range(len(w)):
@@ -174,7 +174,7 @@ def _to_bits(values, pattern, bits, row, seed, shift):
     for d in range(len(bits)):
         as_float[d] = values[d]
     for d in range(len(bits)):
-        r = np.uint32(np.uint32(row * len(bits) + d) ^ seed)  # without the casts, all would grow to 64 bits
+        r = np.uint32(np.uint32(row * len(bits) + d) ^ seed)  # without the casts, everything would become 64 bits
         r = np.uint32((r ^ (r >> 16)) * np.uint32(MIX1))
         r = np.uint32((r ^ (r >> 13)) * np.uint32(MIX2))
         r = np.uint32((r ^ (r >> 16)) >> shift) & np.uint32(0xFFFF)

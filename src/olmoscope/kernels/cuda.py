@@ -1,10 +1,10 @@
 """The hot operations on a GPU: cuBLAS for the one dense product, Triton for the rest; nothing waits for the device.
 
-What each does is said in interface.py. The product is taken in bfloat16 with float32 sums, as other trainers do (in
-float32 it would take ten times as long); everything else is in the parameters' dtype.
+interface.py says what each does. The product is taken in bfloat16 with float32 sums, as in other trainers (float32
+would take ten times as long); everything else is in the parameters' dtype.
 
-With `TRITON_INTERPRET=1` (read when triton is imported) the kernels run on a CPU, slowly: that is how they are tested
-where there is no GPU.
+With `TRITON_INTERPRET=1` (read when triton is imported) the kernels run on a CPU, slowly; that is how they are tested
+without a GPU.
 
 Shapes: B rows, D d_model, F latents, K active latents, C rows of one chunk, G groups, P pairs or parts, S shares.
 """
@@ -21,7 +21,7 @@ from olmoscope.kernels.interface import AdamStep, Moments, Residual, SortedPairs
 from olmoscope.kernels.reference import sort_pairs as sort_pairs
 from olmoscope.kernels.rounding import MIX1, MIX2, step_seed
 
-# triton 3.9 warns at each start unless one says whether a * b + c may be one instruction; it may.
+# triton 3.9 warns at each start unless this says whether a * b + c may be one instruction; it may.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 import triton
 
@@ -35,11 +35,11 @@ from olmoscope.kernels.cuda_topk import topk, topk_bytes
 PRE_ACTIVATIONS_AT_ONCE = 2**28
 """Most elements of the encoder product held at a time (1 GiB in float32)."""
 PART = 256
-"""Pairs of a hot latent that one program sums."""
+"""How many pairs of a hot latent one program sums."""
 ROW_COST = 4
-"""What a row of W with its moments costs to read and write, in pairs."""
+"""The cost of reading and writing a row of W with its moments, in pairs."""
 SHARES = 1056
-"""Programs that share out the latents: 8 for each of the 132 multiprocessors of an H100."""
+"""How many programs share the latents: 8 for each of the 132 multiprocessors of an H100."""
 
 
 def rows_at_once(d_sae: int) -> int:
@@ -50,7 +50,7 @@ def workspace_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: in
     pairs, chunk = rows * places, min(rows, rows_at_once(d_sae))
     W_low_FD = 2 * d_sae * d_model
     pre_CF = chunk * (4 * d_sae + 2 * d_model) + topk_bytes(chunk, d_sae, places)
-    codes = 20 * pairs  # values and indices as they were found, and the order in which they are given back
+    codes = 20 * pairs  # values and indices as they were found, and the order in which they are returned
     parts = 2 * pairs // PART
     update = 4 * (parts + SHARES) * d_model + 56 * parts + 64 * d_sae
     most = [W_low_FD + max(pre_CF, codes), update, reference.sort_bytes(pairs, d_sae)]
@@ -75,7 +75,7 @@ def _without_bias(u_CD: Tensor, W_enc_FD: Tensor) -> Tensor:
 def encode_topk(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
     values_BK = u_BD.new_empty(len(u_BD), k)
     indices_BK = torch.empty(len(u_BD), k, dtype=torch.int64, device=u_BD.device)
-    # Once for all chunks.
+    # Convert once, for all chunks.
     W_low_FD = W_enc_FD.bfloat16() if u_BD.is_cuda and W_enc_FD.dtype == torch.float32 else W_enc_FD
     rows = rows_at_once(len(W_enc_FD))
     for start in range(0, len(u_BD), rows):
@@ -149,7 +149,8 @@ def update_decoder(W_dec_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD:
 
 def _update_rows(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tensor | None, u_BD: Tensor | None,
                  adam: AdamStep) -> tuple[Tensor, Tensor]:
-    """As a decoder if there is e, as an encoder if there is u; what is given back is an encoder's."""
+    """Update the rows as a decoder's if `e_BD` is given, as an encoder's if `u_BD` is given; the result is for an
+    encoder."""
     latents, d_model = W_FD.shape
     D = triton.next_power_of_2(d_model)
     options: dict[str, Any] = {"D": D, "num_warps": min(16, max(1, D // 512)), "DECODER": e_BD is not None,
@@ -162,13 +163,13 @@ def _update_rows(W_FD: Tensor, moments: Moments, pairs: SortedPairs, e_BD: Tenso
     if W_FD.is_cuda:
         numbers = numbers.pin_memory().to(W_FD.device, non_blocking=True)
     seed = step_seed(adam.count, adam.shard)
-    seed -= 2**32 if seed >= 2**31 else 0  # always a 32-bit integer: another type would be compiled anew
+    seed -= 2**32 if seed >= 2**31 else 0  # always a 32-bit integer: another type would be recompiled
     kernels.update_rows[(SHARES,)](
         W_FD, moments.first, moments.second, moments.updated, pairs.offsets, parts_PD, part_offsets, pairs.rows,
         pairs.values, pairs.gradients, e_BD, u_BD, _share_bounds(pairs.offsets), db_latent_F, pull_SD, numbers,
         adam.count, seed, d_model, TOUCHED=moments.updated is not None,
         HALF=moments.first.dtype != W_FD.dtype, MIX1=MIX1, MIX2=MIX2, **options)
-    if moments.updated is not None:  # not by the kernel: warps of one program read it at different times
+    if moments.updated is not None:  # not in the kernel, since warps of one program read it at different times
         moments.updated.masked_fill_(pairs.offsets.diff() > 0, adam.count)
     return db_latent_F, pull_SD.sum(dim=0)
 
@@ -178,8 +179,8 @@ def _sum_hot(pairs: SortedPairs, e_BD: Tensor | None, u_BD: Tensor | None, d_mod
     """Sum the pairs of latents that have more than PART of them, part by part, so that none holds up one program.
 
     Returns:
-        The parts, and `[F + 1]` which of them are each latent's. There are as many programs as there could be parts:
-        how many there are, only the device knows.
+        The parts, and the offsets `[F + 1]` of each latent's parts. There are as many programs as there could be parts,
+        since only the device knows how many there are.
     """
     counts_F = pairs.offsets.diff()
     parts_F = torch.where(counts_F > PART, (counts_F + PART - 1) // PART, 0)
@@ -199,7 +200,7 @@ def _sum_hot(pairs: SortedPairs, e_BD: Tensor | None, u_BD: Tensor | None, d_mod
 
 
 def _share_bounds(offsets: Tensor) -> Tensor:
-    """Bounds of shares of latents of even cost, `[S + 1]`."""
+    """Bounds of shares of latents with equal cost, `[S + 1]`."""
     counts_F = offsets.diff()
     cost_F = (torch.where(counts_F > PART, 0, counts_F) + ROW_COST).cumsum(0)
     wanted_S = torch.arange(SHARES + 1, device=offsets.device) * cost_F[-1] // SHARES

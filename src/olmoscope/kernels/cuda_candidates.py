@@ -1,9 +1,10 @@
-"""The top k on a GPU from a product in 8 bits: it proposes k + margin latents a row, their exact scores decide.
+"""The top k on a GPU from a product in 8 bits: it proposes k + margin latents per row, and their exact scores decide.
 
-The product is torch's int8 one. With torch 2.11 on an H200 it takes 4.8 ms where the bfloat16 one takes 5.7 (torch has
-no kernel of Hopper's own for it), so candidates do not pay there.
+The product is torch's int8 product. With torch 2.11 on an H200 it takes 4.8 ms, and the bfloat16 product takes 5.7
+(torch has no Hopper kernel for int8), so candidates do not pay there.
 
-Shapes: B rows, C rows of one chunk, D d_model, F latents, K active latents a row, M = K + margin candidates, G groups.
+Shapes: B rows, C rows of one chunk, D d_model, F latents, K active latents per row, M = K + margin candidates,
+G groups.
 """
 
 import torch
@@ -19,7 +20,7 @@ from olmoscope.kernels.reference import score_bytes, scores
 SUMS_AT_ONCE = 2**28
 """Most elements of the product held at a time (1 GiB)."""
 LEAST_ROWS = 32
-"""torch._int_mm wants more than 16 rows, and columns by eights; by sixteens is what torch itself tests."""
+"""torch._int_mm needs more than 16 rows, and columns in multiples of 8; torch itself tests multiples of 16."""
 
 
 def quantize(W_enc_FD: Tensor, into: Quantized | None = None) -> Quantized:
@@ -46,8 +47,8 @@ def encode_candidates(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, quanti
 
 
 def candidate_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: int) -> int:
-    """Workspace and result of `encode_candidates`: the inputs in 8 bits and one chunk of the product with the maxima of
-    its groups, and padded copies where the sizes need them; then the scores."""
+    """Workspace and result of `encode_candidates`: the inputs in 8 bits, one chunk of the product, the maxima of its
+    groups, and padded copies if the sizes need them; then the scores."""
     chunk, candidates = min(rows, max(1, SUMS_AT_ONCE // d_sae)), places + margin
     sums = 4 * chunk * (d_sae + -(-d_sae // GROUP))
     whole_tiles = d_sae % 16 == 0 and d_model % 16 == 0 and chunk >= LEAST_ROWS
@@ -59,12 +60,12 @@ def candidate_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: in
 
 
 def _candidates(u_CD: Tensor, b_latent_F: Tensor, quantized: Quantized, count: int) -> Tensor:
-    """Which latents have the largest products, `[C, M]`, in any order."""
+    """The latents with the largest products, `[C, M]`, in any order."""
     inputs_CD = torch.empty_like(u_CD, dtype=torch.int8)
     scales_C = torch.empty(len(u_CD), dtype=torch.float32, device=u_CD.device)
     _quantize_rows(u_CD, inputs_CD, scales_C)
     sums_CF = _product(inputs_CD, quantized.weights)
-    pre_CF = sums_CF.view(torch.float32)  # each sum gives way to its score
+    pre_CF = sums_CF.view(torch.float32)  # each sum is overwritten by its score
     maxima_CG, programs, at_once = group_tiles(pre_CF)
     kernels.scale_sums[programs](sums_CF, pre_CF, maxima_CG, quantized.scales_F, scales_C, b_latent_F.float(),
                                  pre_CF.shape[1], maxima_CG.shape[1], GROUP=GROUP, GROUPS_AT_ONCE=at_once)
@@ -74,7 +75,7 @@ def _candidates(u_CD: Tensor, b_latent_F: Tensor, quantized: Quantized, count: i
 
 
 def _quantize_rows(rows_RD: Tensor, whole_RD: Tensor, scales_R: Tensor) -> None:
-    """As `reference.quantize_rows`, to rounding, in one reading of the rows."""
+    """Like `reference.quantize_rows` up to rounding, but reads the rows only once."""
     D = triton.next_power_of_2(rows_RD.shape[1])
     shift = 1.5 / torch.finfo(rows_RD.dtype).eps
     kernels.quantize_rows[(len(rows_RD),)](rows_RD, whole_RD, scales_R, rows_RD.shape[1], D=D, SHIFT=shift,

@@ -1,4 +1,4 @@
-"""Triton kernels of the top k from a product in 8 bits, and of the 8 bits themselves (see cuda_candidates.py)."""
+"""Triton kernels for the top k from a product in 8 bits, and for the quantisation (see cuda_candidates.py)."""
 
 import triton
 import triton.language as tl
@@ -6,10 +6,10 @@ import triton.language as tl
 
 @triton.jit
 def quantize_rows(rows_RD, whole_RD, scales_R, d_model, D: tl.constexpr, SHIFT: tl.constexpr):
-    """Whole numbers from -127 to 127 and what 1 stands for, of one row.
+    """Quantise one row to integers from -127 to 127, and store its scale, the value of 1.
 
-    Adding SHIFT and subtracting it again rounds to whole numbers, halves to even: near SHIFT, neighbouring floats are
-    1 apart.
+    Adding SHIFT and subtracting it again rounds to integers, halves to even: near SHIFT, neighbouring floats are 1
+    apart.
     """
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, D)
@@ -24,7 +24,7 @@ def quantize_rows(rows_RD, whole_RD, scales_R, d_model, D: tl.constexpr, SHIFT: 
 @triton.jit
 def scale_sums(sums_CF, pre_CF, maxima_CG, scales_F, input_scales_C, bias_F, width, groups, GROUP: tl.constexpr,
                GROUPS_AT_ONCE: tl.constexpr):
-    """Scores from integer sums, which may stand in the same memory, and the largest of each GROUP neighbours."""
+    """Scores from integer sums, which may be in the same memory, and the largest of each GROUP neighbours."""
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS_AT_ONCE + tl.arange(0, GROUPS_AT_ONCE)
     column = group[:, None] * GROUP + tl.arange(0, GROUP)[None, :]

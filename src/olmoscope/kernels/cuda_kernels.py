@@ -1,8 +1,8 @@
 """Triton kernels: group maxima, exact selection, residual and its parts, the update of the dictionary's rows
 (see cuda.py).
 
-All offsets that count elements are 64-bit: a dictionary may have more than 2**31 of them. Sums are taken in a fixed
-order and there are no atomics: the same input gives the same bits.
+All element offsets are 64-bit: a dictionary may have more than 2**31 elements. Sums are taken in a fixed order and
+there are no atomics, so the same input gives the same bits.
 """
 
 import triton
@@ -13,7 +13,7 @@ import triton.language as tl
 def group_maxima(pre_BF, bias_F, maxima_BG, width, groups, GROUP: tl.constexpr, GROUPS_AT_ONCE: tl.constexpr):
     """The largest of each GROUP neighbours of a row of pre + bias; one program for GROUPS_AT_ONCE groups of one row.
 
-    The sum is not stored: that would read and write all of pre once more. `select_elements` takes it again.
+    The sum is not stored: that would read and write all of pre once more. `select_elements` computes it again.
     """
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1) * GROUPS_AT_ONCE + tl.arange(0, GROUPS_AT_ONCE)
@@ -26,7 +26,7 @@ def group_maxima(pre_BF, bias_F, maxima_BG, width, groups, GROUP: tl.constexpr, 
 
 @triton.jit
 def _ordered(value, inside, BITS: tl.constexpr):
-    """Integers in the order of floats (NaN above all); the least of all where not inside."""
+    """Integers in the same order as the floats (NaN above all); the smallest integer where not `inside`."""
     least: tl.constexpr = -(2 ** (BITS - 1))
     if BITS == 64:
         key = value.to(tl.int64, bitcast=True)
@@ -39,7 +39,7 @@ def _ordered(value, inside, BITS: tl.constexpr):
 
 @triton.jit
 def _top(key, inside, k, BITS: tl.constexpr):
-    """Which elements are the k largest (the first of equals), by finding the k-th largest bit by bit."""
+    """A mask of the k largest elements (the first of equals), from the k-th largest, which is found bit by bit."""
     kth = tl.where(tl.sum((key >= 0).to(tl.int32)) >= k, 0, -(2 ** (BITS - 1))).to(tl.int64)
     for step in range(BITS - 1):
         attempt = kth + (tl.full((), 1, tl.int64) << (BITS - 2 - step))
@@ -52,7 +52,7 @@ def _top(key, inside, k, BITS: tl.constexpr):
 
 @triton.jit
 def select_groups(maxima_BG, chosen_BK, groups, k, BITS: tl.constexpr, GROUPS: tl.constexpr):
-    """The k groups of a row that have the largest maxima, ascending; one program a row, the maxima in registers."""
+    """The k groups of a row with the largest maxima, ascending; one program per row, with the maxima in registers."""
     row = tl.program_id(0).to(tl.int64)
     group = tl.arange(0, GROUPS)
     inside = group < groups
@@ -65,8 +65,8 @@ def select_groups(maxima_BG, chosen_BK, groups, k, BITS: tl.constexpr, GROUPS: t
 @triton.jit
 def select_elements(pre_BF, bias_F, chosen_BK, values_BK, indices_BK, width, k, BIAS: tl.constexpr,
                     BITS: tl.constexpr, GROUP: tl.constexpr, K: tl.constexpr):
-    """The k largest elements of pre (with BIAS, of pre + bias) in the k chosen groups of a row, in the order in which
-    they stand."""
+    """The k largest elements of pre (with BIAS, of pre + bias) in the k chosen groups of a row, in the order of their
+    indices."""
     row = tl.program_id(0).to(tl.int64)
     element = tl.arange(0, K * GROUP)
     place = element // GROUP
@@ -85,14 +85,14 @@ def select_elements(pre_BF, bias_F, chosen_BK, values_BK, indices_BK, width, k, 
 @triton.jit
 def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B, std_B, loss_B, e_BD, dz_BK, rows, d_model, k, tiny,
              LAYER_NORM: tl.constexpr, K: tl.constexpr, TILE: tl.constexpr):
-    """Loss, e and dz of one batch row; TILE columns at a time, so that each of the K rows of W is read once.
+    """Loss, e and dz of one batch row, TILE columns at a time, so that each of the K rows of W is read once.
 
-    That works because the scale of e (from ‖x‖ and the std) is known before the reconstruction is.
+    That works because the scale of e (from ‖x‖ and the std) is known before the reconstruction.
     """
     row = tl.program_id(0).to(tl.int64)
     place = tl.arange(0, K)
     z = tl.load(values_BK + row * k + place, mask=place < k, other=0.0)
-    # A NaN must be seen, so only what is 0 is shut.
+    # Only zeros are inactive: a NaN must show in the loss.
     active = (z != 0) & (place < k)
     latent = tl.load(indices_BK + row * k + place, mask=place < k, other=0)
     column = tl.arange(0, TILE)
@@ -103,7 +103,7 @@ def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B, std_B, loss_B, 
         squares += x * x
     power = tl.sum(squares)
     zero = power == 0
-    power = tl.maximum(power, tl.load(tiny))  # a subnormal one would make the gradient infinite
+    power = tl.maximum(power, tl.load(tiny))  # a subnormal power would make the gradient infinite
     if LAYER_NORM:
         mean = tl.load(mean_B + row)
         std = tl.load(std_B + row)
@@ -199,7 +199,7 @@ def code_gradient(e_BD, values_BK, indices_BK, W_FD, dz_BK, d_model, k, K: tl.co
 @triton.jit
 def sum_parts(parts_PD, latents_P, starts_P, stops_P, rows_P, values_P, gradients_P, e_BD, u_BD, d_model,
               DECODER: tl.constexpr, ENCODER: tl.constexpr, D: tl.constexpr):
-    """Σ z e (of a decoder) + dz u (of an encoder) over one part of a hot latent's pairs; an empty part writes nothing.
+    """Σ z e (for a decoder) + dz u (for an encoder) over one part of a hot latent's pairs; empty parts write nothing.
     """
     part = tl.program_id(0).to(tl.int64)
     start = tl.load(starts_P + part)
@@ -239,8 +239,8 @@ def update_rows(W_FD, first_FD, second_FD, updated_F, offsets, parts_PD, part_of
                 e_BD, u_BD, bounds_S, db_latent_F, db_pull_SD, numbers, count, seed, d_model,
                 DECODER: tl.constexpr, ENCODER: tl.constexpr, TOUCHED: tl.constexpr, HALF: tl.constexpr,
                 MIX1: tl.constexpr, MIX2: tl.constexpr, D: tl.constexpr):
-    """Gradient, Adam, and of a decoder projection and unit norm, of one share of the latents, a row at a time in
-    registers. Tied rows are decoder and encoder.
+    """Gradient, Adam and, for a decoder, projection and unit norm, for one share of the latents, one row at a time in
+    registers. Tied rows are both decoder and encoder.
 
     Args:
         part_offsets: `[F + 1]`: the parts of latent f (`sum_parts`) are part_offsets[f] to part_offsets[f + 1].

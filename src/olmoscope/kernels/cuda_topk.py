@@ -1,6 +1,6 @@
-"""Exact top-k of rows on a GPU: of the k groups with the largest maxima, which hold them all.
+"""Exact top-k of rows on a GPU: taken from the k groups with the largest maxima, which contain all of them.
 
-A group of 32 neighbours is 128 bytes, what a GPU reads at once. Shapes: C rows, F latents, K kept a row, G groups.
+A group of 32 neighbours is 128 bytes, what a GPU reads at once. Shapes: C rows, F latents, K kept per row, G groups.
 """
 
 import torch
@@ -11,13 +11,13 @@ from olmoscope.kernels import cuda_kernels as kernels
 
 GROUP = 32
 MOST_SELECTED = 256
-"""Up to this k, candidates fit into the registers of one program; over it, torch.topk selects."""
+"""The largest k for which the candidates fit into the registers of one program; above this, torch.topk selects."""
 MOST_GROUPS = 16384
-"""Up to this many maxima, too (524288 latents)."""
+"""The same limit for the maxima (524288 latents)."""
 
 
 def group_tiles(pre_CF: Tensor) -> tuple[Tensor, tuple[int, int], int]:
-    """Room for the group maxima of some rows, `[C, G]`; the programs that fill it, and how many groups each takes."""
+    """Memory for the group maxima of some rows, `[C, G]`; the grid of programs that fill it; the groups per program."""
     rows, width = pre_CF.shape
     groups = triton.cdiv(width, GROUP)
     at_once = min(128, triton.next_power_of_2(groups))
@@ -43,7 +43,7 @@ def topk_bytes(rows: int, width: int, k: int) -> int:
 
 
 def topk_of_groups(pre_CF: Tensor, maxima_CG: Tensor, values_CK: Tensor, indices_CK: Tensor) -> None:
-    """The top k of each row of pre, in any order, where the maxima of its groups are known."""
+    """The top k of each row of pre, in any order, if the maxima of its groups are known."""
     if _fits(pre_CF.shape[1], values_CK.shape[1]):
         _select(pre_CF, None, maxima_CG, values_CK, indices_CK)
     else:
@@ -52,7 +52,7 @@ def topk_of_groups(pre_CF: Tensor, maxima_CG: Tensor, values_CK: Tensor, indices
 
 def _select(pre_CF: Tensor, b_latent_F: Tensor | None, maxima_CG: Tensor, values_CK: Tensor,
             indices_CK: Tensor) -> None:
-    """From the maxima of pre (+ b): first the groups, then their elements."""
+    """Select from the maxima of pre (+ b): first the groups, then their elements."""
     (rows, groups), width, k = maxima_CG.shape, pre_CF.shape[1], values_CK.shape[1]
     chosen_CK = torch.empty(rows, k, dtype=torch.int32, device=pre_CF.device)
     bits = torch.finfo(pre_CF.dtype).bits

@@ -1,7 +1,7 @@
 """Which kernels a tensor gets: numba on a CPU, Triton on a GPU, plain torch elsewhere.
 
-The environment variable `OLMOSCOPE_KERNELS` (`reference`, `cpu` or `cuda`) overrides the choice, for tests and for
-finding out whether a kernel is to blame. Importing a backend imports its compiler, so it happens on first use.
+The environment variable `OLMOSCOPE_KERNELS` (`reference`, `cpu` or `cuda`) overrides the choice, for tests and to find
+out whether a kernel is to blame. Importing a backend imports its compiler, so it happens on first use.
 """
 
 import importlib
@@ -15,14 +15,14 @@ from olmoscope.kernels.interface import Kernels
 
 VARIABLE = "OLMOSCOPE_KERNELS"
 BACKENDS = {"reference": ("cpu", "cuda", "mps", "xpu"), "cpu": ("cpu",), "cuda": ("cuda",)}
-"""Each set of kernels and the types of device that it runs on."""
+"""Each set of kernels and the device types that it runs on."""
 
 
 def kernels_for(device: torch.device) -> Kernels:
     """The kernels for tensors on a device.
 
     Raises:
-        UserError: `OLMOSCOPE_KERNELS` names no kernels, or kernels of another device; there is no triton.
+        UserError: `OLMOSCOPE_KERNELS` names unknown kernels, or kernels for another device; or triton is missing.
     """
     name = os.environ.get(VARIABLE) or (device.type if device.type in BACKENDS else "reference")
     if name not in BACKENDS:

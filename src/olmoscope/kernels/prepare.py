@@ -1,11 +1,11 @@
-"""Compile the CPU's kernels for training once on a machine, in a process of its own, before training needs them.
+"""Compile the CPU kernels for training once on a machine, in a separate process, before training needs them.
 
-numba compiles a kernel when it is first called, and keeps it (compile.py says where). But the process that compiles a
-kernel and those that load it later do not run the same code: helpers that are compiled by themselves are linked in
-place of those optimised within the kernel, and sums differ in their last bits. A run that was killed in the first
-process and resumed in a second would not end as one that was never killed. So no training process compiles.
+numba compiles a kernel on its first call, and keeps it (compile.py says where). But the process that compiles a kernel
+and the processes that load it later do not run the same code: separately compiled helpers are linked in place of those
+optimised within the kernel, and sums differ in their last bits. A run that was killed in the first process and resumed
+in a second would not end like one that was never killed. So no training process compiles.
 
-On a GPU kernels depend on the sizes, so nothing is done there.
+On a GPU, kernels depend on the sizes, so nothing is done there.
 """
 
 import hashlib
@@ -26,11 +26,11 @@ CANDIDATES = "--candidates"
 
 
 def prepare_kernels(device: torch.device, *, candidates: bool = False) -> None:
-    """Compile what a training step calls, unless that was done before. Where there is no folder for compiled kernels,
-    nothing is done: each process compiles them.
+    """Compile what a training step calls, unless that was done before. Without a folder for compiled kernels, do
+    nothing: each process compiles them.
 
     Args:
-        candidates: the kernels of the search by candidates, too.
+        candidates: also compile the kernels of the search by candidates.
     """
     if device.type != "cpu" or kernels_for(device).__name__ != "olmoscope.kernels.cpu":
         return
@@ -43,7 +43,7 @@ def prepare_kernels(device: torch.device, *, candidates: bool = False) -> None:
 
 
 def _mark(candidates: bool) -> Path | None:
-    """The file that says that these kernels, as their sources stand, were compiled for this processor."""
+    """The file that records that these kernels were compiled from their current sources for this processor."""
     import numba
 
     from olmoscope.kernels.cpu_update import update_rows

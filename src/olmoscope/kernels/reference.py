@@ -1,9 +1,10 @@
-"""The hot operations in plain torch, on any device: what the other kernels must agree with (interface.py says what).
+"""The hot operations (interface.py) in plain torch, on any device: the other kernels must agree with them.
 
-Shapes: B rows, D d_model, F latents, K active latents a row, C latents (or rows) of one chunk.
+Shapes: B rows, D d_model, F latents, K active latents per row, C latents (or rows) of one chunk.
 
 No `[B, F]` code and no `[F, D]` gradient is ever whole in memory: the encoder's product is taken over chunks of rows
-and cut to its top k at once; the gradient of the dictionary is made and used up for a chunk of latents at a time.
+and reduced to its top k immediately; the gradient of the dictionary is computed and used for one chunk of latents at a
+time.
 """
 
 import warnings
@@ -44,7 +45,7 @@ def quantize(W_enc_FD: Tensor, into: Quantized | None = None) -> Quantized:
 
 
 def quantize_rows(rows_RD: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole numbers from -127 to 127 as int8, and what 1 stands for in each row, `[R, 1]` float32."""
+    """Integers from -127 to 127 as int8, and the value of 1 in each row, `[R, 1]` float32."""
     scales_R1 = rows_RD.abs().amax(dim=1, keepdim=True).float() / 127
     inverse_R1 = torch.where(scales_R1 > 0, 1 / scales_R1, 0)
     return (rows_RD * inverse_R1).round_().to(torch.int8), scales_R1
@@ -85,7 +86,7 @@ def rows_at_once(d_sae: int) -> int:
 def workspace_bytes(rows: int, d_model: int, d_sae: int, places: int, margin: int | None = None) -> int:
     pre_CF = 4 * min(rows, rows_at_once(d_sae)) * d_sae
     most = [pre_CF, residual_bytes(rows, d_model, places), sort_bytes(rows * places, d_sae),
-            # Of a chunk the gradient, both moments, their old values, new rows, and terms of these; random bits as
+            # For a chunk: the gradient, both moments, their old values, new rows, and terms of these; random bits as
             # 64-bit integers.
             72 * min(max(GRADIENT_AT_ONCE, d_model), d_sae * d_model)]
     if margin is not None:
@@ -149,7 +150,7 @@ def _error_in_place(x_BD: Tensor, error_BD: Tensor, rows: int, mean_B1: Tensor |
     error_BD.sub_(x_BD)
     power_B1 = x_BD.square().sum(dim=1, keepdim=True)
     zero_B1 = power_B1 == 0
-    power_B1.clamp_min_(torch.finfo(x_BD.dtype).tiny)  # a subnormal one would make the gradient infinite
+    power_B1.clamp_min_(torch.finfo(x_BD.dtype).tiny)  # a subnormal power would make the gradient infinite
     loss_B = (error_BD.square().sum(dim=1, keepdim=True) / power_B1).masked_fill_(zero_B1, 0).squeeze(1).double()
     scale_B1 = (2 / (rows * power_B1)).masked_fill_(zero_B1, 0)
     if std_B1 is not None:
@@ -204,7 +205,11 @@ def _bias_gradients(W_enc_FD: Tensor, pairs: SortedPairs) -> tuple[Tensor, Tenso
 
 def _update_rows(W_FD: Tensor, moments: Moments, pairs: SortedPairs, terms: dict[str, Tensor], adam: AdamStep, *,
                  unit: bool) -> None:
-    """Gradient (of the terms: what the pairs weight, and rows), projection if unit, Adam, unit norm if unit."""
+    """Gradient, projection if `unit`, Adam, unit norm if `unit`.
+
+    Args:
+        terms: the rows `[B, D]` that enter the gradient, by the name of the pairs' tensor that weights them.
+    """
     for chunk, dW_CD in _row_gradients(pairs, terms):
         W_CD = W_FD[chunk]
         if unit:
@@ -214,12 +219,12 @@ def _update_rows(W_FD: Tensor, moments: Moments, pairs: SortedPairs, terms: dict
 
 
 def _row_gradients(pairs: SortedPairs, terms: dict[str, Tensor]) -> Iterator[tuple[slice, Tensor]]:
-    """Chunks of latents and their gradient `[C, D]`; together all latents, each once."""
+    """Chunks of latents and their gradient `[C, D]`; together they cover all latents, each once."""
     latents = len(pairs.offsets) - 1
     rows, d_model = next(iter(terms.values())).shape
     size = max(1, GRADIENT_AT_ONCE // d_model)
     starts = range(0, latents, size)
-    firsts = [*pairs.offsets[:-1:size].tolist(), int(pairs.offsets[-1])]  # one wait for the device, not one a chunk
+    firsts = [*pairs.offsets[:-1:size].tolist(), int(pairs.offsets[-1])]  # one wait for the device, not one per chunk
     for number, start in enumerate(starts):
         chunk = slice(start, min(start + size, latents))
         inside = slice(firsts[number], firsts[number + 1])

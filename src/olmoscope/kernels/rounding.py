@@ -1,8 +1,8 @@
-"""Stochastic rounding to bfloat16 with random bits that are a hash of (step, element): no state to keep.
+"""Stochastic rounding to bfloat16 with random bits that are a hash of (step, shard, element), without state to keep.
 
-A number is rounded up with the probability that it is on its way to the next one, so its mean is right. The hash is the
-finaliser of MurmurHash3 (public domain) over the element's number, mixed with the step. The kernels hold the same
-arithmetic; this is its definition in torch.
+A number is rounded up with a probability equal to its fractional distance to the next one, so the mean is right. The
+hash is the finaliser of MurmurHash3 (public domain) over the element's number, mixed with the step and the shard. The
+kernels contain the same arithmetic; this is its definition in torch.
 """
 
 import torch
@@ -15,7 +15,8 @@ _MASK = 0xFFFFFFFF
 
 
 def step_seed(count: int, shard: int = 0) -> int:
-    """The 32 bits that stand for a step, and for a shard of a dictionary: elements are numbered in each anew."""
+    """32 bits for a step and a shard of a dictionary; the shard counts because each shard numbers its elements from 0.
+    """
     return (count * GOLDEN ^ shard * MIX1) & _MASK
 
 
@@ -36,7 +37,7 @@ def round_to_bfloat16(value: Tensor, bits16: Tensor) -> Tensor:
     """Round stochastically.
 
     Args:
-        value: any float dtype; taken through float32.
+        value: any float dtype; converted to float32 first.
         bits16: int64 in [0, 2**16), one for each value.
     """
     pattern = value.float().view(torch.int32).to(torch.int64) & _MASK

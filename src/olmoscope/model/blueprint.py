@@ -1,4 +1,4 @@
-"""A model without memory: its modules and the shapes of its parameters, from the config alone."""
+"""A model that takes no memory: its modules and the shapes of its parameters, from the config alone."""
 
 import copy
 from typing import Any
@@ -10,7 +10,7 @@ def blueprint(config: Any) -> Any:
     """The causal LM of a config, on the meta device.
 
     Args:
-        config: of transformers; it is not changed.
+        config: a config of transformers; it is not changed.
 
     Raises:
         ValueError: transformers has no causal LM for such a config.

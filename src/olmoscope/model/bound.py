@@ -1,13 +1,13 @@
 """How large the residual stream can get at most, from the weights alone.
 
-In a model that puts a norm after attention and after the MLP, and nothing else into the residual stream, each step
-adds γ·u with u an RMS-normalised vector, and |u_i| ≤ √d whatever the input. So after layer L, for each channel
+If a model adds only the normed outputs of attention and MLP to the residual stream, each step adds γ·u with u an
+RMS-normalised vector, and |u_i| ≤ √d for every input. So after layer L, for each channel
 
     |x| ≤ max over tokens |embedding| + Σ_{l ≤ L} √d (|γ_attention,l| + |γ_mlp,l|).
 
-Rounding can make a number larger than the real one: each of the four rounded steps of a sublayer (the norm's own
-statistics, normalise, weigh, add) is paid for with a factor 1 + eps of the model's dtype, twice what rounding to
-nearest can do.
+Rounding can make a number larger than its exact value. For each of the four rounded steps of a sublayer (the norm's
+statistics, normalise, weight, add), the bound has a factor 1 + eps of the model's dtype, twice what rounding to nearest
+can add.
 """
 
 import math
@@ -19,7 +19,7 @@ from olmoscope.model.load import LoadedModel
 from olmoscope.site import Site
 
 PROVABLE = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
-"""Architectures whose residual stream is fed by the embedding and by two norms a layer, and by nothing else."""
+"""Architectures that add only the embedding and the outputs of two norms per layer to the residual stream."""
 
 
 def bounds_of(model: LoadedModel) -> dict[Site, float]:
@@ -30,7 +30,7 @@ def bounds_of(model: LoadedModel) -> dict[Site, float]:
 
 @torch.no_grad()
 def residual_bound(module: nn.Module, layers: nn.ModuleList, architecture: str) -> list[float] | None:
-    """A proven bound on max|x| after each layer, or None for an architecture where none is known.
+    """A proven bound on max|x| after each layer, or None for an architecture without a known bound.
 
     Args:
         module: the decoder that holds `layers`, with its embedding.

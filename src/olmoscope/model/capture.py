@@ -1,7 +1,7 @@
-"""Read the sites of a model, by forward hooks, and put other vectors there.
+"""Read and replace the vectors at the sites of a model, with forward hooks.
 
-Hooks and not `output_hidden_states`: transformers replaces the last hidden state by the one after the final norm, so
-`hidden_states[L + 1]` is the output of layer L for every layer but the last.
+We use hooks, not `output_hidden_states`: transformers replaces the last hidden state with the one after the final norm,
+so `hidden_states[L + 1]` is the output of layer L for every layer but the last.
 """
 
 import contextlib
@@ -18,18 +18,18 @@ from olmoscope.site import Site
 
 
 class _Deepest(BaseException):
-    """Ends a forward pass after the last site wanted; not an error, so no handler of errors may catch it."""
+    """Ends a forward pass after the last site wanted. It is not an error, so no error handler may catch it."""
 
 
 @contextlib.contextmanager
 def captured(places: Sequence[Place], *, stop: bool = False) -> Iterator[dict[Site, Tensor]]:
-    """Collect what is at some sites while the block runs.
+    """Collect the vectors at some sites while the block runs.
 
     Args:
-        stop: end a forward pass once all sites were reached (`_Deepest`, which the caller catches).
+        stop: end a forward pass once it has reached all sites (with `_Deepest`, which the caller catches).
 
     Yields:
-        A mapping from site to its vectors `[batch, T, D]`, filled (and overwritten) by each forward pass.
+        A mapping from each site to its vectors `[batch, T, D]`, which each forward pass fills (and overwrites).
     """
     found: dict[Site, Tensor] = {}
 
@@ -46,7 +46,7 @@ def captured(places: Sequence[Place], *, stop: bool = False) -> Iterator[dict[Si
 
 @contextlib.contextmanager
 def watched(place: Place, keep: Callable[[Place, Tensor], None]) -> Iterator[None]:
-    """Call `keep` with what is at a site whenever a forward pass reaches it."""
+    """Call `keep` with the vectors at a site whenever a forward pass reaches it."""
     with contextlib.ExitStack() as hooks:
         rows = _Rows(place, hooks)
 
@@ -63,16 +63,16 @@ def watched(place: Place, keep: Callable[[Place, Tensor], None]) -> Iterator[Non
 
 
 class _Rows:
-    """Reads the rows of a place as `[B, T, D]`, and puts others there in the module's own form."""
+    """Reads the rows of a place as `[B, T, D]`, and puts new rows there in the module's own shape."""
 
     def __init__(self, place: Place, hooks: contextlib.ExitStack) -> None:
         """
         Args:
-            hooks: whatever is hooked for this is removed with it.
+            hooks: removes the hooks that this adds.
         """
         self.place = place
         self.shape: tuple[int, ...] = ()
-        if place.flat:  # how many rows make a sequence, only the layer's input says
+        if place.flat:  # only the layer's input shows how many rows make a sequence
             assert place.layer is not None
 
             def enter(module: nn.Module, arguments: Any, settings: Any) -> None:
@@ -91,9 +91,9 @@ class _Rows:
         return self._read(x)
 
     def put(self, x_BTD: Tensor) -> Tensor:
-        """Rows in the form in which the module has them."""
+        """Rows in the shape that the module uses."""
         x = x_BTD.flatten(0, -2) if self.place.flat else x_BTD
-        return x.clone() if self.place.overwritten else x  # the caller's rows are not the model's to change
+        return x.clone() if self.place.overwritten else x  # the model must not change the caller's rows
 
     def _read(self, x: Tensor) -> Tensor:
         x_BTD = x.view(*self.shape, -1) if self.place.flat else x
@@ -104,11 +104,11 @@ class _Rows:
 def replaced(place: Place, change: Callable[[Tensor], Tensor]) -> Iterator[None]:
     """While the block runs, the model continues with other vectors at a site.
 
-    Replacing `mid` changes what attention adds to the residual stream, so that the stream itself is another one, and
-    gives the module that reads it the very vectors.
+    Replacing `mid` changes what attention adds to the residual stream, so that the stream itself changes, and gives the
+    module that reads it exactly the new vectors.
 
     Args:
-        change: is given what is there, `[batch, T, D]`, and returns what shall be there; equal vectors change nothing.
+        change: takes the vectors there, `[batch, T, D]`, and returns their replacement; equal vectors change nothing.
     """
     with contextlib.ExitStack() as hooks:
         for handle in _hooks(place, change, hooks):
@@ -125,7 +125,7 @@ def _hooks(place: Place, change: Callable[[Tensor], Tensor], hooks: contextlib.E
             return with_hidden(output, rows.put(change(x_BTD)))
         scaled_BTD = place.scale * x_BTD
         changed_BTD = change(scaled_BTD)
-        # what stays the same stays so to the last bit, whatever the division rounds
+        # unchanged entries stay the same to the last bit, whatever the division rounds
         return with_hidden(output, rows.put(torch.where(changed_BTD == scaled_BTD, x_BTD, changed_BTD / place.scale)))
 
     def given(module: nn.Module, arguments: Any, settings: Any) -> Any:
@@ -164,24 +164,24 @@ def _mid_hooks(place: Place, change: Callable[[Tensor], Tensor], rows: _Rows,
 
 
 def with_first_tensor(arguments: Any, settings: Any, x: Tensor) -> tuple[Any, Any]:
-    """The arguments of a module with other rows in them; see `first_tensor`."""
+    """A module's arguments with other rows in them; see `first_tensor`."""
     if arguments:
         return (x, *arguments[1:]), settings
     return arguments, {**settings, next(key for key in ROWS if key in settings): x}
 
 
 def given_positions(positions_BT: Tensor | None) -> dict[str, Tensor]:
-    """Position ids as an argument of a forward, where there are any: not every architecture takes them."""
+    """Position ids as an argument of a forward pass, if there are any: not every architecture takes them."""
     return {} if positions_BT is None else {"position_ids": positions_BT}
 
 
 @torch.no_grad()
 def read_sites(module: nn.Module, places: Sequence[Place], token_ids_BT: Tensor,
                positions_BT: Tensor | None = None) -> dict[Site, Tensor]:
-    """What is at some sites, in one pass that ends at the last of them.
+    """The vectors at some sites, from one pass that ends at the last of them.
 
     Rows may be padded at their end, with any token: attention is causal, so nothing before sees the padding, and no
-    mask is needed (one would cost the fast attention kernels).
+    mask is needed (a mask would rule out the fast attention kernels).
 
     Args:
         module: a decoder, on the device of the tokens.
@@ -189,7 +189,7 @@ def read_sites(module: nn.Module, places: Sequence[Place], token_ids_BT: Tensor,
             without a mask and without a cache, which is how it is called here. None: documents share attention.
 
     Returns:
-        For each site `[batch, T, D]`, in the model's dtype.
+        For each site, its vectors `[batch, T, D]`, in the model's dtype.
     """
     with captured(places, stop=True) as found, contextlib.suppress(_Deepest):
         module(input_ids=token_ids_BT, use_cache=False, **given_positions(positions_BT))

@@ -20,17 +20,17 @@ from olmoscope.model_source import (
 from olmoscope.recipe.schema import Model
 
 REACH_SECONDS = 5
-"""How long a plan waits for the hub; the hub's own library would try again for half a minute."""
+"""How long a plan waits for the hub; the hub's own library would retry for half a minute."""
 
 
 def read_config(model: Model, *, cached: bool = False) -> Any:
-    """The config of a model, as transformers has it; of an adapter, its base's.
+    """The config of a model, as transformers loads it; for an adapter, its base's.
 
     Args:
-        cached: only look into the package, local folders and the hub's cache.
+        cached: look only in the package, local folders and the hub's cache.
 
     Raises:
-        UserError: it cannot be had.
+        UserError: the config cannot be loaded.
     """
     from transformers import AutoConfig
 
@@ -43,11 +43,11 @@ def read_config(model: Model, *, cached: bool = False) -> Any:
 
 
 def config_at_hand(model: Model) -> Any | None:
-    """The config of a model; None if it is on the hub, not in its cache, and the hub cannot be reached, or if
-    `olmoscope fetch-model` has still to make it.
+    """The config of a model. None if it is on the hub but not in the cache and the hub cannot be reached, or if
+    `olmoscope fetch-model` must make it first.
 
     Raises:
-        UserError: the hub answers, and the config is not there or is not for us; a local one is damaged.
+        UserError: the hub answers that the config does not exist or may not be read; or a local config is damaged.
     """
     if not_fetched(model):
         return None
@@ -65,7 +65,7 @@ def width_and_depth(config: Any, model: Model) -> tuple[int, int]:
     """d_model and the number of decoder layers of the text model.
 
     Raises:
-        UserError: the config does not say them.
+        UserError: the config does not give them.
     """
     text = config.get_text_config()
     d_model, num_layers = (getattr(text, name, None) for name in ("hidden_size", "num_hidden_layers"))
@@ -79,7 +79,7 @@ def check_config(config: Any, model: Model, deepest: int) -> None:
     """Compare a config with what the recipe says.
 
     Raises:
-        UserError: another width or depth, or no such layer.
+        UserError: the width or depth differs, or there is no such layer.
     """
     d_model, num_layers = width_and_depth(config, model)
     for key, stated, real in (("d_model", model.d_model, d_model), ("num_layers", model.num_layers, num_layers)):
@@ -97,7 +97,7 @@ def _hub_answers() -> bool:
         return False
     try:
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=REACH_SECONDS).close()
-    except urllib.error.HTTPError as answer:  # it answers, and its front page is not our matter
+    except urllib.error.HTTPError as answer:  # it answers; what its front page says does not matter
         answer.close()
     except OSError:
         return False

@@ -1,8 +1,8 @@
 """A config of the beginning of a model, up to the deepest layer wanted: nothing above it is loaded or run.
 
-A config that is cut need not describe the beginning of the whole model: layers may share keys and values with later
-ones, one matrix may hold the embeddings of all layers, a schedule may count from the end. So the whole and the cut
-model are both built without memory (on the meta device) and compared; where they differ, nothing is cut.
+A shortened config need not describe the beginning of the whole model: layers may share keys and values with later
+layers, one matrix may hold the embeddings of all layers, a schedule may count from the end. So the whole and the cut
+model are both built without memory (on the meta device) and compared; if they differ, nothing is cut.
 """
 
 import copy
@@ -16,16 +16,16 @@ from olmoscope.model_source import base_of
 from olmoscope.recipe.schema import Model
 
 MISFITS = (NotImplementedError, ValueError)
-"""What transformers raises of a config that does not fit itself any more (all families of 5.23 were tried), and
-`find_layers` of its model."""
+"""What transformers raises about a config that is no longer consistent (all families of 5.23 were tried), and what
+`find_layers` raises about its model."""
 
 
 def cut_config(config: Any, deepest: int) -> Any:
-    """A config of the model's layers 0 to `deepest`, of two at least (some architectures divide by their depth less 1);
-    the config itself where the model cannot be cut.
+    """A config of the model's layers 0 to `deepest`, at least two (some architectures divide by their depth − 1); the
+    config itself if the model cannot be cut.
 
     Args:
-        config: of transformers; it is not changed.
+        config: a config of transformers; it is not changed.
     """
     total = config.get_text_config().num_hidden_layers
     count = max(2, deepest + 1)
@@ -35,7 +35,7 @@ def cut_config(config: Any, deepest: int) -> Any:
         whole = blueprint(config)
         path, layers = find_layers(whole, total)
     except (ImportError, *MISFITS):
-        return config  # it cannot be built, cut or not: whoever loads it says why
+        return config  # it cannot be built, cut or not: the code that loads it says why
     wanted = _description(whole, path, layers, count)
     for lists_too in (True, False):
         cut = copy.deepcopy(config)
@@ -50,13 +50,13 @@ def cut_config(config: Any, deepest: int) -> Any:
 
 
 def config_to_load(model: Model, config: Any, deepest: int) -> Any:
-    """What is loaded of a model: its beginning, where it can be cut; the whole base of an adapter, into which it is
-    merged, since an adapter may change any layer, the embedding and the head."""
+    """The config of the part of a model to load: its beginning, if it can be cut. For an adapter, the whole base into
+    which it is merged, since an adapter may change any layer, the embedding and the head."""
     return cut_config(config, deepest) if base_of(model) is None else config
 
 
 def _shorten(text: Any, count: int, lists_too: bool) -> None:
-    """Cut a text config in place: its depth, and whatever has an entry for each layer."""
+    """Shorten a text config in place: its depth, and every list with an entry for each layer."""
     total = text.num_hidden_layers
     if lists_too:
         for name, value in list(vars(text).items()):
@@ -67,7 +67,7 @@ def _shorten(text: Any, count: int, lists_too: bool) -> None:
 
 
 def _description(module: nn.Module, path: str, layers: nn.ModuleList, count: int) -> dict[str, Any]:
-    """Shapes of the parameters outside the layers and in the first `count` of them, and these layers' own settings."""
+    """Shapes of the parameters outside the layers and in the first `count` layers, and the settings of those layers."""
     prefixes = tuple(f"{path}.{number}." for number in range(count, len(layers)))
     shapes: dict[str, Any] = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()
                               if not name.startswith(prefixes)}

@@ -1,4 +1,4 @@
-"""What olmoscope sees of a model, and what works with it: the screen of `olmoscope model ID`."""
+"""What olmoscope finds in a model, and what works with it: the screen of `olmoscope model ID`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,16 +20,16 @@ from olmoscope.site import PARTS, Site
 
 @dataclass(frozen=True)
 class Described:
-    """A model: what it is, and which of our commands serve it."""
+    """A model: what it is, and which of our commands work with it."""
 
     facts: list[tuple[str, str]]
-    """What, and how it is with this model."""
+    """The name of each fact, and its value for this model."""
     works: list[tuple[str, str]]
-    """A command or an option, and `yes`, or why not."""
+    """A command or an option, and `yes` or why not."""
 
 
 def describe_model(model: Model, device: torch.device) -> Described:
-    """Load a whole model and try what our commands need of it.
+    """Load a whole model and test what our commands need from it.
 
     Raises:
         UserError: it cannot be loaded or its rows cannot be read.
@@ -58,7 +58,7 @@ def describe_model(model: Model, device: torch.device) -> Described:
 
 
 def _inner_sites(model: Model, read: CausalLM | LoadedModel, num_layers: int) -> str:
-    """The sites that all layers have, or why none; layers may be of several kinds."""
+    """The sites that all layers have, or why there are none; layers may be of several kinds."""
     module = read.body if isinstance(read, CausalLM) else read.module
     try:
         seen = inner_sites(module, read.layers, range(num_layers), model.name, read.vocabulary, model.modules)
@@ -107,7 +107,7 @@ def _positions(text: Any) -> str:
 
 
 def _tokenizer(model: Model, vocabulary: int) -> list[tuple[str, str]]:
-    """What its tokenizer is like."""
+    """Facts about its tokenizer."""
     tokenizer = read_tokenizer(model)
     special = [f"{name} {token!r}" for name in ("bos", "eos", "pad")
                if (token := getattr(tokenizer, f"{name}_token")) is not None]

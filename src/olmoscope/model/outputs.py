@@ -1,6 +1,6 @@
-"""What a decoder layer gives: the residual stream alone, or as the first entry of a tuple or a list.
+"""What a decoder layer outputs: the residual stream alone, or as the first entry of a tuple or a list.
 
-A named tuple is neither: which of its entries is the stream, its names say, and they differ.
+A named tuple counts as neither: its field names say which entry is the stream, and they differ between models.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ def hidden_of(output: Any) -> Tensor:
 
 
 def first_of(output: Any) -> Any:
-    """What a module gives, or the first entry of it."""
+    """A module's output, or the first entry of a tuple or list."""
     return output[0] if _is_sequence(output) and output else output
 
 
@@ -38,7 +38,7 @@ def with_hidden(output: Any, x_BTD: Tensor) -> Any:
 
 
 def without_tensors(output: Any) -> Any:
-    """The form of a layer's output, to be filled by `with_hidden`: nothing stays in memory."""
+    """The form of a layer's output without its tensors, which `with_hidden` fills again; it keeps no memory."""
     if _is_sequence(output):
         return type(output)([None if isinstance(entry, Tensor) else entry for entry in output])
     return torch.empty(0)

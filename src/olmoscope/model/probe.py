@@ -1,7 +1,7 @@
-"""What collection and evaluation assume of a model, tried on this very model before it reads any text.
+"""What collection and evaluation assume of a model, tested on this very model before it reads any text.
 
-Two or three passes over some random tokens. Compared are rows of passes that have the same shape and differ only in
-tokens that a row must not depend on, so that rounding cannot hide or feign a difference.
+The test takes two or three passes over some random tokens. It compares rows of passes that have the same shape and
+differ only in tokens that a row must not depend on, so that rounding can neither hide nor cause a difference.
 
 Shapes: T positions, D d_model.
 """
@@ -19,31 +19,31 @@ from olmoscope.seeds import generator
 from olmoscope.site import Site
 
 TOKENS = 128
-"""Length of each sequence tried, two documents; some architectures run other code on these than on a few tokens."""
+"""Length of each test sequence of two documents; on only a few tokens, some architectures run different code."""
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
-"""Largest ‖difference‖ / ‖row‖ that counts as none. Experts sum in an order that depends on all rows of a batch."""
+"""Largest ‖difference‖ / ‖row‖ that counts as equal. Experts sum in an order that depends on all rows of a batch."""
 OTHER_SHAPE = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 """The same for the median over rows of passes of different shapes, whose products are rounded differently."""
 REFUSALS = (TypeError, ValueError, RuntimeError, LookupError, AttributeError)
-"""What an architecture raises that does not take position ids, or cannot do without the layers below one."""
+"""What an architecture raises if it does not take position ids, or cannot skip the layers below a given one."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What a model was seen to do."""
+    """What the test showed about a model."""
 
     documents_apart: bool
-    """Whether position ids that restart make a document's rows those of the document alone."""
+    """Whether position ids that restart give a document the same rows as the document alone."""
 
     def refuse_leak(self, name: str, documents: str) -> None:
-        """Refuse documents apart where they are not.
+        """Refuse `documents: apart` if the model cannot keep documents apart.
 
         Args:
-            name: of the model.
+            name: the model's name.
             documents: the recipe's `tokens.documents`.
 
         Raises:
-            UserError: they see each other.
+            UserError: the documents see each other.
         """
         if documents == "apart" and not self.documents_apart:
             raise UserError(f"tokens.documents: apart does not work with {name}: position ids that restart do not keep "
@@ -53,17 +53,17 @@ class Probe:
 @torch.no_grad()
 def probe(module: nn.Module, layers: nn.ModuleList, name: str, d_model: int, vocabulary: int,
           positions: int | None) -> Probe:
-    """Try a decoder, whole or cut off above a layer.
+    """Test a decoder, whole or cut off above a layer.
 
     Args:
-        module: without its head.
-        name: of the model, for messages.
+        module: the decoder, without its head.
+        name: the model's name, for messages.
         d_model: width of its rows.
-        vocabulary: rows of its embedding.
-        positions: the most that it takes; None if there is no limit.
+        vocabulary: number of rows of its embedding.
+        positions: the longest sequence that it accepts; None if there is no limit.
 
     Raises:
-        UserError: its layers give something else than rows, or a row depends on later tokens.
+        UserError: its layers output something other than rows, or a row depends on later tokens.
     """
     device = next(module.parameters()).device
     length = min(TOKENS, positions or TOKENS)
@@ -105,7 +105,7 @@ def probe(module: nn.Module, layers: nn.ModuleList, name: str, d_model: int, voc
 
 
 def does_not_run(name: str, dtype: torch.dtype, error: Exception) -> UserError:
-    """What to say of a model whose passes fail."""
+    """The error for a model whose passes fail."""
     hint = "; try model.dtype=float32 (--dtype float32)" if dtype != torch.float32 else ""
     return UserError(f"{name} does not run in {str(dtype).removeprefix('torch.')}: {first_line(error)}{hint}")
 

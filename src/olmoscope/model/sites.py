@@ -1,14 +1,14 @@
-"""Where the sites of a model are: which module gives or is given each, found by running it, and checked.
+"""Where the sites of a model are: which module outputs or reads each, found by running the model, and checked.
 
-The attention and MLP modules of a layer are found by name (`ATTENTION`, `MLP`, or `model.modules` of the recipe). What
-else matters is seen in one pass over a few tokens: which module's output is added to the residual stream (a post-norm,
-where there is one), and which module reads the stream in between. A site is given only where its sum holds:
+The attention and MLP modules of a layer are found by name (`ATTENTION`, `MLP`, or `model.modules` of the recipe). One
+pass over a few tokens shows the rest: which module's output is added to the residual stream (a post-norm, if there is
+one), and which module reads the stream in between. A site is offered only if its sum holds:
 
     layers.L.mid = input of layer L + layers.L.attn.out        layers.L = layers.L.mid + layers.L.mlp.out
 
-Where only the first holds (two modules side by side in place of the MLP), the sites of attention and `mid` are given,
+If only the first holds (two modules side by side in place of the MLP), the sites of attention and `mid` are offered,
 and those of the MLP are not. In a layer that adds attention and MLP at once (parallel attention: GPT-NeoX, Phi,
-Cohere) there is no `mid`, and the output is the sum of the three. docs/sites.md has the table, and the families.
+Cohere) there is no `mid`, and the output is the sum of the three. docs/sites.md has the table and the families.
 
 Shapes: B sequences, T positions, D width of the site.
 """
@@ -26,9 +26,9 @@ from olmoscope.model.layer_pass import Branch, Role, Seen, see
 from olmoscope.site import EMBED, Site
 
 SCALES = ("residual_multiplier", "residual_scale")
-"""What a layer calls the number by which it multiplies what it adds to the stream (Granite, MiniCPM3)."""
+"""Names of the factor by which a layer multiplies what it adds to the stream (Granite, MiniCPM3)."""
 FAINT = 0.1
-"""A sum in which more than this share of what is added is rounding proves nothing."""
+"""A sum proves nothing if rounding exceeds this share of what is added."""
 
 
 @dataclass(frozen=True)
@@ -38,28 +38,28 @@ class Place:
     site: Site
     kind: Literal["output", "input", "mid"]
     module: nn.Module
-    """Whose output the site is, to a factor, or whose input; of `mid`, the module that reads it."""
+    """The site is this module's output, up to a factor, or its input; for `mid`, the module that reads it."""
     scale: float = 1.0
     """The site is this times the module's output: some architectures scale what they add."""
     layer: nn.Module | None = None
-    """The decoder layer of a site inside one."""
+    """The decoder layer that the site is inside; None for a site that is not inside a layer."""
     adds: "Place | None" = None
     """For `mid`: `attn.out`, through which the stream is changed."""
     flat: bool = False
-    """Whether the module has its rows as `[B * T, D]`."""
+    """Whether the module's rows have the shape `[B * T, D]`."""
     overwritten: bool = False
-    """Whether the model goes on to change the tensor itself, so that a copy must be kept."""
+    """Whether the model later changes the tensor in place, so that a copy must be kept."""
 
 
 @dataclass(frozen=True)
 class Sites:
-    """The sites of one model, as far as they were asked for."""
+    """Those sites of a model that were asked for."""
 
     places: Mapping[Site, Place]
     widths: Mapping[Site, int]
     """D of each."""
     parallel: bool
-    """Whether some layer of them adds attention and MLP at once."""
+    """Whether a layer with one of the sites adds attention and MLP at once."""
 
 
 def find_sites(module: nn.Module, layers: nn.ModuleList, wanted: Iterable[Site], name: str, d_model: int,
@@ -67,11 +67,11 @@ def find_sites(module: nn.Module, layers: nn.ModuleList, wanted: Iterable[Site],
     """Find sites in a model, and check what their names promise.
 
     Args:
-        module: a decoder without its head; only what reads token ids is needed of it.
-        layers: its decoder layers, up to the deepest that is wanted.
-        name: of the model, for messages.
-        vocabulary: rows of its embedding.
-        named: paths of modules in a layer, by `attention` and `mlp`, where the names are unusual.
+        module: a decoder without its head, to run on token ids.
+        layers: its decoder layers, up to the deepest one wanted.
+        name: the model's name, for messages.
+        vocabulary: number of rows of its embedding.
+        named: paths of the modules `attention` and `mlp` in a layer, if their names are unusual.
 
     Raises:
         UserError: a layer has no such module, the sum of the layer does not hold, or the layer has no such site.
@@ -79,8 +79,8 @@ def find_sites(module: nn.Module, layers: nn.ModuleList, wanted: Iterable[Site],
     wanted = sorted(set(wanted))
     for site in wanted:
         if site.model:
-            raise UserError(f"{site} is of another model, which the recipe calls {site.model}; {name} alone cannot "
-                            "give it")
+            raise UserError(f"{site} is in another model, which the recipe calls {site.model}; {name} alone does not "
+                            "have it")
     places: dict[Site, Place] = {}
     widths = {site: d_model for site in wanted}
     for site in wanted:
@@ -105,7 +105,7 @@ def find_sites(module: nn.Module, layers: nn.ModuleList, wanted: Iterable[Site],
 
 def inner_sites(module: nn.Module, layers: nn.ModuleList, numbers: Iterable[int], name: str, vocabulary: int,
                 named: Mapping[Role, str] | None = None) -> Sites:
-    """All sites inside some layers; for the arguments see `find_sites`.
+    """All sites inside some layers; for the arguments, see `find_sites`.
 
     Raises:
         UserError: a layer has none.
@@ -118,16 +118,16 @@ def inner_sites(module: nn.Module, layers: nn.ModuleList, numbers: Iterable[int]
 
 
 def _places(one: Seen, number: int, name: str) -> dict[Site, Place]:
-    """The inner sites of a layer whose sums hold; notes whether it is parallel.
+    """The inner sites of a layer whose sums hold; also records in `one` whether the layer is parallel.
 
     Raises:
-        UserError: none does.
+        UserError: no sum holds.
     """
     only = f"only the residual stream can be read, layers.{number}"
     ran = set(one.order)
     if one.x_BTD is None or one.y_BTD is None or not {one.attention.last, one.mlp.last} <= ran:
         raise UserError(f"{name}: layer {number} does not run {one.attention.name} and {one.mlp.name} as modules, once "
-                        f"each, on rows of one vector a token; {only}")
+                        f"each, on rows of one vector per token; {only}")
     attn, mlp, mid = (Site(number, part) for part in ("attn.out", "mlp.out", "mid"))
     scale = next((float(value) for name in SCALES if isinstance(value := getattr(one.layer, name, None), int | float)),
                  1.0)
@@ -180,13 +180,13 @@ def _why_not(one: Seen, site: Site) -> str:
     if site.part.startswith("mlp"):
         return (f"{one.mlp.name} of layer {site.layer} does not give all that the layer adds after attention, so "
                 f"{Site(site.layer, 'mid')} + {Site(site.layer, 'mlp.out')} would not be layers.{site.layer}")
-    return f"{one.attention.name} of layer {site.layer} is not given rows of one vector a token"
+    return f"{one.attention.name} of layer {site.layer} does not read rows of one vector per token"
 
 
 def _may_add(one: Seen, role: Branch) -> list[nn.Module]:
-    """The modules whose output may be what a role adds to the stream: the last of those that hand its output on as they
-    were given it (a post-norm), those before it, the role itself; or the matrix in it whose output it adds to the
-    stream by itself (BLOOM)."""
+    """The modules whose output may be what a role adds to the stream, most likely first: the chain of modules that each
+    read the output of the one before (such as a post-norm), from its end back to the role itself; then the last matrix
+    inside the role, whose output the role may add to the stream by itself (BLOOM)."""
     found = [role.last]
     outside = one.outside()
     ours = {one.attention.first, one.attention.last, one.mlp.first, one.mlp.last}
@@ -212,13 +212,14 @@ def _matrices(one: Seen, role: Branch) -> list[nn.Module]:
 
 
 def _projection(one: Seen, adds: nn.Module) -> nn.Module | None:
-    """The matrix in the attention whose output is the attention's output, or what it adds."""
+    """The matrix inside attention whose output is attention's output, or what attention adds."""
     return next((module for module in reversed(_matrices(one, one.attention))
                  if module is adds or _same(one.gave[module], one.gave[one.attention.last])), None)
 
 
 def _reads_input(one: Seen, outside: list[nn.Module]) -> bool:
-    """Whether the MLP reads the layer's own input, as it is or through norms: what attention adds does not reach it."""
+    """Whether the MLP reads the layer's own input, directly or through norms, so what attention adds does not reach it.
+    """
     if one.mlp.first not in one.given or one.x_BTD is None:
         return False
     rows = one.given[one.mlp.first]
@@ -235,8 +236,8 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def _adds_up(sum_BTD: Tensor, x_BTD: Tensor, *parts: Tensor) -> bool:
-    """Whether sum = x + parts: bit for bit in some order, or in every row to the rounding of the sum, where that is no
-    more than a tenth (`FAINT`) of each part. A part that is below the rounding, or nothing, would prove nothing."""
+    """Whether sum = x + parts: bit for bit in some order, or in every row up to the rounding of the sum, if that is at
+    most a tenth (`FAINT`) of each part. A part that is zero, or below the rounding, would prove nothing."""
     if any(part_BTD.shape != sum_BTD.shape for part_BTD in (x_BTD, *parts)):
         return False
     without = [sum([x_BTD, *parts[:left_out], *parts[left_out + 1 :]], torch.zeros_like(x_BTD))

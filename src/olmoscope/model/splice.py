@@ -1,11 +1,11 @@
-"""The whole language model, continued from any site: to see what a reconstruction does to it.
+"""The whole language model, continued from any site, to measure what a reconstruction does to it.
 
-What a layer gives is usually all that the layers above see. Then only those above run: the ones below pass on what they
-get, and the layer itself gives the replacement. Where that does not give the model's own result (layers that hand on
-something else besides), the whole model runs and the layer's output is replaced on its way. A site inside a layer is
-always replaced on its way, with the layers below passed over where that works. The LM head runs on a few
-tokens at a time, since the logits of all would not fit. Shapes: B sequences, T positions, D d_model, C tokens of a
-chunk, V tokens of the vocabulary.
+Usually a layer's output is all that the layers above see. Then only those above run: the layers below compute nothing,
+and the layer itself outputs the replacement. If that does not give the model's own result (because layers pass on
+something else too), the whole model runs and the layer's output is replaced during the pass. A site inside a layer is
+always replaced during the pass, and the layers below are skipped if that works. The LM head runs on a few tokens at a
+time, since the logits of all would not fit. Shapes: B sequences, T positions, D d_model, C tokens of a chunk, V tokens
+of the vocabulary.
 """
 
 import contextlib
@@ -43,11 +43,11 @@ class Reading:
     token_ids_BT: Tensor
     positions_BT: Tensor | None
     hidden_BTD: Tensor
-    """The last hidden state, in the model's dtype; so are all others."""
+    """The last hidden state, in the model's dtype, like all others."""
     at: dict[Site, Tensor]
-    """What was at the sites wanted, `[B, T, D]`."""
+    """The vectors at the sites wanted, `[B, T, D]`."""
     below: dict[Site, Tensor]
-    """The residual stream below those inside a layer."""
+    """The residual stream below each site that is inside a layer."""
 
 
 @dataclass(frozen=True)
@@ -65,14 +65,14 @@ class CausalLM:
     d_model: int
     vocabulary: int
     body_output: type[Any]
-    """What the body returns: a type of transformers."""
+    """The type that the body returns, from transformers."""
     forms: list[Any]
-    """What each layer gives, without its tensors."""
+    """Each layer's output, without its tensors."""
     skips: bool
     """Whether the layers below a replaced one need not run."""
     probe: Probe
     modules: Mapping[Role, str] = field(default_factory=dict)
-    """What the recipe says of the names of modules in a layer (`model.modules`)."""
+    """The recipe's names for modules in a layer (`model.modules`)."""
 
     @property
     def device(self) -> torch.device:
@@ -93,11 +93,11 @@ class CausalLM:
         return Reading(token_ids_BT, positions_BT, hidden_BTD, dict(found), dict(lower))
 
     def go_on(self, place: Place, x_BTD: Tensor, reading: Reading) -> Tensor:
-        """The last hidden state if `x_BTD` stood at a site; with what stood there, exactly `reading`'s. Gradients go to
-        `x_BTD`, if it asks for any.
+        """The last hidden state with `x_BTD` at a site; the original vectors give exactly `reading`'s. Gradients reach
+        `x_BTD` if it requires them.
 
         Args:
-            reading: of the same tokens, with this place among those read.
+            reading: a pass over the same tokens, with this place among those read.
         """
         layer = place.site.layer
         with contextlib.ExitStack() as stack:
@@ -111,20 +111,20 @@ class CausalLM:
             return self._run(reading.token_ids_BT, reading.positions_BT)
 
     def logits(self, hidden_CD: Tensor) -> Tensor:
-        """Logits `[C, V]` of last hidden states, by the model's own forward: it may cap or scale them. Gradients go to
-        the states, if they ask for any."""
+        """Logits `[C, V]` of last hidden states, by the model's own forward, which may cap or scale them. Gradients
+        reach the states if they require them."""
         return _logits(self.module, self.body, self.body_output, hidden_CD)
 
     def find(self, sites: Iterable[Site]) -> Sites:
         """Where sites are in this model.
 
         Raises:
-            UserError: it has no such site.
+            UserError: the model has no such site.
         """
         return find_sites(self.body, self.layers, sites, self.name, self.d_model, self.vocabulary, self.modules)
 
     def _below(self, site: Site) -> Place | None:
-        """The output of the layer below a site inside a layer, where the model can be continued from there."""
+        """The output of the layer below a site inside a layer; None if the model cannot be continued from there."""
         if not self.skips or site.is_layer_output or site.layer < 1:
             return None
         return Place(Site(site.layer - 1), "output", self.layers[site.layer - 1])
@@ -135,14 +135,14 @@ class CausalLM:
 
 
 def load_causal_lm(model: Model, device: torch.device, sites: Sequence[Site] = ()) -> CausalLM:
-    """Load a whole causal LM for inference, and try what is assumed of it.
+    """Load a whole causal LM for inference, and test what is assumed of it.
 
     Args:
-        sites: those that it must have.
+        sites: the sites that it must have.
 
     Raises:
-        UserError: not to be found, weights missing, no such layer or site, another width or depth than the recipe's, or
-            a model whose layers cannot be replaced or whose head cannot be run by itself.
+        UserError: the model or some of its weights cannot be found, there is no such layer or site, the width or depth
+            is not the recipe's, its layers' outputs cannot be replaced, or its head cannot be run by itself.
     """
     model = pinned(settle_model(model, device))
     config = read_config(model)
@@ -160,16 +160,16 @@ def load_causal_lm(model: Model, device: torch.device, sites: Sequence[Site] = (
 @torch.no_grad()
 def try_causal_lm(module: Any, path: str, layers: nn.ModuleList, name: str, revision: str, d_model: int,
                   vocabulary: int) -> CausalLM:
-    """Find out how the layers of a model are replaced and how its head runs by itself.
+    """Find out how to replace the outputs of a model's layers and how to run its head by itself.
 
-    The body is the module whose output is turned into the very logits of the model when it is put in that module's
-    place: the one that transformers calls the base model, or the decoder in it, or the one that holds the layers.
+    The body is the module that can be replaced by its own output without a change in the model's logits: the module
+    that transformers calls the base model, or the decoder in it, or the one that holds the layers.
 
     Args:
-        path: of the layers in the model.
+        path: the path of the layers in the model.
 
     Raises:
-        UserError: neither works.
+        UserError: one of the two does not work.
     """
     most = module.get_input_embeddings().num_embeddings
     device = next(module.parameters()).device
@@ -198,7 +198,7 @@ def try_causal_lm(module: Any, path: str, layers: nn.ModuleList, name: str, revi
 
 
 def _logits(module: nn.Module, body: nn.Module, body_output: type[Any], hidden_CD: Tensor) -> Tensor:
-    """What the module makes of last hidden states that its body is made to give, `[C, V]`."""
+    """The module's logits `[C, V]` if its body outputs the given last hidden states."""
     def give(*arguments: Any, **settings: Any) -> Any:
         return body_output(last_hidden_state=hidden_CD[None])
 
@@ -209,7 +209,7 @@ def _logits(module: nn.Module, body: nn.Module, body_output: type[Any], hidden_C
 
 
 def _difference_of(logits: Callable[[Tensor], Tensor], hidden_TD: Tensor, wanted_TV: Tensor) -> float:
-    """How far the head's logits are from the model's own; infinite where it does not take what it is given."""
+    """How far the head's logits are from the model's own; infinite if the head rejects its input."""
     try:
         found_TV = logits(hidden_TD).float()
     except REFUSALS:
@@ -218,7 +218,7 @@ def _difference_of(logits: Callable[[Tensor], Tensor], hidden_TD: Tensor, wanted
 
 
 def _with_splice(model: CausalLM, ids_1T: Tensor, tolerance: float) -> CausalLM:
-    """The same model, with the quicker of the ways of replacing a layer that work."""
+    """The same model, with the fastest way of replacing a layer's output that works."""
     last = len(model.layers) - 1
     tried = [Place(Site(layer), "output", model.layers[layer]) for layer in sorted({0, last // 2, last})]
     reading = model.read(ids_1T, None, tried)
@@ -236,13 +236,13 @@ def _with_splice(model: CausalLM, ids_1T: Tensor, tolerance: float) -> CausalLM:
     for skips in (True, False):
         if works(one := replace(model, skips=skips)):
             return one
-    raise UserError(f"{model.name}: what a decoder layer gives cannot be replaced ({type(model.module).__name__}), so "
-                    "what an SAE does to its predictions cannot be measured")
+    raise UserError(f"{model.name}: the output of a decoder layer cannot be replaced ({type(model.module).__name__}), "
+                    "so what an SAE does to its predictions cannot be measured")
 
 
 @contextlib.contextmanager
 def _forms_of(layers: nn.ModuleList) -> Iterator[dict[int, Any]]:
-    """Record the form in which each layer gives its output while the block runs."""
+    """Record the form of each layer's output while the block runs."""
     forms: dict[int, Any] = {}
 
     def hook(number: int) -> Any:
@@ -260,7 +260,7 @@ def _forms_of(layers: nn.ModuleList) -> Iterator[dict[int, Any]]:
 
 @contextlib.contextmanager
 def _replaced_from_below(layers: nn.ModuleList, layer: int, x_BTD: Tensor, forms: list[Any]) -> Iterator[None]:
-    """While the block runs, layers up to `layer` compute nothing and the last of them gives `x_BTD`."""
+    """While the block runs, layers up to `layer` compute nothing and the last of them outputs `x_BTD`."""
     with contextlib.ExitStack() as stack:
         for index in range(layer + 1):
             def give(*arguments: Any, form: Any = forms[index], **settings: Any) -> Any:

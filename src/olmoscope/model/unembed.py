@@ -1,7 +1,7 @@
 """The way from the residual stream to logits: a model's final norm and unembedding, without its layers.
 
-The norm is found by what it does: it is the module whose output the head is given, and what it does to some rows says
-of which sort it is. Shapes: D d_model, V vocabulary, C directions, N modules that ran, T positions.
+The norm is found by what it does: it is the module whose output the head reads, and what it does to some test rows
+shows its kind. Shapes: D d_model, V vocabulary, C directions, T positions.
 """
 
 from dataclasses import dataclass, replace
@@ -20,36 +20,36 @@ from olmoscope.recipe.schema import Model
 
 Norm = Literal["RMS", "layer", "no"]
 AGREES = 1e-3
-"""Largest relative difference between a norm and what it is taken for."""
+"""Largest relative difference allowed between a norm and the formula it is identified with."""
 
 
 class NoUnembedding(UserError):
-    """A model whose features have no promoted tokens, and why: everything else of an index can be made."""
+    """Why a model's features have no promoted tokens; the rest of an index can still be made."""
 
 
 @dataclass(frozen=True)
 class Unembedding:
     """What a small change of the last residual stream does to the logits, up to a factor.
 
-    The final norm divides a row by its size (RMS norm) or by its standard deviation after centring it (layer norm),
-    then multiplies each channel with a weight (1 where it has none). That divisor is the row's own: for a direction
-    without a row it is not known, and left out; it is positive and the same for all tokens. So is what the direction
-    changes of the divisor.
+    The final norm divides a row by its RMS (RMS norm), or by its standard deviation after centring it (layer norm),
+    then multiplies each channel by a weight (1 if it has none). The divisor depends on the row: for a direction without
+    a row it is unknown, and left out; it is positive and the same for all tokens. The direction's effect on the divisor
+    is left out too.
     """
 
     weight_D: Tensor
-    """The norm's, float32."""
+    """The norm's weight, float32."""
     norm: Norm
-    """`layer`: the norm takes off the row's mean. `no`: the head is given the residual stream itself."""
+    """`layer`: the norm subtracts the row's mean. `no`: the head reads the residual stream itself."""
     U_VD: Tensor
-    """A token's unembedding vector a row, float32."""
+    """Each row is a token's unembedding vector, float32."""
     tied: bool
-    """Whether it is the embedding matrix."""
+    """Whether the unembedding is the embedding matrix."""
     revision: str
 
     def through_norm(self, directions_CD: Tensor) -> Tensor:
-        """weight ⊙ direction, `[C, D]` float32, whose product with U is what a direction does to the logits; it is
-        centred first where the norm centres."""
+        """weight ⊙ direction, `[C, D]` float32; its product with U is what a direction does to the logits. The
+        direction is centred first if the norm centres."""
         directions_CD = directions_CD.float()
         if self.norm == "layer":
             directions_CD = directions_CD - directions_CD.mean(dim=1, keepdim=True)
@@ -59,7 +59,7 @@ class Unembedding:
         return replace(self, weight_D=self.weight_D.to(device), U_VD=self.U_VD.to(device))
 
     def of_first(self, tokens: int) -> "Unembedding":
-        """Only the first tokens: some models pad the matrix with rows that no token has."""
+        """Only the first tokens: some models pad the matrix with rows that belong to no token."""
         return replace(self, U_VD=self.U_VD[:tokens])
 
     def __str__(self) -> str:
@@ -71,10 +71,10 @@ class Unembedding:
 
 
 def load_unembedding(model: Model, device: torch.device) -> Unembedding:
-    """Load the final norm and the unembedding of a causal LM; where it can be cut, only its first layer is read.
+    """Load the final norm and the unembedding of a causal LM; if it can be cut, most of its layers are not loaded.
 
     Raises:
-        UserError: not to be found, or weights missing.
+        UserError: the model or some of its weights cannot be found.
         NoUnembedding: its logits are not a matrix times a norm of the last layer's output.
     """
     model = pinned(model)
@@ -87,7 +87,7 @@ def load_unembedding(model: Model, device: torch.device) -> Unembedding:
 
 
 def unembedding_of(causal: Any, layers: nn.ModuleList, d_model: int, revision: str) -> Unembedding:
-    """The way to the logits of a loaded causal LM; its norm may become float32 by this.
+    """The way to the logits of a loaded causal LM; this may convert its norm to float32.
 
     Raises:
         NoUnembedding: its logits are not a matrix times a norm of the last layer's output.
@@ -106,15 +106,15 @@ def unembedding_of(causal: Any, layers: nn.ModuleList, d_model: int, revision: s
 
 @torch.no_grad()
 def final_norm(causal: Any, head: nn.Module, layers: nn.ModuleList) -> tuple[Tensor, Norm]:
-    """Weight `[D]` and sort of the norm between the last layer and the head.
+    """Weight `[D]` and kind of the norm between the last layer and the head.
 
     Raises:
-        NoUnembedding: what the head is given is neither the last layer's output nor, to a factor, that of a norm.
+        NoUnembedding: the head reads neither the last layer's output nor, up to a factor, that of a norm.
     """
     ran = _outputs(causal, head)
     name = type(causal).__name__
     if head not in ran:
-        raise NoUnembedding(f"the unembedding matrix of {name} is not what makes its logits")
+        raise NoUnembedding(f"the unembedding matrix of {name} does not make its logits")
     given_TD = ran.pop(head)
     inside = set(layers.modules())
     for module, output_TD in ran.items():
@@ -123,7 +123,7 @@ def final_norm(causal: Any, head: nn.Module, layers: nn.ModuleList) -> tuple[Ten
             if scale > 0 and _near(scale * output_TD, given_TD):
                 break
     else:
-        raise NoUnembedding(f"what the head of {name} is given is no module's output")
+        raise NoUnembedding(f"the head of {name} does not read the output of any module")
     if module in inside:
         return torch.full((given_TD.shape[1],), scale), "no"
     weight_D, norm = _measured(module, given_TD.shape[1], name)
@@ -131,8 +131,8 @@ def final_norm(causal: Any, head: nn.Module, layers: nn.ModuleList) -> tuple[Ten
 
 
 def _outputs(causal: Any, head: nn.Module) -> dict[nn.Module, Tensor]:
-    """What modules gave for a few tokens, in the order in which they ended, `[T, D]` each; for the head, what it was
-    given."""
+    """What modules output for a few tokens, in the order in which they finished, `[T, D]` each; for the head, its
+    input."""
     ran: dict[nn.Module, Tensor] = {}
 
     def keep(module: nn.Module, arguments: Any, output: Any) -> None:
@@ -154,17 +154,17 @@ def _outputs(causal: Any, head: nn.Module) -> dict[nn.Module, Tensor]:
 
 
 def _measured(module: nn.Module, d_model: int, name: str) -> tuple[Tensor, Norm]:
-    """A norm's weight and sort, from what it makes of rows so large that its ε does not count.
+    """A norm's weight and kind, from its output for rows so large that its ε does not matter.
 
-    The difference of what it makes of x and of −x is free of a bias.
+    The difference of its outputs for x and for −x is free of any bias.
 
     Raises:
-        NoUnembedding: it is no norm that is known.
+        NoUnembedding: it is not a known norm.
     """
     generator = torch.Generator().manual_seed(0)
     signs_D = 1 - 2 * (torch.arange(d_model) % 2)
-    x_2D = torch.stack([1000 * signs_D * (1 + 0.2 * torch.rand(d_model, generator=generator)),  # none near the mean
-                        1000 * torch.randn(d_model, generator=generator) + 500]).double()  # a mean that tells
+    x_2D = torch.stack([1000 * signs_D * (1 + 0.2 * torch.rand(d_model, generator=generator)),  # no value near the mean
+                        1000 * torch.randn(d_model, generator=generator) + 500]).double()  # a mean: shows centring
     device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
     module = module.float()
     odd_2D = (module(x_2D.float().to(device)) - module(-x_2D.float().to(device))).cpu().double() / 2
@@ -174,7 +174,8 @@ def _measured(module: nn.Module, d_model: int, name: str) -> tuple[Tensor, Norm]
         weight_D = odd_2D[0] / row_2D[0]
         if _near(weight_D * row_2D[1], odd_2D[1]):
             return weight_D.float(), norm
-    raise NoUnembedding(f"{type(module).__name__}, which the head of {name} is given, is no norm that olmoscope knows")
+    raise NoUnembedding(f"the head of {name} reads the output of {type(module).__name__}, which is not a norm that "
+                        "olmoscope knows")
 
 
 def _near(a: Tensor, b: Tensor) -> bool:

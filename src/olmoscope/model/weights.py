@@ -11,19 +11,19 @@ from olmoscope.recipe.schema import Model
 
 
 def read_weights(model: Model, config: Any) -> Any:
-    """Load a causal LM of transformers for inference, on the CPU; an adapter merged into its base.
+    """Load a causal LM of transformers for inference, on the CPU; an adapter is merged into its base.
 
-    Always the whole class, with its head: the bare model of some architectures has parts (a pooler, an encoder) that a
-    causal LM's checkpoint has not.
+    This always loads the whole class, with its head: the bare model of some architectures has parts (a pooler, an
+    encoder) that a causal LM's checkpoint lacks.
 
-    `model.attention: sdpa` leaves the choice to transformers, which takes sdpa where the architecture has it, else its
+    `model.attention: sdpa` leaves the choice to transformers, which takes sdpa if the architecture has it, else its
     plain attention.
 
     Args:
-        config: as `AutoConfig` gives it, or cut off; of an adapter, the whole one of its base.
+        config: as `AutoConfig` gives it, or cut off; for an adapter, the whole config of its base.
 
     Raises:
-        UserError: not to be found, not to be read, or weights missing.
+        UserError: the model cannot be found or read, or weights are missing.
     """
     if (base := base_of(model)) is not None:
         folder = adapter_to_merge(model)
@@ -48,5 +48,5 @@ def read_weights(model: Model, config: Any) -> Any:
         logging.enable_progress_bar()
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"model {model.name!r} lacks weights: {missing[0]} and {len(missing) - 1} more; its files do "
-                        "not fit its config.json, or are those of a model without its LM head")
+                        "not fit its config.json, or belong to a model without its LM head")
     return module.eval().requires_grad_(False)

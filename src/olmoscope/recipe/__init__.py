@@ -14,7 +14,7 @@ from olmoscope.recipe.schema import (
 )
 
 SAE = CoderConfig
-"""What it was called before it configured transcoders and crosscoders too."""
+"""The old name of `CoderConfig`, from before it configured transcoders and crosscoders too."""
 
 __all__ = ["SAE", "Activations", "CoderConfig", "Evaluate", "Filter", "Model", "Recipe", "Release", "Text", "Tokens",
            "Train"]

@@ -1,4 +1,4 @@
-"""What is to be trained: an entry of a recipe's `saes`."""
+"""What to train: an entry of a recipe's `saes`."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -34,30 +34,33 @@ class CoderConfig(Frozen):
     """
 
     name: str | None = None
-    """The run's name, which is its folder's in `runs/`: letters, digits, `-`, `_`, `.`; parts may be joined by `/`.
-    null: `default_id`."""
+    """The run's name and its folder in `runs/`: letters, digits, `-`, `_`, `.`; parts may be joined by `/`. null:
+    `default_id`."""
     reads: Annotated[list[SiteName], Field(min_length=1)]
     """The sites whose activations it encodes; several make a crosscoder."""
     writes: Annotated[list[SiteName], Field(min_length=1)] | None = None
-    """The sites that it reconstructs; null: those that it reads. One that reads another site is a transcoder."""
+    """The sites that it reconstructs; null: those that it reads. A coder that writes another site is a transcoder."""
     skip: bool = False
-    """For a transcoder: add an affine map from what it reads to what it writes."""
+    """For a transcoder: add a linear map from what it reads to what it writes."""
     d_sae: Count
+    """Its latents."""
     k: Count
+    """Active latents in a row: exactly, at most or on average, as `activation` says."""
     activation: Activation = "topk"
-    """Which latents are active: the k largest of each row (`topk`); the k largest a row on average over a batch
-    (`batchtopk`); those over a learned threshold of their own, k a row on average (`jumprelu`); the largest of each of
-    k groups (`groupmax`; SAELens has no such SAE, so it cannot be exported)."""
+    """Which latents are active: the k largest of each row (`topk`); on average over a batch, the k largest per row
+    (`batchtopk`); those over their own learned threshold, on average k per row (`jumprelu`); the largest of each of k
+    groups (`groupmax`; SAELens has no such SAE, so it cannot be exported)."""
     matryoshka: list[Annotated[float, Field(gt=0, lt=1)]] = Field([])
-    """Shares of the latents, ascending, such as [0.0625, 0.25]: the first latents up to each, and all of them, are
-    trained to be an SAE of their own."""
+    """Shares of the latents, ascending, such as [0.0625, 0.25]: the first latents up to each share are trained to be an
+    SAE by themselves, and so are all latents together."""
     normalize: Literal["none", "layer_norm"] = "none"
+    """`layer_norm` centres each row and divides it by its standard deviation before it is encoded."""
     weights: Literal["tied", "untied"] = "tied"
-    """Whether encoder and decoder are one matrix, or two, which start equal."""
+    """Whether encoder and decoder are one matrix, or two that start equal."""
     canonical: bool = False
-    """Whether the model card recommends this one for its layer."""
+    """Whether the model card recommends this SAE for its layer."""
     train: dict[str, Any] = Field({})
-    """Keys of the recipe's `train` that are otherwise for this SAE. (Recipe checks them: it knows the others.)"""
+    """Keys of the recipe's `train` that differ for this SAE. (`Recipe` checks them, since it knows the other keys.)"""
 
     @field_validator("name")
     @classmethod
@@ -67,7 +70,7 @@ class CoderConfig(Frozen):
     @model_validator(mode="before")
     @classmethod
     def _keys_in_their_places(cls, tree: object) -> object:
-        """Keys that have a place, and not this one, are told apart from slips of the pen."""
+        """Refuse keys that belong elsewhere with a message that says where, so that they do not look like typos."""
         for key in tree if isinstance(tree, dict) else ():
             if key in ("text", "tokens", "model", "activations", "seed"):
                 instead = "; the seed of training is train: {seed: ...}" if key == "seed" else ""
@@ -83,7 +86,7 @@ class CoderConfig(Frozen):
             return value
         said = [key for key in ("layer", "site", "reads") if key in value]
         if len(said) > 1:
-            raise ValueError(f"{said[0]} and {said[1]} both say what is read: leave one of them out")
+            raise ValueError(f"{said[0]} and {said[1]} both name what is read: leave one of them out")
         if said and said[0] != "reads":
             if "writes" in value:
                 raise ValueError(f"{said[0]} is for an SAE, which writes what it reads; a transcoder has reads and "
@@ -100,16 +103,16 @@ class CoderConfig(Frozen):
             if len(set(sites)) < len(sites):
                 raise ValueError(f"{key} names a site twice: {', '.join(map(str, sites))}")
         if self.writes == self.reads:
-            raise ValueError("writes: leave it out where it is what is read")
+            raise ValueError("writes: leave it out if it is the same as what is read")
         if self.writes is not None and len(self.reads) + len(self.writes) > 2:
             raise ValueError("a transcoder reads one site and writes one; a crosscoder reads several and leaves "
                              "writes out")
         if self.writes is not None and max(self.reads) > max(self.writes):
-            raise ValueError(f"it writes {self.writes[0]}, which the model reaches before {self.reads[0]}, which it "
-                             "reads")
+            raise ValueError(f"it reads {self.reads[0]} but writes {self.writes[0]}, which the model reaches earlier; "
+                             "name a later site in writes")
         if any(site.model for site in self.sites) and (len(self.reads) == 1 or all(site.model for site in self.reads)):
             raise ValueError("sites of other models are for crosscoders that read the recipe's own model too; for an "
-                             "SAE or a transcoder of another model, write a recipe of that model")
+                             "SAE or a transcoder of another model, write a recipe for that model")
         if self.normalize != "none" and len(self.sites) > 1:
             raise ValueError(f"normalize: {self.normalize} is for SAEs of one site; leave it out")
         if self.skip and self.writes is None:
@@ -130,7 +133,7 @@ class CoderConfig(Frozen):
             raise ValueError(f"activation: groupmax needs k groups of equal size; d_sae ({self.d_sae}) is not a "
                              f"multiple of k ({self.k})")
         if self.activation == "groupmax" and self.matryoshka:
-            raise ValueError("matryoshka: the first latents of a groupmax SAE are whole groups, no SAE of their own; "
+            raise ValueError("matryoshka: the first latents of a groupmax SAE are whole groups, not an SAE; "
                              "leave out one of activation: groupmax and matryoshka")
         ends = [max(1, round(share * self.d_sae)) for share in self.matryoshka] + [self.d_sae]
         if sorted(set(ends)) != ends:
@@ -140,13 +143,13 @@ class CoderConfig(Frozen):
 
     @property
     def id(self) -> str:
-        """The run's name: what the recipe gives it, else `default_id`."""
+        """The run's name: the one that the recipe gives, else `default_id`."""
         return self.name or self.default_id
 
     @property
     def default_id(self) -> str:
-        """Made of the SAE's own settings, e.g. `layer_07/width_131k/topk_64_raw`. Its initialisation is drawn by this
-        id, so that a name changes nothing, and runs that differ in how they are trained start alike."""
+        """An id made from the SAE's own settings, e.g. `layer_07/width_131k/topk_64_raw`. It seeds the initialisation,
+        so that a name changes nothing, and runs that differ only in their training start alike."""
         width = f"{self.d_sae // 1000}k" if self.d_sae >= 10_000 else str(self.d_sae)
         nested = "matryoshka-" if self.matryoshka else ""
         untied = "_untied" if self.weights == "untied" else ""
@@ -161,7 +164,7 @@ class CoderConfig(Frozen):
 
     @property
     def site(self) -> Site:
-        """The site whose activations it reconstructs; of a crosscoder the first."""
+        """The site whose activations it reconstructs; for a crosscoder, the first."""
         return (self.writes or self.reads)[0]
 
     @property
@@ -170,11 +173,11 @@ class CoderConfig(Frozen):
         return sorted({*self.reads, *(self.writes or [])})
 
     def parameters(self, d_in: int, d_out: int | None = None) -> int:
-        """How many numbers training finds.
+        """The number of trained parameters.
 
         Args:
             d_in: width of all sites read.
-            d_out: of the site that a transcoder writes; None: as `d_in`.
+            d_out: width of the site that a transcoder writes; None for the same as `d_in`.
         """
         matrices = 2 if self.weights == "untied" else 1
         thresholds = self.d_sae if self.activation == "jumprelu" else 0
@@ -185,8 +188,8 @@ class CoderConfig(Frozen):
         return self.d_sae * (d_in + d_out) + self.d_sae + d_in + d_out + thresholds + skip
 
     def identity(self) -> dict[str, Any]:
-        """What is trained, but for the settings of training. An SAE of the residual stream is named by its layer, as
-        before there were sites: hashes of older runs stay."""
+        """What is trained, without the settings of training. An SAE of the residual stream is named by its layer, as
+        before sites existed, so that hashes of older runs stay the same."""
         tree = self.model_dump(mode="json", exclude={"canonical", "name", "train"})
         if self.writes is None:
             del tree["writes"], tree["skip"]

@@ -1,4 +1,4 @@
-"""The resolved recipe that a folder keeps, for messages that say what differs from what is wanted."""
+"""The resolved recipe that a folder keeps, for messages that say how it differs from the recipe that is wanted."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,28 +12,28 @@ from olmoscope.recipe.tree import what_differs
 
 
 def differs_from_tokens(store: Path, recipe: TokensRecipe, is_of: Callable[[TokensRecipe], bool]) -> str:
-    """What a store's tokens are of and a recipe wants otherwise: `: KEY is A there, B here`; empty where nothing beside
-    the store says it.
+    """How the recipe of a store's tokens differs from another recipe: `: KEY is A there, B here`; empty if no recipe
+    beside the store tells.
 
     Args:
-        store: OUT/store/SPLIT, where OUT/recipe.yaml is.
-        is_of: whether the tokens were made by the recipe that is kept beside the store.
+        store: OUT/store/SPLIT; the kept recipe is OUT/recipe.yaml.
+        is_of: whether a recipe made the store's tokens; called with the kept recipe.
     """
     return _differs(_beside(store), is_of, recipe, lambda of: _fixed(of.tokens_identity()))
 
 
 def differs_from_store(store: Path, recipe: StoreRecipe, is_of: Callable[[StoreRecipe], bool],
                        part: Callable[[StoreRecipe], StoreRecipe]) -> str:
-    """The same of a store.
+    """The same for a store.
 
     Args:
-        part: what of a recipe the store is of.
+        part: returns the part of a recipe that the store belongs to.
     """
     return _differs(_beside(store), is_of, recipe, lambda of: _fixed(part(of).store_identity()))
 
 
 def differs_from_run(run: Path, sae_id: str, recipe: Recipe) -> str:
-    """The same of a run folder and the SAE of this id: what decides its weights."""
+    """The same for a run folder and the SAE with this id: how what decides its weights differs."""
 
     def identity(of: Recipe) -> dict[str, Any]:
         sae = next((sae for sae in of.saes if sae.id == sae_id), None)
@@ -55,7 +55,7 @@ def _fixed(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def same_run(kept: Recipe, recipe: Recipe, sae_id: str) -> bool:
-    """Whether two recipes have an SAE of this id, of the same weights."""
+    """Whether two recipes both have an SAE with this id, and it has the same weights."""
     found = [[of.alone(sae).run_hash(sae) for sae in of.saes if sae.id == sae_id] for of in (kept, recipe)]
     return bool(found[0]) and found[0] == found[1]
 
@@ -66,7 +66,7 @@ def _differs(path: Path | None, is_of: Callable[[Any], bool], recipe: TokensReci
         return ""
     try:
         kept = load_recipe(str(path))
-    except UserError:  # a message about something else: whoever needs that recipe says what is wrong with it
+    except UserError:  # not what this message is about: the code that needs that recipe reports it
         return ""
     if kept.model.dtype == "auto" or not is_of(kept):
         return ""

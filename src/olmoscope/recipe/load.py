@@ -1,8 +1,8 @@
 """Recipes from YAML: forms, changes from the command line, and mistakes named by the path of their key.
 
-A recipe file may hold `forms`: named overlays on the recipe (`--form reference`). An overlay's mappings are
-merged key by key; anything else it says replaces what stood there. `--set train.lr=1e-3` comes last. Then each entry of
-`saes` that has lists where single values stand becomes the runs of its grid (study.py).
+A recipe file may hold `forms`: named overlays on the recipe (`--form reference`). An overlay's mappings are merged key
+by key; any other value replaces the recipe's. `--set train.lr=1e-3` comes last. Then each entry of `saes` that has
+lists in place of single values becomes the runs of its grid (study.py).
 """
 
 import re
@@ -21,7 +21,7 @@ from olmoscope.recipe.study import spread_out
 from olmoscope.recipe.tree import SHORT, merge
 
 Overrides = Sequence[str] | Mapping[str, Any]
-"""Changes of a recipe: `key.path=value` texts, whose values are YAML, or values by the paths of their keys."""
+"""Changes to a recipe: `key.path=value` strings, whose values are YAML, or values by key path."""
 
 
 def find_recipe(recipe: str | Path | Recipe, out: str | Path | None = None, form: str | None = None,
@@ -30,11 +30,11 @@ def find_recipe(recipe: str | Path | Recipe, out: str | Path | None = None, form
 
     Args:
         recipe: a YAML file, the name of a recipe in the package, an output folder, or a recipe itself.
-        out: the output folder. None: the one given as `recipe`, else one named after the recipe.
+        out: the output folder; by default the one given as `recipe`, else one named after the recipe.
         form, overrides: as in `load_recipe`.
 
     Raises:
-        UserError: see `load_recipe`; a folder without recipe.yaml.
+        UserError: see `load_recipe`; or a folder has no recipe.yaml.
     """
     if not isinstance(recipe, Recipe) and (folder := Path(recipe)).is_dir():
         if not (folder / "recipe.yaml").is_file():
@@ -48,14 +48,15 @@ def load_recipe(recipe: str | Recipe, form: str | None = None, overrides: Overri
     """Read a recipe.
 
     Args:
-        recipe: a YAML file, or the name of a recipe in the package (`tiny`, `smollm2`, `olmo3-7b-think`); or one that
+        recipe: a YAML file, the name of a recipe in the package (`tiny`, `smollm2`, `olmo3-7b-think`), or a recipe that
             was read before.
-        form: an overlay of the file's `forms`; `default` is the recipe without one. None: what the file itself says,
-            as a resolved recipe does, else `default`.
+        form: an overlay of the file's `forms`; `default` is the recipe without one. By default, the form that the file
+            names, as a resolved recipe does, else `default`.
         overrides: `["train.lr=1e-3"]` or `{"train.lr": 1e-3}`.
 
     Raises:
-        UserError: no such recipe or form, not YAML, an unknown key, a wrong type, or parts that disagree.
+        UserError: there is no such recipe or form, the file is not YAML, a key is unknown, a type is wrong, or parts
+            disagree.
     """
     where, tree = (f"recipe {recipe.name}", recipe.model_dump(mode="json")) if isinstance(recipe, Recipe) else (
         _read_tree(recipe))
@@ -67,7 +68,7 @@ def load_recipe(recipe: str | Recipe, form: str | None = None, overrides: Overri
         tree = merge(tree, forms[form])
         tree["form"] = form
     if isinstance(overrides, str):
-        raise UserError(f"overrides are a list of key.path=value, or values by key; {overrides!r} is one text")
+        raise UserError(f"overrides are a list of key.path=value, or values by key; {overrides!r} is a single string")
     for path, value in overrides.items() if isinstance(overrides, Mapping) else map(_parsed, overrides):
         _override(tree, path, value)
     try:
@@ -80,7 +81,7 @@ def load_recipe(recipe: str | Recipe, form: str | None = None, overrides: Overri
 
 
 def _of_entry(mistake: str, entries: list[int]) -> str:
-    """A mistake named by the entry of `saes` in the file, not by the run that a grid made of it."""
+    """A mistake, named by the entry of `saes` in the file and not by the run that a grid made from it."""
     return re.sub(r"^saes\.(\d+)", lambda match: f"saes.{entries[int(match[1])]}", mistake)
 
 
@@ -146,7 +147,7 @@ def made_live(recipe: Recipe) -> Recipe:
     """The same recipe, trained straight from the model.
 
     Raises:
-        UserError: it asks for what a live stream cannot do.
+        UserError: the recipe asks for something that a live stream cannot do.
     """
     tree = recipe.model_dump(mode="json")
     tree["train"]["live"] = {}

@@ -9,7 +9,7 @@ def first_mistake(error: ValidationError) -> str:
     first = mistakes[0]
     key = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        message = "unknown key; look for a slip of the pen"
+        message = "unknown key; look for a typo"
     elif first["type"] == "missing":
         message = "missing"
     else:

@@ -1,4 +1,4 @@
-"""Names of runs: what they may hold, and which cannot stand side by side. A name is a folder below `runs/`."""
+"""Names of runs: what they may contain, and which names collide. A name is a folder below `runs/`."""
 
 import re
 from pathlib import PurePosixPath
@@ -8,41 +8,41 @@ _OTHERS = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def check_name(name: str) -> str:
-    """The same name.
+    """Return the name unchanged if it is valid.
 
     Raises:
-        ValueError: it cannot be a folder's on every machine.
+        ValueError: it cannot be a folder name on every machine.
     """
     if not all(_PART.fullmatch(part) for part in name.split("/")):
-        raise ValueError("a name holds letters, digits, - _ and . (and / between its parts), and each part begins with "
-                         "a letter or a digit")
+        raise ValueError("a name has only letters, digits, - _ and . (and / between its parts), and each part begins "
+                         "with a letter or a digit")
     return name
 
 
 def refuse_colliding_names(names: list[str]) -> None:
-    """Runs need folders of their own.
+    """Refuse names that would not give each run its own folder.
 
     Raises:
-        ValueError: two names are equal, also but for upper and lower case, or one is a folder that holds another.
+        ValueError: two names are equal apart from upper and lower case, or one is a folder that contains another.
     """
     folders: dict[str, str] = {}
     for name in names:
         if name.lower() in folders:
             before = folders[name.lower()]
-            raise ValueError(f"saes: {name} stands there twice; give one of the two runs another name" if before == name
-                             else f"saes: the names {before} and {name} are one folder where case does not count")
+            raise ValueError(f"saes: {name} appears twice; give one of the two runs another name" if before == name
+                             else f"saes: the names {before} and {name} are one folder if case does not count")
         folders[name.lower()] = name
     for name in names:
         for parent in PurePosixPath(name.lower()).parents:
             if (holds := folders.get(str(parent))) is not None:
-                raise ValueError(f"saes: run {name} would stand in the folder of run {holds}; give one of the two "
+                raise ValueError(f"saes: run {name} would be inside the folder of run {holds}; give one of the two "
                                  "another name")
 
 
 def plain_text(value: object) -> str:
     """A setting's value as part of a name: `1e-3`, `none`, `batchtopk`, `0.9-0.99`, `weight-0.1`.
 
-    A number is written the shorter of its two ways, in full: different numbers have different names.
+    A number is written in full, in the shorter of its two notations, so different numbers have different names.
     """
     if value is None:
         return "none"
@@ -62,7 +62,7 @@ def _number(value: float) -> str:
         return str(int(value))
     plain = repr(value)
     mantissa, _, exponent = f"{value:.16e}".partition("e")
-    for digits in range(17):  # the fewest that give the same number
+    for digits in range(17):  # find the fewest digits that give the same number
         if float(f"{value:.{digits}e}") == value:
             mantissa, _, exponent = f"{value:.{digits}e}".partition("e")
             break

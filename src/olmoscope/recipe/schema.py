@@ -12,7 +12,7 @@ from olmoscope.recipe.coders import SiteName as SiteName
 from olmoscope.recipe.mistakes import first_mistake
 from olmoscope.recipe.names import refuse_colliding_names
 from olmoscope.recipe.sources import Count, Frozen
-from olmoscope.recipe.store import COUNT_KEYS as COUNT_KEYS  # all of a recipe can be had from here
+from olmoscope.recipe.store import COUNT_KEYS as COUNT_KEYS  # everything of a recipe can be imported from here
 from olmoscope.recipe.store import SPLITS as SPLITS
 from olmoscope.recipe.store import STORE_KEYS, hash_of
 from olmoscope.recipe.store import Activations as Activations
@@ -41,27 +41,34 @@ class Evaluate(Frozen):
     """How finished SAEs are measured. No weights depend on it."""
 
     tokens: Count = 100_000
-    """Held-out tokens that the language model reads for cross-entropy and KL: once as it is, and with each
-    reconstruction and ablation in turn. Figures of reconstruction are of all held-out rows."""
+    """Held-out tokens that the language model reads for cross-entropy and KL: once unchanged, and once with each
+    reconstruction and ablation. Figures of reconstruction are over all held-out rows."""
 
 
 class Release(Frozen):
-    """What the release is called."""
+    """The names of the release."""
 
     name: str
+    """The title of its model card."""
     repo_id: str
     """The hub repository that users will load from, `OWNER/NAME`."""
 
 
 class Recipe(StoreRecipe):
-    """Everything that decides the result of a run, and the device it runs on."""
+    """Everything that decides the result of a run, and the device that it runs on."""
 
     name: str
+    """The recipe's name, which is that of its output folder unless `--out` names another."""
     form: str = "default"
+    """Which of the recipe's forms this is (`--form`)."""
     saes: Annotated[list[CoderConfig], Field(min_length=1)]
+    """What is trained. A list where a single value stands is a study."""
     train: Train
+    """How all of them are trained."""
     evaluate: Evaluate = Evaluate()
+    """How they are measured."""
     release: Release
+    """What their release is called."""
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
@@ -73,14 +80,14 @@ class Recipe(StoreRecipe):
                                      f"{', '.join(map(str, sites))})")
             train = self._checked_train(f"saes.{number}.train", sae)
             if train.finish and (len(sae.reads) > 1 or sae.sites[0].model):
-                raise ValueError(f"saes.{number}: train.finish is for coders that write one site of the recipe's own "
+                raise ValueError(f"saes.{number}: train.finish is for coders that write one site of the recipe's main "
                                  "model; set train: {finish: null} for this one")
             if train.shards > 1 and (refused := _not_in_shards(sae, train)):
                 raise ValueError(f"saes.{number}: train.shards is {train.shards}, {refused}; set train: {{shards: 1}} "
                                  "for this one")
             if sae.activation == "groupmax" and train.candidates:
-                raise ValueError(f"saes.{number}.activation: groupmax needs all pre-activations; leave out one of it "
-                                 "and train.candidates")
+                raise ValueError(f"saes.{number}.activation: groupmax needs all pre-activations; leave out one of "
+                                 "activation: groupmax and train.candidates")
         if self.train.decoder_rate is not None and all(sae.weights == "tied" for sae in self.saes):
             raise ValueError("train.decoder_rate: all SAEs have tied weights, which have one rate; leave it out")
         if self.train.live and self.models:
@@ -100,17 +107,18 @@ class Recipe(StoreRecipe):
             raise ValueError(f"{where}.{first_mistake(error)}") from error
 
     def train_of(self, sae: CoderConfig) -> Train:
-        """How one SAE of the recipe is trained: the recipe's `train`, with what the SAE says otherwise."""
+        """How one SAE of the recipe is trained: the recipe's `train`, with the SAE's own keys in place of the recipe's.
+        """
         return Train.model_validate(merge(self.train.model_dump(), sae.train)) if sae.train else self.train
 
     def sites_for(self, sae: CoderConfig) -> list[Site]:
-        """The sites that decide the weights of one SAE: its own; where rows are left out by their norms, all of the
-        recipe."""
+        """The sites that decide the weights of one SAE: its own or, if rows are filtered by their norms, all sites of
+        the recipe."""
         return self.activations.sites if self.train_of(sae).filter.max_norm is not None else sae.sites
 
     def alone(self, sae: CoderConfig) -> Self:
-        """The recipe with nothing in it that the weights of one SAE do not depend on: other sites, held-out tokens. So
-        a store may grow, and the runs that were trained on it stay."""
+        """The recipe without what one SAE's weights do not depend on: other sites, held-out tokens. So a store may
+        grow, and the runs that were trained on it remain valid."""
         return self.with_sites(self.sites_for(sae)).with_wanted(self.wanted | {"held_out": 1})
 
     def run_hash(self, sae: CoderConfig) -> str:
@@ -118,14 +126,14 @@ class Recipe(StoreRecipe):
         return hash_of({"store": self.store_hash()} | self.run_identity(sae))
 
     def run_identity(self, sae: CoderConfig) -> dict[str, Any]:
-        """What decides the weights of one SAE beside the store. A key that came later is left out where it says what
-        was so before it came: hashes of older runs stay."""
+        """What decides the weights of one SAE besides the store. A newer key is left out if its value means the old
+        behaviour, so that hashes of older runs stay the same."""
         train = self.train_of(sae)
         tree = train.model_dump(mode="json", exclude={
             "checkpoint_every": True, "checkpoints": True, "log_every": True, "together": True, "live": {"buffer"}})
         if train.seed in (None, self.seed):
             del tree["seed"]
-        if train.sinks == "auto":  # runs of before have none, and are what they are
+        if train.sinks == "auto":  # left out although older runs have no sinks: they stay valid as they are
             del tree["sinks"]
         if train.finish is None:
             del tree["finish"]
@@ -141,13 +149,9 @@ class Recipe(StoreRecipe):
 
 
 def _not_in_shards(sae: CoderConfig, train: Train) -> str | None:
-    """Why an SAE cannot be trained in several shards; None: it can."""
+    """Why an SAE cannot be trained in several shards; None if it can."""
     if train.shards > sae.d_sae:
         return f"which is over its d_sae ({sae.d_sae})"
     if sae.activation == "groupmax" and sae.k % train.shards:
         return f"which does not divide the {sae.k} groups of a groupmax SAE (saes.k)"
-    for what, there in (("matryoshka", sae.matryoshka), ("train.candidates", train.candidates),
-                        ("train.finish", train.finish)):
-        if there:
-            return f"and {what} does not go with shards so far"
     return None

@@ -1,4 +1,4 @@
-"""What is collected: text, tokens, models, sites; and what identifies the tokens and the store that come of it."""
+"""What is collected (text, tokens, models, sites), and what identifies the resulting tokens and store."""
 
 import hashlib
 import json
@@ -19,7 +19,7 @@ Wanted = dict[Split, int]
 """How many tokens of each split a recipe asks for."""
 SPLITS: tuple[Split, ...] = ("train", "held_out")
 COUNT_KEYS: dict[Split, str] = {"train": "count", "held_out": "held_out"}
-"""Where a recipe's `tokens` say it."""
+"""The key in a recipe's `tokens` for each split."""
 StoreDtype = Literal["bfloat16", "float32", "float16", "float8_e4m3"]
 
 
@@ -27,14 +27,15 @@ class Text(Frozen):
     """Where documents come from and how they are mixed."""
 
     sources: Annotated[list[Source], Field(min_length=1)]
+    """Where documents come from."""
     mixture: dict[str, Annotated[float, Field(gt=0)]] | Literal["shards"]
     """A weight for every source: documents are drawn one by one in these proportions (of documents). Or `shards`, the
     reference recipe's way: all shards of all sources in one shuffled order, each read to its end."""
     content: str | None = None
-    """A hash of what the sources hold, which stands for their paths where the text is identified; `evaluate` and
-    `index` set it for a text given by --text. null: sources are identified by what the recipe says of them."""
+    """A hash of the sources' content, which replaces their paths in the text's identity; `evaluate` and `index` set it
+    for a text given by --text. null: the recipe's own description identifies the sources."""
     held_out_share: Share = 0.01
-    """Share of documents kept out of training, for evaluation."""
+    """Share of the documents kept out of training, for evaluation."""
     max_bad_share: Share = 0.01
     """Malformed lines or rows are skipped and counted; more than this share of them stops the run."""
 
@@ -44,12 +45,12 @@ class Text(Frozen):
         if len(set(names)) < len(names):
             raise ValueError(f"two sources have the same name: {sorted(names)}")
         if isinstance(self.mixture, dict) and set(self.mixture) != set(names):
-            raise ValueError(f"mixture has weights for {sorted(self.mixture)}, the sources are {sorted(names)}")
+            raise ValueError(f"mixture has weights for {sorted(self.mixture)}, but the sources are {sorted(names)}")
         return self
 
 
 class Tokens(Frozen):
-    """How documents become sequences, and sequences segments of the store."""
+    """How documents become sequences, and sequences become segments of the store."""
 
     count: Count
     """Training tokens."""
@@ -60,8 +61,8 @@ class Tokens(Frozen):
     documents: Literal["share", "apart"] = "share"
     """Whether the documents in one sequence attend to each other, or each is seen as if alone."""
     bos: Bos = "auto"
-    """Whether what the model reads begins with BOS: each sequence, and each document of it where they are `apart`.
-    `auto`: as the model's tokenizer does by itself. BOS counts as a token, of `count` and of `chunk_lengths`."""
+    """Whether each sequence begins with BOS (and each document in it, if documents are `apart`). `auto`: whatever the
+    model's tokenizer does by itself. BOS counts as a token in `count` and in `chunk_lengths`."""
     segment_rows: Count = 65536
     """Rows (tokens) of a store segment, the unit of work that a crash can lose."""
     batch_tokens: Count = 16384
@@ -98,11 +99,14 @@ class Model(Frozen):
     name: str
     """A hub repository, a local folder, or `tiny`, the model inside the package."""
     revision: str | None = None
+    """A branch, tag or commit of the hub repository; null: its main branch."""
     d_model: Count | None = None
+    """The width of the residual stream."""
     num_layers: Count | None = None
-    """Both are checked against the model when it is loaded; given here, a plan needs no network."""
+    """Its number of layers. Both this and `d_model` are checked against the model when it is loaded; given here, a plan
+    needs no network."""
     dtype: ModelDtype = "auto"
-    """In which it computes; `auto`: bfloat16 where the hardware multiplies it natively, else float32
+    """The dtype in which it computes; `auto`: bfloat16 if the hardware multiplies it natively, else float32
     (model/dtype.py)."""
     attention: Literal["sdpa", "flash_attention_2", "flex_attention", "eager"] = "sdpa"
     """How transformers computes attention; the results differ in their last bits."""
@@ -110,8 +114,8 @@ class Model(Frozen):
     """Compile each layer with torch.compile: faster once it runs (1.7 times on a CPU, 1.4 times for 7B
     parameters on an H200), half a minute to start; the results differ in their last bits."""
     modules: dict[Literal["attention", "mlp"], str] = Field(default_factory=dict)
-    """What a decoder layer calls its attention and its MLP, where olmoscope does not know the names; needed by sites
-    inside a layer only (model/sites.py)."""
+    """A decoder layer's names for its attention and its MLP, if olmoscope does not know them; only sites inside a layer
+    need this (model/sites.py)."""
 
 
 class Activations(Frozen):
@@ -119,11 +123,10 @@ class Activations(Frozen):
 
     sites: Annotated[list[SiteName], Field(min_length=1)]
     """Where activations are taken (site.py lists the names): `layers.7`, `layers.7.mlp.out`. `layers: [7]` in a recipe
-    is short for `sites: [layers.7]`; `layers.*.mlp.out` names a place in every layer, where `model.num_layers` is
-    given."""
+    is short for `sites: [layers.7]`; `layers.*.mlp.out` names a place in every layer, and needs `model.num_layers`."""
     dtype: StoreDtype = "bfloat16"
-    """float16 is refused where values could overflow or do; float8_e4m3 (with a scale for each row) takes half the disk
-    and adds an error that is measured."""
+    """float16 is refused if values could overflow or do; float8_e4m3 (with a scale for each row) takes half the disk
+    space and adds an error, which is measured."""
 
     @model_validator(mode="before")
     @classmethod
@@ -141,12 +144,12 @@ class Activations(Frozen):
     @classmethod
     def _sorted_and_distinct(cls, sites: list[Site]) -> list[Site]:
         if sorted(set(sites)) != sites:
-            raise ValueError(f"sites must stand in the order of the model, without repeats: "
+            raise ValueError(f"sites must be in the order of the model, without repeats: "
                              f"{', '.join(map(str, sorted(set(sites))))}")
         return sites
 
     def row_bytes(self, width: int) -> int:
-        """Bytes of a row of one site on the disk."""
+        """Bytes of one site's row on disk."""
         return {"bfloat16": 2 * width, "float16": 2 * width, "float32": 4 * width,
                 "float8_e4m3": width + 4}[self.dtype]
 
@@ -155,9 +158,14 @@ class TokensRecipe(Frozen):
     """What decides the tokens of a store."""
 
     seed: Annotated[int, Field(ge=0)] = 0
+    """Decides every draw: the order of text and rows, the lengths of sequences and, unless `train.seed` says otherwise,
+    how SAEs start."""
     text: Text
+    """The text that the model reads."""
     tokens: Tokens
+    """How much of it, and how it is cut."""
     model: Model
+    """The language model."""
 
     def with_bos(self, bos: Bos) -> Self:
         """The same recipe with another `tokens.bos`."""
@@ -182,8 +190,8 @@ class TokensRecipe(Frozen):
         return {"model": self.model.model_dump(mode="json", include={"name", "revision"})} | self._tokens_identity()
 
     def _tokens_identity(self) -> dict[str, Any]:
-        """What decides the tokens, but the model. A key that came later is left out where it says what was so before
-        it came: hashes of older stores stay. (`bos: auto` is a recipe's from before, or not settled yet: no BOS.)"""
+        """What decides the tokens, except the model. A newer key is left out if its value means the old behaviour, so
+        that hashes of older stores stay the same. (`bos: auto` is from an older or unsettled recipe: no BOS.)"""
         tree = self.model_dump(mode="json", include={"seed", "text", "tokens"})
         if self.tokens.bos != "yes":
             del tree["tokens"]["bos"]
@@ -202,15 +210,17 @@ class StoreRecipe(TokensRecipe):
     """What decides an activation store, and the device that makes it."""
 
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where model and training run; `auto`: on a GPU if there is one."""
     models: dict[str, Model] = Field({})
-    """Other models that read the same tokens, by name: `base:layers.7` is a site of the one that is called `base`. For
-    crosscoders over several models or revisions of one; their vocabularies must be the same."""
+    """Other models that read the same tokens, by name: `base:layers.7` is a site of the model called `base`. This is
+    for crosscoders over several models, or revisions of a model; their vocabularies must be the same."""
     activations: Activations
+    """Which activations are stored, and how."""
 
     @model_validator(mode="before")
     @classmethod
     def _wildcards(cls, value: Any) -> Any:
-        """Replace `layers.*.mlp.out` by the sites that it names."""
+        """Replace `layers.*.mlp.out` with the sites that it names."""
         activations = value.get("activations") if isinstance(value, dict) else None
         sites = activations.get("sites") if isinstance(activations, dict) else None
         if not isinstance(activations, dict) or not isinstance(sites, list) or not any("*" in str(site)
@@ -223,7 +233,7 @@ class StoreRecipe(TokensRecipe):
             found = tree.get("num_layers") if isinstance(tree, dict) else None
             if not isinstance(found, int):
                 where = f"models.{of}" if colon else "model"
-                raise ValueError("activations.sites: * names all layers, and the recipe does not say how many there "
+                raise ValueError("activations.sites: * names all layers, but the recipe does not say how many there "
                                  f"are: set {where}.num_layers")
             return found
 
@@ -239,7 +249,7 @@ class StoreRecipe(TokensRecipe):
         sites = self.activations.sites
         for name in self.models:
             if not re.fullmatch(MODEL_NAME, name):
-                raise ValueError(f"models: {name!r} is no name for a model: letters, digits, - and _, a letter first")
+                raise ValueError(f"models: {name!r} cannot name a model: use letters, digits, - and _, a letter first")
             if not any(site.model == name for site in sites):
                 raise ValueError(f"models.{name}: no site of it is collected; name one in activations.sites, such as "
                                  f"{name}:{sites[0].of('')}, or leave the model out")
@@ -247,25 +257,25 @@ class StoreRecipe(TokensRecipe):
             raise ValueError("activations.sites: name a site of the recipe's own model too: the tokens are its tokens")
         for site in sites:
             if site.model and site.model not in self.models:
-                raise ValueError(f"activations.sites: {site} is of a model that the recipe does not know; say which it "
-                                 f"is in models.{site.model}")
+                raise ValueError(f"activations.sites: {site} is in a model that the recipe does not know; define it in "
+                                 f"models.{site.model}")
             layers = self.model_of(site.model).num_layers
             if layers is not None and site.layer >= layers:
-                raise ValueError(f"activations.sites: {site} is out of range, the model has layers 0 to {layers - 1}")
+                raise ValueError(f"activations.sites: {site} is out of range; the model has layers 0 to {layers - 1}")
         return self
 
     def model_of(self, name: str) -> Model:
-        """The model that the sites of a name are of."""
+        """The model of this name, which sites refer to; an empty name means the recipe's own model."""
         return self.models[name] if name else self.model
 
     def of_model(self, name: str) -> Self:
-        """What is collected of one model: the recipe with that model as its own, and its sites alone. Without a name:
-        the recipe's own model."""
+        """What is collected from one model: the recipe with that model as its own, and only its sites. An empty
+        name means the recipe's own model."""
         sites = [site.of("") for site in self.activations.sites if site.model == name]
         return self.model_copy(update={"model": self.model_of(name), "models": {}}).with_sites(sites)
 
     def in_dtype(self, dtype: ModelDtype) -> Self:
-        """The same recipe with its models computed in this dtype, those that do not say theirs."""
+        """The same recipe with this dtype for those of its models whose dtype is `auto`."""
         def settled(model: Model) -> Model:
             return model.model_copy(update={"dtype": dtype}) if model.dtype == "auto" else model
 
@@ -290,7 +300,8 @@ class StoreRecipe(TokensRecipe):
 
 
 def _model_identity(model: Model) -> dict[str, Any]:
-    """What identifies a model. A newer key is left out at its old meaning, so that older hashes stay."""
+    """What identifies a model. A newer key is left out if its value means the old behaviour, so that older hashes stay
+    the same."""
     tree = model.model_dump(mode="json")
     if not tree["modules"]:
         del tree["modules"]
@@ -298,7 +309,8 @@ def _model_identity(model: Model) -> dict[str, Any]:
 
 
 def _activations_identity(activations: Activations) -> dict[str, Any]:
-    """What identifies a store's content. Residual streams alone are named by layer, as before there were sites."""
+    """What identifies a store's content. If all sites are residual streams, they are named by layer, as before sites
+    existed."""
     tree = activations.model_dump(mode="json")
     if all(site.is_layer_output for site in activations.sites):
         del tree["sites"]

@@ -1,10 +1,10 @@
-"""Grids: an entry of `saes` with lists where single values stand becomes a run for each combination of them.
+"""Grids: an entry of `saes` with lists in place of single values becomes a run for each combination of their values.
 
     - {layer: 7, d_sae: 4096, k: [32, 64], train: {lr: [1e-3, 2e-3], seed: [0, 1, 2]}}
 
-is 2 x 2 x 3 runs, such as `layer_07/width_4096/topk_32_raw_lr-1e-3_seed-1`. The name says all keys that vary and are
-not in it already; a list of one value varies too, so that adding a second one renames nothing. A key that holds a list
-by its nature (`reads`, `matryoshka`, `betas`) varies where it is a list of lists.
+is 2 x 2 x 3 runs, such as `layer_07/width_4096/topk_32_raw_lr-1e-3_seed-1`. The name adds every varying key that is not
+in it already; a list of one value counts as varying, so that adding a second value renames nothing. A key whose value
+is itself a list (`reads`, `matryoshka`, `betas`) varies if it is a list of lists.
 """
 
 from itertools import product
@@ -18,22 +18,22 @@ from olmoscope.recipe.schema import CoderConfig
 LISTS = ("matryoshka", "betas", "reads", "writes")
 """Keys whose single value is a list."""
 IN_THE_ID = ("layer", "site", "reads", "writes", "skip", "d_sae", "k", "activation", "normalize", "weights")
-"""Keys of an SAE that its `default_id` tells."""
+"""Keys of an SAE that its `default_id` includes."""
 Choice = tuple[tuple[str, ...], list[Any]]
-"""A key's path, and the values in the list that stands there."""
+"""A key's path, and the values in its list."""
 
 
 def spread_out(tree: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
-    """A recipe's tree with the runs of each entry of `saes` in its place.
+    """A recipe's tree with each entry of `saes` replaced by its runs.
 
     Returns:
-        The tree, and for each run the number of the entry that it is of.
+        The tree, and for each run the number of the entry that it comes from.
 
     Raises:
-        ValueError: an empty list, a value that stands twice in one, or a list in the recipe's own `train`.
+        ValueError: a list is empty, a list has a value twice, or the recipe's own `train` has a list.
     """
     for path, _ in _choices(tree.get("train"), ()):
-        raise ValueError(f"train.{'.'.join(path)}: a list spans a grid of runs under an SAE only: saes.N.train."
+        raise ValueError(f"train.{'.'.join(path)}: a list spans a grid of runs only under an SAE: use saes.N.train."
                          f"{'.'.join(path)}")
     saes = tree.get("saes")
     if not isinstance(saes, list):
@@ -43,8 +43,8 @@ def spread_out(tree: dict[str, Any]) -> tuple[dict[str, Any], list[int]]:
 
 
 def _runs(entry: Any, where: str) -> list[Any]:
-    """The runs of one entry, the last key of the alphabet varying fastest."""
-    choices = sorted(_choices(entry, ()), key=lambda choice: choice[0])  # names do not depend on how a file is ordered
+    """The runs of one entry; the alphabetically last key varies fastest."""
+    choices = sorted(_choices(entry, ()), key=lambda choice: choice[0])  # names do not depend on the order of the file
     for path, values in choices:
         key = ".".join((where, *path))
         if not values:
@@ -52,7 +52,7 @@ def _runs(entry: Any, where: str) -> list[Any]:
         said = [plain_text(value) for value in values]
         for text in said:
             if said.count(text) > 1:
-                raise ValueError(f"{key}: {text} stands there twice")
+                raise ValueError(f"{key}: {text} appears twice")
     if not choices:
         return [entry]
     return [_run(entry, dict(zip((path for path, _ in choices), values, strict=True)))
@@ -71,13 +71,13 @@ def _run(entry: dict[str, Any], chosen: dict[tuple[str, ...], Any]) -> dict[str,
         try:
             sae = CoderConfig.model_validate({key: value for key, value in run.items() if key not in ("name", "train")})
         except ValidationError:
-            return run  # whoever reads the whole recipe says what is wrong with it
+            return run  # the code that reads the whole recipe says what is wrong with it
         run["name"] = "_".join([sae.default_id, *labels])
     return run
 
 
 def _choices(value: Any, path: tuple[str, ...]) -> list[Choice]:
-    """Where lists stand for single values."""
+    """The keys that have lists in place of single values."""
     if isinstance(value, dict):
         return [choice for key, inner in value.items() for choice in _choices(inner, (*path, str(key)))]
     if not isinstance(value, list) or not path:

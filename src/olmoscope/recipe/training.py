@@ -1,4 +1,4 @@
-"""How SAEs are trained: frozen models of the recipe's key `train`."""
+"""How SAEs are trained: frozen models for the recipe's key `train`."""
 
 from typing import Annotated, Literal
 
@@ -8,11 +8,11 @@ from olmoscope.recipe.sources import Count, Frozen, Share
 
 
 class Filter(Frozen):
-    """Which rows training leaves out. The store holds them all; the share left out is reported.
+    """Which rows training leaves out. The store holds all rows; the share left out is reported.
 
-    Nothing by default: on the tiny model no norm is over 1.6 times the median, and leaving out special tokens made
-    ordinary ones no better (held-out NMSE 0.146 against 0.143) and special ones worse (0.28 against 0.10). Models with
-    attention sinks of huge norm are what it is for.
+    By default, nothing is left out: on the tiny model, no norm is over 1.6 times the median, and leaving out special
+    tokens made ordinary tokens no better (held-out NMSE 0.146 against 0.143) and special tokens worse (0.28 against
+    0.10). The filter is for models with attention sinks of huge norm.
     """
 
     special_tokens: bool = False
@@ -28,112 +28,118 @@ class Live(Frozen):
     """Training straight from the model, without a store of activations."""
 
     rows: Count = 2**18
-    """Rows of each site held and mixed: twice as many rows' contexts are in each batch."""
+    """Rows of each site held and mixed: each round mixes the contexts of about twice as many rows."""
     buffer: Literal["ram", "device"] = "ram"
-    """Where they are held: in memory, or on the device that trains."""
+    """Where the rows are held: in memory, or on the device that trains."""
 
 
 class Auxiliary(Frozen):
-    """The auxiliary loss by which dead latents learn what the others leave (train/auxiliary.py)."""
+    """The auxiliary loss by which dead latents learn what the others leave out (train/auxiliary.py)."""
 
     weight: Annotated[float, Field(ge=0)] | None = None
-    """Of the loss, the NMSE left if the dead latents added their part, beside the main loss; 0: only `lift`. null:
-    1/8, and 0 where weights are tied, which the loss harms (docs/recipe-study.md)."""
+    """The weight of this loss beside the main loss; it is the NMSE left if the dead latents added their part. 0: only
+    `lift`. null: 1/8, or 0 if weights are tied, which the loss harms (docs/recipe-study.md)."""
     k: Count | None = None
     """Dead latents active in a row; null: the SAE's k. The loss costs as much as the step's sparse part would with
     this k."""
     dead_window: Count | None = None
-    """A latent takes part while it has not fired in this many tokens; null: found from width and k
+    """A latent takes part if it has not fired in this many tokens; null: derived from width and k
     (train/derived.py)."""
     lift: Annotated[float, Field(ge=0)] = 0.1
-    """The bias of a dead latent rises by this times the mean activation in `dead_window` tokens, until it fires. Where
-    `dead_window` is null and found to be short, the lift is smaller (train/derived.py)."""
+    """Over `dead_window` tokens, the bias of a dead latent rises by this times the mean activation, until it fires. If
+    `dead_window` is null and the derived one is short, the lift is smaller (train/derived.py)."""
 
 
 MOST_MARGIN = 448
-"""Of candidates: more of them cost more than the exact product."""
+"""The largest margin of candidates: more candidates cost more than the exact product."""
 
 
 class Candidates(Frozen):
-    """The encoder's product in int8, which proposes latents; their exact scores decide (train/candidates.py)."""
+    """The encoder's product in int8 proposes latents, and their exact scores decide (train/candidates.py)."""
 
     margin: Annotated[int, Field(ge=0, le=MOST_MARGIN)] = 16
-    """Candidates of a row beyond k, at first: where they miss more than 0.01 % of the top k, which is measured while
-    training, they become more."""
+    """The initial number of candidates per row beyond k; it grows if they miss more than 0.01 % of the top k, which is
+    measured during training."""
 
 
 class Finish(Frozen):
-    """The end of training on the language model's own loss as well (train/finish.py)."""
+    """The last part of training also uses the language model's own loss (train/finish.py)."""
 
     kl: Annotated[float, Field(gt=0)] = 1.0
-    """How hard the divergence of the model's predictions pulls at a reconstruction, beside how hard its error does."""
+    """How hard the divergence of the model's predictions pulls at a reconstruction, relative to its error."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Of the steps, the last ones."""
+    """The share of the steps, the last ones, that do so."""
 
 
 class Every(Frozen):
-    """Checkpoints to keep, by their steps."""
+    """Which checkpoints to keep, by step."""
 
     every: Count
-    """The steps that are multiples of it."""
+    """Keep those whose step is a multiple of this."""
 
 
 class Train(Frozen):
-    """How the SAEs of the recipe are trained; an SAE may say otherwise of any key. What is null is found from width, k
+    """How the SAEs of the recipe are trained; an SAE may override any key. Keys that are null are derived from width, k
     and tokens (train/derived.py)."""
 
     seed: Annotated[int, Field(ge=0)] | None = None
-    """The seed of what training draws, which is how an SAE starts; null: the recipe's `seed`. The text, the store and
-    the order in which rows come depend on the recipe's seed alone."""
+    """The seed of what training draws, an SAE's initialisation; null: the recipe's `seed`. The text, the store and the
+    order of the rows depend only on the recipe's seed."""
     batch: Count | None = None
+    """Rows in a step."""
     lr: Annotated[float, Field(gt=0)] | None = None
+    """The learning rate of the encoder, or of tied weights."""
     decay: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """Share of the steps, the last ones, over which the rate falls linearly to 0; 0 keeps it constant."""
+    """The share of the steps, the last ones, over which the learning rate falls linearly to 0; 0 keeps it constant."""
     decoder_rate: Annotated[float, Field(gt=0)] | None = None
-    """The rate of an untied decoder, times `lr`; tied weights have one rate."""
+    """The learning rate of an untied decoder, as a multiple of `lr`; tied weights have one rate."""
     scale_biases: bool = True
-    """The rate of the biases is `lr` times the RMS of the activations (centred, over their channels): what is learned
-    does not depend on the unit of the activations. False: plain `lr`."""
+    """The learning rate of the biases is `lr` times the RMS of the activations (centred, over their channels), so that
+    the result does not depend on the unit of the activations. False: plain `lr`."""
     betas: tuple[Share, Share] = (0.9, 0.999)
+    """Decay of Adam's first and second moments, a step."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
+    """Added to the root of Adam's second moment."""
     adam: Literal["exact", "touched"] = "touched"
-    """Adam on every row of the dictionary at every step, or only on rows with an active latent in the batch: cheaper
-    where the batch is small, and rows without a gradient do not drift on with their momentum, which kills latents at
-    high rates."""
+    """Adam on every row of the dictionary at every step, or only on rows with an active latent in the batch. The latter
+    is cheaper if the batch is small, and rows without a gradient do not drift with their momentum, which kills latents
+    at high learning rates."""
     moments: Literal["float32", "bfloat16"] = "float32"
-    """Of Adam, for the dictionary: bfloat16 (rounded stochastically) halves their memory and traffic."""
+    """The dtype of Adam's moments for the dictionary: bfloat16 (rounded stochastically) halves memory and traffic."""
     order: Literal["shuffled", "reading"] = "shuffled"
     """Rows mixed over the whole store, or in the order in which the model read them."""
     epochs: Count = 1
+    """How often training reads the store."""
     filter: Filter = Filter()
+    """Rows that training leaves out."""
     live: Live | None = None
-    """Read the model itself and not a store (`olmoscope train --live`)."""
+    """Read the model itself, not a store (`olmoscope train --live`)."""
     together: Count | Literal["fit"] = "fit"
-    """SAEs trained at once on one read: a number, or as many as fit in the free memory of the device. Each becomes
-    what it would have become alone."""
+    """How many SAEs are trained at once on one pass over the rows: a number, or as many as fit in the free memory of
+    the device. Each becomes the same as if trained alone."""
     candidates: Candidates | None = None
     """Find the top k from a product in 8 bits, faster and nearly always the same; null: the exact product. The first
     steps time both ways, and the faster one is used."""
     auxiliary: Auxiliary | None = Auxiliary()
-    """Keeps latents from staying dead; null: no such loss."""
+    """The loss that keeps latents from staying dead; null: no such loss."""
     sinks: Literal["auto", "off"] = "auto"
-    """Latents for attention sinks, rows of huge norm along a direction of their own (sae/sinks.py): as many of the
-    d_sae as the site has such directions, in nearly all models one or none. They are found before training and fixed.
-    For SAEs of one site, without layer norm or groups."""
+    """Latents for attention sinks, rows of huge norm along a direction of their own (sae/sinks.py): one of the d_sae
+    latents for each such direction of the site, in nearly all models one or none. They are found before training and
+    stay fixed. For SAEs of one site, without layer norm or groups."""
     finish: Finish | None = None
-    """In the last steps the language model reads sequences with reconstructions in them, and what that does to its
-    predictions counts as well; null: training ends as it began. Costs passes of the whole model over as many tokens as
-    these steps have rows."""
+    """In the last steps, the language model reads sequences with reconstructions in them, and the effect on its
+    predictions enters the loss; null: training ends as it began. This costs passes of the whole model over as many
+    tokens as these steps have rows."""
     shards: Count = 1
     """The number of parts in which the latents are trained; up to that many processes share them (`olmoscope train
     --ranks`). It decides the order of sums, and so the weights' last bits and where latents start; the number of
-    processes changes nothing. For TopK SAEs of one site."""
+    processes changes nothing."""
     dead_window: Count = 500_000
     """A latent is counted as dead if it did not fire in this many tokens."""
     checkpoint_every: Count = 1000
     """Steps between checkpoints."""
     checkpoints: Every | Literal["last", "all"] = "last"
-    """Which of them a run keeps: the last one, all, or (`every: N`) the last and those after every N steps, which are
+    """Which checkpoints a run keeps: the last, all, or (`every: N`) the last and those after every N steps, which are
     then written whatever `checkpoint_every` is."""
     log_every: Count = 50
     """Steps between lines of metrics.jsonl."""
@@ -147,7 +153,7 @@ class Train(Frozen):
     @field_validator("checkpoints", mode="before")
     @classmethod
     def _which_checkpoints(cls, value: object) -> object:
-        """One message for all that it can be."""
+        """Check the value here, so that there is one message for all its forms."""
         steps = value.get("every") if isinstance(value, dict) and list(value) == ["every"] else None
         if value in ("last", "all") or isinstance(value, Every) or (isinstance(steps, int) and steps >= 1):
             return value

@@ -1,12 +1,15 @@
 """Any opened SAE, or an index of what its features fire on, in the format of another tool."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from olmoscope.errors import UserError
 from olmoscope.features.delphi import write_delphi
+from olmoscope.features.documents import write_documents
+from olmoscope.features.neuronpedia import write_neuronpedia
 from olmoscope.features.read import FeatureIndex
+from olmoscope.release.transcoder_set import write_set
 from olmoscope.sae.io import dictionary_learning, sparsify
 from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.io.opened import Opened
@@ -14,7 +17,13 @@ from olmoscope.site import Site
 
 WRITERS: Mapping[str, Callable[[Opened, Path], Path]] = {
     "sparsify": sparsify.write, "dictionary-learning": dictionary_learning.write}
-"""By the tool's name on the package index."""
+"""Of one SAE, by the tool's name on the package index."""
+CIRCUIT_TRACER = "circuit-tracer"
+"""Of a set of transcoders, and of the indexes of their features."""
+SAELENS_READERS = {
+    "saebench": "sae_bench.evals.core.main.multiple_evals or run_eval of another evaluation",
+    "sae-probes": "sae_probes.run_sae_evals"}
+"""Tools that are given an SAE by SAELens, and where."""
 
 
 @dataclass(frozen=True)
@@ -25,25 +34,78 @@ class Converted:
     note: str = ""
 
 
-def convert(address: str | Path, target: str, folder: Path, site: Site | None = None) -> Converted:
+def convert(address: str | Path, target: str, folder: Path, site: Site | None = None, called: str | None = None
+            ) -> Converted:
     """Write an SAE, ours or anybody's, or an index, in another tool's format.
 
     Args:
-        address: as `open_sae` takes it; for `delphi`, the folder of an index.
-        target: of `WRITERS`, or `delphi`.
+        address: as `open_sae` takes it; for the formats of `OF_INDEX`, the folder of an index; for circuit-tracer, what
+            `convert_set` takes.
+        target: of `WRITERS` or `OF_INDEX`, or circuit-tracer.
         folder: to write to; files of an earlier export there are replaced.
         site: what it reads, if it does not say.
+        called: `MODEL/SET`, the names on Neuronpedia.
 
     Raises:
         UserError: no such target, no such SAE, or one that the tool cannot express.
     """
-    if target == "delphi":
-        cache = write_delphi(FeatureIndex(Path(address)), folder)
-        return Converted(cache.folder, f"{cache.firings:,} firings in {cache.windows:,} windows of {cache.length} "
-                         f"tokens; left out are {cache.left_out:,} in the ends of sequences, under one window")
+    if called is not None and target != "neuronpedia":
+        raise UserError("--called is the name on Neuronpedia: give --to neuronpedia as well")
+    if target in OF_INDEX:
+        return OF_INDEX[target](FeatureIndex(Path(address)), folder, called)
+    if target == CIRCUIT_TRACER:
+        return convert_set([str(address)], folder, site)
     if target == "saelens":
         raise UserError("SAELens' format, which SAEBench and sae-probes read too, is written for runs of ours: give "
                         "their output folder, and leave --folder away")
+    refuse_saelens_reader(target)
     if target not in WRITERS:
-        raise UserError(f"--to {target}: no such format; there are saelens, {', '.join(WRITERS)}, delphi")
+        raise UserError(f"--to {target}: no such format; there are saelens, {', '.join(WRITERS)}, {CIRCUIT_TRACER}, "
+                        f"{', '.join(OF_INDEX)}")
     return Converted(WRITERS[target](open_sae(address, site), folder))
+
+
+def refuse_saelens_reader(target: str) -> None:
+    """Say how a tool that has no format of its own is given an SAE.
+
+    Raises:
+        UserError: it is such a tool.
+    """
+    if target in SAELENS_READERS:
+        raise UserError(f"--to {target}: it reads SAELens' format, so export without --to and give "
+                        f"sae_lens.SAE.load_from_disk(RUN/sae) to {SAELENS_READERS[target]} (docs/interchange.md)")
+
+
+def convert_set(addresses: Sequence[str], folder: Path, site: Site | None = None) -> Converted:
+    """Write transcoders, one for each layer, as a set for circuit-tracer; or indexes as its feature pages.
+
+    Args:
+        addresses: of transcoders, of folders with some, or of indexes.
+
+    Raises:
+        UserError: an SAE that circuit-tracer cannot express; two of one layer, or ones that differ in what a set has
+            in common.
+    """
+    return Converted(folder, write_set(addresses, folder, site))
+
+
+def _delphi(index: FeatureIndex, folder: Path, _: str | None) -> Converted:
+    cache = write_delphi(index, folder)
+    return Converted(cache.folder, f"{cache.firings:,} firings in {cache.windows:,} windows of {cache.length} "
+                     f"tokens; left out are {cache.left_out:,} in the ends of sequences, under one window")
+
+
+def _neuronpedia(index: FeatureIndex, folder: Path, called: str | None) -> Converted:
+    made = write_neuronpedia(index, folder, called)
+    return Converted(made.folder, f"{made.features:,} features, {made.activations:,} examples, {made.explanations:,} "
+                     "labels; fill in creatorName in release.jsonl and sourceset.jsonl")
+
+
+def _documents(index: FeatureIndex, folder: Path, _: str | None) -> Converted:
+    made = write_documents(index, folder)
+    return Converted(made.folder, f"{made.documents:,} documents, {made.features:,} features, {made.entries:,} entries")
+
+
+OF_INDEX: Mapping[str, Callable[[FeatureIndex, Path, str | None], Converted]] = {
+    "delphi": _delphi, "neuronpedia": _neuronpedia, "documents": _documents}
+"""Of an index."""

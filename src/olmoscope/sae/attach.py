@@ -1,7 +1,7 @@
-"""Coders in a running model: read its activations, or put the coders' own in their place. For research code.
+"""Coders in a running model: read its activations, or replace them with the coders' own. For research code.
 
-Works on any causal LM of transformers that is loaded already, with its head or without, by forward hooks that are
-removed when the block ends, however it ends.
+This works on any loaded causal LM of transformers, with or without its head, by forward hooks that are removed when the
+block ends, however it ends.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from olmoscope.sae.taps import Mode, Taps
 from olmoscope.site import Site
 
 _LOOKING = ContextVar("looking", default=False)
-"""Whether a pass only looks for sites: coders attached before stand aside."""
+"""Whether a pass only looks for sites: coders attached earlier then do nothing."""
 
 
 @contextlib.contextmanager
@@ -33,28 +33,28 @@ def attach(model: nn.Module, coder: SparseCoder | Sequence[SparseCoder], mode: M
 
     Args:
         model: a causal LM of transformers, or its decoder alone; in any dtype, training or not. Generating with a cache
-            works too: what is kept is then of the last token.
-        coder: one, or several; each on the device of its layers. A coder further up reads what those below have put
-            there. No two may write the same site.
+            works too; then the taps hold only the last token.
+        coder: one coder, or several, each on the device of its layers. A coder further up reads what those below have
+            put there. No two may write the same site.
         mode:
             `read`: nothing changes.
-            `replace`: the model goes on with the reconstruction at the sites that a coder writes.
-            `replace_keep_error`: it goes on with reconstruction + error, the error a constant. So its logits stay what
-            they were, to the last bit at a layer's output, and gradients reach whatever is below through the codes
-            alone: `taps.codes.values.grad` and `taps.errors[site].grad` serve attribution. Source: Marks et al. 2024,
-            arXiv:2403.19647; `use_error_term` in SAELens.
-        modules: names of the attention and the MLP module in a layer, where they are unusual:
+            `replace`: the model continues with the reconstruction at the sites that a coder writes.
+            `replace_keep_error`: it continues with reconstruction + error, where the error is a constant. So its logits
+            stay the same, to the last bit at a layer's output, and gradients reach everything below only through the
+            codes: use `taps.codes.values.grad` and `taps.errors[site].grad` for attribution. Source: Marks et al.
+            2024, arXiv:2403.19647; `use_error_term` in SAELens.
+        modules: names of the attention and the MLP module in a layer, if they are unusual:
             `{"attention": "attn", "mlp": "ffn"}`.
 
     Yields:
         `taps[site]`, the activations `[B, T, D]` of the last forward pass, in the model's dtype, before anything was
         replaced; `taps.codes`, the codes `[B, T, K]`; `taps.reconstructions[site]` and `taps.errors[site]`, `[B, T, D]`
-        in the coder's dtype. A transcoder's are those of the site that it writes. All of it stays after the block.
+        in the coder's dtype. A transcoder's are those of the site that it writes. All of it remains after the block.
 
     Raises:
-        UserError: a coder that does not know its sites, a site that the model does not have, or another width or device
-            than the model's; two coders that write one site; a crosscoder to be put in place, which has not read
-            all its sites yet when the model reaches the first.
+        UserError: a coder does not know its sites; the model does not have a site, or has another width or device;
+            two coders write one site; or a crosscoder is to replace activations, but has not read all its sites when
+            the model reaches the first.
 
     Example:
         >>> import olmoscope, torch
@@ -92,7 +92,7 @@ def _put(taps: Taps, site: Site, x_BTD: Tensor) -> Tensor:
 
 
 def _check(coders: Sequence[Any], mode: str) -> None:
-    """Refuse coders that cannot be attached, or not together.
+    """Refuse coders that cannot be attached, or cannot be attached together.
 
     Raises:
         UserError: see `attach`.
@@ -104,24 +104,23 @@ def _check(coders: Sequence[Any], mode: str) -> None:
     written: set[Site] = set()
     for coder in coders:
         if not isinstance(coder, SparseCoder):
-            raise UserError(f"attach: a coder is no {type(coder).__name__}; load one, olmoscope.load(ADDRESS)")
+            raise UserError(f"attach: a coder cannot be {type(coder).__name__}; load one with olmoscope.load(ADDRESS)")
         if not coder.reads or not coder.writes:
-            raise UserError("attach: this coder does not know which site it reads; say so, "
-                            "coder.at([\"layers.7\"]), or olmoscope.load(ADDRESS, site=...)")
+            raise UserError("attach: this coder does not know which site it reads; name it with "
+                            "coder.at([\"layers.7\"]) or olmoscope.load(ADDRESS, site=...)")
         if twice := written & set(coder.writes):
-            raise UserError(f"attach: two coders write {min(twice)}; attach them one after the other, in two with "
-                            "blocks")
+            raise UserError(f"attach: two coders write {min(twice)}; attach them one after another, in two with blocks")
         written |= set(coder.writes)
         if mode != "read" and min(coder.writes) < max(coder.reads):
-            raise UserError(f"attach: mode is {mode!r}, but this coder reads {max(coder.reads)} before it can write "
-                            f"{min(coder.writes)}, which the model has then left behind; use mode=\"read\"")
+            raise UserError(f"attach: mode is {mode!r}, but this coder must read {max(coder.reads)} before it can "
+                            f"write {min(coder.writes)}, which the model has already passed by then; use mode=\"read\"")
 
 
 def _find(model: Any, coders: Sequence[SparseCoder], modules: Mapping[Role, str] | None) -> Sites:
     """Where the sites of coders are in a model.
 
     Raises:
-        UserError: no such model or site, or another width or device.
+        UserError: the model is not a causal LM, it has no such site, or the width or device differs.
     """
     if not isinstance(model, nn.Module) or not hasattr(model, "get_input_embeddings"):
         raise UserError(f"attach: the model is {type(model).__name__}; it must be a causal LM of transformers, or its "
@@ -131,8 +130,8 @@ def _find(model: Any, coders: Sequence[SparseCoder], modules: Mapping[Role, str]
     sites = {site for coder in coders for site in (*coder.reads, *coder.writes)}
     for site in sites:
         if site.layer >= len(layers):
-            raise UserError(f"attach: {name} has {len(layers)} layers, so there is no {site}: this coder is of another "
-                            "model")
+            raise UserError(f"attach: {name} has {len(layers)} layers, so there is no {site}: this coder is for "
+                            "another model")
     with _looking(model):
         found = find_sites(model, layers, sites, name, text.hidden_size,
                            model.get_input_embeddings().num_embeddings, modules)  # type: ignore[operator]
@@ -140,23 +139,23 @@ def _find(model: Any, coders: Sequence[SparseCoder], modules: Mapping[Role, str]
         for ends, width, verb in ((coder.reads, coder.d_in, "reads"), (coder.writes, coder.d_out, "writes")):
             there = sum(found.widths[site] for site in ends)
             if width != there:
-                raise UserError(f"attach: this coder {verb} rows of width {width}, {', '.join(map(str, ends))} of "
-                                f"{name} has {there}: it is of another model or site")
+                raise UserError(f"attach: this coder {verb} rows of width {width}, but {', '.join(map(str, ends))} of "
+                                f"{name} has {there}: it is for another model or site")
             for site in ends:
                 device = next(layers[max(site.layer, 0)].parameters()).device
                 if device not in (coder.device, META):
-                    raise UserError(f"attach: {site} of {name} is on {device}, the coder on {coder.device}: move one "
-                                    f"of them, e.g. coder.to({str(device)!r})")
+                    raise UserError(f"attach: {site} of {name} is on {device}, but the coder is on {coder.device}: "
+                                    f"move one of them, e.g. coder.to({str(device)!r})")
     return found
 
 
 META = torch.device("meta")
-"""Of parameters that are elsewhere, and come only when they are needed: their device does not say the rows'."""
+"""The device of parameters that are elsewhere and loaded only when needed; it does not tell the rows' device."""
 
 
 @contextlib.contextmanager
 def _looking(model: nn.Module) -> Iterator[None]:
-    """While the block runs, a pass of the model is without dropout and without the coders that are attached to it."""
+    """While the block runs, the model runs without dropout and without the coders that are attached to it."""
     training = [module for module in model.modules() if module.training]
     token = _LOOKING.set(True)
     try:

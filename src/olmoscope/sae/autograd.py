@@ -1,14 +1,14 @@
-"""Gradients through encoding and decoding, by the same kernels as without them.
+"""Gradients through encoding and decoding, by the same kernels that compute without gradients.
 
-With dz = dL/dz of the active latents, 0 where z is 0, and g = dL/dy of the rows decoded:
+With dz = dL/dz of the active latents, 0 where z is 0, and g = dL/dy of the decoded rows:
 
     z_nk = s_j (u_n · W_j) + b_j      du = Σ_k s_j dz W_j (decode)      dW_j = Σ_n s_j dz u_n
                                       db_j = Σ_n dz                     ds_j = Σ_n dz (u_n · W_j)
     y_n = Σ_k z_nk W_j                dz = g · W_j (code_gradient)      dW_j = Σ_n z g_n
 
-j is the latent at a place, `indices[n, k]`. Which latents are active has no gradient. Sums over rows are taken in the
-order of the rows, so that the same input gives the same bits; a gradient of a whole matrix is dense, for that is what
-optimisers of torch want: training (train/step.py) never makes one.
+j is the latent at a place, `indices[n, k]`. The choice of active latents has no gradient. Sums over rows are taken in
+the order of the rows, so that the same input gives the same bits. The gradient of a whole matrix is dense, as torch's
+optimisers need; training (train/step.py) never makes one.
 
 Shapes: N rows, D width, F latents, K places of a code, P pairs of a row and an active latent.
 """
@@ -23,12 +23,12 @@ from torch.autograd.function import once_differentiable
 from olmoscope.kernels.interface import Kernels
 
 Choose = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""values_NK and indices_NK of rows u_ND, without gradients."""
+"""Gives values_NK and indices_NK of rows u_ND, without gradients."""
 
 
 def activations(kernels: Kernels, choose: Choose, u_ND: Tensor, W_enc_FD: Tensor, bias_F: Tensor,
                 scale_F: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What `choose` gives, with gradients if any is asked for: values are scale · (u · W) + bias where over 0."""
+    """The result of `choose`, with gradients if any are needed: values are scale · (u · W) + bias where over 0."""
     if _asked(u_ND, W_enc_FD, bias_F, scale_F):
         return cast(tuple[Tensor, Tensor], _Activations.apply(  # type: ignore[no-untyped-call]
             kernels, choose, u_ND, W_enc_FD, bias_F, scale_F))
@@ -37,7 +37,7 @@ def activations(kernels: Kernels, choose: Choose, u_ND: Tensor, W_enc_FD: Tensor
 
 
 def decoded(kernels: Kernels, values_NK: Tensor, indices_NK: Tensor, W_dec_FD: Tensor) -> Tensor:
-    """Σ_k values · W[indices], `[N, D]`, with gradients if any is asked for."""
+    """Σ_k values · W[indices], `[N, D]`, with gradients if any are needed."""
     if _asked(values_NK, W_dec_FD):
         return cast(Tensor, _Decoded.apply(  # type: ignore[no-untyped-call]
             kernels, values_NK, indices_NK, W_dec_FD))
@@ -92,7 +92,7 @@ class _Decoded(torch.autograd.Function):
         _, needs_values, _, needs_W = ctx.needs_input_grad
         g_ND = g_ND.contiguous()
         dvalues_NK = dW_FD = None
-        if needs_values:  # of all places: y is linear in a value, also where that is 0
+        if needs_values:  # for all places: y is linear in a value, even where that is 0
             dvalues_NK = ctx.kernels.code_gradient(g_ND, torch.ones_like(values_NK), indices_NK, W_dec_FD)
         if needs_W:
             dW_FD = _sums_by_latent(ctx.kernels, values_NK, indices_NK, g_ND, len(W_dec_FD))
@@ -102,9 +102,9 @@ class _Decoded(torch.autograd.Function):
 def _sums_by_latent(kernels: Kernels, weights_NK: Tensor, indices_NK: Tensor, rows_ND: Tensor, F: int) -> Tensor:
     """Σ weights · row over the places of each latent, `[F, D]`.
 
-    It is `decode` with rows and latents changed over: the places sorted by latent are codes of varying length.
+    This is `decode` with rows and latents exchanged: the places sorted by latent are codes of varying length.
     """
-    # sort_pairs leaves out places whose value is not over 0; a weight may be under it.
+    # sort_pairs leaves out places whose value is not over 0; a weight may be negative.
     there_NK = (weights_NK != 0).to(weights_NK.dtype)
     pairs = kernels.sort_pairs(there_NK, weights_NK, indices_NK, F)
     active = slice(0, int(pairs.offsets[-1]))

@@ -1,12 +1,12 @@
 """What any dictionary of a language model's activations offers, whatever its kind and origin: `SparseCoder`.
 
-A coder reads rows of one site and writes rows of one. In a sparse autoencoder (SAE) the two are the same; a transcoder
-is the same maths with other ends, for every activation rule:
+A coder reads rows of one site and writes rows of one. In a sparse autoencoder (SAE) the two are the same site; in a
+transcoder they differ, with the same maths for every activation rule:
 
     u = n(x) − b_in        z = rule(u W_encᵀ)        y = z W_dec + b_out + x W_skipᵀ
 
-n is the row normalisation (rows.py). An SAE gives n⁻¹(y), the reconstruction of x; a transcoder gives y. Gradients go
-through `encode` and `decode` by autograd.py, wherever one is asked for; else nothing is kept for them.
+n is the row normalisation (normalize.py). An SAE gives n⁻¹(y), the reconstruction of x; a transcoder gives y. Gradients
+flow through `encode` and `decode` (autograd.py) if any are needed; otherwise nothing is kept for them.
 
 Shapes: N rows, D_in width read, D_out width written, F latents, K places of a code; `...` any leading dimensions.
 """
@@ -30,10 +30,10 @@ from olmoscope.sae.source import Source
 from olmoscope.site import Site
 
 KERNEL_DTYPES = (torch.float32, torch.float64)
-"""What the kernels of every device take; in any other dtype plain torch computes."""
+"""The dtypes that the kernels of every device take; in any other dtype, plain torch computes."""
 
 _AS_B_IN = cast(Tensor, None)
-"""Stands for `b_in` until `__post_init__` puts it there."""
+"""A placeholder for `b_in` until `__post_init__` replaces it."""
 
 
 @dataclass(eq=False, repr=False)
@@ -41,15 +41,15 @@ class SparseCoder(ABC):
     """Parameters of one dictionary and what they compute; the kinds differ in which latents become active.
 
     Attributes:
-        W_enc: encoder `[F, D_in]`, one latent a row; in a tied SAE the very same tensor as `W_dec`.
-        W_dec: decoder `[F, D_out]`, one latent a row: the direction that it writes.
+        W_enc: encoder `[F, D_in]`, one row per latent; in a tied SAE, the same tensor as `W_dec`.
+        W_dec: decoder `[F, D_out]`, one row per latent: the direction that it writes.
         b_in: `[D_in]`, subtracted from the (normalised) rows before encoding.
         normalize: how rows are normalised before encoding; an SAE's reconstruction undoes it.
-        b_out: `[D_out]`, added after decoding. Left out, it is `b_in`, the very same tensor, as an SAE has it.
-        W_skip: `[D_out, D_in]`, what the output takes from the rows directly; None: nothing. Transcoders only.
-        transcoder: the rows written are those of another site than the rows read.
-        reads, writes: the sites; empty where they are not known.
-        source: what its files say of it, e.g. `source.model_name`; None if it was not loaded from any.
+        b_out: `[D_out]`, added after decoding. By default the same tensor as `b_in`, as in an SAE.
+        W_skip: `[D_out, D_in]`, maps the rows directly to the output; None for no skip. Transcoders only.
+        transcoder: whether it writes another site than it reads.
+        reads, writes: the sites; empty if they are unknown.
+        source: what its files say about it, e.g. `source.model_name`; None if it was not loaded from files.
 
     Example:
         >>> import olmoscope, torch
@@ -99,7 +99,7 @@ class SparseCoder(ABC):
 
     @property
     def d_model(self) -> int:
-        """`d_in`, as an SAE calls it."""
+        """`d_in`, under its usual name for an SAE."""
         return self.d_in
 
     @property
@@ -113,7 +113,7 @@ class SparseCoder(ABC):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the parameters, and of what `encode` and `decode` give."""
+        """The dtype of the parameters, and of the results of `encode` and `decode`."""
         return self.W_enc.dtype
 
     def __repr__(self) -> str:
@@ -122,7 +122,7 @@ class SparseCoder(ABC):
 
     def center(self, x_ND: Tensor) -> tuple[Tensor, RowStatistics | None]:
         """Rows as the encoder sees them, u `[N, D_in]`: in the parameters' dtype, normalised, minus `b_in`; and what
-        normalisation took out."""
+        the normalisation removed."""
         normal_ND, statistics = normalize_rows(x_ND.to(self.dtype), self.normalize)
         return normal_ND - self.b_in, statistics
 
@@ -133,12 +133,12 @@ class SparseCoder(ABC):
             x: `[..., D_in]` of any float dtype, on the coder's device.
 
         Returns:
-            Codes `[..., K]` in the parameters' dtype. K is k in a TopK coder, else the most active latents of any of
-            these rows. Gradients go from the values to x and to the parameters. They are those of the active latents:
-            which latents are active has none, so a threshold or a gate's bias gets none.
+            Codes `[..., K]` in the parameters' dtype. K is k in a TopK coder, else the largest number of active latents
+            in any of these rows. Gradients flow from the values to x and to the parameters, through the active latents
+            only: the choice of latents has no gradient, so a threshold or a gate's bias gets none.
 
         Raises:
-            UserError: no tensor, not of a float dtype, of another width, on another device.
+            UserError: x is not a tensor, its dtype is not a float dtype, or its width or device differs.
         """
         check_rows(x, self.d_in, self.device)
         x_ND = x.reshape(-1, self.d_in)
@@ -149,17 +149,18 @@ class SparseCoder(ABC):
                            None if self.transcoder else statistics, None if self.W_skip is None else x_ND)
 
     def decode(self, codes: SparseCodes) -> Tensor:
-        """What codes stand for, `[..., D_out]`, in the model's own space and in the parameters' dtype.
+        """The rows that codes represent, `[..., D_out]`, in the model's own space and in the parameters' dtype.
 
         Args:
-            codes: from `encode`, perhaps with other values (`dataclasses.replace`). Codes made by hand serve only a
-                coder that needs nothing else of the rows: an SAE that does not normalise, a transcoder without skip.
+            codes: from `encode`, perhaps with other values (`dataclasses.replace`). Codes made by hand work only for a
+                coder that needs nothing else from the rows: an SAE that does not normalise, a transcoder without skip.
 
         Returns:
-            The rows; gradients go to `codes.values` (also where a value is 0) and to the parameters.
+            The rows; gradients flow to `codes.values` (even where a value is 0) and to the parameters.
 
         Raises:
-            UserError: no codes, of another dictionary, on another device, or made by hand where that cannot serve.
+            UserError: these are not codes, they belong to another dictionary or device, or they were made by hand and
+                lack what this coder needs from the rows.
         """
         check_codes(codes, self.d_sae, self.device, "none" if self.transcoder else self.normalize,
                     self.W_skip is not None)
@@ -172,39 +173,39 @@ class SparseCoder(ABC):
         return restore_rows(y_ND, codes._statistics).view(*shape[:-1], self.d_out)
 
     def reconstruct(self, x: Tensor) -> tuple[Tensor, SparseCodes]:
-        """`decode(encode(x))`, `[..., D_out]` in the parameters' dtype, and the codes it was made from."""
+        """`decode(encode(x))`, `[..., D_out]` in the parameters' dtype, and the codes that it comes from."""
         codes = self.encode(x)
         return self.decode(codes), codes
 
     def at(self, reads: Sequence[Site | str | int], writes: Sequence[Site | str | int] | None = None) -> Self:
-        """The same coder, around the very same tensors, that knows its sites.
+        """The same coder with its sites set; it shares the tensors.
 
         Args:
             reads: sites or their texts, `["layers.7"]`.
-            writes: None: those that it reads.
+            writes: the same; None for the sites that it reads.
 
         Raises:
-            UserError: a text that names no site.
+            UserError: a text does not name a site.
         """
         sites = {"reads": tuple(map(Site.parse, reads)),
                  "writes": tuple(map(Site.parse, reads if writes is None else writes))}
         return self.from_state_dict(self.state_dict(), **self._settings() | sites)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Self:
-        """The same coder on another device, in another dtype, or both; what need not change is shared.
+        """The same coder on another device, in another dtype, or both; tensors that need no change are shared.
 
         Raises:
-            UserError: the dtype is not a float one.
+            UserError: the dtype is not a float dtype.
         """
         if dtype is not None and not dtype.is_floating_point:
-            raise UserError(f"to({dtype}): a coder's parameters are of a float dtype; choose one")
+            raise UserError(f"to({dtype}): a coder's parameters have a float dtype; choose one")
         moved = {name: tensor.detach().to(device, dtype).requires_grad_(tensor.requires_grad)
                  for name, tensor in self.state_dict().items()}
         return self.from_state_dict(moved, **self._settings())
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The parameters by name, each once, not copied: `W` where tied, else `W_enc` and `W_dec`; the latents' own;
-        `b_pre` where `b_in` is `b_out`, else both; `W_skip` if there is one."""
+        """The parameters by name, each once, not copied: `W` if tied, else `W_enc` and `W_dec`; the latents' own
+        parameters; `b_pre` if `b_in` is `b_out`, else both; `W_skip` if there is one."""
         own = {field.name: value for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)}
         matrices = [own.pop(name) for name in ("W_enc", "W_dec")]
         ends = [own.pop(name) for name in ("b_in", "b_out")]
@@ -214,10 +215,10 @@ class SparseCoder(ABC):
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor], **settings: Any) -> Self:
-        """A coder of this kind around tensors as `state_dict` names them.
+        """A coder of this kind around tensors, named as in `state_dict`.
 
         Args:
-            settings: the fields that are no tensors: `normalize`, `k` of a TopK, `transcoder` if it is one.
+            settings: the fields that are not tensors: `normalize`, `k` of a TopK, `transcoder` if it is one.
         """
         tensors: dict[str, Any] = dict(state)
         for one, both in (("W", ("W_enc", "W_dec")), ("b_pre", ("b_in", "b_out"))):
@@ -226,18 +227,18 @@ class SparseCoder(ABC):
         return cls(**tensors, **settings)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Copy parameters into this coder, as `state_dict` of one of the same kind and size gave them.
+        """Copy parameters into this coder, from `state_dict` of a coder of the same kind and size.
 
         Raises:
-            UserError: other names or shapes; nothing was copied.
+            UserError: the names or shapes differ; then nothing is copied.
         """
         mine = self.state_dict()
         if mine.keys() != state.keys():
-            raise UserError(f"load_state_dict: this {type(self).__name__} holds {', '.join(mine)}; given were "
+            raise UserError(f"load_state_dict: this {type(self).__name__} holds {', '.join(mine)}, but the state has "
                             f"{', '.join(state) or 'no tensors'}")
         for name, tensor in mine.items():
             if tensor.shape != state[name].shape:
-                raise UserError(f"load_state_dict: {name} is {list(state[name].shape)}, this coder's is "
+                raise UserError(f"load_state_dict: {name} is {list(state[name].shape)}, but this coder's is "
                                 f"{list(tensor.shape)}: load it into a coder of its own size")
         with torch.no_grad():
             for name, tensor in mine.items():
@@ -245,7 +246,7 @@ class SparseCoder(ABC):
 
     @property
     def kernels(self) -> Kernels:
-        """Those of the coder's device, or plain torch for a dtype that they do not take."""
+        """The kernels for the coder's device, or plain torch for a dtype that they do not take."""
         if self.dtype in KERNEL_DTYPES:
             return kernels_for(self.device)
         from olmoscope.kernels import reference
@@ -253,13 +254,13 @@ class SparseCoder(ABC):
         return cast(Kernels, reference)
 
     def _settings(self) -> dict[str, Any]:
-        """The fields that are no tensors."""
+        """The fields that are not tensors."""
         return {field.name: value for field in fields(self)
                 if not isinstance(value := getattr(self, field.name), Tensor)}
 
     @abstractmethod
     def _choose(self, u_ND: Tensor) -> tuple[Tensor, Tensor]:
-        """values_NK and indices_NK of rows that `center` gave, without any gradient."""
+        """values_NK and indices_NK of rows from `center`, without any gradient."""
 
     @abstractmethod
     def _affine(self) -> tuple[Tensor, Tensor | None]:

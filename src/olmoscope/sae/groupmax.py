@@ -1,9 +1,9 @@
-"""The group-max sparse autoencoder: latents in k groups of neighbours, of each group only its largest latent active.
+"""The group-max sparse autoencoder: latents form k groups of neighbours, and only the largest of each group is active.
 
     z_j = ReLU(p_j) where p_j is the largest of its group, else 0        p = (n(x) − b_in) W_encᵀ + b_latent
 
-Cheaper than a top-k, since groups are searched apart, and as sparse. Source: EleutherAI's sparsify, `groupmax`. Shapes:
-N and B rows, C rows of a chunk, D d_model, F latents, K groups.
+It is cheaper than a top-k, since each group is searched separately, and as sparse. Source: EleutherAI's sparsify,
+`groupmax`. Shapes: N and B rows, C rows of a chunk, D d_model, F latents, K groups.
 """
 
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from olmoscope.sae.topk import TopK
 
 @dataclass(eq=False, repr=False)
 class GroupMax(TopK):
-    """As `TopK`, with k groups of `d_sae / k` latents each: latents 0 to `d_sae / k` − 1 are the first."""
+    """Like `TopK`, with k groups of `d_sae / k` latents each: latents 0 to `d_sae / k` − 1 are the first group."""
 
     def _choose(self, u_ND: Tensor) -> tuple[Tensor, Tensor]:
         return encode_groups(self.kernels, u_ND, self.W_enc.detach(), self.b_latent.detach(), self.k)

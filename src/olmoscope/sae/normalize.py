@@ -1,5 +1,5 @@
 """Normalisation of input rows, which the reconstruction undoes: none, layer norm without weights, a fixed length, or
-the mean taken off."""
+subtraction of the mean."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 Normalize = Literal["none", "layer_norm", "constant_norm_rescale", "centred"]
-"""As SAELens calls them. Ours are trained with the first two; the third is for reading other trainers' SAEs, and so is
-the last, which is how TransformerLens' `center_writing_weights` changes rows."""
+"""Named as in SAELens. Our SAEs are trained with the first two; the third is for reading other trainers' SAEs, and so
+is the last, which is how TransformerLens' `center_writing_weights` changes rows."""
 
 EPS = 1e-5
 """Added to the standard deviation before dividing, as SAELens and the reference trainer do."""
@@ -17,7 +17,7 @@ EPS = 1e-5
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """What normalisation took out of each row, `[B, 1]` each: needed to put it back."""
+    """What normalisation removed from each row, `[B, 1]` each: needed to restore it."""
 
     mean_B1: Tensor
     std_B1: Tensor
@@ -27,7 +27,7 @@ def normalize_rows(x_BD: Tensor, normalize: Normalize) -> tuple[Tensor, RowStati
     """Rows as the encoder sees them: unchanged, centred, centred and divided by (unbiased std + 1e-5), or of length √D.
 
     Source: SAELens' `layer_norm`, which the reference release uses (standard deviation with n - 1), and its
-    `constant_norm_rescale` (a row of zeros stays one; there it becomes NaN).
+    `constant_norm_rescale` (here a row of zeros stays zero; in SAELens it becomes NaN).
     """
     if normalize == "none":
         return x_BD, None

@@ -1,11 +1,11 @@
 """Scales of sites, folded into a coder's weights.
 
-Training multiplies the rows of each site read by a number of its own (train/ends.py). Folded in, the coder takes rows
-as they are: with rows a x in place of x,
+Training multiplies the rows of each site that is read by the site's scale a (train/ends.py). With the scale folded in,
+the coder takes rows as they are:
 
     (a x − b) W_encᵀ  =  (x − b / a) (a W_enc)ᵀ        (a x) W_skipᵀ  =  x (a W_skip)ᵀ
 
-and what a crosscoder gives for a site, in that site's scale, is divided by it: decoder and b_out by a.
+An SAE's or a crosscoder's output for a site is in that site's scale, so its decoder and b_out are divided by a.
 """
 
 from collections.abc import Sequence
@@ -16,11 +16,11 @@ from olmoscope.sae.topk import TopK
 
 
 def fold_scales(coder: TopK, scales: Sequence[float], widths: Sequence[int]) -> TopK:
-    """A coder of rows as they are, from one of scaled rows; with scales of 1 the coder itself.
+    """A coder of unscaled rows, from a coder of scaled rows; if all scales are 1, the coder itself.
 
     Args:
-        scales: what the rows of each site read are multiplied by.
-        widths: of each site's rows.
+        scales: the factor of the rows of each site that is read.
+        widths: width of each site's rows.
     """
     if all(scale == 1 for scale in scales):
         return coder

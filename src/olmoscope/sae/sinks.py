@@ -1,22 +1,22 @@
 """Latents for attention sinks: a few fixed directions that reconstruct rows of huge norm almost exactly.
 
-In most language models some rows, above all that of the first position, have a norm tens or hundreds of times the
+In most language models some rows, above all those at the first position, have a norm tens or hundreds of times the
 median, along nearly one direction (attention sinks; massive activations: Sun et al. 2024, arXiv:2402.17762). A loss
-that counts a row's error relative to the row learns little from them, and what is a small error there is many times
-an ordinary row: spliced into the model, it does more harm than all other errors together.
+that measures a row's error relative to the row learns little from them, and a relatively small error there is many
+times an ordinary row: spliced into the model, it does more harm than all other errors together.
 
-So these directions are found before training (train/find_sinks.py), and each has a latent of its own, which is not
-trained. With c_j a row's coordinate along direction j, it is active only far out, and then reconstructs all of the
-coordinate but what is usual:
+So these directions are found before training (train/find_sinks.py), and each has its own latent, which is not trained.
+With c_j a row's coordinate along direction j, the latent is active only far out, and then reconstructs all of the
+coordinate except its usual value:
 
     a_j = gain_j max(0, c_j − onset_j)        gain_j = (typical_j − usual_j) / (typical_j − onset_j)
 
 The other latents are trained on what is left, x − Σ_j a_j direction_j, which is of ordinary size in every row. Their
-encoder sees no coordinates along the directions (the usual ones stand in their place), so that a sink's size does not
-reach them. All of this is linear where a latent is active, so the finished SAE is an ordinary one (`fold_sinks`): every
-reader of its format gives the same.
+encoder does not see the coordinates along the directions (the usual values replace them), so that a sink's size does
+not reach them. All of this is linear where a latent is active, so the finished SAE is an ordinary one (`fold_sinks`):
+every reader of its format computes the same.
 
-Shapes: B rows, D width, F latents that are trained, S sink latents.
+Shapes: B rows, D width, F trained latents, S sink latents.
 """
 
 from dataclasses import dataclass, fields
@@ -35,10 +35,10 @@ class Sinks:
     directions_SD: Tensor
     """Unit rows."""
     coordinates_SD: Tensor
-    """A row's coordinates along the directions are its products with these: the dual basis."""
+    """The dual basis: a row's products with these are its coordinates along the directions."""
     gain_S: Tensor
     onset_S: Tensor
-    """The coordinate from which on the latent is active."""
+    """The coordinate above which the latent is active."""
     usual_S: Tensor
     """The mean coordinate of ordinary rows."""
 
@@ -51,21 +51,21 @@ class Sinks:
         return type(self)(**{name: tensor.to(device) for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it by name."""
+        """All tensors by name."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def split(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows as the encoder of the trained latents sees them, and what those latents are to give, each `[B, D]`."""
+        """Rows as the trained latents' encoder sees them, and the target of those latents, each `[B, D]`."""
         c_BS = x_BD @ self.coordinates_SD.T
         active_BS = self.gain_S * (c_BS - self.onset_S).clamp_min(0)
         return x_BD - (c_BS - self.usual_S) @ self.directions_SD, x_BD - active_BS @ self.directions_SD
 
 
 def fold_sinks(sae: TopK, sinks: Sinks | None) -> TopK:
-    """The finished SAE: the sinks' latents, then the trained ones, with an encoder of rows as they are.
+    """The finished SAE: the sinks' latents, then the trained ones, with an encoder for rows as they are.
 
-    With P x = Σ_j c_j direction_j the trained latents read x − P x + Σ_j usual_j direction_j; so their encoder is
-    W (I − P), and their bias has W Σ_j (usual_j − c_j(b_pre)) direction_j added.
+    With P x = Σ_j c_j direction_j, the trained latents read x − P x + Σ_j usual_j direction_j. So their encoder is
+    W (I − P), and W Σ_j (usual_j − c_j(b_pre)) direction_j is added to their bias.
     """
     if sinks is None:
         return sae

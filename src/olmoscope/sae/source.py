@@ -1,4 +1,4 @@
-"""What the files of a coder say of it: it stays with the coder, whatever device it goes to."""
+"""What a coder's files say about it; this stays with the coder, whatever device it moves to."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -9,13 +9,13 @@ class Source:
     """Where a coder was loaded from.
 
     Attributes:
-        name: a run's SAE id, the name of a folder or file, a hub id.
+        name: a run's SAE id, the name of a folder or file, or a hub id.
         model_name: the language model, as its files name it; None if they do not say.
-        model_revision: of that model, where known.
-        bos: whether it was trained on sequences that begin with BOS; `auto` where its files do not say.
-        context_size: the length of those sequences in tokens, where known.
+        model_revision: that model's revision, if known.
+        bos: whether it was trained on sequences that begin with BOS; `auto` if its files do not say.
+        context_size: the length of those sequences in tokens, if known.
         identity: the run's hash, or `sha256:` and a hash of its files.
-        metadata: whatever else its files say, as they say it.
+        metadata: whatever else its files say, unchanged.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What coders see and make of one forward pass while they are attached to a model (attach.py).
+"""What coders see and compute in a forward pass while they are attached to a model (attach.py).
 
 Shapes: B sequences, T positions, D width of a site, K places of a code.
 """
@@ -18,13 +18,13 @@ Mode = Literal["read", "replace", "replace_keep_error"]
 
 
 class NotThere(UserError, KeyError):
-    """A site that holds nothing: of which no coder is, or which no forward pass has reached yet."""
+    """Nothing is held for a site: no coder is attached there, or no forward pass has reached it yet."""
 
     __str__ = ValueError.__str__  # KeyError's shows the message in quotation marks
 
 
 class AtSites(Mapping[Site | str | int, Tensor]):
-    """Tensors by site, `[B, T, D]` each; a site may be given by its text, `layers.7`, or its layer's number."""
+    """Tensors by site, `[B, T, D]` each; a site may be given as its text, `layers.7`, or its layer's number."""
 
     def __init__(self, sites: Sequence[Site]) -> None:
         self._sites = tuple(sites)
@@ -33,7 +33,7 @@ class AtSites(Mapping[Site | str | int, Tensor]):
     def __getitem__(self, site: Site | str | int) -> Tensor:
         site = Site.parse(site)
         if site not in self._sites:
-            raise NotThere(f"nothing is kept of {site}, only of {', '.join(map(str, self._sites))}")
+            raise NotThere(f"nothing is kept for {site}, only for {', '.join(map(str, self._sites))}")
         if site not in self._tensors:
             raise NotThere(f"no forward pass has reached {site} yet: run the model first, inside the with block")
         return self._tensors[site]
@@ -46,12 +46,13 @@ class AtSites(Mapping[Site | str | int, Tensor]):
 
 
 class Taps(AtSites):
-    """What the last forward pass had at the sites of the coders attached: `taps[site]`, before anything is replaced.
+    """The activations of the last forward pass at the sites of the attached coders: `taps[site]`, before anything is
+    replaced.
 
     Attributes:
-        reconstructions: x̂, of each site written, in the coder's dtype.
-        errors: x − x̂, likewise. Where the error is kept and gradients are asked for, each is a leaf: after
-            `backward()` its `grad` is the gradient with respect to the error.
+        reconstructions: x̂ for each site written, in the coder's dtype.
+        errors: x − x̂, likewise. If the error is kept and gradients are enabled, each is a leaf: after `backward()`,
+            its `grad` is the gradient with respect to the error.
     """
 
     def __init__(self, coders: Sequence[SparseCoder], widths: Mapping[Site, int], mode: Mode) -> None:
@@ -70,14 +71,14 @@ class Taps(AtSites):
             UserError: several are attached, or no forward pass has reached its sites yet.
         """
         if len(self._coders) > 1:
-            raise UserError("several coders are attached: say whose codes, taps.codes_of(coder)")
+            raise UserError("several coders are attached: name the one whose codes you want, taps.codes_of(coder)")
         return self.codes_of(self._coders[0])
 
     def codes_of(self, coder: SparseCoder) -> SparseCodes:
         """The codes `[B, T, K]` of one of the coders attached.
 
         Raises:
-            UserError: it is not attached, or no forward pass has reached its sites yet.
+            UserError: the coder is not attached, or no forward pass has reached its sites yet.
         """
         for number, one in enumerate(self._coders):
             if one is coder:
@@ -85,10 +86,10 @@ class Taps(AtSites):
                     raise NotThere(f"no forward pass has reached {coder.reads[-1]} yet: run the model first, inside "
                                    "the with block")
                 return self._codes[number]
-        raise UserError("codes_of: this coder is not attached; it must be the very object that attach was given")
+        raise UserError("codes_of: this coder is not attached; pass the same object that was given to attach")
 
     def reach(self, site: Site, x_BTD: Tensor) -> Tensor:
-        """What attached coders do where a forward pass reaches a site; returns what shall stand there."""
+        """Run the attached coders when a forward pass reaches a site; return the vectors to use there."""
         self._tensors[site] = x_BTD
         put_BTD = x_BTD
         for number, coder in enumerate(self._coders):
@@ -106,13 +107,13 @@ class Taps(AtSites):
             if codes.values.requires_grad:
                 codes.values.retain_grad()
             elif self._mode != "read":
-                codes.values.requires_grad_()  # of a frozen model and coder: the logits depend on them all the same
+                codes.values.requires_grad_()  # model and coder are frozen, but the logits still depend on the values
         self._codes[number] = codes
         parts = torch.split(coder.decode(codes), [self._widths[site] for site in coder.writes], dim=-1)
         self._parts[number] = dict(zip(coder.writes, parts, strict=True))
 
     def _write(self, site: Site, x_BTD: Tensor, reconstruction_BTD: Tensor) -> Tensor:
-        """Keep what a coder makes of a site; returns what stands there by the mode."""
+        """Keep a coder's reconstruction of a site and its error; return the vectors to use there in this mode."""
         error_BTD = x_BTD.to(reconstruction_BTD.dtype) - reconstruction_BTD
         keeps = self._mode == "replace_keep_error"
         if keeps and torch.is_grad_enabled():
@@ -122,7 +123,7 @@ class Taps(AtSites):
             return reconstruction_BTD.to(x_BTD.dtype)
         if not torch.is_grad_enabled():
             return x_BTD
-        # x̂ + error has the value of x, and the gradients of its two terms. Written like this, they add nothing at all
-        # to x, so that not even the last bit of it changes.
+        # x̂ + error has the value of x and the gradients of both terms. Written like this, the terms add exactly zero
+        # to x, so that not even its last bit changes.
         nothing_BTD = (reconstruction_BTD - reconstruction_BTD.detach()) + (error_BTD - error_BTD.detach())
         return x_BTD.detach() + nothing_BTD.to(x_BTD.dtype)

@@ -1,9 +1,9 @@
-"""SAEs whose latents are switched each by a rule of its own and not by rank: ReLU, JumpReLU, gated.
+"""SAEs whose latents are switched individually, not by rank: ReLU, JumpReLU, gated.
 
     p = (n(x) − b_in) W_encᵀ        x̂ = n⁻¹(z W_dec + b_out)
 
-    JumpReLU  z = p + b_latent where that is over the latent's threshold, else 0. ReLU has thresholds of 0; a BatchTopK
-              SAE, once trained, is a JumpReLU (Rajamanoharan et al. 2024, arXiv:2407.14435).
+    JumpReLU  z = p + b_latent where that is over the latent's threshold, else 0 (Rajamanoharan et al. 2024,
+              arXiv:2407.14435). ReLU has thresholds of 0; a BatchTopK SAE, once trained, is a JumpReLU.
     Gated     z = ReLU(p · exp(r_mag) + b_mag) where p + b_gate > 0, else 0 (Rajamanoharan et al. 2024,
               arXiv:2404.16014).
 
@@ -20,12 +20,12 @@ from torch import Tensor
 from olmoscope.sae.coder import SparseCoder
 
 DENSE_AT_ONCE = 2**24
-"""Most elements of dense pre-activations held at a time."""
+"""The most elements of dense pre-activations held at a time."""
 
 
 @dataclass(eq=False, repr=False)
 class _Thresholded(SparseCoder):
-    """What the kinds have in common: all but what a latent makes of its pre-activation."""
+    """What the kinds share: everything except a latent's function of its pre-activation."""
 
     @abstractmethod
     def activations(self, p_CF: Tensor) -> Tensor:
@@ -51,11 +51,11 @@ class _Thresholded(SparseCoder):
 
 @dataclass(eq=False, repr=False)
 class JumpReLU(_Thresholded):
-    """A threshold a latent; all 0 is a ReLU.
+    """One threshold per latent; all 0 gives a ReLU.
 
     Attributes:
         b_latent: `[F]`, bias of each latent.
-        threshold: `[F]`; it has no gradient: a step has none.
+        threshold: `[F]`; it gets no gradient, because a step function has none.
     """
 
     b_latent: Tensor
@@ -74,7 +74,7 @@ class Gated(_Thresholded):
     """One product for the gate and, rescaled, for the magnitude.
 
     Attributes:
-        b_gate, b_mag, r_mag: `[F]` each; `b_gate` has no gradient.
+        b_gate, b_mag, r_mag: `[F]` each; `b_gate` gets no gradient.
     """
 
     b_gate: Tensor

@@ -2,8 +2,8 @@
 
     z = ReLU(TopK_k((n(x) − b_in) W_encᵀ + b_latent))        x̂ = n⁻¹(z W_dec + b_out)
 
-Rows of `W_dec [F, D]` have unit norm; n is the row normalisation (rows.py). In a tied SAE one matrix is encoder and
-decoder. Source: Gao et al. 2024, arXiv:2406.04093, for TopK; tied weights as in the reference release and in
+Rows of `W_dec [F, D]` have unit norm; n is the row normalisation (normalize.py). In a tied SAE one matrix is encoder
+and decoder. Source: Gao et al. 2024, arXiv:2406.04093, for TopK; tied weights as in the reference release and in
 Cunningham et al. 2023, arXiv:2309.08600. Shapes: N rows, D d_model, F latents, K active.
 """
 
@@ -19,9 +19,9 @@ class TopK(SparseCoder):
     """The k largest pre-activations of each row.
 
     Attributes:
-        W_dec: as ours are trained, of unit norm.
+        W_dec: `[F, D]`; its rows have unit norm if we trained it.
         b_latent: `[F]`, bias of each latent.
-        k: how many latents of a row are active at most.
+        k: the most latents that are active in a row.
     """
 
     b_latent: Tensor

@@ -1,4 +1,4 @@
-"""The folder where olmoscope keeps what it downloaded by itself."""
+"""The folder where olmoscope keeps its own downloads."""
 
 import os
 from pathlib import Path

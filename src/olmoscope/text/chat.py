@@ -1,4 +1,4 @@
-"""Chats become text. What a message has and its text has not is named, so that it can be counted."""
+"""Chats become text. What a message contains but its text lacks is named, so that it can be counted."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -10,7 +10,7 @@ from olmoscope.text.row import Malformed, Row, checked
 ToText = Callable[[Sequence[Message]], "Rendered | Malformed"]
 """How messages become text: `hand_rendered` with a format, or a chat template (template.py)."""
 Rendered = tuple[str, tuple[str, ...]]
-"""The text, and what it lost (`Row.lost`)."""
+"""The text, and what the chat lost in it (`Row.lost`)."""
 
 
 def render(messages: Sequence[Message], format: Literal["plain", "chatml"]) -> str:
@@ -18,7 +18,7 @@ def render(messages: Sequence[Message], format: Literal["plain", "chatml"]) -> s
 
     Args:
         format: `plain` gives `role: content` paragraphs; `chatml` gives `<|im_start|>role`, the content and
-            `<|im_end|>` for each message. In both, reasoning stands before the content between `<think>` and
+            `<|im_end|>` for each message. In both, reasoning comes before the content, between `<think>` and
             `</think>`, and each tool call after it, as JSON between `<tool_call>` and `</tool_call>`.
     """
     if format == "plain":
@@ -27,7 +27,7 @@ def render(messages: Sequence[Message], format: Literal["plain", "chatml"]) -> s
 
 
 def hand_rendered(format: Literal["plain", "chatml"]) -> ToText:
-    """`render`, with what it loses: parts that are no text, and keys that it does not know."""
+    """`render`, with what it loses: parts that are not text, and keys that it does not know."""
     def to_text(messages: Sequence[Message]) -> Rendered:
         return render(messages, format), tuple(
             what for message in messages for what in dict.fromkeys([*message.lost, *message.given]))
@@ -38,8 +38,7 @@ def hand_rendered(format: Literal["plain", "chatml"]) -> ToText:
 def row_of_chat(value: object, row_id: object, fallback_id: str, to_text: ToText) -> Row | Malformed:
     """A row from what should be the messages of a chat (`messages_of`).
 
-    A message whose content is null is rendered with an empty one. A chat in which nobody says anything is an empty
-    text.
+    A message whose content is null is rendered as empty. A chat in which no message says anything gives an empty text.
     """
     messages = messages_of(value)
     if isinstance(messages, Malformed):
@@ -54,13 +53,13 @@ def row_of_chat(value: object, row_id: object, fallback_id: str, to_text: ToText
 
 
 def _said(message: Message) -> str:
-    told = not message.reasoning or message.reasoning.strip() in message.content  # some data sets have it twice
+    told = not message.reasoning or message.reasoning.strip() in message.content  # some datasets have it twice
     thoughts = "" if told else f"<think>\n{message.reasoning}\n</think>\n\n"
     parts = [thoughts + message.content] if thoughts or message.content or not message.calls else []
     return "\n".join([*parts, *(f"<tool_call>\n{_json(call)}\n</tool_call>" for call in message.calls)])
 
 
 def _json(call: Call) -> str:
-    """`{"name": ..., "arguments": ...}`; what has no name as it stands."""
+    """`{"name": ..., "arguments": ...}`; a call without a name as it is."""
     value: Any = {"name": call.name, "arguments": call.arguments} if call.name else call.arguments
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -1,6 +1,6 @@
 """Dolma's format: JSON lines, usually compressed, read line by line.
 
-Each line is an object with `text` and, usually, `id`; its other keys are not looked at.
+Each line is an object with `text` and, usually, `id`; its other keys are ignored.
 """
 
 import gzip
@@ -26,9 +26,9 @@ def read(path: Path, name: str, start: int) -> Iterator[Row | Malformed]:
     """The lines of a shard. A blank line is a row with an empty text.
 
     Args:
-        name: what ids call it: a line without an `id` gets `name:line`, counted from 1.
+        name: the shard's name in ids: a line without an `id` gets `name:line`, counted from 1.
 
-    Other arguments and errors: see `read_objects`.
+    For the other arguments and the errors, see `read_objects`.
     """
     for row, value in enumerate(read_objects(path, start), start=start + 1):
         yield value if isinstance(value, Malformed) else _row(value, f"{name}:{row}")
@@ -37,12 +37,12 @@ def read(path: Path, name: str, start: int) -> Iterator[Row | Malformed]:
 def read_objects(path: Path, start: int) -> Iterator[dict[str, Any] | Malformed]:
     """The JSON object of each line, an empty one for a blank line.
 
-    A file that breaks off or is damaged midway (a cut gzip, a wrong checksum) gives one malformed row at the line
+    A file that is truncated or damaged midway (a cut gzip, a wrong checksum) gives one malformed row at the line
     where reading stopped, and ends there.
 
     Args:
-        path: the shard; its ending, one of `SUFFIXES`, says how it is compressed.
-        start: lines to pass over; they are decompressed, not parsed.
+        path: the shard; its suffix, one of `SUFFIXES`, says how it is compressed.
+        start: lines to skip; they are decompressed, not parsed.
 
     Raises:
         UserError: the file is absent or unreadable, or so damaged that not even its first line can be read.
@@ -72,7 +72,7 @@ def _lines(file: IO[bytes], suffix: str) -> Iterable[bytes]:
 def _decompressed(file: IO[bytes]) -> Iterator[bytes]:
     """The content of a zstd file of one or more frames.
 
-    The library's own stream reader takes a file that breaks off for one that ends; here that is an `EOFError`.
+    The library's own stream reader cannot tell a truncated file from a complete one; here truncation is an `EOFError`.
     """
     # Frames of `zstd --long=31` need the largest window.
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)

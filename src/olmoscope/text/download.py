@@ -1,13 +1,13 @@
 """Addresses become local files: downloaded once, resumed when interrupted, kept in a cache.
 
 The cache is `$OLMOSCOPE_CACHE`, else `olmoscope` in `$XDG_CACHE_HOME`, else `~/.cache/olmoscope`. A file that is there
-under its final name is complete, and is not asked for again. What has arrived so far is kept in `NAME.part`,
-beside `NAME.part.json` with what the server said about the file, so that another run goes on only with the same
-content. One process downloads a file; others that want it wait at a lock, which the kernel frees when its holder
-ends, and then find the file. (Part files of their own for every process would need no waiting, but workers that
-start together would fetch the same gigabytes several times, and none could resume another's.)
+under its final name is complete, and is not requested again. What has arrived so far is kept in `NAME.part`,
+beside `NAME.part.json` with what the server said about the file, so that another run resumes only with the same
+content. One process downloads a file; others that want it wait for a lock, which the kernel frees when its holder
+ends, and then find the file. (A separate part file for every process would need no waiting, but workers that start
+together would fetch the same gigabytes several times, and none could resume another's download.)
 
-`hf://datasets/OWNER/NAME/FILE` goes through `huggingface_hub`, with its own cache and its own resuming.
+`hf://datasets/OWNER/NAME/FILE` goes through `huggingface_hub`, which has its own cache and resumes by itself.
 """
 
 import contextlib
@@ -32,23 +32,23 @@ from olmoscope.text import hub_files
 from olmoscope.text.cache import cache_folder
 
 USER_AGENT = f"olmoscope/{olmoscope.__version__}"
-"""Python's default one is refused by the host that serves Dolma."""
+"""The host that serves Dolma refuses Python's default user agent."""
 
 _TIMEOUT = 30.0
 """Seconds without a byte before a connection counts as lost."""
 
 _WAITS = (0.5, 1.0, 2.0, 4.0)
-"""Seconds before each further try; a try that brought new bytes starts the row anew."""
+"""Seconds before each retry; a try that brought new bytes restarts the series."""
 
 _CHUNK_BYTES = 1 << 18
 
 
 class _Interrupted(Exception):
-    """A failure that another try may mend."""
+    """A failure that a retry may overcome."""
 
 
 def is_remote(address: str) -> bool:
-    """Whether an address must be fetched, rather than being a local path."""
+    """Whether an address must be fetched, and is not a local path."""
     return address.startswith(("http://", "https://", hub_files.SCHEME))
 
 
@@ -56,7 +56,7 @@ def fetch(address: str) -> Path:
     """The local file for an address: an http(s) or `hf://` address, or a local path, which is returned as it is.
 
     Raises:
-        UserError: no network, no such file, a size that is never reached, or no room.
+        UserError: there is no network, no such file or no room on the disk, or the download never completes.
     """
     if address.startswith(hub_files.SCHEME):
         return hub_files.fetch(address)
@@ -76,7 +76,7 @@ def _cached(url: str) -> Path:
     except ValueError as error:
         raise UserError(f"{url} is not an address: {error}") from error
     name = PurePosixPath(parts.path).name
-    # The hash keeps apart what has the same name; the name keeps its ending, which says how to read the file.
+    # The hash separates files of the same name; the name keeps its suffix, which says how to read the file.
     digest = hashlib.blake2b(url.encode(), digest_size=8).hexdigest()
     return cache_folder() / "downloads" / parts.netloc.rpartition("@")[2] / digest / (name.strip(".") or "index")
 
@@ -92,7 +92,7 @@ def _alone(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            progress.console.print(f"waiting for another process that downloads {path.name}")
+            progress.console.print(f"waiting for another process that is downloading {path.name}")
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -123,16 +123,16 @@ def _download(url: str, path: Path) -> None:
 
 
 def _try(url: str, part: Path, about: Path) -> None:
-    """Bring `part` to its full size, from where it stands.
+    """Download the rest of `part`.
 
     Raises:
-        _Interrupted: it did not get there.
-        UserError: it never will.
+        _Interrupted: the download did not complete; a retry may help.
+        UserError: it can never complete.
     """
     known: dict[str, Any] = read_json(about) if part.exists() and about.exists() else {}
     done = _size(part) if known else 0
     if known and done == known["size"]:
-        return  # ended between the last byte and the rename
+        return  # an earlier run ended between the last byte and the rename
     with contextlib.closing(_open(url, done, known, part)) as response:
         resumed = response.status == 206
         size = _full_size(response, done)
@@ -153,7 +153,7 @@ def _open(url: str, done: int, known: dict[str, Any], part: Path) -> http.client
     headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
     if done:
         headers["Range"] = f"bytes={done}-"
-        # Without a validator there is only the size, compared afterwards, to tell whether it is the same file.
+        # Without a validator, only the size, compared afterwards, shows whether it is the same file.
         if known["validator"]:
             headers["If-Range"] = known["validator"]
     try:
@@ -178,7 +178,7 @@ def _open(url: str, done: int, known: dict[str, Any], part: Path) -> http.client
 
 
 def _full_size(response: http.client.HTTPResponse, done: int) -> int | None:
-    """Bytes of the whole file, as far as the server says."""
+    """Bytes of the whole file; None if the server does not say."""
     if response.status == 206:
         found = re.fullmatch(rf"bytes {done}-\d+/(\d+)", response.headers.get("Content-Range", ""))
         return int(found[1]) if found else None
@@ -186,7 +186,7 @@ def _full_size(response: http.client.HTTPResponse, done: int) -> int | None:
 
 
 def _validator(response: http.client.HTTPResponse) -> str | None:
-    """What `If-Range` can compare: a strong ETag, else the date."""
+    """The value for `If-Range`: a strong ETag, else the date."""
     etag = response.headers.get("ETag")
     if etag and not etag.startswith("W/"):
         return etag

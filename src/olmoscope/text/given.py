@@ -1,4 +1,4 @@
-"""A text that somebody names on the command line, as the text of a recipe, and what identifies its content."""
+"""A text named on the command line, as the text of a recipe, with a hash of its content."""
 
 import hashlib
 import re
@@ -16,15 +16,15 @@ _HUB = re.compile(r"([\w.-]+/[\w.-]+)(?::([\w.-]+))?")
 
 
 def given_text(text: str, model: Model) -> Text:
-    """The text that a command reads, identified by what it holds: the same files elsewhere are the same text.
+    """The text that a command reads, identified by its content: the same files elsewhere are the same text.
 
-    Chats become text by the model's chat template, or as ChatML where it has none.
+    Chats become text by the model's chat template, or as ChatML if it has none.
 
     Args:
         text: see `given_sources`.
 
     Raises:
-        UserError: it is nothing that can be read; a hub dataset that cannot be had.
+        UserError: it is nothing that can be read, or a hub dataset that cannot be loaded.
     """
     sources = given_sources(text)
     parts = []
@@ -46,14 +46,14 @@ def given_text(text: str, model: Model) -> Text:
 
 
 def given_sources(text: str) -> list[dict[str, Any]]:
-    """The sources that a text stands for, as a recipe's keys and values.
+    """The sources that a text refers to, as a recipe's keys and values.
 
     Args:
         text: a file or a folder of files: parquet or JSON lines with a column of texts (`text`) or chats (`messages`,
             `conversations`), else plain text; or a hub dataset, `OWNER/NAME`, `OWNER/NAME:SPLIT`.
 
     Raises:
-        UserError: none of these, or a table without such a column.
+        UserError: the text is none of these, or a table without such a column.
     """
     path = Path(text)
     if path.exists():
@@ -63,11 +63,11 @@ def given_sources(text: str) -> list[dict[str, Any]]:
         return [{"kind": kind, "name": kind, "paths": paths} for kind, paths in kinds.items()]
     if match := _HUB.fullmatch(text):
         return [{"kind": "hub", "name": "text", "repo": match[1], "split": match[2] or "train", "column": None}]
-    raise UserError(f"--text {text}: there is no file or folder of that name, and it is no hub dataset (OWNER/NAME)")
+    raise UserError(f"--text {text}: there is no file or folder of that name, and it is not a hub dataset (OWNER/NAME)")
 
 
 def _files(path: Path) -> list[Path]:
-    """The file, or the files of a folder, sorted; hidden ones are passed over."""
+    """The file, or the files of a folder, sorted; hidden files are skipped."""
     found = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file() and not any(
         part.startswith(".") for part in file.relative_to(path).parts))
     if not found:
@@ -76,7 +76,7 @@ def _files(path: Path) -> list[Path]:
 
 
 def _kind(file: Path) -> str:
-    """Which kind of source reads a file: a look at its columns decides."""
+    """The kind of source that reads a file; its columns decide."""
     if not file.name.endswith(table.SUFFIXES):
         return "files"
     columns = table.columns_of(file)
@@ -90,7 +90,7 @@ def _kind(file: Path) -> str:
 
 
 def _commit(repo: str) -> str:
-    """The commit of a hub dataset's newest state."""
+    """The newest commit of a hub dataset."""
     from huggingface_hub import HfApi
 
     from olmoscope.text.hub_files import explained

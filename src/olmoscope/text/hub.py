@@ -1,7 +1,7 @@
 """Any dataset on the hub, streamed through the `datasets` library, shard by shard.
 
-A position is a shard and a row in it, as for files. Going on inside a shard passes over the rows before it, for which
-`datasets` reads the shard from its start again; its own `state_dict` does the same.
+A position is a shard and a row in it, as for files. To resume inside a shard, `datasets` reads the shard from its start
+again and skips the rows before the position; its own `state_dict` does the same.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ class HubDataset:
     """A split of a dataset on the hub (or of a local folder that `datasets` can load).
 
     Raises:
-        UserError: no network, no such dataset, configuration, split or column.
+        UserError: there is no network, or no such dataset, configuration, split or column.
     """
 
     def __init__(self, source: HubSource, to_text: ToText) -> None:
@@ -30,8 +30,8 @@ class HubDataset:
         self._source, self._to_text = source, to_text
         self._address = f"source {source.name}: dataset {source.repo}"
         if constants.HF_HUB_OFFLINE and not Path(source.repo).is_dir():
-            raise UserError(f"{self._address} is read from the hub as it goes, which HF_HUB_OFFLINE forbids: unset it, "
-                            "or download the data set and give its folder")
+            raise UserError(f"{self._address} is streamed from the hub, which HF_HUB_OFFLINE forbids: unset it, or "
+                            "download the dataset and give its folder")
         with explained(self._address, source.repo, source.revision):
             try:
                 self._dataset: Any = load_dataset(source.repo, source.config, split=source.split,
@@ -50,8 +50,8 @@ class HubDataset:
         self.shards: int = self._dataset.num_shards
 
     def _columns(self) -> list[str] | None:
-        """Those of the dataset; where its format does not say them (JSON lines), those of the first row if they matter
-        here."""
+        """The dataset's columns. If its format does not name them (JSON lines), those of the first row, or None if the
+        source names its column and they do not matter."""
         if (names := self._dataset.column_names) is not None or self._source.column is not None:
             return None if names is None else list(names)
         return list(next(self._rows(0, 0), {}))
@@ -62,7 +62,7 @@ class HubDataset:
         The column may hold texts or chats.
 
         Raises:
-            UserError: the connection fails, or the data cannot be read.
+            UserError: the connection failed, or the data cannot be read.
         """
         for number, values in enumerate(self._rows(shard, start), start=start + 1):
             yield self._row(values, f"{self._source.repo}/{shard}:{number}")

@@ -23,7 +23,7 @@ def fetch(address: str) -> Path:
     """The local copy of a hub file, downloaded unless it is in the cache.
 
     Raises:
-        UserError: a malformed address, no network, no such repository or file, or no room.
+        UserError: the address is malformed, or there is no network, no such repository or file, or no room.
     """
     from huggingface_hub import hf_hub_download
 
@@ -40,10 +40,10 @@ def fetch(address: str) -> Path:
 def matching(repo: str, revision: str | None, pattern: str) -> list[str]:
     """Addresses of a dataset repository's files that match a pattern such as `data/*.parquet`, sorted.
 
-    Where the hub cannot be asked, of the files that it had when it was asked last.
+    If the hub cannot be reached, the last listing that it gave is used.
 
     Raises:
-        UserError: no such repository, or the hub can neither be asked now nor was before.
+        UserError: there is no such repository, or the hub cannot be reached and there is no earlier listing.
     """
     base = f"{SCHEME}datasets/{repo}" + (f"@{revision}" if revision else "")
     with explained(base, repo, revision):
@@ -73,5 +73,5 @@ def explained(address: str, repo: str, revision: str | None) -> Iterator[None]:
         yield
     except hub_exceptions() as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise  # the command line has its own words for a full disk
+            raise  # the command line has its own message for a full disk
         raise UserError(f"{address}: {hub_reason(error, repo, 'dataset', revision) or first_line(error)}") from error

@@ -1,8 +1,9 @@
-"""Messages of a chat, whatever they are called and however they are nested, in one form.
+"""Messages of a chat in one form, whatever their keys are called and however they are nested.
 
-Understood: `{role, content}` and ShareGPT's `{from, value}`; content that is a text, a list of parts, or null; tool
-calls (`tool_calls`, `function_call`, `function_calls`, parts `tool_use`); reasoning (`reasoning_content`, `reasoning`,
-`thinking`, parts of these types); chats and tool calls that are given as JSON. What a message has besides is named.
+This module understands `{role, content}` and ShareGPT's `{from, value}`; content that is a string, a list of parts, or
+null; tool calls (`tool_calls`, `function_call`, `function_calls`, parts `tool_use`); reasoning (`reasoning_content`,
+`reasoning`, `thinking`, parts of these types); and chats and tool calls given as JSON. It names whatever else a message
+has.
 """
 
 import json
@@ -14,17 +15,17 @@ from olmoscope.text.row import Malformed
 
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "model": "assistant",
           "function_call": "assistant", "function_response": "tool", "observation": "tool"}
-"""ShareGPT's names of roles; others stay as they are."""
+"""ShareGPT's role names; others stay as they are."""
 _REASONING = ("reasoning_content", "reasoning", "thinking", "thought")
 _CALLS = ("tool_calls", "function_call", "function_calls")
 _LISTS = ("messages", "conversations", "conversation")
-"""Keys of a mapping under which a chat may be."""
+"""Keys under which a mapping may hold a chat."""
 _KNOWN = {"role", "content", "from", "value", *_REASONING, *_CALLS}
 _NOT_SAID = {"id", "name", "tool_call_id", "call_id", "type", "index", "weight", "train", "loss", "mask", "metadata",
              "timestamp", "created_at", "updated_at", "date", "model", "language", "lang", "status", "score", "hash",
              "token_count", "finish_reason", "stop_reason", "country", "state", "header", "turn_identifier", "redacted",
              "toxic"}
-"""Keys about a message: nothing in them was said."""
+"""Keys that hold metadata about a message, not what it says."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Call:
 
     name: str
     arguments: Any
-    """JSON values; a text where it is no JSON."""
+    """JSON values; a string if it is not JSON."""
 
 
 @dataclass
@@ -45,7 +46,7 @@ class Message:
     reasoning: str = ""
     calls: list[Call] = field(default_factory=list)
     given: dict[str, Any] = field(default_factory=dict)
-    """Keys of the source that are none of these, and say something."""
+    """Other keys of the source that contain text."""
     lost: list[str] = field(default_factory=list)
     """What cannot become text: types of parts such as `image`."""
 
@@ -81,7 +82,7 @@ def messages_of(value: object) -> list[Message] | Malformed:
 
 
 def _message(given: Mapping[str, Any]) -> Message | str:
-    """A message, or why it is none."""
+    """A message, or why it is not one."""
     role = given.get("role") if given.get("role") is not None else given.get("from")
     if not isinstance(role, str):
         return "lacks a text as its role"
@@ -111,7 +112,7 @@ def _message(given: Mapping[str, Any]) -> Message | str:
 
 
 def _take_parts(parts: list[Any], message: Message) -> None:
-    """Put the parts of a content where they belong."""
+    """Distribute the parts of a message's content over its fields."""
     texts = []
     for part in parts:
         if part is None:
@@ -146,7 +147,7 @@ def _take_result(parts: list[Any], message: Message, texts: list[str]) -> None:
 
 
 def _calls(given: object) -> list[Call]:
-    """The calls of a message: one or several, mappings or JSON, with or without `function` around them."""
+    """The calls of a message: one or several, as mappings or JSON, with or without `function` around them."""
     if isinstance(given, str):
         if not given.strip():
             return []
@@ -175,14 +176,14 @@ def _parsed(text: str) -> Any:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Parquet gives every row all the keys that any row has."""
+    """The value without null entries: Parquet gives every row all the keys that any row has."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _says(value: object) -> bool:
-    """Whether there is a text in a value."""
+    """Whether a value contains text."""
     if isinstance(value, Mapping):
         return any(map(_says, value.values()))
     if isinstance(value, list):

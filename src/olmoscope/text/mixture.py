@@ -1,8 +1,8 @@
-"""Documents from several sources, mixed, in an order that the seed decides and that can be resumed anywhere.
+"""Documents mixed from several sources, in an order that the seed decides and that can be resumed anywhere.
 
 Shards wait in queues: one for each source when sources are mixed by weight, a single one for all in `shards` mode.
-Each queue is in a seeded order, and each shard is read from its first row to its last. Document number i comes from
-the queue that random number i picks, so the whole state is i and, for every queue, a shard and a row.
+Each queue is in a seeded order, and each shard is read from its first row to its last. Document i comes from the queue
+that the i-th random number picks, so the whole state is i and, for every queue, a shard and a row.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ from olmoscope.text.split import is_held_out
 _log = logging.getLogger(__name__)
 
 _REPORTED = 10
-"""Malformed rows of a source that are reported one by one."""
+"""How many malformed rows of a source are reported one by one."""
 
 _ENOUGH_ROWS = 100
-"""Rows of a source from which its share of malformed rows is judged, unless it ends sooner."""
+"""Rows of a source to read before its share of malformed rows is judged, unless it ends sooner."""
 
 
 @dataclass(slots=True)
@@ -36,13 +36,13 @@ class _Queue:
     shards: list[tuple[int, int]]
     """(source, shard), in reading order."""
     shard: int = 0
-    """Position in `shards`; at its end when the queue is exhausted."""
+    """Position in `shards`; their number when the queue is exhausted."""
     row: int = 0
     """Rows read of that shard."""
     ends: dict[int, int] = field(init=False)
     """For each source in the queue, the position at which it is exhausted."""
     rows: Iterator[Row | Malformed] | None = None
-    """The open shard."""
+    """The rest of the open shard."""
 
     def __post_init__(self) -> None:
         self.ends = {source: place + 1 for place, (source, _) in enumerate(self.shards)}
@@ -55,25 +55,25 @@ class _Queue:
 class Mixture:
     """An iterator over the documents of a split.
 
-    A source that has no more documents drops out, and the others go on; `exhausted` names it. Rows with no text are
-    skipped and counted. So are malformed ones, which are also logged with file and row (from 1): the first ten of a
-    source one by one, the others as a number when the source ends.
+    A source that has no more documents drops out, and the others continue; `exhausted` names it. Rows without text are
+    skipped and counted. So are malformed rows, which are also logged with file and row (from 1): the first ten of a
+    source one by one, the others as a total when the source ends.
 
     Attributes:
-        documents, empty, malformed: how many there were so far of each source, by its name.
-        rows: how many rows were read of each source: these three and the documents of the other split.
-        lost: for each source, what its rows say and their texts do not (`Row.lost`), and in how many messages of the
+        documents, empty, malformed: how many of each there have been so far, by the source's name.
+        rows: how many rows were read from each source: these three and the documents of the other split.
+        lost: for each source, what its rows say but their texts do not (`Row.lost`), and in how many messages of the
             split's documents.
 
     Raises:
-        UserError: on construction, a source without files or that cannot be listed; on iteration, a shard that
-            cannot be had or read, too many malformed rows, or no usable document in the whole text.
+        UserError: on construction, a source has no files or cannot be listed; on iteration, a shard cannot be
+            downloaded or read, too many rows are malformed, or the whole text has no usable document.
     """
 
     def __init__(self, text: Text, seed: int, split: Split, template: ToText | None = None) -> None:
         """
         Args:
-            template: the model's chat template, where a source asks for it (template.py).
+            template: the model's chat template, if a source asks for it (template.py).
         """
         if split == "held_out" and text.held_out_share == 0:
             raise UserError("text.held_out_share is 0, so there are no held-out documents; set it above 0")
@@ -113,7 +113,7 @@ class Mixture:
         raise StopIteration
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the mixture stands, in a few JSON values."""
+        """The mixture's position, in a few JSON values."""
         lost = {name: dict(counts) for name, counts in self.lost.items() if counts}
         return {
             "identity": self._identity,
@@ -124,14 +124,14 @@ class Mixture:
         } | ({"lost": lost} if lost else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from where `state_dict` was taken, in a mixture with the same arguments.
+        """Resume from the position of a `state_dict`, in a mixture with the same arguments.
 
         Raises:
             UserError: the sources, their files, the weights, the seed or the split are not the same.
         """
         if state["identity"] != self._identity:
-            raise UserError("cannot go on: the text (its sources, their files, weights or held-out share), the seed or "
-                            "the split differ from those of the run to go on with; restore them or start anew")
+            raise UserError("cannot resume: the text (its sources, their files, weights or held-out share), the seed "
+                            "or the split differ from those of the run to resume; restore them or start again")
         self._drawn = state["drawn"]
         for queue, (shard, row) in zip(self._queues, state["queues"], strict=True):
             queue.shard, queue.row, queue.rows = shard, row, None
@@ -154,7 +154,7 @@ class Mixture:
         return queues
 
     def _identify(self) -> str:
-        """A hash of what decides the documents and their order. Files go by their names, not by where they are."""
+        """A hash of what decides the documents and their order. Files count by name, not by location."""
         sources = self._text.content or [[source.name, source.names] for source in self._sources]
         value = [self._seed, self._split, self._text.mixture, self._text.held_out_share, sources]
         return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=8).hexdigest()
@@ -168,10 +168,10 @@ class Mixture:
             point -= queue.weight
             if point < 0:
                 return queue
-        return queues[-1]  # the sum's rounding
+        return queues[-1]  # rounding of the sum
 
     def _next_document(self, queue: _Queue) -> Document | None:
-        """The next document of the split in the shard where the queue stands, or None at the shard's end."""
+        """The split's next document in the queue's current shard, or None at the shard's end."""
         number, shard = queue.shards[queue.shard]
         source = self._sources[number]
         name = source.name
@@ -209,14 +209,14 @@ class Mixture:
         self.malformed[name] += 1
         self._last_malformed[name] = what
         if self.malformed[name] <= _REPORTED:
-            more = "; further ones are only counted" if self.malformed[name] == _REPORTED else ""
+            more = "; the rest are only counted" if self.malformed[name] == _REPORTED else ""
             _log.warning("source %s: skipped %s%s", name, what, more)
 
     def _count_lost(self, source: Source, where: str, lost: tuple[str, ...]) -> None:
         counts = self.lost[source.name]
         for what in lost:
             if what not in counts:
-                _log.warning("source %s: %s: the text of a message is without its %s; such messages are counted",
+                _log.warning("source %s: %s: the text of a message lacks its %s; such messages are counted",
                              source.name, where, what)
             counts[what] = counts.get(what, 0) + 1
 
@@ -225,7 +225,7 @@ class Mixture:
         if malformed > self._text.max_bad_share * rows:
             last = f", the last one {self._last_malformed[name]}" if name in self._last_malformed else ""
             raise UserError(f"source {name}: {malformed} of {rows} rows are malformed, over text.max_bad_share "
-                            f"({self._text.max_bad_share:.2%}){last}; mend the files or raise max_bad_share")
+                            f"({self._text.max_bad_share:.2%}){last}; fix the files or raise max_bad_share")
 
     def _nothing_usable(self) -> UserError:
         rows, empty, malformed = (sum(counts.values()) for counts in (self.rows, self.empty, self.malformed))

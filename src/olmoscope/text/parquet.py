@@ -1,4 +1,4 @@
-"""Rows of parquet files, from any row on."""
+"""Rows of parquet files, starting at any row."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,7 @@ from olmoscope.model_errors import first_line
 from olmoscope.text.row import Malformed
 
 _BATCH_ROWS = 128
-"""Rows decoded at once: chats run to many thousand characters, and a row group may hold thousands of chats."""
+"""Rows decoded at once: a chat can have many thousands of characters, and a row group thousands of chats."""
 
 
 def columns_of(path: Path) -> list[str]:
@@ -26,10 +26,10 @@ def columns_of(path: Path) -> list[str]:
 
 
 def read_columns(path: Path, columns: Sequence[str], start: int) -> Iterator[dict[str, Any] | Malformed]:
-    """Some columns of each row, those of them that the file has.
+    """Those of the given columns that the file has, for each row.
 
     Args:
-        start: rows to pass over; row groups before it are not read.
+        start: rows to skip; row groups before it are not read.
 
     Raises:
         UserError: the file is absent, is not parquet, or is damaged.
@@ -59,7 +59,7 @@ def _values(batch: Any, index: int) -> dict[str, Any] | Malformed:
 
 @contextlib.contextmanager
 def _explained(path: Path) -> Iterator[None]:
-    """Turn what pyarrow raises of a file into a `UserError`."""
+    """Turn what pyarrow raises about a file into a `UserError`."""
     import pyarrow as pa
 
     try:

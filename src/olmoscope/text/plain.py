@@ -8,7 +8,7 @@ from olmoscope.text.row import Malformed, Row, checked
 
 
 def read(path: Path, name: str, start: int) -> Iterator[Row | Malformed]:
-    """The one row of a text file in UTF-8, with its name as id; nothing if `start` is past it.
+    """The single row of a UTF-8 text file, with the file's name as id; nothing if `start` is past it.
 
     Raises:
         UserError: the file is absent or cannot be read.

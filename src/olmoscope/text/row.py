@@ -1,4 +1,4 @@
-"""What a shard's reader gives: one item for each row, in order, so that a row's number is a position to go on from."""
+"""What a shard's reader yields: one item per row, in order, so that a row's number is a position to resume from."""
 
 from dataclasses import dataclass
 
@@ -10,7 +10,7 @@ class Row:
     id: str
     text: str
     lost: tuple[str, ...] = ()
-    """What its source says and the text does not, such as `image` or `reasoning`; once for each message that lost it.
+    """What the source contains but the text lacks, such as `image` or `reasoning`; once for each message that lost it.
     """
 
 
@@ -25,8 +25,8 @@ def checked(text: object, row_id: object, fallback_id: str, lost: tuple[str, ...
     """A row from values of unknown type.
 
     Args:
-        text: what should be a text.
-        row_id: what should be a text or a whole number; None and "" give way to the fallback.
+        text: should be a string.
+        row_id: should be a string or an integer; the fallback replaces None and "".
         fallback_id: an id made of the file's name and the row's number.
         lost: see `Row`.
     """
@@ -35,9 +35,9 @@ def checked(text: object, row_id: object, fallback_id: str, lost: tuple[str, ...
     if row_id is None or row_id == "":
         row_id = fallback_id
     if isinstance(row_id, bool) or not isinstance(row_id, str | int):
-        return Malformed(f"id is of type {type(row_id).__name__}, neither a text nor a whole number")
+        return Malformed(f"id is of type {type(row_id).__name__}, neither a string nor an integer")
     row = Row(str(row_id), text, lost)
-    # JSON can spell half of a surrogate pair, which no encoding (and no tokenizer) takes.
+    # JSON can spell half of a surrogate pair, which no encoding (and no tokenizer) accepts.
     for value in (row.id, row.text):
         if not value.isascii():
             try:

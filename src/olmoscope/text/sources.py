@@ -1,4 +1,4 @@
-"""A recipe's sources, resolved: which shards each has, and how to read one from a row on."""
+"""A recipe's sources, resolved: which shards each has, and how to read a shard from any row."""
 
 import glob
 from collections.abc import Callable, Iterator
@@ -15,7 +15,7 @@ from olmoscope.text.row import Malformed, Row
 
 @dataclass(frozen=True)
 class Source:
-    """Where the documents of one name come from."""
+    """A named source of documents."""
 
     name: str
     addresses: list[str]
@@ -23,18 +23,18 @@ class Source:
     names: list[str]
     """Its shards, as ids call them: the same on every machine (addresses without the folders they share)."""
     read: Callable[[int, int], Iterator[Row | Malformed]]
-    """`read(shard, start)`: the rows of a shard from row `start` on; fetches the shard if it is not here yet."""
+    """`read(shard, start)`: the rows of a shard from row `start` on; fetches the shard if it is not local yet."""
 
 
 def resolve(source: recipe_sources.Source, template: ToText | None = None) -> Source:
     """List a source's shards. Lists are fetched now, shards only when they are read.
 
     Args:
-        template: the model's chat template, where the source's `format` is `template`.
+        template: the model's chat template, if the source's `format` is `template`.
 
     Raises:
-        UserError: nothing matches a path, a list or a repository cannot be had or is empty, or a shard is of no
-            known format.
+        UserError: nothing matches a path, a list or a repository is empty or cannot be fetched, or a shard's format is
+            unknown.
     """
     match source:
         case recipe_sources.DolmaSource():
@@ -76,7 +76,8 @@ def _table_files(source: recipe_sources.ChatSource | recipe_sources.TableSource)
     if source.repo is not None:
         found = hub_files.matching(source.repo, source.revision, source.files)
         if not found:
-            raise UserError(f"source {source.name}: dataset {source.repo} has no file that matches {source.files!r}")
+            raise UserError(f"source {source.name}: dataset {source.repo} has no file that matches {source.files!r}; "
+                            "change the source's `files`")
         addresses += found
     return addresses
 
@@ -97,8 +98,8 @@ def _local(source: str, patterns: list[str]) -> list[str]:
         path = Path(pattern).expanduser()
         if path.is_dir():
             raise UserError(f"source {source}: {pattern} is a folder; say which files in it, e.g. {pattern}/*")
-        # A name with brackets in it may be meant as it stands. (Path.glob takes no absolute pattern before Python 3.13,
-        # and would take hidden files, which are unfinished ones.)
+        # A name with brackets in it may be meant literally. (Before Python 3.13, Path.glob takes no absolute pattern.
+        # It would also match hidden files, which are unfinished.)
         matches = [str(path)] if path.is_file() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207
         files = [match for match in matches if Path(match).is_file()]
         if not files:
@@ -109,7 +110,7 @@ def _local(source: str, patterns: list[str]) -> list[str]:
 
 
 def _listed(source: str, url_list: str) -> list[str]:
-    """The addresses in a list of shards; blank lines and `#` comments are passed over."""
+    """The addresses in a list of shards; blank lines and `#` comments are skipped."""
     path = fetch(url_list)
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
@@ -128,7 +129,7 @@ def _listed(source: str, url_list: str) -> list[str]:
 
 
 def _without_shared_folders(addresses: list[str]) -> list[str]:
-    """Names for files: what is left of their addresses without the folders that all of them are in."""
+    """Names for files: their addresses without the folders that all of them share."""
     parts = [PurePosixPath(address).parts for address in addresses]
     shared = 0
     while all(len(each) > shared + 1 and each[shared] == parts[0][shared] for each in parts):

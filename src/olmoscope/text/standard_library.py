@@ -1,14 +1,14 @@
 """The embedded corpus: the Python standard library on this machine, as documents and as chats.
 
-Every installation has it, so the demo needs no download. Two sources come out of it:
+Every installation has it, so the demo needs no download. It gives two sources:
 
-- **modules**: each module's source, `json/decoder.py`;
+- **modules**: each module's source code (`json/decoder.py`);
 - **questions**: chats, a question and its answer, from docstrings (`json/__init__.py#dumps`) and from the
   language reference that `pydoc` carries (`topics/assert`).
 
 Docstrings are read with `ast`; no module is imported. The part of an id before `#` is the module's own id, so
-a module and the questions about it fall on the same side of the held-out split (split.py). The text is
-licensed under PSF-2.0.
+a module and the questions about it fall on the same side of the held-out split (split.py). The text has the
+licence PSF-2.0.
 
 `write_corpus` puts both on disk in the formats of the real sources: Dolma shards and Dolci parquet shards.
 """
@@ -38,15 +38,15 @@ LICENSE = "PSF-2.0"
 _SKIPPED_FOLDERS = frozenset({
     "test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__",
     "encodings",  # generated tables of numbers
-    "pydoc_data",  # its text is the topics, which are split between training and evaluation one by one
+    "pydoc_data",  # holds the topics, each of which goes to training or to evaluation by itself
 })
-_SKIPPED_PREFIXES = ("_sysconfigdata", "config-")  # how this one machine's Python was built
+_SKIPPED_PREFIXES = ("_sysconfigdata", "config-")  # how this machine's Python was built
 
 _MODULE_SHARDS = 6
 _CHAT_SHARDS = 3
 _MARKER = "corpus.json"
 _CORPUS_VERSION = 1
-"""Raise it when the same Python gives other documents than before."""
+"""Raise this if the same Python gives other documents than before."""
 
 _NO_DATE = "1970-01-01T00:00:00.000Z"
 """Dolma's records carry two dates. None is known here; a fixed one keeps the bytes the same on every run."""
@@ -54,7 +54,7 @@ _NO_DATE = "1970-01-01T00:00:00.000Z"
 
 @dataclass(frozen=True, slots=True)
 class Chat:
-    """A conversation; `messages` are `{"role": ..., "content": ...}`. `id` as in `Document`."""
+    """A conversation; `messages` are `{"role": ..., "content": ...}`, `id` is as in `Document`."""
 
     id: str
     messages: list[dict[str, str]]
@@ -67,7 +67,7 @@ _Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 def modules() -> Iterator[Document]:
     """Every module of the standard library as a document, sorted by id.
 
-    Tests, generated tables and files of this one machine are left out, and so are empty files.
+    Tests, generated tables, files specific to this machine and empty files are left out.
 
     Raises:
         UserError: this Python comes without its sources.
@@ -89,7 +89,7 @@ def modules() -> Iterator[Document]:
 
 def questions() -> Iterator[Chat]:
     """Questions and answers: the topics of `pydoc`, then the docstrings of `modules()`, each id once."""
-    from pydoc_data.topics import topics  # half a megabyte of text: only when asked for
+    from pydoc_data.topics import topics  # half a megabyte of text: loaded only when needed
 
     for name in sorted(topics):
         yield _chat(f"topics/{name}", f"Explain the Python topic `{name}`.", topics[name])
@@ -100,15 +100,15 @@ def questions() -> Iterator[Chat]:
 def write_corpus(folder: Path) -> bool:
     """Write the corpus once, in the formats of the real sources.
 
-    - `dolma/NNN.json.gz`: a JSON object a line, with `id`, `text`, `source`, `added`, `created`, `metadata`;
+    - `dolma/NNN.json.gz`: one JSON object per line, with `id`, `text`, `source`, `added`, `created`, `metadata`;
     - `chat/train-NNNNN-of-NNNNN.parquet`: columns `id`, `messages` (list of `{role, content}`), `source`;
     - `corpus.json`, last: the Python version and the SHA-256 of every file.
 
-    Documents stand in an order mixed by a hash of their ids, as in the real shards; the bytes are the same
-    whenever the same Python writes them. Damaged or missing files are written again.
+    A hash of their ids shuffles the documents, as in the real shards; the bytes are the same whenever the same Python
+    writes them. Damaged or missing files are written again.
 
     Returns:
-        Whether anything was written; False if the folder held the whole corpus already.
+        Whether anything was written; False if the folder already held the whole corpus.
 
     Raises:
         UserError: the folder holds another Python's corpus, or cannot be written.
@@ -118,12 +118,12 @@ def write_corpus(folder: Path) -> bool:
     if marker.exists():
         written = read_json(marker)
         if not isinstance(written, dict) or {key: written.get(key) for key in made_by} != made_by:
-            raise UserError(f"{folder} holds the standard library of another Python or of another olmoscope; "
-                            f"use the one that wrote it ({marker} names it) or choose another folder")
+            raise UserError(f"{folder} holds the standard library of another Python, or was written by another version "
+                            f"of olmoscope; use the one that wrote it ({marker} names it) or choose another folder")
         if all((folder / name).is_file() and sha256(folder / name) == digest
                for name, digest in written["files"].items()):
             return False
-        # What follows replaces damaged files: until it is done, the marker must not vouch for them.
+        # The code below replaces damaged files: until it is done, the marker must not vouch for them.
         marker.unlink()
 
     paths = []
@@ -139,7 +139,7 @@ def write_corpus(folder: Path) -> bool:
 
 
 def _deal(items: Iterable[_Item], shards: int) -> list[list[_Item]]:
-    """Share the items out, in an order that looks random and is always the same: by a hash of their ids."""
+    """Distribute the items over shards, in an order that looks random but is fixed: by a hash of their ids."""
     order = sorted(items, key=lambda item: hashlib.sha256(item.id.encode()).digest())
     return [order[number::shards] for number in range(shards)]
 
@@ -165,7 +165,7 @@ def _write_chats(path: Path, chats: list[Chat]) -> None:
 
 
 def _read_source(path: Path) -> str:
-    """The text in the encoding that the file declares; empty if it is not what it declares."""
+    """The text, read in the encoding that the file declares; empty if the declaration is wrong."""
     try:
         with tokenize.open(path) as file:
             return file.read()
@@ -182,7 +182,7 @@ def _chat(chat_id: str, question: str, answer: str) -> Chat:
 def _docstrings(module: Document) -> Iterator[Chat]:
     """A chat for the module and for each public class, function and method that has a docstring."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # how old sources spell their escapes is not our matter
+        warnings.simplefilter("ignore")  # invalid escapes in old sources are not our concern
         try:
             tree = ast.parse(module.text)
         except SyntaxError:
@@ -194,7 +194,7 @@ def _docstrings(module: Document) -> Iterator[Chat]:
     seen = set()
     for path, node in _definitions(tree, ()):
         docstring = ast.get_docstring(node)
-        # A name defined twice (by platform, or as a property's getter and setter) is asked about once.
+        # A name defined twice (by platform, or as a property's getter and setter) gets one question.
         if docstring and path not in seen:
             seen.add(path)
             yield _chat(f"{module.id}#{path}", *_question(node, f"{name}.{path}", docstring))

@@ -1,4 +1,4 @@
-"""Rows of files of either kind, parquet or JSON lines, and the texts or chats in a column of theirs."""
+"""Rows of parquet or JSON-lines files, and the texts or chats in one of their columns."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,24 +10,24 @@ from olmoscope.text.chat import ToText, row_of_chat
 from olmoscope.text.row import Malformed, Row, checked
 
 SUFFIXES = (".parquet", *dolma.SUFFIXES)
-"""Endings of tables; a file that is said to be one, and ends otherwise, is taken for parquet."""
+"""Suffixes of tables; a table with any other suffix is read as parquet."""
 CHAT_COLUMNS = ("messages", "conversations", "conversation")
-"""Columns that hold chats, the first one that is there; the second is ShareGPT's."""
+"""Columns that may hold chats, in order of preference; the second is ShareGPT's."""
 COLUMNS = ("text", *CHAT_COLUMNS)
-"""Columns that hold what is to be read, where nobody says which."""
+"""Columns to read by default, in order of preference."""
 
 
 def read_texts(path: Path, name: str, start: int, column: str, to_text: ToText) -> Iterator[Row | Malformed]:
     """The texts of a column; a list or mapping in it is a chat.
 
     Args:
-        path: its ending says what it is (`SUFFIXES`).
-        name: what ids call it: a row without an `id` gets `name:row`, counted from 1.
-        start: rows to pass over.
+        path: the file; its suffix gives its format (`SUFFIXES`).
+        name: the file's name in ids: a row without an `id` gets `name:row`, counted from 1.
+        start: rows to skip.
         to_text: how chats become text.
 
     Raises:
-        UserError: the file is absent, damaged from its start, or has no such column.
+        UserError: the file is absent, is damaged from its start, or has no such column.
     """
     def make(value: object, row_id: object, fallback_id: str) -> Row | Malformed:
         if isinstance(value, list | dict):
@@ -38,12 +38,12 @@ def read_texts(path: Path, name: str, start: int, column: str, to_text: ToText) 
 
 
 def read_chats(path: Path, name: str, start: int, column: str | None, to_text: ToText) -> Iterator[Row | Malformed]:
-    """The chats of a column; a text in it is taken for JSON.
+    """The chats of a column; a string in it is parsed as JSON.
 
     Args:
-        column: None: the first of `CHAT_COLUMNS` that is there.
+        column: the column, or None for the first of `CHAT_COLUMNS` that the file has.
 
-    The others, and errors: see `read_texts`.
+    For the other arguments and the errors, see `read_texts`.
     """
     def make(value: object, row_id: object, fallback_id: str) -> Row | Malformed:
         return row_of_chat(value, row_id, fallback_id, to_text)
@@ -52,15 +52,15 @@ def read_chats(path: Path, name: str, start: int, column: str | None, to_text: T
 
 
 def column_of(names: list[str]) -> str | None:
-    """Which of a table's columns is to be read, where nobody says which; None if none is known."""
+    """The column of a table to read by default; None if it has none of `COLUMNS`."""
     return next((column for column in COLUMNS if column in names), None)
 
 
 def columns_of(path: Path) -> list[str]:
-    """The columns of a file, or the keys of its first line that is not blank; none where it has no sound line.
+    """The columns of a file, or the keys of its first line that is not blank; empty if it has no valid line.
 
     Raises:
-        UserError: it is absent or damaged.
+        UserError: the file is absent or damaged.
     """
     if not _is_lines(path):
         return parquet.columns_of(path)

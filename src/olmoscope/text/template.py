@@ -1,4 +1,4 @@
-"""Chats by the chat template of the recipe's model; what the template drops is noticed."""
+"""Chats rendered by the chat template of the recipe's model; what the template drops is detected."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from olmoscope.text.row import Malformed
 
 _NOW = ("{%- macro strftime_now(format) -%}{{ '2024-07-26' if format == '%Y-%m-%d' else '26 Jul 2024' }}"
         "{%- endmacro %}")
-"""Some templates write the date of the day: the text would not be the same tomorrow."""
+"""Replaces today's date, which some templates write: the text would differ tomorrow."""
 
 _Form = Callable[[Message], dict[str, Any]]
 
@@ -23,7 +23,7 @@ def template_for(text: Text, model: Model) -> ToText | None:
     """The model's chat template, if a source of the text asks for it.
 
     Raises:
-        UserError: a source asks for it, and the model has none or cannot be had.
+        UserError: a source asks for it, and the model has none or cannot be loaded.
     """
     asking = [source.name for source in text.sources if getattr(source, "format", None) == "template"]
     if not asking:
@@ -39,7 +39,7 @@ def load_template(model: Model) -> ToText | None:
     """The chat template of a model; None if it has none.
 
     Raises:
-        UserError: the tokenizer cannot be had.
+        UserError: the tokenizer cannot be loaded.
     """
     model = pinned(model)
     tokenizer = read_tokenizer(model)
@@ -47,15 +47,15 @@ def load_template(model: Model) -> ToText | None:
         return None
     try:
         return ChatTemplate(tokenizer)
-    except ValueError as error:  # several, and none of them is the default
+    except ValueError as error:  # several templates, none of them the default
         raise UserError(f"the tokenizer of {model.name}: {first_line(error)}") from error
 
 
 class ChatTemplate:
-    """Renders messages as the model was trained on them, without a BOS of the template's own (`tokens.bos` decides).
+    """Renders messages as in the model's training, but without the template's own BOS (`tokens.bos` decides).
 
-    A template may expect content as a text or as parts, and a missing content or an empty one; it is given the first
-    form with which it drops least.
+    A template may expect content as a string or as parts, and empty content as a missing key or an empty string; it is
+    given the form with which it drops least, the first of equals.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -69,7 +69,7 @@ class ChatTemplate:
         for form in (_with_text, _with_empty_text, _with_parts):
             try:
                 rendered = self._render(messages, form)
-            except ImportError as error:  # too old a jinja2
+            except ImportError as error:  # jinja2 is too old
                 raise UserError(f"format: template: {first_line(error)}") from error
             except _errors() as error:
                 refused = refused or error
@@ -80,7 +80,7 @@ class ChatTemplate:
                 break
         if best is None:
             assert refused is not None
-            return Malformed(f"the chat template refuses it: {first_line(refused)}")
+            return Malformed(f"the chat template rejects it: {first_line(refused)}")
         return best
 
     def _render(self, messages: Sequence[Message], form: _Form) -> Rendered:
@@ -93,7 +93,7 @@ class ChatTemplate:
 
 
 def _with_text(message: Message) -> dict[str, Any]:
-    """The message as most templates want it: a key that says nothing is left out."""
+    """The message as most templates expect it: empty keys are left out."""
     form: dict[str, Any] = {**message.given, "role": message.role}
     if message.content or not message.calls:
         form["content"] = message.content
@@ -114,7 +114,7 @@ def _with_parts(message: Message) -> dict[str, Any]:
 
 
 def _dropped(message: Message, text: str) -> Iterator[str]:
-    """What of a message is not in the text; each thing once."""
+    """What a message contains but the text lacks, each thing once."""
     yield from dict.fromkeys(message.lost)
     if message.content.strip() not in text:
         yield "content"
@@ -128,7 +128,7 @@ def _dropped(message: Message, text: str) -> Iterator[str]:
 
 
 def _leaves(value: object) -> Iterator[str]:
-    """The texts in a value."""
+    """The strings in a value."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
@@ -140,12 +140,12 @@ def _leaves(value: object) -> Iterator[str]:
 
 
 def _is_in(leaf: str, text: str) -> bool:
-    """Whether a text stands in another, as it is or as JSON spells it."""
+    """Whether a text contains a string, as it is or as JSON escapes it."""
     return leaf.strip() in text or json.dumps(leaf, ensure_ascii=False)[1:-1] in text or json.dumps(leaf)[1:-1] in text
 
 
 def _errors() -> tuple[type[Exception], ...]:
-    """What a template raises of messages that it does not take."""
+    """What a template raises about messages that it rejects."""
     from jinja2 import TemplateError
 
     return TemplateError, TypeError, ValueError

@@ -1,17 +1,17 @@
-"""Sequences of one segment, put into batches of nearly equal length."""
+"""Sequences of one segment, grouped into batches of nearly equal length."""
 
 import numpy as np
 
 
 def plan_batches(lengths: np.ndarray, batch_tokens: int, max_padding: float) -> list[np.ndarray]:
-    """Group sequences, longest first, so that no batch pads more than it may.
+    """Group sequences, longest first, so that no batch has more padding than allowed.
 
     Padding of a batch = 1 − tokens / (sequences × longest). A batch of one has none, so the bound always holds.
 
     Args:
         lengths: `[S]` tokens of each sequence.
-        batch_tokens: largest sequences × longest.
-        max_padding: largest padding of each batch.
+        batch_tokens: the upper bound of sequences × longest.
+        max_padding: the upper bound of each batch's padding.
 
     Returns:
         The sequences of each batch, as indices into `lengths`.

@@ -1,6 +1,6 @@
 """What the model's contexts begin with: BOS, or whatever else a tokenizer puts first.
 
-A context is a sequence; where documents are kept apart, each of its documents. T tokens of a text, S sequences.
+A context is a sequence or, if documents are kept apart, each document in it. T tokens of a text, S sequences.
 """
 
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ class Begun:
     token_ids: np.ndarray
     """`[T]` int32."""
     document_ids: np.ndarray
-    """`[T]` int64; what a context begins with is of the document that follows it."""
+    """`[T]` int64; the beginning of a context belongs to the document that follows it."""
     starts: np.ndarray
     """`[S + 1]` int64: sequence s is tokens `starts[s]` to `starts[s + 1]`."""
 
 
 def is_begin(document_ids: np.ndarray, starts: np.ndarray, length: int, *, apart: bool) -> np.ndarray:
-    """Which tokens are what a context begins with, `[T]` bool, where it is `length` tokens."""
+    """Which tokens are among the `length` tokens that each context begins with, `[T]` bool."""
     found = np.zeros(len(document_ids), bool)
     contexts = _contexts(document_ids, starts, apart=apart)
     for offset in range(length):
@@ -31,7 +31,7 @@ def is_begin(document_ids: np.ndarray, starts: np.ndarray, length: int, *, apart
 
 
 def begun_with(text: Begun, old: tuple[int, ...], new: tuple[int, ...], *, apart: bool) -> Begun:
-    """The same sequences with another beginning; a context of which nothing else is left goes."""
+    """The same sequences with another beginning; a context that has nothing else is dropped."""
     if old == new:
         return text
     kept = ~is_begin(text.document_ids, text.starts, len(old), apart=apart)

@@ -1,4 +1,4 @@
-"""Documents, joined end to end, cut into sequences of random length."""
+"""Documents joined end to end and cut into sequences of random length."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from olmoscope.seeds import generator
 
 @dataclass(frozen=True)
 class Sequence:
-    """What the model reads at a time. All arrays have one entry a token."""
+    """What the model reads at a time. All arrays have one entry per token."""
 
     number: int
-    """Counted over the whole store."""
+    """The sequence's number in the whole store."""
     token_ids: np.ndarray
     """int32."""
     document_ids: np.ndarray
@@ -28,7 +28,7 @@ def positions(document_ids: np.ndarray, documents: str) -> np.ndarray:
 
     Args:
         document_ids: `[T]`.
-        documents: `share` (one count through the sequence) or `apart` (from 0 at every document).
+        documents: `share` (one count through the sequence) or `apart` (counted from 0 in every document).
     """
     index = np.arange(len(document_ids))
     if documents == "share" or not len(index):
@@ -38,11 +38,11 @@ def positions(document_ids: np.ndarray, documents: str) -> np.ndarray:
 
 
 Waiting = tuple[tuple[np.ndarray, int, int], ...]
-"""Token ids, document number and source of each document that waits."""
+"""Token ids, document number and source of each waiting document."""
 
 
 def waiting_to_arrays(waiting: Waiting) -> dict[str, np.ndarray]:
-    """Waiting documents as arrays, one entry a token, to be written."""
+    """Waiting documents as arrays to write, with one entry per token."""
     lengths = [len(token_ids) for token_ids, _, _ in waiting]
     return {"token_ids": np.concatenate([np.empty(0, np.int32), *(token_ids for token_ids, _, _ in waiting)]),
             "document_ids": np.repeat(np.array([document for _, document, _ in waiting], np.int64), lengths),
@@ -58,16 +58,16 @@ def waiting_from_arrays(arrays: dict[str, np.ndarray]) -> Waiting:
 
 
 class Chunker:
-    """Cuts the stream of documents into sequences; at any cut it can say where it is, and go on from there."""
+    """Cuts the stream of documents into sequences; at any cut it can save its position and later resume from it."""
 
     def __init__(self, buckets: list[tuple[int, int]], count: int, seed: int, begin: tuple[int, ...] = (),
                  *, apart: bool = False) -> None:
         """
         Args:
             buckets: (shortest, longest) chunk lengths; a bucket is chosen at random, then a length in it.
-            count: tokens wanted in all; the last sequence is cut to meet it exactly.
+            count: the total number of tokens; the last sequence is cut to meet it exactly.
             begin: token ids that each sequence begins with (BOS); they count as tokens.
-            apart: whether each document of a sequence begins with them too.
+            apart: whether each document in a sequence begins with them too.
         """
         self.buckets, self.count, self.seed = buckets, count, seed
         self._begin, self._apart = np.array(begin, np.int32), apart
@@ -84,10 +84,10 @@ class Chunker:
         self._available += len(token_ids)
 
     def cut(self, last: bool = False) -> Sequence | None:
-        """The next sequence, or None if more documents are needed first (or nothing more is wanted).
+        """The next sequence, or None if it needs more documents first, or `count` is reached.
 
         Args:
-            last: no more documents will come: what is left becomes a sequence, however short.
+            last: no more documents will come, so the remainder becomes a sequence, however short.
         """
         length = min(self._length(self.sequences), self.count - self.tokens)
         available = self._available + len(self._begin) * (len(self._waiting) if self._apart else bool(self._waiting))
@@ -116,12 +116,12 @@ class Chunker:
         return sequence
 
     def state(self) -> tuple[dict[str, int], Waiting]:
-        """Where it is: counters, and the documents (or what is left of them) that wait for the next cut."""
+        """Its position: counters, and the documents (or what is left of them) that wait for the next cut."""
         counters = {"sequences": self.sequences, "tokens": self.tokens, "documents": self._documents}
         return counters, tuple(self._waiting)
 
     def restore(self, counters: dict[str, int], waiting: Waiting) -> None:
-        """Go on from a `state`."""
+        """Resume from a `state`."""
         self.sequences, self.tokens = counters["sequences"], counters["tokens"]
         self._documents = counters["documents"]
         self._waiting = deque(waiting)

@@ -2,8 +2,8 @@
 
     {"tokens_hash": "84682330d71db1d5", "wanted": {"train": 300000, "held_out": 40000}}
 
-`wanted`, the numbers of tokens asked for, may grow: the recipe is compared with those that stand there (`as_packed`).
-Files of before it was written down have only the hash.
+`wanted`, the numbers of tokens asked for, may grow: a recipe is compared at the numbers in the file (`as_packed`).
+Older files have only the hash.
 """
 
 from pathlib import Path
@@ -18,13 +18,13 @@ AnyRecipe = TypeVar("AnyRecipe", bound=TokensRecipe)
 
 
 def identity_path(store: Path) -> Path:
-    """Where it stands."""
+    """Where the file is."""
     return store / "tokens" / "recipe.json"
 
 
 def wanted_of(store: Path, recipe: TokensRecipe) -> Wanted:
-    """How many tokens of each split the recipe of these tokens asked for: as written down; else as many as were packed
-    of each split; else the recipe's.
+    """How many tokens of each split the recipe of these tokens asked for: as recorded; else as many as each split's
+    index says; else as the given recipe says.
 
     Raises:
         UserError: a file is damaged.
@@ -50,15 +50,15 @@ def as_packed(recipe: AnyRecipe, store: Path) -> AnyRecipe:
 
 
 def write_identity(recipe: TokensRecipe, store: Path) -> None:
-    """Write down whose tokens these are."""
+    """Record which recipe these tokens belong to."""
     write_json(identity_path(store), {"tokens_hash": recipe.tokens_hash(), "wanted": recipe.wanted})
 
 
 def keep_wanted(recipe: TokensRecipe, store: Path) -> None:
-    """Write down what tokens of before this was written down were packed for, so that the other split may grow.
+    """Record `wanted` in a file that is too old to have it, so that the other split may grow.
 
     Args:
-        recipe: `refuse_other_tokens` has had nothing against it.
+        recipe: the recipe; `refuse_other_tokens` must have accepted it.
     """
     path = identity_path(store)
     if path.exists() and "wanted" not in read_json(path):
@@ -66,10 +66,10 @@ def keep_wanted(recipe: TokensRecipe, store: Path) -> None:
 
 
 def refuse_other_tokens(recipe: TokensRecipe, split: Split, store: Path) -> None:
-    """Packing goes on only for the recipe that began it; that may ask for more tokens by now.
+    """Refuse to continue packing for another recipe than the one that began it; it may now ask for more tokens.
 
     Raises:
-        UserError: the tokens are of another recipe, or more than it asks for.
+        UserError: the tokens belong to another recipe, or are more than the recipe asks for.
     """
     path = identity_path(store)
     if not path.exists():
@@ -79,15 +79,15 @@ def refuse_other_tokens(recipe: TokensRecipe, split: Split, store: Path) -> None
         differing = differs_from_tokens(store, recipe, lambda kept: kept.tokens_hash() == begun["tokens_hash"])
         what = differing or " (its text, tokens, model or seed differ)"
         raise UserError(f"{store} holds tokens of another recipe{what}; choose another --out, or delete the folder to "
-                        "begin anew")
+                        "start again")
     refuse_fewer(store, split, taken, recipe)
 
 
 def refuse_fewer(store: Path, split: Split, there: TokensRecipe, recipe: TokensRecipe) -> None:
-    """Tokens are added, never taken away.
+    """Refuse a recipe that asks for fewer tokens than there are: tokens are added, never removed.
 
     Raises:
-        UserError: the recipe asks for fewer than are there.
+        UserError: the recipe asks for fewer tokens than there are.
     """
     had, asked = there.wanted[split], recipe.wanted[split]
     if asked < had:

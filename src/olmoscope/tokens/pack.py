@@ -1,12 +1,13 @@
-"""The token stage: text in, token segments out. Cheap next to the model, deterministic, resumable at any segment.
+"""The token stage: text in, token segments out. It is cheap next to the model, deterministic, and resumable at any
+segment.
 
-A segment is written with the state from which the next one can be packed. Of the document that was read last, a rest
-may be waiting: up to a segment's tokens it is written as well; a longer rest (of a document of many megabytes) would be
-written again with every segment, so there the state says where the document is, and going on reads it again.
+A segment is written with the state from which the next one can be packed. The end of the last document read may still
+be waiting. If it is no longer than a segment, it is written too. A longer one (from a document of many megabytes) would
+be written again with every segment, so the state says instead where the document is, and resuming reads it again.
 
-Tokens grow: for a recipe that asks for more of them, packing goes on after the last whole segment. The tokens are then
-those that would have been packed at once, so the last segment, which ended where the old number was reached, is made
-anew.
+Tokens grow: for a recipe that asks for more of them, packing continues after the last whole segment. The tokens are
+then the same as if they had been packed at once, so the last segment, which ended at the old number of tokens, is made
+again.
 """
 
 import hashlib
@@ -39,25 +40,25 @@ from olmoscope.tokens.segments import (
 from olmoscope.tokens.tokenizer import Tokenizer
 
 DOCUMENTS_AT_ONCE = 64
-"""Tokenised together, so that the tokenizer can use all cores; fewer where they are long."""
+"""How many documents are tokenised together, so that the tokenizer can use all cores; fewer if they are long."""
 CHARACTERS_AT_ONCE = 2**22
 
 
 def is_packed(store: Path) -> bool:
-    """Whether all tokens of a store are there."""
+    """Whether a store has all its tokens."""
     return _index_path(store).exists()
 
 
 def lacks_tokens(recipe: TokensRecipe, split: Split, store: Path) -> bool:
-    """Whether all tokens were packed, for a recipe that asked for fewer."""
+    """Whether packing finished, but for a recipe that asked for fewer tokens."""
     return is_packed(store) and bool(read_json(_index_path(store))["wanted"] < recipe.wanted[split])
 
 
 def reopen(store: Path) -> None:
-    """Let packing go on after the last segment but one."""
+    """Undo the last segment and the index, so that packing can continue there."""
     last = _packed_segments(store) - 1
     if last >= 0:
-        token_checksum(store, last).unlink()  # first: with the index gone, it would pass for a whole one
+        token_checksum(store, last).unlink()  # first: without the index, the segment would pass for a whole one
     _index_path(store).unlink(missing_ok=True)
 
 
@@ -74,15 +75,15 @@ def pack(recipe: TokensRecipe, tokenizer: Tokenizer, split: Split, store: Path,
     """Write `tokens/` of a store; what is there already is kept.
 
     Args:
-        model: whose chat template is used, at the commit of the store; by default the recipe's.
+        model: the model whose chat template is used, at the commit of the store; by default the recipe's.
 
     Returns:
         The index: `rows` of every segment, `padded` (tokens computed, padding included), `wanted` (tokens), and
-        for each source its `documents` and `tokens`, `malformed` and `empty` ones, and what its chats `lost`
-        (`Mixture`), where they lost anything.
+        for each source its `documents` and `tokens`, the numbers of `malformed` and `empty` rows, and what its chats
+        `lost` (`Mixture`), if they lost anything.
 
     Raises:
-        UserError: no usable text, sequences that would hold nothing but BOS, or what the text stage raises.
+        UserError: there is no usable text, sequences would hold nothing but BOS, or the text stage raises it.
     """
     assert recipe.tokens.bos != "auto" or not tokenizer.begin, "settle the recipe first (pipeline.py)"
     refuse_other_tokens(recipe, split, store)
@@ -108,7 +109,7 @@ def pack(recipe: TokensRecipe, tokenizer: Tokenizer, split: Split, store: Path,
     segment: list[Sequence] = []
 
     def close() -> None:
-        """Write the segment, with the state from which the next one can be packed; before the first, whose it is."""
+        """Write the segment, with the state from which the next can be packed; before the first, write the identity."""
         if not totals["rows"]:
             write_identity(recipe, store)
         tokens, padded = _segment(segment, recipe)
@@ -138,7 +139,7 @@ def pack(recipe: TokensRecipe, tokenizer: Tokenizer, split: Split, store: Path,
     if not totals["rows"]:
         raise UserError(f"text: the sources have no document for the {split} split; add text or change "
                         "text.held_out_share")
-    mixture.load_state_dict(at.mixture)  # it may have read on: count what went into sequences
+    mixture.load_state_dict(at.mixture)  # it may have read further: count only what went into sequences
     index = {"rows": totals["rows"], "padded": totals["padded"], "wanted": count, "sources": {
         name: {"documents": mixture.documents[name], "tokens": tokens, "malformed": mixture.malformed[name],
                "empty": mixture.empty[name]} | ({"lost": lost} if (lost := mixture.lost[name]) else {})
@@ -148,12 +149,12 @@ def pack(recipe: TokensRecipe, tokenizer: Tokenizer, split: Split, store: Path,
 
 
 def _make_room(recipe: TokensRecipe, split: Split, store: Path) -> None:
-    """Where a recipe asks for more tokens than the one of before it, take back the last segment; stopped anywhere, the
-    same recipe goes on here."""
+    """If a recipe asks for more tokens than the one before it, take back the last segment. This can be interrupted
+    anywhere; the same recipe then continues here."""
     grows = wanted_of(store, recipe)[split] < recipe.wanted[split]
     if grows and not is_packed(store):
         reopen(store)
-    if has_token_segment(store, 0) and (grows or not identity_path(store).exists()):  # or the file was lost
+    if has_token_segment(store, 0) and (grows or not identity_path(store).exists()):  # it grows, or the file was lost
         write_identity(recipe, store)
     if lacks_tokens(recipe, split, store):
         reopen(store)
@@ -168,10 +169,10 @@ def _refuse_nothing_but_bos(recipe: TokensRecipe, tokenizer: Tokenizer) -> None:
 
 @dataclass(frozen=True)
 class _LastDocument:
-    """The document that the chunker took in last."""
+    """The last document that the chunker took in."""
 
     before: dict[str, Any]
-    """The mixture's state from which it comes next."""
+    """The mixture's state just before it."""
     token_ids: np.ndarray
 
     @cached_property
@@ -179,18 +180,18 @@ class _LastDocument:
         return hashlib.sha256(self.token_ids.tobytes()).hexdigest()
 
     def where(self, rest: int) -> dict[str, Any]:
-        """How to have the last `rest` tokens of it again, as JSON values."""
+        """How to get its last `rest` tokens again, as JSON values."""
         return {"mixture": self.before, "taken": len(self.token_ids) - rest, "sha256": self.digest}
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the text stands."""
+    """A position in the text."""
 
     mixture: dict[str, Any]
     """The mixture's state after the last document that the chunker took in."""
     document: _LastDocument | None = None
-    """That document; None if none was read since packing was resumed."""
+    """That document; None if none has been read since packing was resumed."""
 
 
 def _read_again(mixture: Mixture, chunker: Chunker, tokenizer: Tokenizer, sources: list[str],
@@ -198,7 +199,7 @@ def _read_again(mixture: Mixture, chunker: Chunker, tokenizer: Tokenizer, source
     """Give the chunker the rest of a document whose tokens were not written.
 
     Raises:
-        UserError: the document is no longer what it was.
+        UserError: the document has changed.
     """
     reread, counters = state["reread"], state["chunker"]
     mixture.load_state_dict(reread["mixture"])
@@ -207,8 +208,8 @@ def _read_again(mixture: Mixture, chunker: Chunker, tokenizer: Tokenizer, source
     last = _LastDocument(reread["mixture"], token_ids)
     if document is None or last.digest != reread["sha256"]:
         name = "which is gone" if document is None else document.id
-        raise UserError(f"cannot go on: document {counters['documents']} of the text ({name}) has changed since "
-                        "packing stopped in it; restore it, or start anew in another --out")
+        raise UserError(f"cannot resume: document {counters['documents']} of the text ({name}) has changed since "
+                        "packing stopped in it; restore it, or start again in another --out")
     waiting: Waiting = ((token_ids[reread["taken"] :], counters["documents"] - 1, sources.index(document.source)),)
     chunker.restore(counters, waiting)
     return _Place(mixture.state_dict(), last)
@@ -219,10 +220,10 @@ def _sequences(mixture: Mixture, chunker: Chunker, tokenizer: Tokenizer, sources
     """Every sequence, with the place after the last document that the chunker took in.
 
     Args:
-        place: where the text stands now.
+        place: the current position in the text.
     """
     documents = _with_state(mixture)
-    while sequence := chunker.cut():  # what waited when packing was stopped may be enough for some
+    while sequence := chunker.cut():  # the documents that were waiting when packing stopped may fill some
         yield sequence, place
     while chunker.tokens < chunker.count and (group := _group(documents)):
         encoded = tokenizer.encode([document.text for document, _ in group])

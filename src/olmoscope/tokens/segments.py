@@ -1,8 +1,8 @@
 """The token stage's part of an activation store: tokens/segment-000042.safetensors, one for each segment.
 
-Its SHA-256 stands in checksums/tokens-000042.json, written after it: then the token segment exists. Which sequences
-make up a segment, and how they are batched, is decided here, before any model runs: so a segment's activations do not
-depend on who computes them, or when.
+Its SHA-256 is in checksums/tokens-000042.json; once that is written, the token segment exists. Which sequences make up
+a segment, and how they are batched, is decided here, before any model runs, so a segment's activations do not depend on
+which worker computes them, or when.
 """
 
 import json
@@ -24,7 +24,7 @@ def segment_name(segment: int) -> str:
 
 
 def token_checksum(store: Path, segment: int) -> Path:
-    """Where the checksum of a token segment stands."""
+    """Where the checksum of a token segment is."""
     return store / "checksums" / f"tokens-{segment:06d}.json"
 
 
@@ -57,11 +57,11 @@ class TokenSegment:
 
 def write_token_segment(store: Path, segment: int, tokens: TokenSegment, waiting: dict[str, np.ndarray],
                         state: dict[str, Any]) -> None:
-    """Write tokens/segment-N, with what is needed to pack the next one after a restart.
+    """Write tokens/segment-N, with what is needed to pack the next segment after a restart.
 
     Args:
         waiting: tokens already read that belong to later segments.
-        state: JSON values: where the text and the packing are.
+        state: the positions of the text and of the packing, as JSON values.
     """
     arrays = dict(vars(tokens)) | {f"waiting.{name}": array for name, array in waiting.items()}
     relative = f"tokens/{segment_name(segment)}"
@@ -76,17 +76,17 @@ def read_token_segment(store: Path, segment: int) -> TokenSegment:
     """Read the sequences of a segment, and compare the file with its checksum.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: the file is missing or damaged.
     """
     arrays, _ = _read_checked(store, segment)
     return TokenSegment(**{name: array for name, array in arrays.items() if not name.startswith("waiting.")})
 
 
 def read_packing_state(store: Path, segment: int) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """Where packing was after a segment: the waiting tokens and the state given to `write_token_segment`.
+    """The state of packing after a segment: the waiting tokens and the state given to `write_token_segment`.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: the file is missing or damaged.
     """
     arrays, metadata = _read_checked(store, segment)
     waiting = {name.removeprefix("waiting."): array for name, array in arrays.items() if name.startswith("waiting.")}
@@ -94,7 +94,7 @@ def read_packing_state(store: Path, segment: int) -> tuple[dict[str, np.ndarray]
 
 
 def _read_checked(store: Path, segment: int) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """A token segment decides all that is made from it, and it is small: it is never read unchecked."""
+    """Read a token segment, always checked: it decides all that is made from it, and it is small."""
     relative = f"tokens/{segment_name(segment)}"
     path = store / relative
     if not path.exists():
@@ -108,10 +108,10 @@ def read_tensors(path: Path, framework: str) -> tuple[dict[str, Any], dict[str, 
     """All tensors and the metadata of a file of a store.
 
     Args:
-        framework: `np` or `pt`: arrays or tensors.
+        framework: `np` for arrays, `pt` for tensors.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: the file is missing or damaged.
     """
     try:
         with safe_open(path, framework) as file:
@@ -121,6 +121,6 @@ def read_tensors(path: Path, framework: str) -> tuple[dict[str, Any], dict[str, 
 
 
 def damaged(path: Path, why: object) -> UserError:
-    """What to say of a damaged file of a store, and how to mend it."""
+    """The error for a damaged file of a store, which says how to repair it."""
     return UserError(f"{path} is damaged ({why}); run `olmoscope store repair {path.parents[1]}`, then `olmoscope "
-                     "collect` again: it makes anew what is missing")
+                     "collect` again, which replaces what is missing")

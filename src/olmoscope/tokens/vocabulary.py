@@ -7,10 +7,10 @@ import tokenizers
 
 
 def token_texts(backend: tokenizers.Tokenizer) -> list[str]:
-    """The text of every token id from 0 to the highest; bytes that are no UTF-8 by themselves as `\\xe2`.
+    """The text of every token id from 0 to the highest; bytes that are not UTF-8 by themselves appear as `\\xe2`.
 
-    Byte-level tokenizers (GPT-2's alphabet) and byte-fallback ones (SentencePiece) are turned back into the bytes that
-    a token stands for; an added token is its own text. Ids without a token are empty.
+    Tokens of byte-level tokenizers (GPT-2's alphabet) and byte-fallback ones (SentencePiece) are turned back into the
+    bytes that they represent; an added token is its own text. Ids without a token have an empty text.
     """
     vocabulary = backend.get_vocab(with_added_tokens=True)
     added = {token.content for token in backend.get_added_tokens_decoder().values()}
@@ -30,7 +30,7 @@ def token_texts(backend: tokenizers.Tokenizer) -> list[str]:
 
 
 def _shown(codes: Iterable[int | None]) -> str:
-    """Bytes as text, "" if one of them is none."""
+    """Bytes as text; "" if one of them is None."""
     known = []
     for code in codes:
         if code is None:
@@ -40,7 +40,7 @@ def _shown(codes: Iterable[int | None]) -> str:
 
 
 def _decoder_types(decoder: dict[str, object] | None) -> set[str]:
-    """The types of a decoder and of those it is a sequence of, as tokenizer.json names them."""
+    """The types of a decoder and of its inner decoders, as tokenizer.json names them."""
     if decoder is None:
         return set()
     inner = decoder.get("decoders", [])
@@ -49,8 +49,8 @@ def _decoder_types(decoder: dict[str, object] | None) -> set[str]:
 
 
 def _byte_alphabet() -> list[str]:
-    """The character that byte-level tokenizers write for each byte (GPT-2): itself where it prints, the others from
-    U+0100 on, in order."""
+    """The character that byte-level tokenizers write for each byte (GPT-2): the byte itself if it is printable, else
+    the next character from U+0100 on."""
     prints = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = iter(range(0x100, 0x200))
     return [chr(byte) if byte in prints else chr(next(others)) for byte in range(256)]

@@ -29,7 +29,11 @@ EXACT = -1
 
 
 class CandidateSearch:
-    """What `Step` encodes with in place of the exact product."""
+    """What encodes in place of the exact product.
+
+    Args:
+        sae: or a shard of it.
+    """
 
     def __init__(self, settings: Candidates, sae: TopK, kernels: Kernels) -> None:
         self.sae, self.kernels = sae, kernels
@@ -64,6 +68,20 @@ class CandidateSearch:
             self._check(u_BD[some], b_latent_F, rough[0][some], rough[1][some])
         return codes
 
+    def begin_trial(self) -> None:
+        """Encode both ways from here on, and time them."""
+        self.trial = Trial(self.sae.W_enc.device)
+
+    @property
+    def on_trial(self) -> bool:
+        """Whether both ways are timed."""
+        return self.trial is not None
+
+    def verdict(self) -> Verdict:
+        """What the clock says of the trial."""
+        assert self.trial is not None, "no trial was begun"
+        return self.trial.verdict()
+
     def settle(self, verdict: Verdict) -> None:
         """End the trial: the faster way is taken from here on."""
         self.trial = None
@@ -91,9 +109,18 @@ class CandidateSearch:
 
     def take_found(self) -> float | None:
         """Share of the top k that was found since the last call; None if nothing was checked."""
-        checked, missed = self.counts[:2].tolist()
-        self.counts[:2].zero_()
+        checked, missed = self.take_counts().tolist()
         return 1 - missed / checked if checked else None
+
+    def take_counts(self) -> Tensor:
+        """Latents checked and missed since the last call, `[2]`."""
+        counts = self.counts[:2].clone()
+        self.counts[:2].zero_()
+        return counts
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All state, by name."""
+        return {"candidates.counts": self.counts, "candidates.margin": self.margin_1}
 
     def _exact(self, u_BD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
         return self.kernels.encode_topk(u_BD, self.sae.W_enc, b_latent_F, k)

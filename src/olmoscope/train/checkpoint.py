@@ -154,6 +154,6 @@ def load_sharded(path: Path, step: ShardedStep) -> dict[str, Any]:
                             f"train.shards={metadata['shards']}, or choose another --out")
         for shard in step.shards:
             with opened_shard(path, shard.number, metadata) as own:
-                shard.restore(own.get_tensor)
+                shard.restore(metadata["step"], own.get_tensor)
         step.restore(metadata["step"], metadata["tokens"], file.get_tensor)
         return dict(metadata["loop"])

@@ -10,7 +10,8 @@ sequences. With e = dNMSE/dx̂ and g = dKL/dx̂ of these, what the step gets the
 
     e + kl · (‖e‖ / ‖g‖) · g
 
-so `kl` means the same whatever the unit of either loss is. Shapes: B rows of a step, R of them of its sequences, D
+so `kl` means the same whatever the unit of either loss is. Ranks that train an SAE in shards share its sequences: each
+lets a model of its own read some, and all get their rows and g. Shapes: B rows of a step, R of them of its sequences, D
 width of the site written, T positions, C rows of a chunk, V tokens.
 """
 
@@ -25,6 +26,7 @@ import torch
 from torch import Tensor
 
 from olmoscope.activations.collect.forward import Batch, batch_of
+from olmoscope.distributed.ranks import Ranks
 from olmoscope.files import read_json
 from olmoscope.model.sites import Place
 from olmoscope.model.splice import CausalLM, Reading
@@ -49,18 +51,20 @@ class Piece:
     rows: int
 
 
-def draw_steps(store: Path, steps: int, batch: int, seed: int) -> list[tuple[Piece, ...]]:
+def draw_steps(store: Path, steps: int, batch: int, seed: int, parts: int = 1) -> list[tuple[Piece, ...]]:
     """The sequences that each of some steps reads, of about `batch` rows.
 
     Args:
         store: with its `tokens/`.
         seed: of the draw.
+        parts: a piece has at most so large a part of the batch, so up to so many ranks can share a step's.
 
     Raises:
         UserError: damaged tokens.
     """
     segments = range(len(read_json(store / "tokens" / "index.json")["rows"]))
-    pieces = [piece for number in segments for piece in _pieces(read_token_segment(store, number), number, batch)]
+    pieces = [piece for number in segments
+              for piece in _pieces(read_token_segment(store, number), number, batch // parts)]
     rng = generator(seed, "sequences of the finish")
     drawn, wanted = 0, []
     order: list[int] = []
@@ -94,6 +98,9 @@ class Read:
     rows: Mapping[Site, Tensor]
     """`[R, D]` of each site, in the model's dtype."""
     passes: list[tuple[Batch, Reading]]
+    """Those of this rank."""
+    sizes: list[int]
+    """How many of the rows each rank's passes have; they come in the order of the ranks."""
 
 
 class SequenceReader:
@@ -104,10 +111,14 @@ class SequenceReader:
         sites: those whose rows are wanted.
         tokens: the store whose `tokens/` has the sequences.
         apart: whether documents are kept apart.
+        ranks: those that share the sequences; None: this process reads all.
+        width: of a site's rows; several ranks need it.
     """
 
-    def __init__(self, model: Callable[[], CausalLM], sites: Sequence[Site], tokens: Path, apart: bool) -> None:
+    def __init__(self, model: Callable[[], CausalLM], sites: Sequence[Site], tokens: Path, apart: bool,
+                 ranks: Ranks | None = None, width: Callable[[Site], int] | None = None) -> None:
         self._model, self.sites, self.apart = model, sites, apart
+        self.ranks, self._width = ranks or Ranks.alone(), width
         self._segment = lru_cache(SEGMENTS_HELD)(lambda segment: read_token_segment(tokens, segment))
         self.read = lru_cache(1)(self._read)
 
@@ -121,12 +132,21 @@ class SequenceReader:
         return self.model.find(self.sites).places
 
     def _read(self, step: tuple[Piece, ...]) -> Read:
-        batches = [batch_of(self._segment(piece.segment), piece.first, piece.last, self.apart).to(self.model.device)
-                   for piece in step]
-        passes = [(batch, self.model.read(batch.token_ids_BT, batch.positions_BT, list(self.places.values())))
-                  for batch in batches]
-        return Read({site: torch.cat([reading.at[site].flatten(0, 1)[batch.real_R] for batch, reading in passes])
-                     for site in self.places}, passes)
+        ranks = self.ranks
+        sizes = [sum(piece.rows for piece in step[start:stop]) for start, stop in pairwise(ranks.bounds(len(step)))]
+        with ranks.agreed():
+            places = self.places
+            batches = [batch_of(self._segment(piece.segment), piece.first, piece.last, self.apart).to(self.model.device)
+                       for piece in step[ranks.own(len(step))]]
+            passes = [(batch, self.model.read(batch.token_ids_BT, batch.positions_BT, list(places.values())))
+                      for batch in batches]
+        rows = {site: [reading.at[site].flatten(0, 1)[batch.real_R] for batch, reading in passes] for site in places}
+        if ranks.count == 1:
+            return Read({site: torch.cat(some) for site, some in rows.items()}, passes, sizes)
+        assert self._width is not None, "several ranks need the widths"
+        return Read({site: ranks.gather_some(  # a rank may have none, so their dtype is settled
+            torch.cat([torch.empty(0, self._width(site), device=self.model.device), *some]).float(), sizes)
+            for site, some in rows.items()}, passes, sizes)
 
 
 class ModelLoss:
@@ -141,18 +161,19 @@ class ModelLoss:
         self.reader, self.writes, self.kl = reader, writes, kl
 
     def pull(self, read: Read, xhat_BD: Tensor, y_BD: Tensor, e_BD: Tensor) -> Tensor:
-        """The gradient to add to that of the error, `[B, D]`; see `step.Pull`.
+        """The gradient to add to that of the error, `[B, D]`; see `gradients.Pull`. All ranks must ask.
 
         Args:
             read: of the sequences whose rows are the last ones of the batch.
             xhat_BD: reconstructions. What a row has beside what the trained latents are to give (its part along sinks)
                 stays as it is: only `xhat_BD - y_BD` counts.
         """
-        rows = [len(batch.real_R) for batch, _ in read.passes]
-        others = len(y_BD) - sum(rows)
-        off_RD = torch.split((xhat_BD - y_BD)[others:], rows)
-        g_RD = torch.cat([self._gradient(batch, reading, off) for (batch, reading), off in zip(
-            read.passes, off_RD, strict=True)]).to(e_BD.dtype)
+        ranks, others = self.reader.ranks, len(y_BD) - sum(read.sizes)
+        mine_RD = torch.split((xhat_BD - y_BD)[others:], read.sizes)[ranks.index]
+        off = torch.split(mine_RD, [len(batch.real_R) for batch, _ in read.passes])
+        own = [self._gradient(batch, reading, off_RD).to(e_BD.dtype)
+               for (batch, reading), off_RD in zip(read.passes, off, strict=True)]
+        g_RD = ranks.gather_some(torch.cat([e_BD[:0], *own]), read.sizes)
         scale = float(e_BD[others:].norm() / g_RD.norm().clamp_min(torch.finfo(g_RD.dtype).tiny))
         return torch.cat([torch.zeros_like(e_BD[:others]), self.kl * scale * g_RD])
 

@@ -3,13 +3,17 @@
 Shapes: B rows, D d_model, K places of a code, P pairs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from olmoscope.kernels.interface import Kernels, SortedPairs
+
+Pull = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A loss beside the NMSE. Given the reconstructions x̂, the rows wanted, and the gradient of the NMSE at x̂, it returns
+the gradient to add, each `[B, D_out]`."""
 
 
 @dataclass(frozen=True)

@@ -142,7 +142,7 @@ def _train(recipe: Recipe, saes: list[CoderConfig], open_rounds: Callable[[list[
     reader = SequenceReader(cache(lambda: load_causal_lm(at_revision(recipe.model, rounds.manifest.model.revision),
                                                          device)),
                             [site for site in rounds.sites if not site.model], rounds.tokens,
-                            recipe.tokens.documents == "apart")
+                            recipe.tokens.documents == "apart", ranks, rounds.manifest.width)
     while missing:
         count = min(ranks.ask(how_many(recipe, missing, rounds.manifest.width, device, ranks.count)))
         group, missing = missing[:count], missing[count:]

@@ -12,7 +12,8 @@ model that reads them is not counted), K = places of a row's codes.
             latents, if all are); with Matryoshka prefixes 3 more arrays and codes for each
 
 Several ranks that train one SAE in shards hold a share each of what is held. The arrays [B, d] are whole on each, and
-there are 3 more: of the parts of a reconstruction that go to and fro. Workspace and gathered rows are those of a shard.
+there are 3 more: of the parts of a reconstruction that go to and fro (and 2 more for each Matryoshka prefix). Workspace
+and gathered rows are those of a shard.
 
 Several SAEs that train together hold all that they hold, and make their steps one after the other.
 """
@@ -72,7 +73,7 @@ def training_memory(recipe: Recipe, sae: CoderConfig, width: Callable[[Site], in
         places += train.auxiliary.k
         gathered = 4 * matrix
     if train.shards > 1:
-        arrays += 3
+        arrays += 3 + 2 * len(sae.matryoshka)
     workspace = kernels.workspace_bytes(batch, widest, -(-sae.d_sae // train.shards), places,
                                         train.candidates.margin if train.candidates else None)
     codes = 40 * batch * places * train.shards // ranks

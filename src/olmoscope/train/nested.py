@@ -79,10 +79,39 @@ class NestedLoss:
         if len(self.stops) == 1:
             return [Gradients(values_BK, dz_BK, indices_BK, residual.e_GBD[0], u_BD)]
         found = []
-        for start, stop, e_BD in zip((0, *self.stops), self.stops, residual.e_GBD, strict=False):
-            member_BK = (indices_BK >= start) & (indices_BK < stop)
-            found.append(Gradients(torch.where(member_BK, values_BK, 0), dz_BK, indices_BK, e_BD, u_BD))
+        for group in groups_between(self.stops, 0, self.stops[-1]):
+            found.append(Gradients(group.only(values_BK, indices_BK), dz_BK, indices_BK, residual.e_GBD[group.number],
+                                   u_BD))
         return found
+
+
+@dataclass(frozen=True)
+class Group:
+    """Neighbouring latents that are in the same prefixes.
+
+    Attributes:
+        number: which group, from 0.
+        start, stop: its latents, from `start` on and before `stop`.
+    """
+
+    number: int
+    start: int
+    stop: int
+
+    def only(self, values_BK: Tensor, indices_BK: Tensor) -> Tensor:
+        """Values, with 0 where they are of other latents."""
+        return torch.where((indices_BK >= self.start) & (indices_BK < self.stop), values_BK, 0)
+
+
+def groups_between(stops: Sequence[int], first: int, last: int) -> list[Group]:
+    """The groups that have some of the latents from `first` on and before `last`, each with these alone, counted from
+    `first`.
+
+    Args:
+        stops: where the prefixes end.
+    """
+    bounds = [(max(start, first), min(stop, last)) for start, stop in zip((0, *stops), stops, strict=False)]
+    return [Group(number, start - first, stop - first) for number, (start, stop) in enumerate(bounds) if start < stop]
 
 
 def prefix_ends(shares: Sequence[float], d_sae: int) -> tuple[int, ...]:

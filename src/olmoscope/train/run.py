@@ -32,7 +32,7 @@ from olmoscope.sae.sinks import Sinks
 from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
 from olmoscope.train.adam import Adam
-from olmoscope.train.candidate_trial import TRIAL_STEPS, Trial, Verdict
+from olmoscope.train.candidate_trial import TRIAL_STEPS, Verdict
 from olmoscope.train.candidates import CandidateSearch
 from olmoscope.train.checkpoint import (
     checkpoint_path,
@@ -50,6 +50,7 @@ from olmoscope.train.ends import Ends, ends_of, scales_for
 from olmoscope.train.find_sinks import SAMPLE, sinks_at
 from olmoscope.train.finish import ModelLoss, Piece, SequenceReader, draw_steps
 from olmoscope.train.initialize import initialize, initialize_shard, initialize_transcoder
+from olmoscope.train.sharded_candidates import ShardedCandidates
 from olmoscope.train.sharded_step import ShardedStep
 from olmoscope.train.shards import Shard, own_shards, shard_bounds
 from olmoscope.train.step import Step
@@ -104,7 +105,7 @@ class Run:
         """The sequences that the last steps read (finish.py)."""
         if finish := self.settings.finish:
             self.finish_steps = draw_steps(rounds.tokens, max(1, round(finish.share * self.steps)),
-                                           self.settings.batch, recipe.seed)
+                                           self.settings.batch, recipe.seed, self.settings.shards)
         self.counts = _Counts()
         """Up to the last line of metrics.jsonl."""
         self.position = START
@@ -168,8 +169,8 @@ class Run:
         x_BD, target_BD = self.ends.rows(batch)
         self.step(x_BD, learning_rate(self.lr, self.settings.decay, self.step.count, self.steps), target_BD, pull)
         self.position = position
-        if self.step.candidates and self.step.candidates.trial and self.step.count >= TRIAL_STEPS:
-            self._end_trial(self.step.candidates, self.step.candidates.trial)
+        if self.step.candidates and self.step.candidates.on_trial and self.step.count >= TRIAL_STEPS:
+            self._end_trial(self.step.candidates)
         if self.step.candidates and (warning := self.step.candidates.judge(self.step.count)):
             self._warn(warning)
         line = None
@@ -269,8 +270,9 @@ class Run:
         saes = {number: initialize_shard(bounds[number + 1] - bounds[number], number, shared, settings.seed,
                                          spec.default_id)
                 for number in own_shards(settings.shards, self.ranks)}
-        shards = [Shard(number, settings.shards, sae, adam, latents, spec.activation) for number, sae in saes.items()]
-        return ShardedStep(shards, adam, settings.auxiliary, self.ranks)
+        shards = [Shard(number, settings.shards, sae, adam, latents, spec.activation, candidates=settings.candidates)
+                  for number, sae in saes.items()]
+        return ShardedStep(shards, adam, settings.auxiliary, self.ranks, spec.matryoshka)
 
     def _mean(self, site: Site, replaced: bool) -> Tensor:
         """The mean of a site's rows, as the coder sees them, `[D]`; see `_fresh_step`."""
@@ -304,20 +306,22 @@ class Run:
     def _begin_trial(self) -> None:
         """Candidates must win a trial in the first steps. A checkpoint of a later step holds what came of it."""
         if self.step.candidates is not None and self.step.count < TRIAL_STEPS:
-            self.step.candidates.trial = Trial(self.step.candidates.sae.W_enc.device)
+            self.step.candidates.begin_trial()
 
-    def _end_trial(self, search: CandidateSearch, trial: Trial) -> None:
-        """Take the faster way. A run that was killed before its first checkpoint keeps the verdict that it had."""
-        path = self.folder / TRIAL
-        if path.exists():
-            search.settle(Verdict(**read_json(path)))
-            return
-        verdict = trial.verdict()
-        write_json(path, vars(verdict))  # before the next step, the first that depends on it
-        search.settle(verdict)
-        self.log(str(verdict))
-        console.print(f"{self.spec.id}: {verdict}", markup=False, highlight=False,
-                      style=None if verdict.candidates_win else "yellow")
+    def _end_trial(self, search: CandidateSearch | ShardedCandidates) -> None:
+        """Take the faster way, as the first rank says. A run that was killed before its first checkpoint keeps the
+        verdict that it had."""
+        path, verdict = self.folder / TRIAL, search.verdict()
+        with self.ranks.agreed():
+            if self.ranks.leads and path.exists():
+                verdict = Verdict(**read_json(path))
+            elif self.ranks.leads:
+                write_json(path, vars(verdict))  # before the next step, the first that depends on it
+                self.log(str(verdict))
+                console.print(f"{self.spec.id}: {verdict}", markup=False, highlight=False,
+                              style=None if verdict.candidates_win else "yellow")
+        times = torch.tensor([verdict.exact_ms, verdict.candidates_ms], dtype=torch.float64)
+        search.settle(Verdict(*self.ranks.gather(times)[0].tolist()))
 
     def _activations(self) -> dict[str, Any]:
         """What must not change under a run that goes on."""

@@ -5,6 +5,7 @@ the owner of a row selects, adds the parts up and finds the error; the update of
 
     all ranks: x, u         each shard: its first latents        owners: which of them stay (sharded_rules.py)
     each shard: its part of x̂     owners: the sum, loss and e       all ranks: e; each shard: dz, sort, update
+                                  (sharded_loss.py)
 
 A shard is computed in the same calls whoever has it, and sums over shards are taken in one order (distributed/sums.py).
 So the number of shards decides the weights to the last bit, and the number of ranks does not: on a CPU for the same
@@ -25,13 +26,14 @@ from olmoscope.sae.io.checkpoint import rule_tensor
 from olmoscope.sae.normalize import RowStatistics
 from olmoscope.train.adam import Adam, plain_moments, update_parameter
 from olmoscope.train.auxiliary import REFRESH_STEPS
-from olmoscope.train.candidates import CandidateSearch
 from olmoscope.train.derived import SettledAuxiliary
-from olmoscope.train.gradients import Gradients, sorted_together
+from olmoscope.train.gradients import Gradients, Pull, sorted_together
 from olmoscope.train.sharded_auxiliary import ShardedAuxiliary
+from olmoscope.train.sharded_candidates import ShardedCandidates
+from olmoscope.train.sharded_loss import ShardedLoss, ShardedResidual
 from olmoscope.train.sharded_rules import SHARDED_RULES
 from olmoscope.train.shards import SHARED, Shard
-from olmoscope.train.step import Pull, Sums, update_matrices
+from olmoscope.train.step import Sums, update_matrices
 
 
 class ShardedStep:
@@ -41,16 +43,16 @@ class ShardedStep:
         shards: neighbours, in order; as many on every rank.
         auxiliary: settings of the auxiliary loss; None: no such loss.
         ranks: those that train this SAE.
+        matryoshka: shares of the latents that are SAEs of their own (nested.py).
     """
 
-    candidates: CandidateSearch | None = None
-
     def __init__(self, shards: Sequence[Shard], adam: Adam, auxiliary: SettledAuxiliary | None = None,
-                 ranks: Ranks | None = None) -> None:
+                 ranks: Ranks | None = None, matryoshka: Sequence[float] = ()) -> None:
         self.shards, self.adam, self.ranks = shards, adam, ranks or Ranks.alone()
         first = shards[0].sae
         self.activation, self.latents, self.kernels = shards[0].activation, shards[0].latents, shards[0].kernels
         self.rule = SHARDED_RULES[self.activation](shards, self.ranks)
+        self.loss = ShardedLoss(matryoshka, shards, self.ranks)
         self.sae, self.k = first, first.k
         """The first shard's: its biases and its skip are those of all."""
         self.shared = {name: parameter for name, parameter in first.state_dict().items() if name in SHARED}
@@ -60,6 +62,8 @@ class ShardedStep:
         """What the rate of the biases is multiplied by; on the CPU, for it becomes part of an argument."""
         self.sums = torch.zeros(3, dtype=torch.float64, device=first.device)
         """`Sums.loss`, `auxiliary` and `auxiliary_rows`; the shards count the rest."""
+        searches = [shard.candidates for shard in shards if shard.candidates is not None]
+        self.candidates = ShardedCandidates(searches, self.ranks) if searches else None
         self.auxiliary = ShardedAuxiliary(auxiliary, shards, self.ranks, self.kernels) if auxiliary else None
 
     @torch.no_grad()
@@ -69,8 +73,8 @@ class ShardedStep:
         Args:
             target_BD: the rows to be reconstructed, `[B, D_out]`, where those are other than the ones read
                 (train/ends.py).
+            pull: a loss beside the NMSE, the same on every rank.
         """
-        assert pull is None, "the recipe refuses train.finish with shards"
         x_BD = x_BD.to(self.sae.W_dec.dtype).contiguous()
         y_BD = x_BD if target_BD is None else target_BD.to(x_BD.dtype).contiguous()
         u_BD, statistics = self.sae.center(x_BD)
@@ -79,18 +83,18 @@ class ShardedStep:
         adam = self.adam.at(self.count + 1, lr)
         values, indices = self.rule.encode(u_BD)
         skip_BD = None if self.sae.W_skip is None else x_BD @ self.sae.W_skip.T
-        loss_B, e_BD = self._error(y_BD, statistics, values, indices, skip_BD)
-        dz = [self.kernels.code_gradient(e_BD, values_BK, indices_BK, shard.sae.W_dec)
-              for shard, values_BK, indices_BK in zip(self.shards, values, indices, strict=True)]
-        values, dz = self.rule.learn(values, dz, indices, adam)
-        auxiliary = self._auxiliary(y_BD, u_BD, statistics, e_BD, loss_B)
+        residual = self.loss.residual(y_BD, values, indices, statistics, skip_BD, pull)
+        values, dz = self.rule.learn(values, residual.dz, indices, adam)
+        asked = self.loss.gradients(residual, values, dz, indices, u_BD)
+        auxiliary = self._auxiliary(y_BD, u_BD, statistics, residual)
         self.count += 1
         self.tokens += len(x_BD)
-        self.sums[0] += loss_B.sum()
+        self.sums[0] += residual.loss_B.sum()
         biases = self.adam.at(self.count, lr * float(self.unit))
         pulls = []
-        for shard, values_BK, dz_BK, indices_BK, more in zip(self.shards, values, dz, indices, auxiliary, strict=True):
-            losses = [Gradients(values_BK, dz_BK, indices_BK, e_BD, u_BD), *([more] if more else [])]
+        for shard, values_BK, indices_BK, losses, more in zip(self.shards, values, indices, asked, auxiliary,
+                                                              strict=True):
+            losses = [*losses, *([more] if more else [])]
             shard.count(values_BK, indices_BK, self.tokens)
             db_latent_F, b_pull_D = update_matrices(
                 self.kernels, shard.sae, shard.moments, *sorted_together(self.kernels, losses, shard.sae.d_sae),
@@ -98,12 +102,12 @@ class ShardedStep:
             update_parameter(shard.sae.b_latent, db_latent_F, shard.moments["b_latent"], biases)
             pulls.append(b_pull_D)
         b_pull_D = tree_sum(self.ranks.gather(tree_sum(pulls)).unbind())
-        e_D = e_BD.sum(dim=0)
+        e_D, dW_skip = self.loss.of_biases(residual, x_BD)
         gradients = {"b_pre": e_D - b_pull_D} if "b_pre" in self.shared else {"b_in": -b_pull_D, "b_out": e_D}
         for name, gradient_D in gradients.items():
             update_parameter(self.shared[name], gradient_D, self.moments[name], biases)
-        if self.sae.W_skip is not None:
-            update_parameter(self.sae.W_skip, e_BD.T @ x_BD, self.moments["W_skip"], adam)
+        if dW_skip is not None:
+            update_parameter(self.shared["W_skip"], dW_skip, self.moments["W_skip"], adam)
         if self.auxiliary is not None:
             self.auxiliary.lift(values)
 
@@ -150,34 +154,15 @@ class ShardedStep:
         if self.adam.scale_biases:
             self.unit.copy_(u_BD.square().mean().sqrt())
 
-    def _error(self, y_BD: Tensor, statistics: RowStatistics | None, values: Sequence[Tensor],
-               indices: Sequence[Tensor], skip_BD: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Loss and e of all rows, on every rank.
-
-        Args:
-            skip_BD: what a transcoder's skip adds; of all rows on every rank, as a product of some rows alone may
-                round otherwise.
-        """
-        rows, ranks, kernels = len(y_BD), self.ranks, self.kernels
-        part_BD = tree_sum([kernels.decode(values_BK, indices_BK, shard.sae.W_dec)
-                            for shard, values_BK, indices_BK in zip(self.shards, values, indices, strict=True)])
-        own = ranks.own(rows)
-        xhat_bD = tree_sum(ranks.to_owners(part_BD).unbind()) + self.sae.b_out
-        if skip_BD is not None:
-            xhat_bD = xhat_bD + skip_BD[own]
-        mean_b1, std_b1 = (None, None) if statistics is None else (statistics.mean_B1[own], statistics.std_B1[own])
-        loss_b, e_bD = kernels.error(y_BD[own], xhat_bD, rows, mean_b1, std_b1)
-        return ranks.gather_rows(loss_b, rows), ranks.gather_rows(e_bD, rows)
-
-    def _auxiliary(self, y_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None, e_BD: Tensor,
-                   loss_B: Tensor) -> Sequence[Gradients | None]:
+    def _auxiliary(self, y_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None,
+                   residual: ShardedResidual) -> Sequence[Gradients | None]:
         """Gradients of the auxiliary loss in each shard, where there are any."""
         nothing = [None] * len(self.shards)
         if self.auxiliary is None:
             return nothing
         if self.count % REFRESH_STEPS == 0:
             self.auxiliary.look(self.tokens)
-        found = self.auxiliary.gradients(y_BD, u_BD, statistics, e_BD, loss_B)
+        found = self.auxiliary.gradients(y_BD, u_BD, statistics, residual.e_BD, residual.loss_B)
         if found is None:
             return nothing
         left_B, gradients = found

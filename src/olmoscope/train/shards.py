@@ -8,11 +8,12 @@ from torch import Tensor
 from olmoscope.distributed.ranks import Ranks
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.interface import Kernels
-from olmoscope.recipe.schema import Activation
+from olmoscope.recipe.schema import Activation, Candidates
 from olmoscope.sae.io.checkpoint import rule_tensor
 from olmoscope.sae.topk import TopK
 from olmoscope.train.activation_rules import RULES, CappedRule
 from olmoscope.train.adam import Adam
+from olmoscope.train.candidates import CandidateSearch
 
 SHARED = ("b_pre", "b_in", "b_out", "W_skip")
 """Parameters that all shards have in common."""
@@ -38,13 +39,17 @@ class Shard:
         adam: makes the moments.
         latents: of all shards.
         activation: which latents are active.
+        candidates: settings of the search by candidates; None: the encoder's product is exact.
         kernels: those of the SAE's device, unless a test wants others.
     """
 
     def __init__(self, number: int, of: int, sae: TopK, adam: Adam, latents: int, activation: Activation = "topk",
-                 kernels: Kernels | None = None) -> None:
+                 kernels: Kernels | None = None, candidates: Candidates | None = None) -> None:
         self.number, self.of, self.sae, self.latents, self.activation = number, of, sae, latents, activation
         self.kernels = kernels or kernels_for(sae.device)
+        self.candidates = CandidateSearch(candidates, sae, self.kernels) if candidates else None
+        self.steps = 0
+        """Made so far."""
         self.rule = RULES[activation](sae, self.kernels, self._encode_topk, latents)
         self.moments = {name: adam.moments_of(name, parameter) for name, parameter in sae.state_dict().items()
                         if name not in SHARED}
@@ -61,6 +66,7 @@ class Shard:
 
     def count(self, values_BK: Tensor, indices_BK: Tensor, tokens: int) -> None:
         """Note which latents fired in a batch, after which so many tokens were seen."""
+        self.steps += 1
         active_BK = values_BK > 0
         self.fired_1 += active_BK.sum()
         self.last_fired_F.scatter_reduce_(0, indices_BK.flatten(), active_BK.flatten() * tokens, "amax")
@@ -77,13 +83,23 @@ class Shard:
         found |= {rule_tensor(self.activation, name): tensor for name, tensor in self.rule.tensors_of_latents().items()}
         if isinstance(self.rule, CappedRule):
             found["capped"] = self.capped_1
+        if self.candidates is not None:
+            found |= self.candidates.tensors()
         return found | {"last_fired": self.last_fired_F, "fired": self.fired_1, "auxiliary.dead": self.dead_F}
 
-    def restore(self, tensor: Callable[[str], Tensor]) -> None:
-        """Go on from a state; `tensor` gives what `tensors` had under a name."""
+    def restore(self, steps: int, tensor: Callable[[str], Tensor]) -> None:
+        """Go on from a state.
+
+        Args:
+            steps: made up to then.
+            tensor: gives what `tensors` had under a name.
+        """
+        self.steps = steps
         for name, target in self.tensors().items():
             target.copy_(tensor(name))
         self.list_dead()
 
     def _encode_topk(self, u_BD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        return self.kernels.encode_topk(u_BD, self.sae.W_enc, b_latent_F, k)
+        if self.candidates is None:
+            return self.kernels.encode_topk(u_BD, self.sae.W_enc, b_latent_F, k)
+        return self.candidates.encode(u_BD, b_latent_F, k, self.steps)

@@ -36,12 +36,8 @@ from olmoscope.train.adam import Adam, update_parameter
 from olmoscope.train.auxiliary import REFRESH_STEPS, AuxiliaryLoss
 from olmoscope.train.candidates import CandidateSearch
 from olmoscope.train.derived import SettledAuxiliary
-from olmoscope.train.gradients import Gradients, sorted_together
+from olmoscope.train.gradients import Gradients, Pull, sorted_together
 from olmoscope.train.nested import NestedLoss
-
-Pull = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""A loss beside the NMSE. Given the reconstructions x̂, the rows wanted, and the gradient of the NMSE at x̂, it returns
-the gradient to add, each `[B, D_out]`."""
 
 
 class Sums(NamedTuple):
@@ -156,7 +152,7 @@ class Step:
         if self.auxiliary is not None:
             found["auxiliary.dead"] = self.auxiliary.dead_F
         if self.candidates is not None:
-            found |= {"candidates.counts": self.candidates.counts, "candidates.margin": self.candidates.margin_1}
+            found |= self.candidates.tensors()
         return found
 
     def restore(self, count: int, tokens: int, tensor: Callable[[str], Tensor]) -> None:

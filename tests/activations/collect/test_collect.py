@@ -170,7 +170,7 @@ def test_not_finite_activations_are_refused(tmp_path):
 
 def test_a_store_that_cannot_fit_is_refused_before_anything_is_written(job, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**6, 10**6, 1000))
-    with pytest.raises(UserError, match=r"needs 3.1 MB more, the disk has 1.0 kB free"):
+    with pytest.raises(UserError, match=r"needs 3.1 MB more, but the disk has 1.0 kB free"):
         collect(job, "train", tmp_path / "store")
     assert not (tmp_path / "store" / "layer_01").exists()
 

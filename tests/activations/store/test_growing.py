@@ -199,7 +199,7 @@ def test_a_part_that_is_not_finished_is_none_yet(corpus, out):
 def test_a_part_of_something_else_is_refused(corpus, out, change, what):
     collect_stores(make(corpus, ["layers.1", "layers.7"]), out)
     edit(out / "store" / "train-2" / "manifest.json", change)
-    with pytest.raises(UserError, match=f"train-2 is no part of .*: its {what} is another one") as caught:
+    with pytest.raises(UserError, match=f"train-2 is not a part of .*: its {what} differs") as caught:
         open_store(out / "store" / "train")
     assert "\n" not in str(caught.value)
 

@@ -252,7 +252,7 @@ def test_a_manifest_of_another_revision_is_named_and_refused(job, out, train):
     manifest["model"]["revision"] = "sha256:0"
     manifest["finished"] = False
     path.write_text(json.dumps(manifest))
-    assert "at revision sha256:0, the recipe's model is sha256:" in found(train)["manifest.json"]
+    assert "at revision sha256:0, but the recipe's model is sha256:" in found(train)["manifest.json"]
     problems = [problem for one in verify_stores(out) for problem in one.problems]
     assert {problem.path.parent.name for problem in problems} == {"train", "held_out"}
     assert any("its model is tiny at sha256:" in problem.what for problem in problems)
@@ -265,7 +265,7 @@ def test_a_manifest_of_another_revision_is_named_and_refused(job, out, train):
 
 def test_a_store_of_another_recipe_is_named(job, out):
     (out / "recipe.yaml").write_text(job.model_copy(update={"seed": 5}).to_yaml())
-    assert all("is of another recipe" in what for what in found(out).values())
+    assert all("belongs to another recipe" in what for what in found(out).values())
     assert set(found(out)) == {"manifest.json", "tokens/recipe.json"}  # of both
 
 

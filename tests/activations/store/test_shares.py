@@ -42,7 +42,7 @@ def test_a_job_array(task, more, worker):
 
 
 def test_an_array_of_odd_tasks_is_refused():
-    with pytest.raises(UserError, match=r"ID=7 is none of 3 tasks from 1 in steps of 1; start .* --array=0-2$"):
+    with pytest.raises(UserError, match=r"ID=7 is not one of 3 tasks from 1 in steps of 1; start .* --array=0-2$"):
         worker_from_environment({"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "3",
                                  "SLURM_ARRAY_TASK_MIN": "1"})
 

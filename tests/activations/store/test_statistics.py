@@ -119,7 +119,7 @@ def test_float16_is_refused_where_the_weights_cannot_rule_out_an_overflow(corpus
     model.save_pretrained(tmp_path / "model")
     job = recipe(corpus, model__name=str(tmp_path / "model"), activations__layers=[1, 3], activations__dtype="float16",
                  saes=[{"layer": 1, "d_sae": 64, "k": 4}])
-    with pytest.raises(UserError, match=r"float16 holds at most 65504, and the weights of .* allow 1\d+ at layers.3"):
+    with pytest.raises(UserError, match=r"float16 holds at most 65504, but the weights of .* allow 1\d+ at layers.3"):
         collect(job, "train", tmp_path / "store")
     collect(recipe(corpus, model__name=str(tmp_path / "model"), activations__layers=[1],
                    activations__dtype="float16", saes=[{"layer": 1, "d_sae": 64, "k": 4}]), "train", tmp_path / "below")
@@ -132,7 +132,7 @@ def test_float16_is_refused_where_a_value_overflows(corpus, tmp_path):
     model.save_pretrained(tmp_path / "model")
     job = recipe(corpus, model__name=str(tmp_path / "model"), activations__layers=[0, 1], activations__dtype="float16",
                  saes=[{"layer": 0, "d_sae": 64, "k": 4}])
-    with pytest.raises(UserError, match=r"layers\.1 has a value of [\d.e+]+, and float16 holds at most 65504"):
+    with pytest.raises(UserError, match=r"layers\.1 has a value of [\d.e+]+, but float16 holds at most 65504"):
         collect(job, "train", tmp_path / "store")
     assert not segment_path(tmp_path / "store", "layer_01", 0).exists()
     assert not list((tmp_path / "store").rglob("*.tmp"))

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from export_cases import CASES, coder, opened, rows
+from export_cases import CASES, coder, opened, rows, write
+from feature_index import small_index
 from olmoscope.errors import UserError
 from olmoscope.release.convert import WRITERS, convert
 from olmoscope.sae.io.open import open_sae
@@ -12,11 +13,12 @@ from olmoscope.sae.io.open import open_sae
 @pytest.mark.parametrize("case", CASES)
 def test_what_is_written_is_read_as_the_same_sae(case, tmp_path):
     made = coder(*CASES[case])
-    folder = WRITERS[case.partition("/")[0]](opened(made), tmp_path)
+    folder = write(case.partition("/")[0], opened(made), tmp_path)
     stated = made.writes[0].part in ("", "mlp.out", "attn.out")  # dictionary_learning has no names for other sites
     found = open_sae(folder, None if stated else made.writes[0])
     assert (found.sae.reads, found.sae.writes) == (made.reads, made.writes)
-    assert (found.model_name, found.context_size, found.sae.transcoder) == ("some/model", 128, made.transcoder)
+    context = None if case.startswith("circuit-tracer") else 128  # its config.yaml has no place for it
+    assert (found.model_name, found.context_size, found.sae.transcoder) == ("some/model", context, made.transcoder)
     x_BD = rows(made.b_out)
     (ours_BD, codes), (there_BD, there) = made.reconstruct(x_BD), found.sae.reconstruct(x_BD)
     if made.transcoder or case.endswith("jumprelu"):  # these classes subtract nothing: b_in is in another bias
@@ -51,3 +53,17 @@ def test_what_a_tool_cannot_express_is_refused(tool, kind, ends, site, normalize
     with pytest.raises(UserError, match=told):
         WRITERS[tool](opened(coder(kind, ends, site, normalize)), tmp_path / "folder")
     assert not (tmp_path / "folder").exists()
+
+
+def test_an_index_and_tools_that_read_saelens_format_are_told_apart(tmp_path):
+    index = small_index(tmp_path)
+    made = convert(index, "documents", tmp_path / "documents")
+    assert made.folder == tmp_path / "documents" and made.note.endswith(" entries")
+    pages = convert(index, "circuit-tracer", tmp_path / "pages")
+    assert pages.note == "pages of 512 features" and (tmp_path / "pages" / "features" / "layer_1.bin").is_file()
+    for target, told in (("saebench", "it reads SAELens' format, so export without --to and give sae_lens.SAE"),
+                         ("sae-probes", r"load_from_disk\(RUN/sae\) to sae_probes.run_sae_evals")):
+        with pytest.raises(UserError, match=told):
+            convert(index, target, tmp_path / "folder")
+    with pytest.raises(UserError, match="--called is the name on Neuronpedia: give --to neuronpedia as well"):
+        convert(index, "documents", tmp_path / "documents", called="a/b")

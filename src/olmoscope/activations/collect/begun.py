@@ -1,4 +1,4 @@
-"""Which version of its model a store is of, where collection goes on or begins beside another split or part."""
+"""The version of the model to use when collection continues, or begins beside another split or part."""
 
 from pathlib import Path
 
@@ -9,8 +9,8 @@ from olmoscope.recipe.store import Model, StoreRecipe
 
 
 def model_of_store(recipe: StoreRecipe, store: Path) -> Model:
-    """The recipe's model at the commit that this store, or another one beside it, was begun with; if none was,
-    at the commit of now. So a branch of the hub that moves cannot mix two versions.
+    """The recipe's model at the commit that this store, or another one beside it, was begun with; if there is none, at
+    the current commit. So a branch on the hub that moves cannot mix two versions.
 
     Raises:
         UserError: a manifest is damaged, or the hub and its cache do not have the model.

@@ -1,5 +1,4 @@
-"""What must be made anew of a store whose tokens grow: the last segment, which ended where the old number was
-reached."""
+"""What must be made again in a store whose tokens grow: the last segment, which ended at the old number of tokens."""
 
 from pathlib import Path
 
@@ -15,11 +14,11 @@ from olmoscope.tokens.segments import segment_name
 
 
 def forget_tail(recipe: StoreRecipe, split: Split, store: Path) -> None:
-    """Take back that a store is finished, and its last segment, if the recipe asks for more tokens than were packed;
-    stopped anywhere, the same command goes on here.
+    """If the recipe asks for more tokens than were packed, mark the store as unfinished and delete its last segment.
+    This can be interrupted anywhere; the same command then continues here.
 
     Raises:
-        UserError: another process makes that segment; a manifest is damaged.
+        UserError: another process is making that segment, or a manifest is damaged.
     """
     if not lacks_tokens(recipe, split, store):
         return

@@ -1,4 +1,4 @@
-"""The batches of a token segment, and the activations of one: padding put in before the model, taken out after it.
+"""The batches of a token segment, and the activations of a batch: padding is added before the model, removed after it.
 
 B sequences of a batch, T the longest of them, R real tokens, D width of a site.
 """
@@ -25,15 +25,15 @@ class Batch:
     """What the model reads in one pass."""
 
     rows: slice
-    """Which rows of the segment it is, in the order of the token segment."""
+    """Its rows in the token segment."""
     token_ids_BT: Tensor
     positions_BT: Tensor | None
-    """Position ids where documents are kept apart."""
+    """Position ids; None unless documents are kept apart."""
     real_R: Tensor
     """Which tokens of the flattened batch are not padding, int64."""
 
     def to(self, device: torch.device) -> "Batch":
-        """The batch on a device; the copy to a GPU does not wait for the work that is queued there."""
+        """The batch on a device; the copy to a GPU does not wait for the work queued there."""
         def move(tensor: Tensor) -> Tensor:
             return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
@@ -52,7 +52,7 @@ def batches(tokens: TokenSegment, apart: bool) -> Iterator[Batch]:
 
 
 def batch_of(tokens: TokenSegment, first: int, last: int, apart: bool) -> Batch:
-    """Some sequences of a segment, from the `first` up to the `last`, which is not in it."""
+    """The sequences `first` to `last - 1` of a segment, as a batch."""
     starts = tokens.sequence_starts[first : last + 1]
     lengths = np.diff(starts)
     real_BT = np.arange(lengths.max()) < lengths[:, None]
@@ -70,10 +70,10 @@ def site_rows(model: LoadedModel, sites: Sequence[Site], batch: Batch) -> Iterat
     """Run a batch that is on the model's device.
 
     Yields:
-        For each site its rows `[R, D]`, without padding; one at a time, so that not all are in memory twice.
+        Each site with its rows `[R, D]`, without padding; one at a time, so that not all are in memory twice.
 
     Raises:
-        UserError: the model fails; some do with some lengths and dtypes only.
+        UserError: the model fails, which some models do only with certain lengths and dtypes.
     """
     try:
         outputs = read_sites(model.module, [model.sites.places[site] for site in sites], batch.token_ids_BT,

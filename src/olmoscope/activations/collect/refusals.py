@@ -1,4 +1,4 @@
-"""What stops a collection: each gets one line that says what is wrong, where, and what to do."""
+"""What stops a collection: each reason gets one line that says what is wrong, where, and what to do."""
 
 import shutil
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ from olmoscope.tokens.segments import TokenSegment
 from olmoscope.units import format_bytes
 
 TOKEN_BYTES = 13
-"""Bytes of a token in tokens/: id, document, source. (Tokens waiting for later segments take as much again at most.)"""
+"""Bytes of a token in tokens/: id, document, source. (Tokens waiting for later segments at most double this.)"""
 ROW_BYTES = 13
 """Bytes of a token in rows/: id, sequence, position, source."""
 NORM_BYTES = 4
@@ -28,8 +28,8 @@ FLOAT16_MAX = torch.finfo(torch.float16).max
 
 
 def refuse_another_store(store: Path, recipe: StoreRecipe) -> None:
-    """A folder serves one recipe, which may ask for more sites and more tokens by now; checked before anything heavy is
-    loaded."""
+    """Refuse a folder that holds another recipe's store, before anything heavy is loaded. The recipe may now ask for
+    more sites and more tokens."""
     if (store / "manifest.json").exists():
         found = read_manifest(store)
         if not is_of(recipe, store, found):
@@ -37,12 +37,13 @@ def refuse_another_store(store: Path, recipe: StoreRecipe) -> None:
                                            lambda of: as_collected(of, store, found))
             what = differing or f" (model {found.model.name}, sites {', '.join(map(str, found.sites))})"
             raise UserError(f"{store} holds the store of another recipe{what}; choose another --out, or delete the "
-                            "folder to collect anew")
+                            "folder to collect again")
         refuse_fewer(store, found.split, as_collected(recipe, store, found), recipe)
 
 
 def refuse_full_disk(store: Path, recipe: StoreRecipe, widths: Iterable[int], rows: int) -> None:
-    """What is still to be written must fit: activations, norms, and what each row is. (Its tokens are written.)
+    """Refuse to begin if what is still to be written (activations, norms, the row's token, sequence, position and
+    source) does not fit on the disk. (The tokens are already written.)
 
     Args:
         widths: D of each site.
@@ -50,25 +51,25 @@ def refuse_full_disk(store: Path, recipe: StoreRecipe, widths: Iterable[int], ro
     needed = rows * (sum(recipe.activations.row_bytes(width) + NORM_BYTES for width in widths) + ROW_BYTES)
     free = shutil.disk_usage(store).free
     if needed > free:
-        raise UserError(f"{store} needs {format_bytes(needed)} more, the disk has {format_bytes(free)} free; make "
+        raise UserError(f"{store} needs {format_bytes(needed)} more, but the disk has {format_bytes(free)} free; make "
                         "room, choose another --out, or lower tokens.count")
 
 
 def refuse_unsafe_float16(recipe: StoreRecipe, bounds: Mapping[Site, float]) -> None:
-    """float16 is not begun where the weights cannot rule out an overflow; where nothing is provable, values decide."""
+    """Refuse float16 if the bound from the weights allows an overflow; without a bound, the values decide later."""
     if recipe.activations.dtype == "float16":
         for site in recipe.activations.sites:
             if bounds.get(site, 0.0) > FLOAT16_MAX:
-                raise UserError(f"activations.dtype: float16 holds at most {FLOAT16_MAX:.0f}, and the weights of "
+                raise UserError(f"activations.dtype: float16 holds at most {FLOAT16_MAX:.0f}, but the weights of "
                                 f"{recipe.model.name} allow {bounds[site]:.0f} at {site}; use bfloat16")
 
 
 def refuse_not_finite(site: Site, rows: SiteRows, tokens: TokenSegment, order_R: np.ndarray) -> None:
-    """No NaN or infinity is stored.
+    """Refuse to store NaN or infinity.
 
     Args:
         rows: a filled segment of the site.
-        order_R: which row of the token segment each of them is.
+        order_R: the row of the token segment that each of them is.
     """
     if not rows.largest_D.isfinite().all():
         bad_R = order_R[(~rows.square_norm_R[: tokens.rows].isfinite()).cpu().numpy()]
@@ -80,11 +81,11 @@ def refuse_not_finite(site: Site, rows: SiteRows, tokens: TokenSegment, order_R:
 
 
 def refuse_overflow(site: Site, rows: SiteRows) -> None:
-    """No value becomes infinite by being stored."""
+    """Refuse values that would become infinite in the store's dtype."""
     if "scale" not in rows.stored:
         dtype = rows.stored["activations"].dtype
         name = str(dtype).removeprefix("torch.")
         largest = float(rows.largest_D.max())
         if torch.tensor(largest).to(dtype).isinf():
-            raise UserError(f"{site} has a value of {largest:.6g}, and {name} holds at most "
+            raise UserError(f"{site} has a value of {largest:.6g}, but {name} holds at most "
                             f"{torch.finfo(dtype).max:.6g}: use activations.dtype=bfloat16")

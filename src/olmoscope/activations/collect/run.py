@@ -1,10 +1,10 @@
 """Collection: token segments through the model, activations to disk.
 
     recipe -> tokens/ (packed once) -> for each segment of this worker's share: forward passes -> the segment's files
-           -> when the last segment is there, whoever made it: statistics, manifest
+           -> when all segments exist, whichever worker made them: statistics, manifest
 
-A segment that exists is never made again; a killed run continues with the first one missing. While the model reads a
-segment, the one before it is being written.
+A segment that exists is never made again; a killed run continues with the first missing segment. While the model reads
+a segment, the previous one is being written.
 """
 
 import contextlib
@@ -71,18 +71,17 @@ class Collected:
     store: Path
     manifest: Manifest
     segments_made: int
-    """0 if everything was there already."""
+    """How many segments this call made; 0 if all existed already."""
     segments_missing: int
-    """Not 0 if other workers have still to make theirs."""
+    """Over 0 if other workers have yet to make theirs."""
     wanted: int
-    """Tokens the recipe asks for; the text may have held fewer."""
+    """Tokens that the recipe asks for; the text may have had fewer."""
     padding: float
     """Share of computed tokens that were padding."""
     statistics: dict[str, Any] | None
-    """statistics.json of a finished store."""
+    """statistics.json of a finished store, else None."""
     lost: dict[str, dict[str, int]]
-    """What the chats of a source say and their texts do not, and in how many messages; of sources that lost anything.
-    """
+    """For each source that lost anything: what its chats say but their texts do not, and in how many messages."""
 
 
 def collect(recipe: StoreRecipe, split: Split, store: Path, worker: Worker = Worker(),  # noqa: B008 (frozen)
@@ -91,15 +90,16 @@ def collect(recipe: StoreRecipe, split: Split, store: Path, worker: Worker = Wor
     """Fill an activation store, or a worker's share of it; what is there already is kept.
 
     Args:
-        first: the part of the store whose tokens these are, where `store` is a later one (activations/store/growth.py).
-        of: what the whole recipe calls the model; empty if it is the model that `first` was collected of.
-        load: gives the model, cut off above the sites; whoever has made one gives it here.
+        first: the first part of the store, which has the tokens, if `store` is a later part
+            (activations/store/growth.py).
+        of: the whole recipe's name for the model; empty if it is the model from which `first` was collected.
+        load: returns the model, cut off above the sites; a caller that has a model already passes its own function.
 
     Raises:
         UserError: the folder holds another recipe's store, another process works on the same share, or the store does
-            not fit on the disk; the model or text cannot be had; an activation is not finite, or too large for the
+            not fit on the disk; the model or text cannot be loaded; an activation is not finite, or too large for the
             store's dtype.
-        KeyboardInterrupt: stopped by a signal; finished segments are kept.
+        KeyboardInterrupt: a signal stopped the run; finished segments are kept.
     """
     refuse_another_store(store, recipe)
     with share_locked(store, worker):
@@ -107,7 +107,7 @@ def collect(recipe: StoreRecipe, split: Split, store: Path, worker: Worker = Wor
         tokenizer = ready_to_pack(recipe, wanted, split)
         if first is not None and of:
             tokenizer = tokenizer_of_first(first, tokenizer, recipe.tokens.bos, wanted.name)
-        # Before anything is packed: a model that cannot be read is refused at once.
+        # Load it before anything is packed, so that a model that cannot be read is refused at once.
         model = None if is_packed(store) else _load(recipe, wanted, worker, load)
         with tokens_locked(store):
             forget_tail(recipe, split, store)
@@ -129,13 +129,13 @@ def collect(recipe: StoreRecipe, split: Split, store: Path, worker: Worker = Wor
 
 
 def ready_to_pack(recipe: StoreRecipe, model: Model, split: Split) -> Tokenizer:
-    """The model's tokenizer, once it is known that the model takes such sequences.
+    """The model's tokenizer, after a check that the model accepts sequences of the recipe's lengths.
 
     Args:
-        model: the recipe's, at the commit of the store.
+        model: the recipe's model, at the commit of the store.
 
     Raises:
-        UserError: it does not, or the tokenizer cannot be had.
+        UserError: it does not accept them, or the tokenizer cannot be loaded.
     """
     longest = max(high for _, high in recipe.tokens.chunk_lengths)
     if (warning := check_context(read_config(model), longest, model.name)) and split == "train":
@@ -144,21 +144,22 @@ def ready_to_pack(recipe: StoreRecipe, model: Model, split: Split) -> Tokenizer:
 
 
 def tokenizer_of_first(first: Path, own: Tokenizer, bos: Bos, name: str) -> Tokenizer:
-    """The tokenizer whose tokens the first part of a store holds, which another model is to read.
+    """The tokenizer that made the tokens of a store's first part, for another model to read.
 
     Args:
-        own: the other model's tokenizer, and `name` that model.
+        own: the other model's tokenizer.
+        name: the other model's name.
 
     Raises:
-        UserError: the other model calls its tokens otherwise.
+        UserError: the other model has another vocabulary.
     """
     manifest = read_manifest(first)
     if own.hash() == manifest.tokenizer_hash:
         return own
     tokenizer = load_tokenizer(at_revision(Model(name=manifest.model.name), manifest.model.revision), bos)
     if own.backend.get_vocab() != tokenizer.backend.get_vocab():
-        raise UserError(f"{name} cannot read the tokens of {first}, which are of {manifest.model.name}: its tokenizer "
-                        "has another vocabulary")
+        raise UserError(f"{name} cannot read the tokens of {first}, which come from {manifest.model.name}: its "
+                        "tokenizer has another vocabulary")
     return tokenizer
 
 
@@ -175,7 +176,7 @@ def _missing(store: Path, index: dict[str, Any]) -> list[int]:
 
 def _make_segments(recipe: StoreRecipe, split: Split, store: Path, model: LoadedModel, index: dict[str, Any],
                    share: list[int]) -> int:
-    """Make segments, but those that another process is making; returns how many."""
+    """Make the segments of a share, except those that another process makes; return how many were made."""
     bounds = bounds_of(model)
     refuse_unsafe_float16(recipe, bounds)
     total, to_do = sum(index["rows"]), sum(index["rows"][segment] for segment in share)
@@ -209,14 +210,14 @@ def _make_segments(recipe: StoreRecipe, split: Split, store: Path, model: Loaded
                 made += 1
     except KeyboardInterrupt:
         console.print(f"stopped: {len(index['rows']) - len(_missing(store, index))} of {len(index['rows'])} segments "
-                      f"of {store} are saved; run the same command again to go on")
+                      f"of {store} are saved; run the same command again to continue")
         raise
     return made
 
 
 def _write(store: Path, segment: int, claim: IO[bytes], buffer: Buffer, tokens: TokenSegment, order_R: np.ndarray,
            bounds: Mapping[Site, float], between: Callable[[], None]) -> None:
-    """In the writer's thread: check a filled buffer, write the segment, let go of its claim."""
+    """In the writer's thread: check a filled buffer, write the segment, release its claim."""
     with claim:
         buffer.wait()
         rows = {name: tensor[torch.from_numpy(order_R)] for name, tensor in _rows(tokens).items()}
@@ -233,7 +234,7 @@ def _write(store: Path, segment: int, claim: IO[bytes], buffer: Buffer, tokens: 
 
 
 def _rows(tokens: TokenSegment) -> dict[str, Tensor]:
-    """What each row is: its token, its sequence, its place in the sequence, its source."""
+    """Each row's token, sequence, position in the sequence, and source."""
     lengths = np.diff(tokens.sequence_starts)
     return {"token_id": torch.from_numpy(tokens.token_ids),
             "sequence": torch.from_numpy(np.repeat(tokens.sequence_numbers, lengths).astype(np.int32)),
@@ -242,20 +243,20 @@ def _rows(tokens: TokenSegment) -> dict[str, Tensor]:
 
 
 def begin_store(store: Path, recipe: StoreRecipe, wanted: Manifest) -> None:
-    """Write the manifest, or check that the one there is of the same model: the first worker to come decides. Of a
-    store that has grown since, write how large it is now."""
+    """Write the manifest, or check that the existing one names the same model: the first worker to arrive decides. If
+    the store has grown since, write how large it is now."""
     with manifest_locked(store):
         if not (store / "manifest.json").exists():
             write_manifest(store, wanted)
             return
         found = read_manifest(store)
         if (found.model, found.tokenizer_hash) != (wanted.model, wanted.tokenizer_hash):
-            raise UserError(f"{store} was begun with {found.model.name} at revision {found.model.revision}, now it "
+            raise UserError(f"{store} was begun with {found.model.name} at revision {found.model.revision}, but now it "
                             f"is {wanted.model.revision}: set model.revision, or choose another --out")
         if found.model_dtype != wanted.model_dtype:
-            raise UserError(f"{store} was begun with model.dtype={found.model_dtype}, now it is {wanted.model_dtype}: "
-                            f"set model.dtype={found.model_dtype}, or choose another --out")
-        # A text may run out: then a store that was to grow has the rows that it had, and still asks for more of them.
+            raise UserError(f"{store} was begun with model.dtype={found.model_dtype}, but now it is "
+                            f"{wanted.model_dtype}: set model.dtype={found.model_dtype}, or choose another --out")
+        # A text may run out. Then a store that should have grown has the same rows as before, but asks for more.
         grown = found.wanted is not None and found.wanted[found.split] != recipe.wanted[found.split]
         if grown or found.rows != wanted.rows:
             write_manifest(store, found.model_copy(update={
@@ -264,7 +265,7 @@ def begin_store(store: Path, recipe: StoreRecipe, wanted: Manifest) -> None:
 
 
 def _finish(store: Path, index: dict[str, Any]) -> None:
-    """Write the statistics and mark the store as finished, if its last segment is there."""
+    """Write the statistics and mark the store as finished, if all its segments exist."""
     if _missing(store, index):
         return
     with manifest_locked(store):
@@ -276,10 +277,10 @@ def _finish(store: Path, index: dict[str, Any]) -> None:
 
 def make_manifest(recipe: StoreRecipe, split: Split, model: LoadedModel, tokenizer: Tokenizer,
                   index: dict[str, Any], of: str = "") -> Manifest:
-    """What a store of this recipe is, still unfinished.
+    """The manifest of an unfinished store of this recipe.
 
     Args:
-        tokenizer: whose tokens they are.
+        tokenizer: the tokenizer that made the tokens.
         of: as in `collect`.
     """
     assert recipe.model.dtype != "auto", "settle the recipe first (pipeline.py)"

@@ -1,4 +1,4 @@
-"""The activation store. `open_store` opens a finished one for reading."""
+"""The activation store. `open_store` opens a finished store for reading."""
 
 from olmoscope.activations.store.reader import Store, open_store
 

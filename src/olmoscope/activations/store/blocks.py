@@ -1,14 +1,14 @@
-"""Blocks of rows: the unit in which activations are read and checked. Nothing is used before its checksum was seen.
+"""Blocks of rows: the unit in which activations are read and checked. Nothing is used before its checksum is verified.
 
 A block is `BLOCK_ROWS` rows of a tensor in a safetensors file (the last one of a file may be shorter), so that a reader
-who wants a slice of a segment need not read all of it to know that the slice is sound. The checksum of a block of
-bytes, padded with zeros to whole pages of 4096 bytes, read as little-endian 64-bit words w:
+of a slice of a segment need not read the whole segment to know that the slice is sound. The checksum of a block is that
+of its bytes, padded with zeros to whole pages of 4096 bytes and read as little-endian 64-bit words w:
 
     Σ_p (2p + 1) · Σ_i w_pi   mod 2^64          p counts the pages of the block, i the words of a page
 
-Any change of one word, so any flipped bit, changes it for certain; lost, stale or swapped pages do but for one chance
-in 2^64. It runs at the speed of memory (27 GB/s on a core where SHA-256 does 1.8 and CRC-32 3.2), so reading always
-checks. Against changes on purpose stands the SHA-256 of each whole file.
+Any change of one word, so any flipped bit, always changes it; lost, stale or swapped pages do, except for one chance in
+2^64. It runs at the speed of memory (27 GB/s on a core where SHA-256 reaches 1.8 and CRC-32 3.2), so every read is
+checked. The SHA-256 of each whole file protects against deliberate changes.
 """
 
 import json
@@ -49,12 +49,12 @@ def read_blocks(path: Path, name: str, part: slice, sums: list[str], out: Tensor
     """Some rows of a tensor in a safetensors file, `[part, ...]`, each block compared with its checksum.
 
     Args:
-        part: first row and end; blocks that it only touches are read whole, for their checksum.
-        sums: of all blocks of the tensor.
-        out: contiguous, of the file's dtype and the part's shape, to be filled and returned; fresh memory otherwise.
+        part: first row and end; a block of which only some rows are wanted is read whole, for its checksum.
+        sums: the checksums of all blocks of the tensor.
+        out: a contiguous tensor with the file's dtype and the part's shape, to fill and return; by default new memory.
 
     Raises:
-        UserError: the file is missing, cut off, not what it should be, or a checksum differs.
+        UserError: the file is missing, truncated or not as expected, or a checksum differs.
     """
     try:
         with path.open("rb", buffering=0) as file:
@@ -81,7 +81,7 @@ def read_blocks(path: Path, name: str, part: slice, sums: list[str], out: Tensor
 
 
 def _header(file: IO[bytes], name: str, path: Path) -> tuple[torch.dtype, list[int], int]:
-    """dtype and shape of a tensor, and where in the file it starts; the file holds all of it."""
+    """dtype and shape of a tensor, and its offset in the file, once it is known that the file holds all of it."""
     try:
         size = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(min(size, 2**20)))[name]

@@ -1,4 +1,4 @@
-"""Whether stores are what their output folder takes them for: of its recipe, and all of one model and revision."""
+"""Whether stores match their output folder: they belong to its recipe, and all to the same model and revision."""
 
 from collections.abc import Iterator
 from itertools import combinations
@@ -16,9 +16,9 @@ from olmoscope.tokens.identity import as_packed
 
 
 def disagreements(stores: list[Path]) -> Iterator[tuple[Path, str]]:
-    """What does not agree: the manifest (or recipe of the tokens) in question, and with what.
+    """What disagrees: the path of the manifest (or of the tokens' recipe), and a description of the disagreement.
 
-    Manifests that cannot be read are passed over: verification of their store says so.
+    Manifests that cannot be read are skipped: verification of their store reports them.
     """
     manifests = {store: manifest for store in stores if (manifest := _readable(store)) is not None}
     for (first, one), (second, other) in combinations(manifests.items(), 2):
@@ -42,20 +42,20 @@ def _against_recipe(path: Path, store: Path, manifest: Manifest | None) -> Itera
     try:
         tokens_hash = read_json(tokens)["tokens_hash"]
     except (UserError, KeyError, TypeError):
-        tokens_hash = None  # verification of the store says what is wrong with it
+        tokens_hash = None  # verification of the store reports what is wrong with it
     if tokens_hash is not None and (wanted := as_packed(recipe, store).tokens_hash()) != tokens_hash:
-        yield tokens, f"is of another recipe (hash {tokens_hash}) than {path} ({wanted})"
+        yield tokens, f"belongs to another recipe (hash {tokens_hash}) than {path} ({wanted})"
     if manifest is None or (manifest.of is not None and manifest.of not in recipe.models):
-        return  # a part of a model that the recipe does not read any more
+        return  # a part with a model that the recipe no longer reads
     if not is_of(recipe, store, manifest):
-        yield store / "manifest.json", (f"is of another recipe (hash {manifest.recipe_hash}) than {path} "
+        yield store / "manifest.json", (f"belongs to another recipe (hash {manifest.recipe_hash}) than {path} "
                                         f"({as_collected(recipe, store, manifest).store_hash()})")
     revision = revision_here(recipe.model_of(manifest.of or ""))
     if revision is not None and PAIR.fullmatch(manifest.model.revision) and not PAIR.fullmatch(revision):
-        return  # an adapter of the hub that is not in this cache: that of its base is not known
+        return  # an adapter on the hub that is not in this cache: the revision of its base is unknown
     if revision is not None and revision != manifest.model.revision:
-        yield store / "manifest.json", (f"is of {manifest.model.name} at revision {manifest.model.revision}, the "
-                                        f"recipe's model is {revision}")
+        yield store / "manifest.json", (f"was made with {manifest.model.name} at revision {manifest.model.revision}, "
+                                        f"but the recipe's model is {revision}")
 
 
 def _readable(store: Path) -> Manifest | None:

@@ -1,23 +1,23 @@
-"""The activation store on disk, whole: what another reader needs to know stands here and in docs/formats.md.
+"""The whole activation store on disk: this file and docs/formats.md say what another reader needs to know.
 
-    manifest.json                             what the store is (Manifest); rewritten once, when it is finished
-    tokens/recipe.json                        which recipe's tokens these are; written before the first of them
+    manifest.json                             what the store is (Manifest); rewritten when it is finished or grows
+    tokens/recipe.json                        which recipe's tokens these are; written before the first tokens
     tokens/segment-000042.safetensors         the sequences of a segment and how they are batched (TokenSegment)
     tokens/index.json                         rows of every segment, tokens per source; exists when all are packed
-    layer_07/segment-000042.safetensors       of the site layers.7: `activations [rows, D]`; with dtype float8_e4m3 also
+    layer_07/segment-000042.safetensors       the site layers.7: `activations [rows, D]`; with dtype float8_e4m3 also
                                               `scale [rows]`. Folders of other sites: layer_07_mlp_out, embed, ...
     rows/segment-000042.safetensors           `token_id`, `sequence`, `position`, `source`, each `[rows]`; and
                                               `norm_07`, each row's Euclidean norm at layers.7, float32
     checksums/tokens-000042.json              SHA-256 of the segment's tokens, written after them
     statistics/segment-000042.safetensors     the segment's sums (statistics.py)
     checksums/segment-000042.json             SHA-256 of the segment's files, and a checksum of every block of rows of
-                                              the activations (blocks.py); written last: the segment exists
-    statistics.json, statistics.safetensors   of the whole store; written when all segments exist
+                                              the activations (blocks.py); written last: then the segment exists
+    statistics.json, statistics.safetensors   statistics of the whole store; written when all segments exist
 
 Row i of every site's file and of the rows file is the same token. The rows of a segment are permuted, the same way
-for all sites, so that any slice of it is a random sample of it. All files appear by rename: what exists is complete.
-No byte depends on how many processes made the store, or on what was interrupted; nothing in it has a date. Files whose
-names begin with a dot (locks, half-written files) are not part of the store.
+for all sites, so that any slice of a segment is a random sample of it. All files appear by rename: what exists is
+complete. No byte depends on how many processes made the store, or on what was interrupted; nothing in it has a date.
+Files whose names begin with a dot (locks, half-written files) are not part of the store.
 """
 
 from collections.abc import Callable
@@ -44,7 +44,7 @@ from olmoscope.tokens.segments import damaged, read_tensors, segment_name
 VERSION = 2
 """The format's version. Version 1, which held residual streams only and named them by layer, can still be read."""
 WRITERS = 4
-"""Files of a segment that are written at a time."""
+"""How many files of a segment are written at a time."""
 
 
 class _Frozen(BaseModel):
@@ -52,7 +52,7 @@ class _Frozen(BaseModel):
 
 
 class ModelIdentity(_Frozen):
-    """The model that the activations are of."""
+    """The model that the activations come from."""
 
     name: str
     revision: str
@@ -62,9 +62,9 @@ class ModelIdentity(_Frozen):
     d_model: int
     num_layers: int
     layers_path: str
-    """Where the decoder layers stand in the causal LM, e.g. `model.layers`."""
+    """Where the decoder layers are in the causal LM, e.g. `model.layers`."""
     base: str | None = None
-    """The model that it is an adapter of, merged into it; its revision stands in `revision` after a `+`."""
+    """For an adapter, the base model that it was merged into; the base's revision follows a `+` in `revision`."""
 
 
 class SourceCount(_Frozen):
@@ -82,34 +82,33 @@ class Manifest(_Frozen):
     model: ModelIdentity
     tokenizer_hash: str
     special_token_ids: list[int]
-    """What the tokenizer calls special, for filters; BOS where sequences begin with it."""
+    """The tokens that the tokenizer calls special, for filters; includes BOS if sequences begin with it."""
     bos_token_ids: list[int] = []
-    """What each sequence begins with (each document of it where they are kept apart): BOS, or nothing."""
+    """What each sequence begins with (or each document, if documents are kept apart): BOS, or nothing."""
     recipe_hash: str
     wanted: Wanted | None = None
-    """Tokens of each split that the recipe of `recipe_hash` asks for; None in stores made before this was written
-    down."""
+    """Tokens of each split that the recipe of `recipe_hash` asks for; None in older stores."""
     split: Split
     of: str | None = None
-    """What the recipe calls the model of this part (`models`); None: the recipe's own model."""
+    """The recipe's name for the model of this part (`models`); None for the recipe's own model."""
     sites: list[SiteName]
     """Where the activations were taken, in the order of the model."""
     widths: list[int]
     """D of each site."""
     modules: list[SiteModule] | None = None
-    """The module of the model that each site is at; None in stores made before this was written down."""
+    """The module of the model that each site is at; None in older stores."""
     dtype: StoreDtype
     model_dtype: Literal["bfloat16", "float32"] | None = None
-    """In which the model computed; None in stores made before this was written down."""
+    """The dtype in which the model computed; None in older stores."""
     documents_apart: bool | None = None
     """Whether position ids that restart keep documents apart in this model (model/probe.py, which also refuses models
-    that are not causal); None in stores made before this was tried."""
+    that are not causal); None in stores older than this test."""
     segments: int
     rows: int
     sources: dict[str, SourceCount]
     finished: bool
     provenance: dict[str, Any]
-    """Of the process that began the store; without a date, so that the same work gives the same bytes."""
+    """The process that began the store, without a date, so that the same work gives the same bytes."""
 
     @model_validator(mode="before")
     @classmethod
@@ -125,7 +124,7 @@ class Manifest(_Frozen):
 
 
 def segment_path(store: Path, folder: str, segment: int) -> Path:
-    """Where a segment's file of a folder (`layer_07`, `rows`, `statistics`) is."""
+    """Where a segment's file in a folder (`layer_07`, `rows`, `statistics`) is."""
     return store / folder / segment_name(segment)
 
 
@@ -138,14 +137,14 @@ def read_manifest(store: Path) -> Manifest:
     """Read manifest.json.
 
     Raises:
-        UserError: missing, damaged, not a store's, or of a newer format.
+        UserError: it is missing, damaged, not the manifest of a store, or in a newer format.
     """
     path = store / "manifest.json"
     value = read_json(path)
     if not isinstance(value, dict) or value.get("format") != "olmoscope activation store":
         raise UserError(f"{path} is not the manifest of an activation store")
     if isinstance(value.get("version"), int) and value["version"] > VERSION:
-        raise UserError(f"{store} has store format {value['version']}, this version of olmoscope reads {VERSION}: "
+        raise UserError(f"{store} has store format {value['version']}, but this version of olmoscope reads {VERSION}: "
                         "upgrade olmoscope")
     try:
         return Manifest.model_validate(value)
@@ -155,19 +154,19 @@ def read_manifest(store: Path) -> Manifest:
 
 
 def has_segment(store: Path, segment: int) -> bool:
-    """Whether a segment's activations are all written."""
+    """Whether all of a segment's activations are written."""
     return segment_checksum(store, segment).exists()
 
 
 def stored_order(seed: int, segment: int, rows: int) -> np.ndarray:
-    """Which row of the token segment stands at each place of the stored segment, `[rows]` int64."""
+    """The row of the token segment that is at each place in the stored segment, `[rows]` int64."""
     return generator(seed, "rows of a segment", segment).permutation(rows)
 
 
 def write_segment(store: Path, segment: int, tensors: dict[str, dict[str, Tensor]],
                   between: Callable[[], None] = lambda: None) -> None:
-    """Write a segment's files side by side (hashing one takes as long as a fast disk takes to write it), rows in
-    `stored_order`; its checksums last.
+    """Write a segment's files in parallel (hashing a file takes as long as a fast disk takes to write it), with rows in
+    `stored_order`; write its checksums last.
 
     Args:
         tensors: the contents of its file in each folder: `layer_07`, ..., `rows`, `statistics`; all on the CPU.
@@ -201,12 +200,12 @@ def read_sums(store: Path, segment: int) -> SegmentSums:
     """Read a segment's checksums.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: the file is missing or damaged.
     """
     path = segment_checksum(store, segment)
     value = read_json(path)
     if not isinstance(value, dict) or not {"sha256", "blocks"} <= set(value) or value["block_rows"] != BLOCK_ROWS:
-        raise UserError(f"{path} is damaged or of another format; delete it and run `olmoscope collect` again")
+        raise UserError(f"{path} is damaged or in another format; delete it and run `olmoscope collect` again")
     return SegmentSums(value["sha256"], value["blocks"])
 
 
@@ -214,10 +213,10 @@ def read_rows(store: Path, segment: int, sums: SegmentSums | None = None) -> dic
     """`token_id`, `sequence`, `position`, `source` and the norms of a segment, each `[rows]`; the file is checked.
 
     Args:
-        sums: the segment's checksums, where they were read before.
+        sums: the segment's checksums, if they are already read.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: a file is missing or damaged.
     """
     sums = sums or read_sums(store, segment)
     path = segment_path(store, "rows", segment)
@@ -229,14 +228,14 @@ def read_activations(store: Path, site: Site, segment: int, part: slice, sums: S
                      out: Tensor | None = None) -> Tensor:
     """Some rows of a segment at a site, `[part, D]`; only their blocks are read from the disk, and checked.
 
-    In `read_dtype`: the store's dtype, but 8-bit rows are given back in bfloat16.
+    The dtype is `read_dtype`: the store's dtype, except that 8-bit rows are returned in bfloat16.
 
     Args:
-        sums: the segment's checksums, where they were read before.
+        sums: the segment's checksums, if they are already read.
         out: memory to fill, `[part, D]`.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: a file is missing or damaged.
     """
     path = segment_path(store, site.folder, segment)
     blocks = (sums or read_sums(store, segment)).blocks[f"{site.folder}/{segment_name(segment)}"]
@@ -247,7 +246,7 @@ def read_activations(store: Path, site: Site, segment: int, part: slice, sums: S
 
 
 NORM = "norm_"
-"""What the names of norms in rows/ begin with."""
+"""The prefix of the names of norms in rows/."""
 
 
 def norm_name(site: Site) -> str:
@@ -256,7 +255,7 @@ def norm_name(site: Site) -> str:
 
 
 def read_dtype(dtype: StoreDtype) -> torch.dtype:
-    """The dtype in which rows of a store are given to readers: the store's own, bfloat16 for 8-bit ones."""
+    """The dtype in which readers get the rows of a store: the store's own, or bfloat16 for 8-bit rows."""
     return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32,
             "float8_e4m3": torch.bfloat16}[dtype]
 
@@ -281,5 +280,5 @@ def _verify(store: Path, relative: str, sums: SegmentSums) -> None:
 
 
 def segment_checksum(store: Path, segment: int) -> Path:
-    """Where the checksums of a segment stand."""
+    """Where the checksums of a segment are."""
     return store / "checksums" / f"segment-{segment:06d}.json"

@@ -1,7 +1,7 @@
-"""Rows in 8 bits: float8 e4m3 with one float32 scale a row. Half the disk of bfloat16, and about 2.6% error.
+"""Rows in 8 bits: float8 e4m3 with one float32 scale per row. Half the disk space of bfloat16, and about 2.6% error.
 
 x is stored as q = round(x / s) with s = max|x| / 448 of its row, and read back as q·s in bfloat16: 4 significant bits
-where x is over s/64, fewer below. Shapes: R rows, D d_model.
+if |x| is over s/64, fewer below. Shapes: R rows, D d_model.
 """
 
 import torch
@@ -12,7 +12,7 @@ LARGEST = 448.0
 
 
 def quantize(x_RD: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of any float dtype to `q [R, D]` (float8_e4m3fn) and `scale [R]` (float32); a row of zeros stays so."""
+    """Convert rows of any float dtype to `q [R, D]` (float8_e4m3fn) and `scale [R]` (float32); zero rows stay zero."""
     x_RD = x_RD.float()
     scale_R = (x_RD.abs().amax(dim=1) / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
     return (x_RD / scale_R[:, None]).to(torch.float8_e4m3fn), scale_R

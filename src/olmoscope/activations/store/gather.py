@@ -1,7 +1,7 @@
-"""A segment's rows of one site, as batch after batch comes from the model, already where the store wants them.
+"""A segment's rows, put batch by batch into the places where the store wants them.
 
-On the CPU the rows go straight into the buffer that will be written. On a GPU they gather there, and the finished
-segment is copied to pinned memory on a second stream while the model computes the next one's first batch.
+On the CPU, the rows go straight into the buffer that will be written. On a GPU, they are gathered there, and the
+finished segment is copied to pinned memory on a second stream while the model computes the next segment's first batch.
 
 Shapes: R rows of the segment, B of them in a batch, D width of the site.
 """
@@ -21,27 +21,27 @@ TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16":
 
 
 class SiteRows:
-    """Room for the rows of one site, and what statistics need of them."""
+    """Memory for the rows of one site, and the figures about them that statistics need."""
 
     def __init__(self, rows: int, width: int, dtype: StoreDtype, device: torch.device, pinned: bool = False) -> None:
         """
         Args:
-            rows: of the longest segment.
-            pinned: in page-locked memory, which a GPU copies to without waiting.
+            rows: rows of the longest segment.
+            pinned: use page-locked memory, to which a GPU copies asynchronously.
         """
         def empty(*shape: int, dtype: torch.dtype) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=device, pin_memory=pinned)
 
         self.stored = {"activations": empty(rows, width, dtype=TORCH_DTYPES[dtype])}
-        """What is written: `activations [R, D]`, and `scale [R]` where rows are in 8 bits."""
+        """What is written: `activations [R, D]`, and `scale [R]` if rows are in 8 bits."""
         if dtype == "float8_e4m3":
             self.stored["scale"] = empty(rows, dtype=torch.float32)
         self.square_norm_R = empty(rows, dtype=torch.float32)
         self.sum_D = empty(width, dtype=torch.float64)
         self.largest_D = empty(width, dtype=torch.float32)
-        """max |x| of each channel; NaN or inf if a row has one."""
+        """max |x| of each channel; NaN or inf if a row contains one."""
         self.error_1 = empty(1, dtype=torch.float64)
-        """Σ‖stored − x‖²: what the store's dtype loses."""
+        """Σ‖stored − x‖²: the error of the store's dtype."""
 
     def start(self) -> None:
         """Begin a segment."""
@@ -49,11 +49,11 @@ class SiteRows:
             total.zero_()
 
     def add(self, places_B: Tensor, x_BD: Tensor) -> None:
-        """Put a batch of rows into their places, and count them; nothing waits for the device.
+        """Put a batch of rows into their places, and count them, without waiting for the device.
 
         Args:
             places_B: where each row belongs in the segment, int64.
-            x_BD: what the model gave.
+            x_BD: the model's rows.
         """
         self.count(places_B, x_BD)
         activations_RD = self.stored["activations"]
@@ -75,12 +75,12 @@ class SiteRows:
         torch.maximum(self.largest_D, x32_BD.abs().amax(dim=0), out=self.largest_D)
 
     def read(self, part: slice) -> Tensor:
-        """Some rows as readers of a store get them, in memory of their own."""
+        """Some rows as readers of a store get them, in their own memory."""
         rows_RD = self.stored["activations"][part]
         return fp8.dequantize(rows_RD, self.stored["scale"][part]) if "scale" in self.stored else rows_RD.clone()
 
     def copy_to(self, other: "SiteRows", rows: int) -> None:
-        """Start copying the first `rows` rows and the counts; the caller knows the stream."""
+        """Start copying the first `rows` rows and the counts, on the current stream."""
         for name, tensor in self.stored.items():
             other.stored[name][:rows].copy_(tensor[:rows], non_blocking=True)
         other.square_norm_R[:rows].copy_(self.square_norm_R[:rows], non_blocking=True)
@@ -94,7 +94,7 @@ class Buffer:
 
     sites: dict[Site, SiteRows]
     copied: torch.cuda.Event | None = None
-    """When the copy from the GPU is done; None if there is none."""
+    """Recorded when the copy from the GPU is done; None if there is no copy."""
 
     def wait(self) -> None:
         """Wait until the rows are there."""
@@ -103,14 +103,14 @@ class Buffer:
 
 
 class SegmentRows:
-    """The rows of the segment in hand, of all sites."""
+    """The rows of the current segment, at all sites."""
 
     def __init__(self, widths: Mapping[Site, int], rows: int, dtype: StoreDtype, device: torch.device) -> None:
         """
         Args:
             widths: D of each site.
-            rows: of the longest segment.
-            device: the model's.
+            rows: rows of the longest segment.
+            device: the model's device.
         """
         self._widths, self._rows, self._dtype, self._device = widths, rows, dtype, device
         self._cuda = device.type == "cuda"
@@ -128,7 +128,7 @@ class SegmentRows:
                 for site, width in self._widths.items()}
 
     def start(self, buffer: Buffer) -> None:
-        """Begin a segment that will end in a buffer."""
+        """Begin a segment that will end up in a buffer."""
         self._buffer = buffer
         self._started.clear()
 
@@ -136,14 +136,14 @@ class SegmentRows:
         """Put a batch of a site's rows into their places `places_B`."""
         rows = (self._on_device if self._cuda else self._buffer.sites)[site]
         if site not in self._started:
-            if self._copied is not None:  # the segment before may still be on its way out
+            if self._copied is not None:  # the previous segment may still be being copied
                 torch.cuda.current_stream(self._device).wait_event(self._copied)
             rows.start()
             self._started.add(site)
         rows.add(places_B, x_BD)
 
     def hand_over(self, rows: int) -> None:
-        """All `rows` rows are in: start their way to the buffer."""
+        """Start copying the complete segment of `rows` rows to the buffer."""
         if self._copies is not None:
             self._copies.wait_stream(torch.cuda.current_stream(self._device))
             with torch.cuda.stream(self._copies):
@@ -153,7 +153,8 @@ class SegmentRows:
 
 
 def _words(rows_RD: Tensor) -> Tensor:
-    """The same memory in elements as wide as possible: rows move two to six times faster so, 8-bit floats at all."""
+    """The same memory with the widest possible elements: rows move two to six times faster this way, and 8-bit floats
+    cannot be moved otherwise."""
     width = rows_RD.shape[1] * rows_RD.element_size()
     for dtype in (torch.int64, torch.int32, torch.int16):
         if width % dtype.itemsize == 0:

@@ -1,11 +1,11 @@
-"""A store grows by parts: sites that a recipe names later are collected into a folder of their own, beside the first.
+"""A store grows by parts: sites that a recipe names later are collected into a separate folder, beside the first.
 
     OUT/store/train        tokens, and the sites that were collected first
     OUT/store/train-2      sites that came later, and a copy of the tokens (13 bytes each)
     OUT/store/train-3      sites of another model that reads the same tokens (a recipe's `models`)
 
-Each part is a whole store, which any reader of stores can read alone. All are of the same tokens, in the same order:
-row i of a segment is the same token in each. reader.py reads them as one.
+Each part is a whole store, which any reader of stores can read alone. All have the same tokens in the same order: row i
+of a segment is the same token in each. reader.py reads them as one.
 """
 
 import shutil
@@ -24,7 +24,7 @@ from olmoscope.tokens.segments import segment_name, token_checksum
 
 
 def parts_of(store: Path) -> list[Path]:
-    """The first part, there or not, and those that were begun later."""
+    """The first part, whether it exists or not, and the parts that were begun later."""
     parts = [store]
     while (later := _part(store, len(parts) + 1)).is_dir():
         parts.append(later)
@@ -37,17 +37,17 @@ def _part(store: Path, number: int) -> Path:
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a store, there or to be made."""
+    """A part of a store, which exists or is to be made."""
 
     folder: Path
     of: str
-    """What the recipe calls its model; empty: the recipe's own."""
+    """The recipe's name for its model; empty for the recipe's own model."""
     recipe: StoreRecipe
-    """With the part's own model and sites."""
+    """The recipe with the part's own model and sites."""
 
 
 def parts_for(recipe: StoreRecipe, store: Path) -> Iterator[Part]:
-    """What makes a store hold all sites of a recipe, part by part; the first is of the recipe's own model.
+    """The parts that make a store hold all sites of a recipe; the first is for the recipe's own model.
 
     Raises:
         UserError: a manifest is damaged.
@@ -55,7 +55,7 @@ def parts_for(recipe: StoreRecipe, store: Path) -> Iterator[Part]:
     missing = recipe.activations.sites
 
     def part(folder: Path) -> Part:
-        """The next one to be made: one model's missing sites."""
+        """The next part to make: one model's missing sites."""
         nonlocal missing
         of = missing[0].model
         made = Part(folder, of, recipe.with_sites(missing).of_model(of))
@@ -67,23 +67,23 @@ def parts_for(recipe: StoreRecipe, store: Path) -> Iterator[Part]:
             found = read_manifest(folder)
             of = found.of or ""
             if of and of not in recipe.models:
-                continue  # of another recipe over the same tokens; it stays as it is
+                continue  # it belongs to another recipe over the same tokens, and stays as it is
             missing = [site for site in missing if site.model != of or site.of("") not in found.sites]
             yield Part(folder, of, recipe.of_model(of).with_sites(list(found.sites)))
-        elif missing:  # begun, or not even that: nothing but its tokens
+        elif missing:  # it has at most its tokens
             yield part(folder)
     while missing:
         yield part(_part(store, len(parts_of(store)) + 1))
 
 
 def copy_tokens(first: Path, part: Path) -> dict[str, Any]:
-    """Give a part the tokens of the first one; those that it has already stay.
+    """Give a part the tokens of the first part; it keeps those that it already has.
 
     Returns:
         The index.
 
     Raises:
-        UserError: the first part's tokens are not there any more, or damaged.
+        UserError: the first part's tokens are gone or damaged.
     """
     index = dict(read_json(first / "tokens" / "index.json"))
     there = part / "tokens" / "index.json"

@@ -1,4 +1,4 @@
-"""Which recipe a store is of. What may grow, its sites and the tokens of its splits, is taken as it stands there."""
+"""Which recipe a store belongs to. What may grow (its sites and the tokens of its splits) is taken from the store."""
 
 from pathlib import Path
 from typing import TypeVar
@@ -15,7 +15,7 @@ def as_collected(recipe: AnyRecipe, store: Path, manifest: Manifest) -> AnyRecip
     for.
 
     Args:
-        recipe: of all parts, or of this one.
+        recipe: the recipe of all parts, or of this one.
 
     Raises:
         UserError: a file is damaged.
@@ -27,5 +27,5 @@ def as_collected(recipe: AnyRecipe, store: Path, manifest: Manifest) -> AnyRecip
 
 
 def is_of(recipe: StoreRecipe, store: Path, manifest: Manifest) -> bool:
-    """Whether a store is of a recipe, but for what may grow."""
+    """Whether a store belongs to a recipe, apart from what may grow."""
     return as_collected(recipe, store, manifest).store_hash() == manifest.recipe_hash

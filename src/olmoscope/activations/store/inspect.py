@@ -1,4 +1,4 @@
-"""What a store on disk is and how far it has come, whatever state it is in: nothing here needs it to be finished."""
+"""What a store on disk is and how complete it is, whatever its state: nothing here needs it to be finished."""
 
 import re
 from collections.abc import Iterator
@@ -19,27 +19,27 @@ PART = rf"({'|'.join(SPLITS)})(-\d+)?"
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """A store, as far as it has come."""
+    """The state of a store, finished or not."""
 
     store: Path
     manifest: Manifest | None
-    """None while its tokens are packed; collection writes it."""
+    """None while its tokens are being packed; collection writes it."""
     live: bool
     """Whether a process is writing it now."""
     token_segments: int
     packed: bool
     """Whether all tokens are packed; only then is the number of segments known."""
     segments: int
-    """All that the store will have; those packed so far while that is not known."""
+    """How many segments the store will have; while that is unknown, how many are packed so far."""
     missing: list[int]
     """Segments without activations."""
     bytes: dict[str, int]
-    """On disk now, by folder: `tokens`, `rows`, `layer_07`."""
+    """Bytes on disk now, by folder: `tokens`, `rows`, `layer_07`."""
 
 
 def find_stores(path: Path) -> list[Path]:
-    """The stores at a path: itself, or those of both splits of an output folder, wherever they are; with all their
-    parts.
+    """The stores at a path: the path itself, or those of both splits of an output folder, wherever they are; with all
+    their parts.
 
     Raises:
         UserError: there is none.
@@ -54,16 +54,16 @@ def find_stores(path: Path) -> list[Path]:
 
 
 def output_folder(store: Path) -> Path | None:
-    """The output folder that a store belongs to, or None if it stands alone."""
+    """The output folder that a store belongs to, or None if it belongs to none."""
     out = store.absolute().parent.parent
     return out if store.absolute().parent.name == "store" and re.fullmatch(PART, store.name) else None
 
 
 def describe(store: Path) -> StoreInfo:
-    """What is in a store; reads names and sizes, not contents.
+    """What is in a store, from names and sizes, not contents.
 
     Raises:
-        UserError: its manifest or its token index is damaged or of a newer format.
+        UserError: its manifest or its token index is damaged or in a newer format.
     """
     manifest = read_manifest(store) if (store / "manifest.json").exists() else None
     index = store / "tokens" / "index.json"
@@ -81,7 +81,7 @@ def segment_numbers(folder: Path, pattern: str = segment_name(0).replace("000000
     """The numbers in the names of a folder's files, ascending.
 
     Args:
-        pattern: of the whole name, with one group for the number.
+        pattern: matches the whole name, with one group for the number.
     """
     names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     for name in names:
@@ -90,7 +90,7 @@ def segment_numbers(folder: Path, pattern: str = segment_name(0).replace("000000
 
 
 def finished_segments(store: Path) -> set[int]:
-    """The segments whose activations are all written, by one look at a folder: as `has_segment` says of each."""
+    """The segments for which `has_segment` is true, from one listing of a folder."""
     return set(segment_numbers(store / "checksums", r"segment-(\d{6,})\.json"))
 
 

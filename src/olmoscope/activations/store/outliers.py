@@ -1,8 +1,9 @@
-"""Rows of outlier norm at a site, in figures and in a sentence: how many, how far out, where, along how constant a
+"""Rows of outlier norm at a site, in figures and in a sentence: how many, how far out, where, and whether they share a
 direction (docs/metrics.md). N rows, D width of the site.
 
-In most language models some rows, above all that of a sequence's first position, have a norm tens or hundreds of times
-the median, along nearly one direction: attention sinks, or massive activations (Sun et al. 2024, arXiv:2402.17762).
+In most language models some rows, above all those at the first position of a sequence, have a norm tens or hundreds of
+times the median, along nearly one direction: attention sinks, or massive activations (Sun et al. 2024,
+arXiv:2402.17762).
 """
 
 from collections.abc import Callable
@@ -18,11 +19,11 @@ from olmoscope.activations.store.statistics import OUTLIER
 from olmoscope.site import Site
 
 ALIKE = 0.9
-"""Cosine from which on rows lie along one direction."""
+"""The mean cosine from which rows count as lying along one direction."""
 FEWEST = 8
-"""Rows that make a direction."""
+"""The fewest rows that can count as one direction."""
 DIRECTIONS_OF = 512
-"""Rows whose directions are looked at, at most."""
+"""The most rows whose directions are read."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,12 @@ class Outliers:
     """The rows of outlier norm among the rows of a site.
 
     Attributes:
-        rows: all rows that were looked at.
-        count: those whose norm is over `OUTLIER` times the median.
-        median: of ‖x‖ over all rows.
-        first: how many of the outliers are at the first position of their sequence; None: not known.
-        norm: their mean ‖x‖; None: not known, or there are none.
-        alike: mean cosine of the outliers with their mean direction, from 0 to 1; None: not known, or there are none.
+        rows: how many rows were examined.
+        count: how many have a norm over `OUTLIER` times the median.
+        median: the median of ‖x‖ over all rows.
+        first: how many of the outliers are at the first position of their sequence; None if unknown.
+        norm: their mean ‖x‖; None if unknown or if there are no outliers.
+        alike: mean cosine of the outliers with their mean direction, 0 to 1; None if unknown or there are no outliers.
     """
 
     rows: int
@@ -47,11 +48,11 @@ class Outliers:
 
     @property
     def one_direction(self) -> bool:
-        """Whether training would find them along one direction; False where that is not known."""
+        """Whether training would find them along one direction; False if that is unknown."""
         return self.count >= FEWEST and self.alike is not None and self.alike >= ALIKE
 
     def said(self) -> str:
-        """What they are, as a sentence without its full stop."""
+        """A sentence about them, without its full stop."""
         median = f"{self.median:,.0f}" if self.median >= 100 else f"{self.median:.3g}"
         if not self.count:
             return f"none of {self.rows:,} rows has a norm over {OUTLIER:g} times the median ({median})"
@@ -67,7 +68,7 @@ class Outliers:
         return ", ".join(parts)
 
     def said_for_training(self) -> str:
-        """The same, with what training makes of it."""
+        """The same, and what training does about it."""
         if not self.count:
             return self.said()
         which = "them a latent" if self.one_direction else "those of them that share a direction latents"
@@ -79,7 +80,7 @@ def mean_cosine(unit_sum_D: Tensor, rows: int) -> float:
 
     Args:
         unit_sum_D: Σ x / ‖x‖, float64.
-        rows: how many.
+        rows: how many rows were summed.
     """
     return float(unit_sum_D.norm()) / rows
 
@@ -88,9 +89,9 @@ def outliers_among(norm_N: np.ndarray, position_N: np.ndarray, take: Callable[[n
     """The outliers of some rows.
 
     Args:
-        norm_N: ‖x‖.
-        position_N: place of each row in its sequence.
-        take: gives the rows of some indices, `[N, D]`.
+        norm_N: ‖x‖ of each row.
+        position_N: position of each row in its sequence.
+        take: returns the rows with the given indices, `[N, D]`.
     """
     median = float(np.median(norm_N))
     over = np.flatnonzero(norm_N > OUTLIER * median)
@@ -103,7 +104,7 @@ def outliers_among(norm_N: np.ndarray, position_N: np.ndarray, take: Callable[[n
 
 
 def outliers_of(store: Store, site: Site) -> Outliers:
-    """The outliers of a store's rows; of their directions, at most `DIRECTIONS_OF` are read.
+    """The outliers among a store's rows; at most `DIRECTIONS_OF` are read for their directions.
 
     Raises:
         UserError: a file is damaged.

@@ -2,8 +2,8 @@
 
     OUT/store.json      {"train": "../first/store/train", "held_out": "../first/store/held_out"}
 
-It is there where `olmoscope train --store` trained on a store of another output folder. Paths are relative to OUT;
-null: there is no such store.
+The file exists if `olmoscope train --store` trained on a store of another output folder. Paths are relative to OUT;
+null means that there is no such store.
 """
 
 import os
@@ -18,15 +18,15 @@ RECORD = "store.json"
 
 
 def store_folder(out: Path, split: str) -> Path:
-    """Where the store of a split lives.
+    """Where the store of a split is.
 
     Raises:
         UserError: it was elsewhere and is gone, or there never was one.
     """
     place = store_places(out).get(split)
     if place is None:
-        raise UserError(f"{out} was trained on a store beside which there is no {split} one ({out / RECORD}); to "
-                        f"evaluate, give `olmoscope evaluate {out}/runs/RUN --text TEXT`")
+        raise UserError(f"{out} was trained on a store that has no {split} store beside it ({out / RECORD}); to "
+                        f"evaluate, run `olmoscope evaluate {out}/runs/RUN --text TEXT`")
     if is_elsewhere(out) and not (place / "manifest.json").exists():
         raise UserError(f"{out} was trained on the store {place}, which is gone; if it is elsewhere now, say where: "
                         f"`olmoscope train {out} --store PATH`")
@@ -34,7 +34,7 @@ def store_folder(out: Path, split: str) -> Path:
 
 
 def store_places(out: Path) -> dict[str, Path]:
-    """By split, where the stores of an output folder are or would be.
+    """Where the stores of an output folder are or would be, by split.
 
     Raises:
         UserError: the record of where they are is damaged.
@@ -54,20 +54,20 @@ def is_elsewhere(out: Path) -> bool:
 
 
 def find_elsewhere(out: Path, where: Path) -> dict[str, Path]:
-    """The stores that `--store` means for an output folder.
+    """The stores that `--store` refers to, for an output folder.
 
     Args:
-        where: an output folder, or one training store.
+        where: an output folder, or a training store.
 
     Raises:
-        UserError: there is no training store, or `out` has a store of its own.
+        UserError: there is no training store, or `out` has its own store.
     """
     if (out / "store" / "train" / "manifest.json").exists():
-        raise UserError(f"{out} has a training store of its own; leave out --store, or choose another --out")
+        raise UserError(f"{out} has its own training store; leave out --store, or choose another --out")
     if (where / "manifest.json").exists():
         split = read_manifest(where).split
         if split != "train":
-            raise UserError(f"--store {where}: that is the {split} store; give the training store, or the output "
+            raise UserError(f"--store {where}: this is the {split} store; give the training store, or the output "
                             "folder that it is in")
         places = {"train": where, "held_out": where.parent / "held_out"}
     else:
@@ -79,7 +79,7 @@ def find_elsewhere(out: Path, where: Path) -> dict[str, Path]:
 
 
 def record_elsewhere(out: Path, places: dict[str, Path]) -> None:
-    """Write down which stores an output folder is trained on."""
+    """Record which stores an output folder is trained on."""
     here = out.resolve()
     relative = {split: os.path.relpath(place.resolve(), here) for split, place in places.items()}
     write_json(out / RECORD, {split: relative.get(split) for split in SPLITS})

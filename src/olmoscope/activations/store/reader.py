@@ -1,4 +1,4 @@
-"""A finished store, opened for reading, with everything checked that a reader relies on; all its parts as one."""
+"""A finished store, opened for reading as one whole of all its parts; everything that a reader relies on is checked."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,12 +35,12 @@ class Store:
     path: Path
     """The folder of its first part (activations/store/growth.py)."""
     manifest: Manifest
-    """The first part's, with the sites of all parts."""
+    """The manifest of the first part, with the sites of all parts."""
     segment_rows: list[int]
     parts: dict[Path, list[Site]]
     """The folder of each part, and its sites."""
     _sums: dict[tuple[Path, int], SegmentSums] = field(default_factory=dict, repr=False)
-    """Checksums of the segments used so far: a file that changes later is noticed."""
+    """Checksums of the segments used so far, so that a file that changes later is noticed."""
 
     @property
     def rows(self) -> int:
@@ -51,11 +51,11 @@ class Store:
 
         Args:
             site: one of `manifest.sites`, or its text (`layers.7`), or the number of a layer.
-            part: which rows, of `segment_rows[segment]`; without a step.
+            part: which of the `segment_rows[segment]` rows; without a step.
             out: memory to fill, in the store's dtype.
 
         Raises:
-            UserError: no such site, segment or rows in this store; a damaged file.
+            UserError: the store has no such site, segment or rows, or a file is damaged.
         """
         site = Site.parse(site)
         if site not in self.manifest.sites:
@@ -64,13 +64,13 @@ class Store:
             raise UserError(f"{self.path} has no segment {segment}; it has {len(self.segment_rows)}, from 0")
         start, stop, step = part.indices(self.segment_rows[segment])
         if step != 1:
-            raise UserError(f"read: rows {part} have a step; read them all and leave out what is not wanted")
+            raise UserError(f"read: rows {part} have a step; read them all and drop those not wanted")
         part = slice(start, max(start, stop))
         folder = self.folder_of(site)
         return read_activations(folder, site.of(""), segment, part, self._sums_of(folder, segment), out)
 
     def read_rows(self, segment: int) -> dict[str, Tensor]:
-        """What is known of each row of a segment; checked."""
+        """The token, sequence, position, source and norms of each row of a segment; checked."""
         rows: dict[str, Tensor] = {}
         for folder, sites in self.parts.items():
             found = read_rows(folder, segment, self._sums_of(folder, segment))
@@ -93,11 +93,11 @@ class Store:
     def sample_mean(self, site: Site, normalize: Normalize, masks: list[np.ndarray] | None = None) -> Tensor:
         """Mean `[D]` (float32) of the rows, normalised as the SAE sees them.
 
-        Taken over up to 2**17 rows, the same share of every segment; a segment's rows are permuted, so its first
-        ones are a random sample. The mean's own error is then under 0.3% of each channel's standard deviation.
+        The mean is over up to 2**17 rows, the same share of every segment; a segment's rows are permuted, so its first
+        rows are a random sample. The mean's own error is then under 0.3% of each channel's standard deviation.
 
         Args:
-            masks: for each segment, which of its rows count; None: all.
+            masks: for each segment, which of its rows count; None for all.
         """
         share = min(1.0, SAMPLE_ROWS / self.rows)
         sum_D = torch.zeros(self.manifest.width(site), dtype=torch.float64)
@@ -111,7 +111,7 @@ class Store:
         return (sum_D / count).float()
 
     def sample(self, site: Site, rows: int, masks: list[np.ndarray] | None = None) -> Tensor:
-        """About so many rows, `[N, D]` float32, the same share of every segment; at random, as in `sample_mean`.
+        """About `rows` rows, `[N, D]` float32, the same share of every segment; a random sample, as in `sample_mean`.
 
         Args:
             masks: as in `sample_mean`.
@@ -124,7 +124,7 @@ class Store:
         return torch.cat(parts)
 
     def outliers(self, site: Site, over: float, rows: int) -> Tensor:
-        """Rows whose norm is over `over`, `[N, D]` float32: the first ones, up to so many."""
+        """The first rows whose norm is over `over`, at most `rows` of them, `[N, D]` float32."""
         found: list[Tensor] = []
         for segment in range(len(self.segment_rows)):
             norm_R = self.read_rows(segment)[norm_name(site)]
@@ -135,7 +135,7 @@ class Store:
         return torch.cat(found) if found else torch.empty(0, self.manifest.width(site))
 
     def median_norm(self, site: Site, masks: list[np.ndarray] | None = None) -> float:
-        """Median ‖x‖ of the rows of a site; of up to 2**17, as in `sample_mean`.
+        """Median ‖x‖ of up to 2**17 rows of a site, chosen as in `sample_mean`.
 
         Args:
             masks: as in `sample_mean`.
@@ -161,10 +161,10 @@ def open_store(path: str | Path) -> Store:
 
     Returns:
         The store. `read(site, segment, part)` gives activations, `read_rows(segment)` the token, position and source of
-        each; `segment_rows` says how many rows each segment has, `manifest` what model and text they are of.
+        each; `segment_rows` says how many rows each segment has, `manifest` which model and text they come from.
 
     Raises:
-        UserError: no store, unfinished, of a newer format, or with a segment missing.
+        UserError: there is no store, it is unfinished or in a newer format, or a segment is missing.
 
     Example:
         >>> import olmoscope
@@ -179,7 +179,7 @@ def open_store(path: str | Path) -> Store:
         raise UserError(f"{path} is an output folder: open one of its stores, {path}/store/train or "
                         f"{path}/store/held_out")
     first, segment_rows = _open_part(path)
-    later = [part for part in parts_of(path)[1:] if is_finished(part)]  # one that is being made is none yet
+    later = [part for part in parts_of(path)[1:] if is_finished(part)]  # one still being made does not count yet
     manifests = {path: first}
     for part in later:
         found, rows = _open_part(part)
@@ -205,21 +205,21 @@ def _open_part(path: Path) -> tuple[Manifest, list[int]]:
     index = read_json(path / "tokens" / "index.json")
     for segment in range(manifest.segments):
         if not has_segment(path, segment):
-            raise UserError(f"{path} lacks segment {segment}; run `olmoscope collect` again: it makes anew what is "
+            raise UserError(f"{path} lacks segment {segment}; run `olmoscope collect` again, which replaces what is "
                             "missing")
     return manifest, list(index["rows"])
 
 
 def _refuse_other_part(path: Path, first: Manifest, first_rows: list[int], part: Path, found: Manifest,
                        rows: list[int]) -> None:
-    """Parts are of the same rows of the same model, in the same dtype; else their rows are not each other's."""
+    """Refuse a part that does not have the same rows of the same model in the same dtype: they would not correspond."""
     for what, one, other in (("model", first.model, first.model if found.of else found.model),
                              ("dtype", first.dtype, found.dtype),
                              ("tokenizer", first.tokenizer_hash, found.tokenizer_hash),
                              ("rows", first_rows, rows), ("sources", first.sources, found.sources)):
         if one != other:
-            raise UserError(f"{part} is no part of {path}: its {what} is another one; run `olmoscope collect` again to "
-                            "have them equal, or move the folder away")
+            raise UserError(f"{part} is not a part of {path}: its {what} differs; run `olmoscope collect` again to "
+                            "make them equal, or move the folder away")
 
 
 def _manifest_of_all(parts: list[Manifest]) -> Manifest:

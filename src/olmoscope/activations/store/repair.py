@@ -1,4 +1,4 @@
-"""Delete what is damaged in a store and can be made anew, so that `olmoscope collect` makes it anew."""
+"""Delete what is damaged in a store and can be made again, so that `olmoscope collect` makes it again."""
 
 from pathlib import Path
 
@@ -12,12 +12,12 @@ from olmoscope.files import is_locked, locked, remove, sync_folder
 def repair_stores(path: Path, *, dry_run: bool) -> list[Verified]:
     """Verify the stores at a path and delete what damage makes useless; what `collect` cannot make is not touched.
 
-    Deleted are: damaged segments (all files of one, since all of them are written anew together), a damaged manifest or
-    index, half-written files, and, where tokens are damaged, all token segments from there on and their index: they are
-    packed anew from the text, to the same bytes, and activations that are sound are kept.
+    This deletes damaged segments (all files of a segment, since they are rewritten together), a damaged manifest or
+    index, half-written files and, if tokens are damaged, all token segments from there on and their index: they are
+    packed again from the text, to the same bytes, and sound activations are kept.
 
     Args:
-        dry_run: only say what would be deleted.
+        dry_run: only report what would be deleted.
 
     Raises:
         UserError: there is no store, or a process is writing it.
@@ -26,7 +26,7 @@ def repair_stores(path: Path, *, dry_run: bool) -> list[Verified]:
 
 
 def _repair(store: Path, dry_run: bool) -> Verified:
-    # Who collects holds a share all along, and waits for the tokens before anything else.
+    # A collecting process holds a share throughout, and waits for the token lock before anything else.
     with locked(store, "writing", TOKENS_LOCK):
         if is_locked(store, besides=TOKENS_LOCK):
             raise UserError(f"another process is writing in {store}; wait for it or stop it first")

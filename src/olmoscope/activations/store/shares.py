@@ -1,15 +1,15 @@
-"""Who makes which segments: workers that share nothing but the store's folder.
+"""Which worker makes which segments; workers share nothing but the store's folder.
 
 Worker I of N makes the segments s with s % N == I; a single worker makes all. A worker that a launcher started then
-helps the others: it makes segments of theirs that nobody has begun, from the last one down. What is written does not
-depend on who makes it. Locks only keep two processes from doing the same work; each is an flock, which the kernel frees
-when its process ends, however it ends:
+helps the others: it makes those of their segments that no worker has begun, from the last one down. What is written
+does not depend on which worker writes it. Locks only keep two processes from doing the same work; each is an flock,
+which the kernel frees when its process ends, however it ends:
 
-    .lock-tokens            packs the tokens: the first to come does it, the others wait
-    .lock-worker-1-of-4     works on this share
-    tokens/segment-000042.safetensors    makes this segment (the file is only locked): so workers of different N, or
-                            one that does what a lost one left, never make the same segment
-    .lock-manifest          begins or finishes the store
+    .lock-tokens            its holder packs the tokens: the first process to come does it, the others wait
+    .lock-worker-1-of-4     its holder works on this share
+    tokens/segment-000042.safetensors    its holder makes this segment (the file is only locked), so workers with
+                            different N, or one that finishes a lost worker's share, never make the same segment
+    .lock-manifest          its holder begins or finishes the store
 """
 
 import contextlib
@@ -31,11 +31,11 @@ TOKENS_LOCK = ".lock-tokens"
 
 @dataclass(frozen=True)
 class Worker(Place):
-    """A process that collects, one of `count`. `launcher` and `told_by` are empty where `--worker` names it."""
+    """A process that collects, one of `count`. `launcher` and `told_by` are empty if `--worker` names it."""
 
     @property
     def helps(self) -> bool:
-        """Whether it makes segments of other workers, too. One that `--worker` names makes its share only."""
+        """Whether it also makes segments of other workers. One that `--worker` names makes only its own share."""
         return bool(self.launcher)
 
     def owns(self, segment: int) -> bool:
@@ -43,7 +43,7 @@ class Worker(Place):
         return segment % self.count == self.index
 
     def ordered(self, missing: Sequence[int]) -> list[int]:
-        """Which of the missing segments it makes, in this order, unless others make them first."""
+        """The missing segments that it makes, in this order, unless others make them first."""
         own = [segment for segment in missing if self.owns(segment)]
         others = [segment for segment in reversed(missing) if not self.owns(segment)]
         return own + others if self.helps else own
@@ -53,7 +53,7 @@ def parse_worker(text: str) -> Worker:
     """Read `I/N`, counted from 0.
 
     Raises:
-        UserError: not of that form, or I is not below N.
+        UserError: the text does not have that form, or I is not below N.
     """
     match = re.fullmatch(r"(\d+)/(\d+)", text.strip())
     if not match or int(match[1]) >= int(match[2]):
@@ -62,8 +62,8 @@ def parse_worker(text: str) -> Worker:
 
 
 def worker_from_environment(environment: Mapping[str, str]) -> Worker:
-    """The worker that torchrun, srun and Slurm's job array say this process is; the only one where none started it.
-    Where each task of an array starts several processes, all processes of all tasks are workers.
+    """The worker that this process is according to torchrun, srun or Slurm's job array; the only worker if none of them
+    started it. If each task of an array starts several processes, all processes of all tasks are workers.
 
     Raises:
         UserError: the tasks of the array are not evenly spaced.
@@ -75,8 +75,8 @@ def worker_from_environment(environment: Mapping[str, str]) -> Worker:
                                 (("ID", 0), ("COUNT", 1), ("MIN", 0), ("STEP", 1)))
     number, rest = divmod(task - first, step)
     if rest or not 0 <= number < count:
-        raise UserError(f"SLURM_ARRAY_TASK_ID={task} is none of {count} tasks from {first} in steps of {step}; start "
-                        f"the array as --array=0-{count - 1}")
+        raise UserError(f"SLURM_ARRAY_TASK_ID={task} is not one of {count} tasks from {first} in steps of {step}; "
+                        f"start the array as --array=0-{count - 1}")
     told_by = " and ".join(filter(None, ["sbatch (SLURM_ARRAY_TASK_ID, SLURM_ARRAY_TASK_COUNT)", place.told_by]))
     return Worker(number * place.count + place.index, count * place.count, place.local_index, "sbatch", told_by)
 
@@ -95,10 +95,10 @@ def share_locked(store: Path, worker: Worker) -> Iterator[None]:
 
 @contextlib.contextmanager
 def tokens_locked(store: Path) -> Iterator[None]:
-    """Hold the token stage of a store; waits, and says so, while another process is at it."""
+    """Hold the token stage of a store; wait, and say so, while another process holds it."""
     lock = try_lock(store / TOKENS_LOCK)
     if lock is None:
-        console.print(f"another process packs the tokens of {store}; waiting for it")
+        console.print(f"another process is packing the tokens of {store}; waiting for it")
         lock = wait_for_lock(store / TOKENS_LOCK)
     with lock:
         clean_temporary(store / "tokens")
@@ -116,10 +116,10 @@ def manifest_locked(store: Path) -> Iterator[None]:
 
 
 def claim_segment(store: Path, segment: int) -> IO[bytes] | None:
-    """Take a segment for this process, and clear away what a killed one left of it.
+    """Claim a segment for this process, and clear away what a killed process left of it.
 
     Returns:
-        What holds it until it is closed; None if another process makes it, or has made it by now.
+        A file that holds the claim until it is closed; None if another process is making the segment or has made it.
     """
     claim = try_lock(store / "tokens" / segment_name(segment))
     if claim is not None and has_segment(store, segment):

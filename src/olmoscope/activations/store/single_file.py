@@ -1,4 +1,4 @@
-"""What can be said of one file of a store, damaged as it may be: verify.py puts it together."""
+"""Checks of one file of a store, which may be damaged; verify.py combines them."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,7 +15,7 @@ from olmoscope.tokens.segments import read_tensors, segment_name
 
 
 def json_or_none(path: Path) -> Any:
-    """A JSON file's value, None if it is damaged or missing."""
+    """A JSON file's value; None if it is damaged or missing."""
     try:
         return read_json(path)
     except UserError:
@@ -38,13 +38,13 @@ def folders_of(manifest: Manifest) -> set[str]:
 
 
 def is_complete(listed: Iterable[str], segment: int, manifest: Manifest) -> bool:
-    """Whether a checksum file vouches for all that readers use of a segment."""
+    """Whether a checksum file covers everything that readers use of a segment."""
     folders = ("rows", "statistics", *(site.folder for site in manifest.sites))
     return {f"{folder}/{segment_name(segment)}" for folder in folders} <= set(listed)
 
 
 def how_damaged(path: Path) -> str:
-    """Truncated, or changed: a safetensors file says in its head how long it is."""
+    """Whether the file is truncated or changed: the header of a safetensors file says how long it is."""
     try:
         with safe_open(path, "np"):
             return "its content differs from its checksum"
@@ -53,7 +53,7 @@ def how_damaged(path: Path) -> str:
 
 
 def blocks_fit(checksum: Path, relative: str, path: Path) -> bool:
-    """Whether the checksums of blocks, by which readers of slices go, are those of a sound file."""
+    """Whether the checksums of blocks, which readers of slices rely on, match a sound file."""
     try:
         listed, rows = json_or_none(checksum)["blocks"][relative], json_or_none(checksum)["block_rows"]
     except (TypeError, KeyError):
@@ -63,7 +63,7 @@ def blocks_fit(checksum: Path, relative: str, path: Path) -> bool:
 
 
 def shape_mistake(path: Path, rows: int, manifest: Manifest | None) -> str:
-    """What is wrong with the shape of a site's file, by its head; empty if nothing is."""
+    """What is wrong with the shape of a site's file, from its header; empty if nothing is."""
     with safe_open(path, "np") as file:
         found = list(file.get_slice("activations").get_shape())
     widths = {site.folder: manifest.width(site) for site in manifest.sites} if manifest else {}
@@ -81,7 +81,7 @@ def rows_of_tokens(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def same_rows(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> bool:
-    """Whether two sets of rows are equal but for their order."""
+    """Whether two sets of rows are equal apart from their order."""
     names = ("sequence", "position", "token_id", "source")
     if any(len(found[name]) != len(wanted[name]) for name in names):
         return False

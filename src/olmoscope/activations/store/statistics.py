@@ -1,14 +1,14 @@
-"""What activations are like, gathered while it is collected.
+"""Statistics of the activations, gathered during collection.
 
-Each segment leaves its sums in `statistics/segment-000042.safetensors`. When the last segment is there, they are added
-up in the order of the segments, in float64: so the result depends on neither workers nor interruptions, and a segment
-that is made anew changes nothing.
+Each segment leaves its sums in `statistics/segment-000042.safetensors`. When all segments exist, the sums are added up
+in the order of the segments, in float64, so the result depends on neither workers nor interruptions, and a segment that
+is made again changes nothing.
 
     statistics.json             figures for each site (`write_statistics` says which)
     statistics.safetensors      layer_07.mean [D] float64; layer_07.largest [D] float32, max |x| of channels
 
-Quantiles of norms come from a histogram whose bins are the leading bits of a float32: 64 bins an octave, so a
-quantile is off by at most 0.8%. Counts of bins add up, whatever was counted where. D width of a site, R rows.
+Quantiles of norms come from a histogram whose bins are the leading bits of a float32: 64 bins per octave, so a
+quantile is off by at most 0.8%. Bin counts can be added, wherever they were counted. D width of a site, R rows.
 """
 
 import math
@@ -28,22 +28,22 @@ from olmoscope.site import Site
 from olmoscope.tokens.segments import read_tensors
 
 BIN_SHIFT = 17
-"""float32 bits dropped by a bin: sign 0, 8 bits of exponent and 6 of mantissa are left."""
+"""How many float32 bits a bin drops: the sign (0), 8 bits of exponent and 6 of mantissa are left."""
 BINS = 1 << (31 - BIN_SHIFT)
 POSITIONS = [0, 1, 2, 3, 4, *(2**power for power in range(3, 32))]
 """Where each group of positions starts: the first four alone, then octaves."""
 OUTLIER = 10.0
-"""A norm over this many times the median is an outlier's."""
+"""A row whose norm is over this many times the median is an outlier."""
 QUANTILES = {"p1": 0.01, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
 
 
 def segment_sums(site: Site, rows: SiteRows, positions_R: Tensor, bound: float | None) -> dict[str, Tensor]:
-    """What a segment leaves of one site.
+    """A segment's sums for one site.
 
     Args:
-        rows: the site's rows of the segment, on the CPU.
-        positions_R: place of each row in its sequence.
-        bound: on max |x|, proven from the weights; None if none is known.
+        rows: the segment's rows at the site, on the CPU.
+        positions_R: position of each row in its sequence.
+        bound: a bound on max |x|, proven from the weights; None if none is known.
     """
     norm_R = rows.square_norm_R[: len(positions_R)].sqrt().numpy()
     group_R = np.searchsorted(POSITIONS, positions_R.numpy(), side="right") - 1
@@ -74,18 +74,19 @@ class _Total:
 
 
 def write_statistics(store: Path, manifest: Manifest) -> None:
-    """Add up what the segments left, and write it.
+    """Add up the segments' sums, and write the result.
 
     statistics.json has `rows`, and for each site:
         mean_norm, std_norm, mean_over_std: ‖μ‖; ‖σ‖, the root of the summed variances of the channels; their ratio.
         norm: quantiles of ‖x‖. norm_by_position: rows and quantiles, for groups of positions in the sequence.
-        largest, largest_channel: max |x|, and where. non_finite: rows with NaN or inf (0: they are refused).
-        bound: on max |x|, from the weights alone; null where none is known.
-        float16: whether that bound, or else the largest value seen, fits into float16.
-        added_fvu: Σ‖stored − x‖² / Σ‖x − μ‖²: what the store's dtype lost.
+        largest, largest_channel: max |x|, and its channel. non_finite: rows with NaN or inf (0, since such rows are
+            refused).
+        bound: a bound on max |x|, from the weights alone; null if none is known.
+        float16: whether that bound or, without one, the largest value seen fits into float16.
+        added_fvu: Σ‖stored − x‖² / Σ‖x − μ‖²: the error of the store's dtype.
 
     Raises:
-        UserError: a segment's part is missing or damaged.
+        UserError: a segment's sums are missing or damaged.
     """
     figures, tensors = add_up(store, manifest)
     write_tensors(store / "statistics.safetensors", tensors)
@@ -93,10 +94,10 @@ def write_statistics(store: Path, manifest: Manifest) -> None:
 
 
 def add_up(store: Path, manifest: Manifest) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """What the segments left, added up: the contents of statistics.json and of statistics.safetensors.
+    """The segments' sums, added up: the contents of statistics.json and of statistics.safetensors.
 
     Raises:
-        UserError: a segment's part is missing or damaged.
+        UserError: a segment's sums are missing or damaged.
     """
     totals: dict[Site, _Total] = {}
     for segment in range(manifest.segments):
@@ -116,13 +117,13 @@ def read_statistics(store: Path) -> dict[str, Any]:
     """statistics.json of a finished store.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: the file is missing or damaged.
     """
     return dict(in_terms_of_now(read_json(store / "statistics.json")))
 
 
 def in_terms_of_now(figures: Any) -> Any:
-    """What statistics.json says, by site: format version 1 has figures by layer."""
+    """The contents of statistics.json by site; in format version 1 they are by layer."""
     if not isinstance(figures, dict) or not isinstance(figures.get("layers"), dict):
         return figures
     tree = {key: value for key, value in figures.items() if key != "layers"}
@@ -130,10 +131,10 @@ def in_terms_of_now(figures: Any) -> Any:
 
 
 def read_mean(store: Path, site: Site) -> Tensor:
-    """The mean of a site's rows, `[D]` float64, of a finished store.
+    """The mean of a site's rows in a finished store, `[D]` float64.
 
     Raises:
-        UserError: missing or damaged.
+        UserError: the file is missing or damaged.
     """
     mean: Tensor = read_tensors(store / "statistics.safetensors", "pt")[0][f"{site.folder}.mean"]
     return mean
@@ -175,7 +176,7 @@ def _figures(total: _Total, rows: int) -> dict[str, Any]:
 
 
 def _quantiles(counts: np.ndarray) -> dict[str, float]:
-    """Quantiles of what a histogram counts: the middle of the bin that holds the row of that rank."""
+    """Quantiles from a histogram: the middle of the bin that holds the row of that rank."""
     reached = np.cumsum(counts)
     edges = np.arange(BINS + 1, dtype=np.int64) << BIN_SHIFT
     figures = {}

@@ -1,7 +1,7 @@
-"""Write a safetensors file piece by piece: hashed on the way to the disk, never whole in memory a second time.
+"""Write a safetensors file piece by piece: it is hashed while it is written, without a second copy in memory.
 
 The bytes are those that the safetensors library writes: an 8-byte length, a JSON header padded with spaces to a
-multiple of 8, then the tensors by dtype, the widest first, and by name.
+multiple of 8, then the tensors, sorted by dtype (widest first) and by name.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ PIECE = 2**23
 
 _NAMES = {torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32", torch.bfloat16: "BF16",
           torch.float16: "F16", torch.float8_e4m3fn: "F8_E4M3", torch.uint8: "U8"}
-"""In the order in which they stand in a file."""
+"""The names of dtypes, in the order in which tensors appear in a file."""
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], between: Callable[[], None] = lambda: None) -> str:
     """Write contiguous CPU tensors, atomically.
 
     Args:
-        between: called between pieces; what it raises ends the writing, and no file appears.
+        between: called between pieces; if it raises, writing ends and no file appears.
 
     Returns:
         The SHA-256 of the file, in hex.
@@ -62,6 +62,6 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], between: Callable[[], 
 
 def _bytes_of(tensor: Tensor) -> memoryview:
     flat = tensor.reshape(-1)
-    if flat.stride(0) != 1:  # any stride will do where there is one element or none, but only 1 to view it as bytes
+    if flat.stride(0) != 1:  # up to one element, any stride counts as contiguous; a view as bytes needs 1
         flat = flat.clone(memory_format=torch.contiguous_format)
     return memoryview(flat.view(torch.uint8).numpy().data)

@@ -1,7 +1,7 @@
 """Check everything that a store claims: every checksum, every count, and that activations belong to their tokens.
 
-A problem says what is wrong with which file, and what can be deleted so that `olmoscope collect` makes it anew. What
-collection does not make (other people's files, a newer format, another recipe's manifest) is named and left alone.
+A problem says what is wrong with which file, and what can be deleted so that `olmoscope collect` makes it again. What
+collection does not make (other people's files, a newer format, another recipe's manifest) is reported and left alone.
 """
 
 import re
@@ -33,14 +33,14 @@ from olmoscope.progress import bar
 from olmoscope.tokens.segments import read_tensors, segment_name, token_checksum
 
 READERS = 4
-"""Files hashed at a time: one core hashes at 1 to 2 GB/s, less than a fast disk gives."""
+"""How many files are hashed at a time: one core hashes 1 to 2 GB/s, less than a fast disk delivers."""
 
 OWN = re.compile(r"manifest\.json|statistics\.(json|safetensors)|tokens/(index|recipe)\.json|(.*/)?\.[^/]*")
-"""Files of a store that belong to no segment; hidden ones are locks, and whatever a file system keeps for itself."""
+"""Files of a store that belong to no segment; hidden files are locks, or belong to the file system."""
 SEGMENT_FILE = re.compile(r"(tokens|rows|statistics|layer_\d+\w*|embed)/segment-(\d{6,})\.safetensors"
                           r"|checksums/(?:segment|tokens)-(\d{6,})\.json")
 SEGMENT_FOLDERS = ("rows", "statistics", "layer_*", "embed")
-"""Where the files are that are made of a segment's tokens."""
+"""The folders of the files that are made from a segment's tokens."""
 SITE_FOLDERS = ("layer_", "embed/")
 TEMPORARY = re.compile(r"((?:.*/)?\.[^/]*\.tmp)(?:/.*)?")
 
@@ -52,24 +52,24 @@ class Problem:
     path: Path
     what: str
     mends: bool
-    """Whether `collect` makes it anew once what is damaged is deleted."""
+    """Whether `collect` makes it again once what is damaged is deleted."""
 
 
 @dataclass(frozen=True)
 class Verified:
-    """What was looked at, and what is wrong."""
+    """What was checked, and what is wrong."""
 
     store: Path
     problems: list[Problem]
     delete: list[Path]
-    """What to delete, in this order, so that `collect` makes it anew."""
+    """What to delete, in this order, so that `collect` makes it again."""
     live: bool
-    """A process was writing the store: what it had not finished was not held against it."""
+    """Whether a process was writing the store; if so, what it had not finished is not a problem."""
     segments: int
     done: int
-    """Segments with activations."""
+    """How many segments have activations."""
     bytes: int
-    """Read and compared with checksums."""
+    """How many bytes were read and compared with checksums."""
 
 
 def verify_stores(path: Path) -> list[Verified]:
@@ -83,17 +83,17 @@ def verify_stores(path: Path) -> list[Verified]:
 
 
 def with_disagreements(verified: list[Verified]) -> list[Verified]:
-    """The same, with what does not agree between them, or with their output folder, among the problems."""
+    """The same, with disagreements between the stores, or with their output folder, added to the problems."""
     found = list(disagreements([one.store for one in verified]))
     return [replace(one, problems=one.problems + [Problem(path, what, mends=False) for path, what in found
                                                   if path.is_relative_to(one.store)]) for one in verified]
 
 
 def verify(store: Path, *, live: bool) -> Verified:
-    """Read a whole store and compare it with all that it says of itself.
+    """Read a whole store and compare it with everything that it claims.
 
     Args:
-        live: whether another process is writing it: what is not finished is then not held against it.
+        live: whether another process is writing it; if so, unfinished parts are not problems.
     """
     return _Verification(store, live).run()
 
@@ -105,7 +105,7 @@ class _Verification:
         self.problems: list[Problem] = []
         self.damaged: set[Path] = set()
         self.expected: dict[Path, tuple[str, int]] = {}
-        """Of every file that is there: what its checksum must be, and its segment."""
+        """For every file that exists: its expected checksum, and its segment."""
         self.bad_tokens: set[int] = set()
         self.bad_segments: set[int] = set()
         self.bad_files: list[Path] = []
@@ -150,7 +150,7 @@ class _Verification:
 
     def _manifest(self) -> Manifest | None:
         path = self.store / "manifest.json"
-        lost = "and with it the model's revision: see that the recipe's model.revision is the one that was used"
+        lost = "and with it the model's revision: check that the recipe's model.revision is the one that was used"
         if not path.exists():
             if finished_segments(self.store):
                 self._add(path, f"missing, {lost}")
@@ -167,7 +167,7 @@ class _Verification:
             return None
 
     def _index(self) -> dict[str, Any] | None:
-        """The token stage's index, None if it is not there (packing is not finished) or damaged."""
+        """The token stage's index; None if it is missing (packing is not finished) or damaged."""
         path = self.store / "tokens" / "index.json"
         if not path.exists():
             if (self.store / "manifest.json").exists():  # it is written after the index
@@ -192,7 +192,7 @@ class _Verification:
         return max(segment_numbers(self.store / "tokens"), default=-1) + 1
 
     def _check_recipe(self, count: int) -> None:
-        """tokens/recipe.json, which keeps another recipe from going on with these tokens."""
+        """Check tokens/recipe.json, which keeps another recipe from continuing with these tokens."""
         path = self.store / "tokens" / "recipe.json"
         value = json_or_none(path)
         if not path.exists():
@@ -208,7 +208,8 @@ class _Verification:
             if not path.exists():
                 self._bad_token(segment, path, "missing")
             elif not checksum.exists():
-                # Of the last one it is written last: packing was stopped, or is, just there.
+                # For the last segment this is no damage: its checksum is written after its tokens, and packing may be,
+                # or have stopped, between the two.
                 if index is not None or segment < count - 1:
                     self._bad_token(segment, checksum, "missing")
             elif listed is None or set(listed[1]) != {f"tokens/{path.name}"}:
@@ -237,7 +238,7 @@ class _Verification:
                         self._bad_segment(segment, path, "missing")
 
     def _hash(self) -> int:
-        """Compare all files with their checksums; how many bytes that were."""
+        """Compare all files with their checksums; return how many bytes were read."""
         sizes = {path: path.stat().st_size for path in self.expected}
         with bar(f"verifying {self.store.name}", sum(sizes.values()), "bytes") as advance, \
                 ThreadPoolExecutor(READERS) as pool:
@@ -250,7 +251,7 @@ class _Verification:
         return sum(sizes.values())
 
     def _check_tokens(self, count: int, index: dict[str, Any] | None) -> dict[int, dict[str, np.ndarray]]:
-        """Rows of each sound token segment, as the segment's `rows` file should have them, in order of the text."""
+        """The rows of each sound token segment that its `rows` file should have, in the order of the text."""
         rows = {}
         for segment in range(count):
             path = self.store / "tokens" / segment_name(segment)
@@ -269,7 +270,7 @@ class _Verification:
         return rows
 
     def _check_segment(self, segment: int, manifest: Manifest | None, wanted: dict[str, np.ndarray] | None) -> None:
-        """That all files of a segment have its rows, and that these are the rows of its tokens."""
+        """Check that all files of a segment have its rows, and that these are the rows of its tokens."""
         checksum = segment_checksum(self.store, segment)
         listed = sums_or_none(checksum)
         if listed is None or wanted is None:
@@ -299,7 +300,7 @@ class _Verification:
             self._add(path, f"says {tokens} tokens per source, the index says {index['tokens']}", mends=False)
 
     def _check_statistics(self, manifest: Manifest) -> None:
-        """That the store's statistics are what its segments' sums add up to."""
+        """Check that the store's statistics are what its segments' sums add up to."""
         paths = [self.store / "statistics.json", self.store / "statistics.safetensors"]
         figures, tensors = add_up(self.store, manifest)
         try:
@@ -311,11 +312,11 @@ class _Verification:
         for path, sound in zip(paths, equal, strict=True):
             if not sound:
                 self._add(path, "missing" if not path.exists() else "not what the segments' sums add up to")
-        if not all(equal):  # they are made anew together, if the first one is missing
+        if not all(equal):  # both are made again together, if the first is missing
             self.bad_files += paths
 
     def _find_strangers(self, count: int, manifest: Manifest | None) -> None:
-        """Files that are not the store's, and what killed processes left."""
+        """Report files that do not belong to the store, and what killed processes left."""
         for path in sorted(files_below(self.store)):
             relative = path.relative_to(self.store).as_posix()
             if match := TEMPORARY.fullmatch(relative):
@@ -325,15 +326,16 @@ class _Verification:
                 folder, number = match[1] or "checksums", int(match[2] or match[3])
                 if manifest is not None and folder not in folders_of(manifest):
                     self._add(path, f"not of this store, which has {_names(manifest)}", mends=False)
-                elif number >= count and not self.live:  # a process that packs may have added some since
+                elif number >= count and not self.live:  # a process that is packing may have added some since
                     self._add(path, f"not of this store, which has {count} segments", mends=False)
             elif not OWN.fullmatch(relative):
                 self._add(path, "not a file of a store", mends=False)
 
     def _delete(self) -> list[Path]:
-        """Checksums go before what they vouch for: stopped anywhere, this leaves nothing that passes for whole."""
+        """What to delete, checksums before the files that they cover: an interruption anywhere leaves nothing that
+        passes for whole."""
         files = list(self.bad_files)
-        if self.bad_tokens:  # packing goes on after the last token segment before the first that is missing
+        if self.bad_tokens:  # packing resumes at the first missing token segment, so all later ones go too
             tokens = self.store / "tokens"
             files.append(tokens / "index.json")
             for number in (number for number in segment_numbers(tokens) if number >= min(self.bad_tokens)):

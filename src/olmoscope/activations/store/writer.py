@@ -1,7 +1,7 @@
-"""Writing in the background: a bounded queue that blocks, never drops, and never hides what went wrong.
+"""Writing in the background: a bounded queue that blocks, never drops, and never hides an error.
 
-There are as many buffers as the queue is long. Whoever fills one takes it here, and waits while all are being written:
-so memory is bounded, and a disk slower than the model slows the model down.
+There are as many buffers as the queue is long. A caller takes a buffer here to fill it, and waits while all are being
+written, so memory is bounded, and a disk slower than the model slows the model down.
 """
 
 import threading
@@ -18,14 +18,14 @@ Buffer = TypeVar("Buffer")
 
 
 class Stopped(Exception):
-    """The run stopped while something was being written; it never leaves this file."""
+    """The run stopped during a write; this exception never leaves this file."""
 
 
 class Writer(Generic[Buffer]):
     """One thread that writes filled buffers in the order in which they come.
 
-    Leaving the block waits for all writes. Leaving it by an exception (Ctrl-C too) gives the write in progress `GRACE`
-    seconds, then gives it up; what was not written then is missing, not damaged.
+    On exit, the block waits for all writes. If it exits by an exception (such as Ctrl-C), the write in progress gets
+    `GRACE` seconds, then it is abandoned; what was not written by then is missing, not damaged.
     """
 
     def __init__(self, buffers: list[Buffer]) -> None:
@@ -48,7 +48,7 @@ class Writer(Generic[Buffer]):
         """Queue a job that writes a buffer, which is free again afterwards.
 
         Args:
-            job: is given a function to call now and then, which ends it if the run has stopped.
+            job: takes a function to call now and then, which ends the job if the run has stopped.
         """
         self._writing.append((self._thread.submit(job, self._go_on), buffer))
 

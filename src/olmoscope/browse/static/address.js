@@ -39,7 +39,7 @@ export function note(address) {
 
 /** Keys of an address that describe a list; a feature's address keeps them, so that next and previous follow the list. */
 export const LIST_KEYS = ["sort", "descending", "search", "min_density", "max_density", "min_max", "max_max", "dead",
-  "labelled", "token", "promoted"];
+  "labelled", "min_score", "token", "promoted"];
 
 /** The part of a query that describes the list. */
 export function listPart(query) {

@@ -59,6 +59,8 @@ export async function drawFeature({sae, number, query, main, current}) {
       u: source.live ? () => chosen(source.unlabelled(sae.slug, feature.feature, list), "All features have labels.")
         : undefined,
       l: source.live ? label.edit : undefined,
+      a: source.live ? label.accept : undefined,
+      x: source.live ? label.reject : undefined,
       e: () => {
         const open = !drawn.some((one) => one.element.classList.contains("wide"));
         drawn.forEach((one) => one.toggle(open));

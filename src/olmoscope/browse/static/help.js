@@ -9,6 +9,8 @@ const KEYS = [
   ["r", "a random feature of the list"],
   ["u", "the next feature without a label", true],
   ["l", "write a label", true],
+  ["a", "accept the best proposed label", true],
+  ["x", "reject the best proposed label", true],
   ["e", "show more or less text around all examples"],
   ["c", "copy the feature as Markdown"],
   ["f", "all features"],

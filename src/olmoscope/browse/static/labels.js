@@ -1,25 +1,30 @@
-// Shows the label and note of a feature, with editing in place and their history.
+// Shows the label and note of a feature, with editing in place and their history; and the proposals of programs.
 
 import {h, plain, say} from "./dom.js";
+import {proposalList} from "./proposals.js";
 import {source} from "./source.js";
 
 export function labelBox(sae, feature) {
   let entry = feature.entry;
   let editing = false;
   const element = h("div.labelbox", {"data-testid": "label-box"});
+  const proposals = proposalList(sae, feature, () => { if (!editing) show(); });
 
   function show() {
     editing = false;
     const label = entry?.label ?? "";
     const note = entry?.note ?? "";
+    const proposed = label ? null : proposals.best();
     element.replaceChildren(
-      h("div.labelline", label ? h("bdi.label", {"data-testid": "label"}, plain(label, 20000))
+      h("div.labelline", label || proposed
+        ? h("bdi.label", {"data-testid": "label"}, plain(label || proposed.label, 20000))
         : h("span.none", {"data-testid": "label"}, source.live ? "no label yet" : "no label"),
+        proposed && h("small", `proposed by ${plain(proposed.labeller, 80)}`),
         source.live && h("button.quiet", {type: "button", "data-testid": "edit-label", title: "Write a label (l)",
           on: {click: edit}}, label || note ? "Edit" : "Label it"),
         source.live && entry && h("button.quiet", {type: "button", "data-testid": "history", on: {click: history}},
           "History")) || "",
-      note ? h("p.note", {"data-testid": "note"}, plainLines(note)) : "");
+      note ? h("p.note", {"data-testid": "note"}, plainLines(note)) : "", proposals.element);
   }
 
   function edit() {
@@ -67,7 +72,8 @@ export function labelBox(sae, feature) {
   }
 
   show();
-  return {element, edit, leave: () => { if (editing) say("The label was not saved."); }};
+  return {element, edit, accept: () => proposals.judgeBest("accepted"), reject: () => proposals.judgeBest("rejected"),
+    leave: () => { if (editing) say("The label was not saved."); }};
 }
 
 /** A note with its line breaks; all other invisible characters are made visible. */

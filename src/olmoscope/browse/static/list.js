@@ -7,7 +7,8 @@ import {source} from "./source.js";
 const PAGE = 50;
 const COLUMNS = [
   {name: "Feature", sort: "feature", first: "false"},
-  {name: "Label"},
+  {name: "Label", sort: "score", help: "Sorted by the score of a proposed label: its detection AUROC on held-out text",
+    text: true},
   {name: "Prefers", help: "Tokens on which it fires more often than on others"},
   {name: "Promotes", help: "Output tokens that its direction makes more likely"},
   {name: "Density", sort: "density", help: "Share of tokens on which it fires"},
@@ -88,12 +89,12 @@ export async function drawList({sae, query, main, current}) {
 
   function rows(lines) {
     const descending = (state.descending ?? "true") === "true";
-    const head = COLUMNS.map(({name, sort, help, first = "true"}) => {
+    const head = COLUMNS.map(({name, sort, help, first = "true", text}) => {
       if (!sort) return h("th", {scope: "col", title: help}, name);
       const isSorted = sort === sorted();
       const turned = isSorted ? String(!descending) : first;
       return h("th", {scope: "col", title: help, "aria-sort": isSorted ? (descending ? "descending" : "ascending")
-        : null, "class": sort === "feature" ? null : "number"},
+        : null, "class": sort === "feature" || text ? null : "number"},
         h("button.sort", {type: "button", "data-testid": `sort-${sort}`,
           on: {click: () => refresh({sort, descending: turned})}},
           name, h("span", {"aria-hidden": "true"}, isSorted ? (descending ? " ↓" : " ↑") : "")));
@@ -108,7 +109,9 @@ export async function drawList({sae, query, main, current}) {
     return h("tr", {"data-testid": "line", "data-feature": line.feature, "class": dead ? "dead" : null,
       on: {click: (event) => event.target.closest("a") || getSelection().toString() || go(address)}},
     h("th.feature", {scope: "row"}, h("a", {href: address}, String(line.feature))),
-    h("td.label", {"data-name": "Label"}, line.label ? h("bdi", plain(line.label, 120)) : h("span.none", "–")),
+    h("td.label", {"data-name": "Label"}, typeof line.score === "number" ? h("span.score", {"data-tip":
+      `detection AUROC of a proposed label: ${line.score}`}, `${line.score.toFixed(2)} `) : "",
+    line.label ? h("bdi", plain(line.label, 120)) : h("span.none", "–")),
     h("td.chips", {"data-name": "Prefers"}, dead ? h("span.none", "never fired")
       : line.tokens.slice(0, 4).map((text) => chip(text, {longest: 16}))),
     h("td.chips", {"data-name": "Promotes"}, line.promoted === null
@@ -149,7 +152,8 @@ export async function drawList({sae, query, main, current}) {
       bound("min_max", "Max from", "0", 1), bound("max_max", "to", "any", 1),
       words("token", "Prefers"), !sae.no_promoted && words("promoted", "Promotes"),
       select("dead", "Fires", [["", "any"], ["false", "yes"], ["true", "never (dead)"]]),
-      select("labelled", "Label", [["", "any"], ["true", "has one"], ["false", "has none"]])));
+      select("labelled", "Label", [["", "any"], ["true", "has one"], ["false", "has none"]]),
+      bound("min_score", "Score from", "0", 1)));
 
   const searching = state.search ? h("p.searching", "Labels and tokens with ", chip(state.search, {longest: 80}), " ",
     h("a", {href: to(sae.slug, "features", "", {...state, search: "", offset: ""})}, "clear")) : null;

@@ -19,6 +19,7 @@ class Server {
     get(`api/${part(sae)}/window/${feature}/${place}/${before}/${after}`);
   history = (sae, feature) => get(`api/${part(sae)}/label/${feature}`);
   label = (sae, feature, body) => send("PUT", `api/${part(sae)}/label/${feature}`, body);
+  judge = (sae, proposal, verdict) => send("PUT", `api/${part(sae)}/proposal/${proposal}`, {verdict});
   importLabels = (sae, lines) => send("POST", `api/${part(sae)}/labels.jsonl`, {lines});
   labelsAddress = (sae) => `api/${part(sae)}/labels.jsonl`;
   wake = (sae) => send("POST", `api/${part(sae)}/wake`, {});

@@ -23,7 +23,8 @@ export class StaticSource {
     const list = await this.#list(sae);
     const {sort = "telling", search = "", token, promoted, dead, labelled} = query;
     const down = (query.descending ?? "true") === "true" ? -1 : 1;
-    const bounds = [["density", query.min_density, query.max_density], ["max", query.min_max, query.max_max]]
+    const bounds = [["density", query.min_density, query.max_density], ["max", query.min_max, query.max_max],
+      ["score", query.min_score, undefined]]
       .filter(([, low, high]) => low !== undefined || high !== undefined);
     const wanted = search.trim().toLowerCase();
     const found = [];
@@ -49,7 +50,7 @@ export class StaticSource {
     const from = Number(query.offset ?? 0);
     const lines = order.slice(from, from + Number(query.limit ?? 50)).map((place) =>
       Object.fromEntries(["feature", "rows", "density", "max", "mean", "tokens", "promoted",
-        "label"].map((key) => [key, list[key][place]])));
+        "label", "score"].map((key) => [key, list[key][place]])));
     return {total: order.length, lines};
   }
 

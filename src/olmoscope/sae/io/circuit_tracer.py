@@ -13,15 +13,25 @@ circuit-tracer 0.4.1, `utils/hf_utils.py`, `transcoder/single_layer_transcoder.p
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import save_file
+from torch import Tensor
 
 from olmoscope.errors import UserError
+from olmoscope.files import atomic_path, write_text
 from olmoscope.sae.io.assemble import opened
 from olmoscope.sae.io.layout import Layout, holds, load, sizes
 from olmoscope.sae.io.opened import Opened
+from olmoscope.sae.io.outgoing import encoder_bias, refuse_not_finite
 from olmoscope.sae.io.place import Place
 from olmoscope.sae.io.reading import Reading, Rule, checked_k, site_from, stated
 from olmoscope.sae.io.site_names import NORMALIZED, of_hook
 from olmoscope.sae.normalize import Normalize
+from olmoscope.sae.threshold import JumpReLU
+from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
 
 NAME = "a transcoder of a circuit-tracer set"
@@ -137,3 +147,75 @@ def hooks_of(place: Place, layer: int) -> Hooks:
         ends.append(found)
     (reads, normalize), (writes, _) = ends
     return Hooks(config.get("model_name"), reads, writes, normalize, (NORMALIZED,) if normalize != "none" else ())
+
+
+def config_of(opened_sae: Opened, folder: Path) -> dict[str, Any]:
+    """What config.yaml says of a set with this transcoder in it, which is the same for all layers of a set.
+
+    Args:
+        folder: where it would be written, for messages.
+
+    Raises:
+        UserError: it is not a transcoder that circuit-tracer can express.
+    """
+    sae = opened_sae.sae
+    rescaled = sae.normalize == "constant_norm_rescale" and sae.reads == (Site(sae.writes[0].layer, "mid"),)
+    _refuse(opened_sae, folder, rescaled)
+    (reads,), (writes,) = sae.reads, sae.writes
+    config: dict[str, Any] = {
+        "model_name": opened_sae.model_name, "model_kind": "transcoder_set",
+        "feature_input_hook": "ln2.hook_normalized" if rescaled else _within(reads),
+        "feature_output_hook": _within(writes)}
+    if isinstance(sae, TopK):
+        config |= {"activation": "topk", "k": sae.k}
+    return config
+
+
+def write_layer(opened_sae: Opened, folder: Path) -> Path:
+    """Write one layer of a set, `layer_L.safetensors`, without its config.yaml (`write_config`).
+
+    Raises:
+        UserError: as `config_of`; weights that are not finite; no space.
+    """
+    config_of(opened_sae, folder)
+    sae = opened_sae.sae
+    refuse_not_finite(sae, folder)
+    assert isinstance(sae, TopK | JumpReLU)
+    tensors: dict[str, Tensor] = {"W_enc": sae.W_enc, "b_enc": encoder_bias(sae, None), "W_dec": sae.W_dec,
+                                  "b_dec": sae.b_out}
+    if sae.W_skip is not None:
+        tensors["W_skip"] = sae.W_skip
+    if isinstance(sae, JumpReLU) and sae.threshold.any():  # without thresholds it is a ReLU
+        tensors[THRESHOLD] = sae.threshold
+    path = folder / f"layer_{sae.writes[0].layer}.safetensors"
+    with atomic_path(path) as temporary:
+        save_file({name: tensor.detach().float().clone().contiguous() for name, tensor in tensors.items()}, temporary)
+    return path
+
+
+def write_config(folder: Path, config: dict[str, Any]) -> None:
+    """Write config.yaml beside the layers."""
+    write_text(folder / CONFIG, yaml.safe_dump(config, sort_keys=False))
+
+
+def _refuse(opened_sae: Opened, folder: Path, rescaled: bool) -> None:
+    """Refuse what circuit-tracer has no class for."""
+    sae = opened_sae.sae
+    plain = type(sae) in (TopK, JumpReLU) and len(sae.reads) == len(sae.writes) == 1
+    if not sae.transcoder or not plain:
+        raise UserError(f"{folder}: {opened_sae.name} was not written: circuit-tracer replaces MLPs by transcoders "
+                        "(ReLU, JumpReLU, TopK) and takes nothing else; write an SAE for SAELens (`olmoscope export` "
+                        "without --to)")
+    if sae.normalize != "none" and not rescaled:
+        raise UserError(f"{folder}: {opened_sae.name} was not written: circuit-tracer does not normalise rows "
+                        f"({sae.normalize}) before it encodes; write it for SAELens (`olmoscope export` without --to)")
+    reads, writes = sae.reads[0], sae.writes[0]
+    if reads.layer != writes.layer or reads.model or writes.model or sae.d_in != sae.d_out:
+        raise UserError(f"{folder}: {opened_sae.name} was not written: a transcoder of circuit-tracer reads and writes "
+                        f"one layer and one width; this one reads {reads} ({sae.d_in}) and writes {writes} "
+                        f"({sae.d_out})")
+
+
+def _within(site: Site) -> str:
+    """The hook within its layer: `mlp.hook_in` of `blocks.7.mlp.hook_in`."""
+    return site.transformer_lens.partition(".")[2].partition(".")[2]

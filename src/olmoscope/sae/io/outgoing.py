@@ -49,6 +49,15 @@ def refuse_inexpressible(sae: SparseCoder, path: Path, tool: str, kinds: str, ex
     if sae.normalize != "none":
         raise UserError(f"{path} was not written: {tool} does not normalise rows ({sae.normalize}) before it encodes; "
                         "write it for SAELens (`olmoscope export` without --to)")
+    refuse_not_finite(sae, path)
+
+
+def refuse_not_finite(sae: SparseCoder, path: Path) -> None:
+    """Refuse weights that are not finite.
+
+    Raises:
+        UserError: it says which.
+    """
     for name, tensor in sae.state_dict().items():
         if not torch.isfinite(tensor).all():
             raise UserError(f"{path} was not written: {name} of its SAE holds NaN or inf, so it cannot be used")

@@ -1,0 +1,65 @@
+"""What exports of an index to other tools share: the SAE that it is of, and a feature's examples in groups."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from olmoscope.errors import UserError
+from olmoscope.features.format import sae_place
+from olmoscope.features.read import FeatureIndex
+from olmoscope.features.records import Example, Feature
+from olmoscope.sae.io.open import open_sae
+
+HISTOGRAM_BARS = 50
+"""Of the linear histograms that other tools draw."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Examples that are shown together.
+
+    Attributes:
+        low, high: between which activations they lie; None for the top examples, which may be of any interval.
+        share: of all rows, that have such an activation; None for the top examples.
+    """
+
+    low: float | None
+    high: float
+    share: float | None
+    examples: list[Example]
+
+
+def groups(index: FeatureIndex, feature: Feature) -> Iterator[Group]:
+    """The top examples, then those of each interval that has any, the strongest interval first."""
+    if feature.top:
+        yield Group(None, feature.max, None, feature.top)
+    for interval in reversed(feature.intervals):
+        if interval.examples:
+            yield Group(interval.low, interval.high, interval.rows / index.info.rows, interval.examples)
+
+
+def bars(values_P: np.ndarray, low: float, high: float) -> tuple[list[int], list[float]]:
+    """Values counted in `HISTOGRAM_BARS` bars of one width from `low` to `high`: counts, and the bars' middles."""
+    if not len(values_P):
+        return [], []
+    counts, edges = np.histogram(values_P.astype(np.float64), HISTOGRAM_BARS, (low, high))
+    return counts.tolist(), ((edges[:-1] + edges[1:]) / 2).tolist()
+
+
+def directions(index: FeatureIndex) -> Tensor:
+    """What each feature of an index adds to the site that it writes, `[F, D]` float32.
+
+    Raises:
+        UserError: its SAE cannot be opened, is not the one that was indexed, or is a crosscoder.
+    """
+    info, place = index.info, sae_place(index.path, index.info)
+    opened = open_sae(place, info.sae.site)
+    if opened.identity != info.sae.weights:
+        raise UserError(f"{place} is no longer the SAE that {index.path} is of; run `olmoscope index` again, with "
+                        "another --out")
+    if len(opened.writes) > 1:
+        raise UserError(f"{index.path} is of a crosscoder, whose features belong to {len(opened.writes)} sites; this "
+                        "format has features of one site")
+    return opened.sae.W_dec.detach().float()

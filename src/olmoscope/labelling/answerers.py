@@ -1,0 +1,117 @@
+"""Who answers a prompt about a feature: a model behind an endpoint, or one on this machine.
+
+Both give a label, or how likely something is; what they are asked, and through which templates, is all that differs.
+"""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Protocol
+
+from pydantic import AfterValidator, BaseModel, Field
+
+from olmoscope.labelling.client import ChatClient
+from olmoscope.labelling.endpoint import Endpoint, Failure, Question
+from olmoscope.labelling.local_model import LocalModel
+from olmoscope.labelling.prompts import Prompts, plain_label
+
+LONGEST_LABEL = 200
+"""Characters."""
+EXPLANATION_TOKENS, CHANCE_TOKENS = 80, 24
+"""Of an answer, at most."""
+LOCAL_LABEL_TOKENS = 30
+LOCAL_START = "The marked words are all"
+"""What the answer of a model on this machine begins with; the label is how it goes on."""
+Kind = Literal["detect", "fuzz"]
+
+
+def _on_one_line(label: str) -> str:
+    line = " ".join(label.split())
+    if not line or not any(sign.isalnum() for sign in line):
+        raise ValueError("a label needs words")
+    return line
+
+
+class LabelAnswer(BaseModel):
+    """What an explainer answers."""
+
+    label: Annotated[str, Field(max_length=LONGEST_LABEL), AfterValidator(_on_one_line)]
+
+
+class ChanceAnswer(BaseModel):
+    """What a judge answers."""
+
+    percent: float = Field(ge=0, le=100, strict=True)
+
+
+class Answerer(Protocol):
+    """A model that is asked about features."""
+
+    @property
+    def name(self) -> str:
+        """The model, and the version of the prompts for explaining and scoring."""
+
+    def label(self, examples: Sequence[str], promoted: Sequence[str]) -> str | Failure:
+        """What the marked places of some lines have in common."""
+
+    def chances(self, kind: Kind, label: str, lines: Sequence[str]) -> list[float | Failure]:
+        """How likely each line has what a label says, or has it where it is marked: 0 to 1; each is judged alone."""
+
+
+def endpoint_name(endpoint: Endpoint, prompts: Prompts) -> str:
+    """`Answerer.name` of a model behind an endpoint."""
+    return f"{endpoint.model} of {endpoint.url}, prompts {prompts.version('explain', 'detect', 'fuzz')}"
+
+
+def label_question(prompts: Prompts, examples: Sequence[str], promoted: Sequence[str]) -> Question[LabelAnswer]:
+    """What an endpoint is asked for a label."""
+    prompt = prompts.fill("explain", examples="\n".join(examples), promoted=" ".join(promoted) or "unknown")
+    return Question(prompt, LabelAnswer, EXPLANATION_TOKENS)
+
+
+def chance_questions(prompts: Prompts, kind: Kind, label: str, lines: Sequence[str]) -> list[Question[ChanceAnswer]]:
+    """What an endpoint is asked about lines: one question for each."""
+    return [Question(prompts.fill(kind, label=plain_label(label), text=line), ChanceAnswer, CHANCE_TOKENS)
+            for line in lines]
+
+
+class EndpointAnswerer:
+    """A model behind an endpoint."""
+
+    def __init__(self, client: ChatClient, prompts: Prompts) -> None:
+        self._client, self._prompts = client, prompts
+
+    @property
+    def name(self) -> str:
+        return endpoint_name(self._client.endpoint, self._prompts)
+
+    def label(self, examples: Sequence[str], promoted: Sequence[str]) -> str | Failure:
+        answer, = self._client.ask([label_question(self._prompts, examples, promoted)])
+        return answer if isinstance(answer, Failure) else answer.value.label
+
+    def chances(self, kind: Kind, label: str, lines: Sequence[str]) -> list[float | Failure]:
+        return [answer if isinstance(answer, Failure) else answer.value.percent / 100
+                for answer in self._client.ask(chance_questions(self._prompts, kind, label, lines))]
+
+
+class LocalAnswerer:
+    """A model on this machine."""
+
+    def __init__(self, model: LocalModel, prompts: Prompts) -> None:
+        self._model, self._prompts = model, prompts
+
+    @property
+    def name(self) -> str:
+        version = self._prompts.version("local-explain", "local-detect", "local-fuzz")
+        return f"{self._model.name} at {self._model.revision}, prompts {version}"
+
+    def label(self, examples: Sequence[str], promoted: Sequence[str]) -> str | Failure:
+        prompt = self._prompts.fill("local-explain", examples="\n".join(examples),
+                                    promoted=" ".join(promoted) or "unknown")
+        text = self._model.write(prompt, LOCAL_LABEL_TOKENS, LOCAL_START)
+        try:
+            return _on_one_line(text[:LONGEST_LABEL])
+        except ValueError:
+            return Failure("the answer is empty")
+
+    def chances(self, kind: Kind, label: str, lines: Sequence[str]) -> list[float | Failure]:
+        return [*self._model.chances_of_yes([self._prompts.fill(f"local-{kind}", label=plain_label(label), text=line)
+                                             for line in lines])]

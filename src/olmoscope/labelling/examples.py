@@ -1,0 +1,151 @@
+"""What a feature is explained by and scored on: pieces of text on which it fires, and three kinds on which it does not.
+
+Explanations see documents of the parts `learn` and `choose`, scores come from documents of the part `score`
+(text_blocks.py). Positives are drawn alike from all blocks with a firing, so a score is about all that the feature
+fires on and not only about its strongest examples. Negatives are
+  random       any block in which it is silent,
+  same token   blocks with a token on which it fires most often, in which it is silent,
+  near miss    blocks in which a companion fires, or a feature with a near decoder direction, and it is silent.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from olmoscope.features.records import Feature
+from olmoscope.labelling.text_blocks import Part, TextBlocks
+from olmoscope.seeds import generator
+
+Kind = Literal["fires", "random", "same token", "near miss"]
+NEGATIVES: tuple[Kind, ...] = ("random", "same token", "near miss")
+POSITIVES, PER_NEGATIVE = 40, 20
+"""Blocks to score on, at most: on which it fires, and of each kind on which it does not."""
+STRONGEST, DRAWN = 10, 10
+"""Blocks to explain by: the strongest, and others drawn alike."""
+LEAST = 5
+"""Blocks with a firing that a part must have: with fewer nothing can be learned or measured."""
+TOP_TOKENS, LIKE_IT = 3, 10
+"""How many tokens and features negatives are looked for with."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A block of text, and what the feature does on each of its tokens."""
+
+    kind: Kind
+    block: int
+    document: int
+    """Its number in the store."""
+    source: str
+    position: int
+    """The first token's, in its sequence."""
+    places: range
+    """Of its tokens in the corpus."""
+    tokens: tuple[str, ...]
+    values: tuple[float, ...]
+    """The feature's activations; 0 where it is silent."""
+
+
+@dataclass(frozen=True)
+class FeatureExamples:
+    """All that a feature is explained by and scored on."""
+
+    feature: Feature
+    explain: tuple[Sample, ...]
+    """On which it fires: the strongest first, then others in the order of the text."""
+    score: tuple[Sample, ...]
+    """On which it fires, then the negatives by kind."""
+    promoted: tuple[str, ...]
+    """Output tokens that its direction makes likelier, the likeliest first; empty where the index has none."""
+
+    def few(self, each: int) -> tuple[Sample, ...]:
+        """A balanced part of `score`: `each` samples on which it fires, and as many negatives, of the kinds in turn."""
+        by_kind = {kind: [one for one in self.score if one.kind == kind] for kind in ("fires", *NEGATIVES)}
+        negatives: list[Sample] = []
+        for turn in range(each):
+            negatives += [by_kind[kind][turn] for kind in NEGATIVES if turn < len(by_kind[kind])]
+        return (*by_kind["fires"][:each], *negatives[:each])
+
+
+@dataclass(frozen=True)
+class TooFew:
+    """A feature that cannot be labelled: it fires in too few pieces of text."""
+
+    feature: int
+    reason: str
+
+
+def examples_of(blocks: TextBlocks, number: int) -> FeatureExamples | TooFew:
+    """The examples of a feature. They depend on the index, the seed of the blocks and the feature alone.
+
+    Raises:
+        IndexError: no such feature.
+    """
+    feature = blocks.index.feature(number)
+    places, values = blocks.index.firing_values(number)
+    firing_blocks = blocks.blocks_at(places)
+    fires = np.unique(firing_blocks[firing_blocks >= 0])
+    random = generator(blocks.seed, "labels of a feature", number)
+    explaining = fires[np.isin(blocks.part_B[fires], (0, 1))]
+    scoring = fires[blocks.part_B[fires] == 2]
+    for what, found in (("explain it by", explaining), ("score it on", scoring)):
+        if len(found) < LEAST:
+            return TooFew(number, f"it fires in under {LEAST} pieces of text to {what}")
+
+    def sample(kind: Kind, block: int) -> Sample:
+        first, end = int(blocks.starts_B[block]), int(blocks.ends_B[block])
+        low, high = np.searchsorted(places, [first, end])
+        active = np.zeros(end - first, np.float32)
+        active[places[low:high] - first] = values[low:high]
+        document = int(blocks.document_B[block])
+        return Sample(kind, block, int(blocks.index.corpus.document_ids_N[document]),
+                      blocks.sources[int(blocks.index.corpus.document_sources_N[document])],
+                      int(blocks.positions_T[first]), range(first, end),
+                      tuple(blocks.index.tokens.texts(blocks.ids_T[first:end].tolist())), tuple(active.tolist()))
+
+    strength = np.zeros(len(blocks.starts_B), np.float32)
+    np.maximum.at(strength, firing_blocks[firing_blocks >= 0], values[firing_blocks >= 0])
+    strongest = explaining[np.argsort(-strength[explaining], kind="stable")][:STRONGEST]
+    others = _drawn(random, np.setdiff1d(explaining, strongest), DRAWN)
+    score: list[tuple[Kind, int]] = [("fires", block) for block in _drawn(random, scoring, POSITIVES).tolist()]
+    taken = fires
+    for kind, candidates in silent_blocks(blocks, feature, places).items():
+        chosen = _drawn(random, np.setdiff1d(candidates, taken), PER_NEGATIVE)
+        taken = np.union1d(taken, chosen)
+        score += [(kind, block) for block in chosen.tolist()]
+    return FeatureExamples(
+        feature, tuple(sample("fires", block) for block in (*strongest.tolist(), *others.tolist())),
+        tuple(sample(kind, block) for kind, block in score),
+        tuple(one.token.text for one in feature.promoted) if feature.promoted else ())
+
+
+def silent_blocks(blocks: TextBlocks, feature: Feature, places: np.ndarray) -> dict[Kind, np.ndarray]:
+    """Blocks of the part `score` from which negatives of each kind are drawn, but for those in which the feature fires,
+    which are among them. The kinds of which there are fewest come first, so that others do not use them up.
+
+    Args:
+        places: where the feature fires.
+    """
+    part: Part = "score"
+    companions, neighbours = ([one.feature for one in feature.companions], [one.feature for one in feature.neighbours])
+    like_it = list(dict.fromkeys(companions + neighbours))[:LIKE_IT]
+    near = [blocks.index.firing_values(one)[0] for one in like_it]
+    counts = np.bincount(blocks.ids_T[places])
+    tokens = np.argsort(-counts, kind="stable")[:TOP_TOKENS]
+    same = [blocks.places_of(int(token)) for token in tokens if counts[token]]
+    return {"near miss": _blocks_of_part(blocks, near, part), "same token": _blocks_of_part(blocks, same, part),
+            "random": blocks.of_part(part)}
+
+
+def _blocks_of_part(blocks: TextBlocks, places: Sequence[np.ndarray], part: Part) -> np.ndarray:
+    found = np.unique(blocks.blocks_at(np.concatenate([*places, np.zeros(0, np.int64)])))
+    return np.intersect1d(found, blocks.of_part(part))
+
+
+def _drawn(random: np.random.Generator, blocks: np.ndarray, most: int) -> np.ndarray:
+    """So many of the blocks at most, drawn alike, in the order of the text."""
+    if len(blocks) <= most:
+        return blocks
+    return np.sort(random.choice(blocks, most, replace=False))

@@ -1,0 +1,97 @@
+"""What a language model is shown of a feature's examples: lines of a prompt, short enough to pay for.
+
+A line is the part of a block around the place that it is about, `BEFORE` tokens before it and `AFTER` after: the
+strongest firing; a token that the feature likes, where it is silent; any place, in other blocks in which it is silent.
+"""
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+
+from olmoscope.labelling.examples import FeatureExamples, Sample
+from olmoscope.labelling.prompts import one_line
+from olmoscope.labelling.rule_labels import marks
+from olmoscope.seeds import generator
+
+BEFORE, AFTER = 11, 4
+"""Tokens of a line on either side of its place, where the block has them."""
+STRONGEST, DRAWN = 6, 3
+"""Lines to explain by: of the strongest blocks, and of others."""
+JUDGED = 8
+"""Lines on which the feature fires that a label is judged on, and as many on which it is silent."""
+FUZZED = 4
+"""Blocks that a label is judged on with marks: each once with true ones, and once with false ones."""
+PROMOTED = 8
+MARKED_ABOVE = 0.3
+"""To explain by, tokens are marked with at least this share of the largest activation of their line."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line that a label is judged on."""
+
+    text: str
+    kind: str
+    """`Sample.kind`; of a line with marks `true` or `false`."""
+
+
+def explaining_lines(examples: FeatureExamples) -> list[str]:
+    """Lines with marks on what the feature fires on: those of the strongest blocks, then of others."""
+    strongest = sorted(examples.explain, key=lambda sample: -max(sample.values))[:STRONGEST]
+    others = [sample for sample in examples.explain if sample not in strongest][:DRAWN]
+    lines = []
+    for sample in (*strongest, *others):
+        least = MARKED_ABOVE * max(sample.values)
+        lines.append(_line(sample, _strongest(sample),
+                           {at for at, value in enumerate(sample.values) if value > 0 and value >= least}))
+    return lines
+
+
+def promoted_tokens(examples: FeatureExamples) -> list[str]:
+    """Output tokens that the feature promotes, each fit for a prompt."""
+    return [one_line([text]) for text in examples.promoted[:PROMOTED]]
+
+
+def judged_lines(examples: FeatureExamples, seed: int, each: int = JUDGED) -> list[Line]:
+    """Lines without marks, of blocks that the label was not made from: half of them with a firing."""
+    liked = {one.token.text for one in examples.feature.tokens}
+    return [Line(_line(sample, _place(sample, liked, seed)), sample.kind) for sample in examples.few(each)]
+
+
+def marked_lines(examples: FeatureExamples, seed: int, blocks: int = FUZZED) -> list[Line]:
+    """Lines with marks where the feature fires, and the same lines with marks where it is silent."""
+    lines: list[Line] = []
+    for sample in (one for one in examples.score if one.kind == "fires"):
+        first, end = _ends(_strongest(sample))
+        shown = replace(sample, places=sample.places[first:end], tokens=sample.tokens[first:end],
+                        values=sample.values[first:end])
+        for real, places in marks(shown, seed):
+            marked = {place - shown.places.start for place in places}
+            lines.append(Line(one_line(shown.tokens, marked), "true" if real else "false"))
+        if len(lines) == 2 * blocks:
+            break
+    return lines
+
+
+def _strongest(sample: Sample) -> int:
+    return max(range(len(sample.values)), key=lambda at: sample.values[at])
+
+
+def _place(sample: Sample, liked: Collection[str], seed: int) -> int:
+    """The token of a block that its line is about."""
+    if sample.kind == "fires":
+        return _strongest(sample)
+    if sample.kind == "same token":
+        found = [at for at, token in enumerate(sample.tokens) if token in liked]
+        if found:
+            return found[0]
+    return int(generator(seed, "place of a silent line", sample.block).integers(len(sample.tokens)))
+
+
+def _line(sample: Sample, at: int, marked: Collection[int] = ()) -> str:
+    first, end = _ends(at)
+    return one_line(sample.tokens[first:end], {one - first for one in marked if first <= one < end})
+
+
+def _ends(at: int) -> tuple[int, int]:
+    """The first token of the line about a token of a block, and the one after its last."""
+    return max(0, at - BEFORE), at + AFTER + 1

@@ -1,0 +1,85 @@
+"""Labels by a language model, which then judges them on lines that they were not made from, one line at a time.
+
+An answer that cannot be used is counted in `Scores.failed`, and is no score. Where the endpoint gave no answer at all,
+the feature stays without a label, and a later run asks what is missing.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from olmoscope.labelling.answerers import Answerer, chance_questions, label_question
+from olmoscope.labelling.budget import Budget, Tokens
+from olmoscope.labelling.endpoint import Failure, Question
+from olmoscope.labelling.examples import NEGATIVES, FeatureExamples
+from olmoscope.labelling.labeller import Labelled, NotLabelled
+from olmoscope.labelling.model_examples import Line, explaining_lines, judged_lines, marked_lines, promoted_tokens
+from olmoscope.labelling.prompts import Prompts
+from olmoscope.labelling.scores import Scores, auroc, balanced_accuracy, intruders
+
+TYPICAL_LABEL = "verbs in the past tense that follow the name of a person"
+"""Stands for a label that is not yet known, where tokens are estimated."""
+
+
+class ModelLabeller:
+    """Labels features by a language model (a `Labeller`). Any number of threads may use it that its answerer allows."""
+
+    def __init__(self, answerer: Answerer, seed: int = 0) -> None:
+        """
+        Args:
+            seed: `TextBlocks.seed`.
+        """
+        self._answerer, self._seed = answerer, seed
+
+    @property
+    def name(self) -> str:
+        return self._answerer.name
+
+    def label(self, examples: FeatureExamples) -> Labelled | NotLabelled:
+        """What the model says of a feature, and what it makes of that on other documents."""
+        label = self._answerer.label(explaining_lines(examples), promoted_tokens(examples))
+        if isinstance(label, Failure):
+            return NotLabelled(label.reason, not label.may_pass)
+        scores = judge(self._answerer, label, examples, self._seed)
+        return scores if isinstance(scores, NotLabelled) else Labelled(label, scores)
+
+
+def judge(answerer: Answerer, label: str, examples: FeatureExamples, seed: int = 0) -> Scores | NotLabelled:
+    """What a model makes of a label, whoever wrote it; not labelled where an answer is still to come."""
+    detection, fuzzing = judged_lines(examples, seed), marked_lines(examples, seed)
+    detected = answerer.chances("detect", label, [line.text for line in detection])
+    fuzzed = answerer.chances("fuzz", label, [line.text for line in fuzzing]) if fuzzing else []
+    failures = [answer for answer in (*detected, *fuzzed) if isinstance(answer, Failure)]
+    for failure in failures:
+        if failure.may_pass:
+            return NotLabelled(failure.reason, lasting=False)
+    positive, negative = _of(detection, detected, "fires"), _of(detection, detected, *NEGATIVES)
+    return Scores(
+        auroc(positive, negative),
+        {kind: figure for kind in NEGATIVES
+         if (figure := auroc(positive, _of(detection, detected, kind))) is not None},
+        balanced_accuracy(positive, negative),
+        fuzzing=auroc(_of(fuzzing, fuzzed, "true"), _of(fuzzing, fuzzed, "false")),
+        intruder=intruders(positive, negative), positives=len(positive), negatives=len(negative),
+        failed=Counter(failure.reason for failure in failures))
+
+
+def questions_of(prompts: Prompts, examples: FeatureExamples, seed: int = 0) -> list[Question[Any]]:
+    """All that an endpoint is asked about a feature; a typical label stands in what needs one."""
+    return [label_question(prompts, explaining_lines(examples), promoted_tokens(examples)),
+            *chance_questions(prompts, "detect", TYPICAL_LABEL, [one.text for one in judged_lines(examples, seed)]),
+            *chance_questions(prompts, "fuzz", TYPICAL_LABEL, [one.text for one in marked_lines(examples, seed)])]
+
+
+def estimate(questions: Sequence[Question[Any]], budget: Budget) -> Tokens:
+    """Tokens of some questions, with answers as long as they may be."""
+    total = Tokens()
+    for question in questions:
+        total += budget.estimate(question.prompt, question.longest)
+    return total
+
+
+def _of(lines: list[Line], answers: list[float | Failure], *kinds: str) -> list[float]:
+    """The usable answers about lines of some kinds."""
+    return [answer for line, answer in zip(lines, answers, strict=True)
+            if line.kind in kinds and not isinstance(answer, Failure)]

@@ -1,0 +1,152 @@
+"""A run of a language model over an index's features: behind an endpoint with cache and budget, or on this machine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from olmoscope.errors import UserError
+from olmoscope.labelling.answerers import EndpointAnswerer, LocalAnswerer, endpoint_name
+from olmoscope.labelling.budget import Budget, Tokens
+from olmoscope.labelling.cache import AnswerCache
+from olmoscope.labelling.client import ChatClient, Limits
+from olmoscope.labelling.endpoint import Form, endpoint_of
+from olmoscope.labelling.examples import FeatureExamples, examples_of
+from olmoscope.labelling.labeller import Labeller
+from olmoscope.labelling.local_model import LocalModel
+from olmoscope.labelling.model_labels import ModelLabeller, estimate, questions_of
+from olmoscope.labelling.prompts import load_prompts
+from olmoscope.labelling.proposals import Proposals
+from olmoscope.labelling.run import Run, label_features
+from olmoscope.labelling.text_blocks import TextBlocks
+
+ANSWERS_FILE = "answers.sqlite"
+"""Beside an index: every question that was asked about it, and its answer."""
+ESTIMATED = 20
+"""Features whose questions stand for those of all, where tokens are estimated before a run."""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How an endpoint is asked.
+
+    Attributes:
+        budget: tokens of prompts and answers, at most.
+        form: how JSON is asked for; None: by a schema, or by less where the server refuses that.
+        prompts: a folder of a user's own.
+    """
+
+    url: str
+    model: str
+    limits: Limits = field(default_factory=Limits)
+    budget: int | None = None
+    form: Form | None = None
+    prompts: Path | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a run asked.
+
+    Attributes:
+        used: tokens that the answers reported.
+        unreported: answers that reported none, for which an estimate is in `used`.
+        asked, cached: questions that the endpoint answered, and that were answered before.
+        retries, failures: attempts that were repeated, and questions without a usable answer, by reason.
+    """
+
+    run: Run
+    used: Tokens
+    unreported: int
+    asked: int
+    cached: int
+    retries: dict[str, int]
+    failures: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run would ask.
+
+    Attributes:
+        features: not done before by this model and these prompts.
+        prompts: one of each kind, of the first feature that can be labelled.
+        each: tokens of a feature, the mean over some of them.
+    """
+
+    features: int
+    prompts: list[str]
+    each: Tokens
+
+    @property
+    def total(self) -> Tokens:
+        return self.each * self.features
+
+
+def plan_asking(blocks: TextBlocks, asking: Asking, features: Sequence[int], proposals: Proposals) -> Plan:
+    """What `ask_endpoint` would ask; nothing is sent.
+
+    Raises:
+        UserError: a bad address or bad prompts.
+    """
+    endpoint, prompts = endpoint_of(asking.url, asking.model), load_prompts(asking.prompts)
+    done = proposals.done(endpoint_name(endpoint, prompts), blocks.identity)
+    left = [feature for feature in features if feature not in done]
+    shown: list[str] = []
+    counted, budget = Tokens(), Budget()
+    looked_at = left[:: max(1, len(left) // ESTIMATED)][:ESTIMATED]
+    for feature in looked_at:
+        examples = examples_of(blocks, feature)
+        if isinstance(examples, FeatureExamples):
+            questions = questions_of(prompts, examples, blocks.seed)
+            counted += estimate(questions, budget)
+            shown = shown or [questions[0].prompt, questions[1].prompt, questions[-1].prompt]
+    each = len(looked_at) or 1
+    return Plan(len(left), shown, Tokens(-(-counted.prompt // each), -(-counted.completion // each)))
+
+
+def ask_endpoint(blocks: TextBlocks, asking: Asking, features: Sequence[int], proposals: Proposals) -> Asked:
+    """Label features by a model behind an endpoint.
+
+    Raises:
+        UserError: a bad address or bad prompts; the endpoint refuses what it is asked, or has been gone for long.
+    """
+    endpoint, prompts = endpoint_of(asking.url, asking.model), load_prompts(asking.prompts)
+    budget = Budget(asking.budget)
+
+    def room(running: Sequence[FeatureExamples], one: FeatureExamples) -> bool:
+        wanted = Tokens()
+        for examples in (*running, one) if budget.limit is not None else ():
+            wanted += estimate(questions_of(prompts, examples, blocks.seed), budget)
+        return budget.has_room(wanted)
+
+    with (AnswerCache(blocks.index.path / ANSWERS_FILE) as cache,
+          ChatClient(endpoint, cache, budget, asking.limits, asking.form) as client):
+        labeller = ModelLabeller(EndpointAnswerer(client, prompts), blocks.seed)
+        run = label_features(blocks, labeller, features, proposals, at_once=asking.limits.concurrency, room=room)
+        return Asked(run, budget.used, budget.unreported, client.asked, client.cached, dict(client.retries),
+                     dict(client.failures))
+
+
+def local_labeller(model: str, prompts: Path | None = None, seed: int = 0) -> Labeller:
+    """A causal LM on this machine as explainer and judge.
+
+    Raises:
+        UserError: it cannot be loaded, or bad prompts.
+    """
+    return ModelLabeller(LocalAnswerer(LocalModel(model), load_prompts(prompts)), seed)
+
+
+def parse_prices(text: str) -> tuple[float, float]:
+    """`2.5,10`: what a million tokens of prompts and of answers cost.
+
+    Raises:
+        UserError: something else.
+    """
+    try:
+        prompt, completion = (float(price) for price in text.split(","))
+    except ValueError:
+        prompt = completion = -1.0
+    if not (0 <= prompt < float("inf") and 0 <= completion < float("inf")):
+        raise UserError(f"--prices {text}: give the prices of a million tokens of prompts and of answers, such as "
+                        "2.5,10")
+    return prompt, completion

@@ -1,0 +1,67 @@
+"""Labels by rules, without a language model. A rule is its own judge, so its scores cost nothing."""
+
+import numpy as np
+
+from olmoscope.labelling.examples import NEGATIVES, FeatureExamples, Sample
+from olmoscope.labelling.labeller import Labelled, NotLabelled
+from olmoscope.labelling.learn_rules import LEAST_F1, RuleLearner
+from olmoscope.labelling.rules import Rule
+from olmoscope.labelling.scores import Figure, Scores, auroc, balanced_accuracy, intruders
+from olmoscope.labelling.text_blocks import TextBlocks
+from olmoscope.seeds import generator
+
+
+class RuleLabeller:
+    """Labels features by rules (a `Labeller`)."""
+
+    name = "rules 1"
+
+    def __init__(self, blocks: TextBlocks) -> None:
+        self._blocks, self._learner = blocks, RuleLearner(blocks)
+
+    def label(self, examples: FeatureExamples) -> Labelled | NotLabelled:
+        """The rule of a feature, in words."""
+        learned = self._learner.learn(examples.feature.index)
+        if learned is None:
+            return NotLabelled(f"no rule has an F1 of {LEAST_F1} or more")
+        rule = learned.rule
+        return Labelled(self._learner.words(rule), score_rule(self._blocks, rule, examples),
+                        {**rule.as_json(), "f1": learned.f1})
+
+
+def score_rule(blocks: TextBlocks, rule: Rule, examples: FeatureExamples) -> Scores:
+    """The scores of a rule on held-out text: the value of a block is that of its strongest token."""
+    found = {kind: [float(rule.values(blocks, one.places).max()) for one in examples.score if one.kind == kind]
+             for kind in ("fires", *NEGATIVES)}
+    positive, negative = found["fires"], [value for kind in NEGATIVES for value in found[kind]]
+    marked = [(real, float(rule.values(blocks, np.asarray(places)).mean()))
+              for sample in examples.score for real, places in marks(sample, blocks.seed)]
+    return Scores(
+        auroc(positive, negative),
+        {kind: figure for kind in NEGATIVES if (figure := auroc(positive, found[kind])) is not None},
+        balanced_accuracy(positive, negative),
+        fuzzing=auroc([value for real, value in marked if real], [value for real, value in marked if not real]),
+        intruder=intruders(positive, negative), output=_output(rule, examples), positives=len(positive),
+        negatives=len(negative))
+
+
+def marks(sample: Sample, seed: int) -> list[tuple[bool, list[int]]]:
+    """True marks of a block, the places on which the feature fires, and false ones, as many others; nothing of a block
+    in which
+    it is silent, or that has not enough others."""
+    fires = [place for place, value in zip(sample.places, sample.values, strict=True) if value > 0]
+    silent = [place for place, value in zip(sample.places, sample.values, strict=True) if value == 0]
+    if not fires or len(silent) < len(fires):
+        return []
+    drawn = generator(seed, "false marks of a block", sample.block).choice(silent, len(fires), replace=False)
+    return [(True, fires), (False, sorted(drawn.tolist()))]
+
+
+def _output(rule: Rule, examples: FeatureExamples) -> Figure | None:
+    """Whether promoted and suppressed tokens are told apart by a rule about the token that follows."""
+    feature = examples.feature
+    if rule.on != "next" or not feature.promoted or not feature.suppressed:
+        return None
+    named = set(rule.ids)
+    return auroc([one.token.id in named for one in feature.promoted],
+                 [one.token.id in named for one in feature.suppressed])

@@ -1,0 +1,121 @@
+"""How well a label predicts a feature, each figure with a 95% interval; definitions in docs/metrics.md.
+
+Shapes: P samples on which the feature fires, N on which it does not.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+
+import numpy as np
+
+Z = 1.959963984540054
+"""Standard normal quantile of a 95% interval."""
+THRESHOLD = 0.5
+"""From here on a judge's value says that the feature fires."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure between 0 and 1, and its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was measured of a label on held-out text; None: not measured, or not defined for such a label.
+
+    Attributes:
+        detection: AUROC of telling blocks in which the feature fires from those in which it does not.
+        by_kind: the same against each kind of negative alone.
+        accuracy: balanced accuracy of detection at `THRESHOLD`.
+        fuzzing: AUROC of telling marks on the tokens on which it fires from marks on others of the same blocks.
+        intruder: share of groups of blocks in which the one without a firing is found.
+        output: AUROC of telling the output tokens that it promotes from those that it suppresses.
+        positives, negatives: blocks that detection was measured on.
+        failed: answers that could not be had or used, by reason.
+    """
+
+    detection: Figure | None
+    by_kind: Mapping[str, Figure] = field(default_factory=dict)
+    accuracy: Figure | None = None
+    fuzzing: Figure | None = None
+    intruder: Figure | None = None
+    output: Figure | None = None
+    positives: int = 0
+    negatives: int = 0
+    failed: Mapping[str, int] = field(default_factory=dict)
+
+
+def auroc(positive_P: Sequence[float], negative_N: Sequence[float]) -> Figure | None:
+    """The probability that a positive has a larger value than a negative, ties counting half; None without both.
+
+    The interval is Newcombe's fifth (Statistics in Medicine 25 (2006), 559-573): it stays inside 0 and 1, and is not
+    empty where the two are told apart perfectly.
+    """
+    if not len(positive_P) or not len(negative_N):
+        return None
+    high_P, low_N = np.asarray(positive_P, float), np.sort(np.asarray(negative_N, float))
+    below = np.searchsorted(low_N, high_P, side="left") + np.searchsorted(low_N, high_P, side="right")
+    value = float(below.sum() / (2 * len(high_P) * len(low_N)))
+    positives, negatives = len(high_P), len(low_N)
+    return Figure(value, 1 - _upper(1 - value, positives, negatives), _upper(value, positives, negatives))
+
+
+def _upper(value: float, positives: int, negatives: int) -> float:
+    """The upper limit of an AUROC: where (limit − value)² is Z² times the variance at the limit."""
+    half = (positives + negatives) / 2 - 1
+
+    def variance(theta: float) -> float:
+        spread = 1 + half * ((1 - theta) / (2 - theta) + theta / (1 + theta))
+        return theta * (1 - theta) * spread / (positives * negatives)
+
+    low, high = value, 1.0
+    for _ in range(60):
+        middle = (low + high) / 2
+        if (middle - value) ** 2 <= Z * Z * variance(middle):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def share(right: float, of: int) -> Figure | None:
+    """A share with Wilson's interval; None of nothing.
+
+    Args:
+        right: how many of them; a tie may count as a part of one.
+    """
+    if not of:
+        return None
+    p, n = right / of, of
+    centre, width = p + Z * Z / (2 * n), Z * sqrt(p * (1 - p) / n + Z * Z / (4 * n * n))
+    return Figure(p, max(0.0, (centre - width) / (1 + Z * Z / n)), min(1.0, (centre + width) / (1 + Z * Z / n)))
+
+
+def balanced_accuracy(positive_P: Sequence[float], negative_N: Sequence[float]) -> Figure | None:
+    """The mean of two shares: positives at `THRESHOLD` or over, and negatives under it; None without both. The interval
+    joins
+    those of the two by squares (Newcombe's MOVER)."""
+    found = share(sum(value >= THRESHOLD for value in positive_P), len(positive_P))
+    spared = share(sum(value < THRESHOLD for value in negative_N), len(negative_N))
+    if found is None or spared is None:
+        return None
+    value = (found.value + spared.value) / 2
+    return Figure(value, value - sqrt((found.value - found.low) ** 2 + (spared.value - spared.low) ** 2) / 2,
+                  value + sqrt((found.high - found.value) ** 2 + (spared.high - spared.value) ** 2) / 2)
+
+
+def intruders(positive_P: Sequence[float], negative_N: Sequence[float], group: int = 4) -> Figure | None:
+    """Of groups of `group` positives and one negative, the share in which the negative has the smallest value; a tie
+    counts as
+    its chance. None where there are not enough for one group."""
+    right, groups = 0.0, min(len(positive_P) // group, len(negative_N))
+    for number in range(groups):
+        others, mine = positive_P[group * number : group * (number + 1)], negative_N[number]
+        if mine <= min(others):
+            right += 1 / (1 + sum(other == mine for other in others))
+    return share(right, groups)
