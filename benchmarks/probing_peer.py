@@ -1,10 +1,10 @@
 """sae-probes on tables and rows that probing_peers.py wrote; that script starts it with the peers' Python.
 
-    PYTHON probing_peer.py '{"work": ..., "sae": ..., "hook": ..., "ks": [1, 5, 16], "model": ..., "tables": {NAME:
-    TRAIN}}'
+    PYTHON probing_peer.py '{"work": ..., "sae": ..., "hook": ..., "ks": [1, 5, 16], "model": ..., "tables": {NAME: TRAIN}}'
 
 WORK/data holds the tables, which replace those in the package; WORK/cache holds the activations or, if empty, the model
-runs in TransformerLens. The last line of the output is JSON. It imports nothing from Olmoscope. """
+runs in TransformerLens. The last line of the output is JSON. It imports nothing from Olmoscope.
+"""  # noqa: E501
 
 import contextlib
 import importlib.util

@@ -1,11 +1,11 @@
 """Trains one SAE with another trainer, in that trainer's environment; quality.py starts it with that Python.
 
-    PYTHON quality_peers.py ROWS.safetensors OUT.safetensors '{"peer": ..., "d_sae": ..., "k": ..., "batch": ..., "lr":
-    null, "seed": 0}'
+    PYTHON quality_peers.py ROWS.safetensors OUT.safetensors '{"peer": ..., "d_sae": ..., "k": ..., "batch": ..., "lr": null, "seed": 0}'
 
 ROWS holds `rows [N, D]` in the order of training. OUT gets `W_enc [F, D]`, `W_dec [F, D]` (unit rows), `b_latent`,
 `b_pre`: the same function as the peer's own. Each trainer keeps its own settings, except for sizes and, if given, the
-rate. Environment as for peers.py. It imports nothing from Olmoscope. """
+rate. Environment as for peers.py. It imports nothing from Olmoscope.
+"""  # noqa: E501
 
 import contextlib
 import json

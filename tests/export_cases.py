@@ -1,5 +1,5 @@
-"""SAEs of ours in other tools' formats, for foreign/read_back.py and foreign/read_circuit_tracer.py, which let their
-owners read them.
+"""Our SAEs in other tools' formats, for foreign/read_back.py and foreign/read_circuit_tracer.py, which read them with
+those tools.
 
     python tests/export_cases.py FOLDER
 
@@ -33,7 +33,7 @@ CASES = {
     "circuit-tracer/topk": ("topk", "other", "layers.3.mlp.out"),
     "circuit-tracer/jumprelu": ("jumprelu", "other", "layers.3.mlp.out"),
     "circuit-tracer/skip": ("jumprelu", "skip", "layers.3.mlp.out")}
-"""Kind, ends and the site written."""
+"""Kind, ends and the site to state."""
 
 
 def coder(kind: str, ends: str, site: str, normalize: str = "none") -> SparseCoder:

@@ -147,7 +147,7 @@ def train_recipe(ranks: Ranks, job: Recipe, store: Path, out: Path, stop_at: int
     """Train the SAEs of a recipe on these ranks together.
 
     Args:
-        stop_at: after so many steps, a SIGTERM comes to the `told` ranks, `last` or `all`.
+        stop_at: the number of steps after which the `told` ranks, `last` or `all`, get a SIGTERM.
         damaged: a rank, and the copy of the store that it reads; after the first epoch a segment there is damaged.
 
     Returns:

@@ -149,7 +149,7 @@ def test_what_is_no_release_is_refused(built, copy, tmp_path, monkeypatch):
     edit_json(copy / "release" / "manifest.json", lambda tree: tree.update(version=2))
     with pytest.raises(UserError, match="upgrade olmoscope"):
         validate(copy / "release")
-    with pytest.raises(UserError, match="are of another model"):
+    with pytest.raises(UserError, match="come from another model"):
         validate(built / "release", rows={Site(3): torch.randn(4, WIDTH + 1)})
     monkeypatch.setitem(sys.modules, "sae_lens", None)
     with pytest.raises(UserError, match=r"pip install 'olmoscope\[saelens\]'"):

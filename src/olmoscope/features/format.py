@@ -6,9 +6,9 @@
     corpus/kept.npy                          which tokens are rows of the index: the filter left the others out
     corpus/documents.parquet                 where each document starts, and its source
     corpus/vocabulary.parquet                the text of each token, and how many rows it has
-    features/part-000042.safetensors         all data of some consecutive features: every firing, and what follows from
-    it features.parquet                         a line for each feature, for the list work/
-    while the index is being made: sorted firings and whatever else a restart needs
+    features/part-000042.safetensors         all data of consecutive features: every firing, and what follows from it
+    features.parquet                         a line for each feature, for the list
+    work/                                    while the index is being made: sorted firings, and what a restart needs
 """
 
 import json

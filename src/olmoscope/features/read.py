@@ -122,7 +122,7 @@ class FeatureIndex:
     def order(self, sort: Sort = "telling", descending: bool = True, filters: Filters = Filters(),  # noqa: B008
               search: str = "", also: Sequence[int] | np.ndarray = (),
               scores: Mapping[int, float] = NO_SCORES) -> np.ndarray:
-        """All features of the list in its order; see `Table.order`."""
+        """All features of the list, in its order; see `Table.order`."""
         return self._table.order(sort, descending, filters, search, also, scores)
 
     def firing_values(self, feature: int) -> tuple[np.ndarray, np.ndarray]:

@@ -61,7 +61,7 @@ def said(models, **changes):
 def test_a_copy_is_the_same_model(models):
     assert take_for_same("an SAE", said(models), GivenModel(str(models / "model"))) is None
     note = take_for_same("an SAE", said(models), GivenModel(str(models / "copy")))
-    assert note.startswith("note: an SAE says that it is of ") and note.endswith("(its weights are the same)")
+    assert note.startswith("note: an SAE says that its model is ") and note.endswith("(its weights are the same)")
     for unknown in ({"revision": None}, {"revision": COMMIT}):
         note = take_for_same("an SAE", said(models, name="owner/name", **unknown), GivenModel(str(models / "copy")))
         assert "owner/name" in note and note.endswith("(its weights cannot be compared)")

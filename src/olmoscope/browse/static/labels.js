@@ -1,4 +1,4 @@
-// The label and note of a feature: shown, edited in place, with their history; and what programs propose.
+// Shows the label and note of a feature, with editing in place and their history; and the proposals of programs.
 
 import {h, plain, say} from "./dom.js";
 import {proposalList} from "./proposals.js";
