@@ -38,9 +38,10 @@ wheel: $(VENV)/.installed-dev
 	$(BIN)/python -m build
 	$(PYTEST) tests/end_to_end/test_wheel.py
 
-# -n: every reference leads somewhere; -W: a warning is an error. It asks no network.
+# -n: every reference leads somewhere; -W: a warning is an error; -E: all pages are read anew, as some are made of files outside
+# docs/. It asks no network.
 docs: $(VENV)/.installed-docs
-	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs build/docs
+	$(BIN)/python -m sphinx -W --keep-going -n -E -q -b html docs build/docs
 	@echo "The site: build/docs/index.html"
 
 notebook: $(VENV)/.installed-docs
