@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from olmoscope.activations.store.gather import TORCH_DTYPES
 from olmoscope.activations.store.outliers import Outliers, outliers_among
 from olmoscope.kernels.prepare import prepare_kernels
 from olmoscope.model.capture import read_sites
@@ -116,7 +117,7 @@ def _forward(recipe: Recipe, model: LoadedModel, lengths: np.ndarray) -> dict[Si
     real_BT = torch.from_numpy(np.arange(lengths.max()) < lengths[:, None]).to(model.device)
     token_ids_BT = torch.randint(model.vocabulary, real_BT.shape).to(model.device)
     outputs = read_sites(model.module, list(model.sites.places.values()), token_ids_BT)
-    dtype = getattr(torch, recipe.activations.dtype)
+    dtype = TORCH_DTYPES[recipe.activations.dtype]
     return {site: output_BTD[real_BT].to("cpu", dtype) for site, output_BTD in outputs.items()}
 
 
