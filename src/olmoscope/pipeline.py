@@ -170,9 +170,6 @@ def train_saes(recipe: Recipe, out: Path, only: list[str],
         if live and (elsewhere is not None or is_elsewhere(out)):
             raise UserError(f"{live[0].id} trains straight from the model (train.live), not on the store "
                             f"{places['train']}; leave out one of the two")
-        if live and world.ranks.count > 1:
-            raise UserError(f"{live[0].id} trains straight from the model (train.live), which only one process can do: "
-                            "start one process, or collect a store first")
         for sae in wanted:
             refuse_other_run(recipe, sae, run_folder(out, sae))
         if stored:
@@ -189,7 +186,7 @@ def train_saes(recipe: Recipe, out: Path, only: list[str],
     if stored:
         yield from train_from_store(recipe, stored, store, out, tracker, world)
     if live:
-        yield from train_live(recipe, live, store_folder(out, "train"), out, tracker)
+        yield from train_live(recipe, live, store_folder(out, "train"), out, tracker, world)
 
 
 def evaluate_saes(recipe: Recipe, out: Path, only: list[str],

@@ -17,11 +17,12 @@ from olmoscope.cli.app import app
 from olmoscope.cli.processes import one_tells
 from olmoscope.errors import AnotherRankFailedError, UserError
 from olmoscope.kernels.prepare import prepare_kernels
-from olmoscope.pipeline import store_folder
+from olmoscope.pipeline import settle_recipe, store_folder
+from olmoscope.recipe.load import made_live
 from olmoscope.sae.io.checkpoint import step_of
 from olmoscope.sae.io.open import load
 from olmoscope.train.checkpoint import checkpoints
-from olmoscope.train.group import train_from_store
+from olmoscope.train.group import train_from_store, train_live
 from olmoscope.train.run import run_folder
 from shard_jobs import contents
 
@@ -87,6 +88,19 @@ def test_told_to_stop_the_launcher_lets_all_save_and_they_go_on_from_there(job, 
                           timeout=120)
     assert done.returncode == 0, done.stderr
     assert contents(run) == contents(job[2])
+
+
+def test_live_training_under_torchrun_goes_on_after_a_rank_was_killed(job, tmp_path):
+    spec, out, whole = job[0].saes[0], tmp_path / "killed", tmp_path / "whole"
+    live = [*OLMOSCOPE, "train", str(job[1] / "job.yaml"), "--live", "-o"]
+    training = subprocess.Popen([*TORCHRUN, *live, str(out)], env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
+                                stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    killed_after(out, run_folder(out, spec), 20)
+    output, errors = training.communicate(timeout=120)
+    assert (training.returncode, output) == (0, f"{spec.id}: trained\n"), errors
+    made = made_live(settle_recipe(job[0], whole))
+    assert [fresh for _, fresh in train_live(made, made.saes, store_folder(whole, "train"), whole)] == [True]
+    assert contents(run_folder(out, spec)) == contents(run_folder(whole, spec))
 
 
 def test_two_ranks_write_what_one_process_does_also_after_a_kill(job, tmp_path):

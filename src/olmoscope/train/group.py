@@ -76,12 +76,8 @@ def train_from_store(recipe: Recipe, saes: list[CoderConfig], store: Store, out:
         for sae in saes:
             refuse_other_store(recipe, sae, store)
             refuse_other_run(recipe, sae, run_folder(out, sae))
-        if world.ranks.count > 1 and world.place.local_index == 0:  # not by all processes of a machine at once
-            _prepare(recipe, saes, device)
-    assigned = assign(recipe, saes, lambda sae: _is_done(out, sae), device, world)
-    if world.ranks.count > 1 and world.ranks.leads:
-        mine = [sae for _, group in assigned for sae in group]
-        yield from ((sae, False) for sae in saes if sae not in mine and _is_done(out, sae))
+    assigned, finished = _assigned(recipe, saes, out, device, world)
+    yield from ((sae, False) for sae in finished)
     with world.ranks.agreed():  # a team that fails waits for the others
         for ranks, mine in assigned:
             share = ranks.index, ranks.count
@@ -97,24 +93,45 @@ def train_from_store(recipe: Recipe, saes: list[CoderConfig], store: Store, out:
 
 
 def train_live(recipe: Recipe, saes: list[CoderConfig], store: Path, out: Path,
-               tracker: TrackerName | None = None) -> Iterator[tuple[CoderConfig, bool]]:
-    """Train SAEs of a recipe straight from its model, all together.
+               tracker: TrackerName | None = None,
+               world: World = World()) -> Iterator[tuple[CoderConfig, bool]]:  # noqa: B008 (frozen)
+    """Train SAEs of a recipe straight from its model, all of a team of processes together; each team runs the model.
 
     Args:
         store: the folder of the training split's store, which will hold tokens only.
         tracker: where metrics go besides the run folder.
+        world: the processes that train; each must call this.
 
     Yields, Raises: as `train_from_store`.
     """
-    for sae in saes:
-        refuse_other_run(recipe, sae, run_folder(out, sae))
-    for train, group in by_stream(recipe, saes):
-        like_these = recipe.model_copy(update={"train": train})
+    device = pick_device(recipe.device, world.place.local_index)
+    with world.ranks.agreed():
+        for sae in saes:
+            refuse_other_run(recipe, sae, run_folder(out, sae))
+    assigned, finished = _assigned(recipe, saes, out, device, world)
+    yield from ((sae, False) for sae in finished)
+    with world.ranks.agreed():  # a team that fails waits for the others
+        for ranks, mine in assigned:
+            for train, group in by_stream(recipe, mine):
+                like_these = recipe.model_copy(update={"train": train})
 
-        def open_rounds(sites: list[Site], like_these: Recipe = like_these) -> Rounds:
-            return open_live(like_these, sites, "train", store)
+                def open_rounds(sites: list[Site], like_these: Recipe = like_these, ranks: Ranks = ranks) -> Rounds:
+                    return open_live(like_these, sites, "train", store, device, ranks)
 
-        yield from _train(recipe, group, open_rounds, out, tracker, pick_device(recipe.device), Ranks.alone())
+                yield from _train(recipe, group, open_rounds, out, tracker, device, ranks)
+
+
+def _assigned(recipe: Recipe, saes: list[CoderConfig], out: Path, device: torch.device,
+              world: World) -> tuple[list[tuple[Ranks, list[CoderConfig]]], list[CoderConfig]]:
+    """What `assign` says, with everything compiled; and the finished SAEs that no team names, for the first rank."""
+    if world.ranks.count > 1:
+        with world.ranks.agreed():
+            if world.place.local_index == 0:  # not by all processes of a machine at once
+                _prepare(recipe, saes, device)
+    assigned = assign(recipe, saes, lambda sae: _is_done(out, sae), device, world)
+    mine = [sae for _, group in assigned for sae in group]
+    first = world.ranks.count > 1 and world.ranks.leads
+    return assigned, [sae for sae in saes if first and sae not in mine and _is_done(out, sae)]
 
 
 def by_stream(recipe: Recipe, saes: list[CoderConfig]) -> list[tuple[Train, list[CoderConfig]]]:

@@ -13,6 +13,9 @@ So a round of one segment's size mixes the contexts of P segments, while only ab
 "convolutional interleaver" of Ramsey 1970 and Forney 1971): twice the contexts of a buffer that is filled and emptied,
 for the same memory, and evenly. Rounds depend on nothing but seed, epoch and number, so the three integers of a stream
 are all its state; going on after a restart costs a forward pass over at most P segments, to fill the buffer anew.
+
+Several ranks each have the model. Rank I of N runs the segments I, I + N, I + 2N and so on, each when the first of N
+neighbours is wanted, so that all ranks run one at the same time; the rounds are the same.
 """
 
 from pathlib import Path
@@ -26,11 +29,12 @@ from olmoscope.activations.collect.forget import forget_tail
 from olmoscope.activations.collect.forward import batches, site_rows
 from olmoscope.activations.collect.refusals import refuse_another_store, refuse_not_finite, refuse_overflow
 from olmoscope.activations.collect.run import begin_store, make_manifest, ready_to_pack
-from olmoscope.activations.store.format import Manifest, stored_order
+from olmoscope.activations.store.format import Manifest, read_dtype, stored_order
 from olmoscope.activations.store.gather import SiteRows
 from olmoscope.activations.store.shares import tokens_locked
 from olmoscope.activations.stream.filters import Kept, RowFacts, keep
 from olmoscope.activations.stream.rounds import Round
+from olmoscope.distributed.ranks import Ranks
 from olmoscope.model.load import LoadedModel, load_model, pick_device
 from olmoscope.recipe.schema import Live, Recipe, Split
 from olmoscope.sae.normalize import Normalize, normalize_rows
@@ -43,13 +47,16 @@ Part = tuple[int, int]
 """A segment, and which of its parts."""
 
 
-def open_live(recipe: Recipe, sites: list[Site], split: Split, store: Path) -> "LiveRounds":
+def open_live(recipe: Recipe, sites: list[Site], split: Split, store: Path, device: torch.device | None = None,
+              ranks: Ranks | None = None) -> "LiveRounds":
     """Load the model up to the deepest site of the recipe, and pack the tokens of a split (if they are not packed yet).
 
     Args:
         sites: those wanted, of the recipe's; ascending.
         store: the folder of the split's store; it gets tokens/ and an unfinished manifest, which `olmoscope collect`
             can go on from.
+        device: of the model; by default the recipe's.
+        ranks: those that share the segments; each must call this.
 
     Raises:
         UserError: the folder holds another recipe's store or is being filled; no text or no model; nothing is left
@@ -59,25 +66,26 @@ def open_live(recipe: Recipe, sites: list[Site], split: Split, store: Path) -> "
     wanted = model_of_store(recipe, store)
     tokenizer = ready_to_pack(recipe, wanted, split)
     # All sites of the recipe: the manifest is of them, whichever SAEs train first.
-    model = load_model(wanted, recipe.activations.sites, pick_device(recipe.device))
+    model = load_model(wanted, recipe.activations.sites, device or pick_device(recipe.device))
     model.probe.refuse_leak(wanted.name, recipe.tokens.documents)
     with tokens_locked(store):
         forget_tail(recipe, split, store)
         index = pack(recipe, tokenizer, split, store, wanted)
     manifest = make_manifest(recipe, split, model, tokenizer, index)
     begin_store(store, recipe, manifest)
-    return LiveRounds(recipe, sites, model, manifest, index["rows"], store)
+    return LiveRounds(recipe, sites, model, manifest, index["rows"], store, ranks or Ranks.alone())
 
 
 class LiveRounds:
-    """Rounds of some sites, made by the model on demand. Memory: `train.live.rows` and up to three segments' rows."""
+    """Rounds of some sites, made by the model on demand. Memory: `train.live.rows` and up to three segments' rows; of
+    several ranks each its share of the first, and one segment more."""
 
-    share = 0, 1
     ahead = False
     """The model and the SAEs share a device: a thread would only make them wait for each other."""
 
     def __init__(self, recipe: Recipe, sites: list[Site], model: LoadedModel, manifest: Manifest,
-                 segment_rows: list[int], store: Path) -> None:
+                 segment_rows: list[int], store: Path, ranks: Ranks) -> None:
+        self.ranks, self.share = ranks, (ranks.index, ranks.count)
         self.recipe = recipe.model_copy(update={"activations": recipe.activations.model_copy(
             update={"sites": sites})})
         self.sites, self.model, self.manifest, self.segment_rows, self.store = (
@@ -86,12 +94,15 @@ class LiveRounds:
         self.device = model.device if live.buffer == "device" else torch.device("cpu")
         self.parts = parts(live.rows, segment_rows)
         self.rounds = rounds_of_parts(len(segment_rows), self.parts)
+        self._round_of = {part: number for number, wanted in enumerate(self.rounds) for part in wanted}
         self.kept = self._keep()
         self.sizes = [sum(int(self._mask(part).sum()) for part in wanted) for wanted in self.rounds]
         self._held: dict[Part, dict[Site, Tensor]] = {}
+        self._begun: set[int] = set()
+        """Segments of this epoch that were run, or of which no part is left."""
         self._next = (0, 0)
-        self._sampled: Round | None = None
-        """The first round, from its use for the mean until it is dealt out."""
+        self._sampled: tuple[Round, Round] | None = None
+        """The first round, whole and this rank's rows, from its use for the mean until it is dealt out."""
 
     @property
     def tokens(self) -> Path:
@@ -105,45 +116,72 @@ class LiveRounds:
             UserError: damaged tokens, or an activation is not finite.
         """
         if self._sampled and (epoch, number) == (0, 0):
-            sampled, self._sampled = self._sampled, None
+            (_, sampled), self._sampled = self._sampled, None
             return sampled
-        if (epoch, number) != self._next:
+        if (epoch, number) != self._next or number == 0:
             self._held.clear()
-        wanted = self.rounds[number]
-        for segment, first in wanted:
-            if (segment, first) not in self._held:
-                self._held |= self._run(segment, first)
-        taken = [self._held.pop(part) for part in wanted]
+            self._begun.clear()
+        rank, ranks = self.share
+        for segment, _ in self.rounds[number]:
+            own = segment - segment % ranks + rank
+            if own < len(self.segment_rows) and own not in self._begun:
+                self._begun.add(own)
+                left = [part for part in range(self.parts) if self._round_of[own, part] >= number]
+                if left:
+                    self._held |= self._run(own, left[0])
+        taken = [self._held.pop(part) for part in self.rounds[number] if part[0] % ranks == rank]
         self._next = (epoch, number + 1) if number + 1 < len(self.rounds) else (epoch + 1, 0)
-        kept = np.flatnonzero(np.concatenate([self._mask(part) for part in wanted]))
-        order = generator(self.recipe.seed, "rows of a live round", epoch, number).permutation(kept)
-        chosen = torch.from_numpy(order).to(self.device)
-        return {site: torch.cat([rows[site] for rows in taken])[chosen] for site in self.sites}
+        order = self._order_of_round(epoch, number)
+        is_own_R = self._owners(number) == rank
+        chosen = torch.from_numpy((np.cumsum(is_own_R) - 1)[order[is_own_R[order]]]).to(self.device)
+        dtype = read_dtype(self.recipe.activations.dtype)
+        return {site: torch.cat([torch.empty(0, self.model.sites.widths[site], dtype=dtype, device=self.device),
+                                 *(rows[site] for rows in taken)])[chosen] for site in self.sites}
 
     def owners(self, epoch: int, number: int) -> np.ndarray:
         """See `Rounds`."""
-        return np.zeros(self.sizes[number], np.int64)
+        return np.asarray(self._owners(number)[self._order_of_round(epoch, number)])
+
+    def _owners(self, number: int) -> np.ndarray:
+        """Which rank has each row of the parts of a round, part after part."""
+        parts = self.rounds[number]
+        return np.repeat([segment % self.ranks.count for segment, _ in parts],
+                         [self._slice(part).stop - self._slice(part).start for part in parts])
+
+    def _order_of_round(self, epoch: int, number: int) -> np.ndarray:
+        """Which of the rows of a round's parts is dealt out first, second and so on."""
+        kept = np.flatnonzero(np.concatenate([self._mask(part) for part in self.rounds[number]]))
+        return generator(self.recipe.seed, "rows of a live round", epoch, number).permutation(kept)
+
+    def _first_round(self) -> Round:
+        """The whole first round, on every rank.
+
+        Raises:
+            UserError: see `read`; a rank that could read its rows raises too if another could not.
+        """
+        if self._sampled is None:
+            with self.ranks.agreed():
+                own = self.read(0, 0, None)
+            owners = None if self.ranks.count == 1 else self.owners(0, 0)
+            self._sampled = {site: self.ranks.gather_dealt(rows, owners) for site, rows in own.items()}, own
+        return self._sampled[0]
 
     def sample_mean(self, site: Site, normalize: Normalize) -> Tensor:
         """The mean over the first round, which is a random sample of the first segments; see `Rounds`."""
-        self._sampled = self._sampled or self.read(0, 0, None)
-        x_BD = normalize_rows(self._sampled[site].float(), normalize)[0]
+        x_BD = normalize_rows(self._first_round()[site].float(), normalize)[0]
         return x_BD.mean(dim=0, dtype=torch.float64).float().cpu()
 
     def median_norm(self, site: Site) -> float:
         """Over the first round; see `Rounds`."""
-        self._sampled = self._sampled or self.read(0, 0, None)
-        return float(self._sampled[site].float().norm(dim=1).median())
+        return float(self._first_round()[site].float().norm(dim=1).median())
 
     def sample(self, site: Site, rows: int) -> Tensor:
         """Rows of the first round; see `Rounds`."""
-        self._sampled = self._sampled or self.read(0, 0, None)
-        return self._sampled[site][:rows].float().cpu()
+        return self._first_round()[site][:rows].float().cpu()
 
     def outliers(self, site: Site, over: float, rows: int) -> Tensor:
         """Outliers among the rows of the first round; see `Rounds`."""
-        self._sampled = self._sampled or self.read(0, 0, None)
-        x_ND = self._sampled[site].float()
+        x_ND = self._first_round()[site].float()
         return x_ND[x_ND.norm(dim=1) > over][:rows].cpu()
 
     def _run(self, segment: int, first: int) -> dict[Part, dict[Site, Tensor]]:
