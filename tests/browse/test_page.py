@@ -180,7 +180,8 @@ def test_proposed_labels_are_compared_and_judged_by_keys(page: Page, port: int, 
     open_page(page, port, f"#/{SAE}/features?sort=score")
     first = page.get_by_test_id("line").first
     expect(first).to_have_attribute("data-feature", "30")
-    expect(first.locator("td.label")).to_have_text("0.93 a guess")
+    expect(first.locator("td.label")).to_have_text("0.93 0.88–0.95 a guess")
+    expect(first.locator("td.label .score")).to_have_attribute("data-tip", re.compile("proposed by some model"))
     open_page(page, port, f"#/{SAE}/features?min_score=0.95")
     expect(page.get_by_test_id("nothing")).to_be_visible()
 

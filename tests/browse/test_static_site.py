@@ -17,6 +17,9 @@ from browser import overflow
 from olmoscope.browse.collection import open_collection
 from olmoscope.browse.export import export_site
 from olmoscope.errors import UserError
+from olmoscope.labelling.labeller import Labelled
+from olmoscope.labelling.proposals import PROPOSALS_FILE, Proposals
+from olmoscope.labelling.scores import Figure, Scores
 
 LABEL = "<b>bold</b> \u202e label"
 
@@ -29,6 +32,10 @@ class _Quiet(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture(scope="module")
 def site(index_folder: Path, port: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ask(port, "PUT", f"/api/{SAE}/label/9", {"label": LABEL, "note": "why"})
+    proposals = Proposals(index_folder / PROPOSALS_FILE, 512)
+    for feature, value in ((40, 0.5), (41, 0.9), (42, None)):
+        figure = None if value is None else Figure(value, value - 0.1, value + 0.1)
+        proposals.add(feature, Labelled("a guess", Scores(figure)), "rules 1", "split")
     return export_site(open_collection(index_folder, None), tmp_path_factory.mktemp("site") / "below").folder
 
 
@@ -56,7 +63,8 @@ def test_the_site_in_a_browser(page: Page, site_port: int, port: int) -> None:
     assert page.get_by_role("link", name="Steer").count() == 0
     assert overflow(page) == 0
     for query in ("sort=max", "search=wo&sort=mean&descending=false", "min_density=0.01&dead=false", "token=is",
-                  "labelled=false&sort=feature"):
+                  "labelled=false&sort=feature", "sort=score", "sort=score&descending=false", "min_score=0",
+                  "min_score=0.8&sort=score"):
         _, wanted, _ = ask(port, "GET", f"/api/{SAE}/features?{query}")
         page.goto(f"http://127.0.0.1:{site_port}/below/#/{SAE}/features?{query}")
         page.reload()

@@ -95,7 +95,8 @@ def test_live_training_under_torchrun_goes_on_after_a_rank_was_killed(job, tmp_p
     live = [*OLMOSCOPE, "train", str(job[1] / "job.yaml"), "--live", "-o"]
     training = subprocess.Popen([*TORCHRUN, *live, str(out)], env=ENVIRONMENT | {"OMP_NUM_THREADS": "1"},
                                 stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    killed_after(out, run_folder(out, spec), 20)
+    wait_for(run_folder(out, spec), 20)
+    os.kill(processes_of(out)[-1], signal.SIGKILL)
     output, errors = training.communicate(timeout=120)
     assert (training.returncode, output) == (0, f"{spec.id}: trained\n"), errors
     made = made_live(settle_recipe(job[0], whole))

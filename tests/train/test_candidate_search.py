@@ -51,12 +51,13 @@ def fresh(candidates: Candidates | None, tied: bool = True) -> Step:
 @pytest.mark.parametrize("tied", [True, False])
 def test_on_ordinary_rows_it_trains_as_the_exact_product_does(tied):
     exact, rough = fresh(None, tied), fresh(Candidates(margin=32), tied)  # more than any product needs here
-    assert steps_on(1.0, 130, exact) == [] == steps_on(1.0, 130, rough)
+    # Longer, the last bits of two processors' products decide which latent is at the k-th place.
+    assert steps_on(1.0, 70, exact) == [] == steps_on(1.0, 70, rough)
     for name, exactly in exact.sae.state_dict().items():
         torch.testing.assert_close(rough.sae.state_dict()[name], exactly, rtol=1e-3, atol=1e-3, msg=name)
     assert rough.take_sums().loss == pytest.approx(exact.take_sums().loss, rel=1e-4)
     checked = rough.candidates.counts[0]
-    assert checked > 8 * module.CHECKED_ROWS * K * 0.9 and rough.candidates.take_found() == 1.0
+    assert checked > 4 * module.CHECKED_ROWS * K * 0.9 and rough.candidates.take_found() == 1.0
     assert rough.candidates.take_found() is None and rough.candidates.margin == 32
 
 

@@ -16,7 +16,7 @@ from starlette.routing import Route
 from olmoscope.browse.about import about_payload, summary_payload
 from olmoscope.browse.collection import Shown, one_of
 from olmoscope.browse.page_files import PageFiles
-from olmoscope.browse.payload import feature_payload, window_payload
+from olmoscope.browse.payload import feature_payload, figure_columns, window_payload
 from olmoscope.browse.requests import (
     ImportBody,
     LabelBody,
@@ -53,9 +53,9 @@ class _Api:
     def features(self, request: Request) -> Response:
         shown, query = self._shown(request), parse_query(request.query_params)
         page = query.listing().page(shown, query.offset, query.limit)
-        labels, scores = shown.label_texts(), shown.label_scores()
+        labels, figures = shown.label_texts(), shown.label_figures()
         return _json({"total": page.total, "lines": [
-            {**vars(line), "label": labels.get(line.feature, ""), "score": scores.get(line.feature)}
+            {**vars(line), "label": labels.get(line.feature, ""), **figure_columns(figures.get(line.feature))}
             for line in page.lines]})
 
     def around(self, request: Request) -> Response:

@@ -18,6 +18,7 @@ from olmoscope.features.read import FeatureIndex, find_indexes
 from olmoscope.features.records import Page
 from olmoscope.features.table import Filters, Sort
 from olmoscope.labelling.proposals import PROPOSALS_FILE, Proposal, Proposals
+from olmoscope.labelling.scores import Figure
 from olmoscope.model.load import pick_device
 from olmoscope.model_source import at_revision
 from olmoscope.progress import console
@@ -77,10 +78,13 @@ class Shown:
         proposed = {number: one.label for number, one in self.best_proposals().items()}
         return proposed | {number: entry.label for number, entry in self.newest_labels().items() if entry.label}
 
-    def label_scores(self) -> dict[int, float]:
-        """The detection AUROC of the best proposal of each feature, where it is known and no person's label counts."""
+    def label_figures(self) -> dict[int, tuple[Figure, str]]:
+        """The detection AUROC of the best proposal of each feature, and who proposes it.
+
+        Left out are features whose AUROC is unknown, and those that a person has labelled.
+        """
         written = {number for number, entry in self.newest_labels().items() if entry.label}
-        return {number: one.scores.detection.value for number, one in self.best_proposals().items()
+        return {number: (one.scores.detection, one.labeller) for number, one in self.best_proposals().items()
                 if one.scores.detection is not None and number not in written}
 
     @property
@@ -126,7 +130,9 @@ class Listing:
         if self.labelled is not None:
             labelled = np.array(sorted(shown.label_texts()), dtype=np.int64)
             filters = replace(filters, among=labelled) if self.labelled else replace(filters, besides=labelled)
-        scores = shown.label_scores() if self.sort == "score" or self.min_score is not None else {}
+        scores: dict[int, float] = {}
+        if self.sort == "score" or self.min_score is not None:
+            scores = {number: figure.value for number, (figure, _) in shown.label_figures().items()}
         if (least := self.min_score) is not None:
             good = [number for number, score in scores.items() if score >= least]
             filters = replace(filters, among=good if filters.among is None else np.intersect1d(filters.among, good))

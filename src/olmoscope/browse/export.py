@@ -20,7 +20,7 @@ import numpy as np
 
 from olmoscope.browse.about import about_payload, summary_payload
 from olmoscope.browse.collection import Shown
-from olmoscope.browse.payload import feature_payload
+from olmoscope.browse.payload import feature_payload, figure_columns
 from olmoscope.browse.security import CONTENT_POLICY
 from olmoscope.errors import UserError
 from olmoscope.features.labels import Entry
@@ -80,12 +80,13 @@ def _write_sae(shown: Shown, folder: Path) -> None:
     count = shown.index.info.sae.d_sae
     parts = -(-count // PER_PART)
     entries, digits = shown.newest_labels(), len(str(parts - 1))
-    labels, scores = shown.label_texts(), shown.label_scores()
+    labels, figures = shown.label_texts(), shown.label_figures()
     write_json(folder / "about.json", {**about_payload(shown), "per_part": PER_PART, "digits": digits})
     lines = shown.index.table(sort="feature", descending=False, limit=count).lines
     columns: dict[str, list[Any]] = {name: [getattr(line, name) for line in lines] for name in _LISTED}
+    proposed = [figure_columns(figures.get(number)) for number in range(count)]
     _write_gzip(folder / "list.json.gz", {**columns, "label": [labels.get(number, "") for number in range(count)],
-                                          "score": [scores.get(number) for number in range(count)]})
+                                          **{name: [one[name] for one in proposed] for name in proposed[0]}})
     with bar(f"exporting {shown.slug}", count, "features") as advance:
         for part in range(parts):
             numbers = range(part * PER_PART, min((part + 1) * PER_PART, count))

@@ -9,6 +9,7 @@ from typing import Any
 
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.records import Example, Feature, Token, TokenLogit, Window
+from olmoscope.labelling.scores import Figure
 
 SHOWN = {"top": 20, "interval": 5, "random": 10}
 """How many examples of each kind a page gets."""
@@ -91,3 +92,11 @@ def _window(window: Window, example: Example, texts: _Texts) -> dict[str, Any]:
         "document": window.document, "source": window.source, "more_before": window.more_before,
         "more_after": window.more_after,
     }
+
+
+def figure_columns(figure: tuple[Figure, str] | None) -> dict[str, Any]:
+    """What the list shows of a proposed label's detection AUROC; null where it is unknown."""
+    if figure is None:
+        return {"score": None, "interval": None, "labeller": None}
+    auroc, labeller = figure
+    return {"score": auroc.value, "interval": [auroc.low, auroc.high], "labeller": labeller}

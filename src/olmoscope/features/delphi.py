@@ -3,13 +3,16 @@
     ROOT/latents/MODULE/START_END.safetensors    locations [N, 3]: window, position, latent - START; activations [N];
                                                  tokens [windows, length]
     ROOT/latents/MODULE/config.json              what Delphi's `CacheConfig` holds, and the model
+    ROOT/explanations/MODULE_latentN.txt         the label of latent N as a JSON string, if it has one
 
 Delphi wants windows of one length. Sequences are cut into windows from their start; what is left at the end of each,
 under one window, is left out, so that short windows lose least. Delphi shows no more of a text than a window.
-Activations are float16 there. Source: eai-delphi 0.1.3, `latents/cache.py` and `latents/loader.py`.
+Activations are float16 there. Source: eai-delphi 0.1.3, `latents/cache.py`, `latents/loader.py` and `__main__.py`.
 """
 
 import itertools
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from safetensors.numpy import save_file
 
 from olmoscope.errors import UserError
 from olmoscope.features.read import FeatureIndex
-from olmoscope.files import atomic_path, write_json
+from olmoscope.files import atomic_path, write_json, write_text
 
 EXAMPLE = 32
 """Tokens of the examples that Delphi cuts windows into by default; a window has a multiple of that."""
@@ -83,6 +86,28 @@ def write_delphi(index: FeatureIndex, root: Path, length: int = EXAMPLE) -> Cach
         "dataset_column": "text", "batch_size": 32, "cache_ctx_len": length, "ctx_len": length,
         "n_tokens": int(tokens_WL.size), "n_splits": splits, "model_name": index.info.model.name})
     return Cache(folder, len(tokens_WL), length, written, index.info.firings - written)
+
+
+def write_explanations(index: FeatureIndex, root: Path, labels: Mapping[int, str]) -> tuple[int, int]:
+    """Write labels, by feature, where Delphi looks for explanations (`--explainer none` scores what is there).
+
+    An explanation with another text stays as it is: Delphi itself may have made it.
+
+    Returns:
+        How many labels are there, and how many explanations were left alone.
+    """
+    folder = root / "explanations"
+    written = kept = 0
+    for feature, label in sorted(labels.items()):
+        path = folder / f"{index.info.sae.site}_latent{feature}.txt"
+        text = json.dumps(label)
+        if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
+            kept += 1
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(path, text)
+        written += 1
+    return written, kept
 
 
 def _windows(index: FeatureIndex, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from olmoscope.errors import UserError
-from olmoscope.features.delphi import write_delphi
+from olmoscope.features.delphi import write_delphi, write_explanations
 from olmoscope.features.documents import write_documents
 from olmoscope.features.neuronpedia import write_neuronpedia
 from olmoscope.features.read import FeatureIndex
+from olmoscope.labelling.that_count import labels_that_count
 from olmoscope.release.transcoder_set import write_set
 from olmoscope.sae.io import dictionary_learning, sparsify
 from olmoscope.sae.io.open import open_sae
@@ -113,8 +114,12 @@ def convert_set(addresses: Sequence[str], folder: Path, site: Site | None = None
 
 def _delphi(index: FeatureIndex, folder: Path, choices: Choices) -> Converted:
     cache = write_delphi(index, folder) if choices.window is None else write_delphi(index, folder, choices.window)
+    written, kept = write_explanations(index, folder, labels_that_count(index))
+    labels = f"; {written:,} labels as explanations" if written else ""
+    if kept:
+        labels += f"; {kept:,} explanations that say something else were left as they are"
     return Converted(cache.folder, f"{cache.firings:,} firings in {cache.windows:,} windows of {cache.length} "
-                     f"tokens; left out are {cache.left_out:,} in the ends of sequences, under one window")
+                     f"tokens; left out are {cache.left_out:,} in the ends of sequences, under one window{labels}")
 
 
 def _neuronpedia(index: FeatureIndex, folder: Path, choices: Choices) -> Converted:

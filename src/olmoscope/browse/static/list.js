@@ -110,7 +110,9 @@ export async function drawList({sae, query, main, current}) {
       on: {click: (event) => event.target.closest("a") || getSelection().toString() || go(address)}},
     h("th.feature", {scope: "row"}, h("a", {href: address}, String(line.feature))),
     h("td.label", {"data-name": "Label"}, typeof line.score === "number" ? h("span.score", {"data-tip":
-      `detection AUROC of a proposed label: ${line.score}`}, `${line.score.toFixed(2)} `) : "",
+      `detection AUROC of a proposed label: ${line.score}\n95% interval: ${line.interval.join(" to ")}\nproposed by ${
+        plain(line.labeller, 80)}`}, line.score.toFixed(2), h("small", ` ${line.interval.map((end) => end.toFixed(2))
+      .join("–")} `)) : "",
     line.label ? h("bdi", plain(line.label, 120)) : h("span.none", "–")),
     h("td.chips", {"data-name": "Prefers"}, dead ? h("span.none", "never fired")
       : line.tokens.slice(0, 4).map((text) => chip(text, {longest: 16}))),

@@ -34,14 +34,15 @@ export class StaticSource {
       if (promoted && !has(list.promoted[place] ?? [], promoted)) continue;
       if (dead !== undefined && (list.rows[place] === 0) !== (dead === "true")) continue;
       if (labelled !== undefined && (list.label[place] !== "") !== (labelled === "true")) continue;
-      if (bounds.some(([key, low, high]) => list[key][place] < Number(low ?? -Infinity)
+      if (bounds.some(([key, low, high]) => list[key][place] === null || list[key][place] < Number(low ?? -Infinity)
         || list[key][place] > Number(high ?? Infinity))) continue;
       found.push(place);
     }
     const column = list[sort];
     if (!column) throw new Error(`The address is wrong: there is no column ${plain(sort, 40)}.`);
-    return found.sort((one, two) => down * (column[one] < column[two] ? -1 : column[one] > column[two] ? 1 : 0)
-      || one - two);
+    const unknown = (place) => Number(column[place] === null);  // last in either direction, as on the live page
+    return found.sort((one, two) => unknown(one) - unknown(two)
+      || down * (column[one] < column[two] ? -1 : column[one] > column[two] ? 1 : 0) || one - two);
   }
 
   async features(sae, query) {
@@ -50,7 +51,7 @@ export class StaticSource {
     const from = Number(query.offset ?? 0);
     const lines = order.slice(from, from + Number(query.limit ?? 50)).map((place) =>
       Object.fromEntries(["feature", "rows", "density", "max", "mean", "tokens", "promoted",
-        "label", "score"].map((key) => [key, list[key][place]])));
+        "label", "score", "interval", "labeller"].map((key) => [key, list[key][place]])));
     return {total: order.length, lines};
   }
 
