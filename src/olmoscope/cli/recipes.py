@@ -48,7 +48,7 @@ def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = N
 
 def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
             worker: WorkerOption = None, ranks: RanksOption = 1) -> None:
-    """Run the model over the text and store its residual stream."""
+    """Run the model over the text and store its activations at the recipe's sites."""
     from olmoscope.activations.store.shares import Worker, parse_worker, worker_from_environment
     from olmoscope.cli import tables
     from olmoscope.cli.processes import by_us, one_tells, start_here
