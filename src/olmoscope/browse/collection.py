@@ -94,7 +94,7 @@ class Shown:
 
     @cached_property
     def densities(self) -> np.ndarray:
-        """Of each feature."""
+        """The density of each feature."""
         table = pq.read_table(self.index.path / "features.parquet", columns=["density"])
         density: np.ndarray = table["density"].to_numpy()
         return density

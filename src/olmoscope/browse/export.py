@@ -42,7 +42,7 @@ class Exported:
     folder: Path
     features: int
     bytes: int
-    """Of the data; the page's own files are 100 kB."""
+    """The size of the data; the page's own files are another 100 kB."""
 
 
 def export_site(collection: dict[str, Shown], out: Path) -> Exported:

@@ -53,7 +53,7 @@ def by_us() -> bool:
 
 @contextlib.contextmanager
 def one_tells() -> Iterator[None]:
-    """Of processes that `start_here` started, and that wait for no other, the first to fail says why.
+    """The first process to fail says why, among those that `start_here` started and that wait for no other.
 
     Raises:
         AnotherRankFailedError: another one has said it.

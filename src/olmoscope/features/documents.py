@@ -66,7 +66,7 @@ def write_documents(index: FeatureIndex, folder: Path) -> Matrix:
 
 def _entries(index: FeatureIndex, document_T: np.ndarray, documents: int
              ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Of what is not 0: document, feature, largest activation and sum; feature by feature."""
+    """The entries that are not 0, feature by feature: document, feature, largest activation and sum."""
     found: list[tuple[np.ndarray, ...]] = [(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0), np.empty(0))]
     with bar("counting", index.info.sae.d_sae, "features") as advance:
         for feature in range(index.info.sae.d_sae):

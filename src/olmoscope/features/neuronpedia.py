@@ -111,7 +111,7 @@ def _newest(index: FeatureIndex) -> dict[int, Entry]:
 
 
 def _unembedding(index: FeatureIndex) -> Unembedding | None:
-    """Of the index's model; None if the index has no promoted tokens either."""
+    """The unembedding of the index's model; None if the index has no promoted tokens either."""
     of = index.info.model
     if index.info.unembedding is None:
         return None

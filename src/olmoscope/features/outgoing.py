@@ -13,7 +13,7 @@ from olmoscope.features.records import Example, Feature
 from olmoscope.sae.io.open import open_sae
 
 HISTOGRAM_BARS = 50
-"""Of the linear histograms that other tools draw."""
+"""Bins of the linear histograms that other tools draw."""
 
 
 @dataclass(frozen=True)

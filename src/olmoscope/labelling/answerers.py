@@ -16,7 +16,7 @@ from olmoscope.labelling.prompts import Prompts, plain_label
 LONGEST_LABEL = 200
 """Characters."""
 EXPLANATION_TOKENS, CHANCE_TOKENS = 80, 24
-"""Of an answer, at most."""
+"""The most tokens of an answer."""
 LOCAL_LABEL_TOKENS = 30
 LOCAL_START = "The marked words are all"
 """What the answer of a model on this machine begins with; the label is how it goes on."""

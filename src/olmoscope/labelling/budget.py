@@ -64,7 +64,7 @@ class Budget:
 
     @property
     def bytes_per_token(self) -> float:
-        """Of prompts, as the server counts them once it has counted enough."""
+        """UTF-8 bytes per token of prompts, as the server counts them once it has counted enough."""
         if self._counted_tokens < KNOWN_AFTER:
             return BYTES_PER_TOKEN
         return self._counted_bytes / self._counted_tokens

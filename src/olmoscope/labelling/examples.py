@@ -42,7 +42,7 @@ class Sample:
     position: int
     """The first token's, in its sequence."""
     places: range
-    """Of its tokens in the corpus."""
+    """The places of its tokens in the corpus."""
     tokens: tuple[str, ...]
     values: tuple[float, ...]
     """The feature's activations; 0 where it is silent."""

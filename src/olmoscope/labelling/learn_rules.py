@@ -22,11 +22,11 @@ MARGIN = 0.02
 LEAST_F1 = 0.1
 """Over the tokens of `choose`: a rule that is worse is no explanation."""
 MOST_TOKENS = 12
-"""Of a set that is named token by token."""
+"""The most tokens of a set that is named token by token."""
 NAMED = 40
 """Tokens of the feature, the most frequent ones, that beginnings, endings and words are taken from."""
 LETTERS = 5
-"""Of a beginning or an ending, at most."""
+"""The most letters of a beginning or an ending."""
 PAIRS = 5
 
 

@@ -181,7 +181,7 @@ class Proposals(Database):
 
 
 def _newest(proposals: Iterable[Proposal]) -> list[Proposal]:
-    """Of each feature, labeller and split the newest."""
+    """The newest proposal of each feature, labeller and split."""
     by_id = sorted(proposals, key=lambda one: one.id)
     return list({(one.feature, one.labeller, one.split): one for one in by_id}.values())
 

@@ -110,9 +110,8 @@ def balanced_accuracy(positive_P: Sequence[float], negative_N: Sequence[float]) 
 
 
 def intruders(positive_P: Sequence[float], negative_N: Sequence[float], group: int = 4) -> Figure | None:
-    """Of groups of `group` positives and one negative, the share in which the negative has the smallest value; a tie
-    counts as
-    its chance. None where there are not enough for one group."""
+    """The share of groups of `group` positives and one negative in which the negative has the smallest value; a tie
+    counts as its chance. None where there are not enough for one group."""
     right, groups = 0.0, min(len(positive_P) // group, len(negative_N))
     for number in range(groups):
         others, mine = positive_P[group * number : group * (number + 1)], negative_N[number]

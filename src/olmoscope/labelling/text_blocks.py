@@ -21,7 +21,7 @@ SHORTEST = 4
 """Shorter blocks, at the ends of documents and sequences, are left out."""
 Part = Literal["learn", "choose", "score"]
 SHARES: dict[Part, float] = {"learn": 0.35, "choose": 0.15, "score": 0.5}
-"""Of the documents."""
+"""The share of the documents in each part."""
 
 
 class TextBlocks:

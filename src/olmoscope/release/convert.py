@@ -18,9 +18,9 @@ from olmoscope.site import Site
 
 WRITERS: Mapping[str, Callable[[Opened, Path], Path]] = {
     "sparsify": sparsify.write, "dictionary-learning": dictionary_learning.write}
-"""Of one SAE, by the tool's name on the package index."""
+"""Writers of one SAE, by the tool's name on the package index."""
 CIRCUIT_TRACER = "circuit-tracer"
-"""Of a set of transcoders, and of the indexes of their features."""
+"""The target for sets of transcoders, and for the indexes of their features."""
 SAELENS_READERS = {
     "saebench": "sae_bench.evals.core.main.multiple_evals or run_eval of another evaluation",
     "sae-probes": "sae_probes.run_sae_evals"}
@@ -135,4 +135,4 @@ def _documents(index: FeatureIndex, folder: Path, _: Choices) -> Converted:
 
 OF_INDEX: Mapping[str, Callable[[FeatureIndex, Path, Choices], Converted]] = {
     "delphi": _delphi, "neuronpedia": _neuronpedia, "documents": _documents}
-"""Of an index."""
+"""Writers of an index, by the tool's name."""

@@ -20,7 +20,7 @@ class Adam:
     """`touched`: only rows of a matrix with an active pair in the batch are updated. The moments of the others
     decay as they should (when they are next touched), but such a row does not drift on with its momentum."""
     moments: Literal["float32", "bfloat16"] = "float32"
-    """Of the matrices; those of the biases are always in the parameters' dtype."""
+    """The dtype of the matrices' moments; those of the biases are always in the parameters' dtype."""
     decoder_rate: float = 1.0
     """The rate of an untied decoder, times the others'."""
     scale_biases: bool = False

@@ -55,7 +55,8 @@ class Trial:
         return codes, rough
 
     def verdict(self) -> Verdict:
-        """Of the steps so far; the least time of each way, for the first call compiles and neighbours only add."""
+        """The verdict of the steps so far, by the least time of each way: the first call compiles, and other processes
+        only add time."""
         exact, candidates = (1e3 * min(times) for times in zip(*self._seconds, strict=True))
         return Verdict(exact, candidates)
 

@@ -44,7 +44,7 @@ class CandidateSearch:
         """Kept on the host; `EXACT` if candidates were given up."""
         self._quantized: Quantized | None = None
         self._k = sae.k
-        """Of how many the last batch was asked."""
+        """The k of the last batch."""
         self.trial: Trial | None = None
         """While it lasts, both ways are timed."""
 

@@ -18,7 +18,7 @@ the gradient to add, each `[B, D_out]`."""
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of one loss: latent j of the decoder gets Σ_b z_bj e_b, of the encoder Σ_b dz_bj u_b."""
+    """The gradients of one loss: latent j of the decoder gets Σ_b z_bj e_b, of the encoder Σ_b dz_bj u_b."""
 
     values_BK: Tensor
     """z; 0 where not active."""

@@ -43,7 +43,7 @@ from olmoscope.train.teams import assign
 from olmoscope.train.trackers import Tracker, TrackerName, open_tracker
 
 FIT_SHARE = 0.9
-"""Of the free memory, what training may take: the rest is for batches on their way, and for what libraries keep."""
+"""The share of the free memory that training may take: the rest is for batches on their way and for libraries."""
 
 
 LOOK_STEPS = 8

@@ -42,7 +42,7 @@ class TrainingMemory:
 
 def training_memory(recipe: Recipe, sae: CoderConfig, width: Callable[[Site], int], kernels: Kernels,
                     ranks: int = 1) -> TrainingMemory:
-    """Of an SAE of a recipe.
+    """The memory that training an SAE of a recipe takes.
 
     Args:
         width: of a site's rows.

@@ -27,7 +27,7 @@ class NestedResidual:
     """How far the reconstructions of all prefixes are off."""
 
     whole: Residual
-    """Of all latents."""
+    """The residual of all latents."""
     dz_BK: Tensor
     """dL/dz; 0 where the value is."""
     e_GBD: list[Tensor]

@@ -109,7 +109,7 @@ class Run:
         self.counts = _Counts()
         """Up to the last line of metrics.jsonl."""
         self.position = START
-        """Of the stream, after the last step."""
+        """The stream's position after the last step."""
         self._seconds_before: float | None = 0.0
         """That the steps before this start took; None if the checkpoint does not say."""
         found = self._newest_checkpoint()

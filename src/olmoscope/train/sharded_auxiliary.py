@@ -28,7 +28,7 @@ class ShardedAuxiliary:
     def __init__(self, settings: SettledAuxiliary, shards: Sequence[Shard], ranks: Ranks, kernels: Kernels) -> None:
         self.settings, self.shards, self.ranks, self.kernels = settings, shards, ranks, kernels
         self._dead: list[int] | None = None
-        """Of each shard of all ranks, how many latents are dead; None: not asked since the last look."""
+        """The number of dead latents of each shard of all ranks; None: not asked since the last look."""
 
     def look(self, tokens: int) -> None:
         """See which latents are dead: they did not fire in the last `dead_window` tokens."""

@@ -75,6 +75,6 @@ class ShardedCandidates:
         return max(self._margins())
 
     def _margins(self) -> list[int]:
-        """Of each shard of all ranks."""
+        """The margin of each shard of all ranks."""
         own = torch.cat([search.margin_1 for search in self.searches])
         return [int(margin) for margin in self.ranks.gather(own).flatten()]

@@ -27,7 +27,7 @@ class ShardedResidual:
     """How far the reconstructions of all prefixes are off."""
 
     loss_B: Tensor
-    """Of all latents: that of each row, float64."""
+    """The loss of each row with all latents, float64."""
     e_BD: Tensor
     """dL/dx̂ of all latents, as if there were no other prefix."""
     e: dict[int, Tensor]
@@ -49,7 +49,7 @@ class ShardedLoss:
         self.stops = prefix_ends(shares, first.latents)
         bounds = shard_bounds(first.latents, first.of)
         self.groups = [groups_between(self.stops, bounds[shard.number], bounds[shard.number + 1]) for shard in shards]
-        """Of each shard."""
+        """The groups of each shard."""
         self.groups_of = groups_of_ranks(self.stops, first.of, ranks.count)
 
     def residual(self, y_BD: Tensor, values: Sequence[Tensor], indices: Sequence[Tensor],
@@ -110,7 +110,7 @@ class ShardedLoss:
         return self.ranks.gather(e_D)[0], None if skip is None else self.ranks.gather(skip)[0]
 
     def _parts(self, values: Sequence[Tensor], indices: Sequence[Tensor]) -> list[Tensor]:
-        """Of each group of this rank its part of the reconstruction, `[B, D]`."""
+        """This rank's part of the reconstruction for each of its groups, `[B, D]`."""
         of_shards = [{group.number: self.kernels.decode(_only(groups, group, values_BK, indices_BK), indices_BK,
                                                         shard.sae.W_dec) for group in groups}
                      for shard, groups, values_BK, indices_BK in zip(self.shards, self.groups, values, indices,

@@ -23,7 +23,7 @@ from olmoscope.recipe.schema import CoderConfig, Recipe
 TrackerName = Literal["wandb", "tensorboard"]
 Line = dict[str, Any]
 PROJECT = "olmoscope"
-"""Of wandb, if the environment variable WANDB_PROJECT names no other."""
+"""The wandb project, unless the environment variable WANDB_PROJECT names another."""
 
 
 class Tracker:

@@ -31,13 +31,13 @@ class Stream:
         """
         self.rounds, self.batch, self.epochs = rounds, batch, epochs
         self.owners: np.ndarray | None = None
-        """Of each row of the last batch, which process has it. None: this one has all."""
+        """The process that has each row of the last batch. None: this one has all."""
         self._epoch = self._number = self._offset = 0
         self._before = [0, *accumulate(rounds.sizes)]
         """Rows of an epoch dealt out before each round."""
         self._current: tuple[tuple[int, int], Round] | None = None
         self._owners: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None
-        """Of the round `_current`: who has each row, and how many rows before it this process has."""
+        """For the round `_current`: the process that has each row, and how many rows before it this one has."""
         self._coming: tuple[tuple[int, int], Future[Round]] | None = None
         self.opened = 0
         """Rounds that it began to use, also those that could not be read."""
@@ -108,7 +108,7 @@ class Stream:
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _shared(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Of a round, who has each row `[R]`, and how many of the rows before it are this process's `[R + 1]`."""
+        """The process that has each row of a round `[R]`, and how many rows before it this one has `[R + 1]`."""
         if self._owners is None or self._owners[0] != (epoch, number):
             owners_R = self.rounds.owners(epoch, number)
             before_R1 = np.concatenate([[0], np.cumsum(owners_R == self.rounds.share[0])])

@@ -33,7 +33,7 @@ class Kept:
     """The rows that training sees."""
 
     masks: list[np.ndarray] | None
-    """Of each segment, bool: whether a row stays. None if all do."""
+    """For each segment, whether each row stays (bool). None if all do."""
     rows: int
     of: int
     dropped: dict[str, float]
