@@ -77,8 +77,8 @@ def test_stopped_on_four_it_goes_on_with_two_one_and_four(rank_pool, job, whole,
 def test_a_segment_that_one_rank_finds_damaged_stops_all_at_the_same_step(rank_pool, job, whole, tmp_path):
     job, store = job
     shutil.copytree(store, tmp_path / "copy")
-    found = rank_pool.run(4, train_recipe, job, store, tmp_path, None, "last", (2, tmp_path / "copy"))
-    said = found.pop(2)
+    found = rank_pool.run(4, train_recipe, job, store, tmp_path, None, "last", (3, tmp_path / "copy"))  # rank 3 has it
+    said = found.pop(3)
     assert found == ["another rank failed"] * 3
     assert re.search(r"segment-000003\.safetensors is damaged .*; run `olmoscope store repair", said), said
     assert [path.name for path in checkpoints(run_folder(tmp_path, job.saes[0]))] == ["step-00000020"]

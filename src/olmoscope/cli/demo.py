@@ -1,5 +1,6 @@
 """The demo: the recipe `tiny` from text to a validated release and labelled features, in a few minutes on a laptop."""
 
+import contextlib
 import resource
 import sys
 from pathlib import Path
@@ -60,15 +61,16 @@ def run_demo(out: Path) -> None:
     release = build_release(out).folder
     index = index_sae(str(run_folder(out, recipe.saes[-1])))
     opened = FeatureIndex(index.folder)
-    proposals = Proposals(index.folder / PROPOSALS_FILE, index.info.sae.d_sae)
     blocks = TextBlocks(opened)
-    labels = label_features(blocks, RuleLabeller(blocks), most_important(opened, LABELLED), proposals)
+    with contextlib.closing(Proposals(index.folder / PROPOSALS_FILE, index.info.sae.d_sae)) as kept:
+        labels = label_features(blocks, RuleLabeller(blocks), most_important(opened, LABELLED), kept)
+        proposals = kept.by(labels.labeller, blocks.identity)
 
     tables.console.print()
     tables.show_stores(collected)
     tables.console.print()
     tables.show_results(recipe, out, [])
-    label_tables.show_labels(index.info.sae.name, labels, proposals.by(labels.labeller, blocks.identity))
+    label_tables.show_labels(index.info.sae.name, labels, proposals)
     tables.console.print(f"Store    {store_folder(out, 'train').parent}\nRuns     {out / 'runs'}\nReport   {report}\n"
                          f"Release  {release}\nIndex    {index.folder}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

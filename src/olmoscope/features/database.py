@@ -68,6 +68,12 @@ class Database:
         assert isinstance(connection, sqlite3.Connection)
         return connection
 
+    def close(self) -> None:
+        """Close this thread's connection; the last one to close leaves nothing beside the file."""
+        if hasattr(self._local, "connection"):
+            self._local.connection.close()
+            del self._local.connection
+
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
         """One transaction: when the block ends, all that it wrote is on the disk; when it raises, nothing is."""

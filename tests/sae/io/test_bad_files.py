@@ -36,7 +36,7 @@ class Module(torch.nn.Module):
     (lambda tree: tree.pop("decoder_linear.bias"), "has an unknown format: it holds decoder_linear.weight, "
                                                    "encoder_linear.bias, encoder_linear.weight; known formats are"),
     (lambda tree: tree.update({"encoder_linear.bias": torch.zeros(3)}),
-     r"encoder_linear.bias is \[3\], and encoder_linear.weight \[48, 16\]: they do not fit together"),
+     r"encoder_linear.bias is \[3\], and encoder_linear.weight is \[48, 16\]: they do not fit together"),
     (lambda tree: tree.update({"decoder_linear.bias": torch.full((16,), torch.nan)}), "holds NaN or inf"),
     (lambda tree: tree.update({"module": Module()}), "was refused: it is a pickle that would execute code of its own"),
 ])
