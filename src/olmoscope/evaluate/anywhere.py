@@ -196,8 +196,8 @@ def refuse_unfit(subjects: Sequence[Opened], model: Model) -> None:
     d_model, _ = width_and_depth(read_config(model), model)
     for subject in subjects:
         if others := sorted({site.model for site in subject.reads if site.model}):
-            raise UserError(f"{subject.name} reads other models too ({', '.join(others)}), but only one model reads a text: "
-                            "evaluate it with its output folder")
+            raise UserError(f"{subject.name} reads other models too ({', '.join(others)}), but only one model reads a "
+                            "text: evaluate it with its output folder")
         refuse_uncentred(subject, model)
         if subject.d_model not in (None, d_model):
             raise UserError(f"{subject.name} reads rows of {subject.d_model} values, those of {model.name} have "
