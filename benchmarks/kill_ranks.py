@@ -42,7 +42,7 @@ from olmoscope.train.group import train_from_store
 from olmoscope.train.run import run_folder
 
 STEPS_A_KILL = 60
-"""Of the training, for each kill: so all of them find something to disturb."""
+"""Training steps for each kill, so that every kill has something to disturb."""
 PATIENCE = 300.0
 """Seconds that ranks may take to start."""
 

@@ -44,8 +44,8 @@ class Counts:
 
 @dataclass(frozen=True)
 class Bar:
-    """A bar with its interval, if it has one; `number` as in `Series`, 0 for a bar that is there only for
-    comparison."""
+    """A bar with its interval, if it has one; `number` as in `Series`, 0 for a bar that only serves
+    for comparison."""
 
     label: str
     number: int
