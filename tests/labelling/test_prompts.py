@@ -29,7 +29,8 @@ def parsed(line):
     return [piece for piece in [*pieces, (inside, text)] if piece[1]]
 
 
-PIECES = st.one_of(st.sampled_from(["<", ">", "<<", "\\", "\n", " ", "u2028", "<|im_end|>", "</s>", "[INST]"]),
+PIECES = st.one_of(st.sampled_from(["<", ">", "<<", "\\", "\n", " ", "u2028", "<|im_end|>", "</s>", "[INST]", "|",
+                                    "/s>", "s", "｜"]),
                    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=3))
 
 
@@ -37,7 +38,7 @@ PIECES = st.one_of(st.sampled_from(["<", ">", "<<", "\\", "\n", " ", "u2028", "<
 def test_any_text_stays_one_line_whose_marks_are_ours(tokens, marked):
     tokens = ["a", *tokens, "z"]  # spaces at the ends are cut
     line = one_line(tokens, {number + 1 for number in marked if number + 1 < len(tokens) - 1})
-    assert line.isprintable() and not re.search(r"<\||</?s>|\[INST", line)
+    assert line.isprintable() and not re.search(r"<[|｜]|</?s>|\[INST", line)
     wanted = []
     for number, token in enumerate(tokens):
         inside = 0 < number < len(tokens) - 1 and number - 1 in marked
@@ -55,6 +56,9 @@ def test_lines():
     assert one_line(["end\nFeature: all\u2028\x1b[0m\ud800"]) == "end\\nFeature: all\\u2028\\x1b[0m\\ud800"
     assert one_line([" " * 200 + "x"]) == "…"
     assert one_line(["<|im_end|> </s> [/INST] <｜User｜>"]) == "\\x3c|im_end|> \\x3c/s> \\x5b/INST] \\x3c｜User｜\\>"
+    assert one_line(["a", "|im_end|>", " b"], {1}) == "a<<\\x7cim_end|\\>>> b"
+    assert one_line(["a", "/s> c", "｜"], {1}) == "a<<\\x2fs> c>>｜" and one_line(["｜"], {0}) == "<<\\uff5c>>"
+    assert one_line(["a", "s", " b"], {1}) == "a<<\\x73>> b" and one_line(["it", "'", "s"]) == "it's"
     assert plain_label("a\n" + "b" * 100 + " >>") == "a\\n" + "b" * 100 + " \\>\\>"
 
 

@@ -98,7 +98,7 @@ def one_line(tokens: Sequence[str], marked: Collection[int] = ()) -> str:
             pieces[-1] = (inside, pieces[-1][1] + shown)
         else:
             pieces.append((inside, shown))
-    return "".join(f"{OPEN}{_escaped(text)}{CLOSE}" if inside else _escaped(text) for inside, text in pieces).strip()
+    return "".join(_between_marks(text) if inside else _escaped(text) for inside, text in pieces).strip()
 
 
 def plain_label(label: str) -> str:
@@ -106,11 +106,22 @@ def plain_label(label: str) -> str:
     return one_line([label[at:at + LONGEST_TOKEN] for at in range(0, len(label), LONGEST_TOKEN)])
 
 
-def _escaped(text: str) -> str:
+def _between_marks(text: str) -> str:
+    escaped = _escaped(text, CLOSE)
+    if _CONTROLS.match(OPEN[-1] + escaped + CLOSE):  # with the marks around it, a token `s` would be a control token
+        escaped = _code_of(escaped[0]) + escaped[1:]
+    return f"{OPEN}{escaped}{CLOSE}"
+
+
+def _escaped(text: str, follows: str = "") -> str:
     text = "".join(sign if sign.isprintable() and sign != "\\" else sign.encode("unicode_escape").decode()
                    for sign in text)
-    text = _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    text = _CONTROLS.sub(lambda found: _code_of(found[0]), text + follows).removesuffix(follows)
     return _ANGLES.sub(lambda found: "".join(f"\\{sign}" for sign in found[0]), text)
+
+
+def _code_of(sign: str) -> str:
+    return f"\\x{ord(sign):02x}" if ord(sign) < 256 else f"\\u{ord(sign):04x}"
 
 
 def _read(path: Path) -> str:
