@@ -87,11 +87,15 @@ def train(out: Path, run: str, levers: Levers) -> TopK:
     """Train a run again, with levers."""
     recipe, spec = recipe_and_coder(out, run)
     rounds, settings, device = rounds_of(out, run), settled(recipe, spec), pick_device("cpu")
+    if levers.space == "read by the model" and settings.axes != "channels":
+        raise SystemExit(f"{run}: the model's metric is along the channels, and this run has train.axes: "
+                         f"{settings.axes}; name a run without")
     with tempfile.TemporaryDirectory() as folder, contextlib.closing(Stream(rounds, settings.batch)) as stream:
         training = Run(recipe, spec, rounds, Path(folder), device)
         x_ND = rounds.sample(spec.site, max(spec.d_sae, SAMPLE))
         if training.ends.sinks is not None:
             x_ND = training.ends.sinks.split(x_ND)[1]
+        x_ND = training.ends.turned(x_ND)
         space = None
         if levers.space == "whitened":
             space = whitened(x_ND)

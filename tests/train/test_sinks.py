@@ -28,7 +28,8 @@ SIZE = 4000.0
 KINDS = {"topk": {"weights": "untied"}, "tied": {}, "batchtopk": {"activation": "batchtopk", "weights": "untied"},
          "jumprelu": {"activation": "jumprelu", "weights": "untied"},
          "matryoshka": {"matryoshka": [0.25], "weights": "untied"},
-         "shards": {"weights": "untied", "train": {"shards": 2}}}
+         "shards": {"weights": "untied", "train": {"shards": 2}},
+         "axes": {"weights": "untied", "train": {"axes": "principal"}}}
 
 
 def direction(width, seed=7):

@@ -157,6 +157,8 @@ def _training(saes: Sequence[SAEPlan]) -> list[str]:
     lines = []
     if decoders := [train.decoder_rate for train in trains if train.decoder_rate != 1]:
         lines.append(f"The decoder's learning rate is {each(decoders)} times the encoder's.")
+    if any(train.axes == "principal" for train in trains):
+        lines.append("Adam works along the principal axes of the rows.")
     if windows := [train.auxiliary.dead_window for train in trains if train.auxiliary]:
         lines.append(f"A latent is revived if it has not fired in {each(windows)} tokens.")
     if any(sae.train.sinks == "auto" and can_have_sinks(sae.sae) for sae in saes):

@@ -85,6 +85,9 @@ class Recipe(StoreRecipe):
             if train.shards > 1 and (refused := _not_in_shards(sae, train)):
                 raise ValueError(f"saes.{number}: train.shards is {train.shards}, {refused}; set train: {{shards: 1}} "
                                  "for this one")
+            if train.axes == "principal" and (len(sae.sites) > 1 or sae.normalize != "none"):
+                raise ValueError(f"saes.{number}: train.axes: principal is for SAEs of one site that do not normalise "
+                                 "rows; set train: {axes: channels} for this one")
             if sae.activation == "groupmax" and train.candidates:
                 raise ValueError(f"saes.{number}.activation: groupmax needs all pre-activations; leave out one of "
                                  "activation: groupmax and train.candidates")
@@ -137,6 +140,8 @@ class Recipe(StoreRecipe):
             del tree["sinks"]
         if train.finish is None:
             del tree["finish"]
+        if train.axes == "channels":
+            del tree["axes"]
         if train.shards == 1:
             del tree["shards"]
         return {"sae": sae.identity(), "train": tree}

@@ -104,6 +104,10 @@ class Train(Frozen):
     """Adam on every row of the dictionary at every step, or only on rows with an active latent in the batch. The latter
     is cheaper if the batch is small, and rows without a gradient do not drift with their momentum, which kills latents
     at high learning rates."""
+    axes: Literal["channels", "principal"] = "channels"
+    """The axes along which Adam scales its steps: the channels, or the principal axes of the rows (train/axes.py).
+    The latter give less error for the same tokens (docs/recipe-study.md); each step then multiplies its rows by a
+    `[d_model, d_model]` matrix. For SAEs of one site, without layer norm."""
     moments: Literal["float32", "bfloat16"] = "float32"
     """The dtype of Adam's moments for the dictionary: bfloat16 (rounded stochastically) halves memory and traffic."""
     order: Literal["shuffled", "reading"] = "shuffled"

@@ -15,7 +15,7 @@ from torch import Tensor
 from olmoscope.errors import UserError
 from olmoscope.files import remove
 from olmoscope.recipe.training import Train
-from olmoscope.sae.io.checkpoint import SINKS, read_sinks, write_checkpoint
+from olmoscope.sae.io.checkpoint import AXES, SINKS, read_axes, read_sinks, write_checkpoint
 from olmoscope.sae.io.checkpoint_file import (
     SHARED,
     is_complete,
@@ -74,7 +74,7 @@ def save_checkpoint(path: Path, step: Step, state: dict[str, Any], ends: Ends | 
         ends: of the coder; None: those of an SAE of one site.
         state: JSON values of the loop's own, given back by `load_checkpoint`.
     """
-    write_checkpoint(path, step.sae, step.activation, step.tensors() | _sinks(ends),
+    write_checkpoint(path, step.sae, step.activation, step.tensors() | _tensors(ends),
                      {"step": step.count, "tokens": step.tokens, "loop": state} | _said(ends))
 
 
@@ -93,7 +93,7 @@ def save_sharded(path: Path, step: ShardedStep, state: dict[str, Any], ends: End
             write_tensors(shard_path(path, shard.number, shards), shard.tensors(), {"step": step.count})
     with step.ranks.agreed():
         if step.ranks.leads:
-            write_checkpoint(path / SHARED, step.shards[0].sae, step.activation, step.shared_tensors() | _sinks(ends),
+            write_checkpoint(path / SHARED, step.shards[0].sae, step.activation, step.shared_tensors() | _tensors(ends),
                              {"step": step.count, "tokens": step.tokens, "shards": shards, "loop": state} | _said(ends))
 
 
@@ -107,6 +107,16 @@ def sinks_of(path: Path) -> Sinks | None:
         return read_sinks(file)
 
 
+def axes_of(path: Path) -> Tensor | None:
+    """The axes along which a checkpoint's SAE is trained; None: along the channels.
+
+    Raises:
+        UserError: damaged file.
+    """
+    with opened_checkpoint(path) as (_, file):
+        return read_axes(file)
+
+
 def scales_of(path: Path) -> tuple[float, ...]:
     """What a checkpoint's coder has the rows of each site read multiplied by.
 
@@ -117,11 +127,13 @@ def scales_of(path: Path) -> tuple[float, ...]:
         return tuple(metadata.get("scales", (1.0,)))
 
 
-def _sinks(ends: Ends | None) -> dict[str, Tensor]:
-    """The tensors of the sinks, if there are any."""
-    if ends is None or ends.sinks is None:
+def _tensors(ends: Ends | None) -> dict[str, Tensor]:
+    """The tensors of the sinks and of the axes, if there are any."""
+    if ends is None:
         return {}
-    return {f"{SINKS}.{name}": tensor for name, tensor in ends.sinks.tensors().items()}
+    sinks = {} if ends.sinks is None else ends.sinks.tensors()
+    axes = {} if ends.axes_DD is None else {AXES: ends.axes_DD}
+    return {f"{SINKS}.{name}": tensor for name, tensor in sinks.items()} | axes
 
 
 def _said(ends: Ends | None) -> dict[str, Any]:

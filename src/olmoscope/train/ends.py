@@ -9,12 +9,15 @@ are first multiplied by a number for each site: a transcoder's by what brings th
 crosscoder's by what brings all sites to one size. The size is the median row's, so outliers do not count. Checkpoints
 say the numbers, and reading a coder folds them into its weights (sae/scales.py).
 
+With `train.axes: principal` an SAE's rows are turned into their principal axes (train/axes.py); checkpoints hold these
+axes, and reading folds them in, too (sae/axes.py).
+
 Shapes: B rows, D width of all sites read, D_out width of the site written.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,6 +39,9 @@ class Ends:
     """What the rows of each site read are multiplied by."""
     sinks: Sinks | None = None
     """What is taken out of the rows before the trained latents see them; only SAEs of one site have any."""
+    axes_DD: Tensor | None = None
+    """The orthogonal matrix by which rows are multiplied; only SAEs of one site have any. None: rows stay as they are.
+    """
 
     @property
     def is_transcoder(self) -> bool:
@@ -55,9 +61,21 @@ class Ends:
         """
         if self.is_plain:
             x_BD = batch[self.reads[0]]
-            return (x_BD, None) if self.sinks is None else self.sinks.split(x_BD.float())
+            if self.sinks is None:
+                return self.turned(x_BD), None
+            x_BD, target_BD = self.sinks.split(x_BD.float())
+            return self.turned(x_BD), self.turned(target_BD)
         x_BD = self.joined([batch[site] for site in self.reads])
         return x_BD, batch[self.writes[0]].float() if self.is_transcoder else None
+
+    def turned(self, rows: Tensor) -> Tensor:
+        """Rows (or a mean) along the axes, `[..., D]`."""
+        return rows if self.axes_DD is None else rows.float() @ self.axes_DD
+
+    def to(self, device: torch.device) -> "Ends":
+        """The same on another device."""
+        return replace(self, sinks=None if self.sinks is None else self.sinks.to(device),
+                       axes_DD=None if self.axes_DD is None else self.axes_DD.to(device))
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
         """Rows (or a mean) of the sites read, scaled, one site beside the other."""
@@ -65,7 +83,7 @@ class Ends:
 
 
 def ends_of(spec: CoderConfig, widths: Mapping[Site, int], scales: Sequence[float],
-            sinks: Sinks | None = None) -> Ends:
+            sinks: Sinks | None = None, axes_DD: Tensor | None = None) -> Ends:
     """The ends of a coder of a recipe.
 
     Args:
@@ -73,7 +91,8 @@ def ends_of(spec: CoderConfig, widths: Mapping[Site, int], scales: Sequence[floa
         scales: of each site read.
     """
     reads = tuple(spec.reads)
-    return Ends(reads, tuple(spec.writes or reads), tuple(widths[site] for site in reads), tuple(scales), sinks)
+    return Ends(reads, tuple(spec.writes or reads), tuple(widths[site] for site in reads), tuple(scales), sinks,
+                axes_DD)
 
 
 def scales_for(spec: CoderConfig, widths: Mapping[Site, int],

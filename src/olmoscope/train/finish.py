@@ -155,10 +155,11 @@ class ModelLoss:
     Args:
         writes: the site that the coder writes.
         kl: how hard it pulls beside the error.
+        axes_DD: the axes of that site, if the coder is trained along such (train/axes.py).
     """
 
-    def __init__(self, reader: SequenceReader, writes: Site, kl: float) -> None:
-        self.reader, self.writes, self.kl = reader, writes, kl
+    def __init__(self, reader: SequenceReader, writes: Site, kl: float, axes_DD: Tensor | None = None) -> None:
+        self.reader, self.writes, self.kl, self.axes_DD = reader, writes, kl, axes_DD
 
     def pull(self, read: Read, xhat_BD: Tensor, y_BD: Tensor, e_BD: Tensor) -> Tensor:
         """The gradient to add to that of the error, `[B, D]`; see `gradients.Pull`. All ranks must ask.
@@ -169,11 +170,16 @@ class ModelLoss:
                 stays as it is: only `xhat_BD - y_BD` counts.
         """
         ranks, others = self.reader.ranks, len(y_BD) - sum(read.sizes)
-        mine_RD = torch.split((xhat_BD - y_BD)[others:], read.sizes)[ranks.index]
+        off_RD = (xhat_BD - y_BD)[others:]
+        if self.axes_DD is not None:
+            off_RD = off_RD @ self.axes_DD.T
+        mine_RD = torch.split(off_RD, read.sizes)[ranks.index]
         off = torch.split(mine_RD, [len(batch.real_R) for batch, _ in read.passes])
         own = [self._gradient(batch, reading, off_RD).to(e_BD.dtype)
                for (batch, reading), off_RD in zip(read.passes, off, strict=True)]
         g_RD = ranks.gather_some(torch.cat([e_BD[:0], *own]), read.sizes)
+        if self.axes_DD is not None:
+            g_RD = g_RD @ self.axes_DD
         scale = float(e_BD[others:].norm() / g_RD.norm().clamp_min(torch.finfo(g_RD.dtype).tiny))
         return torch.cat([torch.zeros_like(e_BD[:others]), self.kl * scale * g_RD])
 

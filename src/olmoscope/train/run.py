@@ -9,7 +9,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,9 +32,11 @@ from olmoscope.sae.sinks import Sinks
 from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
 from olmoscope.train.adam import Adam
+from olmoscope.train.axes import axes_at
 from olmoscope.train.candidate_trial import TRIAL_STEPS, Verdict
 from olmoscope.train.candidates import CandidateSearch
 from olmoscope.train.checkpoint import (
+    axes_of,
     checkpoint_path,
     checkpoints,
     is_kept,
@@ -116,11 +118,10 @@ class Run:
         self.ends = self._ends(found)
         if self.ranks.leads:
             write_text(folder / "recipe.yaml", recipe.to_yaml())
-        self.model_loss = (ModelLoss(reader, self.ends.writes[0], self.settings.finish.kl)
-                           if reader and self.settings.finish else None)
         self.step = self._fresh_step(device, bool(found))
-        if self.ends.sinks is not None:
-            self.ends = replace(self.ends, sinks=self.ends.sinks.to(device))
+        self.ends = self.ends.to(device)
+        self.model_loss = (ModelLoss(reader, self.ends.writes[0], self.settings.finish.kl, self.ends.axes_DD)
+                           if reader and self.settings.finish else None)
         if found:
             self._load(found)
         self._begin_trial()
@@ -245,12 +246,13 @@ class Run:
         return checkpoint_path(self.folder, step, self.settings.shards) if step else None
 
     def _ends(self, found: Path | None) -> Ends:
-        """The sites, with the scales of the last checkpoint, or with new ones."""
+        """The sites, with the scales, sinks and axes of the last checkpoint, or with new ones."""
         widths = {site: self.rounds.manifest.width(site) for site in self.spec.sites}
         if found:
-            return ends_of(self.spec, widths, scales_of(found), sinks_of(found))
-        return ends_of(self.spec, widths, scales_for(self.spec, widths, self.rounds.median_norm),
-                       sinks_at(self.rounds, self.spec) if self.settings.sinks == "auto" else None)
+            return ends_of(self.spec, widths, scales_of(found), sinks_of(found), axes_of(found))
+        sinks = sinks_at(self.rounds, self.spec) if self.settings.sinks == "auto" else None
+        return ends_of(self.spec, widths, scales_for(self.spec, widths, self.rounds.median_norm), sinks,
+                       axes_at(self.rounds, self.spec.site, sinks) if self.settings.axes == "principal" else None)
 
     def _fresh_step(self, device: torch.device, replaced: bool) -> Step | ShardedStep:
         """What training begins with.
@@ -286,7 +288,7 @@ class Run:
         """The coder that training begins with, of so many latents; see `_fresh_step`."""
         spec, ends = self.spec, self.ends
         means = [self._mean(site, replaced) for site in ends.reads]
-        mean_D = (means[0] if ends.is_plain else ends.joined(means)).to(device)
+        mean_D = (ends.turned(means[0]) if ends.is_plain else ends.joined(means)).to(device)
         if ends.is_transcoder:
             return initialize_transcoder(latents, spec.k, mean_D, self._mean(ends.writes[0], replaced).to(device),
                                          self.settings.seed, spec.default_id, skip=spec.skip)

@@ -3,6 +3,7 @@
     W, or W_enc and W_dec, b_latent, b_pre     the parameters, as `SparseCoder.state_dict` names them; a transcoder has
                                                b_in, b_out and perhaps W_skip instead of b_pre
     sinks.directions_SD, ...                   for an SAE with latents for attention sinks (sae/sinks.py)
+    axes                                       for an SAE that is trained along principal axes (sae/axes.py)
     ACTIVATION.threshold or .log_threshold     the threshold, if the rule has one (`THRESHOLDS`)
 
 checkpoint_file.py describes their layout on disk. All other tensors are the trainer's own (train/checkpoint.py). The
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from olmoscope.errors import UserError
+from olmoscope.sae.axes import fold_axes
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.checkpoint_file import opened_checkpoint, write_tensors
 from olmoscope.sae.scales import fold_scales
@@ -31,6 +33,9 @@ PARAMETERS = ("W", "W_enc", "W_dec", "b_latent", "b_pre", "b_in", "b_out", "W_sk
 
 SINKS = "sinks"
 """Prefix of the names of the tensors for the sinks' latents."""
+
+AXES = "axes"
+"""The name of the axes along which an SAE is trained."""
 
 THRESHOLDS = {"batchtopk": "threshold", "jumprelu": "log_threshold"}
 """The name of a rule's threshold: one threshold for all latents, or the logarithm of each latent's."""
@@ -80,6 +85,7 @@ def read_checkpoint(path: Path) -> TopK | JumpReLU:
         sae = kind.from_state_dict(parameters, k=metadata["k"], normalize=metadata["normalize"],
                                    transcoder=metadata.get("transcoder", False))
         sae = fold_scales(sae, metadata.get("scales", []), metadata.get("widths", []))
+        sae = fold_axes(sae, read_axes(file))
         trained, sinks = sae.d_sae, read_sinks(file)
         sae = fold_sinks(sae, sinks)
         if activation not in THRESHOLDS:
@@ -109,3 +115,8 @@ def read_sinks(file: Any) -> Sinks | None:
     """The sinks in an open checkpoint; None if its SAE has none."""
     names = [name for name in file.keys() if name.startswith(f"{SINKS}.")]  # noqa: SIM118  (the file is no mapping)
     return Sinks(**{name.removeprefix(f"{SINKS}."): file.get_tensor(name) for name in names}) if names else None
+
+
+def read_axes(file: Any) -> Tensor | None:
+    """The axes in an open checkpoint; None if its SAE is trained along the channels."""
+    return file.get_tensor(AXES) if AXES in set(file.keys()) else None
