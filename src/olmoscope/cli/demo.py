@@ -17,6 +17,7 @@ from olmoscope.pipeline import (
     Stopwatch,
     collect_stores,
     evaluate_saes,
+    release_saes,
     report_saes,
     settle_recipe,
     store_folder,
@@ -25,7 +26,6 @@ from olmoscope.pipeline import (
 from olmoscope.progress import console
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import Recipe
-from olmoscope.release.build import build_release
 from olmoscope.text.standard_library import write_corpus
 from olmoscope.train.derived import batch_of
 from olmoscope.train.run import run_folder
@@ -58,7 +58,7 @@ def run_demo(out: Path) -> None:
     collected = collect_stores(recipe, out)
     fresh = [fresh for _, fresh in train_saes(recipe, out, [])] + [fresh for _, fresh in evaluate_saes(recipe, out, [])]
     report = report_saes(recipe, out)[-1]
-    release = build_release(out).folder
+    release = release_saes(out).folder
     index = index_sae(str(run_folder(out, recipe.saes[-1])))
     opened = FeatureIndex(index.folder)
     blocks = TextBlocks(opened)

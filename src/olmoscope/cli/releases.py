@@ -85,8 +85,8 @@ def release(
 ) -> None:
     """Gather all SAEs of a recipe into a release folder: weights, figures, checksums, model card."""
     from olmoscope.cli.release_tables import show_comparison
+    from olmoscope.pipeline import release_saes
     from olmoscope.release.announce import write_announcements
-    from olmoscope.release.build import build_release
     from olmoscope.release.manifest import read_manifest
     from olmoscope.release.on_hub import compare, local_paths, repo_and_revision
     from olmoscope.release.push import push as upload
@@ -100,7 +100,7 @@ def release(
     repo, revision = (None, None) if address is None else repo_and_revision(address)
     if push is not None and revision is not None:
         raise UserError(f"an upload goes to the main branch: --push {repo}, and --tag {revision} for a name")
-    built = build_release(out, repo)
+    built = release_saes(out, repo)
     say(f"{built.folder}: {len(built.saes)} SAEs {written(built.written)}")
     if push is not None and (paths := local_paths(built.folder)):
         say(f"note: the release tells everybody these paths of this machine: {', '.join(paths)}. Where the language "
