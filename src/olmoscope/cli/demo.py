@@ -32,16 +32,16 @@ from olmoscope.train.run import run_folder
 from olmoscope.units import format_seconds
 
 OTHER_STAGES = 0.35
-"""What evaluation, release and index take, as a share of collection and training; measured on two machines."""
+"""The time of evaluation, release and index, as a share of collection and training; measured on two machines."""
 LABELLED = 100
-"""Features that get a label by a rule."""
+"""How many features get a label by a rule."""
 FIXED_SECONDS = 15
-"""Imports, and compiling what the index needs, where that was never done."""
+"""The time for imports and for compiling what the index needs, if that was never done."""
 
 
 def run_demo(out: Path) -> None:
-    """Write the corpus, collect, train, evaluate, release, index the deepest SAE and label its most telling features;
-    what is there already is kept.
+    """Write the corpus, collect, train, evaluate, release, index the deepest SAE and label its most telling features.
+    What is there already is kept.
 
     Raises:
         UserError: see the stages.
@@ -83,7 +83,7 @@ def run_demo(out: Path) -> None:
 
 
 def _say_how_long(recipe: Recipe) -> None:
-    """Time a batch and a few steps, and say how long the whole will take here."""
+    """Time a batch and a few steps, and say how long the demo will take on this machine."""
     rates = measure(recipe, batches=1, steps=2)
     tokens = recipe.tokens.count + recipe.tokens.held_out
     steps = -(-recipe.tokens.count // batch_of(recipe, recipe.train)) * len(recipe.saes)
