@@ -30,6 +30,7 @@ def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")
 def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
          measure: Annotated[bool, typer.Option(
              "--measure", help="Time a few batches and training steps here, and say how many hours it takes.")] = False,
+         store: Annotated[Path | None, typer.Option("--store", help="As for `train`: no store is made.")] = None,
          ranks: Annotated[int, typer.Option("--ranks", metavar="N", min=1, help=(
              "Say how N processes would share the training, what memory each needs, and how much it sends."))] = 1,
          ) -> None:
@@ -41,7 +42,7 @@ def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = N
     from olmoscope.recipe.load import find_recipe
 
     resolved, folder = find_recipe(recipe, out, form, changes or ())
-    made = make_plan(resolved, folder, measure_rates(resolved) if measure else None, ranks)
+    made = make_plan(resolved, folder, measure_rates(resolved) if measure else None, ranks, store)
     tables.show_plan(made)
     refuse_full_disk(made, folder)
 
