@@ -5,13 +5,14 @@ called again. The commands are in cli/, the stages themselves in pipeline.py.
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from olmoscope.activations.collect.run import Collected
 from olmoscope.activations.store.shares import parse_worker, worker_from_environment
-from olmoscope.distributed.launch import join
+from olmoscope.distributed.launch import World, join
 from olmoscope.errors import UserError
 from olmoscope.evaluate import anywhere
 from olmoscope.evaluate.behaviour import NOTHING_MORE, Behaviour
@@ -132,36 +133,101 @@ def evaluate(saes: str | Path | Sequence[str | Path], *, only: Sequence[str] = (
         layers.3 4096 True True True
         layers.7 4096 True True True
     """
-    named = [str(saes)] if isinstance(saes, str | Path) else [str(one) for one in saes]
+    job = evaluation_job([str(saes)] if isinstance(saes, str | Path) else [str(one) for one in saes], only=only,
+                         text=text, tokens=tokens, model=model, dtype=dtype, site=site, batch_tokens=batch_tokens,
+                         bos=bos, behaviour=behaviour, out=out, stability=stability)
+    return [read_evaluation(one.folder / EVALUATION) for one in job.run(join()).saes]
+
+
+@dataclass(frozen=True)
+class EvaluationJob:
+    """Which SAEs to evaluate, and how; `evaluation_job` has checked it.
+
+    Attributes:
+        saes: their addresses; with a recipe, its output folder.
+        only: ids of some SAEs of the recipe.
+        recipe: says how to evaluate the SAEs of an output folder; None for SAEs from anywhere.
+        options: say how to evaluate SAEs from anywhere.
+        behaviour: what else to measure.
+        stability: whether to compare the SAEs that differ only in the seed.
+    """
+
+    saes: list[str]
+    only: list[str]
+    recipe: Recipe | None
+    options: anywhere.Options
+    behaviour: Behaviour
+    stability: bool
+
+    def run(self, world: World, tell: Callable[[str], object] = lambda line: None) -> "EvaluationDone":
+        """Evaluate the SAEs and write the reports. All processes must call this.
+
+        Args:
+            tell: is given a line for each SAE and each pair of seeds, in the first process.
+        """
+        leads = world.ranks.leads
+        if self.recipe is None:
+            saes = anywhere.evaluate_anywhere(self.saes, self.options, world)
+        else:
+            folder = Path(self.saes[0])
+            saes = [anywhere.Evaluated(sae.id, run_folder(folder, sae), fresh) for sae, fresh in
+                    evaluate_saes(self.recipe, folder, self.only, self.behaviour, world)]
+        with world.ranks.agreed():
+            if not leads:
+                return EvaluationDone(saes, [])
+            for one in saes:
+                where = f", {one.folder}" if self.recipe is None else ""
+                tell(f"{one.name}: " + (f"evaluated{where}" if one.fresh else "evaluated before, nothing to do"))
+            if self.recipe is None:
+                return EvaluationDone(saes, write_reports([one.folder for one in saes], self.options.out))
+            for pair, fresh in compare_seeds(self.recipe, folder) if self.stability else ():
+                tell(f"{pair.runs[0]}, {pair.runs[1]}: "
+                     + ("compared" if fresh else "compared before, nothing to do"))
+            return EvaluationDone(saes, report_saes(self.recipe, folder))
+
+
+@dataclass(frozen=True)
+class EvaluationDone:
+    """The evaluated SAEs, and in the first process the reports, of which the last one has all SAEs."""
+
+    saes: list[anywhere.Evaluated]
+    reports: list[Path]
+
+
+def evaluation_job(saes: list[str], *, only: Sequence[str] = (), text: str | Path | None = None,
+                   tokens: int | None = None, model: str | Path | None = None,
+                   dtype: Literal["auto", "bfloat16", "float32"] | None = None, site: Site | str | int | None = None,
+                   batch_tokens: int | None = None, bos: bool | None = None, behaviour: Behaviour = NOTHING_MORE,
+                   out: str | Path | None = None, stability: bool = False,
+                   spelled: Callable[[str], str] = str) -> EvaluationJob:
+    """Check what `evaluate` was asked; its arguments.
+
+    Args:
+        spelled: how the user spells the name of an argument, for messages.
+
+    Raises:
+        UserError: arguments that exclude each other or do nothing; or a damaged recipe.
+    """
+    here = is_output_folder(saes)
+    if stability and (only or not here or not text is model is out is None):
+        raise UserError(f"{spelled('stability')} compares all seeds of an output folder's settings; give one output "
+                        f"folder, and no {spelled('only')}, {spelled('text')}, {spelled('model')} or {spelled('out')}")
     settings = {"site": site, "tokens": tokens, "dtype": dtype, "batch_tokens": batch_tokens, "bos": bos}
-    if stability and (only or not is_output_folder(named) or not text is model is out is None):
-        raise UserError("stability compares all seeds of an output folder's settings; give one output folder, and no "
-                        "only, text, model or out")
-    world = join()
-    if is_output_folder(named) and text is model is out is None:
-        if idle := [name for name, value in settings.items() if value is not None]:
-            raise UserError(f"{idle[0]} does nothing here: the SAEs of {named[0]} are evaluated as its recipe says; "
-                            "give a text (or the output folder again, as text) to evaluate them otherwise")
-        recipe, folder = find_recipe(named[0])
-        evaluated = [run_folder(folder, sae) for sae, _ in evaluate_saes(recipe, folder, list(only), behaviour, world)]
-        with world.ranks.agreed():
-            if stability and world.ranks.leads:
-                list(compare_seeds(recipe, folder))
-            if world.ranks.leads:
-                report_saes(recipe, folder)
-    else:
-        if only:
-            raise UserError("only is for the SAEs of one output folder; name the SAEs themselves instead")
-        given = {name: value for name, value in settings.items() if value is not None and name != "site"}
-        options = anywhere.Options(
-            Path(out or "evaluation"), None if text is None else str(text), model=None if model is None else str(model),
-            site=None if site is None else Site.parse(site), behaviour=behaviour,
-            **given)  # type: ignore[arg-type]
-        evaluated = [one.folder for one in anywhere.evaluate_anywhere(named, options, world)]
-        with world.ranks.agreed():
-            if world.ranks.leads:
-                write_reports(evaluated, options.out)
-    return [read_evaluation(folder / EVALUATION) for folder in evaluated]
+    given = {name: value for name, value in settings.items() if value is not None}
+    by_recipe = here and text is model is out is None
+    if by_recipe and given:
+        raise UserError(f"{spelled(next(iter(given)))} does nothing here: the SAEs of {saes[0]} are evaluated as its "
+                        f"recipe says; give {spelled('text')} (a text, or the output folder again) to evaluate them "
+                        "otherwise")
+    if only and not by_recipe:
+        raise UserError(f"{spelled('only')} is for the SAEs of one output folder; name the SAEs themselves instead")
+    if site is not None:
+        given["site"] = Site.parse(site)
+    options = anywhere.Options(Path(out or "evaluation"), None if text is None else str(text),
+                               model=None if model is None else str(model), behaviour=behaviour,
+                               **given)  # type: ignore[arg-type]
+    recipe = find_recipe(saes[0])[0] if by_recipe else None
+    return EvaluationJob(saes, list(only), recipe, options, behaviour, stability)
 
 
 def is_output_folder(saes: Sequence[str]) -> bool:

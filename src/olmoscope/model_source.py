@@ -150,12 +150,8 @@ def base_of(model: Model) -> Model | None:
 
 def alone(model: Model) -> Model:
     """The model at its own revision: for an adapter, without the revision of its base."""
-    return model.model_copy(update={"revision": _own_revision(model)})
-
-
-def _own_revision(model: Model) -> str | None:
     pair = PAIR.fullmatch(model.revision or "")
-    return model.revision if pair is None else pair[1] or None
+    return model if pair is None else model.model_copy(update={"revision": pair[1] or None})
 
 
 def _adapter_config(model: Model) -> Path | None:

@@ -44,7 +44,10 @@ from olmoscope.model.load import pick_device
 from olmoscope.model.splice import load_causal_lm
 from olmoscope.model_source import at_revision
 from olmoscope.progress import bar
+from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import SPLITS, CoderConfig, Model, Recipe, Split
+from olmoscope.release.build import Built, build_release
+from olmoscope.release.card import CARD
 from olmoscope.release.validate import Validation, validate
 from olmoscope.sae.io.checkpoint import read_alive
 from olmoscope.sae.io.open import open_sae
@@ -292,7 +295,15 @@ def report_saes(recipe: Recipe, out: Path) -> list[Path]:
     if study.compares:
         write_study(out / STUDY, study)
     runs = [run for sae in recipe.saes if ((run := run_folder(out, sae)) / EVALUATION).exists()]
-    return write_reports(runs, out, study if study.compares else None)
+    card = out / "release" / CARD
+    return write_reports(runs, out, study if study.compares else None, card if card.is_file() else None)
+
+
+def release_saes(out: Path, repo: str | None = None) -> Built:
+    """Build the release (`build_release`), then write the reports again: now they link to its model card."""
+    built = build_release(out, repo)
+    report_saes(load_recipe(str(out / "recipe.yaml")), out)
+    return built
 
 
 def finished(run: Path, sae: CoderConfig) -> dict[str, Any]:

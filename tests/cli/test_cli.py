@@ -168,6 +168,8 @@ def test_stages_out_of_order_and_damage(run, fails, job, tmp_path):
     for option in (("--site", 3), ("--tokens", 5000), ("--dtype", "float32"), ("--batch-tokens", 5), ("--no-bos",)):
         message = fails("evaluate", out, *option)
         assert option[0] in message and "does nothing here" in message
+    assert "no --only, --text, --model or --out" in fails("evaluate", out, "--stability", "--text", out)
+    assert "--only is for the SAEs of one output folder" in fails("evaluate", out, "--only", "a", "--text", out)
     assert "--tokens is for --text" in fails("index", out, "--tokens", 5)
     assert "not" in fails("release", out)
     assert "the recipe has no SAE 'layer_9'" in fails("train", out, "--only", "layer_9")

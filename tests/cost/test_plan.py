@@ -169,6 +169,19 @@ def test_what_is_there_needs_no_more_room(tmp_path):
     assert after.present_bytes == pytest.approx(before.store_bytes, rel=0.05)
 
 
+def test_a_store_elsewhere_takes_no_room(tmp_path):
+    job = recipe(write_documents(tmp_path / "corpus").parent)
+    collect_stores(job, tmp_path / "first")
+    alone, shared = plan(job, tmp_path / "out"), plan(job, tmp_path / "out", elsewhere=tmp_path / "first")
+    assert alone.disk_bytes - shared.disk_bytes == alone.store_bytes > 0
+    assert "has not been tried" in alone.verdict and "first" in shared.verdict
+    job_path = tmp_path / "job.yaml"
+    job_path.write_text(job.to_yaml())
+    done = run_plan(job_path, "--out", tmp_path / "out", "--store", tmp_path / "nothing")
+    assert done.returncode == 1
+    assert "--store" in done.stderr and "there is no training store" in " ".join(done.stderr.split())
+
+
 def test_a_full_disk_is_refused(tmp_path):
     planned = plan(load_recipe("tiny", overrides=["tokens.count=10000000000000"]), tmp_path)
     assert planned.missing_bytes > 0

@@ -7,10 +7,11 @@ import re
 import pytest
 
 from browser import overflow, violations
+from commands import run_forked
 from helpers import recipe, write_documents
 from olmoscope.errors import UserError
 from olmoscope.evaluate.cards import Shown
-from olmoscope.evaluate.report import REPORT, report_of_folders, report_page, write_report
+from olmoscope.evaluate.report import REPORT, report_of_folders, report_page, write_report, write_reports
 from olmoscope.pipeline import collect_stores, evaluate_saes, report_saes, train_saes
 
 HOSTILE = "</title><img src=x onerror=alert(1)><script>alert(2)</script>{{ 7 * 7 }} & \"quoted\" " + "wide" * 40
@@ -58,6 +59,29 @@ def number(text):
     """The value at the head of a cell's text."""
     value = float(re.match(r"[-\d.,e]+", text)[0].replace(",", ""))
     return value / 100 if "%" in text.split("\n")[0] else value
+
+
+def test_reports_lead_to_each_other_and_to_the_page_of_features(page, out, runs, monkeypatch):
+    page.goto((out / REPORT).as_uri())
+    assert page.get_by_test_id("links").locator("a").count() == 0, "there is no release"
+    links = page.get_by_test_id("overview").locator("a")
+    assert [link.inner_text() for link in links.all()] == ["layer_01/width_512/topk_8_raw",
+                                                          "layer_07/width_512/topk_8_layernorm"]
+    links.last.click()
+    assert page.url == (runs[1] / REPORT).as_uri()
+    page.get_by_role("link", name="All SAEs side by side").click()
+    assert page.url == (out / REPORT).as_uri()
+    commands = page.get_by_test_id("links").locator("code").all_inner_texts()
+    assert commands == ["olmoscope index .", "olmoscope browse ."]
+    monkeypatch.chdir(runs[1])
+    assert run_forked("index", ".").returncode == 0
+    assert (runs[1] / "index" / "manifest.json").is_file()
+
+
+def test_a_report_outside_an_output_folder_has_no_commands_and_links_to_nothing(tmp_path, runs):
+    (tmp_path / "evaluation.json").write_bytes((runs[0] / "evaluation.json").read_bytes())
+    [path] = write_reports([tmp_path], tmp_path)
+    assert "<a " not in path.read_text() and "olmoscope browse" not in path.read_text()
 
 
 @pytest.mark.parametrize(("width", "dark"), LOOKS)

@@ -143,6 +143,6 @@ def test_a_store_of_another_revision_is_refused(job, undisturbed, tmp_path, monk
     manifest = json.loads((store / "manifest.json").read_text())
     manifest["model"]["revision"] = "another"
     (store / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"was trained on activations with model revision sha256:\w+, now they have "
+    with pytest.raises(UserError, match=r"was trained on activations with model revision sha256:\w+, but now they have "
                                         "another; choose another --out"):
         list(train_from_store(job, job.saes, open_store(store), out))

@@ -74,6 +74,20 @@ def test_topk_over_several_chunks_of_rows(kernels, monkeypatch):
     check_topk(u_BD, W_FD, b_F, 9, kernels.encode_topk(u_BD, W_FD, b_F, 9))
 
 
+def test_all_values_but_zero_are_active(kernels):
+    """NaN among them: it must reach the loss and the weights, where it is seen."""
+    values_BK = torch.tensor([[2.0, float("nan"), -1.0, 0.0]], dtype=torch.float64, device=DEVICE)
+    indices_BK, W_FD, e_BD = torch.tensor([[3, 0, 2, 1]], device=DEVICE), randn(1, 4, 12), randn(2, 1, 12)
+    dz_BK = kernels.code_gradient(e_BD, values_BK, indices_BK, W_FD)
+    torch.testing.assert_close(dz_BK[0, :3], W_FD[indices_BK[0, :3]] @ e_BD[0])
+    pairs = kernels.sort_pairs(values_BK, dz_BK, indices_BK, 4)
+    assert pairs.offsets.tolist() == [0, 1, 1, 2, 3]
+    torch.testing.assert_close(pairs.values[:3], values_BK[0, [1, 2, 0]], equal_nan=True)
+    torch.testing.assert_close(pairs.gradients[:3], dz_BK[0, [1, 2, 0]])
+    for e_BD[0, 0] in (1.0, float("nan")):
+        assert kernels.code_gradient(e_BD, values_BK, indices_BK, W_FD)[0, 3] == 0, "inactive, whatever the error is"
+
+
 @EXAMPLES
 @given(rows=st.integers(1, 30), d_model=st.integers(1, 70), latents=st.integers(1, 90), share=st.floats(0, 1),
        layer_norm=st.booleans(), shut=st.sampled_from([0.0, 0.3, 2.0]), seed=st.integers(0, 2**31))

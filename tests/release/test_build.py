@@ -11,6 +11,8 @@ import pytest
 import yaml
 
 from olmoscope.errors import UserError
+from olmoscope.pipeline import release_saes, report_saes
+from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import Recipe
 from olmoscope.release import card
 from olmoscope.release.build import build_release
@@ -176,6 +178,28 @@ def test_runs_of_another_recipe_are_refused(out):
     assert not (out / "release").exists()
 
 
+def links(page: Path) -> list[Path]:
+    return [(page.parent / address).resolve() for address in re.findall(r'<a href="([^"]+)"', page.read_text())]
+
+
+def test_reports_of_a_release_link_to_its_card_and_to_each_other(built):
+    release = built / "release"
+    card, common, own = (release / name for name in ("README.md", "report.html", f"{RAW}/report.html"))
+    assert links(common) == [release / f"{RAW}/report.html", release / f"{LAYER_NORM}/report.html", card]
+    assert links(own) == [common, card]
+    assert all(path.is_file() for path in links(common) + links(own))
+
+
+def test_reports_of_runs_link_to_the_card_once_there_is_one(out):
+    report_saes(load_recipe(str(out / "recipe.yaml")), out)
+    common, own = out / "report.html", out / "runs" / RAW / "report.html"
+    assert links(own) == [common]
+    release_saes(out)
+    assert links(own) == [common, out / "release" / "README.md"] and out / "release" / "README.md" in links(common)
+    before = common.stat().st_ino
+    assert not release_saes(out).written and common.stat().st_ino == before
+
+
 def test_card(built):
     page = (built / "release" / "README.md").read_text()
     head, _, body = page.removeprefix("---\n").partition("\n---\n")
@@ -191,7 +215,8 @@ def test_card(built):
     assert "`layer norm` SAEs centre" in body and "SAEs centre" not in card.model_card([read_run(built / "runs" / RAW)])
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", body, flags=re.S)):
         compile(block, f"block {number} of the card", "exec")
-    assert f"`hidden_states[{8}]`" in body and body.count("```") == 4
+    assert f"`hidden_states[{8}]`" in body and body.count("```") == 6
+    assert f"olmoscope index your-name/olmoscope-tiny-saes:{RAW} --text FILE --out features\n" in body
 
 
 @pytest.mark.parametrize("widths, tokens, inside", [

@@ -52,7 +52,7 @@ def test_there_and_back(out, hub_endpoint, tmp_path):
     assert dry[0] == 0, told
     assert "there is no such repository yet" in dry[1] and "to send: 14" in dry[1]
     assert first_check[0] == 1
-    assert pushed[0] == 0 and "sent 14 of 14 files; all are the same there by checksum; tag release-" in pushed[1]
+    assert pushed[0] == 0 and "sent 14 of 14 files; all have the same checksums there; tag release-" in pushed[1]
     assert again[0] == 0 and "sent 0 of 14 files" in again[1]
     assert check[0] == 0 and "to send: 0" in check[1]
     assert pulled[0] == 0 and "2 of 2 SAEs" in pulled[1]
@@ -117,8 +117,8 @@ def test_what_is_refused(out, hub_endpoint, tmp_path):
 @pytest.mark.parametrize(("arguments", "told"), [
     (["--push", "saes"], "'saes' is no hub repository: write OWNER/NAME, or OWNER/NAME@REVISION"),
     (["--push", "some/saes@v1"], "an upload goes to the main branch: --push some/saes, and --tag v1 for a name"),
-    (["--push", "a/b", "--check", "a/b"], "--push checks what it has sent: leave --check away"),
-    (["--dry-run"], "--dry-run is about an upload: give --push OWNER/NAME as well"),
+    (["--push", "a/b", "--check", "a/b"], "--push already checks what it sent: leave out --check"),
+    (["--dry-run"], "--dry-run is for an upload: give --push OWNER/NAME as well"),
 ])
 def test_options(arguments, told, out, capsys, monkeypatch):
     from olmoscope.cli import main

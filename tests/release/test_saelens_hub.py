@@ -2,12 +2,14 @@
 
 import json
 import re
+import shlex
 import subprocess
 import sys
 
 import yaml
 from safetensors.torch import load_file
 
+from commands import run_forked
 from olmoscope.release.build import build_release
 from release_runs import RAW, make_out, recipe_for_tests
 
@@ -73,3 +75,8 @@ assert torch.isfinite(reconstruction).all()
 """
     from_disk = from_disk.replace("PATH", str(out / "release"))
     run_python(f"{by_name}\n{check}\n{from_disk}\nassert sae.cfg.k == 8", env=hub_endpoint.environment(tmp_path / "hf"))
+    command, = re.findall(r"^olmoscope (index .*)$", (out / "release" / "README.md").read_text(), flags=re.M)
+    (tmp_path / "text.txt").write_text("def main():\n    return 1\n" * 50)
+    arguments = command.replace("FILE", str(tmp_path / "text.txt")).replace("features", str(tmp_path / "features"))
+    indexed = run_forked(*shlex.split(arguments), environment=hub_endpoint.environment(tmp_path / "hf"), hub=True)
+    assert indexed.returncode == 0 and "512 features" in indexed.stdout, indexed.stderr

@@ -193,8 +193,8 @@ def test_another_run_or_store_is_refused(job, tmp_path):
     assert not train(logging_differs, sae, store, tmp_path)
     fresh = tmp_path / "fresh"
     for change, message in (
-            ({"model": recipe_.model.model_copy(update={"name": "another/model"})}, "the recipe wants another/model"),
-            ({"model": recipe_.model.model_copy(update={"d_model": 4096})}, r"wants tiny \(d_model 4096\)"),
+            ({"model": recipe_.model.model_copy(update={"name": "another/model"})}, "the recipe is for another/model"),
+            ({"model": recipe_.model.model_copy(update={"d_model": 4096})}, r"is for tiny \(d_model 4096\)"),
             ({"model": recipe_.model.model_copy(update={"revision": "abc"})}, "with another recipe"),
             ({"seed": 9}, "with another recipe")):
         with pytest.raises(UserError, match=message):

@@ -101,7 +101,7 @@ def test_what_differs_is_named_with_both_values(first, tmp_path):
     refused(other(job, seed=9), out, folder, r"seed is 0 there, 9 here")
     refused(other(job, text__mixture={"web": 2.0}), out, folder, r"text.mixture.web is 1.0 there, 2.0 here")
     refused(other(job, model__revision="abc"), out, folder, r'model.revision is null there, "abc" here')
-    refused(other(job, model__name="another/model", tokens__bos="no"), out, folder, r"the recipe wants another/model")
+    refused(other(job, model__name="another/model", tokens__bos="no"), out, folder, r"the recipe is for another/model")
     lacks = other(job, activations__sites=[1, 3, 7], saes=[SAES[0] | {"layer": 3}])
     refused(lacks, out, folder, r"has no rows of layers\.3 \(it has layers\.1, layers\.7\); run `olmoscope coll")
     shutil.copytree(folder / "store" / "train", tmp_path / "alone")  # nothing beside it says what it is of

@@ -88,5 +88,5 @@ def test_ranks_without_work_are_refused(tmp_path):
     for saes, count, counts in ((one, 3, "1 or 2"), (one, 8, "1, 2 or 4"), (two, 3, "1 or 2"), (two, 6, "1, 2 or 4")):
         many = "1 SAE" if len(saes) == 1 else "2 SAEs"
         with pytest.raises(UserError, match=(rf"^{count} processes cannot share {many} with train.shards: 4 \(one SAE "
-                                             rf"may have 1, 2 or 4\): start {counts}, or set train.shards otherwise$")):
+                                             rf"may have 1, 2 or 4\): start {counts}, or change train.shards$")):
             refuse_idle_ranks(job, saes, count)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from olmoscope.browse.collection import Shown
+from olmoscope.browse.documents import documents, hub_page
 
 
 def summary_payload(shown: Shown) -> dict[str, Any]:
@@ -17,9 +18,11 @@ def summary_payload(shown: Shown) -> dict[str, Any]:
 
 
 def about_payload(shown: Shown) -> dict[str, Any]:
-    """Everything but the list of files, and a histogram of densities: counts of live features by half decades."""
+    """Everything but the list of files; a histogram of densities: counts of live features by half decades; and which
+    documents there are (`documents.py`)."""
     info = shown.index.info
     return {**summary_payload(shown), "density": _densities(shown), "labelled": len(shown.label_texts()),
+            "documents": documents(shown), "hub": hub_page(shown),
             "info": info.model_dump(mode="json", exclude={"files", "parts", "position_rows"})}
 
 

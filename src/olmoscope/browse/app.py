@@ -10,11 +10,12 @@ from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from olmoscope.browse.about import about_payload, summary_payload
 from olmoscope.browse.collection import Shown, one_of
+from olmoscope.browse.documents import CARD, REPORT, card_path, report
 from olmoscope.browse.page_files import PageFiles
 from olmoscope.browse.payload import feature_payload, figure_columns, window_payload
 from olmoscope.browse.requests import (
@@ -28,6 +29,7 @@ from olmoscope.browse.requests import (
 )
 from olmoscope.browse.security import OnlyThisMachine
 from olmoscope.errors import UserError
+from olmoscope.evaluate.report import report_policy
 from olmoscope.features.steer import Edit
 from olmoscope.seeds import generator
 
@@ -49,6 +51,16 @@ class _Api:
 
     def about(self, request: Request) -> Response:
         return _json(about_payload(self._shown(request)))
+
+    def report(self, request: Request) -> Response:
+        return HTMLResponse(report(self._shown(request)), headers={
+            "content-security-policy": f"{report_policy()}; frame-ancestors 'none'"})
+
+    def card(self, request: Request) -> Response:
+        path = card_path(self._shown(request))
+        if path is None:
+            raise UserError("there is no model card: the SAE is in no release")
+        return PlainTextResponse(path.read_text(encoding="utf-8"))
 
     def features(self, request: Request) -> Response:
         shown, query = self._shown(request), parse_query(request.query_params)
@@ -202,6 +214,8 @@ def build_app(collection: dict[str, Shown], port: int) -> Starlette:
     routes = [
         Route("/api/saes", api.saes),
         Route("/api/{sae}/about", api.about),
+        Route(f"/api/{{sae}}/{REPORT}", api.report),
+        Route(f"/api/{{sae}}/{CARD}", api.card),
         Route("/api/{sae}/features", api.features),
         Route("/api/{sae}/around/{feature:int}", api.around),
         Route("/api/{sae}/random/{draw:int}", api.random),

@@ -3,6 +3,7 @@
     index.html, *.js, *.css            the page's own files; index.html says that this is a static site
     site.json                          what this folder is; written first
     data/SAE/about.json                as the server's answer, and features of a part
+    data/SAE/report.html, card.md      the report of its evaluation and the model card of its release, if there are any
     data/SAE/list.json.gz              the list, by columns
     data/SAE/features/part-0042.json.gz   some consecutive features and the texts of their tokens
     data/saes.json                     which SAEs there are; written last
@@ -20,6 +21,7 @@ import numpy as np
 
 from olmoscope.browse.about import about_payload, summary_payload
 from olmoscope.browse.collection import Shown
+from olmoscope.browse.documents import CARD, REPORT, card_path, report
 from olmoscope.browse.payload import feature_payload, figure_columns
 from olmoscope.browse.security import CONTENT_POLICY
 from olmoscope.errors import UserError
@@ -81,7 +83,12 @@ def _write_sae(shown: Shown, folder: Path) -> None:
     parts = -(-count // PER_PART)
     entries, digits = shown.newest_labels(), len(str(parts - 1))
     labels, figures = shown.label_texts(), shown.label_figures()
-    write_json(folder / "about.json", {**about_payload(shown), "per_part": PER_PART, "digits": digits})
+    about = about_payload(shown)
+    write_json(folder / "about.json", {**about, "per_part": PER_PART, "digits": digits})
+    if REPORT in about["documents"]:
+        write_text(folder / REPORT, report(shown))
+    if (card := card_path(shown)) is not None:
+        write_text(folder / CARD, card.read_text(encoding="utf-8"))
     lines = shown.index.table(sort="feature", descending=False, limit=count).lines
     columns: dict[str, list[Any]] = {name: [getattr(line, name) for line in lines] for name in _LISTED}
     proposed = [figure_columns(figures.get(number)) for number in range(count)]

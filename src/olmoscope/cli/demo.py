@@ -17,6 +17,7 @@ from olmoscope.pipeline import (
     Stopwatch,
     collect_stores,
     evaluate_saes,
+    release_saes,
     report_saes,
     settle_recipe,
     store_folder,
@@ -25,23 +26,22 @@ from olmoscope.pipeline import (
 from olmoscope.progress import console
 from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import Recipe
-from olmoscope.release.build import build_release
 from olmoscope.text.standard_library import write_corpus
 from olmoscope.train.derived import batch_of
 from olmoscope.train.run import run_folder
 from olmoscope.units import format_seconds
 
 OTHER_STAGES = 0.35
-"""What evaluation, release and index take, as a share of collection and training; measured on two machines."""
+"""The time of evaluation, release and index, as a share of collection and training; measured on two machines."""
 LABELLED = 100
-"""Features that get a label by a rule."""
+"""How many features get a label by a rule."""
 FIXED_SECONDS = 15
-"""Imports, and compiling what the index needs, where that was never done."""
+"""The time for imports and for compiling what the index needs, if that was never done."""
 
 
 def run_demo(out: Path) -> None:
-    """Write the corpus, collect, train, evaluate, release, index the deepest SAE and label its most telling features;
-    what is there already is kept.
+    """Write the corpus, collect, train, evaluate, release, index the deepest SAE and label its most telling features.
+    What is there already is kept.
 
     Raises:
         UserError: see the stages.
@@ -58,7 +58,7 @@ def run_demo(out: Path) -> None:
     collected = collect_stores(recipe, out)
     fresh = [fresh for _, fresh in train_saes(recipe, out, [])] + [fresh for _, fresh in evaluate_saes(recipe, out, [])]
     report = report_saes(recipe, out)[-1]
-    release = build_release(out).folder
+    release = release_saes(out).folder
     index = index_sae(str(run_folder(out, recipe.saes[-1])))
     opened = FeatureIndex(index.folder)
     blocks = TextBlocks(opened)
@@ -83,7 +83,7 @@ def run_demo(out: Path) -> None:
 
 
 def _say_how_long(recipe: Recipe) -> None:
-    """Time a batch and a few steps, and say how long the whole will take here."""
+    """Time a batch and a few steps, and say how long the demo will take on this machine."""
     rates = measure(recipe, batches=1, steps=2)
     tokens = recipe.tokens.count + recipe.tokens.held_out
     steps = -(-recipe.tokens.count // batch_of(recipe, recipe.train)) * len(recipe.saes)

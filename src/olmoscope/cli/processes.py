@@ -1,4 +1,4 @@
-"""`--ranks N`: this same command in several processes of this machine."""
+"""`--ranks N`: run the same command in several processes of this machine."""
 
 import contextlib
 import os
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from olmoscope.distributed.launch import World
 
 SHARED_WORK = "what is finished is kept, and the same command goes on from there"
-"""What a killed process of `evaluate` or `index` leaves."""
+"""What a killed process of `evaluate` or `index` leaves, for a message."""
 
 
 def refuse_started(count: int) -> None:
-    """Processes that a launcher started are not started again.
+    """Refuse `--ranks` in a process that a launcher started.
 
     Raises:
         UserError: torchrun or srun started this process.
@@ -25,15 +25,15 @@ def refuse_started(count: int) -> None:
     from olmoscope.distributed.place import place_from_environment
 
     if told_by := place_from_environment(os.environ).told_by:
-        raise UserError(f"--ranks {count}: {told_by} started this process as one of several already; leave out one of "
+        raise UserError(f"--ranks {count}: {told_by} already started this process as one of several; leave out one of "
                         "the two")
 
 
 def join_quietly() -> "World":
-    """Join the other processes that a launcher started; the first alone speaks.
+    """Join the other processes that a launcher started; only the first one prints.
 
     Raises:
-        UserError: the others do not come.
+        UserError: the others do not join in time.
     """
     from olmoscope.distributed.launch import join
     from olmoscope.progress import console
@@ -53,10 +53,11 @@ def by_us() -> bool:
 
 @contextlib.contextmanager
 def one_tells() -> Iterator[None]:
-    """The first process to fail says why, among those that `start_here` started and that wait for no other.
+    """Let only the first process that fails say why, among processes that `start_here` started and that do not wait for
+    each other.
 
     Raises:
-        AnotherRankFailedError: another one has said it.
+        AnotherRankFailedError: another process has said why it failed.
     """
     from olmoscope.distributed.launch import BY_US
 
@@ -71,16 +72,16 @@ def one_tells() -> Iterator[None]:
 
 
 def start_here(count: int, device: str, kept: str) -> None:
-    """Give this command, without `--ranks`, to so many processes, and wait for them.
+    """Run this command, without `--ranks`, in `count` processes, and wait for them.
 
     Args:
-        device: the recipe's.
-        kept: what a killed one leaves, and what to do, for the message.
+        device: the recipe's device.
+        kept: for the message: what a killed process leaves, and what to do.
 
     Raises:
         UserError: a launcher started this process, the machine has fewer GPUs, or a process was killed.
-        SystemExit: one ended with an error, which it has told.
-        KeyboardInterrupt: this process was told to stop, and the others were.
+        SystemExit: a process ended with an error, which it has printed.
+        KeyboardInterrupt: this process received a signal, and has stopped the others.
     """
     import torch
 

@@ -21,7 +21,7 @@ from olmoscope.terminal import say
 
 
 def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")] = Path("olmoscope-demo")) -> None:
-    """The whole way once, on this machine: a tiny model reads Python's standard library."""
+    """Run every stage once on this machine: a tiny model reads Python's standard library."""
     from olmoscope.cli.demo import run_demo
 
     run_demo(out)
@@ -30,6 +30,7 @@ def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")
 def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
          measure: Annotated[bool, typer.Option(
              "--measure", help="Time a few batches and training steps here, and say how many hours it takes.")] = False,
+         store: Annotated[Path | None, typer.Option("--store", help="As for `train`: no store is made.")] = None,
          ranks: Annotated[int, typer.Option("--ranks", metavar="N", min=1, help=(
              "Say how N processes would share the training, what memory each needs, and how much it sends."))] = 1,
          ) -> None:
@@ -41,7 +42,7 @@ def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = N
     from olmoscope.recipe.load import find_recipe
 
     resolved, folder = find_recipe(recipe, out, form, changes or ())
-    made = make_plan(resolved, folder, measure_rates(resolved) if measure else None, ranks)
+    made = make_plan(resolved, folder, measure_rates(resolved) if measure else None, ranks, store)
     tables.show_plan(made)
     refuse_full_disk(made, folder)
 
@@ -62,7 +63,7 @@ def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption 
     if ranks > 1:
         before = {path.parent: _segments(path.parent) for path in (folder / "store").rglob("manifest.json")}
         start_here(ranks, resolved.device, "finished segments are kept, and the same command makes the rest")
-        who = Worker()  # what is left if anything is, and what there is to say
+        who = Worker()  # makes what is left, if anything, and reports on all of it
     else:
         who = parse_worker(worker) if worker else worker_from_environment(os.environ)
     if by_us():
@@ -123,7 +124,7 @@ def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = 
 
 def _train_in_processes(count: int, recipe: str, form: str | None, changes: list[str] | None, out: Path | None,
                         only: list[str] | None) -> None:
-    """Give this same command, without `--ranks`, to several processes; what is wrong with it is said before."""
+    """Run this command, without `--ranks`, in several processes, after checking it for mistakes."""
     from olmoscope.cli.processes import refuse_started, start_here
     from olmoscope.pipeline import chosen
     from olmoscope.recipe.load import find_recipe

@@ -1,4 +1,4 @@
-"""Commands about what is given to others: export, release, pull, validate, import-checkpoint."""
+"""Commands for sharing SAEs: export, release, pull, validate, import-checkpoint."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 def export(
     out: Annotated[str, typer.Argument(metavar="OUT|SAE|INDEX", help=(
-        "An output folder, or with --folder any SAE or, for what is made of one, a feature index."))],
+        "An output folder; with --folder any SAE, or a feature index if that is what --to is made from."))],
     only: OnlyOption = None,
     to: Annotated[str, typer.Option("--to", help=(
-        "saelens, sparsify, dictionary-learning, circuit-tracer (transcoders, and pages of an index); of an index "
-        "delphi, neuronpedia, documents (a matrix of documents by features)."))] = "saelens",
+        "saelens, sparsify, dictionary-learning, circuit-tracer (transcoders, or an index for its pages); from an "
+        "index delphi, neuronpedia, documents (a matrix of documents by features)."))] = "saelens",
     folder: Annotated[Path | None, typer.Option("--folder", help=(
-        "Where to write one SAE or index; without it, into the folder export of each run."))] = None,
+        "Where to write one SAE or index; by default the folder export of each run."))] = None,
     site: SiteOption = None,
     called: Annotated[str | None, typer.Option("--called", metavar="MODEL/SET", help=(
-        "What Neuronpedia calls the model and the set of SAEs; by default after their names here."))] = None,
+        "Neuronpedia's names for the model and the set of SAEs; by default made from their names here."))] = None,
     window: Annotated[int | None, typer.Option("--window", help=(
-        "Tokens of Delphi's windows, a multiple of 32; by default 32, which loses least."))] = None,
+        "Length of Delphi's windows in tokens, a multiple of 32; by default 32, which loses least."))] = None,
 ) -> None:
     """Write trained SAEs in SAELens format, into the folder `sae` of each run; or any SAE for another tool."""
     from olmoscope.pipeline import chosen
@@ -48,7 +48,7 @@ def export(
         _say_converted(convert(out, to, folder, site_of(site), choices), to)
         return
     if site is not None:
-        raise UserError("--site is about one SAE: give --folder as well")
+        raise UserError("--site is for one SAE: give --folder as well")
     refuse_saelens_reader(to)
     recipe, _ = find_recipe(out)
     saes = chosen(recipe, only or [])
@@ -85,26 +85,26 @@ def release(
 ) -> None:
     """Gather all SAEs of a recipe into a release folder: weights, figures, checksums, model card."""
     from olmoscope.cli.release_tables import show_comparison
+    from olmoscope.pipeline import release_saes
     from olmoscope.release.announce import write_announcements
-    from olmoscope.release.build import build_release
     from olmoscope.release.manifest import read_manifest
     from olmoscope.release.on_hub import compare, local_paths, repo_and_revision
     from olmoscope.release.push import push as upload
 
     if push is not None and check is not None:
-        raise UserError("--push checks what it has sent: leave --check away")
+        raise UserError("--push already checks what it sent: leave out --check")
     for option, given in (("--dry-run", dry_run), ("--tag", tag), ("--private", private)):
         if given and push is None:
-            raise UserError(f"{option} is about an upload: give --push OWNER/NAME as well")
+            raise UserError(f"{option} is for an upload: give --push OWNER/NAME as well")
     address = push or check
     repo, revision = (None, None) if address is None else repo_and_revision(address)
     if push is not None and revision is not None:
         raise UserError(f"an upload goes to the main branch: --push {repo}, and --tag {revision} for a name")
-    built = build_release(out, repo)
+    built = release_saes(out, repo)
     say(f"{built.folder}: {len(built.saes)} SAEs {written(built.written)}")
     if push is not None and (paths := local_paths(built.folder)):
-        say(f"note: the release tells everybody these paths of this machine: {', '.join(paths)}. Where the language "
-            "model is one of them, others must say which model it is (--model)")
+        say(f"note: the release shows everybody these paths of this machine: {', '.join(paths)}. If the language model "
+            "is one of them, others must say which model it is (--model)")
     if repo is None:
         say(f"Check it with `olmoscope validate {out}`; upload it with `olmoscope release {out} --push OWNER/NAME`.")
     elif push is None or dry_run:
@@ -114,7 +114,7 @@ def release(
             raise typer.Exit(1)
     else:
         pushed = upload(built.folder, repo, tag=tag, private=private)
-        say(f"{repo}: sent {pushed.uploaded} of {pushed.files} files; all are the same there by checksum; "
+        say(f"{repo}: sent {pushed.uploaded} of {pushed.files} files; all have the same checksums there; "
             f"tag {pushed.tag}, commit {pushed.commit}")
         for path in write_announcements(built.folder, pushed):
             say(f"{path}: written")
@@ -132,7 +132,7 @@ def pull(
     repo, revision = repo_and_revision(address)
     folder = folder or Path(repo.rpartition("/")[2])
     manifest = download(repo, folder, revision=revision, only=only)
-    say(f"{folder}: {len(only or manifest.saes)} of {len(manifest.saes)} SAEs, all files as the manifest says")
+    say(f"{folder}: {len(only or manifest.saes)} of {len(manifest.saes)} SAEs; all files match the manifest")
     say(f"Look at one with `olmoscope inspect {folder / (only[0] if only else manifest.saes[0].id)}`.")
 
 
@@ -155,7 +155,7 @@ def import_checkpoint(
     layer: Annotated[int | None, typer.Option("--layer", help="Its layer, if the checkpoint does not say it.")] = None,
     layers_path: Annotated[str, typer.Option(help="Where the model keeps its layers.")] = "model.layers",
 ) -> None:
-    """Turn a checkpoint of the reference trainer into a SAELens folder (nothing in it is executed)."""
+    """Convert a checkpoint of the reference trainer to a SAELens folder. Nothing in it is executed."""
     from olmoscope.release.import_checkpoint import import_checkpoint as import_file
 
     imported = import_file(checkpoint, folder, model_name=model, layer=layer, layers_path=layers_path)

@@ -47,73 +47,40 @@ def evaluate(
     ranks: RanksOption = 1,
 ) -> None:
     """Measure SAEs: how well they reconstruct, and what the language model makes of it."""
-    from olmoscope.api import is_output_folder
+    from olmoscope.api import evaluation_job
     from olmoscope.cli import tables
     from olmoscope.cli.behaviour_tables import show_behaviour
     from olmoscope.cli.processes import SHARED_WORK, join_quietly, start_here
     from olmoscope.cli.study_tables import show_study
     from olmoscope.distributed.launch import leave
-    from olmoscope.evaluate.anywhere import Options, evaluate_anywhere
     from olmoscope.evaluate.behaviour import Behaviour
-    from olmoscope.evaluate.report import write_reports
     from olmoscope.evaluate.results import EVALUATION, read_evaluation
     from olmoscope.evaluate.study import study_of
-    from olmoscope.pipeline import chosen, compare_seeds, evaluate_saes, report_saes
-    from olmoscope.recipe.load import find_recipe
-    from olmoscope.train.run import run_folder
 
-    behaviour = Behaviour(probing, probing_sets, probing_data, absorption)
-    if stability and (only or text or model or out or not is_output_folder(saes)):
-        raise UserError("--stability compares all seeds of an output folder's settings; give one output folder, and "
-                        "no --only, --text, --model or --out")
-    if is_output_folder(saes) and not (text or model or out):
-        idle = [name for name, given, default in (
-            ("--site", site, None), ("--tokens", tokens, EVALUATED_TOKENS), ("--dtype", dtype, "auto"),
-            ("--batch-tokens", batch_tokens, EVALUATED_AT_ONCE), ("--bos/--no-bos", bos, None)) if given != default]
-        if idle:
-            raise UserError(f"{idle[0]} does nothing here: the SAEs of {saes[0]} are evaluated as its recipe says; "
-                            "give --text (a text, or the output folder again) to evaluate them otherwise")
-        recipe, folder = find_recipe(saes[0])
-        if ranks > 1:
-            start_here(ranks, recipe.device, SHARED_WORK)
-            return
-        world = join_quietly()
-        for sae, fresh in evaluate_saes(recipe, folder, only or [], behaviour, world):
-            if not world.ranks.leads:
-                continue
-            say(f"{sae.id}: evaluated" if fresh else f"{sae.id}: evaluated before, nothing to do")
-        leave()
-        if not world.ranks.leads:
-            return
-        if stability:
-            for pair, fresh in compare_seeds(recipe, folder):
-                say(f"{pair.runs[0]}, {pair.runs[1]}: " + ("compared" if fresh else "compared before, nothing to do"))
-        study = study_of(recipe, folder)
-        if study.seeds and not only:
-            show_study(study)
-            say(f"A row for each run: `olmoscope study {folder} --runs`.")
-        else:
-            tables.show_results(recipe, folder, only or [])
-        show_behaviour([read_evaluation(run_folder(folder, sae) / EVALUATION) for sae in chosen(recipe, only or [])])
-        say(f"Report: {report_saes(recipe, folder)[-1]}")
-        return
-    if only:
-        raise UserError("--only is for the SAEs of one output folder; name the SAEs themselves instead")
+    job = evaluation_job(
+        saes, only=only or (), text=text or None, model=model or None, site=site_of(site), bos=bos, out=out,
+        tokens=None if tokens == EVALUATED_TOKENS else tokens, dtype=None if dtype == "auto" else dtype,
+        batch_tokens=None if batch_tokens == EVALUATED_AT_ONCE else batch_tokens, stability=stability,
+        behaviour=Behaviour(probing, probing_sets, probing_data, absorption),
+        spelled=lambda name: "--bos/--no-bos" if name == "bos" else f"--{name.replace('_', '-')}")
     if ranks > 1:
-        start_here(ranks, "auto", SHARED_WORK)
+        start_here(ranks, "auto" if job.recipe is None else job.recipe.device, SHARED_WORK)
         return
-    out, world = out or Path("evaluation"), join_quietly()
-    evaluated = evaluate_anywhere(saes, Options(out, text, tokens, model, dtype, site_of(site), batch_tokens, bos,
-                                                behaviour), world)
+    world = join_quietly()
+    done = job.run(world, say)
     leave()
     if not world.ranks.leads:
         return
-    for one in evaluated:
-        say(f"{one.name}: " + (f"evaluated, {one.folder}" if one.fresh else "evaluated before, nothing to do"))
-    figures = [read_evaluation(one.folder / EVALUATION) for one in evaluated]
-    tables.show_evaluations(figures)
+    figures = [read_evaluation(one.folder / EVALUATION) for one in done.saes]
+    if job.recipe is None:
+        tables.show_evaluations(figures)
+    elif (study := study_of(job.recipe, Path(saes[0]))).seeds and not only:
+        show_study(study)
+        say(f"A row for each run: `olmoscope study {saes[0]} --runs`.")
+    else:
+        tables.show_results(job.recipe, Path(saes[0]), only or [])
     show_behaviour(figures)
-    say(f"Report: {write_reports([one.folder for one in evaluated], out)[-1]}")
+    say(f"Report: {done.reports[-1]}")
 
 
 def inspect(

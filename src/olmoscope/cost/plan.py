@@ -13,7 +13,7 @@ On a CPU both columns are RAM, and add up.
 
 import contextlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ import torch
 from olmoscope.activations.collect.refusals import NORM_BYTES, ROW_BYTES, TOKEN_BYTES
 from olmoscope.activations.store.format import read_manifest
 from olmoscope.activations.store.identity import is_of
-from olmoscope.activations.store.place import is_elsewhere, store_places
+from olmoscope.activations.store.place import find_elsewhere, is_elsewhere, store_places
 from olmoscope.activations.stream.rounds import ROUND_ROWS
 from olmoscope.cost.measure import Rates
 from olmoscope.cost.model import ModelCost, model_cost
@@ -154,18 +154,20 @@ class Plan:
         return None if self.rates is None else sum(hours for hours in every if hours is not None)
 
 
-def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1) -> Plan:
+def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1, elsewhere: Path | None = None) -> Plan:
     """Compute a recipe's cost.
 
     Args:
         out: where it would run; the free space of its disk is looked up.
         rates: from `measure`, for hours.
         ranks: how many processes would train.
+        elsewhere: the store on which it would train (`train --store`), instead of one in `out`.
 
     Raises:
         UserError: the recipe does not give `model.d_model` and the model's config cannot be loaded; the recipe does not
-            fit the config; or that many processes cannot share its SAEs.
+            fit the config; that many processes cannot share its SAEs; or there is no store elsewhere.
     """
+    stores = store_places(out) if elsewhere is None else find_elsewhere(out, elsewhere)
     refuse_idle_ranks(recipe, recipe.saes, ranks)
     read = {name: _model_read(recipe.of_model(name)) for name in ("", *recipe.models)}
     cost, d_model = read[""].cost, read[""].d_model
@@ -196,10 +198,11 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1) 
         collect_memory=max((_collect_memory(recipe.of_model(name), compute_dtype, each, sum(
             row_bytes[site] for site in row_bytes if site.model == name), gpu) for name, each in costs.items()),
             key=lambda memory: memory.ram + memory.gpu) if all_known else None,
-        saes=saes, disk_bytes=(0 if is_elsewhere(out) else store_bytes) + states + exports, present_bytes=_present(out),
+        saes=saes, disk_bytes=(0 if elsewhere or is_elsewhere(out) else store_bytes) + states + exports,
+        present_bytes=_present(out),
         free_bytes=shutil.disk_usage(existing).free, rates=rates, ranks=ranks,
         warnings=[one.warning for one in read.values() if one.warning is not None] + _finish(recipe),
-        verdict=_verdict(recipe, out, rates))
+        verdict=_verdict(recipe, stores.values(), rates))
 
 
 @dataclass(frozen=True)
@@ -240,14 +243,14 @@ def _finish(recipe: Recipe) -> list[str]:
             "backward; neither its memory nor its time is in these figures."] if tokens else []
 
 
-def _verdict(recipe: Recipe, out: Path, rates: Rates | None) -> str:
+def _verdict(recipe: Recipe, stores: Iterable[Path], rates: Rates | None) -> str:
     """What the probe (model/probe.py) showed about the model, if it ever ran; no weights are loaded here.
 
     Raises:
-        UserError: the manifest of a store in `out` is damaged.
+        UserError: the manifest of a store is damaged.
     """
     when, apart = "now", None if rates is None else rates.documents_apart
-    for store in store_places(out).values():
+    for store in stores:
         if apart is None and (store / "manifest.json").exists():
             found = read_manifest(store)
             begun = recipe.model_copy(update={"model": recipe.model.model_copy(

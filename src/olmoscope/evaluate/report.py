@@ -19,6 +19,7 @@ from olmoscope.evaluate import cards
 from olmoscope.evaluate.cards import COLOURS, Card, Shown, TrainingLine, outliers_said, subset_name
 from olmoscope.evaluate.figures import DEAD, DELTA_CE, EXPLAINED, FVU, FVU_ALL, L0, NMSE, RECOVERED, Figure, groups_of
 from olmoscope.evaluate.l0_advice import l0_advice
+from olmoscope.evaluate.report_links import NO_LINKS, Links, links_of_one, links_of_several
 from olmoscope.evaluate.results import Evaluation, Subset, read_evaluation
 from olmoscope.evaluate.scales import say
 from olmoscope.evaluate.study import Study
@@ -41,40 +42,44 @@ def report_of_folders(folders: Sequence[Path]) -> list[Shown]:
             enumerate(((folder, read_evaluation(folder / "evaluation.json")) for folder in folders), 1)]
 
 
-def write_report(path: Path, shown: Sequence[Shown], study: Study | None = None) -> bool:
-    """Write the page, atomically; False if the same page was there already. The same evaluations give the same page."""
-    page = report_page(shown, study)
+def write_report(path: Path, shown: Sequence[Shown], study: Study | None = None, links: Links = NO_LINKS) -> bool:
+    """Write the page, atomically; False if the same page was there already. The same evaluations and links give the
+    same page."""
+    page = report_page(shown, study, links)
     if path.is_file() and path.read_bytes() == page.encode():
         return False
     write_text(path, page)
     return True
 
 
-def write_reports(folders: Sequence[Path], together: Path, study: Study | None = None) -> list[Path]:
-    """Write `report.html` into each evaluated folder and, if there are several, a common one into `together`.
+def write_reports(folders: Sequence[Path], together: Path, study: Study | None = None,
+                  card: Path | None = None) -> list[Path]:
+    """Write `report.html` into each evaluated folder and, if there are several, a common one into `together`. The
+    reports link to each other.
 
     Args:
         study: their study, if they are runs of a recipe that can be compared by setting.
+        card: the model card of their release, if there is one; the reports link to it.
 
     Returns:
         The pages, including those that were there already.
     """
-    for folder in folders:
-        write_report(folder / REPORT, report_of_folders([folder]))
-    if len(folders) < 2:
-        return [folder / REPORT for folder in folders]
-    write_report(together / REPORT, report_of_folders(folders), study)
-    return [*(folder / REPORT for folder in folders), together / REPORT]
+    own, common = [folder / REPORT for folder in folders], together / REPORT if len(folders) > 1 else None
+    for folder, page in zip(folders, own, strict=True):
+        write_report(page, report_of_folders([folder]), links=links_of_one(page, card, common))
+    if common is None:
+        return own
+    write_report(common, report_of_folders(folders), study, links_of_several(common, own, card))
+    return [*own, common]
 
 
-def report_page(shown: Sequence[Shown], study: Study | None = None) -> str:
+def report_page(shown: Sequence[Shown], study: Study | None = None, links: Links = NO_LINKS) -> str:
     """The page of one SAE, or of several side by side."""
-    page = resources.files("olmoscope.evaluate") / "page"
-    style, script = (page / "report.css").read_text(encoding="utf-8"), (page / "report.js").read_text(encoding="utf-8")
+    page, (style, script) = resources.files("olmoscope.evaluate") / "page", _style_and_script()
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True,
                                      lstrip_blocks=True, finalize=_refuse_none)
     return environment.from_string((page / "report.html").read_text(encoding="utf-8")).render(
-        style=Markup(style), script=Markup(script), policy=_policy(style, script), shown=shown,
+        style=Markup(style), script=Markup(script), policy=report_policy(), shown=shown, links=links,
         title=shown[0].name if len(shown) == 1 else f"{len(shown)} SAEs compared", say=say,
         tiles=_tiles(shown[0]) if len(shown) == 1 else [], overview=OVERVIEW,
         groups=groups_of([sae.evaluation for sae in shown]),
@@ -88,11 +93,16 @@ def report_page(shown: Sequence[Shown], study: Study | None = None) -> str:
         mixed=len({sae.evaluation.text.tokens_hash for sae in shown}) > 1)
 
 
-def _policy(style: str, script: str) -> str:
-    def allowed(text: str) -> str:
-        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+def report_policy() -> str:
+    """The Content-Security-Policy of every report: only its own style sheet and script, by their hashes."""
+    style, script = (f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
+                     for text in _style_and_script())
+    return f"default-src 'none'; style-src {style}; script-src {script}; base-uri 'none'"
 
-    return f"default-src 'none'; style-src {allowed(style)}; script-src {allowed(script)}; base-uri 'none'"
+
+def _style_and_script() -> tuple[str, str]:
+    page = resources.files("olmoscope.evaluate") / "page"
+    return (page / "report.css").read_text(encoding="utf-8"), (page / "report.js").read_text(encoding="utf-8")
 
 
 def _refuse_none(value: object) -> object:

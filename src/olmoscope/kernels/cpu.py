@@ -13,18 +13,11 @@ from torch import Tensor
 
 from olmoscope.kernels import cpu_rows, cpu_topk, cpu_update
 from olmoscope.kernels.compile import call
-from olmoscope.kernels.cpu_candidates import candidate_bytes
+from olmoscope.kernels.cpu_candidates import PRE_ACTIVATIONS_AT_ONCE, ROWS_AT_LEAST, candidate_bytes
 from olmoscope.kernels.cpu_candidates import encode_candidates as encode_candidates
 from olmoscope.kernels.cpu_candidates import quantize as quantize
 from olmoscope.kernels.interface import AdamStep, Moments, Residual, SortedPairs
 from olmoscope.kernels.rounding import step_seed
-
-PRE_ACTIVATIONS_AT_ONCE = 2**22
-"""Elements of the encoder product held at a time (16 MiB in float32, so that the top-k finds them in cache; over 32
-MiB, the C library would return the memory and fetch it again, page by page, for each chunk)."""
-
-ROWS_AT_LEAST = 256
-"""The fewest rows of a chunk, however wide the dictionary: the product is slow on fewer."""
 
 
 def encode_topk(u_BD: Tensor, W_enc_FD: Tensor, b_latent_F: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -15,9 +15,11 @@ INT8 = cpu_int8_avx2 if has("avx2") and not cpu_int8.FAST else cpu_int8
 """The 8-bit product for this processor."""
 
 PRE_ACTIVATIONS_AT_ONCE = 2**22
-"""Elements of the product held at a time (16 MiB)."""
+"""Elements of the encoder product held at a time (16 MiB in float32, so that the top-k finds them in cache; over 32
+MiB, the C library would return the memory and fetch it again, page by page, for each chunk)."""
+
 ROWS_AT_LEAST = 256
-"""The fewest rows of a chunk, however wide the dictionary."""
+"""The fewest rows of a chunk, however wide the dictionary: the product is slow on fewer."""
 
 
 def quantize(W_enc_FD: Tensor, into: Quantized | None = None) -> Quantized:

@@ -179,13 +179,14 @@ class Kernels(Protocol):
         """dL/dz `[B, K]` of active latents, e · W_j, from e = dL/d(z W); 0 where the value is 0.
 
         Args:
-            values_BK: not negative; they only say which places are active.
+            values_BK: they only say which places are active: all that are not 0, NaN included, so that a fault is seen.
             indices_BK: row numbers in W_dec_FD, which may be a part of a dictionary.
         """
 
     def sort_pairs(self, values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, d_sae: int,
                    rows_P: Tensor | None = None) -> SortedPairs:
-        """Sort active pairs by latent; stable, so that sums are always taken in the same order.
+        """Sort active pairs by latent; stable, so that sums are always taken in the same order. A pair is active if its
+        value is not 0.
 
         Args:
             rows_P: int32, the row of each pair, ascending; then the other tensors are `[P]` too. None: they are

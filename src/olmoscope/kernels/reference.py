@@ -164,12 +164,12 @@ def code_gradient(e_BD: Tensor, values_BK: Tensor, indices_BK: Tensor, W_dec_FD:
     for start in range(0, len(e_BD), rows):
         chunk = slice(start, start + rows)
         dz_BK[chunk] = torch.bmm(W_dec_FD[indices_BK[chunk]], e_BD[chunk].unsqueeze(2)).squeeze(2)
-    return dz_BK.mul_(values_BK > 0)
+    return dz_BK.masked_fill_(values_BK == 0, 0)
 
 
 def sort_pairs(values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, d_sae: int,
                rows_P: Tensor | None = None) -> SortedPairs:
-    key_BK = torch.where(values_BK > 0, indices_BK, d_sae)
+    key_BK = torch.where(values_BK != 0, indices_BK, d_sae)
     latents, order = torch.sort(key_BK.flatten(), stable=True)
     bounds = torch.arange(d_sae + 1, device=latents.device)
     return SortedPairs(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from olmoscope.errors import UserError
 from olmoscope.evaluate.report import REPORT, report_of_folders, write_report
+from olmoscope.evaluate.report_links import links_of_one, links_of_several
 from olmoscope.files import locked, sha256, sync_folder, write_json, write_text
 from olmoscope.recipe.kept import differs_from_run, same_run
 from olmoscope.recipe.load import load_recipe
@@ -56,12 +57,14 @@ def build_release(out: Path, repo: str | None = None) -> Built:
     _refuse_foreign_files(folder)
     with locked(building, "building the release"):
         _empty(building)
+        common, card = building / REPORT, building / CARD
         for run in runs:
             export_run(run.folder)
-            _add(run, building / run.sae.id)
+            _add(run, building / run.sae.id, card, common if len(runs) > 1 else None)
         write_text(building / REGISTRY, registry_yaml(runs))
-        write_report(building / REPORT, report_of_folders([run.folder for run in runs]))
-        write_text(building / CARD, model_card(runs))
+        write_report(common, report_of_folders([run.folder for run in runs]), links=links_of_several(
+            common, [building / run.sae.id / REPORT for run in runs], card))
+        write_text(card, model_card(runs))
         write_json(building / MANIFEST, release_manifest(runs, building))
         written = not _same(building, folder)
         if written:
@@ -100,8 +103,13 @@ def _released_as(run: FinishedRun, repo: str) -> FinishedRun:
     return replace(run, recipe=run.recipe.model_copy(update={"release": named}))
 
 
-def _add(run: FinishedRun, folder: Path) -> None:
-    """Put a run's files into the release."""
+def _add(run: FinishedRun, folder: Path, card: Path, common: Path | None) -> None:
+    """Put a run's files into its folder of the release.
+
+    Args:
+        card: where the model card will be; the run's report links to it.
+        common: where the report of all SAEs will be; None if there is only one SAE.
+    """
     folder.mkdir(parents=True)
     for name in SAE_FILES:
         source = run.folder / "sae" / name if name in (CONFIG, WEIGHTS) else run.folder / name
@@ -111,7 +119,8 @@ def _add(run: FinishedRun, folder: Path) -> None:
             _link(source, folder / name)
         else:
             shutil.copyfile(source, folder / name)
-    write_report(folder / REPORT, report_of_folders([run.folder]))
+    write_report(folder / REPORT, report_of_folders([run.folder]),
+                 links=links_of_one(folder / REPORT, card, common))
 
 
 def _link(source: Path, target: Path) -> None:

@@ -11,7 +11,7 @@ import yaml
 
 from olmoscope.release.export import dataset_repo, module_of
 from olmoscope.release.finished_run import FinishedRun
-from olmoscope.release.usage import usage
+from olmoscope.release.usage import reading, usage
 from olmoscope.sae.io.saelens_places import hook_names
 from olmoscope.site import Site
 from olmoscope.train.derived import Settled, rate_of, settled
@@ -31,7 +31,7 @@ def model_card(runs: Sequence[FinishedRun]) -> str:
     parts = [_head(runs), _introduction(runs), _table(runs)]
     if not _all_residual(runs):
         parts.append(_sites(runs))
-    parts += [_figures(runs), usage(runs)]
+    parts += [_figures(runs), usage(runs), reading(runs)]
     if any(site.is_layer_output for run in runs for site in run.sae.sites):
         parts.append(_last_layer(runs))
     return "\n\n".join([*parts, _how_made(runs), _limits(runs)]) + "\n"

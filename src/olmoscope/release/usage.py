@@ -1,5 +1,7 @@
-"""The part of the model card that shows how to use an SAE: code that runs as it is."""
+"""The parts of the model card that show how to use an SAE and how to read its features: code and commands that run as
+they are."""
 
+import shlex
 from collections.abc import Sequence
 
 from olmoscope.model.layer_pass import ROWS
@@ -16,7 +18,7 @@ TINY = "tiny"
 def usage(runs: Sequence[FinishedRun]) -> str:
     """How to use the canonical SAE, or the first if none is canonical."""
     recipe, model = runs[0].recipe, runs[0].done.store.model
-    run = next((run for run in runs if run.sae.canonical), runs[0])
+    run = _shown(runs)
     revision = f", revision={model.revision!r}" if model.on_hub else ""
     name = repr(model.shown)
     if model.shown in FETCHED:
@@ -77,6 +79,27 @@ from sae_lens import SAE
 
 sae = SAE.load_from_disk({f"PATH/{run.sae.id}"!r})
 ```"""
+
+
+def reading(runs: Sequence[FinishedRun]) -> str:
+    """How to open the page of features for the SAE that `usage` shows."""
+    model, address = runs[0].done.store.model, f"{runs[0].recipe.release.repo_id}:{_shown(runs).sae.id}"
+    elsewhere = " --model PATH" if not model.on_hub and model.name != TINY else ""
+    place = "; PATH is the folder of the language model" if elsewhere else ""
+    return f"""\
+## Read its features
+
+Olmoscope shows what each feature fires on, in the browser. Install it with `pip install 'olmoscope[browse]'`. FILE is
+a text, which the language model reads first{place}:
+
+```bash
+olmoscope index {shlex.quote(address)} --text FILE --out features{elsewhere}
+olmoscope browse features
+```"""
+
+
+def _shown(runs: Sequence[FinishedRun]) -> FinishedRun:
+    return next((run for run in runs if run.sae.canonical), runs[0])
 
 
 def _hooks(run: FinishedRun) -> tuple[str, str, str]:

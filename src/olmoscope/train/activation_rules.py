@@ -1,6 +1,6 @@
 """Which latents are active while an SAE trains, and what that rule itself learns: TopK, BatchTopK, JumpReLU, group-max.
 
-All rules give a batch's codes as `[B, K]` values and latents, the inactive places (value 0) behind the active ones, so
+All rules give a batch's codes as `[B, K]` values and latents, with inactive places (value 0) behind the active ones, so
 that everything after them (kernels, gradients, optimiser) is the same. p are the pre-activations, u W_encᵀ + b_latent.
 
 TopK        the k largest p of each row, after the ReLU.
@@ -17,9 +17,9 @@ and θ_j = exp(t_j), whose steps are then shares of θ_j:
 
     dL/dt_j = −1/`BANDWIDTH` Σ_b (θ_j dL/dz_bj + s/B) + `DRIFT`/F   over rows with |p_bj − θ_j| < ε_j/2
 
-The last term is that of a loss `DRIFT` · mean of t: a latent that no row comes near to has no other, so its threshold
-falls until a row does; without it a tenth of the latents died. The first batch sets all thresholds to that of
-BatchTopK, so L0 starts at k and needs no warm-up. dL/dz is needed of inactive latents too: those just under their
+The last term is the gradient of a loss `DRIFT` · mean of t. A latent that no row comes near has no other gradient, so
+its threshold falls until a row does; without this term a tenth of the latents died. The first batch sets all thresholds
+to BatchTopK's, so L0 starts at k and needs no warm-up. Inactive latents need dL/dz too: those just under their
 thresholds get the value `BARELY`, which decodes to nothing, and the kernels give their dL/dz.
 
 Shapes: B rows, D d_model, F latents, K places.
@@ -38,43 +38,44 @@ from olmoscope.sae.topk import TopK
 from olmoscope.train.adam import plain_moments, update_parameter
 
 EncodeTopK = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""As `Kernels.encode_topk`, by the SAE's encoder: of u_BD, b_latent_F and k."""
+"""`Kernels.encode_topk` with the SAE's encoder: it takes u_BD, b_latent_F and k."""
 
 CAP = 4
-"""Most active latents of a row, in multiples of k."""
+"""The largest number of active latents in a row, as a multiple of k."""
 THRESHOLD_RATE = 0.05
-"""Weight of a new batch in the running mean of BatchTopK's threshold (of the n-th batch 1/n, where that is more)."""
+"""Weight of a new batch in the running mean of BatchTopK's threshold; the n-th batch has 1/n if that is more."""
 BANDWIDTH = 0.5
 """Width of the thresholds' kernel, as a share of the threshold."""
 SPARSITY = 3.0
-"""Weight of JumpReLU's sparsity loss: the squared share by which L0 is off its target k."""
+"""Weight of JumpReLU's sparsity loss, the square of L0's relative distance from its target k."""
 THRESHOLDS_RATE = 0.03
-"""That of the thresholds' logarithms, times D times the rate of the matrices, which falls with D (derived.py)."""
+"""Learning rate of the thresholds' logarithms, as a multiple of D times the matrices' rate, which falls with D
+(derived.py)."""
 DRIFT = 0.005
 """Weight of the mean of the thresholds' logarithms in JumpReLU's loss."""
 BARELY = 1e-30
-"""Over 0, and lost in rounding when added to anything."""
+"""Positive, and lost in rounding when added to any usual number."""
 
 
 class TopKRule:
-    """k latents a row; it learns nothing. The other rules change what is different.
+    """k latents a row; nothing to learn. The other rules override what differs.
 
     Args:
-        latents: of the whole SAE, where `sae` has a shard of them (sharded_rules.py); None: `sae` is whole.
+        latents: number of latents of the whole SAE if `sae` is a shard (sharded_rules.py); None if `sae` is whole.
     """
 
     def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK, latents: int | None = None) -> None:
         self.sae, self.kernels, self.encode_topk = sae, kernels, encode_topk
         self.latents = latents or sae.d_sae
         self.places = min(self.latents, sae.k)
-        """Latents of a row that it looks at."""
+        """How many latents of a row the rule looks at."""
 
     def start(self, u_BD: Tensor) -> None:
-        """Prepare for training, by its first batch."""
+        """Prepare for training, given its first batch."""
 
     def candidates(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """The latents that it looks at, `[B, K]`: in descending order what decides about them, 0 where they cannot be
-        active; and which they are."""
+        """The latents that the rule looks at, `[B, K]`: the quantity that decides whether each is active, in descending
+        order and 0 if it cannot be; and their numbers."""
         return self._first(u_BD, self.sae.b_latent)
 
     def encode(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,7 +83,7 @@ class TopKRule:
         return self.candidates(u_BD)
 
     def capped(self, values_BK: Tensor) -> Tensor | int:
-        """How many rows might have more active latents but for the cap."""
+        """In how many rows the cap may have removed active latents."""
         return 0
 
     def learn(self, values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, adam: AdamStep,
@@ -90,7 +91,7 @@ class TopKRule:
         """Learn from dL/dz of the codes that `encode` gave.
 
         Args:
-            active: how many latents are active in all rows and shards, a scalar; None: those of `values_BK`.
+            active: how many latents are active in all rows and shards, a scalar; None to count those of `values_BK`.
 
         Returns:
             values_BK and dz_BK for the other parameters' gradients.
@@ -102,7 +103,7 @@ class TopKRule:
         return self.shared_tensors() | self.tensors_of_latents()
 
     def shared_tensors(self) -> dict[str, Tensor]:
-        """The state that belongs to no latent."""
+        """The state that does not belong to single latents."""
         return {}
 
     def tensors_of_latents(self) -> dict[str, Tensor]:
@@ -110,7 +111,7 @@ class TopKRule:
         return {}
 
     def _first(self, u_BD: Tensor, b_latent_F: Tensor) -> tuple[Tensor, Tensor]:
-        """The latents of the largest pre-activations, as many as it looks at."""
+        """The latents with the largest pre-activations, as many as the rule looks at."""
         return self.encode_topk(u_BD, b_latent_F, min(self.places, self.sae.d_sae))
 
 
@@ -150,12 +151,12 @@ class BatchTopKRule(CappedRule):
         return self.keep(values_BK, least), indices_BK
 
     def note(self, least: Tensor) -> None:
-        """Take a batch's threshold into the running mean."""
+        """Add a batch's threshold to the running mean."""
         self.batches += 1
         self.threshold.lerp_(least.double(), (1 / self.batches).clamp_min(THRESHOLD_RATE))
 
     def keep(self, values_BK: Tensor, least: Tensor) -> Tensor:
-        """The activations, of what reaches the threshold `least`; the rest are 0."""
+        """The activations that reach the threshold `least`; the others become 0."""
         return torch.where(values_BK < least, 0, values_BK)  # NaN stays, and is seen in the loss
 
     def shared_tensors(self) -> dict[str, Tensor]:
@@ -175,15 +176,15 @@ class JumpReLURule(CappedRule):
         self.begin(smallest_of_largest(values_BK, self.sae.k))
 
     def activations(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """As `candidates`, by the pre-activations alone."""
+        """Like `candidates`, but chosen by the pre-activations alone."""
         return self._first(u_BD, self.sae.b_latent)
 
     def begin(self, least: Tensor) -> None:
-        """Set all thresholds to that of a batch."""
+        """Set all thresholds to a batch's threshold."""
         self.log_threshold_F.copy_(least.clamp_min(torch.finfo(least.dtype).eps).log())
 
     def candidates(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
-        # What the kernel's ReLU leaves is over the lower end of the band, in the order of the distance to it.
+        # The kernel's ReLU keeps what is over the lower end of the band, sorted by the distance to it.
         threshold_F = self.log_threshold_F.exp()
         return self._first(u_BD, self.sae.b_latent - threshold_F * (1 - BANDWIDTH / 2))
 
@@ -192,7 +193,7 @@ class JumpReLURule(CappedRule):
         return self.keep(over_BK, indices_BK), indices_BK
 
     def keep(self, over_BK: Tensor, indices_BK: Tensor) -> Tensor:
-        """The activations of what is over its threshold; `BARELY` of what is near."""
+        """The activations over their thresholds; `BARELY` for those just under them."""
         threshold_F = self.log_threshold_F.exp()
         lower_F = threshold_F * (1 - BANDWIDTH / 2)
         active_BK = over_BK > (threshold_F - lower_F)[indices_BK]
@@ -222,7 +223,7 @@ class JumpReLURule(CappedRule):
 
 
 def smallest_of_largest(values_BK: Tensor, k: int) -> Tensor:
-    """The B·k-th largest of the values, a scalar: 0 where fewer are positive."""
+    """The B·k-th largest of the values, a scalar; 0 if fewer are positive."""
     others = values_BK.numel() - len(values_BK) * k
     return values_BK.flatten().kthvalue(others + 1).values
 

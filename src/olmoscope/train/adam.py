@@ -12,31 +12,31 @@ from olmoscope.train.derived import Settled
 
 @dataclass(frozen=True)
 class Adam:
-    """Adam (Kingma & Ba 2015, arXiv:1412.6980), equal to torch.optim.Adam without weight decay, or cheaper than it."""
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980): as torch.optim.Adam without weight decay, or a cheaper variant."""
 
     betas: tuple[float, float]
     eps: float
     rows: Literal["exact", "touched"] = "exact"
-    """`touched`: only rows of a matrix with an active pair in the batch are updated. The moments of the others
-    decay as they should (when they are next touched), but such a row does not drift on with its momentum."""
+    """`touched`: only rows of a matrix with an active pair in the batch are updated. The moments of the other rows
+    decay as they should (when the row is next touched), but momentum does not move a row meanwhile."""
     moments: Literal["float32", "bfloat16"] = "float32"
-    """The dtype of the matrices' moments; those of the biases are always in the parameters' dtype."""
+    """The dtype of the matrices' moments; moments of biases always have the parameters' dtype."""
     decoder_rate: float = 1.0
-    """The rate of an untied decoder, times the others'."""
+    """The rate of an untied decoder, as a multiple of the other rates."""
     scale_biases: bool = False
     """Whether the rate of the biases is in units of the activations' RMS."""
 
     @classmethod
     def of(cls, train: Settled) -> "Adam":
-        """As a recipe says."""
+        """The settings of a recipe."""
         return cls(train.betas, train.eps, train.adam, train.moments, train.decoder_rate, train.scale_biases)
 
     def at(self, count: int, lr: float) -> AdamStep:
-        """Step number `count`, from 1."""
+        """The arguments of step number `count`, counted from 1."""
         return AdamStep(lr, *self.betas, self.eps, count)
 
     def moments_of(self, name: str, parameter: Tensor) -> Moments:
-        """Fresh moments: of a dictionary's matrix as the settings say, of a bias or a skip of its own dtype."""
+        """Fresh moments: in the dtype of the settings for a dictionary's matrix, in its own for a bias or a skip."""
         return self._matrix_moments(parameter) if name in ("W", "W_enc", "W_dec") else plain_moments(parameter)
 
     def _matrix_moments(self, W_FD: Tensor) -> Moments:
@@ -46,12 +46,12 @@ class Adam:
 
 
 def plain_moments(parameter: Tensor) -> Moments:
-    """Fresh moments, of the parameter's own dtype."""
+    """Fresh moments in the parameter's own dtype."""
     return Moments(torch.zeros_like(parameter), torch.zeros_like(parameter))
 
 
 def update_parameter(parameter: Tensor, gradient: Tensor, moments: Moments, adam: AdamStep) -> None:
-    """One step of Adam, in place, on tensors of one shape."""
+    """Take one step of Adam, in place. All tensors have the same shape."""
     moments.first.lerp_(gradient, 1 - adam.beta1)
     moments.second.mul_(adam.beta2).addcmul_(gradient, gradient, value=1 - adam.beta2)
     root = moments.second.sqrt().mul_(adam.root_scale).add_(adam.eps)

@@ -6,13 +6,13 @@ With r = x − x̂ of the main loss, held fixed, and z′ = ReLU(TopK_k_aux) ove
 
 that is, the NMSE that would be left if the dead latents added their part. Encoder, decoder, `b_latent` and, through the
 encoder, `b_pre` get their gradients from it, as from the main loss. In a layer-norm SAE r is divided by σ first, so the
-work is done on normalised rows; multiplied by the row's main loss, ‖r‖² / ‖x‖², what the kernels return for target r is
-the loss above in raw space.
+computation uses normalised rows. What the kernels return for target r, multiplied by the row's main loss ‖r‖² / ‖x‖²,
+is the loss above in raw space.
 
-What the loss does not revive, `AuxiliaryLoss.lift` does.
+`AuxiliaryLoss.lift` revives the latents that the loss does not.
 
-Which latents are dead is looked up every `REFRESH_STEPS` steps: their number decides the sizes of tensors, so reading
-it waits for the device. Shapes: B rows, D d_model, F latents, K active, M dead latents, A = k_aux.
+The list of dead latents is renewed every `REFRESH_STEPS` steps: its length decides the sizes of tensors, so reading it
+waits for the device. Shapes: B rows, D d_model, F latents, K active, M dead latents, A = k_aux.
 """
 
 import torch
@@ -27,7 +27,7 @@ from olmoscope.train.gradients import Gradients
 REFRESH_STEPS = 8
 
 ROUNDING = 1e-12
-"""A row whose main loss is under this has no residual but rounding: nothing to learn from."""
+"""A row whose main loss is under this has a residual of rounding errors only: there is nothing to learn from it."""
 
 
 class AuxiliaryLoss:
@@ -37,12 +37,12 @@ class AuxiliaryLoss:
         self.settings, self.sae, self.kernels = settings, sae, kernels
         device = sae.W_dec.device
         self.dead_F = torch.zeros(sae.d_sae, dtype=torch.bool, device=device)
-        """Which latents were dead at the last look."""
+        """Which latents were dead when `look` was last called."""
         self.dead_M = torch.zeros(0, dtype=torch.int64, device=device)
         """The same, as a list."""
 
     def look(self, tokens: int, last_fired_F: Tensor) -> None:
-        """See which latents are dead: they did not fire in the last `dead_window` tokens."""
+        """Find the dead latents: those that did not fire in the last `dead_window` tokens."""
         torch.ge(tokens - last_fired_F, self.settings.dead_window, out=self.dead_F)
         self.list_dead()
 
@@ -52,11 +52,11 @@ class AuxiliaryLoss:
 
     def gradients(self, y_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None, e_BD: Tensor,
                   loss_B: Tensor) -> tuple[Tensor, Gradients] | None:
-        """The loss of each row (without the weight), and its gradients; None if no latent is dead, or the weight is 0.
+        """The loss of each row (without the weight) and its gradients; None if no latent is dead or the weight is 0.
 
         Args:
-            y_BD: the rows that were to be written, in raw space.
-            u_BD: as the encoder sees them.
+            y_BD: the rows to be reconstructed, in raw space.
+            u_BD: the rows as the encoder sees them.
             e_BD, loss_B: the main loss's `Residual`.
         """
         if not len(self.dead_M) or not self.settings.weight:
@@ -73,11 +73,11 @@ class AuxiliaryLoss:
                                                 found.e_BD.mul_(share_B1), u_BD)
 
     def lift(self, values_BK: Tensor) -> None:
-        """Raise the biases of dead latents a little, so that those which the loss does not revive fire in the end.
+        """Raise the biases of dead latents a little, so that latents that the loss does not revive fire in the end.
 
-        A latent without a gradient can only be chosen again by a higher pre-activation; near the k-th activation it
-        costs little, and from its first firing on the main loss decides about it. Related: the pre-activation loss of
-        Conerly et al. 2025 (transformer-circuits.pub, January update), which is a gradient of constant sign, too.
+        A latent without a gradient can only be chosen again through a higher pre-activation. Near the k-th activation
+        it costs little, and once it has fired, the main loss trains it. Related: the pre-activation loss of Conerly et
+        al. 2025 (transformer-circuits.pub, January update), whose gradient also has a constant sign.
 
         Args:
             values_BK: the batch's activations, which give the scale.
@@ -94,7 +94,7 @@ def residual_to_learn(y_BD: Tensor, statistics: RowStatistics | None, e_BD: Tens
                       loss_B: Tensor) -> tuple[Tensor, Tensor]:
     """r, in normalised space; and which rows to learn from, `[B, 1]`.
 
-    From e = dL/dx̂ · σ = −2 σ² r / (B ‖x‖²), which is at hand, and not by decoding again.
+    Computed from e = dL/dx̂ · σ = −2 σ² r / (B ‖x‖²), which is known already, without decoding again.
     """
     power_B1 = y_BD.square().sum(dim=1, keepdim=True)
     learn_B1 = loss_B.unsqueeze(1) > ROUNDING

@@ -1,8 +1,8 @@
-"""Are candidates faster than the exact product here? The first steps of a run encode both ways and look at the clock.
+"""Whether candidates are faster than the exact product on this machine: the first steps of a run time both.
 
-Where a processor has no fast 8-bit product, candidates cost more than they save. The trial trains on what the exact
-product gives, so no weight depends on the clock before the verdict; the verdict itself is written into the run folder
-before the next step, so a run that is killed and goes on keeps it.
+On a processor without a fast 8-bit product, candidates cost more than they save. The trial trains on the exact codes,
+so no weight depends on the clock before the verdict. The verdict is written into the run folder before the next step,
+so a run that is killed and resumed keeps it.
 """
 
 import time
@@ -19,10 +19,10 @@ Codes = tuple[Tensor, Tensor]
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the clock said.
+    """The result of a trial.
 
     Attributes:
-        exact_ms, candidates_ms: milliseconds to encode a batch, the least of the trial's steps.
+        exact_ms, candidates_ms: milliseconds to encode a batch, the minimum over the trial's steps.
     """
 
     exact_ms: float
@@ -48,15 +48,15 @@ class Trial:
         self._seconds: list[tuple[float, float]] = []
 
     def encode(self, exact: Callable[[], Codes], candidates: Callable[[], Codes]) -> tuple[Codes, Codes]:
-        """Encode a batch both ways; gives back the exact codes and those of the candidates."""
+        """Encode a batch both ways; return the exact codes and those of the candidates."""
         codes, exact_seconds = self._timed(exact)
         rough, candidate_seconds = self._timed(candidates)
         self._seconds.append((exact_seconds, candidate_seconds))
         return codes, rough
 
     def verdict(self) -> Verdict:
-        """The verdict of the steps so far, by the least time of each way: the first call compiles, and other processes
-        only add time."""
+        """The verdict of the steps so far. The minimum time of each way counts: the first call compiles, and other
+        processes can only add time."""
         exact, candidates = (1e3 * min(times) for times in zip(*self._seconds, strict=True))
         return Verdict(exact, candidates)
 

@@ -1,9 +1,9 @@
-"""The encoder's top k from a product in 8 bits while training, watched: how many of the exact top k does it find?
+"""The encoder's top k from an 8-bit product in training, with a check of how many of the exact top k it finds.
 
-Every CHECK_STEPS steps some rows of the batch are encoded exactly too, and what was missed is counted on the device.
-Every JUDGE_STEPS steps the counts are read: if more was missed than MISSED_AT_MOST allows, the margin is widened, and
-in the end given up for the exact product. Both depend on the step alone, and the counts and the margin are part of a
-checkpoint, so a run that was killed goes on as if nothing had been.
+Every CHECK_STEPS steps some rows of the batch are also encoded exactly, and the missed latents are counted on the
+device. Every JUDGE_STEPS steps the counts are read: if more were missed than MISSED_AT_MOST allows, the margin is
+widened; if it becomes too wide, the exact product takes over. Both depend only on the step, and the counts and the
+margin are part of a checkpoint, so a run that was killed continues as if it had not been.
 """
 
 import torch
@@ -19,41 +19,42 @@ CHECK_STEPS = 16
 CHECKED_ROWS = 16
 JUDGE_STEPS = 64
 MISSED_AT_MOST = 1e-4
-"""Share of the active latents of the exact top k."""
+"""As a share of the active latents in the exact top k."""
 JUDGED_AS = 20_000
-"""Latents: fewer are judged as if they were so many, so that one miss in the first check is not yet too much."""
+"""Number of latents. Fewer checked latents count as this many, so that one miss in the first check is not too much."""
 ROUNDING = 1e-5
-"""A value that is so close to the least one kept, relative to it, is not missed: float32 sums differ by their order."""
+"""A value this close to the smallest one kept, relative to it, does not count as missed: the order of a float32 sum
+changes its value."""
 EXACT = -1
 """The margin that stands for the exact product."""
 
 
 class CandidateSearch:
-    """What encodes in place of the exact product.
+    """The encoder that replaces the exact product.
 
     Args:
-        sae: or a shard of it.
+        sae: the SAE, or a shard of it.
     """
 
     def __init__(self, settings: Candidates, sae: TopK, kernels: Kernels) -> None:
         self.sae, self.kernels = sae, kernels
         device = sae.W_enc.device
         self.counts = torch.zeros(4, dtype=torch.int64, device=device)
-        """Latents checked and missed since the last line of metrics; and since the margin was set."""
+        """Latents checked and missed since the last line of metrics, then the same since the margin was set."""
         self.margin_1 = torch.tensor([settings.margin])
-        """Kept on the host; `EXACT` if candidates were given up."""
+        """On the CPU; `EXACT` once candidates are no longer used."""
         self._quantized: Quantized | None = None
         self._k = sae.k
         """The k of the last batch."""
         self.trial: Trial | None = None
-        """While it lasts, both ways are timed."""
+        """While there is one, both ways are timed."""
 
     @property
     def margin(self) -> int:
         return int(self.margin_1)
 
     def encode(self, u_BD: Tensor, b_latent_F: Tensor, k: int, step: int) -> tuple[Tensor, Tensor]:
-        """As `Kernels.encode_topk`, for the batch of a step (counted from 0)."""
+        """Like `Kernels.encode_topk`, for the batch of a step (counted from 0)."""
         self._k = k
         if self.margin == EXACT:
             return self._exact(u_BD, b_latent_F, k)
@@ -78,21 +79,21 @@ class CandidateSearch:
         return self.trial is not None
 
     def verdict(self) -> Verdict:
-        """What the clock says of the trial."""
+        """The result of the trial so far."""
         assert self.trial is not None, "no trial was begun"
         return self.trial.verdict()
 
     def settle(self, verdict: Verdict) -> None:
-        """End the trial: the faster way is taken from here on."""
+        """End the trial: from here on the faster way is used."""
         self.trial = None
         if not verdict.candidates_win:
             self.margin_1.fill_(EXACT)
 
     def judge(self, steps: int) -> str | None:
-        """Widen the margin if that is due after so many steps; waits for the device every JUDGE_STEPS steps.
+        """Widen the margin if that is due after `steps` steps; waits for the device every JUDGE_STEPS steps.
 
         Returns:
-            What there is to say about it, if it was widened.
+            A warning for the user if it was widened, else None.
         """
         if steps % JUDGE_STEPS or self.margin == EXACT:
             return None

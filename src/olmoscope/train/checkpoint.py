@@ -1,10 +1,10 @@
-"""Checkpoints: everything that training needs to go on, and the SAE itself, in one safetensors file; or in several, of
-an SAE that is trained in shards: each rank writes its shards, and the first one the rest when all are there.
+"""Checkpoints: everything that training needs to continue, and the SAE itself, in one safetensors file. An SAE that is
+trained in shards has several: each rank writes its shards, and when all are written, the first rank writes the rest.
 
-Tensors: those of `Step.tensors`, or of `ShardedStep.shared_tensors` and `Shard.tensors`. The rest (step, position in
-the stream, sums up to the last line of metrics, and the seconds that it took: all that differs between runs which are
-otherwise the same) stands in the metadata as JSON. The files themselves, and the SAE in them, are the business of
-sae/io/checkpoint.py.
+The tensors are those of `Step.tensors`, or of `ShardedStep.shared_tensors` and `Shard.tensors`. The metadata holds the
+rest as JSON: the step, the position in the stream, the sums up to the last line of metrics, and the seconds that
+training took (the only thing that differs between otherwise equal runs). sae/io/checkpoint.py defines the files
+themselves, and reads the SAE in them.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ from olmoscope.train.step import Step
 
 
 def checkpoint_path(run: Path, step: int, shards: int = 1) -> Path:
-    """Where the checkpoint after `step` steps stands in a run folder: a file, or of several shards a folder."""
+    """The path of the checkpoint after `step` steps in a run folder: a file, or a folder if it has several shards."""
     return run / "checkpoints" / (f"step-{step:08d}.safetensors" if shards == 1 else f"step-{step:08d}")
 
 
@@ -41,27 +41,27 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def clear_incomplete(run: Path) -> None:
-    """Remove what a killed run left of checkpoints in shards; call it while holding the run folder."""
+    """Remove incomplete sharded checkpoints that a killed run left; call it while holding the run folder's lock."""
     for path in (run / "checkpoints").glob("step-*"):
         if not is_complete(path):
             remove(path)
 
 
 def is_kept(train: Train, step: int) -> bool:
-    """Whether the checkpoint after `step` steps stays when there is a newer one. One that a signal made in between does
-    not: what is kept must not depend on when a run was stopped."""
+    """Whether the checkpoint after `step` steps is kept when there is a newer one. A checkpoint that was written for a
+    signal is not: what is kept must not depend on when a run was stopped."""
     every = _kept_every(train)
     return every is not None and step % every == 0
 
 
 def kept_checkpoints(train: Train, steps: int) -> int:
-    """How many checkpoints a run of so many steps has in the end."""
+    """How many checkpoints a run of `steps` steps has in the end."""
     every = _kept_every(train)
     return 1 + (0 if every is None else (steps - 1) // every)
 
 
 def _kept_every(train: Train) -> int | None:
-    """Steps between checkpoints that stay; None: only the last one does."""
+    """The number of steps between kept checkpoints; None if only the last one is kept."""
     if train.checkpoints == "last":
         return None
     return train.checkpoint_every if train.checkpoints == "all" else train.checkpoints.every
@@ -71,15 +71,15 @@ def save_checkpoint(path: Path, step: Step, state: dict[str, Any], ends: Ends | 
     """Write a checkpoint, atomically.
 
     Args:
-        ends: of the coder; None: those of an SAE of one site.
-        state: JSON values of the loop's own, given back by `load_checkpoint`.
+        ends: the coder's ends; None for an SAE of one site.
+        state: JSON values of the training loop, which `load_checkpoint` returns.
     """
     write_checkpoint(path, step.sae, step.activation, step.tensors() | _tensors(ends),
                      {"step": step.count, "tokens": step.tokens, "loop": state} | _said(ends))
 
 
 def save_sharded(path: Path, step: ShardedStep, state: dict[str, Any], ends: Ends | None = None) -> None:
-    """Write a checkpoint in shards; all ranks must do so. It is there when its shared file is.
+    """Write a checkpoint in shards; all ranks must call this. The checkpoint is complete when its shared file is there.
 
     Args:
         ends, state: as in `save_checkpoint`.
@@ -118,7 +118,7 @@ def axes_of(path: Path) -> Tensor | None:
 
 
 def scales_of(path: Path) -> tuple[float, ...]:
-    """What a checkpoint's coder has the rows of each site read multiplied by.
+    """The factors by which a checkpoint's coder multiplies the rows of each site that it reads.
 
     Raises:
         UserError: damaged file.
@@ -137,14 +137,14 @@ def _tensors(ends: Ends | None) -> dict[str, Tensor]:
 
 
 def _said(ends: Ends | None) -> dict[str, Any]:
-    """What the metadata says of a coder that is no SAE of one site; sae/io/checkpoint.py reads it."""
+    """Metadata of a coder that is not an SAE of one site; sae/io/checkpoint.py reads it."""
     if ends is None or ends.is_plain:
         return {}
     return {"transcoder": ends.is_transcoder, "scales": ends.scales, "widths": ends.widths}
 
 
 def load_checkpoint(path: Path, step: Step) -> dict[str, Any]:
-    """Put a checkpoint into a fresh `Step` of the same SAE; returns the loop's own state.
+    """Load a checkpoint into a fresh `Step` of the same SAE; return the state of the training loop.
 
     Raises:
         UserError: damaged file.
@@ -155,7 +155,7 @@ def load_checkpoint(path: Path, step: Step) -> dict[str, Any]:
 
 
 def load_sharded(path: Path, step: ShardedStep) -> dict[str, Any]:
-    """Put the shards of this rank, and what all share, into a fresh step; returns the loop's own state.
+    """Load this rank's shards, and what all ranks share, into a fresh step; return the state of the training loop.
 
     Raises:
         UserError: a file is missing or damaged, or in another number of shards.

@@ -1,19 +1,20 @@
 """The settings that a recipe leaves open, found from the SAE's width and k and the number of tokens.
 
-What stands in a recipe counts; what is null there is found here, by rules whose evidence is in docs/recipe-study.md:
+A value in the recipe counts. A null is replaced here, by rules whose evidence is in docs/recipe-study.md:
 
 - `batch`: the power of two nearest to tokens / 4000, from 256 to 4096: a few thousand steps, whatever the number of
   tokens, and no larger than it takes to fill a GPU.
-- `lr`: 1.4 / (channels of the rows read), 2 / channels where weights are tied: a step of Adam moves each of a latent's
-  entries by the rate. Where there are fewer than 1200 steps, times √(1200 / steps), at most as for 250.
+- `lr`: 1.4 / (channels of the rows read), or 2 / channels with tied weights: a step of Adam moves each of a latent's
+  entries by the rate. With fewer than 1200 steps, this is multiplied by √(1200 / steps), where steps is at least 250.
 - `decoder_rate`: 8 times `lr`. What a code means is cheap to learn and to change; when to fire is not.
-- `auxiliary.weight`: 1/8; 0 where weights are tied, which the loss harms.
+- `auxiliary.weight`: 1/8; 0 with tied weights, which the loss harms.
 - `auxiliary.k`: the SAE's own k.
-- `auxiliary.dead_window`: a thirtieth of the tokens, so that there is time to revive a latent; but no fewer than those
-  in which a latent would fire 16 times, and no more than for 160 times, if all fired equally often. For 160 times
-  where weights are tied: the lift alone, which is all that they get, does harm so early.
-- `auxiliary.lift`: times s for a window that is found here and is s of the longest one, so that biases rise no faster;
-  times √s where each row has k latents whatever the biases are (TopK, group-max), which bears more.
+- `auxiliary.dead_window`: a thirtieth of the tokens, so that there is time to revive a latent. If all latents fired
+  equally often, each would fire n times in the window; the window is such that n is at least 16 and at most 160. With
+  tied weights n is 160: they have only the lift, which does harm if it acts early.
+- `auxiliary.lift`: if the window is found here and is a share s of the longest one, the lift is multiplied by s, so
+  that biases do not rise faster; by √s if each row has k latents whatever the biases are (TopK, group-max), as these
+  kinds tolerate more.
 """
 
 import math
@@ -29,7 +30,7 @@ STEPS = 4000
 SMALLEST_BATCH, LARGEST_BATCH = 256, 4096
 RATE, TIED_RATE = 1.4, 2.0
 FEW_STEPS, FEWEST_STEPS = 1200, 250
-"""Fewer than 250 were not tried."""
+"""Fewer than 250 steps were not tested."""
 DECODER_RATE = 8.0
 WEIGHT = 1 / 8
 WINDOWS = 30
@@ -46,7 +47,7 @@ class SettledAuxiliary(Auxiliary):
 
 
 class Settled(Train):
-    """`Train` with nothing left open but the rate, which depends on the rows as well (`rate_of`)."""
+    """`Train` with nothing left open except the rate, which also depends on the rows (`rate_of`)."""
 
     seed: Annotated[int, Field(ge=0)]
     batch: Count
@@ -90,7 +91,7 @@ def rate_of(recipe: Recipe, sae: CoderConfig, width: int) -> float:
     """The rate at which the training of an SAE begins.
 
     Args:
-        width: of the rows that it reads; of a crosscoder's, all of its sites' together.
+        width: the width of the rows that it reads; for a crosscoder, the sum over its sites.
     """
     train = recipe.train_of(sae)
     if train.lr is not None:

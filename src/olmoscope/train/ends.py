@@ -1,13 +1,12 @@
-"""What a coder in training is given and compared with: rows of the sites that it reads and writes.
+"""The input and the target of a coder in training: rows of the sites that it reads and writes.
 
-An SAE reads and writes the rows of one site, as they are, but for attention sinks (sae/sinks.py). A transcoder reads
-the rows of one site and is compared with those of another. A crosscoder's rows are those of several sites, one beside
-the other.
+An SAE reads and writes the rows of one site, unchanged except for attention sinks (sae/sinks.py). A transcoder reads
+the rows of one site and is compared with those of another. A crosscoder's rows are those of several sites joined.
 
-Sites differ in the size of their rows. So that the rates of training mean the same for all parameters, the rows read
-are first multiplied by a number for each site: a transcoder's by what brings them to the size of the rows written, a
-crosscoder's by what brings all sites to one size. The size is the median row's, so outliers do not count. Checkpoints
-say the numbers, and reading a coder folds them into its weights (sae/scales.py).
+Sites differ in the size of their rows. So that learning rates mean the same for all parameters, the rows read are first
+multiplied by a factor for each site. A transcoder's factor brings them to the size of the rows written; a crosscoder's
+factors bring all sites to one size. The size is that of the median row, so outliers do not count. Checkpoints hold the
+factors, and loading a coder folds them into its weights (sae/scales.py).
 
 With `train.axes: principal` an SAE's rows are turned into their principal axes (train/axes.py); checkpoints hold these
 axes, and reading folds them in, too (sae/axes.py).
@@ -36,16 +35,17 @@ class Ends:
     widths: tuple[int, ...]
     """D of each site read."""
     scales: tuple[float, ...]
-    """What the rows of each site read are multiplied by."""
+    """The factor for the rows of each site read."""
     sinks: Sinks | None = None
-    """What is taken out of the rows before the trained latents see them; only SAEs of one site have any."""
+    """Attention sinks, which are removed from the rows before the trained latents see them; only SAEs of one site have
+    them."""
     axes_DD: Tensor | None = None
     """The orthogonal matrix by which rows are multiplied; only SAEs of one site have any. None: rows stay as they are.
     """
 
     @property
     def is_transcoder(self) -> bool:
-        """Whether the rows written are those of another site than the rows read."""
+        """Whether the rows written come from another site than the rows read."""
         return self.reads != self.writes
 
     @property
@@ -54,10 +54,10 @@ class Ends:
         return len(self.reads) == 1 and not self.is_transcoder
 
     def rows(self, batch: Mapping[Site, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The rows read, `[B, D]`, and those to be compared with, `[B, D_out]`; None: the same rows.
+        """The rows read, `[B, D]`, and the target rows, `[B, D_out]`; None if they are the same rows.
 
         Args:
-            batch: of each site its rows, any float dtype.
+            batch: the rows of each site, in any float dtype.
         """
         if self.is_plain:
             x_BD = batch[self.reads[0]]
@@ -78,7 +78,7 @@ class Ends:
                        axes_DD=None if self.axes_DD is None else self.axes_DD.to(device))
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
-        """Rows (or a mean) of the sites read, scaled, one site beside the other."""
+        """Rows (or a mean) of the sites read, scaled and concatenated."""
         return torch.cat([part.float() * scale for part, scale in zip(parts, self.scales, strict=True)], dim=-1)
 
 
@@ -88,7 +88,7 @@ def ends_of(spec: CoderConfig, widths: Mapping[Site, int], scales: Sequence[floa
 
     Args:
         widths: D of each site.
-        scales: of each site read.
+        scales: the factor of each site read.
     """
     reads = tuple(spec.reads)
     return Ends(reads, tuple(spec.writes or reads), tuple(widths[site] for site in reads), tuple(scales), sinks,
@@ -97,10 +97,10 @@ def ends_of(spec: CoderConfig, widths: Mapping[Site, int], scales: Sequence[floa
 
 def scales_for(spec: CoderConfig, widths: Mapping[Site, int],
                median_norm: Callable[[Site], float]) -> tuple[float, ...]:
-    """What the rows of each site read are to be multiplied by; 1 in an SAE of one site.
+    """The factors for the rows of each site read; 1 for an SAE of one site.
 
     Args:
-        median_norm: of the rows of a site.
+        median_norm: gives the median norm of a site's rows.
     """
     if len(spec.reads) == 1 and spec.writes is None:
         return (1.0,)
@@ -111,4 +111,4 @@ def scales_for(spec: CoderConfig, widths: Mapping[Site, int],
 
 
 TINY = 1e-30
-"""A size under this is that of rows of zeros."""
+"""Rows of a smaller size are taken to be zeros."""

@@ -10,23 +10,23 @@ from olmoscope.recipe.schema import CoderConfig
 from olmoscope.sae.sinks import Sinks
 
 SINKS = 512
-"""Rows of such norm that are looked at, at most."""
+"""The largest number of rows of huge norm that are examined."""
 SAMPLE = 2**14
-"""Rows from which it is learned what is usual."""
+"""The number of rows that show what ordinary rows are like."""
 MOST = 4
-"""Directions."""
+"""The largest number of directions."""
 APART = 3.0
-"""How far out sinks must be at least, as a multiple of the largest coordinate of an ordinary row."""
+"""The least distance of sinks, as a multiple of the largest coordinate of an ordinary row."""
 
 
 def can_have_sinks(spec: CoderConfig) -> bool:
-    """Whether an SAE is of a kind that has latents for sinks: not of several sites, of groups, or of rows normalised
-    one by one, which are all of one size."""
+    """Whether an SAE can have latents for sinks: not with several sites, with group-max, or with rows normalised one by
+    one, which all have one size."""
     return len(spec.sites) == 1 and spec.normalize == "none" and spec.activation != "groupmax"
 
 
 def sinks_at(rounds: Rounds, spec: CoderConfig) -> Sinks | None:
-    """The sinks of the site of an SAE that is to be trained; None: there are none, or it cannot have latents for
+    """The sinks of the site of an SAE that is to be trained; None if there are none, or if it cannot have latents for
     them."""
     if not can_have_sinks(spec):
         return None
@@ -39,8 +39,8 @@ def sinks_at(rounds: Rounds, spec: CoderConfig) -> Sinks | None:
 
 
 def find_sinks(outliers_ND: Tensor, ordinary_ND: Tensor) -> Sinks | None:
-    """The directions along which rows of huge norm lie, as far as such rows are apart from all others; None: there are
-    none.
+    """The directions along which rows of huge norm lie, if such rows are far from all others along them; None if there
+    are no such directions.
 
     Args:
         outliers_ND: rows of huge norm, float32.
@@ -66,7 +66,7 @@ def find_sinks(outliers_ND: Tensor, ordinary_ND: Tensor) -> Sinks | None:
 
 
 def _clusters(outliers_ND: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Directions, float64 unit vectors, each with its rows; found one after the other, from the longest row left."""
+    """Directions, float64 unit vectors, each with its rows. Each search starts from the longest row that is left."""
     found: list[tuple[Tensor, Tensor]] = []
     left_ND = outliers_ND
     while len(left_ND) >= FEWEST and len(found) < MOST:

@@ -1,18 +1,18 @@
-"""The last steps of a run, on the language model's own loss as well (`train.finish`).
+"""The last steps of a run, which also train on the language model's own loss (`train.finish`).
 
-A reconstruction may be close to a row and still miss what the model reads in it. So in the last steps of training
-reconstructions are put in the rows' place, and KL(clean ‖ spliced) of the model's predictions pulls at them, beside the
-error (Karvonen 2025, arXiv:2503.17272).
+A reconstruction may be close to a row and still miss what the model reads in it. So in the last steps of training,
+reconstructions replace the rows in the model, and KL(clean ‖ spliced) of its predictions is a loss beside the error
+(Karvonen 2025, arXiv:2503.17272).
 
-The model needs whole sequences, while the rows of a batch come from all over the store. So each of these steps reads
-sequences besides, of about as many rows as its batch has: the error counts in all rows, the model's loss in the
-sequences. With e = dNMSE/dx̂ and g = dKL/dx̂ of these, what the step gets there is
+The model needs whole sequences, while the rows of a batch come from all over the store. So each of these steps also
+reads sequences, with about as many rows as its batch has. The error counts in all rows, the model's loss in the
+sequences. With e = dNMSE/dx̂ and g = dKL/dx̂ of the sequences, the gradient there is
 
     e + kl · (‖e‖ / ‖g‖) · g
 
-so `kl` means the same whatever the unit of either loss is. Ranks that train an SAE in shards share its sequences: each
-lets a model of its own read some, and all get their rows and g. Shapes: B rows of a step, R of them of its sequences, D
-width of the site written, T positions, C rows of a chunk, V tokens.
+so `kl` means the same whatever the units of the losses are. Ranks that train an SAE in shards share its sequences: each
+has a model of its own that reads some of them, and all get their rows and g. Shapes: B rows of a step, R of them of its
+sequences, D width of the site written, T positions, C rows of a chunk, V tokens.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,9 +35,9 @@ from olmoscope.site import Site
 from olmoscope.tokens.segments import TokenSegment, read_token_segment
 
 LOGITS_AT_ONCE = {"cpu": 2**24, "cuda": 2**28}
-"""Most logits held at a time."""
+"""The largest number of logits held at a time."""
 SEGMENTS_HELD = 64
-"""Token segments kept in memory, of which sequences are drawn at random."""
+"""How many token segments are kept in memory; sequences are drawn from them at random."""
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class Piece:
     segment: int
     first: int
     last: int
-    """The first one that is not in it."""
+    """The first sequence that is not in it."""
     rows: int
 
 
 def draw_steps(store: Path, steps: int, batch: int, seed: int, parts: int = 1) -> list[tuple[Piece, ...]]:
-    """The sequences that each of some steps reads, of about `batch` rows.
+    """The sequences that each step reads, with about `batch` rows.
 
     Args:
-        store: with its `tokens/`.
-        seed: of the draw.
-        parts: a piece has at most so large a part of the batch, so up to so many ranks can share a step's.
+        store: the store, with its `tokens/`.
+        seed: the seed of the draw.
+        parts: a piece has at most 1 / `parts` of the batch's rows, so that up to `parts` ranks can share a step.
 
     Raises:
         UserError: damaged tokens.
@@ -70,7 +70,7 @@ def draw_steps(store: Path, steps: int, batch: int, seed: int, parts: int = 1) -
     order: list[int] = []
     for step in range(1, steps + 1):
         read: list[Piece] = []
-        while not read or drawn < step * batch:  # so all steps together have the rows wanted, to one piece
+        while not read or drawn < step * batch:  # so the steps together have the wanted rows, up to one piece
             order = order or rng.permutation(len(pieces)).tolist()
             read.append(pieces[order.pop()])
             drawn += read[-1].rows
@@ -79,8 +79,8 @@ def draw_steps(store: Path, steps: int, batch: int, seed: int, parts: int = 1) -
 
 
 def _pieces(tokens: TokenSegment, segment: int, batch: int) -> list[Piece]:
-    """A segment's sequences in passes of at most `batch` tokens, or one sequence. In a planned batch all are of about
-    one length."""
+    """A segment's sequences in passes of at most `batch` tokens, or of one sequence. In a planned batch all have about
+    the same length."""
     found = []
     for start, stop in pairwise(tokens.batch_starts.tolist()):
         longest = int(np.diff(tokens.sequence_starts[start : stop + 1]).max())
@@ -96,23 +96,23 @@ class Read:
     """Sequences that the model has read."""
 
     rows: Mapping[Site, Tensor]
-    """`[R, D]` of each site, in the model's dtype."""
+    """The rows of each site, `[R, D]`, in the model's dtype."""
     passes: list[tuple[Batch, Reading]]
-    """Those of this rank."""
+    """The passes of this rank."""
     sizes: list[int]
-    """How many of the rows each rank's passes have; they come in the order of the ranks."""
+    """How many rows the passes of each rank have; the rows are in the order of the ranks."""
 
 
 class SequenceReader:
-    """Lets the language model read the sequences of a step, once for all coders that are trained together.
+    """Runs the language model on the sequences of a step, once for all coders that are trained together.
 
     Args:
-        model: gives the model; it is asked when it is first needed.
-        sites: those whose rows are wanted.
+        model: returns the model; called when the model is first needed.
+        sites: the sites whose rows are wanted.
         tokens: the store whose `tokens/` has the sequences.
         apart: whether documents are kept apart.
-        ranks: those that share the sequences; None: this process reads all.
-        width: of a site's rows; several ranks need it.
+        ranks: the ranks that share the sequences; None if this process reads all of them.
+        width: gives the width of a site's rows; needed if there are several ranks.
     """
 
     def __init__(self, model: Callable[[], CausalLM], sites: Sequence[Site], tokens: Path, apart: bool,
@@ -150,11 +150,11 @@ class SequenceReader:
 
 
 class ModelLoss:
-    """KL of a model's predictions with reconstructions in the place of rows.
+    """KL divergence of a model's predictions when reconstructions replace rows.
 
     Args:
         writes: the site that the coder writes.
-        kl: how hard it pulls beside the error.
+        kl: the weight of its gradient beside that of the error.
         axes_DD: the axes of that site, if the coder is trained along such (train/axes.py).
     """
 
@@ -162,12 +162,12 @@ class ModelLoss:
         self.reader, self.writes, self.kl, self.axes_DD = reader, writes, kl, axes_DD
 
     def pull(self, read: Read, xhat_BD: Tensor, y_BD: Tensor, e_BD: Tensor) -> Tensor:
-        """The gradient to add to that of the error, `[B, D]`; see `gradients.Pull`. All ranks must ask.
+        """The gradient to add to that of the error, `[B, D]`; see `gradients.Pull`. All ranks must call this.
 
         Args:
-            read: of the sequences whose rows are the last ones of the batch.
-            xhat_BD: reconstructions. What a row has beside what the trained latents are to give (its part along sinks)
-                stays as it is: only `xhat_BD - y_BD` counts.
+            read: the sequences whose rows are the last ones of the batch.
+            xhat_BD: reconstructions. Only `xhat_BD - y_BD` counts: the part of a row that the trained latents do not
+                reconstruct (its part along sinks) stays unchanged.
         """
         ranks, others = self.reader.ranks, len(y_BD) - sum(read.sizes)
         off_RD = (xhat_BD - y_BD)[others:]
@@ -196,7 +196,7 @@ class ModelLoss:
         return gradient_ND[batch.real_R]
 
     def _at_the_head(self, clean_RD: Tensor, hidden_RD: Tensor) -> Tensor:
-        """dKL/d(last hidden state) `[R, D]`, some rows at a time: dKL/dlogits is q − p."""
+        """dKL/d(last hidden state), `[R, D]`, computed for some rows at a time. dKL/dlogits is q − p."""
         model = self.reader.model
         size = max(1, LOGITS_AT_ONCE.get(model.device.type, 2**24) // model.vocabulary)
         found: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""What a loss asks of an SAE's parameters, as active pairs and rows; of several losses, joined.
+"""The gradients of a loss for an SAE's parameters, as active pairs and rows; and those of several losses joined.
 
 Shapes: B rows, D d_model, K places of a code, P pairs.
 """
@@ -12,29 +12,29 @@ from torch import Tensor
 from olmoscope.kernels.interface import Kernels, SortedPairs
 
 Pull = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""A loss beside the NMSE. Given the reconstructions x̂, the rows wanted, and the gradient of the NMSE at x̂, it returns
-the gradient to add, each `[B, D_out]`."""
+"""A loss beside the NMSE. Given the reconstructions x̂, the target rows, and the gradient of the NMSE at x̂, it returns
+the gradient to add. All are `[B, D_out]`."""
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """The gradients of one loss: latent j of the decoder gets Σ_b z_bj e_b, of the encoder Σ_b dz_bj u_b."""
+    """The gradients of one loss: Σ_b z_bj e_b for latent j of the decoder, Σ_b dz_bj u_b for that of the encoder."""
 
     values_BK: Tensor
     """z; 0 where not active."""
     dz_BK: Tensor
     indices_BK: Tensor
-    """Which latent each is of."""
+    """The latent of each value."""
     e_BD: Tensor
     """dL/d(z W_dec + b_pre)."""
     u_BD: Tensor
-    """As the encoder sees them."""
+    """The rows as the encoder sees them."""
 
 
 def sorted_together(kernels: Kernels, losses: Sequence[Gradients], d_sae: int) -> tuple[SortedPairs, Tensor, Tensor]:
-    """The pairs of all losses sorted by latent, and the rows e and u that they refer to, one loss's below the other's.
+    """The pairs of all losses sorted by latent, and the rows e and u that they refer to, concatenated over the losses.
 
-    A latent that several losses ask something of gets the sum, in one update.
+    A latent with gradients from several losses gets their sum, in one update.
     """
     if len(losses) == 1:
         loss = losses[0]

@@ -1,9 +1,9 @@
-"""The training loop: several SAEs on one read of the activations, each as if it were trained alone.
+"""The training loop: several SAEs share one pass over the activations, and each trains as if it were alone.
 
-From a store, the SAEs of one site share a read; from the live model, all SAEs share its forward passes. SAEs that want
-other batches (`STREAM`: their size, order, epochs, filter) cannot share it: such groups go one after the other. After
-a kill a group's members may stand at different checkpoints: the stream goes on from the earliest, and those ahead skip
-what they have had already.
+With a store, the SAEs of one site share a pass; with the live model, all SAEs share its forward passes. SAEs whose
+batches differ (`STREAM`: size, order, epochs, filter) cannot share a pass, so such groups train one after the other.
+After a kill, the SAEs of a group may be at different checkpoints: the stream resumes from the earliest one, and the
+SAEs that are ahead skip the batches that they have seen.
 """
 
 import contextlib
@@ -43,32 +43,32 @@ from olmoscope.train.teams import assign
 from olmoscope.train.trackers import Tracker, TrackerName, open_tracker
 
 FIT_SHARE = 0.9
-"""The share of the free memory that training may take: the rest is for batches on their way and for libraries."""
+"""The share of the free memory that training may take. The rest is for batches in transfer and for libraries."""
 
 
 LOOK_STEPS = 8
-"""Steps after which several ranks ask each other whether a signal came to one."""
+"""How often, in steps, several ranks ask each other whether one received a signal."""
 
 STREAM = ("batch", "order", "epochs", "filter", "live", "together")
-"""Keys of `train` that SAEs on one read have in common."""
+"""Keys of `train` that must be equal for SAEs to share a pass."""
 
 
 def train_from_store(recipe: Recipe, saes: list[CoderConfig], store: Store, out: Path,
                      tracker: TrackerName | None = None,
                      world: World = World()) -> Iterator[tuple[CoderConfig, bool]]:  # noqa: B008 (frozen)
-    """Train SAEs of a recipe from a store, those of a site together.
+    """Train SAEs of a recipe from a store; the SAEs of a site train together.
 
     Args:
         tracker: where metrics go besides the run folder.
         world: the processes that train; each must call this.
 
     Yields:
-        Each SAE when it is done, and False if it was finished before and nothing was done. Of several processes those
-        yield it that wrote its folder.
+        Each SAE when it is done, and False if it was finished before and nothing was done. With several processes, the
+        ones that wrote an SAE's folder yield it.
 
     Raises:
-        UserError: the store is not the recipe's or is damaged, a folder holds another run, another process trains in
-            it, or a loss is not finite (the others of its group are finished first).
+        UserError: the store belongs to another recipe or is damaged, a folder holds another run, another process trains
+            in it, or a loss is not finite (the other SAEs of its group are finished first).
         KeyboardInterrupt: stopped by a signal, after saving checkpoints.
     """
     device = pick_device(recipe.device, world.place.local_index)
@@ -95,7 +95,8 @@ def train_from_store(recipe: Recipe, saes: list[CoderConfig], store: Store, out:
 def train_live(recipe: Recipe, saes: list[CoderConfig], store: Path, out: Path,
                tracker: TrackerName | None = None,
                world: World = World()) -> Iterator[tuple[CoderConfig, bool]]:  # noqa: B008 (frozen)
-    """Train SAEs of a recipe straight from its model, all of a team of processes together; each team runs the model.
+    """Train SAEs of a recipe straight from its model. All SAEs of a team of processes train together, and each team
+    runs the model.
 
     Args:
         store: the folder of the training split's store, which will hold tokens only.
@@ -123,10 +124,10 @@ def train_live(recipe: Recipe, saes: list[CoderConfig], store: Path, out: Path,
 
 def _assigned(recipe: Recipe, saes: list[CoderConfig], out: Path, device: torch.device,
               world: World) -> tuple[list[tuple[Ranks, list[CoderConfig]]], list[CoderConfig]]:
-    """What `assign` says, with everything compiled; and the finished SAEs that no team names, for the first rank."""
+    """The result of `assign`, after compiling; and for the first rank, the finished SAEs that no team has."""
     if world.ranks.count > 1:
         with world.ranks.agreed():
-            if world.place.local_index == 0:  # not by all processes of a machine at once
+            if world.place.local_index == 0:  # one process per machine compiles
                 _prepare(recipe, saes, device)
     assigned = assign(recipe, saes, lambda sae: _is_done(out, sae), device, world)
     mine = [sae for _, group in assigned for sae in group]
@@ -135,7 +136,7 @@ def _assigned(recipe: Recipe, saes: list[CoderConfig], out: Path, device: torch.
 
 
 def by_stream(recipe: Recipe, saes: list[CoderConfig]) -> list[tuple[Train, list[CoderConfig]]]:
-    """SAEs in groups that can share a read, with the settings of the first of each, whose `STREAM` all of it have."""
+    """SAEs in groups that can share a pass, each with the settings of its first SAE: the keys in `STREAM` are equal."""
     groups: list[tuple[Settled, list[CoderConfig]]] = []
     for sae in saes:
         train = settled(recipe, sae)
@@ -150,7 +151,7 @@ def by_stream(recipe: Recipe, saes: list[CoderConfig]) -> list[tuple[Train, list
 
 def _train(recipe: Recipe, saes: list[CoderConfig], open_rounds: Callable[[list[Site]], Rounds], out: Path,
            tracker: TrackerName | None, device: torch.device, ranks: Ranks) -> Iterator[tuple[CoderConfig, bool]]:
-    """Train SAEs that share a read, as many at once as fit."""
+    """Train SAEs that share a pass, as many at once as fit into memory."""
     missing = [sae for sae in saes if not _is_done(out, sae)]
     yield from ((sae, False) for sae in saes if sae not in missing)
     if not missing:
@@ -180,7 +181,7 @@ def _train(recipe: Recipe, saes: list[CoderConfig], open_rounds: Callable[[list[
 
 
 def _prepare(recipe: Recipe, saes: list[CoderConfig], device: torch.device) -> None:
-    """Compile what the steps of some SAEs call."""
+    """Compile the kernels that the steps of these SAEs call."""
     prepare_kernels(device, candidates=any(recipe.train_of(sae).candidates is not None for sae in saes))
 
 
@@ -190,7 +191,7 @@ def _is_done(out: Path, sae: CoderConfig) -> bool:
 
 def _hold(held: contextlib.ExitStack, tracker: TrackerName | None, recipe: Recipe, sae: CoderConfig,
           run: Path) -> Tracker | None:
-    """Hold a run folder until `held` ends, and clear away what a killed process left of it; its tracker."""
+    """Lock a run folder until `held` ends, remove what a killed process left in it, and open its tracker."""
     held.enter_context(locked(run, "training"))
     clean_temporary(run)
     clear_incomplete(run)
@@ -198,10 +199,11 @@ def _hold(held: contextlib.ExitStack, tracker: TrackerName | None, recipe: Recip
 
 
 def _train_group(runs: list[Run], rounds: Rounds, device: torch.device, ranks: Ranks) -> None:
-    """Train all of a group to the end; one whose loss is not finite drops out and is named when the others are done.
+    """Train all SAEs of a group to the end. One whose loss is not finite drops out, and the error is raised when the
+    others are done.
 
-    Each rank reads the rows of its own segments. Ranks agree to stop where one cannot read a round, and every so many
-    steps where a signal came to one.
+    Each rank reads the rows of its own segments. All ranks stop if one of them cannot read a round; every `LOOK_STEPS`
+    steps they ask each other whether one received a signal, and then stop too.
     """
     steps, settings = runs[0].steps, runs[0].settings
     behind = min(runs, key=lambda run: run.step.count)
@@ -245,7 +247,7 @@ def _train_group(runs: list[Run], rounds: Rounds, device: torch.device, ranks: R
 
 
 def _note(lines: list[dict[str, Any]]) -> str:
-    """The last metrics of a group, short enough for the end of a progress bar: ranges where there are several."""
+    """The last metrics of a group, short enough for the end of a progress bar; ranges if there are several SAEs."""
     def span(name: str, form: str) -> str:
         texts = [f"{value:{form}}" for value in sorted(line[name] for line in lines if line[name] is not None)]
         if not texts:
@@ -263,11 +265,11 @@ def _stop(runs: list[Run], why: str) -> None:
 
 def how_many(recipe: Recipe, saes: list[CoderConfig], width: Callable[[Site], int], device: torch.device,
              ranks: int = 1) -> int:
-    """How many of some SAEs that share a read to train at once, from the first on; at least one.
+    """How many of these SAEs, which share a pass, to train at once, counted from the first; at least one.
 
     Args:
-        width: of a site's rows.
-        ranks: how many train them together.
+        width: gives the width of a site's rows.
+        ranks: how many ranks train them together.
     """
     together = recipe.train_of(saes[0]).together
     if together != "fit":
@@ -284,11 +286,11 @@ def how_many(recipe: Recipe, saes: list[CoderConfig], width: Callable[[Site], in
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes that this process may still take on a device."""
+    """How many bytes this process may still allocate on a device."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     meminfo = Path("/proc/meminfo")
-    if meminfo.exists():  # counts what the page cache would give back
+    if meminfo.exists():  # MemAvailable includes what the page cache would give back
         lines = dict(line.split(":") for line in meminfo.read_text(encoding="utf-8").splitlines())
         return int(lines["MemAvailable"].split()[0]) * 1024
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2

@@ -1,4 +1,4 @@
-"""Fresh coders, as training begins with them. Shapes: D width of the rows, F latents."""
+"""Fresh coders, with which training begins. Shapes: D width of the rows, F latents."""
 
 import zlib
 from dataclasses import replace
@@ -19,9 +19,9 @@ def initialize(d_model: int, d_sae: int, k: int, normalize: Normalize, mean_D: T
     Args:
         mean_D: mean of the rows as `normalize_rows` gives them.
         seed: with the same seed and name, the same rows on every machine and device.
-        name: the SAE's id: SAEs of one seed start with independent rows, also where their shapes are equal. Were they
-            the same, directions of different layers would be alike only for having begun so.
-        tied: whether encoder and decoder are one matrix; else they start equal.
+        name: the SAE's id. SAEs of one seed start with independent rows, even if their shapes are equal. With the same
+            rows, directions of different layers would be alike only because they began alike.
+        tied: whether encoder and decoder are one matrix; otherwise they start equal.
     """
     device = mean_D.device
     W_FD = _unit_rows(d_sae, d_model, seed, name).to(device)
@@ -30,11 +30,12 @@ def initialize(d_model: int, d_sae: int, k: int, normalize: Normalize, mean_D: T
 
 
 def initialize_shard(latents: int, number: int, shared: TopK, seed: int, name: str) -> TopK:
-    """Shard `number` of a fresh coder that is trained in several. Its rows are drawn apart: nobody makes all of them.
+    """Shard `number` of a fresh coder that is trained in shards. Its rows are drawn separately, so no process makes all
+    of them.
 
     Args:
-        latents: of the shard.
-        shared: the coder without latents; its biases and skip become those of this shard, too.
+        latents: the number of latents of the shard.
+        shared: the coder without latents; its biases and skip also become those of this shard.
         seed, name: as in `initialize`.
     """
     def rows(bias_D: Tensor, name: str) -> Tensor:
@@ -56,7 +57,7 @@ def initialize_transcoder(d_sae: int, k: int, mean_in_D: Tensor, mean_out_D: Ten
     Args:
         mean_in_D, mean_out_D: means of the rows, float.
         seed, name: as in `initialize`.
-        skip: whether an affine map stands beside the latents.
+        skip: whether there is an affine map beside the latents.
     """
     b_in, b_out = mean_in_D.float().clone(), mean_out_D.float().clone()
     W_enc, W_dec = (_unit_rows(d_sae, len(mean), seed, f"{name}, {what}").to(mean.device)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM between two steps, not inside one: what is in memory is then always a whole step."""
+"""Ctrl-C and SIGTERM take effect between two steps, not inside one, so memory always holds a whole step."""
 
 import contextlib
 import signal
@@ -8,7 +8,7 @@ from types import FrameType
 
 @contextlib.contextmanager
 def deferred_interrupts() -> Iterator[Callable[[], bool]]:
-    """Hold SIGINT and SIGTERM back while the block runs; a second SIGINT ends it at once.
+    """Defer SIGINT and SIGTERM while the block runs; a second signal ends it at once.
 
     Yields:
         A function that says whether a signal has come.

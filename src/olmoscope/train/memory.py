@@ -1,21 +1,21 @@
-"""What an SAE in training takes on its device: what stays between steps, and what is there at the fullest of one.
+"""The memory that an SAE in training takes on its device, in bytes: between steps, and at the peak of a step.
 
-d = width of the rows, F = d_sae, B = rows of a batch (twice as many where `train.finish` adds sequences; the language
+d = width of the rows, F = d_sae, B = rows of a batch (twice as many if `train.finish` adds sequences; the language
 model that reads them is not counted), K = places of a row's codes.
 
-    held    12 (F d + F + d) of parameters and Adam's moments (8 F d if those of the matrix are bfloat16; 2 F d where
-            weights are untied), 8 F of when each latent last fired, 4 F for each matrix of when each row was last
-            updated (not with `adam: exact`), 9 F of which are dead for an auxiliary loss; with candidates F d of the
-            encoder in 8 bits
-    step    6 arrays [B, d] in float32, 40 B K of codes (four times as many where their number varies), and the kernels'
+    held    12 (F d + F + d) for parameters and Adam's moments (8 F d if the matrix's moments are bfloat16; 2 F d in
+            place of F d if weights are untied), 8 F for when each latent last fired, 4 F for each matrix for when each
+            row was last updated (not with `adam: exact`), 9 F for the dead latents of an auxiliary loss; with
+            candidates F d for the encoder in 8 bits
+    step    6 arrays [B, d] in float32, 40 B K for codes (four times as many if their number varies), and the kernels'
             own workspace; with an auxiliary loss 6 more arrays, its codes, and 4 F d (the encoder's rows of dead
-            latents, if all are); with Matryoshka prefixes 3 more arrays and codes for each
+            latents, if all are dead); with Matryoshka prefixes 3 more arrays and codes for each prefix
 
-Several ranks that train one SAE in shards hold a share each of what is held. The arrays [B, d] are whole on each, and
-there are 3 more: of the parts of a reconstruction that go to and fro (and 2 more for each Matryoshka prefix). Workspace
-and gathered rows are those of a shard.
+Ranks that train one SAE in shards each hold a share of the first part. Each has the whole arrays [B, d], and 3 more for
+the parts of a reconstruction that are sent and received (and 2 more for each Matryoshka prefix). Workspace and gathered
+rows are those of a shard.
 
-Several SAEs that train together hold all that they hold, and make their steps one after the other.
+Several SAEs that train together hold the sum of what each holds, and make their steps one after the other.
 """
 
 from collections.abc import Callable
@@ -30,14 +30,14 @@ from olmoscope.train.derived import settled
 
 @dataclass(frozen=True)
 class TrainingMemory:
-    """Bytes of one SAE."""
+    """The memory of one SAE, in bytes."""
 
     state: int
-    """Parameters and Adam's two moments: what a checkpoint has on disk."""
+    """Parameters and Adam's two moments: the size of a checkpoint on disk."""
     held: int
-    """Between steps, the state among it."""
+    """Memory held between steps, including `state`."""
     step: int
-    """Besides, at the fullest moment of a step."""
+    """Memory needed in addition at the peak of a step."""
 
 
 def training_memory(recipe: Recipe, sae: CoderConfig, width: Callable[[Site], int], kernels: Kernels,
@@ -45,9 +45,9 @@ def training_memory(recipe: Recipe, sae: CoderConfig, width: Callable[[Site], in
     """The memory that training an SAE of a recipe takes.
 
     Args:
-        width: of a site's rows.
-        kernels: of the device that it would be trained on.
-        ranks: how many train it together; the memory is that of each.
+        width: gives the width of a site's rows.
+        kernels: the kernels of the device on which it would be trained.
+        ranks: how many ranks train it together; the result is the memory of each.
     """
     train = settled(recipe, sae)
     d_in = sum(width(site) for site in sae.reads)

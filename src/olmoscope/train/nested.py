@@ -1,6 +1,6 @@
 """The loss of a Matryoshka SAE: the mean NMSE of several prefixes of the dictionary, each a whole SAE of its own.
 
-A prefix's reconstruction uses its latents alone, so the first ones learn what is most general (Bussmann et al. 2025,
+A prefix's reconstruction uses only its own latents, so the first ones learn what is most general (Bussmann et al. 2025,
 arXiv:2503.17547). With e_p = dL/dx̂ of prefix p and G groups of latents between the prefixes' ends, latent j of group g
 is in the prefixes g, g + 1, …, so its gradient is that of one loss with
 
@@ -29,25 +29,25 @@ class NestedResidual:
     whole: Residual
     """The residual of all latents."""
     dz_BK: Tensor
-    """dL/dz; 0 where the value is."""
+    """dL/dz; 0 where the value is 0."""
     e_GBD: list[Tensor]
-    """What each group's decoder rows are given."""
+    """The e of each group, for its decoder rows."""
 
     def pulled(self, kernels: Kernels, sae: TopK, e_BD: Tensor, values_BK: Tensor, indices_BK: Tensor) -> Self:
-        """With the gradient `e_BD` of another loss of the whole reconstruction added: all groups have a part in it."""
+        """Add the gradient `e_BD` of another loss of the whole reconstruction, to which all groups contribute."""
         dz_BK = kernels.code_gradient(e_BD, values_BK, indices_BK, sae.W_dec)
         return replace(self, dz_BK=self.dz_BK + dz_BK, e_GBD=[group_BD + e_BD for group_BD in self.e_GBD])
 
 
 class NestedLoss:
-    """The loss over prefixes of `shares` of the latents, and over all of them; without shares the plain NMSE."""
+    """The mean loss over the prefixes given by `shares` and all latents; the plain NMSE if there are no shares."""
 
     def __init__(self, shares: Sequence[float], d_sae: int) -> None:
         self.stops = prefix_ends(shares, d_sae)
 
     def residual(self, kernels: Kernels, sae: TopK, y_BD: Tensor, values_BK: Tensor, indices_BK: Tensor,
                  statistics: RowStatistics | None, skip_BD: Tensor | None = None) -> NestedResidual:
-        """Decode all prefixes of a batch's codes and compare with the rows wanted, `y_BD`, in raw space.
+        """Decode all prefixes of a batch's codes and compare them with the target rows `y_BD`, in raw space.
 
         Args:
             skip_BD: what a transcoder's skip adds to every prefix.
@@ -75,7 +75,7 @@ class NestedLoss:
 
     def gradients(self, residual: NestedResidual, values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor,
                   u_BD: Tensor) -> list[Gradients]:
-        """What the loss asks of the parameters: of each group apart. The first one's e is that of `b_pre`."""
+        """The gradients of the parameters, separately for each group. The first group's e is also that of `b_pre`."""
         if len(self.stops) == 1:
             return [Gradients(values_BK, dz_BK, indices_BK, residual.e_GBD[0], u_BD)]
         found = []
@@ -99,12 +99,12 @@ class Group:
     stop: int
 
     def only(self, values_BK: Tensor, indices_BK: Tensor) -> Tensor:
-        """Values, with 0 where they are of other latents."""
+        """The values, with 0 for latents outside the group."""
         return torch.where((indices_BK >= self.start) & (indices_BK < self.stop), values_BK, 0)
 
 
 def groups_between(stops: Sequence[int], first: int, last: int) -> list[Group]:
-    """The groups that have some of the latents from `first` on and before `last`, each with these alone, counted from
+    """The groups that overlap the latents from `first` up to `last`, exclusive: of each only the overlap, counted from
     `first`.
 
     Args:
@@ -115,5 +115,5 @@ def groups_between(stops: Sequence[int], first: int, last: int) -> list[Group]:
 
 
 def prefix_ends(shares: Sequence[float], d_sae: int) -> tuple[int, ...]:
-    """Where the prefixes end, the whole dictionary last."""
+    """Where the prefixes end; the last one is the whole dictionary."""
     return (*(max(1, round(share * d_sae)) for share in shares), d_sae)

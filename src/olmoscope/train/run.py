@@ -1,8 +1,8 @@
-"""One SAE's training: its run folder and its bookkeeping; killed at any moment, it goes on where it was.
+"""One SAE's training: its run folder and its bookkeeping. A run that is killed resumes from its last checkpoint.
 
-The run folder: `recipe.yaml` (resolved), `metrics.jsonl`, `training.log` (for people), `checkpoints/`, and at the end
-`done.json`. `metrics.jsonl` and the weights of a resumed run equal those of one that was never stopped, bit for bit on
-a CPU. What it is fed comes from the loop (group.py), which may feed several at once.
+The run folder holds `recipe.yaml` (resolved), `metrics.jsonl`, `training.log` (for people), `checkpoints/`, and at the
+end `done.json`. `metrics.jsonl` and the weights of a resumed run equal those of one that was never stopped, bit for bit
+on a CPU. The batches come from the loop (group.py), which may feed several runs at once.
 """
 
 import json
@@ -59,16 +59,17 @@ from olmoscope.train.step import Step
 from olmoscope.train.trackers import Tracker
 
 TRIAL = "candidates.json"
-"""The verdict of the trial of candidates, in the run folder."""
+"""The file in the run folder that keeps the verdict of the trial of candidates."""
 
 
 def learning_rate(lr: float, decay: float, step: int, steps: int) -> float:
-    """The rate of a step (counted from 0): `lr`, then linear to 0 over the last `decay` of all steps."""
+    """The learning rate of a step (counted from 0): `lr`, falling linearly to 0 over the last share `decay` of the
+    steps."""
     return lr * min(1.0, (steps - step) / (decay * steps)) if decay else lr
 
 
 def run_folder(out: Path, sae: CoderConfig) -> Path:
-    """Where an SAE's run lives."""
+    """The run folder of an SAE."""
     return out / "runs" / sae.id
 
 
@@ -90,10 +91,10 @@ class Run:
         """
         Args:
             folder: its run folder, held by this process, or by the first of its ranks.
-            reader: lets the language model read sequences, for `train.finish`; of the sites of this coder at least.
+            reader: runs the language model on sequences, for `train.finish`; it must have the sites of this coder.
             tracker: where metrics go besides the folder.
-            ranks: those that train it, each with a `Run` of its own; only the first one's writes in the folder, but for
-                the shards of checkpoints. None: this process alone.
+            ranks: the ranks that train it, each with a `Run` of its own. Only the first one writes in the folder,
+                except for the shards of checkpoints. None if this process trains alone.
 
         Raises:
             UserError: a checkpoint is damaged, or was made on other activations.
@@ -109,11 +110,11 @@ class Run:
             self.finish_steps = draw_steps(rounds.tokens, max(1, round(finish.share * self.steps)),
                                            self.settings.batch, recipe.seed, self.settings.shards)
         self.counts = _Counts()
-        """Up to the last line of metrics.jsonl."""
+        """Sums up to the last line of metrics.jsonl."""
         self.position = START
         """The stream's position after the last step."""
         self._seconds_before: float | None = 0.0
-        """That the steps before this start took; None if the checkpoint does not say."""
+        """The seconds that earlier steps took; None if the checkpoint does not say."""
         found = self._newest_checkpoint()
         self.ends = self._ends(found)
         if self.ranks.leads:
@@ -126,7 +127,7 @@ class Run:
             self._load(found)
         self._begin_trial()
         self.saved = self.step.count
-        """Steps of the last checkpoint."""
+        """The step of the last checkpoint."""
         self._cut_metrics()
         self._tracker = tracker
         if tracker:
@@ -149,11 +150,11 @@ class Run:
         console.print(f"{self.spec.id}: {text}", markup=False, highlight=False, soft_wrap=True)
 
     def train_on(self, batch: Mapping[Site, Tensor], position: dict[str, int]) -> dict[str, Any] | None:
-        """One step, with what is due after it: a line of metrics, a checkpoint.
+        """Make one step, and write a line of metrics and a checkpoint if they are due.
 
         Args:
-            batch: of each site its rows, on the run's device.
-            position: of the stream after this batch.
+            batch: the rows of each site, on the run's device.
+            position: the position of the stream after this batch.
 
         Returns:
             The line of metrics, if one was due.
@@ -183,8 +184,8 @@ class Run:
         return line
 
     def save(self) -> None:
-        """Write a checkpoint, if there was a step since the last one; of the older ones those stay that the recipe
-        keeps."""
+        """Write a checkpoint if there was a step since the last one, and delete older ones that the recipe does not
+        keep."""
         if self.saved == self.step.count:
             return
         older = [path for path in checkpoints(self.folder) if not is_kept(self.settings, step_of(path))]
@@ -199,7 +200,7 @@ class Run:
             remove_checkpoint(path)
 
     def finish(self) -> None:
-        """Write done.json; the last step was made."""
+        """Write done.json after the last step."""
         counts, kept = self.counts, self.rounds.kept
         dead_share = self.step.dead_share(self.settings.dead_window)
         if not self.ranks.leads:
@@ -236,17 +237,17 @@ class Run:
         console.print(f"{self.spec.id}: {message}", style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def _checkpoint(self) -> Path:
-        """Where the checkpoint after the last step stands."""
+        """The path of the checkpoint after the latest step."""
         return checkpoint_path(self.folder, self.step.count, self.settings.shards)
 
     def _newest_checkpoint(self) -> Path | None:
-        """The newest checkpoint, as the first rank sees it: a folder on a network may look different from elsewhere."""
+        """The newest checkpoint that the first rank sees: on a network file system, other ranks may not see it yet."""
         found = checkpoints(self.folder)
         step = self.ranks.ask(step_of(found[-1]) if found else 0)[0]
         return checkpoint_path(self.folder, step, self.settings.shards) if step else None
 
     def _ends(self, found: Path | None) -> Ends:
-        """The sites, with the scales, sinks and axes of the last checkpoint, or with new ones."""
+        """The ends of the coder, with the scales, sinks and axes of the last checkpoint or with new ones."""
         widths = {site: self.rounds.manifest.width(site) for site in self.spec.sites}
         if found:
             return ends_of(self.spec, widths, scales_of(found), sinks_of(found), axes_of(found))
@@ -255,10 +256,11 @@ class Run:
                        axes_at(self.rounds, self.spec.site, sinks) if self.settings.axes == "principal" else None)
 
     def _fresh_step(self, device: torch.device, replaced: bool) -> Step | ShardedStep:
-        """What training begins with.
+        """The step with which training begins.
 
         Args:
-            replaced: its parameters will be a checkpoint's: means, which cost a read or a forward pass, are not taken.
+            replaced: whether a checkpoint will replace its parameters. Means, which cost a read or a forward pass, are
+                then not computed.
         """
         spec, settings, adam = self.spec, self.settings, Adam.of(self.settings)
         latents = spec.d_sae - (0 if self.ends.sinks is None else self.ends.sinks.count)
@@ -267,7 +269,7 @@ class Run:
                         candidates=settings.candidates, activation=spec.activation, matryoshka=spec.matryoshka)
         if latents < settings.shards:
             raise UserError(f"{spec.id}: {latents} latents are left beside those for attention sinks, fewer than "
-                            f"train.shards ({settings.shards}); set train.shards or saes.d_sae otherwise")
+                            f"train.shards ({settings.shards}); lower train.shards or raise saes.d_sae")
         bounds, shared = shard_bounds(latents, settings.shards), self._fresh(device, replaced, 0)
         saes = {number: initialize_shard(bounds[number + 1] - bounds[number], number, shared, settings.seed,
                                          spec.default_id)
@@ -285,7 +287,7 @@ class Run:
         return self.rounds.sample_mean(site, self.spec.normalize)
 
     def _fresh(self, device: torch.device, replaced: bool, latents: int) -> TopK:
-        """The coder that training begins with, of so many latents; see `_fresh_step`."""
+        """The coder with which training begins, with `latents` latents; see `_fresh_step`."""
         spec, ends = self.spec, self.ends
         means = [self._mean(site, replaced) for site in ends.reads]
         mean_D = (ends.turned(means[0]) if ends.is_plain else ends.joined(means)).to(device)
@@ -299,20 +301,20 @@ class Run:
         state = load_checkpoint(path, self.step) if isinstance(self.step, Step) else load_sharded(path, self.step)
         for what, before in state["activations"].items():
             if (now := self._activations()[what]) != before:
-                raise UserError(f"{self.folder} was trained on activations with {what} {before}, now they have {now}; "
-                                "choose another --out, or delete the folder to train anew")
+                raise UserError(f"{self.folder} was trained on activations with {what} {before}, but now they have "
+                                f"{now}; choose another --out, or delete the folder to train again")
         self.position = state["stream"]
         self.counts = _Counts(**state["counts"])
         self._seconds_before = state.get("seconds")
 
     def _begin_trial(self) -> None:
-        """Candidates must win a trial in the first steps. A checkpoint of a later step holds what came of it."""
+        """Begin the trial of candidates in the first steps. Checkpoints of later steps hold its result."""
         if self.step.candidates is not None and self.step.count < TRIAL_STEPS:
             self.step.candidates.begin_trial()
 
     def _end_trial(self, search: CandidateSearch | ShardedCandidates) -> None:
-        """Take the faster way, as the first rank says. A run that was killed before its first checkpoint keeps the
-        verdict that it had."""
+        """Choose the faster way by the first rank's verdict. A run that was killed before its first checkpoint keeps
+        the verdict that it had."""
         path, verdict = self.folder / TRIAL, search.verdict()
         with self.ranks.agreed():
             if self.ranks.leads and path.exists():
@@ -326,19 +328,19 @@ class Run:
         search.settle(Verdict(*self.ranks.gather(times)[0].tolist()))
 
     def _activations(self) -> dict[str, Any]:
-        """What must not change under a run that goes on."""
+        """The properties of the activations that must not change when a run is resumed."""
         manifest = self.rounds.manifest
         return {"model revision": manifest.model.revision, "tokenizer": manifest.tokenizer_hash,
                 "rows": self.rounds.kept.rows}
 
     def _seconds(self) -> float | None:
-        """That all steps up to now took, over restarts; None if that is not known."""
+        """The seconds that all steps up to now took, over restarts; None if unknown."""
         if self._seconds_before is None:
             return None
         return round(self._seconds_before + time.monotonic() - self._started, 1)
 
     def _cut_metrics(self) -> None:
-        """Drop the lines after the checkpoint: they will be written again."""
+        """Remove the lines after the checkpoint: they will be written again."""
         path = self.folder / "metrics.jsonl"
         if self.ranks.leads and path.exists():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
@@ -346,7 +348,7 @@ class Run:
                                      and json.loads(line)["step"] <= self.step.count))
 
     def _measure(self) -> dict[str, Any]:
-        """Write and give back a line of metrics.jsonl: means over the rows since the last one."""
+        """Write and return a line of metrics.jsonl: means over the rows since the last line."""
         sums = self.step.take_sums()
         rows = self.step.tokens - self.counts.tokens
         if not math.isfinite(sums.loss):

@@ -1,7 +1,7 @@
-"""The auxiliary loss and the lift (auxiliary.py says what they are) of an SAE whose latents are in shards.
+"""The auxiliary loss and the lift (see auxiliary.py) of an SAE whose latents are in shards.
 
-Dead latents are chosen as the active ones are: each shard proposes, the owner of a row selects. All ranks know the
-residual of all rows, so only the reconstruction by dead latents and its error are exchanged.
+Dead latents are chosen in the same way as active ones: each shard proposes, the owner of a row selects. All ranks know
+the residual of all rows, so only the reconstruction by dead latents and its error are exchanged.
 
 Shapes: B rows, b rows that a rank owns, D d_model, A places of dead latents.
 """
@@ -28,10 +28,10 @@ class ShardedAuxiliary:
     def __init__(self, settings: SettledAuxiliary, shards: Sequence[Shard], ranks: Ranks, kernels: Kernels) -> None:
         self.settings, self.shards, self.ranks, self.kernels = settings, shards, ranks, kernels
         self._dead: list[int] | None = None
-        """The number of dead latents of each shard of all ranks; None: not asked since the last look."""
+        """The number of dead latents in each shard of all ranks; None if not asked since `look` was called."""
 
     def look(self, tokens: int) -> None:
-        """See which latents are dead: they did not fire in the last `dead_window` tokens."""
+        """Find the dead latents: those that did not fire in the last `dead_window` tokens."""
         for shard in self.shards:
             torch.ge(tokens - shard.last_fired_F, self.settings.dead_window, out=shard.dead_F)
             shard.list_dead()
@@ -39,8 +39,8 @@ class ShardedAuxiliary:
 
     def gradients(self, y_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None, e_BD: Tensor,
                   loss_B: Tensor) -> tuple[Tensor, list[Gradients | None]] | None:
-        """The loss of each row (without the weight), and the gradients of each shard of this rank (None: it has no
-        dead latent). None if there is none in any shard, or the weight is 0. Arguments as in `AuxiliaryLoss`."""
+        """The loss of each row (without the weight), and the gradients of each shard of this rank (None if it has no
+        dead latent). None if no shard has a dead latent, or the weight is 0. Arguments as in `AuxiliaryLoss`."""
         if not self.settings.weight:
             return None
         if self._dead is None:

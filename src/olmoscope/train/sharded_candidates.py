@@ -1,6 +1,6 @@
-"""The search by candidates (candidates.py) of an SAE whose latents are in shards: each shard has one of its own.
+"""The search by candidates (candidates.py) of an SAE whose latents are in shards: each shard has a search of its own.
 
-A shard looks for its own top k, and widens its margin by what it missed of it. The trial is of all shards together: the
+A shard looks for its own top k, and widens its margin if it misses too many of them. The trial covers all shards: the
 slowest rank's times count. Figures are sums of integers, so they do not depend on the number of ranks.
 """
 
@@ -17,7 +17,7 @@ class ShardedCandidates:
     """The searches of all shards. All ranks must call each method.
 
     Args:
-        searches: those of this rank, in the order of its shards.
+        searches: the searches of this rank, in the order of its shards.
     """
 
     def __init__(self, searches: Sequence[CandidateSearch], ranks: Ranks) -> None:
@@ -34,7 +34,7 @@ class ShardedCandidates:
         return self.searches[0].on_trial
 
     def verdict(self) -> Verdict:
-        """What the clock says of the trial: a rank's time is that of its shards, one after the other."""
+        """The result of the trial: a rank's time is the sum over its shards."""
         verdicts = [search.verdict() for search in self.searches]
         times = [sum(verdict.exact_ms for verdict in verdicts), sum(verdict.candidates_ms for verdict in verdicts)]
         exact, candidates = self.ranks.gather(torch.tensor(times, dtype=torch.float64)).amax(dim=0).tolist()
@@ -46,7 +46,7 @@ class ShardedCandidates:
             search.settle(verdict)
 
     def judge(self, steps: int) -> str | None:
-        """As `CandidateSearch.judge`, of each shard."""
+        """As `CandidateSearch.judge`, for each shard."""
         if steps % JUDGE_STEPS:
             return None
         before = self._margins()
@@ -64,14 +64,14 @@ class ShardedCandidates:
                 f"here on {'; '.join(now)}")
 
     def take_found(self) -> float | None:
-        """As `CandidateSearch.take_found`, of the top k's of all shards."""
+        """As `CandidateSearch.take_found`, over the top k of all shards."""
         counts = torch.stack([search.take_counts() for search in self.searches])
         checked, missed = self.ranks.gather(counts.sum(dim=0)).sum(dim=0).tolist()
         return 1 - missed / checked if checked else None
 
     @property
     def margin(self) -> int:
-        """The largest of any shard; `EXACT` if all gave candidates up."""
+        """The largest margin of any shard; `EXACT` if no shard uses candidates any more."""
         return max(self._margins())
 
     def _margins(self) -> list[int]:

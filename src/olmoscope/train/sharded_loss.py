@@ -1,9 +1,9 @@
-"""The loss of an SAE whose latents are in shards, that of all latents or of several prefixes (nested.py).
+"""The loss of an SAE whose latents are in shards: of all latents, or of several prefixes (nested.py).
 
-Each rank sends the owner of a row a part of the reconstruction for each group of latents that it has. The owner adds up
-parts, in the order of the shards, and groups, the first one first, so it has the reconstruction of each prefix. What
-all ranks get back is the loss and e of all latents; e of the other groups goes to the ranks that have them. The biases
-get the first group's e, which the first rank always has.
+Each rank sends the owner of a row its part of the reconstruction, one for each group of latents that it has. The owner
+adds the parts in the order of the shards, and then the groups from the first on, which gives the reconstruction of each
+prefix. All ranks get back the loss and e of all latents; e of another group goes to the ranks that have that group. The
+biases get the first group's e, which the first rank always has.
 
 Shapes: B rows, b rows that a rank owns, D d_model, K places of a shard's codes, N groups that a rank has.
 """
@@ -31,16 +31,16 @@ class ShardedResidual:
     e_BD: Tensor
     """dL/dx̂ of all latents, as if there were no other prefix."""
     e: dict[int, Tensor]
-    """What the decoder rows of each group of this rank are given, `[B, D]`, by its number."""
+    """The e of each group of this rank, `[B, D]`, by the group's number."""
     dz: list[Tensor]
     """dL/dz in each shard of this rank."""
 
 
 class ShardedLoss:
-    """The loss over prefixes of `shares` of the latents, and over all of them; without shares the plain NMSE.
+    """The mean loss over the prefixes given by `shares` and all latents; the plain NMSE if there are no shares.
 
     Args:
-        shards: those of this rank.
+        shards: the shards of this rank.
     """
 
     def __init__(self, shares: Sequence[float], shards: Sequence[Shard], ranks: Ranks) -> None:
@@ -55,13 +55,13 @@ class ShardedLoss:
     def residual(self, y_BD: Tensor, values: Sequence[Tensor], indices: Sequence[Tensor],
                  statistics: RowStatistics | None, skip_BD: Tensor | None,
                  pull: Pull | None = None) -> ShardedResidual:
-        """Compare the reconstructions of a batch with the rows wanted, `y_BD`, in raw space.
+        """Compare the reconstructions of a batch with the target rows `y_BD`, in raw space.
 
         Args:
             values, indices: the codes in each shard of this rank.
-            skip_BD: what a transcoder's skip adds to every prefix; of all rows on every rank, as a product of some rows
-                alone may round otherwise.
-            pull: a loss beside the NMSE, of all latents; the same on every rank.
+            skip_BD: what a transcoder's skip adds to every prefix. Every rank computes it for all rows, as a product of
+                only some rows may round differently.
+            pull: a loss of all latents beside the NMSE; the same on every rank.
         """
         rows, ranks = len(y_BD), self.ranks
         loss_b, errors, xhat_bD = self._compared(y_BD, self._parts(values, indices), statistics, skip_BD)
@@ -89,13 +89,13 @@ class ShardedLoss:
 
     def gradients(self, residual: ShardedResidual, values: Sequence[Tensor], dz: Sequence[Tensor],
                   indices: Sequence[Tensor], u_BD: Tensor) -> list[list[Gradients]]:
-        """What the loss asks of the parameters of each shard: of each of its groups apart."""
+        """The gradients of each shard's parameters, separately for each of its groups."""
         return [[Gradients(_only(groups, group, values_BK, indices_BK), dz_BK, indices_BK,
                            residual.e[group.number], u_BD) for group in groups]
                 for groups, values_BK, dz_BK, indices_BK in zip(self.groups, values, dz, indices, strict=True)]
 
     def of_biases(self, residual: ShardedResidual, x_BD: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The gradients of the bias `[D]` and the skip `[D, D_in]` that every prefix adds, alike on every rank.
+        """The gradients of the bias `[D]` and the skip `[D, D_in]` that every prefix adds, equal on every rank.
 
         Args:
             x_BD: the rows read.
@@ -143,7 +143,7 @@ class ShardedLoss:
 
     def _code_gradients(self, asked: dict[int, Tensor], values: Sequence[Tensor],
                         indices: Sequence[Tensor]) -> list[Tensor]:
-        """dL/dz in each shard: what is asked of a latent's group."""
+        """dL/dz in each shard, by the e of each latent's group."""
         found = []
         for shard, groups, values_BK, indices_BK in zip(self.shards, self.groups, values, indices, strict=True):
             dz = [self.kernels.code_gradient(asked[group.number], _only(groups, group, values_BK, indices_BK),
@@ -156,8 +156,8 @@ def groups_of_ranks(stops: Sequence[int], shards: int, count: int) -> list[list[
     """The groups of latents that each of `count` ranks has.
 
     Args:
-        stops: where the prefixes end, the last one at the end of all latents.
-        shards: in how many parts all latents are.
+        stops: where the prefixes end; the last one ends with the last latent.
+        shards: the number of shards of all latents.
     """
     bounds = shard_bounds(stops[-1], shards)
     return [[group.number for group in groups_between(stops, bounds[shards * rank // count],
@@ -166,10 +166,10 @@ def groups_of_ranks(stops: Sequence[int], shards: int, count: int) -> list[list[
 
 
 def _beside(parts: Sequence[Tensor], like_BD: Tensor) -> Tensor:
-    """Parts `[B, D]` of the same rows, `[B, N, D]`; there may be none."""
+    """Parts `[B, D]` of the same rows stacked to `[B, N, D]`; N may be 0."""
     return torch.stack(list(parts), dim=1) if parts else like_BD.new_empty(len(like_BD), 0, like_BD.shape[1])
 
 
 def _only(groups: Sequence[Group], group: Group, values_BK: Tensor, indices_BK: Tensor) -> Tensor:
-    """The values of a group, with 0 where they are of another group of the shard."""
+    """The values of a group, with 0 for latents of the shard's other groups."""
     return values_BK if len(groups) == 1 else group.only(values_BK, indices_BK)

@@ -1,8 +1,8 @@
 """The activation rules (activation_rules.py) of an SAE whose latents are in shards.
 
-Each shard proposes latents by a rule of its own, the owner of a row selects, and the shards' rules make activations of
-what stays. The threshold of a batch is the n-th largest of all that stays (distributed/select.py). Group-max needs no
-selection: a shard has whole groups.
+Each shard proposes latents by a rule of its own, the owner of a row selects, and the shards' rules turn the selected
+ones into activations. The threshold of a batch is the n-th largest of all selected ones (distributed/select.py).
+Group-max needs no selection: a shard has whole groups.
 
 Shapes: B rows, D d_model, K places of a shard's codes.
 """
@@ -24,10 +24,10 @@ Codes = tuple[list[Tensor], list[Tensor]]
 
 
 class ShardedTopK:
-    """k latents a row. The other rules change what is different.
+    """k latents a row. The other rules override what differs.
 
     Args:
-        shards: those of this rank.
+        shards: the shards of this rank.
     """
 
     def __init__(self, shards: Sequence[Shard], ranks: Ranks) -> None:
@@ -35,10 +35,10 @@ class ShardedTopK:
         first = shards[0]
         self.k, self.latents, self.places = first.sae.k, first.latents, first.rule.places
         self.widest = min(self.places, -(-self.latents // first.of))
-        """Places of the longest codes of any shard."""
+        """The largest number of places in a shard's codes."""
 
     def start(self, u_BD: Tensor) -> None:
-        """Prepare for training, by its first batch."""
+        """Prepare for training, given its first batch."""
 
     def encode(self, u_BD: Tensor) -> Codes:
         """The codes of a batch."""
@@ -46,11 +46,11 @@ class ShardedTopK:
         return self._selected(values).values, indices
 
     def learn(self, values: list[Tensor], dz: list[Tensor], indices: list[Tensor], adam: AdamStep) -> Codes:
-        """Learn from dL/dz of the codes that `encode` gave; values and dL/dz for the other parameters' gradients."""
+        """Learn from dL/dz of the codes that `encode` gave; return values and dL/dz for the other parameters."""
         return values, dz
 
     def shared_tensors(self) -> dict[str, Tensor]:
-        """The state that belongs to no latent, the same on every rank."""
+        """The state that does not belong to single latents, the same on every rank."""
         return self.shards[0].rule.shared_tensors()
 
     def _candidates(self, u_BD: Tensor) -> Codes:
@@ -61,7 +61,7 @@ class ShardedTopK:
         return keep_largest(values, self.places, self.widest, self.ranks)
 
     def _count_capped(self, values: Sequence[Tensor], last: Sequence[Tensor]) -> None:
-        """Count the rows whose last place is of an active latent, each in the shard that has it."""
+        """Count the rows whose last place is an active latent, each in the shard that has this latent."""
         if self.places == self.latents:
             return
         for shard, values_BK, last_B in zip(self.shards, values, last, strict=True):

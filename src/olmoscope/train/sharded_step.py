@@ -1,15 +1,15 @@
 """One training step of an SAE whose latents are in V shards, on any number of ranks that can share them.
 
-The maths is that of step.py. Each shard proposes its largest pre-activations and gives its part of the reconstruction;
-the owner of a row selects, adds the parts up and finds the error; the update of a latent is its shard's own:
+The maths is that of step.py. Each shard proposes its largest pre-activations and computes its part of the
+reconstruction. The owner of a row selects, adds the parts up and finds the error. Each shard updates its own latents:
 
     all ranks: x, u         each shard: its first latents        owners: which of them stay (sharded_rules.py)
     each shard: its part of x̂     owners: the sum, loss and e       all ranks: e; each shard: dz, sort, update
                                   (sharded_loss.py)
 
-A shard is computed in the same calls whoever has it, and sums over shards are taken in one order (distributed/sums.py).
-So the number of shards decides the weights to the last bit, and the number of ranks does not: on a CPU for the same
-number of threads a rank, on GPUs of one model for the same versions of CUDA and torch.
+A shard is computed by the same calls on whichever rank it is, and sums over shards have a fixed order
+(distributed/sums.py). So the weights depend on the number of shards but, to the last bit, not on the number of ranks:
+on a CPU with the same number of threads for each rank, on GPUs of one model with the same versions of CUDA and torch.
 
 Shapes: B rows, b rows that a rank owns, D d_model, K places of a shard's codes.
 """
@@ -37,12 +37,12 @@ from olmoscope.train.step import Sums, update_matrices
 
 
 class ShardedStep:
-    """The shards of an SAE that this rank has, and what all ranks have in common.
+    """The shards of an SAE that this rank has, and the state that all ranks share.
 
     Args:
-        shards: neighbours, in order; as many on every rank.
-        auxiliary: settings of the auxiliary loss; None: no such loss.
-        ranks: those that train this SAE.
+        shards: neighbouring shards, in order; as many on every rank.
+        auxiliary: settings of the auxiliary loss; None for no such loss.
+        ranks: the ranks that train this SAE.
         matryoshka: shares of the latents that are SAEs of their own (nested.py).
     """
 
@@ -54,12 +54,12 @@ class ShardedStep:
         self.rule = SHARDED_RULES[self.activation](shards, self.ranks)
         self.loss = ShardedLoss(matryoshka, shards, self.ranks)
         self.sae, self.k = first, first.k
-        """The first shard's: its biases and its skip are those of all."""
+        """The first shard's SAE and k: its biases and its skip are those of all shards."""
         self.shared = {name: parameter for name, parameter in first.state_dict().items() if name in SHARED}
         self.moments = {name: plain_moments(parameter) for name, parameter in self.shared.items()}
         self.count = self.tokens = 0
         self.unit = torch.ones((), dtype=torch.float64)
-        """What the rate of the biases is multiplied by; on the CPU, for it becomes part of an argument."""
+        """The factor for the rate of the biases; on the CPU, as it becomes part of an argument."""
         self.sums = torch.zeros(3, dtype=torch.float64, device=first.device)
         """`Sums.loss`, `auxiliary` and `auxiliary_rows`; the shards count the rest."""
         searches = [shard.candidates for shard in shards if shard.candidates is not None]
@@ -71,8 +71,7 @@ class ShardedStep:
         """Train on one batch of activations `[B, D]`, the same on every rank.
 
         Args:
-            target_BD: the rows to be reconstructed, `[B, D_out]`, where those are other than the ones read
-                (train/ends.py).
+            target_BD: the rows to be reconstructed, `[B, D_out]`, if they are not the rows read (train/ends.py).
             pull: a loss beside the NMSE, the same on every rank.
         """
         x_BD = x_BD.to(self.sae.W_dec.dtype).contiguous()
@@ -131,7 +130,7 @@ class ShardedStep:
         return Sums(loss, float(active), auxiliary, auxiliary_rows, float(capped))
 
     def shared_tensors(self) -> dict[str, Tensor]:
-        """The state that is no shard's, by name: the same on every rank."""
+        """The state that does not belong to a shard, by name: the same on every rank."""
         found = self.shared | {"sums": self.sums, "unit": self.unit}
         for name, moments in self.moments.items():
             found |= {f"adam.{name}.first": moments.first, f"adam.{name}.second": moments.second}
@@ -139,24 +138,24 @@ class ShardedStep:
                         for name, tensor in self.rule.shared_tensors().items()}
 
     def restore(self, count: int, tokens: int, tensor: Callable[[str], Tensor]) -> None:
-        """Go on from a state; the shards restore themselves.
+        """Restore a state; the shards restore themselves.
 
         Args:
-            tensor: gives what `shared_tensors` had under a name.
+            tensor: gives the tensor that `shared_tensors` had under a name.
         """
         for name, target in self.shared_tensors().items():
             target.copy_(tensor(name))
         self.count, self.tokens = count, tokens
 
     def _start(self, u_BD: Tensor) -> None:
-        """What the first batch decides."""
+        """Set what depends on the first batch."""
         self.rule.start(u_BD)
         if self.adam.scale_biases:
             self.unit.copy_(u_BD.square().mean().sqrt())
 
     def _auxiliary(self, y_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None,
                    residual: ShardedResidual) -> Sequence[Gradients | None]:
-        """Gradients of the auxiliary loss in each shard, where there are any."""
+        """Gradients of the auxiliary loss in each shard; None for a shard without any."""
         nothing = [None] * len(self.shards)
         if self.auxiliary is None:
             return nothing

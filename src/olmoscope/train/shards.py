@@ -1,4 +1,4 @@
-"""A shard of an SAE in training: neighbouring latents, with all that belongs to them. F latents of a shard."""
+"""A shard of an SAE in training: neighbouring latents, with all their state. Shapes: F latents of a shard."""
 
 from collections.abc import Callable
 
@@ -25,7 +25,7 @@ def shard_bounds(latents: int, shards: int) -> list[int]:
 
 
 def own_shards(shards: int, ranks: Ranks) -> range:
-    """The shards that a rank has: as many neighbours as every other."""
+    """The shards of a rank: neighbours, as many as on every other rank."""
     each = shards // ranks.count
     return range(ranks.index * each, (ranks.index + 1) * each)
 
@@ -34,13 +34,13 @@ class Shard:
     """Parameters, moments and counts of some neighbouring latents.
 
     Args:
-        number, of: which shard, from 0, of how many.
-        sae: its latents alone, around the biases (and the skip) of all.
+        number, of: the number of this shard, from 0, and how many there are.
+        sae: only the latents of this shard, with the biases (and the skip) of the whole SAE.
         adam: makes the moments.
-        latents: of all shards.
-        activation: which latents are active.
-        candidates: settings of the search by candidates; None: the encoder's product is exact.
-        kernels: those of the SAE's device, unless a test wants others.
+        latents: the number of latents of all shards.
+        activation: the rule that says which latents are active.
+        candidates: settings of the search by candidates; None if the encoder's product is exact.
+        kernels: by default those of the SAE's device.
     """
 
     def __init__(self, number: int, of: int, sae: TopK, adam: Adam, latents: int, activation: Activation = "topk",
@@ -49,23 +49,23 @@ class Shard:
         self.kernels = kernels or kernels_for(sae.device)
         self.candidates = CandidateSearch(candidates, sae, self.kernels) if candidates else None
         self.steps = 0
-        """Made so far."""
+        """The number of steps made so far."""
         self.rule = RULES[activation](sae, self.kernels, self._encode_topk, latents)
         self.moments = {name: adam.moments_of(name, parameter) for name, parameter in sae.state_dict().items()
                         if name not in SHARED}
         self.last_fired_F = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)
         """Tokens seen when each latent last fired."""
         self.fired_1 = torch.zeros(1, dtype=torch.int64, device=sae.device)
-        """Active latents of all rows since the sums were last taken."""
+        """The number of active latents in all rows since the sums were last taken."""
         self.capped_1 = torch.zeros_like(self.fired_1)
-        """Rows since then whose last place is in this shard and active, of a rule with a cap."""
+        """With a rule that has a cap: the number of rows since then whose last place is active and in this shard."""
         self.dead_F = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.device)
-        """Which latents were dead at the auxiliary loss's last look."""
+        """Which latents were dead when the auxiliary loss last looked."""
         self.dead_M = torch.zeros(0, dtype=torch.int64, device=sae.device)
         """The same, as a list."""
 
     def count(self, values_BK: Tensor, indices_BK: Tensor, tokens: int) -> None:
-        """Note which latents fired in a batch, after which so many tokens were seen."""
+        """Record which latents fired in a batch; `tokens` were seen up to its end."""
         self.steps += 1
         active_BK = values_BK > 0
         self.fired_1 += active_BK.sum()
@@ -76,7 +76,7 @@ class Shard:
         self.dead_M = self.dead_F.nonzero().squeeze(1)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All state, by name; the shards' tensors of a name, one behind the other, are the whole SAE's."""
+        """All state, by name; the shards' tensors of one name, concatenated, are those of the whole SAE."""
         found = {name: tensor for name, tensor in self.sae.state_dict().items() if name not in SHARED}
         for name, moments in self.moments.items():
             found |= {f"adam.{name}.{part}": tensor for part, tensor in vars(moments).items() if tensor is not None}
@@ -88,11 +88,11 @@ class Shard:
         return found | {"last_fired": self.last_fired_F, "fired": self.fired_1, "auxiliary.dead": self.dead_F}
 
     def restore(self, steps: int, tensor: Callable[[str], Tensor]) -> None:
-        """Go on from a state.
+        """Restore a state.
 
         Args:
-            steps: made up to then.
-            tensor: gives what `tensors` had under a name.
+            steps: the number of steps made up to then.
+            tensor: gives the tensor that `tensors` had under a name.
         """
         self.steps = steps
         for name, target in self.tensors().items():

@@ -1,4 +1,4 @@
-"""One training step of an SAE or transcoder: forward, gradients by hand, Adam, unit norm; all sparse but one product.
+"""One training step of an SAE or transcoder: forward, gradients by hand, Adam, unit norm. Only one product is dense.
 
 Loss: NMSE = mean over rows of ‖x̂ − x‖² / ‖x‖² in raw space (the reference recipe). With e = dL/dx̂ (times the row's
 std in a layer-norm SAE), u the centred input and z the codes:
@@ -6,16 +6,16 @@ std in a layer-norm SAE), u the centred input and z the codes:
     dz_bj = e_b · W_dec_j  where z_bj > 0      dW_dec_j = Σ_b z_bj e_b      dW_enc_j = Σ_b dz_bj u_b
     db_latent_j = Σ_b dz_bj                    db_pre = Σ_b e_b − Σ_j db_latent_j W_enc_j
 
-In a transcoder the target is another site's row y, and with a skip ŷ has W_skip x in it; then db_in = − Σ_j db_latent_j
+In a transcoder the target is another site's row y, and with a skip ŷ includes W_skip x; then db_in = − Σ_j db_latent_j
 W_enc_j, db_out = Σ_b e_b, dW_skip = Σ_b e_b x_bᵀ.
 
-A tied W gets the sum of both, in one update. Adam's steps have a size of their own whatever the gradients' is, so each
-kind of parameter has its rate (adam.py): a bias is in the activations' unit, rows of the matrices are not.
+A tied W gets the sum of both, in one update. The size of Adam's steps does not depend on the size of the gradients, so
+each kind of parameter has its own rate (adam.py): biases have the activations' unit, rows of the matrices do not.
 An auxiliary loss (auxiliary.py) adds pairs of its own, which go through the same update.
 
-No dense gradient exists: each row of it is made (a decoder's, tied or not, is cleared of its part along the row of W,
-which the renormalisation would undo), given to Adam, and used up while it is in cache. Shapes: B rows, D d_model,
-F latents, K active.
+There is no dense gradient: each row is computed, given to Adam, and used up while it is in cache. From a decoder's row,
+tied or not, the part along the row of W is removed first, since the renormalisation would undo it. Shapes: B rows,
+D d_model, F latents, K active.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -41,25 +41,25 @@ from olmoscope.train.nested import NestedLoss
 
 
 class Sums(NamedTuple):
-    """Over rows, since they were last taken."""
+    """Sums over rows since they were last taken."""
 
     loss: float
     l0: float
     auxiliary: float
-    """Auxiliary loss, without its weight."""
+    """The auxiliary loss, without its weight."""
     auxiliary_rows: float
-    """Rows that had one."""
+    """The number of rows that had an auxiliary loss."""
     capped: float
-    """Rows at the cap of their activation rule."""
+    """The number of rows at the cap of their activation rule."""
 
 
 class Step:
-    """An SAE or transcoder with the state of its optimiser, and what is counted on the device while it trains.
+    """An SAE or transcoder with the state of its optimiser and the counts that training keeps on the device.
 
     Args:
-        auxiliary: settings of the auxiliary loss; None: no such loss.
-        kernels: those of the SAE's device, unless a test wants others.
-        candidates: settings of the search by candidates; None: the encoder's product is exact.
+        auxiliary: settings of the auxiliary loss; None for no such loss.
+        kernels: by default those of the SAE's device.
+        candidates: settings of the search by candidates; None if the encoder's product is exact.
         activation: which latents are active (activation_rules.py).
         matryoshka: shares of the latents that are SAEs of their own (nested.py).
     """
@@ -80,7 +80,7 @@ class Step:
         self.last_fired_F = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
         """Tokens seen when each latent last fired."""
         self.unit = torch.ones((), dtype=torch.float64)
-        """What the rate of the biases is multiplied by; on the CPU, for it becomes part of an argument."""
+        """The factor for the rate of the biases; on the CPU, as it becomes part of an argument."""
         self.sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=device)
         """`Sums`, kept on the device: reading them waits for it."""
         self.auxiliary = AuxiliaryLoss(auxiliary, sae, self.kernels) if auxiliary else None
@@ -91,7 +91,7 @@ class Step:
         """Train on one batch of activations `[B, D]`, any float dtype, on the coder's device.
 
         Args:
-            target_BD: the rows to be written, `[B, D_out]`, of a transcoder.
+            target_BD: the target rows of a transcoder, `[B, D_out]`.
             pull: a loss beside the NMSE.
         """
         sae, kernels, moments = self.sae, self.kernels, self.moments
@@ -156,10 +156,10 @@ class Step:
         return found
 
     def restore(self, count: int, tokens: int, tensor: Callable[[str], Tensor]) -> None:
-        """Go on from a state.
+        """Restore a state.
 
         Args:
-            tensor: gives what `tensors` had under a name.
+            tensor: gives the tensor that `tensors` had under a name.
         """
         for name, target in self.tensors().items():
             target.copy_(tensor(name))
@@ -168,7 +168,7 @@ class Step:
             self.auxiliary.list_dead()
 
     def _start(self, u_BD: Tensor) -> None:
-        """What the first batch decides."""
+        """Set what depends on the first batch."""
         self.rule.start(u_BD)
         if self.adam.scale_biases:
             self.unit.copy_(u_BD.square().mean().sqrt())
@@ -204,11 +204,11 @@ class Step:
 
 def update_matrices(kernels: Kernels, sae: TopK, moments: Mapping[str, Moments], pairs: SortedPairs, e_BD: Tensor,
                     u_BD: Tensor, adam: AdamStep, decoder_rate: float) -> tuple[Tensor, Tensor]:
-    """One step of encoder and decoder, in place; what their update gives for the biases (`Kernels.update_tied`).
+    """Take one step of encoder and decoder, in place; return the gradients for the biases (`Kernels.update_tied`).
 
     Args:
-        moments: of each matrix, by its name.
-        decoder_rate: the rate of an untied decoder, times that of `adam`.
+        moments: the moments of each matrix, by its name.
+        decoder_rate: the rate of an untied decoder, as a multiple of `adam`'s.
     """
     if sae.tied:
         return kernels.update_tied(sae.W_dec, moments["W"], pairs, e_BD, u_BD, adam)

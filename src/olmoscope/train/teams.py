@@ -1,8 +1,8 @@
 """Which processes train which SAEs.
 
-All ranks that were started form teams of equal size: as many ranks as can share an SAE's shards (`train.shards`) train
-it together, and teams train different SAEs. With one shard, each rank is a team. Nothing but who does the work depends
-on it.
+The ranks form teams of equal size: as many ranks as can share an SAE's shards (`train.shards`) train it together, and
+different teams train different SAEs. With one shard, each rank is a team. The teams decide only who does the work, not
+the result.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,10 +18,10 @@ from olmoscope.recipe.schema import CoderConfig, Recipe
 
 def assign(recipe: Recipe, saes: Sequence[CoderConfig], is_done: Callable[[CoderConfig], bool], device: torch.device,
            world: World) -> list[tuple[Ranks, list[CoderConfig]]]:
-    """The SAEs that this rank trains, and with whom; those with most shards first. All ranks must ask.
+    """The SAEs that this rank trains, and with whom; SAEs with the most shards come first. All ranks must call this.
 
     Args:
-        is_done: whether nothing is to be done for an SAE; the first rank's answers count.
+        is_done: whether an SAE is finished; the first rank's answers count.
 
     Raises:
         UserError: some ranks would have nothing to do.
@@ -40,7 +40,7 @@ def assign(recipe: Recipe, saes: Sequence[CoderConfig], is_done: Callable[[Coder
 
 
 def refuse_idle_ranks(recipe: Recipe, saes: Sequence[CoderConfig], count: int) -> None:
-    """Each rank must have an SAE, or a part of one, to train.
+    """Refuse a number of ranks that would leave one without an SAE, or a part of one, to train.
 
     Raises:
         UserError: there are more ranks than SAEs and shards to train, or their number cannot share the shards.
@@ -52,7 +52,7 @@ def refuse_idle_ranks(recipe: Recipe, saes: Sequence[CoderConfig], count: int) -
     counts = [fewer for fewer in range(1, count) if all(_all_busy(fewer, each, len(saes)) for each, saes in groups)]
     many = f"{len(group)} SAEs" if len(group) > 1 else "1 SAE"
     raise UserError(f"{count} processes cannot share {many} with train.shards: {shards} (one SAE may have "
-                    f"{_listed(legal_counts(shards))}): start {_listed(counts)}, or set train.shards otherwise")
+                    f"{_listed(legal_counts(shards))}): start {_listed(counts)}, or change train.shards")
 
 
 def _all_busy(count: int, shards: int, saes: int) -> bool:
@@ -61,7 +61,7 @@ def _all_busy(count: int, shards: int, saes: int) -> bool:
 
 
 def share_out(saes: Sequence[CoderConfig], teams: int) -> list[list[CoderConfig]]:
-    """SAEs for each team: shares of about equal cost, SAEs of the same sites together, as they share a read."""
+    """SAEs for each team: shares of about equal cost. SAEs of the same sites stay together, as they share a pass."""
     ordered = sorted(saes, key=lambda sae: tuple(sae.sites))  # stable
     total = sum(sae.d_sae for sae in ordered)
     shares: list[list[CoderConfig]] = [[] for _ in range(teams)]

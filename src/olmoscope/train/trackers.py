@@ -1,8 +1,7 @@
-"""`olmoscope train --log wandb|tensorboard`: the lines of metrics.jsonl go to a tracker as well, each once.
+"""`olmoscope train --log wandb|tensorboard`: each line of metrics.jsonl is also sent to a tracker, once.
 
-A run that goes on after a kill goes on as the same run of the tracker: `tracker-NAME.json` in the run folder says what
-it has. What is on disk and was not sent (the run was trained without `--log` so far) is sent
-first.
+A run that is resumed after a kill continues the tracker's run: `tracker-NAME.json` in the run folder says what the
+tracker has. Lines on disk that were not sent (the run was trained without `--log` so far) are sent first.
 """
 
 import contextlib
@@ -27,24 +26,24 @@ PROJECT = "olmoscope"
 
 
 class Tracker:
-    """Where one SAE's lines go.
+    """The tracker of one SAE's run.
 
     Args:
-        send: gives a line to the tracker.
-        sent: the last step that it has.
+        send: sends a line to the tracker.
+        sent: the last step that the tracker has.
     """
 
     def __init__(self, send: Callable[[Line], None], sent: int) -> None:
         self._send, self.sent = send, sent
 
     def catch_up(self, metrics: Path) -> None:
-        """Send what a metrics.jsonl has and the tracker lacks."""
+        """Send the lines of a metrics.jsonl that the tracker lacks."""
         if metrics.exists():
             for text in metrics.read_text(encoding="utf-8").splitlines():
                 self.send(json.loads(text))
 
     def send(self, line: Line) -> None:
-        """Send a line, unless its step was sent before: a run that was killed makes some lines again."""
+        """Send a line, unless its step was sent before: a run that was killed writes some lines again."""
         if line["step"] > self.sent:
             self.sent = line["step"]
             self._send({key: value for key, value in line.items() if value is not None})
@@ -52,7 +51,7 @@ class Tracker:
 
 def open_tracker(name: TrackerName | None, recipe: Recipe, sae: CoderConfig,
                  run: Path) -> contextlib.AbstractContextManager[Tracker | None]:
-    """The tracker of an SAE's run folder, to be left when the run ends; None without a name.
+    """A context manager with the tracker of an SAE's run, to be left when the run ends; None without a name.
 
     Raises:
         UserError: on entering: its package is not installed, or it refuses (wandb: nobody is logged in).
@@ -64,10 +63,11 @@ def open_tracker(name: TrackerName | None, recipe: Recipe, sae: CoderConfig,
 
 @contextlib.contextmanager
 def _wandb(recipe: Recipe, sae: CoderConfig, run: Path) -> Iterator[Tracker]:
-    """Its own settings hold: WANDB_MODE=offline needs no account and keeps all in the run folder until `wandb sync`.
+    """wandb's own settings apply: WANDB_MODE=offline needs no account and keeps everything in the run folder until
+    `wandb sync`.
 
-    What an offline session has written before it ends is a matter of chance, so one that was killed is deleted, and its
-    lines are sent again. Online, wandb itself leaves out steps that it has.
+    A killed offline session may have written any part of its lines, so it is deleted and its lines are sent again.
+    Online, wandb itself ignores steps that it has.
     """
     wandb = _package("wandb", "wandb")
     record = run / "tracker-wandb.json"
@@ -98,7 +98,7 @@ def _tensorboard(run: Path) -> Iterator[Tracker]:
     record = run / "tracker-tensorboard.json"
 
     def send(line: Line) -> None:
-        # Before the line: killed in between, it is lost and not doubled.
+        # Written before the line: a kill in between loses the line, but does not send it twice.
         write_json(record, {"step": line["step"]})
         for key, value in line.items():
             if key != "step":

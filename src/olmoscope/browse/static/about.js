@@ -17,6 +17,8 @@ const OF_LANGUAGE = [
   ["loss_recovered_mean", "Loss recovered (mean)", "1 is no harm; 0 is as bad as the mean instead of x"],
   ["kl", "KL, nats", "KL divergence from the model's predictions with x to those with x̂; 0 is perfect"],
 ];
+/** Names as in browse/documents.py. */
+const DOCUMENTS = {"report.html": "Evaluation report", "card.md": "Model card"};
 
 export async function drawAbout({sae, main, current}) {
   const about = await source.about(sae.slug);
@@ -25,7 +27,7 @@ export async function drawAbout({sae, main, current}) {
   const block = (title, ...content) => h("section.block", h("h2", title), content);
   main.replaceChildren(
     h("div.heading", h("h1", plain(about.name, 200)), h("p.found",
-      `${about.site} of ${plain(about.model, 200)}`)),
+      `${about.site} of ${plain(about.model, 200)}`), documents(sae, about)),
     h("dl.facts",
       [["Features", count(about.d_sae)], ["Dead here", `${count(about.dead)} (${percent(about.dead / about.d_sae)})`],
         ["Width of the model", count(about.d_model)],
@@ -64,6 +66,14 @@ function evaluation(figures, block) {
   return block("Evaluation", h("p.found", typeof figures.rows === "number"
     ? `On ${count(figures.rows)} held-out tokens` : ""),
     h("table.pairs", {"data-testid": "evaluation"}, h("tbody", rows)));
+}
+
+/** Links to what else tells of this SAE; only to what is there. */
+function documents(sae, about) {
+  const links = about.documents.map((name) => [source.document(sae.slug, name), DOCUMENTS[name]]);
+  if (about.hub) links.push([about.hub, "On the Hugging Face hub"]);
+  return links.length > 0 && h("nav.actions", {"aria-label": "About this SAE", "data-testid": "documents"},
+    links.map(([href, text]) => h("a.button", {href}, text)));
 }
 
 function labels(sae, block) {

@@ -21,6 +21,7 @@ class Server {
   label = (sae, feature, body) => send("PUT", `api/${part(sae)}/label/${feature}`, body);
   judge = (sae, proposal, verdict) => send("PUT", `api/${part(sae)}/proposal/${proposal}`, {verdict});
   importLabels = (sae, lines) => send("POST", `api/${part(sae)}/labels.jsonl`, {lines});
+  document = (sae, name) => `api/${part(sae)}/${name}`;
   labelsAddress = (sae) => `api/${part(sae)}/labels.jsonl`;
   wake = (sae) => send("POST", `api/${part(sae)}/wake`, {});
   prompt = (sae, text) => send("POST", `api/${part(sae)}/prompt`, {text});

@@ -11,6 +11,7 @@ export class StaticSource {
 
   saes = () => json("data/saes.json");
   about = (sae) => json(`data/${part(sae)}/about.json`);
+  document = (sae, name) => `data/${part(sae)}/${name}`;
   window = () => Promise.reject(new Error("A static site has no more text."));
 
   /** The columns of the list; loaded once. */
