@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from olmoscope.cost.ranks import step_traffic
+from olmoscope.distributed.nodes import NodeRanks
 from olmoscope.distributed.ranks import Ranks
 
 SOURCE = Path(__file__).parent / "results" / "gpu_day-2026-11-26-h200.json"
@@ -90,19 +91,15 @@ def exchange(sae: SAE, gpus: int, levels: int) -> float:
     """Seconds of the exchange of a step, with `gpus` shards.
 
     Args:
-        levels: 1: as implemented; 2: within a node first, so that the network carries an eighth.
+        levels: 2: within a node first, as ranks on several nodes do; 1: among all ranks at once.
     """
     if gpus == 1:
         return 0.0
-    total = step_traffic(sae.batch, D_MODEL, sae.d_sae, sae.k, gpus, Ranks(0, gpus)).total
-    if gpus <= NODE:
-        return total / NVLINK + COLLECTIVES * LATENCY
-    between = total * (gpus - NODE) / (gpus - 1)
-    if levels == 1:
-        inside, across = total - between, between
-    else:
-        inside, across = 2 * total, between / NODE
-    return inside / NVLINK + across / NETWORK + COLLECTIVES * (LATENCY + NETWORK_LATENCY)
+    node = min(gpus, NODE)
+    ranks = Ranks(0, gpus, node=node) if levels == 1 else NodeRanks(Ranks(0, node), Ranks(0, gpus // node))
+    sent = step_traffic(sae.batch, D_MODEL, sae.d_sae, sae.k, gpus, ranks)
+    latency = LATENCY + (NETWORK_LATENCY if gpus > NODE else 0)
+    return (sent.total - sent.crossing) / NVLINK + sent.crossing / NETWORK + COLLECTIVES * latency
 
 
 def project(names: list[str]) -> str:
@@ -128,7 +125,7 @@ def project(names: list[str]) -> str:
                 seconds = compute + crossing
                 share = rates.compute(sae, 1) / gpus / seconds
                 rows = sae.batch / seconds
-                how = {1: "flat (as it is)", 2: "two levels"}[levels] if gpus > NODE else ""
+                how = {1: "flat", 2: "two levels"}[levels] if gpus > NODE else ""
                 lines.append(f"  {sae.name:10} K {sae.k:3} B {sae.batch:5}  {compute * 1e3:7.2f} + "
                              f"{crossing * 1e3:6.2f} ms  {rows:11,.0f} rows/s  {share:4.0%}  "
                              f"feed {rows * 2 * D_MODEL / 1e9:5.1f} GB/s  "

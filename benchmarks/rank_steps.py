@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,13 +89,14 @@ class TimedRanks(Ranks):
         with self.parts.part("from_owners"):
             return super().from_owners(own_PbX, rows)
 
-    def parts_to_owners(self, parts_BNX: Tensor, counts: Sequence[int]) -> list[Tensor]:
+    def sums_to_owners(self, parts: Mapping[int, Tensor], has: Sequence[Sequence[int]]) -> dict[int, Tensor]:
         with self.parts.part("to_owners"):
-            return super().parts_to_owners(parts_BNX, counts)
+            return super().sums_to_owners(parts, has)
 
-    def parts_from_owners(self, own: Sequence[Tensor], rows: int) -> Tensor:
+    def copies_from_owners(self, own: Mapping[int, Tensor], has: Sequence[Sequence[int]],
+                           rows: int) -> dict[int, Tensor]:
         with self.parts.part("from_owners"):
-            return super().parts_from_owners(own, rows)
+            return super().copies_from_owners(own, has, rows)
 
 
 class TimedKernels:
@@ -113,10 +114,11 @@ class RankSteps:
     """The steps of one tied SAE on one rank. With one shard, it is the step of a single process."""
 
     def __init__(self, d_model: int, d_sae: int, k: int, batch: int, shards: int, index: int, count: int,
-                 group: dist.ProcessGroup | None) -> None:
+                 group: dist.ProcessGroup | None, ranks: Ranks | None = None) -> None:
+        """`ranks` takes the place of timed ones that exchange rows on one level."""
         prepare_kernels(torch.device("cpu"))
         self.parts = Parts()
-        self.ranks = TimedRanks(index, count, group, self.parts)
+        self.ranks = ranks or TimedRanks(index, count, group, self.parts)
         self.rows = batches(d_model, batch, "cpu")
         mean_D = self.rows[0].mean(dim=0)
         kernels = cast(Kernels, TimedKernels(self.parts))

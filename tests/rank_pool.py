@@ -35,10 +35,16 @@ class RankPool:
             process.start()
             theirs.close()
 
-    def run(self, count: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """Run `function(ranks, *arguments)` on each of `count` ranks; returns what each returned or raised."""
+    def run(self, count: int, function: Callable[..., Any], *arguments: Any, nodes: int = 1,
+            flat: bool = False) -> list[Any]:
+        """Run `function(ranks, *arguments)` on each of `count` ranks; returns what each returned or raised.
+
+        Args:
+            nodes: on how many machines the ranks are said to be.
+            flat: whether they exchange rows on one level all the same.
+        """
         for pipe in self._pipes[:count]:
-            pipe.send((count, function, arguments))
+            pipe.send((count, nodes, flat, function, arguments))
         return [_answer(pipe) for pipe in self._pipes[:count]]
 
     def close(self) -> None:
@@ -58,15 +64,21 @@ def _answer(pipe: Connection) -> Any:
 def _serve(index: int, most: int, store: Path, pipe: Connection, path: list[str]) -> None:
     import torch.distributed as dist
 
+    from olmoscope.distributed.nodes import NodeRanks
     from olmoscope.distributed.ranks import Ranks
 
     sys.path[:] = path
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=index, world_size=most)
     groups = {count: dist.new_group(list(range(count))) for count in range(1, most + 1)}
+    of_local = [dist.new_group(list(range(local, most, 2))) for local in range(2)]
+    of_node = [dist.new_group([first, first + 1]) for first in range(0, most - 1, 2)]
     while True:
-        count, function, arguments = pipe.recv()
-        ranks = Ranks(index, count, groups[count])
+        count, nodes, flat, function, arguments = pipe.recv()
+        if nodes == 1 or flat:
+            ranks = Ranks(index, count, groups[count], count // nodes)
+        else:  # two ranks on each of two nodes
+            ranks = NodeRanks(Ranks(index % 2, 2, of_node[index // 2]), Ranks(index // 2, 2, of_local[index % 2]))
         try:
             pipe.send(function(ranks, *arguments))
         except Exception as error:  # noqa: BLE001 (the test judges it)

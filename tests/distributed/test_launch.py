@@ -8,7 +8,9 @@ import torch
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 
 from olmoscope.distributed.launch import World, first_node, join, join_team, leave, start
+from olmoscope.distributed.nodes import NodeRanks
 from olmoscope.distributed.place import Place, place_from_environment
+from olmoscope.distributed.ranks import Ranks
 from olmoscope.errors import UserError
 from rank_pool import IMPORTED
 
@@ -40,24 +42,28 @@ def test_one_process_joins_nobody(environment):
     assert World().ranks.leads
 
 
-def task(index, pipe, environment):
-    os.environ.update(environment | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)})
+def task(index, pipe, environment, of_node):
+    os.environ.update(environment | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index % of_node)})
     world = join()
     again = join()  # a program may train twice
     teams = [join_team(world.ranks, shards, torch.device("cpu")) for shards in (2, 1)]
     pipe.send((world.place.launcher, again.ranks.index, world.ranks.ask(10 + index), os.environ["MASTER_ADDR"],
                [(team.number, team.teams, team.ranks.index, team.ranks.count) for team in teams],
                teams[0].ranks.ask(index)))
+    everyone = join_team(world.ranks, 4, torch.device("cpu")).ranks
+    pipe.send((type(everyone), everyone.node, everyone.index, everyone.ask(index)))
     leave()
 
 
-def test_tasks_of_srun_meet(tmp_path):
+@pytest.mark.parametrize(("of_node", "ranks"), [(4, Ranks), (2, NodeRanks)])
+def test_tasks_of_srun_meet(of_node, ranks):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(IMPORTED)
     mine, theirs = zip(*(context.Pipe() for _ in range(4)), strict=True)
     environment = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_STEP_NODELIST": "localhost",
                    "SLURM_JOB_ID": str(os.getpid()), "OMP_NUM_THREADS": "1"}
-    tasks = [context.Process(target=task, args=(index, theirs[index], environment), daemon=True) for index in range(4)]
+    tasks = [context.Process(target=task, args=(index, theirs[index], environment, of_node), daemon=True)
+             for index in range(4)]
     for each in tasks:
         each.start()
     for index, pipe in enumerate(mine):
@@ -65,6 +71,8 @@ def test_tasks_of_srun_meet(tmp_path):
         teams = [(index // 2, 2, index % 2, 2), (index, 4, 0, 1)]
         partners = [0, 1] if index < 2 else [2, 3]
         assert pipe.recv() == ("srun", index, [10, 11, 12, 13], "localhost", teams, partners)
+        assert pipe.poll(60)
+        assert pipe.recv() == (ranks, of_node, index, [0, 1, 2, 3])
     for each in tasks:
         each.join(30)
         assert each.exitcode == 0

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from olmoscope.distributed.nodes import exchanges_on_two_levels, ranks_of_a_node
 from olmoscope.distributed.ranks import LOST, Ranks
 from olmoscope.distributed.select import keep_largest, nth_largest
-from olmoscope.distributed.sums import legal_counts, team_size, tree_sum
+from olmoscope.distributed.sums import legal_counts, team_size, tree_sum, tree_sum_of_some
 from olmoscope.errors import AnotherRankFailedError, UserError
 from rank_pool import RankPool
 
@@ -21,40 +22,67 @@ def numbered(rows, width=3, dtype=torch.float32):
     return torch.arange(rows * width).view(rows, width).to(dtype)
 
 
-def exchanged_parts(ranks, rows, counts):
-    """Parts of each row, of which ranks have different numbers."""
-    parts_BNX = numbered(rows)[:, None] + 100 * (ranks.index + 1) + 10 * torch.arange(counts[ranks.index])[:, None]
-    found = ranks.parts_to_owners(parts_BNX, counts)
-    return found, ranks.parts_from_owners(found, rows), dict(ranks.traffic)
+def part(rank, number, rows):
+    """What a rank has under a number, for all rows."""
+    return torch.randn(rows, 3, generator=torch.Generator().manual_seed(10 * rank + number))
 
 
+def exchanged_parts(ranks, rows, has):
+    """Sums at the owners; and what owners give to the ranks, which is the rank that asks, and the row."""
+    sums = ranks.sums_to_owners({number: part(ranks.index, number, rows) for number in has[ranks.index]}, has)
+    given = {number: 100 * number + numbered(rows)[ranks.own(rows)] for number in range(4)}
+    counted = dict(ranks.traffic), dict(ranks.crossing)
+    return ranks.own(rows), sums, ranks.copies_from_owners(given, has, rows), counted, dict(ranks.traffic)
+
+
+def rows_of(taken):
+    return taken.stop - taken.start
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
 @pytest.mark.parametrize("rows", ROWS)
-@pytest.mark.parametrize("counts", [[2], [2, 1], [1, 3, 1], [3, 0, 1, 2]])
-def test_parts_come_to_the_owners_and_back(rank_pool, rows, counts):
-    sent = [numbered(rows)[:, None] + 100 * (rank + 1) + 10 * torch.arange(number)[:, None]
-            for rank, number in enumerate(counts)]
-    for index, (found, back_BNX, traffic) in enumerate(rank_pool.run(len(counts), exchanged_parts, rows, counts)):
-        own, mine = Ranks(index, len(counts)).own(rows), counts[index]
-        assert all(torch.equal(part, parts_BNX[own]) for part, parts_BNX in zip(found, sent, strict=True))
-        assert torch.equal(back_BNX, sent[index])
-        others = rows - (own_rows := own.stop - own.start)
-        assert len(counts) == 1 or traffic == {"to_owners": 12 * others * mine,
-                                               "from_owners": 12 * own_rows * (sum(counts) - mine)}
+@pytest.mark.parametrize("has", [[[0]], [[0, 1], [1]], [[2], [0, 1, 2], [3]], [[0, 1], [1], [1, 3], [3]],
+                                 [[0], [0], [0], [0]]])
+def test_sums_come_to_the_owners_and_copies_from_them(rank_pool, rows, has, nodes):
+    if nodes > 1 and len(has) < 4:
+        pytest.skip("two nodes have four ranks")
+    numbers = sorted({number for own in has for number in own})
+    whole = {number: tree_sum_of_some([part(rank, number, rows) if number in own else None
+                                       for rank, own in enumerate(has)]) for number in numbers}
+    owned = torch.zeros(rows)
+    for index, found in enumerate(rank_pool.run(len(has), exchanged_parts, rows, has, nodes=nodes)):
+        own, sums, copies, (traffic, crossing), with_copies = found
+        owned[own] += 1
+        assert sorted(sums) == numbers and all(torch.equal(sums[number], whole[number][own]) for number in numbers)
+        assert sorted(copies) == has[index]
+        assert all(torch.equal(copy, 100 * number + numbered(rows)) for number, copy in copies.items())
+        if nodes == 1 and len(has) > 1:
+            mine, all_ = len(has[index]), sum(map(len, has))
+            assert with_copies == {"to_owners": 12 * (rows - rows_of(own)) * mine,
+                                   "from_owners": 12 * rows_of(own) * (all_ - mine)}
+            assert not any(crossing.values())
+        if nodes == 2:
+            of_node = has[index // 2 * 2 : index // 2 * 2 + 2]
+            local = Ranks(index % 2, 2).sizes(rows)[index % 2]
+            assert crossing == {"to_owners": 12 * (local - rows_of(own)) * len({*of_node[0], *of_node[1]})}
+            assert traffic["to_owners"] - crossing["to_owners"] == 12 * (rows - local) * len(has[index])
+    assert owned.eq(1).all(), "each row has one owner"
 
 
 def exchanged(ranks, rows, dtype):
     """What each method gives, on every rank."""
     all_BX = numbered(rows, dtype=dtype)
-    own_bX = all_BX[ranks.own(rows)]
+    own_rows = ranks.own(rows)
+    own_bX = all_BX[own_rows]
     mine_BX = all_BX + 100 * (ranks.index + 1)
     back_PbX = torch.stack([own_bX + 100 * (rank + 1) for rank in range(ranks.count)])
     found = (ranks.gather(all_BX + ranks.index), ranks.gather_rows(own_bX, rows), ranks.to_owners(mine_BX),
              ranks.from_owners(back_PbX, rows), ranks.ask(ranks.index * 5))
     owners_B = OWNERS[:rows] % ranks.count
     read_bX = all_BX[torch.from_numpy(owners_B == ranks.index)]
-    counted = dict(ranks.traffic)
+    counted = dict(ranks.traffic), dict(ranks.crossing)
     assert not rows or torch.equal(ranks.gather_dealt(read_bX, owners_B), all_BX)
-    return found, counted
+    return found, *counted, own_rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
@@ -62,9 +90,9 @@ def exchanged(ranks, rows, dtype):
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_each_exchange_gives_what_it_says(rank_pool, count, rows, dtype):
     all_BX = numbered(rows, dtype=dtype)
-    for index, (found, traffic) in enumerate(rank_pool.run(count, exchanged, rows, dtype)):
+    for index, (found, traffic, crossing, own) in enumerate(rank_pool.run(count, exchanged, rows, dtype)):
         gathered, rows_BX, to_own, from_owners_BX, asked = found
-        own = Ranks(index, count).own(rows)
+        assert own == Ranks(index, count).own(rows) and not any(crossing.values())
         assert torch.equal(gathered, torch.stack([all_BX + rank for rank in range(count)]))
         assert torch.equal(rows_BX, all_BX)
         assert torch.equal(to_own, torch.stack([all_BX[own] + 100 * (rank + 1) for rank in range(count)]))
@@ -73,6 +101,25 @@ def test_each_exchange_gives_what_it_says(rank_pool, count, rows, dtype):
         row, own_rows, most = 3 * dtype.itemsize, own.stop - own.start, -(-rows // count)
         assert traffic == {"gather": (count - 1) * (rows * row + most * row + 8), "to_owners": (rows - own_rows) * row,
                            "from_owners": (count - 1) * own_rows * row}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows", ROWS)
+def test_each_exchange_gives_the_same_on_two_levels(rank_pool, rows, dtype):
+    all_BX = numbered(rows, dtype=dtype)
+    for index, (found, traffic, crossing, own) in enumerate(rank_pool.run(4, exchanged, rows, dtype, nodes=2)):
+        gathered, rows_BX, to_own, from_owners_BX, asked = found
+        assert torch.equal(gathered, torch.stack([all_BX + rank for rank in range(4)]))
+        assert torch.equal(rows_BX, all_BX)
+        assert torch.equal(to_own, torch.stack([all_BX[own] + 100 * (rank + 1) for rank in range(4)]))
+        assert torch.equal(from_owners_BX, all_BX + 100 * (index + 1))
+        assert asked == [rank * 5 for rank in range(4)]
+        row, local = 3 * dtype.itemsize, Ranks(index % 2, 2).sizes(rows)[index % 2]
+        own_rows = own.stop - own.start
+        assert crossing == {"gather": rows * row + -(-local // 2) * row + 8, "to_owners": (local - own_rows) * 2 * row,
+                            "from_owners": own_rows * 2 * row}
+        assert traffic["to_owners"] == crossing["to_owners"] + (rows - local) * row
+        assert traffic["from_owners"] == crossing["from_owners"] + local * row
 
 
 def test_one_process_needs_no_group():
@@ -124,7 +171,7 @@ def test_a_rank_whose_neighbour_dies_says_so(tmp_path):
     try:
         assert pool.run(2, gathering, 1) == [None, None]
         for pipe in pool._pipes[:1]:
-            pipe.send((2, gathering, (1,)))
+            pipe.send((2, 1, False, gathering, (1,)))
         pool.processes[1].kill()
         assert pool._pipes[0].poll(30)
         error = pool._pipes[0].recv()
@@ -135,7 +182,7 @@ def test_a_rank_whose_neighbour_dies_says_so(tmp_path):
 
 def kept(ranks, lists, k, width):
     shards = len(lists) // ranks.count
-    return keep_largest(lists[ranks.index * shards : (ranks.index + 1) * shards], k, width, ranks).values
+    return keep_largest(lists[ranks.index * shards : (ranks.index + 1) * shards], k, width, ranks)
 
 
 @pytest.mark.parametrize("levels", [3, 1000], ids=["ties", "few ties"])
@@ -151,9 +198,14 @@ def test_selection_keeps_the_largest_of_all(rank_pool, rows, shards, places, k, 
                          for place, value in enumerate(shard_BK[row])]
         for _, shard, place in sorted(places_of_all)[:k]:
             wanted[shard][row, place] = lists[shard][row, place]
-    for count in [count for count in legal_counts(shards) if count <= 4]:
-        found = [part for one in rank_pool.run(count, kept, lists, k, places) for part in one]
-        assert all(torch.equal(got, want) for got, want in zip(found, wanted, strict=True)), count
+    ways = [(count, 1) for count in legal_counts(shards) if count <= 4] + [(4, 2)] * (shards % 4 == 0)
+    last = [last_B for one in rank_pool.run(1, kept, lists, k, places) for last_B in one.last]
+    for count, nodes in ways:
+        found = rank_pool.run(count, kept, lists, k, places, nodes=nodes)
+        assert all(torch.equal(got, want) for got, want in zip(
+            [part for one in found for part in one.values], wanted, strict=True)), (count, nodes)
+        assert all(torch.equal(got, want) for got, want in zip(
+            [part for one in found for part in one.last], last, strict=True)), (count, nodes)
 
 
 def test_a_list_of_nan_is_kept():
@@ -196,3 +248,12 @@ def test_tree_sums_do_not_depend_on_who_takes_them():
 def test_how_many_ranks_may_share_shards():
     assert legal_counts(8) == [1, 2, 4, 8] and legal_counts(6) == [1, 3, 6] and legal_counts(1) == [1]
     assert [team_size(ranks, 8) for ranks in (1, 2, 3, 4, 6, 16)] == [1, 2, 1, 4, 2, 8]
+
+
+def test_when_nodes_exchange_on_two_levels():
+    assert ranks_of_a_node([0, 1, 2, 0, 1, 2]) == 3 and ranks_of_a_node([0, 1]) == 2
+    for cyclic_or_uneven in ([0, 0, 1, 1], [0, 1, 2, 0, 1], [0, 0], [1, 0]):
+        assert ranks_of_a_node(cyclic_or_uneven) == 1
+    assert exchanges_on_two_levels(16, 8) and exchanges_on_two_levels(12, 4)
+    assert not exchanges_on_two_levels(6, 3), "three ranks are no branch of six"
+    assert not any(exchanges_on_two_levels(8, node) for node in (1, 3, 8, 16))

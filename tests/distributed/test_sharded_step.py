@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from olmoscope.cost.ranks import step_traffic
+from olmoscope.distributed.nodes import NodeRanks
 from olmoscope.distributed.ranks import Ranks
 from olmoscope.distributed.sums import legal_counts
 from olmoscope.kernels.rounding import random_bits, step_seed
@@ -68,8 +69,8 @@ CASES = {
 }
 
 
-def on(pool: RankPool, count: int, case: Case):
-    found = pool.run(count, train, case)
+def on(pool: RankPool, count: int, case: Case, nodes: int = 1):
+    found = pool.run(count, train, case, nodes=nodes)
     for one in found:
         if isinstance(one, Exception):
             raise one
@@ -81,6 +82,8 @@ def test_the_number_of_ranks_changes_no_bit(rank_pool, name):
     case = CASES[name]
     counts = [count for count in legal_counts(case.shards) if count <= 4]
     (whole, counted), *others = [on(rank_pool, count, case) for count in counts]
+    if 4 in counts:
+        others.append(on(rank_pool, 4, case, nodes=2))
     assert all(tensor.isfinite().all() for tensor in whole.values())
     for other, also_counted in others:
         assert also_counted == counted
@@ -97,6 +100,8 @@ def test_nor_with_any_sizes(rank_pool, shards, d_sae, k_share, rows, tied, seed,
     case = Case(shards, d_sae=d_sae, k=max(1, round(k_share * d_sae)), rows=tuple(rows), tied=tied, seed=seed,
                 normalize=normalize, activation=activation, matryoshka=matryoshka)
     (whole, counted), *others = [on(rank_pool, count, case) for count in legal_counts(shards) if count <= 4]
+    if shards == 4:
+        others.append(on(rank_pool, 4, case, nodes=2))
     for other, also_counted in others:
         assert also_counted == counted and all(same(tensor, other[key]) for key, tensor in whole.items())
 
@@ -137,12 +142,28 @@ def test_in_float64_it_is_the_sae_of_one_process(rank_pool, name):
 def test_a_rank_sends_what_the_formula_says(rank_pool, count, shards, rows, shares):
     case = Case(shards, matryoshka=shares, rows=(rows,))
     for index, sent in enumerate(rank_pool.run(count, bytes_of_a_step, case)):
-        assert sent == step_traffic(rows, case.d_model, case.d_sae, case.k, shards, Ranks(index, count), shares).total
+        traffic = step_traffic(rows, case.d_model, case.d_sae, case.k, shards, Ranks(index, count), shares)
+        assert sent == (traffic.total, 0) and not traffic.crossing
+
+
+@pytest.mark.parametrize("shares", [(), (0.1, 0.3, 0.6)])
+@pytest.mark.parametrize(("shards", "rows", "k"), [(4, 40, 6), (4, 39, 40), (8, 3, 6)])
+def test_two_levels_send_less_between_nodes(rank_pool, shards, rows, k, shares):
+    case = Case(shards, matryoshka=shares, rows=(rows,), k=k)
+    crossed = []
+    for flat in (True, False):
+        found = rank_pool.run(4, bytes_of_a_step, case, nodes=2, flat=flat)
+        for index, sent in enumerate(found):
+            ranks = Ranks(index, 4, node=2) if flat else NodeRanks(Ranks(index % 2, 2), Ranks(index // 2, 2))
+            traffic = step_traffic(rows, case.d_model, case.d_sae, case.k, shards, ranks, shares)
+            assert sent == (traffic.total, traffic.crossing)
+        crossed.append(sum(crossing for _, crossing in found))
+    assert crossed[1] < 0.7 * crossed[0]
 
 
 def bytes_of_a_step(ranks, case):
     sharded(case, ranks)(case.batches()[0], 1e-2)
-    return ranks.traffic.total()
+    return ranks.traffic.total(), ranks.crossing.total()
 
 
 def test_a_nan_is_seen_in_the_loss(rank_pool):

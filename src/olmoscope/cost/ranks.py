@@ -5,9 +5,10 @@ groups of latents that a rank has (1 without Matryoshka prefixes; train/nested.p
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from olmoscope.distributed.ranks import Ranks
+from olmoscope.distributed.nodes import NodeRanks
+from olmoscope.distributed.ranks import Ranks, united
 from olmoscope.train.nested import prefix_ends
 from olmoscope.train.sharded_loss import groups_of_ranks
 
@@ -25,6 +26,8 @@ class StepTraffic:
     the ranks that have it: `4 b D` each."""
     bias: int
     """Parts of the gradient of b_pre: `4 (P - 1) D`, and twice that with Matryoshka prefixes."""
+    crossing: int = 0
+    """How many of all these bytes go to other nodes."""
 
     @property
     def total(self) -> int:
@@ -36,6 +39,10 @@ def step_traffic(rows: int, d_model: int, d_sae: int, k: int, shards: int, ranks
                  matryoshka: Sequence[float] = ()) -> StepTraffic:
     """The traffic of a TopK SAE. (For the threshold of a batch, BatchTopK sends 48 kB more to each other rank.)
 
+    On two levels (distributed/nodes.py), a rank sends what it would send if its node had all ranks; then what a rank
+    with the lists and groups of the whole node would send to the other nodes, of the rows that belong to its local
+    number. The bias takes `4 M (L - 1) D + 4 (M - 1) D` bytes, with L ranks on each of M nodes.
+
     Args:
         rows: B.
         k: the k of the whole SAE.
@@ -43,11 +50,39 @@ def step_traffic(rows: int, d_model: int, d_sae: int, k: int, shards: int, ranks
         ranks: which rank it is, and how many share the SAE.
         matryoshka: shares of the latents that are SAEs of their own.
     """
-    own, others, each = ranks.sizes(rows)[ranks.index], ranks.count - 1, shards // ranks.count
-    places = min(k, -(-d_sae // shards))
+    each, places = shards // ranks.count, min(k, -(-d_sae // shards))
     groups = groups_of_ranks(prefix_ends(matryoshka, d_sae), shards, ranks.count)
-    coarse = sum(group < len(matryoshka) for rank, has in enumerate(groups) if rank != ranks.index for group in has)
-    return StepTraffic(selection=4 * each * ((rows - own) * places + others * own),
-                       parts=4 * (rows - own) * len(groups[ranks.index]) * d_model,
-                       errors=others * (8 + 4 * d_model) * -(-rows // ranks.count) + 4 * own * coarse * d_model,
-                       bias=4 * others * d_model * (2 if matryoshka else 1))
+    vectors, last = 2 if matryoshka else 1, len(matryoshka)
+    if not isinstance(ranks, NodeRanks):
+        return _level(ranks, rows, d_model, each, places, groups, last, vectors)
+    inside, between, node = ranks.inside, ranks.between, ranks.node
+    of_nodes = [groups[first : first + node] for first in range(0, ranks.count, node)]
+    near = _level(inside, rows, d_model, each, places, of_nodes[between.index], last, vectors * between.count)
+    far = _level(between, inside.sizes(rows)[inside.index], d_model, 1, min(k, node * each * places),
+                 [united(numbers) for numbers in of_nodes], last, vectors)
+    return StepTraffic(near.selection + far.selection, near.parts + far.parts, near.errors + far.errors,
+                       near.bias + far.bias, far.total)
+
+
+def _level(ranks: Ranks, rows: int, d_model: int, lists: int, places: int, groups: Sequence[Sequence[int]], last: int,
+           vectors: int) -> StepTraffic:
+    """The traffic among ranks that exchange rows on one level.
+
+    Args:
+        lists, places: how many lists of candidates this rank has, and how long they are.
+        groups: those of each rank, of which the group `last` is that of all latents.
+        vectors: how many gradients of a bias this rank has.
+    """
+    sizes, first = ranks.sizes(rows), ranks.index - ranks.index % ranks.node
+
+    def sent(to: Sequence[int]) -> StepTraffic:
+        taken, own = sum(sizes[rank] for rank in to), sizes[ranks.index]
+        coarse = sum(group < last for rank in to for group in groups[rank])
+        return StepTraffic(selection=4 * lists * (taken * places + len(to) * own),
+                           parts=4 * taken * len(groups[ranks.index]) * d_model,
+                           errors=len(to) * (8 + 4 * d_model) * max(sizes) + 4 * own * coarse * d_model,
+                           bias=4 * len(to) * d_model * vectors)
+
+    others = [rank for rank in range(ranks.count) if rank != ranks.index]
+    return replace(sent(others), crossing=sent([rank for rank in others
+                                                if not first <= rank < first + ranks.node]).total)

@@ -8,6 +8,7 @@ docs/several-gpus.md has the lines for several machines.
 """
 
 import logging
+import math
 import os
 import re
 import signal
@@ -23,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+from olmoscope.distributed.nodes import NodeRanks, exchanges_on_two_levels, ranks_of_a_node
 from olmoscope.distributed.place import Place, place_from_environment
 from olmoscope.distributed.ranks import Ranks, is_lost
 from olmoscope.distributed.sums import team_size
@@ -128,7 +130,9 @@ def join(environment: MutableMapping[str, str] = os.environ) -> World:
             raise UserError(f"process {place.index} of {place.count} cannot join the others at "
                             f"{environment.get('MASTER_ADDR')}:{environment.get('MASTER_PORT')}; {place.told_by} says "
                             f"that there are others ({str(error).splitlines()[0]})") from error
-    return World(Ranks(place.index, place.count, dist.new_group(backend="gloo", timeout=TEAMS_WAIT)), place)
+    group = dist.new_group(backend="gloo", timeout=TEAMS_WAIT)
+    node = ranks_of_a_node(Ranks(place.index, place.count, group).ask(place.local_index))
+    return World(Ranks(place.index, place.count, group, node), place)
 
 
 def leave() -> None:
@@ -138,16 +142,26 @@ def leave() -> None:
 
 
 def join_team(world: Ranks, shards: int, device: torch.device) -> Team:
-    """The ranks that train SAEs of `shards` shards with this one. All ranks must call it, in the same order."""
+    """The ranks that train SAEs of `shards` shards with this one. All ranks must call it, in the same order.
+
+    A team on several machines exchanges rows on two levels, if `exchanges_on_two_levels`.
+    """
     if world.count == 1:
         return Team(world)
     size = team_size(world.count, shards)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    mesh = init_device_mesh(device.type, (world.count // size, size), mesh_dim_names=("team", "latents"))
+    number, teams = world.index // size, world.count // size
+    if exchanges_on_two_levels(size, world.node):
+        mesh = init_device_mesh(device.type, (teams, size // world.node, world.node),
+                                mesh_dim_names=("team", "nodes", "node"))
+        between = Ranks(world.index % size // world.node, size // world.node, mesh.get_group("nodes"))
+        return Team(NodeRanks(Ranks(world.index % world.node, world.node, mesh.get_group("node")), between), number,
+                    teams)
+    mesh = init_device_mesh(device.type, (teams, size), mesh_dim_names=("team", "latents"))
     if size == 1:
-        return Team(Ranks.alone(), world.index, world.count)
-    return Team(Ranks(world.index % size, size, mesh.get_group("latents")), world.index // size, world.count // size)
+        return Team(Ranks.alone(), number, teams)
+    return Team(Ranks(world.index % size, size, mesh.get_group("latents"), math.gcd(size, world.node)), number, teams)
 
 
 def _as_torchrun(place: Place, environment: MutableMapping[str, str]) -> None:

@@ -8,7 +8,7 @@ Shapes: P ranks, B rows of a batch, b rows that a rank owns, X anything that bel
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from olmoscope.distributed.sums import tree_sum_of_some
 from olmoscope.errors import AnotherRankFailedError, UserError
 
 LOST = ("another process of this command has ended, or cannot be reached: its own message, or that of the launcher, "
@@ -32,12 +33,16 @@ class Ranks:
     Args:
         index, count: this rank, and how many there are.
         group: their process group; None with several ranks: all that were started.
+        node: how many neighbours, starting with the first rank, share a machine (a node); None: all.
     """
 
-    def __init__(self, index: int = 0, count: int = 1, group: dist.ProcessGroup | None = None) -> None:
-        self.index, self.count, self._group = index, count, group
+    def __init__(self, index: int = 0, count: int = 1, group: dist.ProcessGroup | None = None,
+                 node: int | None = None) -> None:
+        self.index, self.count, self._group, self.node = index, count, group, node or count
         self.traffic: Counter[str] = Counter()
-        """Bytes that this rank sent to others, by the method that sent them."""
+        """Bytes that this rank sent to others, by what they were sent for: `gather`, `to_owners`, `from_owners`."""
+        self.crossing: Counter[str] = Counter()
+        """Those of them that went to ranks on other nodes."""
 
     @classmethod
     def alone(cls) -> "Ranks":
@@ -50,7 +55,8 @@ class Ranks:
         return self.index == 0
 
     def bounds(self, rows: int) -> list[int]:
-        """Where each rank's rows of a batch begin, and the end: `P + 1` numbers."""
+        """Where each rank's share of rows begins if they are shared out in the order of ranks, and the end: `P + 1`
+        numbers."""
         return [rows * index // self.count for index in range(self.count + 1)]
 
     def own(self, rows: int) -> slice:
@@ -59,7 +65,7 @@ class Ranks:
         return slice(bounds[self.index], bounds[self.index + 1])
 
     def sizes(self, rows: int) -> list[int]:
-        """How many rows of a batch each rank owns."""
+        """How many rows each rank has by `bounds`."""
         return [stop - start for start, stop in pairwise(self.bounds(rows))]
 
     def gather(self, own: Tensor) -> Tensor:
@@ -75,6 +81,7 @@ class Ranks:
         with _alive():
             _ALL_GATHER(found, given, group=self._group)
         self.traffic["gather"] += given.numel() * (self.count - 1)
+        self.crossing["gather"] += given.numel() * (self.count - self.node)
         return found.view(own.dtype).view(self.count, *own.shape)
 
     def gather_rows(self, own_bX: Tensor, rows: int) -> Tensor:
@@ -139,36 +146,47 @@ class Ranks:
             return own_PbX[0]
         return self._exchange(own_PbX.flatten(0, 1), [own_PbX.shape[1]] * self.count, self.sizes(rows), "from_owners")
 
-    def parts_to_owners(self, parts_BNX: Tensor, counts: Sequence[int]) -> list[Tensor]:
-        """As `to_owners`, where ranks have different numbers of things for each row: `[b, N, X]` from each rank.
+    def sums_to_owners(self, parts: Mapping[int, Tensor], has: Sequence[Sequence[int]]) -> dict[int, Tensor]:
+        """The sums over ranks (sums.py) of things that each may have for every row, for the rows that this rank owns:
+        `[b, X]` by number.
 
         Args:
-            counts: N of each rank.
+            parts: what this rank has, at least one thing: `[B, X]` by number.
+            has: the numbers of what each rank has, ascending.
         """
         if self.count == 1:
-            return [parts_BNX]
-        sizes, (_, number, *shape) = self.sizes(len(parts_BNX)), parts_BNX.shape
+            return dict(parts)
+        mine = has[self.index]
+        parts_BNX = torch.stack([parts[number] for number in mine], dim=1)
+        sizes, shape = self.sizes(len(parts_BNX)), parts_BNX.shape[2:]
         own = sizes[self.index]
-        found = self._exchange(parts_BNX.flatten(0, 1), [size * number for size in sizes],
-                               [own * count for count in counts], "to_owners")
-        parts = torch.split(found, [own * count for count in counts])
-        return [part.view(own, count, *shape) for part, count in zip(parts, counts, strict=True)]
+        taken = [own * len(numbers) for numbers in has]
+        found = self._exchange(parts_BNX.flatten(0, 1), [size * len(mine) for size in sizes], taken, "to_owners")
+        of_ranks = [dict(zip(numbers, part.view(own, len(numbers), *shape).unbind(dim=1), strict=True))
+                    for numbers, part in zip(has, torch.split(found, taken), strict=True)]
+        sums = {number: tree_sum_of_some([of.get(number) for of in of_ranks]) for number in united(has)}
+        return {number: total for number, total in sums.items() if total is not None}
 
-    def parts_from_owners(self, own: Sequence[Tensor], rows: int) -> Tensor:
-        """As `from_owners`, where there are different numbers of things for each rank: those for this one, `[B, N, X]`.
+    def copies_from_owners(self, own: Mapping[int, Tensor], has: Sequence[Sequence[int]],
+                           rows: int) -> dict[int, Tensor]:
+        """What the owners of rows have for the ranks that need it, for all rows: `[B, X]` by number.
 
         Args:
-            own: for each rank `[b, N, X]`, of the rows that this rank owns.
+            own: what this rank has for the rows that it owns: `[b, X]` by number.
+            has: the numbers that each rank needs, ascending; alike on all ranks.
             rows: B.
         """
-        mine = own[self.index]
-        if self.count == 1:
-            return mine
-        number = mine.shape[1]
-        given = [part.flatten(0, 1) for part in own]
-        found = self._exchange(torch.cat(given), [len(part) for part in given],
-                               [size * number for size in self.sizes(rows)], "from_owners")
-        return found.view(rows, number, *mine.shape[2:])
+        mine = has[self.index]
+        if self.count == 1 or not any(has):
+            return {number: own[number] for number in mine}
+        given = [torch.stack([own[number] for number in numbers], dim=1) for numbers in has if numbers]
+        length, shape = len(given[0]), given[0].shape[2:]
+        found = self._exchange(torch.cat([part.flatten(0, 1) for part in given]),
+                               [length * len(numbers) for numbers in has],
+                               [size * len(mine) for size in self.sizes(rows)], "from_owners")
+        # How a sum over rows rounds depends on where they lie in memory.
+        return {number: copy_BX.contiguous() for number, copy_BX in zip(
+            mine, found.view(rows, len(mine), *shape).unbind(dim=1), strict=True)}
 
     def ask(self, value: int) -> list[int]:
         """What each rank answers; over the CPU, without a wait for any device."""
@@ -209,8 +227,15 @@ class Ranks:
         with _alive():
             dist.all_to_all_single(found, _bytes(rows_RX), [count * width for count in taken],
                                    [count * width for count in given], group=self._group)
+        first = self.index - self.index % self.node
         self.traffic[doing] += (sum(given) - given[self.index]) * width
+        self.crossing[doing] += (sum(given) - sum(given[first : first + self.node])) * width
         return found.view(rows_RX.dtype).view(sum(taken), *rows_RX.shape[1:])
+
+
+def united(has: Sequence[Sequence[int]]) -> list[int]:
+    """All numbers that are in some of several lists, ascending."""
+    return sorted({number for numbers in has for number in numbers})
 
 
 def _bytes(tensor: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from olmoscope.distributed.nodes import NodeRanks
 from olmoscope.distributed.ranks import Ranks
 
 DIGIT_BITS = 11
@@ -39,9 +40,30 @@ def keep_largest(values: Sequence[Tensor], k: int, width: int, ranks: Ranks) -> 
         k: how many to keep in each row.
         width: K of the longest list of any rank.
     """
-    rows, shards = len(values[0]), ranks.count * len(values)
     lists_BSK = torch.stack([pad(shard_BK, (0, width - shard_BK.shape[1])) for shard_BK in values], dim=1)
-    lists_bVK = ranks.to_owners(lists_BSK).transpose(0, 1).flatten(1, 2).nan_to_num(nan=torch.inf, posinf=torch.inf)
+    said_BS = _how_many(lists_BSK.nan_to_num(nan=torch.inf, posinf=torch.inf), k, ranks)
+    counts_BS, is_last_BS = said_BS // 2, said_BS % 2 == 1
+    places_K = torch.arange(width, device=said_BS.device)
+    return Kept([torch.where(places_K[: shard_BK.shape[1]] < counts_BS[:, number : number + 1], shard_BK, 0)
+                 for number, shard_BK in enumerate(values)],
+                list(torch.where(is_last_BS, counts_BS - 1, -1).long().unbind(dim=1)))
+
+
+def _how_many(lists_BSK: Tensor, k: int, ranks: Ranks) -> Tensor:
+    """How many values of each list of this rank are among the k largest of their row, `[B, S]`: twice that number, and
+    1 more where the list has the k-th, if that is over 0."""
+    rows = len(lists_BSK)
+    if isinstance(ranks, NodeRanks):
+        return ranks.inside.from_owners(_in_merged(ranks.inside.to_owners(lists_BSK), k, ranks.between), rows)
+    lists_PbSK = ranks.to_owners(lists_BSK)
+    shape = lists_PbSK.shape[:3]
+    said_bV = _chosen(lists_PbSK.transpose(0, 1).flatten(1, 2), k)
+    return ranks.from_owners(said_bV.view(shape[1], shape[0], shape[2]).transpose(0, 1), rows)
+
+
+def _chosen(lists_bVK: Tensor, k: int) -> Tensor:
+    """What `_how_many` says of each of the lists that an owner has for its rows, `[b, V]`."""
+    _, shards, width = lists_bVK.shape
     k = min(k, shards * width)
     least_b1 = lists_bVK.flatten(1).kthvalue(shards * width - k + 1, dim=1, keepdim=True).values
     over_bV = (lists_bVK > least_b1[:, :, None]).sum(dim=2)
@@ -49,13 +71,23 @@ def keep_largest(values: Sequence[Tensor], k: int, width: int, ranks: Ranks) -> 
     left_bV = k - over_bV.sum(dim=1, keepdim=True) - (equal_bV.cumsum(dim=1) - equal_bV)
     taken_bV = left_bV.clamp_min(0).minimum(equal_bV)
     is_last_bV = (taken_bV > 0) & (taken_bV == left_bV) & (least_b1 > 0)
-    said_bPS = (2 * (over_bV + taken_bV) + is_last_bV).int().view(len(lists_bVK), ranks.count, len(values))
-    said_BS = ranks.from_owners(said_bPS.transpose(0, 1), rows)
-    counts_BS, is_last_BS = said_BS // 2, said_BS % 2 == 1
-    places_K = torch.arange(width, device=said_BS.device)
-    return Kept([torch.where(places_K[: shard_BK.shape[1]] < counts_BS[:, number : number + 1], shard_BK, 0)
-                 for number, shard_BK in enumerate(values)],
-                list(torch.where(is_last_BS, counts_BS - 1, -1).long().unbind(dim=1)))
+    return (2 * (over_bV + taken_bV) + is_last_bV).int()
+
+
+def _in_merged(lists_LcSK: Tensor, k: int, between: Ranks) -> Tensor:
+    """What `_how_many` says of the lists of a node's ranks, `[L, c, S]`: the node sends one list, of its k largest, to
+    the owners of rows."""
+    ranks, rows, shards, width = lists_LcSK.shape
+    merged_cN, places_cN = lists_LcSK.transpose(0, 1).flatten(1).sort(dim=1, descending=True, stable=True)
+    said_c1 = _how_many(merged_cN[:, None, :k], k, between)
+    count_c1, is_last_c1 = said_c1 // 2, said_c1 % 2 == 1
+    lists_ck = places_cN[:, :k] // width
+    kept_ck = torch.arange(lists_ck.shape[1], device=said_c1.device) < count_c1
+    counts_cV = torch.zeros(rows, ranks * shards, dtype=torch.int32, device=said_c1.device)
+    counts_cV.scatter_add_(1, lists_ck, kept_ck.int())
+    last_c1 = lists_ck.gather(1, (count_c1 - 1).clamp_min(0).long())
+    said_cV = (2 * counts_cV).scatter_add_(1, last_c1, is_last_c1.int())
+    return said_cV.view(rows, ranks, shards).transpose(0, 1)
 
 
 def nth_largest(values: Sequence[Tensor], n: int, ranks: Ranks) -> Tensor:

@@ -133,11 +133,12 @@ class SequenceReader:
 
     def _read(self, step: tuple[Piece, ...]) -> Read:
         ranks = self.ranks
-        sizes = [sum(piece.rows for piece in step[start:stop]) for start, stop in pairwise(ranks.bounds(len(step)))]
+        shares = [step[start:stop] for start, stop in pairwise(ranks.bounds(len(step)))]
+        sizes = [sum(piece.rows for piece in share) for share in shares]
         with ranks.agreed():
             places = self.places
             batches = [batch_of(self._segment(piece.segment), piece.first, piece.last, self.apart).to(self.model.device)
-                       for piece in step[ranks.own(len(step))]]
+                       for piece in shares[ranks.index]]
             passes = [(batch, self.model.read(batch.token_ids_BT, batch.positions_BT, list(places.values())))
                       for batch in batches]
         rows = {site: [reading.at[site].flatten(0, 1)[batch.real_R] for batch, reading in passes] for site in places}

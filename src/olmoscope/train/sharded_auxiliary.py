@@ -56,7 +56,7 @@ class ShardedAuxiliary:
         rhat_BD = tree_sum([self.kernels.decode(values_BA, indices_BA, shard.sae.W_dec)
                             for shard, values_BA, (_, indices_BA) in zip(self.shards, values, codes, strict=True)])
         rows = len(y_BD)
-        rhat_bD = tree_sum(self.ranks.to_owners(rhat_BD).unbind())
+        rhat_bD = self.ranks.sums_to_owners({0: rhat_BD}, [[0]] * self.ranks.count)[0]
         left_b, e_bD = self.kernels.error(r_BD[self.ranks.own(rows)], rhat_bD, rows, None, None)
         left_B, e_BD = (self.ranks.gather_rows(own, rows) for own in (left_b, e_bD))
         share_B1 = (self.settings.weight * loss_B).to(y_BD.dtype).unsqueeze(1)

@@ -73,11 +73,7 @@ class ShardedLoss:
                 above_bD = errors[group + 1] * share if group + 1 == last else errors[group + 1]
                 errors[group] = above_bD + errors[group] * share
             coarse = [[group for group in groups if group < last] for groups in self.groups_of]
-            mine_BND = ranks.parts_from_owners([_beside([errors[group] for group in groups], errors[0])
-                                                for groups in coarse], rows)
-            # How a sum over rows rounds depends on where they lie in memory.
-            asked = {group: mine_BD.contiguous() for group, mine_BD in zip(
-                coarse[ranks.index], mine_BND.unbind(dim=1), strict=True)}
+            asked = ranks.copies_from_owners(dict(enumerate(errors[:last])), coarse, rows)
         if last in self.groups_of[ranks.index]:
             asked[last] = e_BD * (1 / len(self.stops)) if last else e_BD
         if pull is not None:
@@ -109,30 +105,28 @@ class ShardedLoss:
             return e_D, skip
         return self.ranks.gather(e_D)[0], None if skip is None else self.ranks.gather(skip)[0]
 
-    def _parts(self, values: Sequence[Tensor], indices: Sequence[Tensor]) -> list[Tensor]:
-        """This rank's part of the reconstruction for each of its groups, `[B, D]`."""
+    def _parts(self, values: Sequence[Tensor], indices: Sequence[Tensor]) -> dict[int, Tensor]:
+        """This rank's part of the reconstruction for each of its groups, `[B, D]`, by its number."""
         of_shards = [{group.number: self.kernels.decode(_only(groups, group, values_BK, indices_BK), indices_BK,
                                                         shard.sae.W_dec) for group in groups}
                      for shard, groups, values_BK, indices_BK in zip(self.shards, self.groups, values, indices,
                                                                      strict=True)]
-        found = [tree_sum_of_some([parts.get(group) for parts in of_shards])
-                 for group in self.groups_of[self.ranks.index]]
-        return [part_BD for part_BD in found if part_BD is not None]
+        found = {group: tree_sum_of_some([parts.get(group) for parts in of_shards])
+                 for group in self.groups_of[self.ranks.index]}
+        return {group: part_BD for group, part_BD in found.items() if part_BD is not None}
 
-    def _compared(self, y_BD: Tensor, parts: Sequence[Tensor], statistics: RowStatistics | None,
+    def _compared(self, y_BD: Tensor, parts: dict[int, Tensor], statistics: RowStatistics | None,
                   skip_BD: Tensor | None) -> tuple[Tensor, list[Tensor], Tensor]:
         """For the rows that this rank owns: the loss of all latents, e of each prefix, and the reconstruction by all
         latents, `[b, D]`."""
         rows, ranks = len(y_BD), self.ranks
         own = ranks.own(rows)
         mean_b1, std_b1 = (None, None) if statistics is None else (statistics.mean_B1[own], statistics.std_B1[own])
-        found = ranks.parts_to_owners(_beside(parts, y_BD), [len(groups) for groups in self.groups_of])
-        of_ranks = [dict(zip(groups, part_bND.unbind(dim=1), strict=True))
-                    for groups, part_bND in zip(self.groups_of, found, strict=True)]
+        sums = ranks.sums_to_owners(parts, self.groups_of)
         prefix_bD: Tensor | None = None
         errors = []
         for group in range(len(self.stops)):
-            prefix_bD = tree_sum_of_some([prefix_bD, tree_sum_of_some([of.get(group) for of in of_ranks])])
+            prefix_bD = tree_sum_of_some([prefix_bD, sums.get(group)])
             assert prefix_bD is not None, "the first group has a latent"
             xhat_bD = prefix_bD + self.shards[0].sae.b_out
             if skip_BD is not None:
@@ -163,11 +157,6 @@ def groups_of_ranks(stops: Sequence[int], shards: int, count: int) -> list[list[
     return [[group.number for group in groups_between(stops, bounds[shards * rank // count],
                                                       bounds[shards * (rank + 1) // count])]
             for rank in range(count)]
-
-
-def _beside(parts: Sequence[Tensor], like_BD: Tensor) -> Tensor:
-    """Parts `[B, D]` of the same rows stacked to `[B, N, D]`; N may be 0."""
-    return torch.stack(list(parts), dim=1) if parts else like_BD.new_empty(len(like_BD), 0, like_BD.shape[1])
 
 
 def _only(groups: Sequence[Group], group: Group, values_BK: Tensor, indices_BK: Tensor) -> Tensor:
