@@ -10,6 +10,7 @@ import pytest
 from chat_endpoint import ChatEndpoint, Trouble
 from olmoscope.errors import UserError
 from olmoscope.labelling import client as client_module
+from olmoscope.labelling.answerers import ASKED
 from olmoscope.labelling.client import Limits
 from olmoscope.labelling.model_run import Asking, ask_endpoint, parse_prices, plan_asking
 from olmoscope.labelling.prompts import load_prompts
@@ -28,6 +29,8 @@ def honest(prompt):
     if prompt.startswith("Each line"):
         lines = prompt.partition("\n")[2]
         return json.dumps({"label": f"the word {re.search('<<(.*?)>>', lines)[1].strip() or 'space'}"})
+    if '"numbers"' in prompt:
+        return json.dumps({"numbers": [1]})
     label, text = (line.partition(": ")[2] for line in prompt.splitlines()[:2])
     word = label.removeprefix("the word ")
     marked = re.findall("<<(.*?)>>", text)
@@ -63,7 +66,7 @@ def ask(blocks, server, budget=None, concurrency=4, features=FEATURES):
 def test_labels_come_with_scores_on_other_documents(blocks, server):
     asked = ask(blocks, server)
     proposals = opened(blocks).by(f"a-model of {server.url}, prompts "
-                                  f"{load_prompts().version('explain', 'detect', 'fuzz')}", blocks.identity)
+                                  f"{load_prompts().version(*ASKED)}", blocks.identity)
     assert asked.run.labelled == len(proposals) == FEATURES
     assert not asked.failures and not asked.run.without
     assert asked.used.prompt == server.prompt_tokens and asked.used.completion == server.completion_tokens

@@ -11,6 +11,7 @@ from olmoscope.features.format import sae_place
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.records import Example, Feature
 from olmoscope.sae.io.open import open_sae
+from olmoscope.sae.io.opened import Opened
 
 HISTOGRAM_BARS = 50
 """Bins of the linear histograms that other tools draw."""
@@ -48,17 +49,27 @@ def bars(values_P: np.ndarray, low: float, high: float) -> tuple[list[int], list
     return counts.tolist(), ((edges[:-1] + edges[1:]) / 2).tolist()
 
 
-def directions(index: FeatureIndex) -> Tensor:
-    """What each feature of an index adds to the site that it writes, `[F, D]` float32.
+def sae_of(index: FeatureIndex) -> Opened:
+    """The SAE of an index.
 
     Raises:
-        UserError: its SAE cannot be opened, is not the one that was indexed, or is a crosscoder.
+        UserError: it cannot be opened, or is not the one that was indexed.
     """
     info, place = index.info, sae_place(index.path, index.info)
     opened = open_sae(place, info.sae.site)
     if opened.identity != info.sae.weights:
         raise UserError(f"{place} is no longer the SAE that {index.path} is of; run `olmoscope index` again, with "
                         "another --out")
+    return opened
+
+
+def directions(index: FeatureIndex) -> Tensor:
+    """What each feature of an index adds to the site that it writes, `[F, D]` float32.
+
+    Raises:
+        UserError: its SAE cannot be opened, is not the one that was indexed, or is a crosscoder.
+    """
+    opened = sae_of(index)
     if len(opened.writes) > 1:
         raise UserError(f"{index.path} is of a crosscoder, whose features belong to {len(opened.writes)} sites; this "
                         "format has features of one site")

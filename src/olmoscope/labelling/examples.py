@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from olmoscope.features.records import Feature
+from olmoscope.features.records import Feature, Token
+from olmoscope.labelling.clamp import Clamping
 from olmoscope.labelling.text_blocks import Part, TextBlocks
 from olmoscope.seeds import generator
 
@@ -59,6 +60,9 @@ class FeatureExamples:
     """On which it fires, then the negatives by kind."""
     promoted: tuple[str, ...]
     """Output tokens that its direction makes likelier, the likeliest first; empty where the index has none."""
+    risen: tuple[Token, ...] = ()
+    fallen: tuple[Token, ...] = ()
+    """Output tokens that become likelier and less likely when it is clamped; empty where that was not tried."""
 
     def few(self, each: int) -> tuple[Sample, ...]:
         """A balanced part of `score`: `each` samples on which it fires, and as many negatives, of the kinds in turn."""
@@ -77,8 +81,11 @@ class TooFew:
     reason: str
 
 
-def examples_of(blocks: TextBlocks, number: int) -> FeatureExamples | TooFew:
+def examples_of(blocks: TextBlocks, number: int, clamping: Clamping | None = None) -> FeatureExamples | TooFew:
     """The examples of a feature. They depend on the index, the seed of the blocks and the feature alone.
+
+    Args:
+        clamping: to find out which output tokens change when the feature is clamped; None: not tried.
 
     Raises:
         IndexError: no such feature.
@@ -118,7 +125,8 @@ def examples_of(blocks: TextBlocks, number: int) -> FeatureExamples | TooFew:
     return FeatureExamples(
         feature, tuple(sample("fires", block) for block in (*strongest.tolist(), *others.tolist())),
         tuple(sample(kind, block) for kind, block in score),
-        tuple(one.token.text for one in feature.promoted) if feature.promoted else ())
+        tuple(one.token.text for one in feature.promoted) if feature.promoted else (),
+        *(((), ()) if clamping is None else clamping.tokens(feature)))
 
 
 def silent_blocks(blocks: TextBlocks, feature: Feature, places: np.ndarray) -> dict[Kind, np.ndarray]:

@@ -22,8 +22,9 @@ LONGEST_TOKEN = 40
 VALUES: Mapping[str, frozenset[str]] = {
     "explain": frozenset({"examples", "promoted"}), "detect": frozenset({"label", "text"}),
     "fuzz": frozenset({"label", "text"}),
+    "output": frozenset({"label", "tokens"}),
     "local-explain": frozenset({"examples", "promoted"}), "local-detect": frozenset({"label", "text"}),
-    "local-fuzz": frozenset({"label", "text"})}
+    "local-fuzz": frozenset({"label", "text"}), "local-output": frozenset({"label", "token"})}
 """The templates, and what each may name. `promoted` may be left out."""
 _OPTIONAL = {"promoted"}
 _FOLDER = Path(__file__).with_name("prompts")

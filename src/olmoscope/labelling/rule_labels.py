@@ -1,10 +1,13 @@
 """Labels by rules, without a language model. A rule is its own judge, so its scores cost nothing."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from olmoscope.labelling.examples import NEGATIVES, FeatureExamples, Sample
 from olmoscope.labelling.labeller import Labelled, NotLabelled
 from olmoscope.labelling.learn_rules import LEAST_F1, RuleLearner
+from olmoscope.labelling.outputs import Candidate, Side, candidates, told_apart
 from olmoscope.labelling.rules import Rule
 from olmoscope.labelling.scores import Figure, Scores, auroc, balanced_accuracy, intruders
 from olmoscope.labelling.text_blocks import TextBlocks
@@ -36,13 +39,15 @@ def score_rule(blocks: TextBlocks, rule: Rule, examples: FeatureExamples) -> Sco
     positive, negative = found["fires"], [value for kind in NEGATIVES for value in found[kind]]
     marked = [(real, float(rule.values(blocks, np.asarray(places)).mean()))
               for sample in examples.score for real, places in marks(sample, blocks.seed)]
+    outputs = candidates(examples, blocks.seed)
     return Scores(
         auroc(positive, negative),
         {kind: figure for kind in NEGATIVES if (figure := auroc(positive, found[kind])) is not None},
         balanced_accuracy(positive, negative),
         fuzzing=auroc([value for real, value in marked if real], [value for real, value in marked if not real]),
-        intruder=intruders(positive, negative), output=_output(rule, examples), positives=len(positive),
-        negatives=len(negative))
+        intruder=intruders(positive, negative), output=_output(rule, outputs, "output"),
+        clamped=_output(rule, outputs, "clamped"), clamped_tokens=len(outputs.get("clamped", ())),
+        positives=len(positive), negatives=len(negative))
 
 
 def marks(sample: Sample, seed: int) -> list[tuple[bool, list[int]]]:
@@ -57,11 +62,9 @@ def marks(sample: Sample, seed: int) -> list[tuple[bool, list[int]]]:
     return [(True, fires), (False, sorted(drawn.tolist()))]
 
 
-def _output(rule: Rule, examples: FeatureExamples) -> Figure | None:
-    """Whether promoted and suppressed tokens are told apart by a rule about the token that follows."""
-    feature = examples.feature
-    if rule.on != "next" or not feature.promoted or not feature.suppressed:
+def _output(rule: Rule, outputs: Mapping[Side, list[Candidate]], side: Side) -> Figure | None:
+    """How a rule tells output tokens apart; None unless it is about the token that follows."""
+    if rule.on != "next" or side not in outputs:
         return None
     named = set(rule.ids)
-    return auroc([one.token.id in named for one in feature.promoted],
-                 [one.token.id in named for one in feature.suppressed])
+    return told_apart(outputs, side, [float(one.token.id in named) for one in outputs[side]])

@@ -35,6 +35,9 @@ class Scores:
         fuzzing: AUROC of telling marks on the tokens on which it fires from marks on others of the same blocks.
         intruder: share of groups of blocks in which the one without a firing is found.
         output: AUROC of telling the output tokens that it promotes from those that it suppresses.
+        clamped: AUROC of telling the output tokens that become likelier when it is clamped from those that become less
+            likely.
+        clamped_tokens: how many tokens there were for that; 0: it was not clamped.
         positives, negatives: blocks that detection was measured on.
         failed: answers that could not be had or used, by reason.
     """
@@ -45,6 +48,8 @@ class Scores:
     fuzzing: Figure | None = None
     intruder: Figure | None = None
     output: Figure | None = None
+    clamped: Figure | None = None
+    clamped_tokens: int = 0
     positives: int = 0
     negatives: int = 0
     failed: Mapping[str, int] = field(default_factory=dict)

@@ -8,6 +8,7 @@ const FIGURES = [
   ["fuzzing", "which token", "AUROC of telling the tokens on which it fires from others of the same text"],
   ["intruder", "intruder", "Share of groups of texts in which the one without the feature is found"],
   ["output", "output", "AUROC of telling the tokens that it promotes from those that it suppresses"],
+  ["clamped", "clamped", "AUROC of telling the tokens that become likelier when it is clamped from those that become less likely"],
 ];
 
 /** The proposals of a feature. `changed` is called when one was accepted or rejected. */
