@@ -31,6 +31,9 @@ def honest(prompt):
         return json.dumps({"label": f"the word {re.search('<<(.*?)>>', lines)[1].strip() or 'space'}"})
     if '"numbers"' in prompt:
         return json.dumps({"numbers": [1]})
+    if '"number"' in prompt:
+        word, texts = prompt.splitlines()[0].removeprefix("Feature: the word "), prompt.splitlines()[3:8]
+        return json.dumps({"number": next((at for at, text in enumerate(texts, 1) if word not in text), 1)})
     label, text = (line.partition(": ")[2] for line in prompt.splitlines()[:2])
     word = label.removeprefix("the word ")
     marked = re.findall("<<(.*?)>>", text)
@@ -76,7 +79,7 @@ def test_labels_come_with_scores_on_other_documents(blocks, server):
     tokens = [one.scores.detection.value for one in proposals if one.feature < 3]  # features of one token
     assert min(tokens) > 0.8  # noise is planted, too
     # One line for each scoring prompt, and none of the documents that the label was made from.
-    judged = [prompt for prompt in server.prompts() if prompt.startswith("Feature: ")]
+    judged = [prompt for prompt in server.prompts() if '"percent"' in prompt]
     assert all(len(prompt.splitlines()) == 3 for prompt in judged)
     again = ask(blocks, server)
     assert (again.run.before, again.asked, again.run.labelled) == (FEATURES, 0, asked.run.labelled)
@@ -85,8 +88,9 @@ def test_labels_come_with_scores_on_other_documents(blocks, server):
 def test_a_dry_run_sends_nothing_and_its_estimate_holds(blocks, server):
     plan = plan_asking(blocks, Asking(server.url, "a-model"), range(4), opened(blocks))
     assert server.requests == 0 and not list(blocks.index.path.glob("answers*"))
-    assert plan.features == 4 and len(plan.prompts) == 3
-    explained, judged, fuzzed = plan.prompts
+    assert plan.features == 4 and len(plan.prompts) == 4
+    explained, judged, fuzzed, intruded = plan.prompts
+    assert len(intruded.splitlines()) == 10 and "<<" not in intruded
     assert "<<" in explained and "<<" not in judged.splitlines()[1] and "<<" in fuzzed.splitlines()[1]
     asked = ask(blocks, server, features=4)
     assert asked.used.prompt * 0.7 < plan.total.prompt < asked.used.prompt * 1.6
@@ -136,7 +140,7 @@ def test_hostile_labels_are_text(blocks, server):
     ask(blocks, server, features=2)
     labels = {one.label for one in opened(blocks).best().values()}
     assert labels == {" ".join(evil.split())}
-    judged = [prompt for prompt in server.prompts() if prompt.startswith("Feature: ")]
+    judged = [prompt for prompt in server.prompts() if '"percent"' in prompt]
     assert judged and all(len(prompt.splitlines()) == 3 and "<|im_end|>" not in prompt for prompt in judged)
     server.answer = lambda prompt: json.dumps({"label": "é" * 300})
     assert ask_endpoint(blocks, Asking(server.url, "other"), range(1), opened(blocks)).failures == {

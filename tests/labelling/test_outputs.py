@@ -62,13 +62,14 @@ def test_risen_and_fallen_tokens_are_those_of_plain_transformers(blocks: TextBlo
         usual = model(clamping._ids_BT).logits.double().softmax(2).mean((0, 1))
         layer = model.get_decoder().layers[index.info.sae.site.layer]
         layer.register_forward_hook(clamp)
-        change = (model(clamping._ids_BT).logits.double().softmax(2).mean((0, 1)) - usual)[:len(index.tokens)]
+        clamped = model(clamping._ids_BT).logits.double().softmax(2).mean((0, 1))
+    change = ((clamped + 1e-4) / (usual + 1e-4)).log()[:len(index.tokens)]
     order = np.argsort(-change.numpy())
     risen, fallen = [token.id for token in examples[0].risen], [token.id for token in examples[0].fallen]
     assert len(risen) == len(fallen) == 10
     least = float(change[order[9]])
-    assert all(float(change[one]) >= least - 1e-4 for one in risen)  # bfloat16 may exchange two at the border
-    assert all(float(change[one]) <= float(change[order[-10]]) + 1e-4 for one in fallen)
+    assert all(float(change[one]) >= least - 0.05 for one in risen)  # bfloat16 may exchange two at the border
+    assert all(float(change[one]) <= float(change[order[-10]]) + 0.05 for one in fallen)
     assert len(set(risen) & set(order[:10].tolist())) >= 8
     assert len(clamping._ids_BT) == TEXTS
     held_out = {place for block in blocks.of_part("score") for place in blocks.ids_T[

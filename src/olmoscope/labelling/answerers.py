@@ -11,17 +11,18 @@ from pydantic import AfterValidator, BaseModel, Field
 from olmoscope.labelling.client import ChatClient
 from olmoscope.labelling.endpoint import Endpoint, Failure, Question
 from olmoscope.labelling.local_model import LocalModel
-from olmoscope.labelling.prompts import Prompts, plain_label
+from olmoscope.labelling.prompts import Prompts, numbered, plain_label
 
 LONGEST_LABEL = 200
 """Characters."""
 EXPLANATION_TOKENS, CHANCE_TOKENS, NUMBERS_TOKENS = 80, 24, 120
 """The most tokens of an answer."""
+NOT_ASKED = "the answer names a number that was not asked about"
 LOCAL_LABEL_TOKENS = 30
 LOCAL_START = "The marked words are all"
 """What the answer of a model on this machine begins with; the label is how it goes on."""
 Kind = Literal["detect", "fuzz"]
-ASKED = ("explain", "detect", "fuzz", "output")
+ASKED = ("explain", "detect", "fuzz", "intruder", "output")
 """The templates that a label and its scores depend on; those of a model on this machine have `local-` before them."""
 
 
@@ -44,8 +45,14 @@ class ChanceAnswer(BaseModel):
     percent: float = Field(ge=0, le=100, strict=True)
 
 
-class NumbersAnswer(BaseModel):
+class NumberAnswer(BaseModel):
     """Which of some numbered things a judge names."""
+
+    number: int = Field(strict=True, ge=1)
+
+
+class NumbersAnswer(BaseModel):
+    """Which ones of some numbered things a judge names."""
 
     numbers: list[Annotated[int, Field(strict=True, ge=1)]]
 
@@ -62,6 +69,9 @@ class Answerer(Protocol):
 
     def chances(self, kind: Kind, label: str, lines: Sequence[str]) -> list[float | Failure]:
         """How likely each line has what a label says, or has it where it is marked: 0 to 1; each is judged alone."""
+
+    def intruders(self, label: str, groups: Sequence[Sequence[str]]) -> list[int | Failure]:
+        """Which line of each group does not have what a label says, from 0."""
 
     def likelier(self, label: str, tokens: Sequence[str]) -> list[float] | Failure:
         """How likely it is that what a label says makes each token likelier to follow: 0 to 1."""
@@ -84,10 +94,16 @@ def chance_questions(prompts: Prompts, kind: Kind, label: str, lines: Sequence[s
             for line in lines]
 
 
+def intruder_questions(prompts: Prompts, label: str, groups: Sequence[Sequence[str]]) -> list[Question[NumberAnswer]]:
+    """What an endpoint is asked about groups of lines: one question for each."""
+    return [Question(prompts.fill("intruder", label=plain_label(label), texts=numbered(lines)), NumberAnswer,
+                     CHANCE_TOKENS) for lines in groups]
+
+
 def output_question(prompts: Prompts, label: str, tokens: Sequence[str]) -> Question[NumbersAnswer]:
     """What an endpoint is asked about output tokens: one question for all."""
-    listed = "\n".join(f"{number}: {token}" for number, token in enumerate(tokens, 1))
-    return Question(prompts.fill("output", label=plain_label(label), tokens=listed), NumbersAnswer, NUMBERS_TOKENS)
+    return Question(prompts.fill("output", label=plain_label(label), tokens=numbered(tokens)), NumbersAnswer,
+                    NUMBERS_TOKENS)
 
 
 class EndpointAnswerer:
@@ -108,13 +124,19 @@ class EndpointAnswerer:
         return [answer if isinstance(answer, Failure) else answer.value.percent / 100
                 for answer in self._client.ask(chance_questions(self._prompts, kind, label, lines))]
 
+    def intruders(self, label: str, groups: Sequence[Sequence[str]]) -> list[int | Failure]:
+        answers = self._client.ask(intruder_questions(self._prompts, label, groups))
+        return [answer if isinstance(answer, Failure) else answer.value.number - 1
+                if answer.value.number <= len(lines) else Failure(NOT_ASKED)
+                for lines, answer in zip(groups, answers, strict=True)]
+
     def likelier(self, label: str, tokens: Sequence[str]) -> list[float] | Failure:
         answer, = self._client.ask([output_question(self._prompts, label, tokens)])
         if isinstance(answer, Failure):
             return answer
         named = set(answer.value.numbers)
         if named and max(named) > len(tokens):
-            return Failure("the answer names a number that was not asked about")
+            return Failure(NOT_ASKED)
         return [float(number in named) for number in range(1, len(tokens) + 1)]
 
 
@@ -141,6 +163,13 @@ class LocalAnswerer:
     def chances(self, kind: Kind, label: str, lines: Sequence[str]) -> list[float | Failure]:
         return [*self._model.chances_of_yes([self._prompts.fill(f"local-{kind}", label=plain_label(label), text=line)
                                              for line in lines])]
+
+    def intruders(self, label: str, groups: Sequence[Sequence[str]]) -> list[int | Failure]:
+        asked = [self._prompts.fill("local-intruder", label=plain_label(label), texts=numbered(lines))
+                 for lines in groups]
+        named = self._model.numbers(asked, max(map(len, groups), default=0))
+        return [Failure("the model's tokenizer does not tell the numbers apart")] * len(groups) if named is None \
+            else [*named]
 
     def likelier(self, label: str, tokens: Sequence[str]) -> list[float] | Failure:
         return self._model.chances_of_yes([self._prompts.fill("local-output", label=plain_label(label), token=token)

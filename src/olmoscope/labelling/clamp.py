@@ -23,6 +23,9 @@ TEXTS = 8
 TOKENS = 10
 """Tokens of each kind, at most."""
 
+FLOOR = 1e-4
+"""A probability that is too small for its changes to matter."""
+
 
 class Clamping:
     """The language model and the SAE of an index. One thread uses it at a time."""
@@ -61,9 +64,11 @@ class Clamping:
         self._usual_V = self._likely([])
 
     def tokens(self, feature: Feature) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
-        """Tokens whose mean probability rises most when a feature is clamped, and those whose falls most."""
-        change_V = self._likely([Edit(feature.index, "clamp", feature.max)]) - self._usual_V
-        change_V = change_V[:len(self._tokens)]
+        """Tokens whose mean probability rises most when a feature is clamped, and those whose falls most, by the
+        logarithm of probability + `FLOOR`. (By differences, the most frequent tokens would be those of most features.)
+        """
+        clamped_V = self._likely([Edit(feature.index, "clamp", feature.max)])
+        change_V = ((clamped_V + FLOOR) / (self._usual_V + FLOOR)).log()[:len(self._tokens)]
         order = change_V.argsort(descending=True, stable=True).tolist()
         return (tuple(self._tokens.token(one) for one in order[:TOKENS] if change_V[one] > 0),
                 tuple(self._tokens.token(one) for one in order[:-TOKENS - 1:-1] if change_V[one] < 0))

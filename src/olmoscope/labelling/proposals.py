@@ -54,8 +54,10 @@ class Proposal:
 
     @property
     def worth(self) -> float:
-        """What proposals are ordered by: the lower end of the detection AUROC's interval, or −1."""
-        return -1.0 if self.scores.detection is None else self.scores.detection.low
+        """What proposals of a feature are ordered by: the lower end of the detection AUROC's interval, on the lines on
+        which all its labels are judged; where that is not known, on others; or −1."""
+        figure = self.scores.on_lines.get("detection", self.scores.detection)
+        return -1.0 if figure is None else figure.low
 
 
 class Proposals(Database):
