@@ -19,7 +19,7 @@ def export(
     only: OnlyOption = None,
     to: Annotated[str, typer.Option("--to", help=(
         "saelens, sparsify, dictionary-learning, circuit-tracer (transcoders, and pages of an index); of an index "
-        "delphi, neuronpedia, documents (a matrix of documents by features)."))] = "saelens",
+        "delphi, neuronpedia, documents (a matrix of documents by features), labels (a table)."))] = "saelens",
     folder: Annotated[Path | None, typer.Option("--folder", help=(
         "Where to write one SAE or index; without it, into the folder export of each run."))] = None,
     site: SiteOption = None,

@@ -1,7 +1,9 @@
-"""What exports of an index to other tools share: the SAE that it is of, and a feature's examples in groups."""
+"""What exports of an index to other tools share: the SAE that it is of, a feature's examples in groups, and the label
+that counts of a feature."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -13,6 +15,9 @@ from olmoscope.features.records import Example, Feature
 from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.io.opened import Opened
 
+FIGURES = ("detection", "accuracy", "fuzzing", "detection_on_lines", "fuzzing_on_lines", "intruder", "output",
+           "clamped")
+"""Scores of labels, each with an interval, by the names of docs/metrics.md (`on_lines` has two)."""
 HISTOGRAM_BARS = 50
 """Bins of the linear histograms that other tools draw."""
 
@@ -30,6 +35,39 @@ class Group:
     high: float
     share: float | None
     examples: list[Example]
+
+
+@dataclass(frozen=True)
+class Counting:
+    """The label that counts of a feature, who made it, and how far to trust it; None is unknown.
+
+    Attributes:
+        author: a person's name, which may be empty; of a program its name with what decides its labels: of a model also
+            where it runs, and the version of its prompts.
+        written: ISO 8601, UTC.
+        verdict: whether a person accepted what a program proposed.
+        score: of a person's label, if somebody gave it one.
+        figures: value, and low and high end of the 95% interval, by `FIGURES`, without those that are not known.
+        positives, negatives: pieces of text that detection was measured on.
+    """
+
+    feature: int
+    label: str
+    note: str
+    made_by: Literal["person", "rule", "model"]
+    author: str
+    written: str
+    verdict: Literal["accepted"] | None = None
+    score: float | None = None
+    figures: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    positives: int | None = None
+    negatives: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, each of `FIGURES` as a list of three numbers or null."""
+        fields = asdict(self)
+        del fields["figures"]
+        return fields | {name: list(self.figures[name]) if name in self.figures else None for name in FIGURES}
 
 
 def groups(index: FeatureIndex, feature: Feature) -> Iterator[Group]:
