@@ -17,8 +17,10 @@ from olmoscope.features.read import FeatureIndex
 from olmoscope.features.records import Token
 from olmoscope.labelling.clamp import TEXTS, Clamping
 from olmoscope.labelling.examples import FeatureExamples, examples_of
+from olmoscope.labelling.model_examples import promoted_tokens
 from olmoscope.labelling.model_run import Asking, ask_endpoint, plan_asking
 from olmoscope.labelling.outputs import candidates, told_apart
+from olmoscope.labelling.prompts import one_line
 from olmoscope.labelling.proposals import PROPOSALS_FILE, Proposals
 from olmoscope.labelling.rule_labels import RuleLabeller, score_rule
 from olmoscope.labelling.rules import Rule
@@ -88,14 +90,25 @@ def test_tokens_that_look_alike_are_not_asked_about(examples: list[FeatureExampl
     assert told_apart(candidates(one, 0), "clamped", [float(each.likelier) for each in asked]).value == 1.0
 
 
+def test_no_explainer_sees_the_promoted_tokens_that_labels_are_judged_by(blocks: TextBlocks,
+                                                                          examples: list[FeatureExamples]) -> None:
+    for one in examples:
+        judged = [each.token.text for each in candidates(one, blocks.seed)["output"] if each.likelier]
+        assert judged and one.promoted and not set(judged) & set(one.promoted)
+        assert {*judged, *one.promoted} <= {each.token.text for each in one.feature.promoted or ()}
+        assert promoted_tokens(one) == [one_line([text]) for text in one.promoted]
+
+
 def test_a_rule_about_what_follows_is_scored_and_others_are_not(blocks: TextBlocks, examples: list[FeatureExamples]
                                                                 ) -> None:
     one = examples[0]
-    rule = Rule("promoted", "next", tuple(sorted(token.id for token in one.risen)), (1.0,) * len(one.risen))
+    rule = Rule("tokens", "next", tuple(sorted(token.id for token in one.risen)), (1.0,) * len(one.risen))
     scores = score_rule(blocks, rule, one)
     assert scores.clamped is not None and scores.clamped.value == 1.0 and scores.clamped.low > 0.5
     assert scores.clamped_tokens == len(candidates(one, blocks.seed)["clamped"]) and scores.output is not None
     assert score_rule(blocks, replace(rule, on="this"), one).clamped is None
+    promoted = score_rule(blocks, replace(rule, shape="promoted"), one)
+    assert promoted.output is None and promoted.clamped == scores.clamped, "it is made of these tokens"
     unclamped = score_rule(blocks, rule, replace(one, risen=(), fallen=()))
     assert unclamped.clamped is None and unclamped.clamped_tokens == 0
 
@@ -112,7 +125,12 @@ def test_a_models_label_is_asked_about_once_for_each_side(blocks: TextBlocks, cl
     number, sides = examples[0].feature.index, candidates(examples[0], blocks.seed)
     likelier = [place for place, one in enumerate(sides["clamped"], 1) if one.likelier]
     proposals = Proposals(tmp_path / "p", 512)
-    with ChatEndpoint(answers(likelier)) as server:  # type: ignore[arg-type]
+    last = f"{len(sides['clamped'])}: "  # the other side has fewer tokens
+
+    def answer(prompt: str) -> str:
+        return answers(likelier if f"\n{last}" in prompt else [1])(prompt)  # type: ignore[operator,no-any-return]
+
+    with ChatEndpoint(answer) as server:
         plan = plan_asking(blocks, Asking(server.url, "m"), [number], proposals, clamping)
         assert '"numbers"' in plan.prompts[-1]
         ask_endpoint(blocks, Asking(server.url, "m"), [number], proposals, clamping)

@@ -59,10 +59,15 @@ class FeatureExamples:
     score: tuple[Sample, ...]
     """On which it fires, then the negatives by kind."""
     promoted: tuple[str, ...]
-    """Output tokens that its direction makes likelier, the likeliest first; empty where the index has none."""
+    """Output tokens that its direction makes likelier, to explain it by: every second one, the likeliest first. The
+    others are for scores (`held_out_promoted`). Empty where the index has none."""
     risen: tuple[Token, ...] = ()
     fallen: tuple[Token, ...] = ()
     """Output tokens that become likelier and less likely when it is clamped; empty where that was not tried."""
+
+    def held_out_promoted(self) -> tuple[Token, ...]:
+        """Output tokens that its direction makes likelier and that no explainer is shown."""
+        return tuple(one.token for one in (self.feature.promoted or ())[1::2])
 
     def firing(self) -> tuple[Sample, ...]:
         """Those of `score` on which it fires."""
@@ -133,7 +138,7 @@ def examples_of(blocks: TextBlocks, number: int, clamping: Clamping | None = Non
     return FeatureExamples(
         feature, tuple(sample("fires", block) for block in (*strongest.tolist(), *others.tolist())),
         tuple(sample(kind, block) for kind, block in score),
-        tuple(one.token.text for one in feature.promoted) if feature.promoted else (),
+        tuple(one.token.text for one in (feature.promoted or ())[::2]),
         *(((), ()) if clamping is None else clamping.tokens(feature)))
 
 

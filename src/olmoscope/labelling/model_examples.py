@@ -22,7 +22,6 @@ FUZZED = 4
 """Blocks that a label is judged on with marks: each once with true ones, and once with false ones."""
 GROUPS, FIRING = 5, 4
 """Groups of lines in which a label must find the one without a firing, and the others of a group."""
-PROMOTED = 8
 MARKED_ABOVE = 0.3
 """To explain by, tokens are marked with at least this share of the largest activation of their line."""
 
@@ -70,8 +69,8 @@ def explaining_lines(examples: FeatureExamples) -> list[str]:
 
 
 def promoted_tokens(examples: FeatureExamples) -> list[str]:
-    """Output tokens that the feature promotes, each fit for a prompt."""
-    return [one_line([text]) for text in examples.promoted[:PROMOTED]]
+    """Output tokens that the feature promotes, each fit for a prompt; not those that labels are judged by."""
+    return [one_line([text]) for text in examples.promoted]
 
 
 def judged_lines(examples: FeatureExamples, seed: int, each: int = JUDGED) -> list[Line]:

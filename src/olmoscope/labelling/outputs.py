@@ -38,7 +38,7 @@ def candidates(examples: FeatureExamples, seed: int) -> dict[Side, list[Candidat
     """
     feature = examples.feature
     known: dict[Side, tuple[Sequence[Token], Sequence[Token]]] = {
-        "output": ([one.token for one in feature.promoted or ()], [one.token for one in feature.suppressed or ()]),
+        "output": (examples.held_out_promoted(), [one.token for one in feature.suppressed or ()]),
         "clamped": (examples.risen, examples.fallen)}
     found: dict[Side, list[Candidate]] = {}
     for side, kinds in known.items():

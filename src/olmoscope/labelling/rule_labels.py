@@ -61,8 +61,9 @@ def score_rule(blocks: TextBlocks, rule: Rule, examples: FeatureExamples) -> Sco
 
 
 def _output(rule: Rule, outputs: Mapping[Side, list[Candidate]], side: Side) -> Figure | None:
-    """How a rule tells output tokens apart; None unless it is about the token that follows."""
-    if rule.on != "next" or side not in outputs:
+    """How a rule tells output tokens apart; None unless it is about the token that follows, or if it is made of these
+    tokens."""
+    if rule.on != "next" or side not in outputs or (side == "output" and rule.shape == "promoted"):
         return None
     named = set(rule.ids)
     return told_apart(outputs, side, [float(one.token.id in named) for one in outputs[side]])
