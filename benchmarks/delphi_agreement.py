@@ -47,6 +47,12 @@ class Drawn:
     def chances(self, kind: Kind, label: str, lines: Any) -> list[float | Failure]:
         return [Failure("drawn") if one is None else one for one in self.answers[kind]]
 
+    def intruders(self, label: str, groups: Any) -> list[int | Failure]:
+        return [Failure("not compared")] * len(groups)
+
+    def likelier(self, label: str, tokens: Any) -> Failure:
+        return Failure("not compared")
+
 
 def main() -> None:
     """Read the arguments, compare, print."""

@@ -22,13 +22,16 @@ from olmoscope.labelling.proposals import PROPOSALS_FILE, Proposals
 from olmoscope.labelling.run import most_important
 from olmoscope.labelling.text_blocks import TextBlocks
 
+KINDS = {'"label"': "explain", "between << and >>? JSON": "fuzz", '"number"': "intruder", '"numbers"': "output"}
+"""What only the prompts of a kind hold."""
+
 
 def answer(prompt: str) -> str:
     """A rather long label (23 tokens of SmolLM2's), another one for each feature; or a chance."""
     if '"label"' in prompt:
         number = zlib.crc32(prompt.encode())
         return json.dumps({"label": f"words of code that are marked and follow a name, kind {number}"})
-    return json.dumps({"percent": 50})
+    return json.dumps({"percent": 50, "number": 1, "numbers": [1]})
 
 
 def main() -> None:
@@ -44,9 +47,9 @@ def main() -> None:
     with chat_endpoint.ChatEndpoint(answer) as server:
         asked = ask_endpoint(TextBlocks(index), Asking(server.url, "m"), most_important(index, arguments.most),
                              Proposals(arguments.index / PROPOSALS_FILE, index.info.sae.d_sae))
-        kinds = {"explain": 0, "detect": 0, "fuzz": 0}
+        kinds = {"explain": 0, "detect": 0, "fuzz": 0, "intruder": 0, "output": 0}
         for prompt in server.prompts():
-            kind = "explain" if '"label"' in prompt else "fuzz" if "between << and >>? JSON" in prompt else "detect"
+            kind = next((name for mark, name in KINDS.items() if mark in prompt), "detect")
             kinds[kind] += chat_endpoint.count(prompt) + chat_endpoint.OVERHEAD
     for kind, tokens in kinds.items():
         print(f"{kind}: {tokens / asked.run.labelled:.0f} tokens of prompts a feature ({asked.run.labelled} features)")

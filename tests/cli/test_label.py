@@ -24,7 +24,7 @@ def test_features_are_labelled_once(index: Path, tmp_path: Path) -> None:
     assert "labelled before, nothing to do" not in " ".join(more.stdout.split())
     assert run_forked("label", index, "--export", tmp_path / "labels.jsonl").returncode == 0
     lines = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
-    assert lines and all(one["labeller"] == "rules 1" and one["label"] for one in lines)
+    assert lines and all(one["labeller"] == "rules 2" and one["label"] for one in lines)
     read = run_forked("label", index, "--import", tmp_path / "labels.jsonl")
     assert "0 new labels" in " ".join(read.stdout.split())
 

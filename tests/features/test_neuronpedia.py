@@ -12,6 +12,7 @@ from olmoscope.features.labels import LABELS_FILE, Labels
 from olmoscope.features.neuronpedia import write_neuronpedia
 from olmoscope.features.outgoing import directions
 from olmoscope.features.read import FeatureIndex
+from olmoscope.labelling.that_count import labels_that_count
 from olmoscope.model.unembed import load_unembedding
 from olmoscope.recipe.schema import Model
 
@@ -30,7 +31,7 @@ def written(index, tmp_path_factory):
     labels.write(4, "", "", "me")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(neuronpedia, "BATCH", 200)
-        made = write_neuronpedia(index, tmp_path_factory.mktemp("np"), "some-model/res-512")
+        made = write_neuronpedia(index, tmp_path_factory.mktemp("np"), labels_that_count(index), "some-model/res-512")
     return made, read(made.folder)
 
 
@@ -110,14 +111,14 @@ def test_examples_are_those_of_the_index(index, written):
 
 def test_again_it_is_the_same_byte_for_byte(index, written, tmp_path, monkeypatch):
     monkeypatch.setattr(neuronpedia, "BATCH", 200)
-    folder = write_neuronpedia(index, tmp_path, "some-model/res-512").folder
+    folder = write_neuronpedia(index, tmp_path, labels_that_count(index), "some-model/res-512").folder
     for path in written[0].folder.rglob("*.*"):
         assert (folder / path.relative_to(written[0].folder)).read_bytes() == path.read_bytes()
 
 
 def test_bad_input_is_named(index, tmp_path):
     with pytest.raises(UserError, match="--called Big: Neuronpedia wants MODEL/SET"):
-        write_neuronpedia(index, tmp_path, "Big")
+        write_neuronpedia(index, tmp_path, {}, "Big")
     index.info.sae.__dict__["weights"] = "another"
     with pytest.raises(UserError, match=r"is no longer the SAE that .* is of; run `olmoscope index` again"):
-        write_neuronpedia(index, tmp_path)
+        write_neuronpedia(index, tmp_path, {})

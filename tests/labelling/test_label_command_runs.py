@@ -48,7 +48,7 @@ def test_the_command(index, server, tmp_path):
     server.key = "sk-very-secret"
     environment = os.environ | {"OPENAI_API_KEY": "sk-very-secret", "NO_PROXY": "127.0.0.1"}
     dry = run_forked(*command(index, server, "--dry-run", "--prices", "1,4"), environment=environment)
-    assert dry.returncode == 0 and dry.stdout.count("--- prompt") == 3 and server.requests == 0
+    assert dry.returncode == 0 and dry.stdout.count("--- prompt") == 5 and server.requests == 0
     assert "cost at most" in dry.stdout and "Nothing was sent" in dry.stdout
     done = run_forked(*command(index, server, "--budget", 3000, "--concurrency", 3), environment=environment)
     assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ import pytest
 from chat_endpoint import ChatEndpoint, Trouble
 from olmoscope.errors import UserError
 from olmoscope.labelling import client as client_module
+from olmoscope.labelling.answerers import ASKED
 from olmoscope.labelling.client import Limits
 from olmoscope.labelling.model_run import Asking, ask_endpoint, parse_prices, plan_asking
 from olmoscope.labelling.prompts import load_prompts
@@ -28,6 +29,11 @@ def honest(prompt):
     if prompt.startswith("Each line"):
         lines = prompt.partition("\n")[2]
         return json.dumps({"label": f"the word {re.search('<<(.*?)>>', lines)[1].strip() or 'space'}"})
+    if '"numbers"' in prompt:
+        return json.dumps({"numbers": [1]})
+    if '"number"' in prompt:
+        word, texts = prompt.splitlines()[0].removeprefix("Feature: the word "), prompt.splitlines()[3:8]
+        return json.dumps({"number": next((at for at, text in enumerate(texts, 1) if word not in text), 1)})
     label, text = (line.partition(": ")[2] for line in prompt.splitlines()[:2])
     word = label.removeprefix("the word ")
     marked = re.findall("<<(.*?)>>", text)
@@ -63,7 +69,7 @@ def ask(blocks, server, budget=None, concurrency=4, features=FEATURES):
 def test_labels_come_with_scores_on_other_documents(blocks, server):
     asked = ask(blocks, server)
     proposals = opened(blocks).by(f"a-model of {server.url}, prompts "
-                                  f"{load_prompts().version('explain', 'detect', 'fuzz')}", blocks.identity)
+                                  f"{load_prompts().version(*ASKED)}", blocks.identity)
     assert asked.run.labelled == len(proposals) == FEATURES
     assert not asked.failures and not asked.run.without
     assert asked.used.prompt == server.prompt_tokens and asked.used.completion == server.completion_tokens
@@ -73,7 +79,7 @@ def test_labels_come_with_scores_on_other_documents(blocks, server):
     tokens = [one.scores.detection.value for one in proposals if one.feature < 3]  # features of one token
     assert min(tokens) > 0.8  # noise is planted, too
     # One line for each scoring prompt, and none of the documents that the label was made from.
-    judged = [prompt for prompt in server.prompts() if prompt.startswith("Feature: ")]
+    judged = [prompt for prompt in server.prompts() if '"percent"' in prompt]
     assert all(len(prompt.splitlines()) == 3 for prompt in judged)
     again = ask(blocks, server)
     assert (again.run.before, again.asked, again.run.labelled) == (FEATURES, 0, asked.run.labelled)
@@ -82,8 +88,9 @@ def test_labels_come_with_scores_on_other_documents(blocks, server):
 def test_a_dry_run_sends_nothing_and_its_estimate_holds(blocks, server):
     plan = plan_asking(blocks, Asking(server.url, "a-model"), range(4), opened(blocks))
     assert server.requests == 0 and not list(blocks.index.path.glob("answers*"))
-    assert plan.features == 4 and len(plan.prompts) == 3
-    explained, judged, fuzzed = plan.prompts
+    assert plan.features == 4 and len(plan.prompts) == 4
+    explained, judged, fuzzed, intruded = plan.prompts
+    assert len(intruded.splitlines()) == 10 and "<<" not in intruded
     assert "<<" in explained and "<<" not in judged.splitlines()[1] and "<<" in fuzzed.splitlines()[1]
     asked = ask(blocks, server, features=4)
     assert asked.used.prompt * 0.7 < plan.total.prompt < asked.used.prompt * 1.6
@@ -133,7 +140,7 @@ def test_hostile_labels_are_text(blocks, server):
     ask(blocks, server, features=2)
     labels = {one.label for one in opened(blocks).best().values()}
     assert labels == {" ".join(evil.split())}
-    judged = [prompt for prompt in server.prompts() if prompt.startswith("Feature: ")]
+    judged = [prompt for prompt in server.prompts() if '"percent"' in prompt]
     assert judged and all(len(prompt.splitlines()) == 3 and "<|im_end|>" not in prompt for prompt in judged)
     server.answer = lambda prompt: json.dumps({"label": "é" * 300})
     assert ask_endpoint(blocks, Asking(server.url, "other"), range(1), opened(blocks)).failures == {

@@ -69,6 +69,11 @@ def test_answers_about_features(model):
     before = model.prompt_tokens
     chances = answerer.chances("detect", "names\nof animals", ["the cat", "a stock"])
     assert len(chances) == 2 and all(0 < chance < 1 for chance in chances)
+    groups = [["a cat", "a dog", "a stock", "a cow", "a horse"], ["a", "b", "c", "d", "e"]]
+    named = answerer.intruders("names of animals", groups)
+    assert all(one in range(5) for one in named) and named == answerer.intruders("names of animals", groups)
+    likelier = answerer.likelier("names of animals", ["cat", "stock"])
+    assert len(likelier) == 2 and all(0 < chance < 1 for chance in likelier)
     assert isinstance(answerer.label(["the <<cat>>", "a <<dog>>"], []), str | Failure)
     assert model.prompt_tokens > before and model.revision in answerer.name
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from olmoscope.labelling.examples import NEGATIVES, FeatureExamples, TooFew, examples_of
-from olmoscope.labelling.rule_labels import RuleLabeller, marks
+from olmoscope.labelling.examples import NEGATIVES, FeatureExamples, TooFew, examples_of, marks
+from olmoscope.labelling.rule_labels import RuleLabeller
 from olmoscope.labelling.text_blocks import SHARES, TextBlocks
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from olmoscope.labelling.scores import auroc, balanced_accuracy, intruders, share
+from olmoscope.labelling.scores import auroc, balanced_accuracy, credit, intruders, share
 
 
 def test_auroc_counts_pairs() -> None:
@@ -37,5 +37,7 @@ def test_shares_accuracy_and_intruders() -> None:
     found = balanced_accuracy([0.9, 0.5, 0.2, 0.8], [0.1, 0.6])
     assert found is not None and found.value == (3 / 4 + 1 / 2) / 2
     assert balanced_accuracy([], [1.0]) is None
-    assert intruders([1, 1, 1, 1, 1, 1, 1, 1], [0, 1]).value == (1 + 1 / 5) / 2  # type: ignore[union-attr]
-    assert intruders([1, 1, 1], [0]) is None
+    assert credit([1, 1, 0, 1, 1], 2) == 1 and credit([1, 1, 1, 1, 1], 2) == 1 / 5 and credit([0, 1, 1, 1, 1], 2) == 0
+    found = intruders([1.0, None, 1 / 5, 0.0])
+    assert found is not None and found.value == pytest.approx(0.4) and found == share(1.2, 3)
+    assert intruders([None, None]) is intruders([]) is None

@@ -24,7 +24,7 @@ def show_labels(name: str, run: Run, proposals: Sequence[Proposal]) -> None:
                       "which token", "label")
     for column in table.columns[-1:]:
         column.justify, column.no_wrap, column.overflow = "left", False, "fold"
-    for one in sorted(proposals, key=lambda one: -one.worth)[:SHOWN]:
+    for one in sorted(proposals, key=_low, reverse=True)[:SHOWN]:
         table.add_row(str(one.feature), _figure(one.scores.detection), _figure(one.scores.fuzzing), escape(one.label))
     if proposals:
         console.print(table)
@@ -38,6 +38,11 @@ def show_labels(name: str, run: Run, proposals: Sequence[Proposal]) -> None:
                       highlight=False)
     for reason, features in sorted(run.without.items(), key=lambda one: -one[1]):
         console.print(f"{features:,} without a label: {reason}", markup=False, highlight=False)
+
+
+def _low(proposal: Proposal) -> float:
+    """The lower end of the detection AUROC's interval; −1 where there is none."""
+    return -1.0 if proposal.scores.detection is None else proposal.scores.detection.low
 
 
 def _figure(figure: Figure | None) -> str:

@@ -39,6 +39,8 @@ def label(
     prompts: PromptsOption = None,
     prices: PricesOption = None,
     dry_run: DryRunOption = False,
+    clamp: Annotated[bool, typer.Option("--clamp", help=(
+        "Score labels by what clamping a feature does to the next token, too: the index's model runs."))] = False,
     copy_prompts: Annotated[Path | None, typer.Option("--copy-prompts", metavar="DIR", help=(
         "Write the package's prompts into a folder, to be changed, and end."))] = None,
     export: Annotated[Path | None, typer.Option("--export", metavar="FILE", help=(
@@ -50,6 +52,7 @@ def label(
     from olmoscope.cli.label_tables import show_labels
     from olmoscope.features.read import FeatureIndex, find_indexes
     from olmoscope.files import write_text
+    from olmoscope.labelling.clamp import Clamping
     from olmoscope.labelling.client import Limits
     from olmoscope.labelling.model_run import Asking, local_labeller, parse_prices
     from olmoscope.labelling.prompts import copy_prompts as copy
@@ -85,18 +88,19 @@ def label(
         return
     blocks = TextBlocks(opened)
     wanted = most_important(opened, most) if features is None else parse_features(features, opened.info.sae.d_sae)
+    clamping = Clamping(blocks) if clamp else None
     if endpoint is None:
         labeller = RuleLabeller(blocks) if model is None else local_labeller(model, prompts, blocks.seed)
-        run = label_features(blocks, labeller, wanted, proposals)
+        run = label_features(blocks, labeller, wanted, proposals, clamping=clamping)
     else:
         assert model is not None
         asking = Asking(endpoint, model, Limits(concurrency, per_minute), budget,
                         None if answers == "auto" else answers, prompts)
         costs = None if prices is None else parse_prices(prices)
         if dry_run:
-            show_plan(blocks, asking, wanted, proposals, costs)
+            show_plan(blocks, asking, wanted, proposals, costs, clamping)
             return
-        run = ask(blocks, asking, wanted, proposals, costs)
+        run = ask(blocks, asking, wanted, proposals, costs, clamping)
     chosen = set(wanted)
     show_labels(opened.info.sae.name, run, [one for one in proposals.by(run.labeller, blocks.identity)
                                             if one.feature in chosen])

@@ -10,6 +10,7 @@ from olmoscope.errors import UserError
 from olmoscope.terminal import say
 
 if TYPE_CHECKING:
+    from olmoscope.labelling.clamp import Clamping
     from olmoscope.labelling.model_run import Asking
     from olmoscope.labelling.proposals import Proposals
     from olmoscope.labelling.run import Run
@@ -30,15 +31,15 @@ PromptsOption = Annotated[Path | None, typer.Option("--prompts", metavar="DIR", 
 PricesOption = Annotated[str | None, typer.Option("--prices", metavar="PROMPT,ANSWER", help=(
     "What a million tokens of each cost, to show the cost."))]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help=(
-    "Print three prompts and what the run would take; send nothing."))]
+    "Print a prompt of each kind and what the run would take; send nothing."))]
 
 
 def show_plan(blocks: "TextBlocks", asking: "Asking", features: Sequence[int], proposals: "Proposals",
-              prices: tuple[float, float] | None) -> None:
+              prices: tuple[float, float] | None, clamping: "Clamping | None") -> None:
     """Print what a run would ask."""
     from olmoscope.labelling.model_run import plan_asking
 
-    plan = plan_asking(blocks, asking, features, proposals)
+    plan = plan_asking(blocks, asking, features, proposals, clamping)
     for number, prompt in enumerate(plan.prompts, 1):
         say(f"--- prompt {number} of {len(plan.prompts)}\n{prompt}\n")
     _show_estimate(plan.features, plan.total.prompt, plan.total.completion, asking.budget, prices)
@@ -46,7 +47,7 @@ def show_plan(blocks: "TextBlocks", asking: "Asking", features: Sequence[int], p
 
 
 def ask(blocks: "TextBlocks", asking: "Asking", features: Sequence[int], proposals: "Proposals",
-        prices: tuple[float, float] | None) -> "Run":
+        prices: tuple[float, float] | None, clamping: "Clamping | None") -> "Run":
     """Say what a run is going to take, run it, and say what it took.
 
     Raises:
@@ -54,9 +55,9 @@ def ask(blocks: "TextBlocks", asking: "Asking", features: Sequence[int], proposa
     """
     from olmoscope.labelling.model_run import ask_endpoint, plan_asking
 
-    plan = plan_asking(blocks, asking, features, proposals)
+    plan = plan_asking(blocks, asking, features, proposals, clamping)
     _show_estimate(plan.features, plan.total.prompt, plan.total.completion, asking.budget, prices)
-    asked = ask_endpoint(blocks, asking, features, proposals)
+    asked = ask_endpoint(blocks, asking, features, proposals, clamping)
     cost = "" if prices is None else f", cost {asked.used.cost(prices):.2f}"
     say(f"Asked {asked.asked:,} questions ({asked.cached:,} were answered before): {asked.used.prompt:,} tokens of "
         f"prompts, {asked.used.completion:,} of answers{cost}.")

@@ -19,7 +19,7 @@ def export(
     only: OnlyOption = None,
     to: Annotated[str, typer.Option("--to", help=(
         "saelens, sparsify, dictionary-learning, circuit-tracer (transcoders, or an index for its pages); from an "
-        "index delphi, neuronpedia, documents (a matrix of documents by features)."))] = "saelens",
+        "index delphi, neuronpedia, documents (a matrix of documents by features), labels (a table)."))] = "saelens",
     folder: Annotated[Path | None, typer.Option("--folder", help=(
         "Where to write one SAE or index; by default the folder export of each run."))] = None,
     site: SiteOption = None,

@@ -4,6 +4,8 @@
                                                  tokens [windows, length]
     ROOT/latents/MODULE/config.json              what Delphi's `CacheConfig` holds, and the model
     ROOT/explanations/MODULE_latentN.txt         the label of latent N as a JSON string, if it has one
+    ROOT/labels/MODULE.jsonl                     who made these labels, and their scores: a file of ours, which Delphi
+                                                 does not read (its explanations are a text and nothing else)
 
 Delphi wants windows of one length. Sequences are cut into windows from their start; what is left at the end of each,
 under one window, is left out, so that short windows lose least. Delphi shows no more of a text than a window.
@@ -20,6 +22,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from olmoscope.errors import UserError
+from olmoscope.features.outgoing import Counting
 from olmoscope.features.read import FeatureIndex
 from olmoscope.files import atomic_path, write_json, write_text
 
@@ -88,26 +91,32 @@ def write_delphi(index: FeatureIndex, root: Path, length: int = EXAMPLE) -> Cach
     return Cache(folder, len(tokens_WL), length, written, index.info.firings - written)
 
 
-def write_explanations(index: FeatureIndex, root: Path, labels: Mapping[int, str]) -> tuple[int, int]:
-    """Write labels, by feature, where Delphi looks for explanations (`--explainer none` scores what is there).
+def write_explanations(index: FeatureIndex, root: Path, labels: Mapping[int, Counting]) -> tuple[int, int]:
+    """Write labels, by feature, where Delphi looks for explanations (`--explainer none` scores what is there), and who
+    made them with their scores into a file beside.
 
-    An explanation with another text stays as it is: Delphi itself may have made it.
+    An explanation with another text stays as it is: Delphi itself may have made it. It is not in that file.
 
     Returns:
         How many labels are there, and how many explanations were left alone.
     """
-    folder = root / "explanations"
-    written = kept = 0
+    folder, kept, about = root / "explanations", 0, []
     for feature, label in sorted(labels.items()):
         path = folder / f"{index.info.sae.site}_latent{feature}.txt"
-        text = json.dumps(label)
+        text = json.dumps(label.label)
         if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
             kept += 1
             continue
         folder.mkdir(parents=True, exist_ok=True)
         write_text(path, text)
-        written += 1
-    return written, kept
+        about.append(json.dumps(label.as_json(), ensure_ascii=False) + "\n")
+    beside = root / "labels" / f"{index.info.sae.site}.jsonl"
+    if about:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        write_text(beside, "".join(about))
+    else:
+        beside.unlink(missing_ok=True)
+    return len(about), kept
 
 
 def _windows(index: FeatureIndex, length: int) -> tuple[np.ndarray, np.ndarray]:

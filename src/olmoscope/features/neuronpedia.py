@@ -14,7 +14,7 @@ import gzip
 import json
 import re
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,6 @@ import torch
 from torch import Tensor
 
 from olmoscope.errors import UserError
-from olmoscope.features.labels import LABELS_FILE, Entry, Labels
 from olmoscope.features.neuronpedia_rows import (
     Row,
     about,
@@ -31,7 +30,7 @@ from olmoscope.features.neuronpedia_rows import (
     feature_row,
     names_of,
 )
-from olmoscope.features.outgoing import directions
+from olmoscope.features.outgoing import Counting, directions
 from olmoscope.features.read import FeatureIndex
 from olmoscope.files import atomic_path, write_text
 from olmoscope.model.unembed import Unembedding, load_unembedding
@@ -61,11 +60,13 @@ class Written:
     explanations: int
 
 
-def write_neuronpedia(index: FeatureIndex, root: Path, called: str | None = None) -> Written:
+def write_neuronpedia(index: FeatureIndex, root: Path, labels: Mapping[int, Counting], called: str | None = None
+                      ) -> Written:
     """Write an index as an export of Neuronpedia's. One batch of features is held at a time.
 
     Args:
         root: what would be the root of Neuronpedia's bucket of exports.
+        labels: the labels that count, by feature.
         called: `MODEL/SET`, the names on Neuronpedia; None: they follow from those of model and SAE.
 
     Raises:
@@ -77,7 +78,6 @@ def write_neuronpedia(index: FeatureIndex, root: Path, called: str | None = None
                         "example olmo-3-7b/res-65k")
     names, features = names_of(index, called), index.info.sae.d_sae
     W_FD, unembedding = directions(index), _unembedding(index)
-    labels = _newest(index)
     folder = root / "v1" / names.model / names.source
     for part in ("features", "activations", "explanations"):
         shutil.rmtree(folder / part, ignore_errors=True)  # the importer reads all that are there
@@ -99,15 +99,6 @@ def write_neuronpedia(index: FeatureIndex, root: Path, called: str | None = None
                 if some:
                     _write_lines(folder / part / f"batch-{number}.jsonl.gz", some)
     return Written(folder, features, activations, len(labels))
-
-
-def _newest(index: FeatureIndex) -> dict[int, Entry]:
-    """The label of each feature that has one."""
-    path = index.path / LABELS_FILE
-    if not path.exists():
-        return {}
-    newest = {entry.feature: entry for entry in Labels(path, index.info.sae.d_sae).since(0)}
-    return {feature: entry for feature, entry in newest.items() if entry.label}
 
 
 def _unembedding(index: FeatureIndex) -> Unembedding | None:

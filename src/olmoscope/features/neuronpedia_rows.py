@@ -7,6 +7,7 @@ them. Source: hijohnnylin/neuronpedia (August 2026), `apps/webapp/prisma/schema.
 """
 
 import hashlib
+import json
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -15,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from olmoscope.features.labels import Entry
-from olmoscope.features.outgoing import bars, groups
+from olmoscope.features.outgoing import Counting, bars, groups
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.records import Feature
 
@@ -168,11 +168,16 @@ def activation_rows(index: FeatureIndex, names: Names, feature: Feature) -> list
     return rows
 
 
-def explanation_row(index: FeatureIndex, names: Names, entry: Entry) -> Row:
-    """A row of table Explanation, of a label."""
-    return {"id": _id(index, "explanation", entry.feature, entry.label), "modelId": names.model,
-            "layer": names.source, "index": str(entry.feature), "description": entry.label, "authorId": CREATOR,
-            "triggeredByUserId": None, "typeName": None, "explanationModelName": None, "notes": entry.note or None,
+def explanation_row(index: FeatureIndex, names: Names, label: Counting) -> Row:
+    """A row of table Explanation, of a label. The notes of a person's label are that person's; those of a program's are
+    JSON: who made it, and its scores. (`typeName` and `explanationModelName` must name rows that the database has.)
+    """
+    notes = label.note if label.made_by == "person" else json.dumps(
+        {name: value for name, value in label.as_json().items() if name not in ("feature", "label", "note", "score")},
+        ensure_ascii=False)
+    return {"id": _id(index, "explanation", label.feature, label.label), "modelId": names.model,
+            "layer": names.source, "index": str(label.feature), "description": label.label, "authorId": CREATOR,
+            "triggeredByUserId": None, "typeName": None, "explanationModelName": None, "notes": notes or None,
             "embedding": None}
 
 

@@ -1,7 +1,9 @@
-"""What exports of an index to other tools share: the SAE that it is of, and a feature's examples in groups."""
+"""What exports of an index to other tools share: the SAE that it is of, a feature's examples in groups, and the label
+that counts of a feature."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor
@@ -11,7 +13,11 @@ from olmoscope.features.format import sae_place
 from olmoscope.features.read import FeatureIndex
 from olmoscope.features.records import Example, Feature
 from olmoscope.sae.io.open import open_sae
+from olmoscope.sae.io.opened import Opened
 
+FIGURES = ("detection", "accuracy", "fuzzing", "detection_on_lines", "fuzzing_on_lines", "intruder", "output",
+           "clamped")
+"""Scores of labels, each with an interval, by the names of docs/metrics.md (`on_lines` has two)."""
 HISTOGRAM_BARS = 50
 """Bins of the linear histograms that other tools draw."""
 
@@ -31,6 +37,39 @@ class Group:
     examples: list[Example]
 
 
+@dataclass(frozen=True)
+class Counting:
+    """The label that counts of a feature, who made it, and how far to trust it; None is unknown.
+
+    Attributes:
+        author: a person's name, which may be empty; of a program its name with what decides its labels: of a model also
+            where it runs, and the version of its prompts.
+        written: ISO 8601, UTC.
+        verdict: whether a person accepted what a program proposed.
+        score: of a person's label, if somebody gave it one.
+        figures: value, and low and high end of the 95% interval, by `FIGURES`, without those that are not known.
+        positives, negatives: pieces of text that detection was measured on.
+    """
+
+    feature: int
+    label: str
+    note: str
+    made_by: Literal["person", "rule", "model"]
+    author: str
+    written: str
+    verdict: Literal["accepted"] | None = None
+    score: float | None = None
+    figures: Mapping[str, tuple[float, float, float]] = field(default_factory=dict)
+    positives: int | None = None
+    negatives: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it, each of `FIGURES` as a list of three numbers or null."""
+        fields = asdict(self)
+        del fields["figures"]
+        return fields | {name: list(self.figures[name]) if name in self.figures else None for name in FIGURES}
+
+
 def groups(index: FeatureIndex, feature: Feature) -> Iterator[Group]:
     """The top examples, then those of each interval that has any, the strongest interval first."""
     if feature.top:
@@ -48,17 +87,27 @@ def bars(values_P: np.ndarray, low: float, high: float) -> tuple[list[int], list
     return counts.tolist(), ((edges[:-1] + edges[1:]) / 2).tolist()
 
 
-def directions(index: FeatureIndex) -> Tensor:
-    """What each feature of an index adds to the site that it writes, `[F, D]` float32.
+def sae_of(index: FeatureIndex) -> Opened:
+    """The SAE of an index.
 
     Raises:
-        UserError: its SAE cannot be opened, is not the one that was indexed, or is a crosscoder.
+        UserError: it cannot be opened, or is not the one that was indexed.
     """
     info, place = index.info, sae_place(index.path, index.info)
     opened = open_sae(place, info.sae.site)
     if opened.identity != info.sae.weights:
         raise UserError(f"{place} is no longer the SAE that {index.path} is of; run `olmoscope index` again, with "
                         "another --out")
+    return opened
+
+
+def directions(index: FeatureIndex) -> Tensor:
+    """What each feature of an index adds to the site that it writes, `[F, D]` float32.
+
+    Raises:
+        UserError: its SAE cannot be opened, is not the one that was indexed, or is a crosscoder.
+    """
+    opened = sae_of(index)
     if len(opened.writes) > 1:
         raise UserError(f"{index.path} is of a crosscoder, whose features belong to {len(opened.writes)} sites; this "
                         "format has features of one site")

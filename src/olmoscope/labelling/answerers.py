@@ -11,16 +11,19 @@ from pydantic import AfterValidator, BaseModel, Field
 from olmoscope.labelling.client import ChatClient
 from olmoscope.labelling.endpoint import Endpoint, Failure, Question
 from olmoscope.labelling.local_model import LocalModel
-from olmoscope.labelling.prompts import Prompts, plain_label
+from olmoscope.labelling.prompts import Prompts, numbered, plain_label
 
 LONGEST_LABEL = 200
 """Characters."""
-EXPLANATION_TOKENS, CHANCE_TOKENS = 80, 24
+EXPLANATION_TOKENS, CHANCE_TOKENS, NUMBERS_TOKENS = 80, 24, 120
 """The most tokens of an answer."""
+NOT_ASKED = "the answer names a number that was not asked about"
 LOCAL_LABEL_TOKENS = 30
 LOCAL_START = "The marked words are all"
 """What the answer of a model on this machine begins with; the label is how it goes on."""
 Kind = Literal["detect", "fuzz"]
+ASKED = ("explain", "detect", "fuzz", "intruder", "output")
+"""The templates that a label and its scores depend on; those of a model on this machine have `local-` before them."""
 
 
 def _on_one_line(label: str) -> str:
@@ -42,6 +45,18 @@ class ChanceAnswer(BaseModel):
     percent: float = Field(ge=0, le=100, strict=True)
 
 
+class NumberAnswer(BaseModel):
+    """Which of some numbered things a judge names."""
+
+    number: int = Field(strict=True, ge=1)
+
+
+class NumbersAnswer(BaseModel):
+    """Which ones of some numbered things a judge names."""
+
+    numbers: list[Annotated[int, Field(strict=True, ge=1)]]
+
+
 class Answerer(Protocol):
     """A model that is asked about features."""
 
@@ -55,10 +70,16 @@ class Answerer(Protocol):
     def chances(self, kind: Kind, label: str, lines: Sequence[str]) -> list[float | Failure]:
         """How likely each line has what a label says, or has it where it is marked: 0 to 1; each is judged alone."""
 
+    def intruders(self, label: str, groups: Sequence[Sequence[str]]) -> list[int | Failure]:
+        """Which line of each group does not have what a label says, from 0."""
+
+    def likelier(self, label: str, tokens: Sequence[str]) -> list[float] | Failure:
+        """How likely it is that what a label says makes each token likelier to follow: 0 to 1."""
+
 
 def endpoint_name(endpoint: Endpoint, prompts: Prompts) -> str:
     """`Answerer.name` of a model behind an endpoint."""
-    return f"{endpoint.model} of {endpoint.url}, prompts {prompts.version('explain', 'detect', 'fuzz')}"
+    return f"{endpoint.model} of {endpoint.url}, prompts {prompts.version(*ASKED)}"
 
 
 def label_question(prompts: Prompts, examples: Sequence[str], promoted: Sequence[str]) -> Question[LabelAnswer]:
@@ -71,6 +92,18 @@ def chance_questions(prompts: Prompts, kind: Kind, label: str, lines: Sequence[s
     """What an endpoint is asked about lines: one question for each."""
     return [Question(prompts.fill(kind, label=plain_label(label), text=line), ChanceAnswer, CHANCE_TOKENS)
             for line in lines]
+
+
+def intruder_questions(prompts: Prompts, label: str, groups: Sequence[Sequence[str]]) -> list[Question[NumberAnswer]]:
+    """What an endpoint is asked about groups of lines: one question for each."""
+    return [Question(prompts.fill("intruder", label=plain_label(label), texts=numbered(lines)), NumberAnswer,
+                     CHANCE_TOKENS) for lines in groups]
+
+
+def output_question(prompts: Prompts, label: str, tokens: Sequence[str]) -> Question[NumbersAnswer]:
+    """What an endpoint is asked about output tokens: one question for all."""
+    return Question(prompts.fill("output", label=plain_label(label), tokens=numbered(tokens)), NumbersAnswer,
+                    NUMBERS_TOKENS)
 
 
 class EndpointAnswerer:
@@ -91,6 +124,21 @@ class EndpointAnswerer:
         return [answer if isinstance(answer, Failure) else answer.value.percent / 100
                 for answer in self._client.ask(chance_questions(self._prompts, kind, label, lines))]
 
+    def intruders(self, label: str, groups: Sequence[Sequence[str]]) -> list[int | Failure]:
+        answers = self._client.ask(intruder_questions(self._prompts, label, groups))
+        return [answer if isinstance(answer, Failure) else answer.value.number - 1
+                if answer.value.number <= len(lines) else Failure(NOT_ASKED)
+                for lines, answer in zip(groups, answers, strict=True)]
+
+    def likelier(self, label: str, tokens: Sequence[str]) -> list[float] | Failure:
+        answer, = self._client.ask([output_question(self._prompts, label, tokens)])
+        if isinstance(answer, Failure):
+            return answer
+        named = set(answer.value.numbers)
+        if named and max(named) > len(tokens):
+            return Failure(NOT_ASKED)
+        return [float(number in named) for number in range(1, len(tokens) + 1)]
+
 
 class LocalAnswerer:
     """A model on this machine."""
@@ -100,7 +148,7 @@ class LocalAnswerer:
 
     @property
     def name(self) -> str:
-        version = self._prompts.version("local-explain", "local-detect", "local-fuzz")
+        version = self._prompts.version(*(f"local-{name}" for name in ASKED))
         return f"{self._model.name} at {self._model.revision}, prompts {version}"
 
     def label(self, examples: Sequence[str], promoted: Sequence[str]) -> str | Failure:
@@ -115,3 +163,14 @@ class LocalAnswerer:
     def chances(self, kind: Kind, label: str, lines: Sequence[str]) -> list[float | Failure]:
         return [*self._model.chances_of_yes([self._prompts.fill(f"local-{kind}", label=plain_label(label), text=line)
                                              for line in lines])]
+
+    def intruders(self, label: str, groups: Sequence[Sequence[str]]) -> list[int | Failure]:
+        asked = [self._prompts.fill("local-intruder", label=plain_label(label), texts=numbered(lines))
+                 for lines in groups]
+        named = self._model.numbers(asked, max(map(len, groups), default=0))
+        return [Failure("the model's tokenizer does not tell the numbers apart")] * len(groups) if named is None \
+            else [*named]
+
+    def likelier(self, label: str, tokens: Sequence[str]) -> list[float] | Failure:
+        return self._model.chances_of_yes([self._prompts.fill("local-output", label=plain_label(label), token=token)
+                                           for token in tokens])

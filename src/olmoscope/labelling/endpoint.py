@@ -143,8 +143,12 @@ def endpoint_of(url: str, model: str, environment: Mapping[str, str] = os.enviro
 
 def schema_of(answer: type[BaseModel]) -> dict[str, Any]:
     """The JSON schema of a flat answer, with only what all servers know; ranges are checked here, not there."""
-    properties = {name: {"type": field["type"]} for name, field in answer.model_json_schema()["properties"].items()}
+    properties = {name: _type_of(field) for name, field in answer.model_json_schema()["properties"].items()}
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
+
+
+def _type_of(field: dict[str, Any]) -> dict[str, Any]:
+    return {"type": field["type"]} | ({"items": _type_of(field["items"])} if "items" in field else {})
 
 
 class _Message(BaseModel):

@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-from olmoscope.features.records import Feature
+from olmoscope.features.records import Feature, Token
+from olmoscope.labelling.clamp import Clamping
 from olmoscope.labelling.text_blocks import Part, TextBlocks
 from olmoscope.seeds import generator
 
@@ -58,15 +59,31 @@ class FeatureExamples:
     score: tuple[Sample, ...]
     """On which it fires, then the negatives by kind."""
     promoted: tuple[str, ...]
-    """Output tokens that its direction makes likelier, the likeliest first; empty where the index has none."""
+    """Output tokens that its direction makes likelier, to explain it by: every second one, the likeliest first. The
+    others are for scores (`held_out_promoted`). Empty where the index has none."""
+    risen: tuple[Token, ...] = ()
+    fallen: tuple[Token, ...] = ()
+    """Output tokens that become likelier and less likely when it is clamped; empty where that was not tried."""
+
+    def held_out_promoted(self) -> tuple[Token, ...]:
+        """Output tokens that its direction makes likelier and that no explainer is shown."""
+        return tuple(one.token for one in (self.feature.promoted or ())[1::2])
+
+    def firing(self) -> tuple[Sample, ...]:
+        """Those of `score` on which it fires."""
+        return tuple(one for one in self.score if one.kind == "fires")
+
+    def silent(self, most: int) -> tuple[Sample, ...]:
+        """Negatives of `score`, of the kinds in turn, so many at most."""
+        by_kind = {kind: [one for one in self.score if one.kind == kind] for kind in NEGATIVES}
+        found: list[Sample] = []
+        for turn in range(most):
+            found += [by_kind[kind][turn] for kind in NEGATIVES if turn < len(by_kind[kind])]
+        return tuple(found[:most])
 
     def few(self, each: int) -> tuple[Sample, ...]:
-        """A balanced part of `score`: `each` samples on which it fires, and as many negatives, of the kinds in turn."""
-        by_kind = {kind: [one for one in self.score if one.kind == kind] for kind in ("fires", *NEGATIVES)}
-        negatives: list[Sample] = []
-        for turn in range(each):
-            negatives += [by_kind[kind][turn] for kind in NEGATIVES if turn < len(by_kind[kind])]
-        return (*by_kind["fires"][:each], *negatives[:each])
+        """A balanced part of `score`: `each` samples on which it fires, and as many negatives."""
+        return (*self.firing()[:each], *self.silent(each))
 
 
 @dataclass(frozen=True)
@@ -77,8 +94,11 @@ class TooFew:
     reason: str
 
 
-def examples_of(blocks: TextBlocks, number: int) -> FeatureExamples | TooFew:
+def examples_of(blocks: TextBlocks, number: int, clamping: Clamping | None = None) -> FeatureExamples | TooFew:
     """The examples of a feature. They depend on the index, the seed of the blocks and the feature alone.
+
+    Args:
+        clamping: to find out which output tokens change when the feature is clamped; None: not tried.
 
     Raises:
         IndexError: no such feature.
@@ -118,7 +138,19 @@ def examples_of(blocks: TextBlocks, number: int) -> FeatureExamples | TooFew:
     return FeatureExamples(
         feature, tuple(sample("fires", block) for block in (*strongest.tolist(), *others.tolist())),
         tuple(sample(kind, block) for kind, block in score),
-        tuple(one.token.text for one in feature.promoted) if feature.promoted else ())
+        tuple(one.token.text for one in (feature.promoted or ())[::2]),
+        *(((), ()) if clamping is None else clamping.tokens(feature)))
+
+
+def marks(sample: Sample, seed: int) -> list[tuple[bool, list[int]]]:
+    """True marks of a block, the places on which the feature fires, and false ones, as many others; nothing of a block
+    in which it is silent, or that has not enough others."""
+    fires = [place for place, value in zip(sample.places, sample.values, strict=True) if value > 0]
+    silent = [place for place, value in zip(sample.places, sample.values, strict=True) if value == 0]
+    if not fires or len(silent) < len(fires):
+        return []
+    drawn = generator(seed, "false marks of a block", sample.block).choice(silent, len(fires), replace=False)
+    return [(True, fires), (False, sorted(drawn.tolist()))]
 
 
 def silent_blocks(blocks: TextBlocks, feature: Feature, places: np.ndarray) -> dict[Kind, np.ndarray]:

@@ -1,8 +1,8 @@
 """A causal LM of Hugging Face on this machine that answers questions: with yes or no, or in a few words.
 
 How likely a yes is, is read from the next token's probabilities, not from words: p(yes) / (p(yes) + p(no)), each summed
-over the first tokens of its spellings. An instruction model is asked through its chat template, another by the bare
-prompt. B prompts of T tokens, V tokens of the vocabulary.
+over the first tokens of its spellings; which number it names, likewise. An instruction model is asked through its chat
+template, another by the bare prompt. B prompts of T tokens, A possible answers, V tokens of the vocabulary.
 """
 
 from collections.abc import Sequence
@@ -53,11 +53,11 @@ class LocalModel:
         self._tokenizer.no_padding()
         self._eos = tokenizer.eos_token_id
         self._before, self._after = self._shell(tokenizer)
-        yes, no = ({self._ids(spelling)[0] for spelling in spellings} for spellings in (YES, NO))
-        self._yes, self._no = sorted(yes - no), sorted(no - yes)
-        if not self._yes or not self._no:
+        found = self._told_apart([YES, NO])
+        if found is None:
             raise UserError(f"the tokenizer of {name!r} begins yes and no with the same token, so the model's answer "
                             "cannot be read from the next token; use another model")
+        self._yes_no = found
 
     def _shell(self, tokenizer: Any) -> tuple[list[int], list[int]]:
         """Token ids before and after a prompt."""
@@ -81,6 +81,16 @@ class LocalModel:
             self._tokenizer.encode_special_tokens = False
         return ids
 
+    def _told_apart(self, answers: Sequence[Sequence[str]]) -> list[list[int]] | None:
+        """The tokens that only one of some answers begins with, by answer; None where one has none.
+
+        Args:
+            answers: the spellings of each.
+        """
+        first = [{self._ids(spelling)[0] for spelling in spellings} for spellings in answers]
+        own = [sorted(mine.difference(*first[:number], *first[number + 1:])) for number, mine in enumerate(first)]
+        return own if all(own) else None
+
     def _prompt(self, text: str) -> list[int]:
         ids = [*self._before, *self._ids(text), *self._after]
         self.prompt_tokens += len(ids)
@@ -89,17 +99,35 @@ class LocalModel:
     @torch.inference_mode()
     def chances_of_yes(self, prompts: Sequence[str]) -> list[float]:
         """How likely the answer to each prompt is yes rather than no, 0 to 1."""
+        logits = self._logits(prompts, self._yes_no)
+        return [float(torch.sigmoid(yes - no)) for yes, no in logits]
+
+    @torch.inference_mode()
+    def numbers(self, prompts: Sequence[str], most: int) -> list[int] | None:
+        """Which number from 1 to `most` answers each prompt most likely, counted from 0; None where the tokenizer does
+        not tell these numbers apart by their first tokens."""
+        answers = self._told_apart([(str(number), f" {number}") for number in range(1, most + 1)])
+        return None if answers is None else [int(one.argmax()) for one in self._logits(prompts, answers)]
+
+    def _logits(self, prompts: Sequence[str], answers: Sequence[Sequence[int]]) -> list[Tensor]:
+        """For each prompt the logarithm of the probability of each answer as the next token, up to a constant, float64.
+
+        Args:
+            answers: the tokens that each may begin with.
+        """
         ids = [self._prompt(prompt) for prompt in prompts]
         by_length = sorted(range(len(ids)), key=lambda number: len(ids[number]))
-        chances = [0.0] * len(ids)
+        found = [torch.empty(0)] * len(ids)
         for start in range(0, len(ids), AT_ONCE):
             batch = by_length[start:start + AT_ONCE]
-            for number, chance in zip(batch, self._chances([ids[one] for one in batch]).tolist(), strict=True):
-                chances[number] = chance
-        return chances
+            logits_BV = self._next_logits([ids[one] for one in batch])
+            logits_BA = torch.stack([logits_BV[:, tokens].logsumexp(1) for tokens in answers], 1)
+            for number, logits_A in zip(batch, logits_BA, strict=True):
+                found[number] = logits_A
+        return found
 
-    def _chances(self, prompts: list[list[int]]) -> Tensor:
-        """`[B]`, float64."""
+    def _next_logits(self, prompts: list[list[int]]) -> Tensor:
+        """`[B, V]`, float64."""
         longest = max(map(len, prompts))
         # Padding after the end: attention is causal, so it changes nothing before it.
         ids_BT = torch.tensor([ids + [ids[-1]] * (longest - len(ids)) for ids in prompts], device=self._module.device)
@@ -107,9 +135,8 @@ class LocalModel:
         # The logits of all positions would be gigabytes.
         kept, where_B = torch.unique(last_B, return_inverse=True)
         logits = self._module(input_ids=ids_BT, use_cache=False, logits_to_keep=kept).logits
-        logits_BV = logits[torch.arange(len(prompts), device=last_B.device), where_B].double()
-        yes_B, no_B = (logits_BV[:, spellings].logsumexp(1) for spellings in (self._yes, self._no))
-        return torch.sigmoid(yes_B - no_B)
+        logits_BV: Tensor = logits[torch.arange(len(prompts), device=last_B.device), where_B].double()
+        return logits_BV
 
     @torch.inference_mode()
     def write(self, prompt: str, longest: int, start: str = "") -> str:

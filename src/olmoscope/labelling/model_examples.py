@@ -1,4 +1,5 @@
-"""What a language model is shown of a feature's examples: lines of a prompt, short enough to pay for.
+"""What a language model is shown of a feature's examples: lines of a prompt, short enough to pay for. Rules are
+judged on the same lines.
 
 A line is the part of a block around the place that it is about, `BEFORE` tokens before it and `AFTER` after: the
 strongest firing; a token that the feature likes, where it is silent; any place, in other blocks in which it is silent.
@@ -7,9 +8,8 @@ strongest firing; a token that the feature likes, where it is silent; any place,
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
-from olmoscope.labelling.examples import FeatureExamples, Sample
+from olmoscope.labelling.examples import FeatureExamples, Sample, marks
 from olmoscope.labelling.prompts import one_line
-from olmoscope.labelling.rule_labels import marks
 from olmoscope.seeds import generator
 
 BEFORE, AFTER = 11, 4
@@ -20,7 +20,8 @@ JUDGED = 8
 """Lines on which the feature fires that a label is judged on, and as many on which it is silent."""
 FUZZED = 4
 """Blocks that a label is judged on with marks: each once with true ones, and once with false ones."""
-PROMOTED = 8
+GROUPS, FIRING = 5, 4
+"""Groups of lines in which a label must find the one without a firing, and the others of a group."""
 MARKED_ABOVE = 0.3
 """To explain by, tokens are marked with at least this share of the largest activation of their line."""
 
@@ -32,6 +33,27 @@ class Line:
     text: str
     kind: str
     """`Sample.kind`; of a line with marks `true` or `false`."""
+    places: range
+    """The places of its tokens in the corpus."""
+    marked: tuple[int, ...] = ()
+    """Places of marked tokens."""
+
+    @property
+    def fires(self) -> bool:
+        """Whether the feature fires on it; of a line with marks, on these."""
+        return self.kind in ("fires", "true")
+
+
+@dataclass(frozen=True)
+class Group:
+    """Lines of which all but one have a firing.
+
+    Attributes:
+        intruder: the place of the one without, from 0.
+    """
+
+    lines: tuple[Line, ...]
+    intruder: int
 
 
 def explaining_lines(examples: FeatureExamples) -> list[str]:
@@ -47,29 +69,50 @@ def explaining_lines(examples: FeatureExamples) -> list[str]:
 
 
 def promoted_tokens(examples: FeatureExamples) -> list[str]:
-    """Output tokens that the feature promotes, each fit for a prompt."""
-    return [one_line([text]) for text in examples.promoted[:PROMOTED]]
+    """Output tokens that the feature promotes, each fit for a prompt; not those that labels are judged by."""
+    return [one_line([text]) for text in examples.promoted]
 
 
 def judged_lines(examples: FeatureExamples, seed: int, each: int = JUDGED) -> list[Line]:
     """Lines without marks, of blocks that the label was not made from: half of them with a firing."""
     liked = {one.token.text for one in examples.feature.tokens}
-    return [Line(_line(sample, _place(sample, liked, seed)), sample.kind) for sample in examples.few(each)]
+    return [_judged(sample, liked, seed) for sample in examples.few(each)]
+
+
+def intruder_groups(examples: FeatureExamples, seed: int, groups: int = GROUPS) -> list[Group]:
+    """Groups of lines without marks, of blocks that the label was not made from; fewer where there are too few."""
+    random = generator(seed, "groups with an intruder", examples.feature.index)
+    liked = {one.token.text for one in examples.feature.tokens}
+    firing = [examples.firing()[place] for place in random.permutation(len(examples.firing()))]
+    made = []
+    for number, silent in enumerate(examples.silent(min(groups, len(firing) // FIRING))):
+        at = int(random.integers(FIRING + 1))
+        samples = firing[FIRING * number:FIRING * (number + 1)]
+        lines = [_judged(sample, liked, seed) for sample in (*samples[:at], silent, *samples[at:])]
+        made.append(Group(tuple(lines), at))
+    return made
 
 
 def marked_lines(examples: FeatureExamples, seed: int, blocks: int = FUZZED) -> list[Line]:
     """Lines with marks where the feature fires, and the same lines with marks where it is silent."""
     lines: list[Line] = []
-    for sample in (one for one in examples.score if one.kind == "fires"):
+    for sample in examples.firing():
         first, end = _ends(_strongest(sample))
         shown = replace(sample, places=sample.places[first:end], tokens=sample.tokens[first:end],
                         values=sample.values[first:end])
         for real, places in marks(shown, seed):
             marked = {place - shown.places.start for place in places}
-            lines.append(Line(one_line(shown.tokens, marked), "true" if real else "false"))
+            lines.append(Line(one_line(shown.tokens, marked), "true" if real else "false", shown.places,
+                              tuple(places)))
         if len(lines) == 2 * blocks:
             break
     return lines
+
+
+def _judged(sample: Sample, liked: Collection[str], seed: int) -> Line:
+    at = _place(sample, liked, seed)
+    first, end = _ends(at)
+    return Line(_line(sample, at), sample.kind, sample.places[first:end])
 
 
 def _strongest(sample: Sample) -> int:

@@ -5,17 +5,33 @@ the feature stays without a label, and a later run asks what is missing.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
-from olmoscope.labelling.answerers import Answerer, chance_questions, label_question
+from olmoscope.labelling.answerers import (
+    Answerer,
+    chance_questions,
+    intruder_questions,
+    label_question,
+    output_question,
+)
 from olmoscope.labelling.budget import Budget, Tokens
 from olmoscope.labelling.endpoint import Failure, Question
 from olmoscope.labelling.examples import NEGATIVES, FeatureExamples
 from olmoscope.labelling.labeller import Labelled, NotLabelled
-from olmoscope.labelling.model_examples import Line, explaining_lines, judged_lines, marked_lines, promoted_tokens
+from olmoscope.labelling.model_examples import (
+    Group,
+    Line,
+    explaining_lines,
+    intruder_groups,
+    judged_lines,
+    marked_lines,
+    promoted_tokens,
+)
+from olmoscope.labelling.outputs import candidates, told_apart
 from olmoscope.labelling.prompts import Prompts
-from olmoscope.labelling.scores import Scores, auroc, balanced_accuracy, intruders
+from olmoscope.labelling.scores import Scores, auroc, balanced_accuracy, intruders, on_lines
 
 TYPICAL_LABEL = "verbs in the past tense that follow the name of a person"
 """Stands for a label that is not yet known, where tokens are estimated."""
@@ -49,10 +65,15 @@ def judge(answerer: Answerer, label: str, examples: FeatureExamples, seed: int =
     detection, fuzzing = judged_lines(examples, seed), marked_lines(examples, seed)
     detected = answerer.chances("detect", label, [line.text for line in detection])
     fuzzed = answerer.chances("fuzz", label, [line.text for line in fuzzing]) if fuzzing else []
-    failures = [answer for answer in (*detected, *fuzzed) if isinstance(answer, Failure)]
+    groups, outputs = intruder_groups(examples, seed), candidates(examples, seed)
+    named = answerer.intruders(label, _texts(groups)) if groups else []
+    told = {side: answerer.likelier(label, [one.shown for one in some]) for side, some in outputs.items()}
+    failures = [answer for answer in (*detected, *fuzzed, *named, *told.values()) if isinstance(answer, Failure)]
     for failure in failures:
         if failure.may_pass:
             return NotLabelled(failure.reason, lasting=False)
+    sides = {side: told_apart(outputs, side, values) for side, values in told.items()
+             if not isinstance(values, Failure)}
     positive, negative = _of(detection, detected, "fires"), _of(detection, detected, *NEGATIVES)
     return Scores(
         auroc(positive, negative),
@@ -60,23 +81,44 @@ def judge(answerer: Answerer, label: str, examples: FeatureExamples, seed: int =
          if (figure := auroc(positive, _of(detection, detected, kind))) is not None},
         balanced_accuracy(positive, negative),
         fuzzing=auroc(_of(fuzzing, fuzzed, "true"), _of(fuzzing, fuzzed, "false")),
-        intruder=intruders(positive, negative), positives=len(positive), negatives=len(negative),
+        on_lines=on_lines(_known(detection, detected), _known(fuzzing, fuzzed)),
+        intruder=intruders([None if isinstance(answer, Failure) else float(answer == group.intruder)
+                            for group, answer in zip(groups, named, strict=True)]),
+        output=sides.get("output"), clamped=sides.get("clamped"),
+        clamped_tokens=len(outputs.get("clamped", ())), positives=len(positive), negatives=len(negative),
         failed=Counter(failure.reason for failure in failures))
 
 
-def questions_of(prompts: Prompts, examples: FeatureExamples, seed: int = 0) -> list[Question[Any]]:
-    """All that an endpoint is asked about a feature; a typical label stands in what needs one."""
-    return [label_question(prompts, explaining_lines(examples), promoted_tokens(examples)),
-            *chance_questions(prompts, "detect", TYPICAL_LABEL, [one.text for one in judged_lines(examples, seed)]),
-            *chance_questions(prompts, "fuzz", TYPICAL_LABEL, [one.text for one in marked_lines(examples, seed)])]
+def questions_of(prompts: Prompts, examples: FeatureExamples, seed: int = 0) -> dict[str, list[Question[Any]]]:
+    """All that an endpoint is asked about a feature, by the name of the prompt; a typical label stands in what needs
+    one."""
+    return {
+        "explain": [label_question(prompts, explaining_lines(examples), promoted_tokens(examples))],
+        "detect": [*chance_questions(prompts, "detect", TYPICAL_LABEL,
+                                     [one.text for one in judged_lines(examples, seed)])],
+        "fuzz": [*chance_questions(prompts, "fuzz", TYPICAL_LABEL,
+                                   [one.text for one in marked_lines(examples, seed)])],
+        "intruder": [*intruder_questions(prompts, TYPICAL_LABEL, _texts(intruder_groups(examples, seed)))],
+        "output": [output_question(prompts, TYPICAL_LABEL, [one.shown for one in some])
+                   for some in candidates(examples, seed).values()]}
 
 
-def estimate(questions: Sequence[Question[Any]], budget: Budget) -> Tokens:
+def estimate(questions: Mapping[str, Sequence[Question[Any]]], budget: Budget) -> Tokens:
     """Tokens of some questions, with answers as long as they may be."""
     total = Tokens()
-    for question in questions:
+    for question in chain.from_iterable(questions.values()):
         total += budget.estimate(question.prompt, question.longest)
     return total
+
+
+def _texts(groups: Sequence[Group]) -> list[list[str]]:
+    return [[line.text for line in group.lines] for group in groups]
+
+
+def _known(lines: list[Line], answers: list[float | Failure]) -> list[tuple[bool, float]]:
+    """Whether the feature fires on each line with a usable answer, and the answer."""
+    return [(line.fires, answer) for line, answer in zip(lines, answers, strict=True)
+            if not isinstance(answer, Failure)]
 
 
 def _of(lines: list[Line], answers: list[float | Failure], *kinds: str) -> list[float]:

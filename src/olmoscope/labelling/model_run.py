@@ -8,6 +8,7 @@ from olmoscope.errors import UserError
 from olmoscope.labelling.answerers import EndpointAnswerer, LocalAnswerer, endpoint_name
 from olmoscope.labelling.budget import Budget, Tokens
 from olmoscope.labelling.cache import AnswerCache
+from olmoscope.labelling.clamp import Clamping
 from olmoscope.labelling.client import ChatClient, Limits
 from olmoscope.labelling.endpoint import Form, endpoint_of
 from olmoscope.labelling.examples import FeatureExamples, examples_of
@@ -82,29 +83,31 @@ class Plan:
         return self.each * self.features
 
 
-def plan_asking(blocks: TextBlocks, asking: Asking, features: Sequence[int], proposals: Proposals) -> Plan:
+def plan_asking(blocks: TextBlocks, asking: Asking, features: Sequence[int], proposals: Proposals,
+                clamping: Clamping | None = None) -> Plan:
     """What `ask_endpoint` would ask; nothing is sent.
 
     Raises:
         UserError: a bad address or bad prompts.
     """
     endpoint, prompts = endpoint_of(asking.url, asking.model), load_prompts(asking.prompts)
-    done = proposals.done(endpoint_name(endpoint, prompts), blocks.identity)
+    done = proposals.done(endpoint_name(endpoint, prompts), blocks.identity, clamped=clamping is not None)
     left = [feature for feature in features if feature not in done]
     shown: list[str] = []
     counted, budget = Tokens(), Budget()
     looked_at = left[:: max(1, len(left) // ESTIMATED)][:ESTIMATED]
     for feature in looked_at:
-        examples = examples_of(blocks, feature)
+        examples = examples_of(blocks, feature, clamping)
         if isinstance(examples, FeatureExamples):
             questions = questions_of(prompts, examples, blocks.seed)
             counted += estimate(questions, budget)
-            shown = shown or [questions[0].prompt, questions[1].prompt, questions[-1].prompt]
+            shown = shown or [some[0].prompt for some in questions.values() if some]
     each = len(looked_at) or 1
     return Plan(len(left), shown, Tokens(-(-counted.prompt // each), -(-counted.completion // each)))
 
 
-def ask_endpoint(blocks: TextBlocks, asking: Asking, features: Sequence[int], proposals: Proposals) -> Asked:
+def ask_endpoint(blocks: TextBlocks, asking: Asking, features: Sequence[int], proposals: Proposals,
+                 clamping: Clamping | None = None) -> Asked:
     """Label features by a model behind an endpoint.
 
     Raises:
@@ -122,7 +125,8 @@ def ask_endpoint(blocks: TextBlocks, asking: Asking, features: Sequence[int], pr
     with (AnswerCache(blocks.index.path / ANSWERS_FILE) as cache,
           ChatClient(endpoint, cache, budget, asking.limits, asking.form) as client):
         labeller = ModelLabeller(EndpointAnswerer(client, prompts), blocks.seed)
-        run = label_features(blocks, labeller, features, proposals, at_once=asking.limits.concurrency, room=room)
+        run = label_features(blocks, labeller, features, proposals, at_once=asking.limits.concurrency, room=room,
+                             clamping=clamping)
         return Asked(run, budget.used, budget.unreported, client.asked, client.cached, dict(client.retries),
                      dict(client.failures))
 

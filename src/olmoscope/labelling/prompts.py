@@ -22,8 +22,10 @@ LONGEST_TOKEN = 40
 VALUES: Mapping[str, frozenset[str]] = {
     "explain": frozenset({"examples", "promoted"}), "detect": frozenset({"label", "text"}),
     "fuzz": frozenset({"label", "text"}),
+    "intruder": frozenset({"label", "texts"}), "output": frozenset({"label", "tokens"}),
     "local-explain": frozenset({"examples", "promoted"}), "local-detect": frozenset({"label", "text"}),
-    "local-fuzz": frozenset({"label", "text"})}
+    "local-fuzz": frozenset({"label", "text"}), "local-intruder": frozenset({"label", "texts"}),
+    "local-output": frozenset({"label", "token"})}
 """The templates, and what each may name. `promoted` may be left out."""
 _OPTIONAL = {"promoted"}
 _FOLDER = Path(__file__).with_name("prompts")
@@ -104,6 +106,11 @@ def one_line(tokens: Sequence[str], marked: Collection[int] = ()) -> str:
 def plain_label(label: str) -> str:
     """A label, which a model may have written, as one line of a prompt."""
     return one_line([label[at:at + LONGEST_TOKEN] for at in range(0, len(label), LONGEST_TOKEN)])
+
+
+def numbered(lines: Sequence[str]) -> str:
+    """Lines with their numbers, from 1."""
+    return "\n".join(f"{number}: {line}" for number, line in enumerate(lines, 1))
 
 
 def _between_marks(text: str) -> str:

@@ -54,8 +54,10 @@ class Proposal:
 
     @property
     def worth(self) -> float:
-        """What proposals are ordered by: the lower end of the detection AUROC's interval, or −1."""
-        return -1.0 if self.scores.detection is None else self.scores.detection.low
+        """What proposals of a feature are ordered by: the lower end of the detection AUROC's interval, on the lines on
+        which all its labels are judged; where that is not known, on others; or −1."""
+        figure = self.scores.on_lines.get("detection", self.scores.detection)
+        return -1.0 if figure is None else figure.low
 
 
 class Proposals(Database):
@@ -70,9 +72,12 @@ class Proposals(Database):
         super().__init__(path, "proposals", VERSION, _SCHEMA, d_sae)
 
     def add(self, feature: int, labelled: Labelled, labeller: str, split: str) -> None:
-        """Add a proposal; when this returns, it is on the disk."""
+        """Add a proposal; when this returns, it is on the disk. What a person said of the same label by the same
+        labeller holds for it as well."""
+        earlier = [one for one in self._read("WHERE feature = ? AND labeller = ? AND split = ? ORDER BY id",
+                                             feature, labeller, split) if one.label == labelled.label]
         self._add([(feature, labelled.label, labeller, split, _json(labelled.rule), _scores(labelled.scores), _now(),
-                    None)])
+                    earlier[-1].verdict if earlier else None)])
 
     def add_reason(self, feature: int, reason: str, labeller: str, split: str) -> None:
         """Note why a labeller has no label for a feature."""
@@ -80,11 +85,17 @@ class Proposals(Database):
             connection.execute("INSERT OR REPLACE INTO without_label VALUES (?, ?, ?, ?)",
                                (feature, labeller, split, reason))
 
-    def done(self, labeller: str, split: str) -> set[int]:
-        """Features that a labeller has a label for, or has said why not."""
+    def done(self, labeller: str, split: str, clamped: bool = False) -> set[int]:
+        """Features that a labeller has a label for, or has said why not.
+
+        Args:
+            clamped: count only labels that were scored by clamping the feature, too.
+        """
         rows = self.connection().execute(
-            "SELECT feature FROM proposals WHERE labeller = ? AND split = ? UNION "
-            "SELECT feature FROM without_label WHERE labeller = ? AND split = ?", (labeller, split, labeller, split))
+            "SELECT feature FROM proposals WHERE labeller = ? AND split = ? "
+            "AND coalesce(json_extract(scores, '$.clamped_tokens'), 0) >= ? UNION "
+            "SELECT feature FROM without_label WHERE labeller = ? AND split = ?",
+            (labeller, split, int(clamped), labeller, split))
         return {row[0] for row in rows}
 
     def reasons(self, labeller: str, split: str) -> dict[int, str]:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from olmoscope.errors import UserError
 from olmoscope.features.read import FeatureIndex
 from olmoscope.labelling.budget import BudgetSpentError
+from olmoscope.labelling.clamp import Clamping
 from olmoscope.labelling.examples import FeatureExamples, TooFew, examples_of
 from olmoscope.labelling.labeller import Labelled, Labeller, NotLabelled
 from olmoscope.labelling.proposals import Proposals
@@ -69,18 +70,20 @@ def parse_features(text: str, d_sae: int) -> list[int]:
 
 
 def label_features(blocks: TextBlocks, labeller: Labeller, features: Sequence[int], proposals: Proposals, *,
-                   at_once: int = 1, room: Room = lambda running, one: True) -> Run:
+                   at_once: int = 1, room: Room = lambda running, one: True, clamping: Clamping | None = None) -> Run:
     """Label features that the labeller has not done yet, in their order, and keep each label as soon as it is scored.
 
     Args:
         at_once: features in work; more than one only by a labeller that several threads may use.
         room: the run ends before a feature for which there is no room even alone.
+        clamping: to score labels by what clamping the feature does, too; labels that were made without it are made
+            again. None: not measured.
 
     Raises:
         UserError: by the labeller; what was finished is kept.
     """
     split = blocks.identity
-    done = proposals.done(labeller.name, split)
+    done = proposals.done(labeller.name, split, clamped=clamping is not None)
     left = [feature for feature in features if feature not in done]
     passing: Counter[str] = Counter()
     running: dict[Future[Labelled | NotLabelled], FeatureExamples] = {}
@@ -107,7 +110,7 @@ def label_features(blocks: TextBlocks, labeller: Labeller, features: Sequence[in
 
     with bar(f"labels by {labeller.name}"[:40], len(left), "features") as advance, _workers(at_once) as workers:
         for feature in left:
-            examples = examples_of(blocks, feature)
+            examples = examples_of(blocks, feature, clamping)
             if isinstance(examples, TooFew):
                 proposals.add_reason(feature, examples.reason, labeller.name, split)
                 advance(1)

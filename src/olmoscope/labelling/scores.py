@@ -33,8 +33,13 @@ class Scores:
         by_kind: the same against each kind of negative alone.
         accuracy: balanced accuracy of detection at `THRESHOLD`.
         fuzzing: AUROC of telling marks on the tokens on which it fires from marks on others of the same blocks.
-        intruder: share of groups of blocks in which the one without a firing is found.
+        on_lines: `detection` and `fuzzing` on the lines that a language model is shown, whoever made the label, so that
+            labels of a feature can be compared. A rule's other figures are of longer and more pieces of text.
+        intruder: share of groups of lines in which the one without a firing is found.
         output: AUROC of telling the output tokens that it promotes from those that it suppresses.
+        clamped: AUROC of telling the output tokens that become likelier when it is clamped from those that become less
+            likely.
+        clamped_tokens: how many tokens there were for that; 0: it was not clamped.
         positives, negatives: blocks that detection was measured on.
         failed: answers that could not be had or used, by reason.
     """
@@ -43,8 +48,11 @@ class Scores:
     by_kind: Mapping[str, Figure] = field(default_factory=dict)
     accuracy: Figure | None = None
     fuzzing: Figure | None = None
+    on_lines: Mapping[str, Figure] = field(default_factory=dict)
     intruder: Figure | None = None
     output: Figure | None = None
+    clamped: Figure | None = None
+    clamped_tokens: int = 0
     positives: int = 0
     negatives: int = 0
     failed: Mapping[str, int] = field(default_factory=dict)
@@ -63,6 +71,17 @@ def auroc(positive_P: Sequence[float], negative_N: Sequence[float]) -> Figure | 
     value = float(below.sum() / (2 * len(high_P) * len(low_N)))
     positives, negatives = len(high_P), len(low_N)
     return Figure(value, 1 - _upper(1 - value, positives, negatives), _upper(value, positives, negatives))
+
+
+def on_lines(judged: Sequence[tuple[bool, float]], marked: Sequence[tuple[bool, float]]) -> dict[str, Figure]:
+    """`Scores.on_lines`, without what is not known.
+
+    Args:
+        judged, marked: lines without marks and with marks: whether the feature fires there, and the judge's value.
+    """
+    found = {name: auroc([value for fires, value in lines if fires], [value for fires, value in lines if not fires])
+             for name, lines in (("detection", judged), ("fuzzing", marked))}
+    return {name: figure for name, figure in found.items() if figure is not None}
 
 
 def _upper(value: float, positives: int, negatives: int) -> float:
@@ -98,8 +117,7 @@ def share(right: float, of: int) -> Figure | None:
 
 def balanced_accuracy(positive_P: Sequence[float], negative_N: Sequence[float]) -> Figure | None:
     """The mean of two shares: positives at `THRESHOLD` or over, and negatives under it; None without both. The interval
-    joins
-    those of the two by squares (Newcombe's MOVER)."""
+    joins those of the two by squares (Newcombe's MOVER)."""
     found = share(sum(value >= THRESHOLD for value in positive_P), len(positive_P))
     spared = share(sum(value < THRESHOLD for value in negative_N), len(negative_N))
     if found is None or spared is None:
@@ -109,12 +127,23 @@ def balanced_accuracy(positive_P: Sequence[float], negative_N: Sequence[float]) 
                   value + sqrt((found.high - found.value) ** 2 + (spared.high - spared.value) ** 2) / 2)
 
 
-def intruders(positive_P: Sequence[float], negative_N: Sequence[float], group: int = 4) -> Figure | None:
-    """The share of groups of `group` positives and one negative in which the negative has the smallest value; a tie
-    counts as its chance. None where there are not enough for one group."""
-    right, groups = 0.0, min(len(positive_P) // group, len(negative_N))
-    for number in range(groups):
-        others, mine = positive_P[group * number : group * (number + 1)], negative_N[number]
-        if mine <= min(others):
-            right += 1 / (1 + sum(other == mine for other in others))
-    return share(right, groups)
+def credit(values: Sequence[float], intruder: int) -> float:
+    """How likely a judge finds the intruder of a group that takes the line with the smallest value for it, or draws one
+    of those.
+
+    Args:
+        intruder: its place, from 0.
+    """
+    smallest = min(values)
+    return (values[intruder] == smallest) / sum(value == smallest for value in values)
+
+
+def intruders(credits: Sequence[float | None]) -> Figure | None:
+    """The share of groups whose intruder was found.
+
+    Args:
+        credits: of each group 1 where it was found, 0 where another line was named; None without a usable answer, which
+            counts as no group.
+    """
+    known = [one for one in credits if one is not None]
+    return share(sum(known), len(known))

@@ -7,6 +7,7 @@ from pathlib import Path
 from olmoscope.errors import UserError
 from olmoscope.features.delphi import write_delphi, write_explanations
 from olmoscope.features.documents import write_documents
+from olmoscope.features.label_table import write_labels
 from olmoscope.features.neuronpedia import write_neuronpedia
 from olmoscope.features.read import FeatureIndex
 from olmoscope.labelling.that_count import labels_that_count
@@ -123,7 +124,7 @@ def _delphi(index: FeatureIndex, folder: Path, choices: Choices) -> Converted:
 
 
 def _neuronpedia(index: FeatureIndex, folder: Path, choices: Choices) -> Converted:
-    made = write_neuronpedia(index, folder, choices.called)
+    made = write_neuronpedia(index, folder, labels_that_count(index), choices.called)
     return Converted(made.folder, f"{made.features:,} features, {made.activations:,} examples, {made.explanations:,} "
                      "labels; fill in creatorName in release.jsonl and sourceset.jsonl")
 
@@ -133,6 +134,11 @@ def _documents(index: FeatureIndex, folder: Path, _: Choices) -> Converted:
     return Converted(made.folder, f"{made.documents:,} documents, {made.features:,} features, {made.entries:,} entries")
 
 
+def _labels(index: FeatureIndex, folder: Path, _: Choices) -> Converted:
+    labels = labels_that_count(index)
+    return Converted(write_labels(folder, labels).parent, f"{len(labels):,} labels")
+
+
 OF_INDEX: Mapping[str, Callable[[FeatureIndex, Path, Choices], Converted]] = {
-    "delphi": _delphi, "neuronpedia": _neuronpedia, "documents": _documents}
+    "delphi": _delphi, "neuronpedia": _neuronpedia, "documents": _documents, "labels": _labels}
 """Writers of an index, by the tool's name."""

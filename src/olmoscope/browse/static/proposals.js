@@ -5,9 +5,11 @@ import {source} from "./source.js";
 
 const FIGURES = [
   ["detection", "detection", "AUROC of telling held-out text in which the feature fires from text in which it does not"],
+  ["on_lines", "same lines", "The same on the few lines on which all labels of a feature are judged: compare labels by it"],
   ["fuzzing", "which token", "AUROC of telling the tokens on which it fires from others of the same text"],
-  ["intruder", "intruder", "Share of groups of texts in which the one without the feature is found"],
+  ["intruder", "intruder", "Share of groups of five texts in which the one without the feature is found"],
   ["output", "output", "AUROC of telling the tokens that it promotes from those that it suppresses"],
+  ["clamped", "clamped", "AUROC of telling the tokens that become likelier when it is clamped from those that become less likely"],
 ];
 
 /** The proposals of a feature. `changed` is called when one was accepted or rejected. */
@@ -42,17 +44,21 @@ export function proposalList(sae, feature, changed) {
   function show() {
     element.hidden = proposals.length === 0;
     element.replaceChildren(h("table.pairs.scores", h("thead", h("tr", h("th", {scope: "col"}, "Proposed label"),
-      FIGURES.filter(([key]) => proposals.some((one) => one.scores[key]))
+      FIGURES.filter(([key]) => proposals.some((one) => scoreOf(one, key)))
         .map(([, name, help]) => h("th.number", {scope: "col", title: help}, name)),
       source.live ? h("th", {scope: "col"}, "Verdict") : null)),
     h("tbody", proposals.map((one) => h("tr", {"class": one.verdict ?? null, "data-testid": "proposal"},
       h("th", {scope: "row"}, h("bdi", plain(one.label, 300)), h("small", plain(one.labeller, 80))),
-      FIGURES.filter(([key]) => proposals.some((other) => other.scores[key])).map(([key]) => figure(one.scores[key])),
+      FIGURES.filter(([key]) => proposals.some((other) => scoreOf(other, key))).map(([key]) => figure(scoreOf(one, key))),
       source.live ? h("td", button(one, "accepted", "Accept", "a"), button(one, "rejected", "Reject", "x")) : null)))));
   }
 
   show();
   return {element, best, judgeBest};
+}
+
+function scoreOf(proposal, key) {
+  return key === "on_lines" ? proposal.scores.on_lines?.detection : proposal.scores[key];
 }
 
 function figure(score) {
