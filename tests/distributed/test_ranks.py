@@ -22,7 +22,7 @@ def numbered(rows, width=3, dtype=torch.float32):
 
 
 def exchanged_parts(ranks, rows, counts):
-    """Parts of each row, of which ranks have different numbers."""
+    """Parts of each row; ranks have different numbers of parts."""
     parts_BNX = numbered(rows)[:, None] + 100 * (ranks.index + 1) + 10 * torch.arange(counts[ranks.index])[:, None]
     found = ranks.parts_to_owners(parts_BNX, counts)
     return found, ranks.parts_from_owners(found, rows), dict(ranks.traffic)
