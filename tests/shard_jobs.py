@@ -47,7 +47,7 @@ class Case:
     matryoshka: tuple[float, ...] = ()
     candidates: Candidates | None = None
     pulled: bool = False
-    """By a loss beside the NMSE."""
+    """Whether there is a loss beside the NMSE."""
     dtype: torch.dtype = torch.float32
     writes: int | None = None
     """For a transcoder with a skip: the width of the rows that it writes."""
@@ -87,7 +87,7 @@ class Case:
 
 
 def pull(xhat_BD: Tensor, y_BD: Tensor, e_BD: Tensor) -> Tensor:
-    """As a loss beside the NMSE would pull."""
+    """The gradient that another loss beside the NMSE would add."""
     return e_BD.norm() * torch.sin(xhat_BD) + 0.1 * (xhat_BD - y_BD).clamp(-1, 1) / len(y_BD)
 
 

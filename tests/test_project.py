@@ -1,4 +1,4 @@
-"""What stands beside the code says the same as the code: versions, workflows, the checks at a commit, pins."""
+"""The files beside the code agree with it: versions, workflows, the checks at a commit, pins."""
 
 import re
 import tomllib

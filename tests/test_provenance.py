@@ -1,4 +1,4 @@
-"""What is written about where a thing came from, also where the package runs from a checkout."""
+"""The record of where a result came from, also if the package runs from a checkout."""
 
 from importlib import metadata
 

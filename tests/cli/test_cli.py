@@ -172,6 +172,9 @@ def test_stages_out_of_order_and_damage(run, fails, job, tmp_path):
     assert "--only is for the SAEs of one output folder" in fails("evaluate", out, "--only", "a", "--text", out)
     assert "--tokens is for --text" in fails("index", out, "--tokens", 5)
     assert "not" in fails("release", out)
+    assert "--site is for one SAE: give --folder as well" in fails("export", out, "--site", 3)
+    assert "is not a run folder" in (message := fails("export", out)) and "`olmoscope train` first" in message
+    assert "there is no training store" in fails("plan", path, "-o", tmp_path / "new", "--store", tmp_path)
     assert "the recipe has no SAE 'layer_9'" in fails("train", out, "--only", "layer_9")
     assert "holds the store of another recipe" in fails("collect", path, "-o", out, "--set", "seed=5")
     assert "collected with another recipe" in fails("train", path, "-o", out, "--set", "seed=5")

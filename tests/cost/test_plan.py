@@ -144,7 +144,7 @@ def test_measuring_refuses_what_collection_would(tmp_path):
 
 
 def test_a_model_that_is_still_to_be_fetched(tmp_path, monkeypatch):
-    """A plan says so and goes on; what needs the model is refused with the command."""
+    """A plan says so and continues; what needs the model is refused, with the command to run."""
     monkeypatch.chdir(tmp_path)
     job = load_recipe("smollm2")
     planned = plan(job, tmp_path / "out")

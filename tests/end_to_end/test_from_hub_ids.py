@@ -42,7 +42,7 @@ def chats(folder, count=40):
 
 @pytest.fixture
 def hub(tmp_path):
-    """A model with two commits, of which `main` is the first, and two data sets."""
+    """A model with two commits (`main` is the first) and two data sets."""
     save_small_model("Llama", tmp_path / "first")
     shutil.copytree(tmp_path / "first", tmp_path / "second")
     small_model("Llama", seed=1).save_pretrained(tmp_path / "second")

@@ -130,7 +130,7 @@ def test_as_defined_word_by_word(seed):
 
 
 def test_a_normalised_row_is_measured_in_its_own_space():
-    """Of a layer-norm SAE the latents' parts are in units of the row's standard deviation."""
+    """In a layer-norm SAE, the parts of latents are in units of the row's standard deviation."""
     sae = TopK(torch.eye(8), torch.eye(8), torch.zeros(8), "layer_norm", b_latent=torch.zeros(8), k=8)
     x_RD = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
     p_D = torch.randn(8, generator=torch.Generator().manual_seed(1)).double()

@@ -106,3 +106,20 @@ def test_models_are_named_where_they_differ():
     assert "model" not in heads(report_page([shown(1), shown(2)]))
     other = report_page([shown(1), shown(2, model="other", text__tokens_hash="x")])
     assert "model" in heads(other) and "not measured on the same tokens" in other
+
+
+def test_probing_and_absorption_have_rows_of_their_own_where_they_were_measured():
+    probes = {"auc": 0.91, "accuracy": 0.8, "intervals": {"auc": [0.88, 0.94]}}
+    probing = {"source": "tables", "tables": ["one"], "activations": probes | {"auc": 0.99},
+               "latents": {1: probes, 5: probes | {"auc": 0.95, "intervals": {}}}}
+    absorption = {"identity": "x", "words": 10, "left_out": 0, "letters": [], "counted": 3, "fraction": 0.25,
+                  "full": None, "latents": 1.5, "intervals": {"fraction": [0.1, 0.4]}}
+    measured, bare = shown(1, probing=probing, absorption=absorption), shown(2)
+    text = report_page([measured])
+    rows = dict(re.findall(r'<tr data-figure="((?:probing|absorption)_\w+)">.*?<td>(.*?)</td>', text, flags=re.S))
+    assert list(rows) == ["probing_1", "probing_5", "probing_activations", "absorption_fraction", "absorption_full",
+                          "absorption_latents"]
+    assert "0.88" in rows["probing_1"] and "interval" not in rows["probing_5"] and "none" in rows["absorption_full"]
+    assert "interval" in rows["absorption_fraction"] and "interval" not in rows["absorption_latents"]
+    both = report_page([measured, bare])
+    assert both.count('data-figure="probing_1"') == 1 and "data-figure=\"probing" not in report_page([bare])

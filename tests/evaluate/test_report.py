@@ -50,7 +50,7 @@ def look(page, path):
 
 
 def brightness(page):
-    """Of paper and ink, each from 0 to 765."""
+    """The brightness of paper and ink, each from 0 to 765."""
     colours = [page.evaluate(f"getComputedStyle(document.body).{what}") for what in ("backgroundColor", "color")]
     return [sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in colours]
 

@@ -123,7 +123,7 @@ def test_the_report_compares_settings(page, out, job):
 
 
 def test_advice_on_l0_is_in_the_table_and_in_the_report(page, out, job, tmp_path, capsys):
-    """Of settings that differ in k alone; this study has none, so its first setting stands for three."""
+    """Advice needs settings that differ only in k. This study has none, so its first setting stands for three."""
     study = study_of(job, out)
     first = study.settings[0]
     planted = [replace(first, name=f"k-{k}", varies={"sae.k": k, "sae.layer": 1}, figures={

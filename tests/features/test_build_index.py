@@ -129,7 +129,7 @@ def test_weights_that_are_not_finite_are_refused(path, tmp_path):
 
 
 def test_a_text_is_read_by_the_model(path, tmp_path):
-    """Of three kinds of files; the tokens are those of the texts, the activations those of the model."""
+    """A text in several kinds of files: the tokens are those of the texts, the activations those of the model."""
     text = tmp_path / "text"
     text.mkdir()
     documents = ["A plain text, with <b>markup</b>.\n\nAnd a second line.", "First of a shard.", "Second of a shard."]

@@ -77,7 +77,7 @@ def test_continuations_are_seeded_and_steering_by_zero_is_no_steering() -> None:
 
 
 def test_the_cache_changes_nothing() -> None:
-    """Each token is the one that the whole text so far, read anew, would give."""
+    """Each token is the one that a fresh pass over the whole text so far would give."""
     model, sae, edits = small_model("Olmo3"), small_sae(), [Edit(2, "add", 3.0)]
     ids, draws = list(TOKENS), generator(0, "tokens of a continuation")
     for token in continued(edits):

@@ -205,7 +205,7 @@ def test_hot_latents_are_summed_in_parts(kernels, touched, role):
 
 
 def update(kernels, role, W_FD, moments, pairs, e_BD, u_BD, adam):
-    """The update of one role; what it gives back."""
+    """Run the update of one role and return its result."""
     rows = {"tied": (e_BD, u_BD), "encoder": (u_BD,), "decoder": (e_BD,)}[role]
     return getattr(kernels, f"update_{role}")(W_FD, moments, pairs, *rows, adam)
 

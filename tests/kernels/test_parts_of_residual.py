@@ -64,7 +64,7 @@ def test_composed_they_are_the_fused_residual(kernels, layer_norm, dtype, **size
 @EXAMPLES
 @given(**SIZES, layer_norm=st.booleans(), more=st.integers(0, 50))
 def test_error_against_autograd(kernels, layer_norm, more, **sizes):
-    """Of rows that are part of a batch of more."""
+    """Here the rows are part of a larger batch."""
     x_BD, *_, mean_B1, std_B1 = drawn(layer_norm=layer_norm, **sizes)
     normal_BD = randn(sizes["seed"] + 9, *x_BD.shape).requires_grad_()
     xhat_BD = normal_BD * std_B1 + mean_B1 if layer_norm else normal_BD
@@ -79,7 +79,7 @@ def test_error_against_autograd(kernels, layer_norm, more, **sizes):
 
 @pytest.mark.parametrize("d_model", [1, 64, 100, 5000])
 def test_float32_error_against_float64(kernels, d_model):
-    """Wider than a tile of the GPU's kernel, too."""
+    """Also for rows wider than a tile of the GPU's kernel."""
     x_BD, xhat_BD = randn(0, 3 if SLOW else 20, d_model), randn(1, 3 if SLOW else 20, d_model)
     loss_B, e_BD = kernels.error(x_BD.float(), xhat_BD.float(), 100, None, None)
     wanted_B = (xhat_BD - x_BD).square().sum(1) / x_BD.square().sum(1)

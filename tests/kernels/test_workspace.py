@@ -15,7 +15,7 @@ ADAM = AdamStep(1e-3, 0.9, 0.999, 1e-8, 1)
 
 
 def taken(kernels, device, rows, d_model, d_sae, places, margin, dtype=torch.float32):
-    """Most bytes that one of the functions takes beside arguments and results."""
+    """The largest number of bytes that a function takes in addition to arguments and results."""
     most = 0
 
     def call(name, *arguments):

@@ -32,13 +32,13 @@ RIGHT = names("""apertus axk1 bitnet codegen cohere cohere2_moe ctrl cwm dbrx de
     exaone4 fuyu gemma2 gemma3 gemma3_text gemma4_text glm4 glm4_moe_lite gpt2 gpt_bigcode gpt_neo gpt_neox gptj
     granitemoeshared helium hunyuan_v1_dense jetmoe llama llama4_text minicpm3 mistral mixtral moshi nanochat olmo olmo3
     olmoe persimmon phi phi3 qwen2 qwen3_moe stablelm""")
-"""Of these every command must be right."""
+"""Families for which every command must be right."""
 NOT_APART = names("""afmoe bamba bart bert biogpt bloom falcon falcon_h1 gpt_oss jamba kimi_linear mamba mpt openai-gpt
     opt recurrent_gemma xglm""")
-"""Of these only `documents: apart` is refused: they see what stands before a document, whatever its position ids."""
+"""Families for which only `documents: apart` is refused: they see earlier documents, whatever the position ids."""
 REFUSED = {"cpmant": "decoder layer", "gemma3n_text": "decoder layer", "hrm_text": "decoder layers",
            "hy_v4": "decoder layer", "longcat_flash": "decoder layers", "xlm": "decoder layers"}
-"""Of these every command is refused, with a line that says so."""
+"""Families for which every command is refused, in one line."""
 HERE = [*RIGHT, *NOT_APART, *REFUSED]
 
 NOT_HERE = {
@@ -107,7 +107,7 @@ def test_every_family_is_here_or_not_for_a_reason():
 
 
 def test_the_page_of_models_is_that_of_this_transformers():
-    """docs/models.md must be written anew for a new transformers, and then names every family once."""
+    """docs/models.md must be written again for a new transformers; it names every family once."""
     page = (REPOSITORY / "docs" / "models.md").read_text()
     assert "**wrong**" not in page
     version = re.search(r"transformers (\d+\.\d+\.\d+)", page)[1]

@@ -237,7 +237,7 @@ def test_damaged_adapters(adapter, case):
 
 
 def test_adapters_that_do_not_fit(base, adapter, tmp_path):
-    """Of a deeper base: PEFT itself passes over what has no place."""
+    """An adapter of a deeper base: PEFT itself ignores weights that have no place."""
     deeper = small_model("Llama").config
     deeper.num_hidden_layers, deeper.layer_types = 6, None
     transformers.AutoModelForCausalLM.from_config(deeper).save_pretrained(tmp_path / "deeper")

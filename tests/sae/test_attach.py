@@ -178,7 +178,7 @@ def test_several_coders_see_what_those_below_put_there(llama, tokens_BT):
 
 
 def test_attached_one_inside_the_other_at_inner_sites(llama, tokens_BT):
-    """Looking for the sites of the second runs the model, of which the first takes no notice."""
+    """The search for the sites of the second coder runs the model; the first one ignores that run."""
     with torch.no_grad(), olmoscope.attach(llama, coder_at("layers.1"), mode="replace") as outer:
         wanted = logits(llama, tokens_BT)
         before = outer["layers.1"]

@@ -178,3 +178,38 @@ def test_json_lines_of_chats(tmp_path: Path) -> None:
                            Malformed("no key messages or conversations or conversation (it has x)"),
                            Row("chats.jsonl:4", "")]
     assert _rows(path, 1) == _rows(path)[1:]
+
+
+@pytest.mark.parametrize(("message", "text", "lost"), [
+    ({"role": "user", "content": ["one", None, {"type": "text", "text": "two"}, 3]}, "user: one\ntwo",
+     ("part of type int",)),
+    ({"role": "user", "content": {"type": "text", "text": "alone"}}, "user: alone", ()),
+    ({"role": "user", "content": [{"text": "seen"}, {"type": "image_url"}]}, "user: seen", ("image_url",)),
+    ({"role": "user", "content": [{"text": "seen"}, {"url": "x"}]}, "user: seen", ("part without a text",)),
+    ({"from": "human", "value": "by its other names"}, "user: by its other names", ()),
+    ({"role": "assistant", "content": "said", "reasoning_content": ["not a text"]}, "assistant: said",
+     ("reasoning_content",))])
+def test_parts_that_are_no_text_are_left_out_and_named(message: Any, text: str, lost: tuple[str, ...]) -> None:
+    assert _render([message], "plain") == (text, lost)
+
+
+@pytest.mark.parametrize(("given", "names"), [
+    ('[{"name": "search", "arguments": "{\\"q\\": 1}"}]', ["search"]),
+    ("  ", []), ({}, []), ("no JSON", [""]),
+    ([{"function": {"name": "a"}}, {"function": {"arguments": "b"}}], ["a", ""])])
+def test_calls_in_every_form(given: Any, names: list[str]) -> None:
+    found = messages_of([{"role": "assistant", "content": "x", "tool_calls": given}])
+    assert isinstance(found, list)
+    assert [call.name for call in found[0].calls] == names
+    if names == ["search"]:
+        assert found[0].calls[0].arguments == {"q": 1}
+
+
+@pytest.mark.parametrize(("value", "why"), [
+    ("{", "messages is a text, and not JSON"), ("[" * 100_000, "messages is a text, and not JSON"),
+    (None, "messages is missing"), (3, "messages is not a list"), (["hi"], "message 0 is not a mapping"),
+    ([{"content": "x"}], "message 0 lacks a text as its role"),
+    ([{"role": "user"}], "message 0 lacks a text as its content"),
+    ([{"role": "user", "content": 3}], "message 0 lacks a text as its content")])
+def test_what_is_no_chat_is_said(value: Any, why: str) -> None:
+    assert messages_of(value) == Malformed(why)

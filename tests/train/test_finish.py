@@ -33,7 +33,7 @@ def job(tmp_path_factory):
 
 
 def loss_on(store, *sites: str) -> ModelLoss:
-    """Of the last of some sites."""
+    """The loss at the last of these sites."""
     model = load_causal_lm(Model(name="tiny", dtype="float32"), CPU)
     wanted = [Site.parse(site) for site in sites]
     return ModelLoss(SequenceReader(lambda: model, wanted, store.path, apart=False), wanted[-1], kl=2.0)

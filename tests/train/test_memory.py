@@ -1,4 +1,4 @@
-"""What training is said to take, against what steps of every kind really allocate; and how many SAEs that lets in."""
+"""The memory that training is said to take, against what steps of every kind allocate; and how many SAEs then fit."""
 
 from pathlib import Path
 
@@ -34,7 +34,7 @@ def job(kind, d_sae, batch):
 
 
 def taken(job, kernels, device):
-    """Bytes between steps, and beside them at the fullest moment of one."""
+    """Bytes held between steps, and those added at the peak of a step."""
     sae, train = job.saes[0], settled(job, job.saes[0])
     x_BD = torch.randn(train.batch, D_MODEL, device=device)
     with Allocations() as held:

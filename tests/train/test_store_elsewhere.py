@@ -29,7 +29,7 @@ def first(tmp_path_factory):
 
 
 def other(job, **changes):
-    """The same recipe with other SAEs and what else is said."""
+    """The same recipe with other SAEs and other changes."""
     tree = yaml.safe_load(job.to_yaml())
     for path, value in {"saes": [SAES[0] | {"name": "mine", "train": {"seed": 3}}], **changes}.items():
         *parents, last = path.split("__")

@@ -69,7 +69,7 @@ def test_two_teams_of_two_and_four_of_one(rank_pool, job, alone, tmp_path):
 
 
 def test_a_team_that_fails_lets_the_others_end(rank_pool, job, alone, tmp_path):
-    """Of four teams of one, the second has a loss that is not finite."""
+    """There are four teams of one process; the second has a loss that is not finite."""
     job, store = job
     job = job.model_copy(update={"saes": [sae for sae in job.saes if "halves" not in sae.id]})
     found = rank_pool.run(4, train, job, store, tmp_path, 1)

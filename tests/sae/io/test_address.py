@@ -164,14 +164,14 @@ def test_most_of_the_registry_is_in_a_format_that_is_read(registry, monkeypatch)
 
 
 class Words:
-    """A place of which only the path is known."""
+    """A place with a known path and nothing else."""
 
     def __init__(self, entry):
         self.words = f"{entry.repo}/{entry.path}"
 
 
 def test_what_names_alone_say(registry):
-    """Of releases without settings, layer, place and model are in the path: of every one that is registered."""
+    """Releases without settings have layer, place and model in the path: every registered one."""
     told = {"gemma_2": lambda words: gemma_scope._REPOSITORY.search(words) and gemma_scope._PLACE.search(words),
             "gemma_3": lambda words: gemma_scope_2._LAYER.search(words) and gemma_scope_2._REPOSITORY.search(words),
             "qwen_scope": lambda words: qwen_scope._REPOSITORY.search(words) and qwen_scope._LAYER.search(words),

@@ -99,7 +99,7 @@ def test_rescaling_by_decoder_norms_is_folded(tmp_path):
 @pytest.mark.parametrize("rescale", [True, False])
 @pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk"])
 def test_batch_topk_as_trained_and_as_published(tmp_path, architecture, rescale):
-    """sae-lens writes these for inference as jumprelu; its training checkpoint has the threshold beside."""
+    """sae-lens writes these for inference as jumprelu; its training checkpoint also has the threshold."""
     from sae_lens.registry import get_sae_training_class
     from sae_lens.saes.sae import SAEMetadata
 

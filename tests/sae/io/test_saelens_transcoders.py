@@ -274,7 +274,7 @@ def test_older_names_have_the_layer_beside_them(tmp_path):
 @pytest.mark.parametrize("site", [EMBED, Site(3), Site(3, "mid"), READS, WRITES, Site(3, "attn.in"),
                                   Site(3, "attn.out"), Site(3, "attn.z")])
 def test_every_site_has_names_that_lead_back(tmp_path, site):
-    """Of a module alone, what it puts out is meant; what it is given has a name of its own."""
+    """The name of a module means its output; its input has a name of its own."""
     module = SiteModule("model.layers.3.mlp", "input" if site.part.endswith("in") else "output", 0.25)
     names = hook_names("model.layers", site, module)
     assert names["hf_hook_name"] == "model.layers.3.mlp" + (".input" if site.part.endswith("in") else "")

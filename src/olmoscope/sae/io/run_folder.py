@@ -215,7 +215,8 @@ def read_run_folder(folder: Path) -> RunFolder:
         UserError: not a run, not finished, damaged, or its parts are of different runs.
     """
     if not (folder / "recipe.yaml").is_file():
-        raise UserError(f"{folder} is not a run folder: it has no recipe.yaml")
+        raise UserError(f"{folder} is not a run folder: it has no recipe.yaml; give a folder of OUT/runs, or run "
+                        "`olmoscope train` first")
     if not (folder / MARK).is_file():
         raise UserError(f"{folder} is not finished (no done.json): train it to its end first")
     recipe, done = load_recipe(str(folder / "recipe.yaml")), read_done(folder, DoneRead)
