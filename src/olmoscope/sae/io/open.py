@@ -24,6 +24,7 @@ from olmoscope.sae.io.hub import OnHub, on_hub
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Here, Place
 from olmoscope.sae.io.reading import Reading
+from olmoscope.sae.io.refused import refuse_crosscoder
 from olmoscope.sae.io.registry import PREFIX, registered
 from olmoscope.sae.source import Source
 from olmoscope.site import Site
@@ -171,6 +172,7 @@ def format_of(place: Place) -> Format:
             return form
     if place.file is None and (within := members(place)):
         raise UserError(f"{place.where()} holds {len(within)} SAEs; give the address of one of them: {few(within)}")
+    refuse_crosscoder(place)
     raise UserError(f"{place.where()} has an unknown format: it holds {_seen(place)}; known formats are "
                     f"{', '.join(f'{form.NAME} ({form.MARK})' for form in FORMATS)}")
 
