@@ -23,7 +23,7 @@ from olmoscope.features.rows_of import index_sae
 from olmoscope.pipeline import chosen, collect_stores, compare_seeds, evaluate_saes, report_saes, train_saes
 from olmoscope.recipe.load import Overrides, find_recipe, made_live
 from olmoscope.recipe.schema import Filter, Recipe
-from olmoscope.sae.io.open import find_saes
+from olmoscope.sae.io.open import few, find_saes, is_run
 from olmoscope.site import Site
 from olmoscope.train.run import run_folder
 from olmoscope.train.trackers import TrackerName
@@ -274,6 +274,9 @@ def index(sae: str | Path, *, store: str | Path | None = None, text: str | Path 
     if max_norm is not None and max_norm <= 1:
         raise UserError(f"--max-norm {max_norm:g}: it must be over 1 times the median")
     named = find_saes(str(sae))
+    if len(named) > 1 and not all(map(is_run, named)):
+        raise UserError(f"{sae} holds {len(named)} SAEs of other tools; index one at a time, with --out for its index: "
+                        f"{few(named)}")
     if out is not None and len(named) > 1:
         raise UserError(f"{sae} holds {len(named)} SAEs, which cannot share the index {out}; name one, or leave "
                         "out --out")

@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused(out, gated, text, tmp_path):
     config = json.loads((odd / "cfg.json").read_text())
     config["metadata"] |= {"prepend_bos": True}
     (odd / "cfg.json").write_text(json.dumps(config))
-    refused("some of these SAEs", [gated, odd], options)
+    refused("odd was trained on sequences that begin with BOS, .* evaluate them apart", [gated, odd], options)
     refused("the tokenizer of 'tiny' has no BOS token", [odd], options)
     config["metadata"] |= {"model_name": None}
     (odd / "cfg.json").write_text(json.dumps(config))

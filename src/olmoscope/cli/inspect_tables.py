@@ -1,9 +1,12 @@
 """The output of `olmoscope inspect`: what an SAE is and how it will be read, on one screen."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from olmoscope.cli.tables import console, new_table, show_facts
+from olmoscope.errors import UserError
 from olmoscope.sae.io.coverage import Covered
+from olmoscope.sae.io.open import look_at
 from olmoscope.sae.io.place import Place
 from olmoscope.sae.io.reading import Reading
 from olmoscope.site import Site
@@ -21,13 +24,28 @@ def show_reading(place: Place, reading: Reading) -> None:
     show_facts(place.where(), _rows(place, reading))
 
 
-def show_set(name: str, saes: Sequence[str]) -> None:
-    """Print the addresses of a folder, repository or release with several SAEs."""
+def show_set(name: str, saes: Sequence[str], site: Site | None = None) -> None:
+    """Print the addresses of a folder, repository or release with several SAEs, and for files on this machine what they
+    have in common and in what they differ."""
     say(f"{name} holds {len(saes):,} SAEs. Inspect one of them:")
     for one in saes[:SHOWN]:
         say(f"  olmoscope inspect {one}")
     if len(saes) > SHOWN:
         say(f"  ... and {len(saes) - SHOWN:,} more")
+    if not all(Path(one).exists() for one in saes):
+        return
+    readings, refused = list[Reading](), list[str]()
+    for one in saes:
+        try:
+            readings.append(look_at(one, site)[1])
+        except UserError as error:
+            refused.append(str(error))
+    if readings:
+        show_facts("all of them" if not refused else "those that can be read", _common(readings))
+    for reason in refused[:SHOWN]:
+        say(f"cannot be read: {reason}")
+    if len(refused) > SHOWN:
+        say(f"... nor can {len(refused) - SHOWN:,} more")
 
 
 def show_coverage(found: Sequence[Covered]) -> None:
@@ -41,6 +59,18 @@ def show_coverage(found: Sequence[Covered]) -> None:
     total = sum(one.dictionaries for one in found)
     read = sum(one.dictionaries for one in found if one.format)
     say(f"Olmoscope reads the format of {read:,} of {total:,} dictionaries ({read / total:.2%}).")
+
+
+def _common(readings: Sequence[Reading]) -> Iterator[tuple[str, str]]:
+    """Each fact with all values that it has in a set."""
+    facts: tuple[tuple[str, Callable[[Reading], str]], ...] = (
+        ("format", lambda one: one.format.partition(" ")[2]), ("kind", lambda one: one.architecture),
+        ("latents", lambda one: f"{one.d_sae:,}"), ("width", lambda one: f"{one.d_in:,}"),
+        ("model", lambda one: one.model_name or "not stated (give --model)"), ("reads", lambda one: _sites(one.reads)))
+    for name, value in facts:
+        values = list(dict.fromkeys(map(value, readings)))
+        more = f", and {len(values) - SHOWN:,} more" if len(values) > SHOWN else ""
+        yield name, "; ".join(values[:SHOWN]) + more
 
 
 def _rows(place: Place, reading: Reading) -> Iterator[tuple[str, str]]:

@@ -106,7 +106,7 @@ def inspect(
         return
     found = find_saes(sae)
     if len(found) > 1:
-        show_set(sae, found)
+        show_set(sae, found, site_of(site))
         return
     show_reading(*look_at(found[0], site_of(site)))
 

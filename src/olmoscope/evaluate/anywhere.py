@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+import torch
 
 from olmoscope.activations.store.format import read_manifest
 from olmoscope.activations.store.place import is_elsewhere, store_folder
@@ -28,7 +29,7 @@ from olmoscope.evaluate.probing import Probed
 from olmoscope.evaluate.results import EVALUATION, is_evaluated, write_evaluation
 from olmoscope.evaluate.sequences import Sequences, read_sequences
 from olmoscope.files import locked
-from olmoscope.model.config import read_config, width_and_depth
+from olmoscope.model.config import read_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model.splice import load_causal_lm
@@ -40,7 +41,7 @@ from olmoscope.recipe.schema import Model, TokensRecipe
 from olmoscope.sae.io.context import chosen_bos, text_context, warn_of_context
 from olmoscope.sae.io.open import find_saes, open_sae
 from olmoscope.sae.io.opened import Opened
-from olmoscope.sae.io.same_model import GivenModel, refuse_uncentred, said_by, take_for_same
+from olmoscope.sae.io.same_model import GivenModel, refuse_misfit, refuse_uncentred, said_by, take_for_same
 from olmoscope.site import Site
 from olmoscope.text.given import given_text
 from olmoscope.tokens.pack import is_packed, pack
@@ -97,15 +98,16 @@ def evaluate_anywhere(names: Sequence[str], options: Options,
         UserError: an SAE, a model or a text that cannot be had, or that do not fit each other.
     """
     done: dict[str, Evaluated] = {}
+    device = pick_device("auto", world.place.local_index)
     with contextlib.ExitStack() as held:
         with world.ranks.agreed():
             subjects = subjects_of(names, options)
             text = options.text or nearby_text(subjects)
-            ordered = sorted(subjects, key=lambda subject: str(model_of(subject)))
+            groups = by_model(subjects, options, device)
             if world.ranks.leads:
                 held.enter_context(locked(options.out, "evaluating"))
-        for model, group in groupby(ordered, key=model_of):
-            done |= {one.name: one for one in _evaluate_group(list(group), model, text, options, world)}
+        for model, group in groups:
+            done |= {one.name: one for one in _evaluate_group(group, model, text, options, world, device)}
     return [done[subject.name] for subject in subjects]
 
 
@@ -126,7 +128,9 @@ def subjects_of(names: Sequence[str], options: Options) -> list[Opened]:
     for place, subject in zip(places, subjects, strict=True):
         model = options.model or subject.model_name
         if model is None:
-            raise UserError(f"{place} does not say which language model it is of; give --model")
+            others = sorted({one.model_name for one in subjects if one.model_name})
+            raise UserError(f"{place} does not say which language model it is of; give --model" + (
+                f", and evaluate it apart from those of {', '.join(others)}" if others else ""))
         if note := subject.unread_note():
             console.print(note, soft_wrap=True, highlight=False, markup=False)
         said = said_by(subject)
@@ -142,6 +146,21 @@ def subjects_of(names: Sequence[str], options: Options) -> list[Opened]:
     return found
 
 
+def by_model(subjects: Sequence[Opened], options: Options, device: torch.device) -> list[tuple[Model, list[Opened]]]:
+    """SAEs by their language model, which is pinned. All are checked before the first model reads anything.
+
+    Raises:
+        UserError: a model cannot be had, or an SAE does not fit its model.
+    """
+    found = []
+    for (name, revision), group in groupby(sorted(subjects, key=lambda subject: str(model_of(subject))), key=model_of):
+        model = pinned(settle_model(Model(name=name, revision=revision, dtype=options.dtype), device))
+        found.append((model, list(group)))
+        refuse_unfit(found[-1][1], model)
+        _tokenizer(found[-1][1], model, options)
+    return found
+
+
 def model_of(subject: Opened) -> tuple[str, str | None]:
     """Name and, where it is one of the hub, the commit, branch or tag that the SAE was trained on."""
     name, revision = str(subject.model_name), subject.model_revision
@@ -150,14 +169,12 @@ def model_of(subject: Opened) -> tuple[str, str | None]:
     return name, None if is_local(Model(name=name)) or str(revision).startswith("sha256:") else revision
 
 
-def _evaluate_group(subjects: list[Opened], named: tuple[str, str | None], text: str, options: Options,
-                    world: World) -> Iterator[Evaluated]:
-    """Evaluate all SAEs of one language model, of this name and revision."""
-    ranks, device = world.ranks, pick_device("auto", world.place.local_index)
+def _evaluate_group(subjects: list[Opened], model: Model, text: str, options: Options, world: World,
+                    device: torch.device) -> Iterator[Evaluated]:
+    """Evaluate all SAEs of one language model."""
+    ranks = world.ranks
     with ranks.agreed():
-        model = pinned(settle_model(Model(name=named[0], revision=named[1], dtype=options.dtype), device))
         revision = revision_of(model)
-        refuse_unfit(subjects, model)
         sites = sorted({site for subject in subjects for site in (*subject.reads, *subject.writes)})
         whole = cache(lambda: load_causal_lm(model, device, sites))
         if ranks.leads:  # packs the text
@@ -191,17 +208,16 @@ def refuse_unfit(subjects: Sequence[Opened], model: Model) -> None:
     """Refuse SAEs that cannot be of a language model whose text is read now.
 
     Raises:
-        UserError: one reads other models too, rows without their mean, or rows of another width.
+        UserError: one reads other models too, rows without their mean, rows of another width, or a layer that the
+            model does not have.
     """
-    d_model, _ = width_and_depth(read_config(model), model)
+    config = read_config(model)
     for subject in subjects:
         if others := sorted({site.model for site in subject.reads if site.model}):
             raise UserError(f"{subject.name} reads other models too ({', '.join(others)}), but only one model reads a "
                             "text: evaluate it with its output folder")
         refuse_uncentred(subject, model)
-        if subject.d_model not in (None, d_model):
-            raise UserError(f"{subject.name} reads rows of {subject.d_model} values, those of {model.name} have "
-                            f"{d_model}: it is an SAE of another model")
+        refuse_misfit(subject, model, config)
 
 
 def sequences_of(subjects: Sequence[Opened], model: Model, text: str, options: Options,
@@ -246,11 +262,14 @@ def _held_out(out: Path, tokenizer: Tokenizer, model: Model) -> Sequences:
 
 def _tokenizer(subjects: Sequence[Opened], model: Model, options: Options) -> Tokenizer:
     """The model's tokenizer, which puts first what these SAEs were trained with."""
-    said = {chosen_bos(subject, options.bos) for subject in subjects}
-    found = {} if {"yes", "no"} <= said else {bos: load_tokenizer(model, bos) for bos in said}
+    said = {chosen_bos(subject, options.bos): subject.name for subject in subjects}
+    if {"yes", "no"} <= said.keys():
+        raise UserError(f"{said['yes']} was trained on sequences that begin with BOS, {said['no']} on sequences "
+                        "without it; evaluate them apart")
+    found = {bos: load_tokenizer(model, bos) for bos in said}
     if len({tokenizer.begin for tokenizer in found.values()}) != 1:
-        raise UserError("some of these SAEs were trained on sequences that begin with BOS, some were not; evaluate "
-                        "them apart")
+        raise UserError(f"{said['auto']} does not say whether its sequences begin with BOS, and the tokenizer of "
+                        f"{model.name} begins them in another way than the other SAEs say; evaluate it apart")
     return next(iter(found.values()))
 
 

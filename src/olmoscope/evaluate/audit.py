@@ -7,13 +7,12 @@ and no further than two layers past their last site.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from olmoscope.activations.store.outliers import Outliers
-from olmoscope.evaluate.anywhere import Options, model_of, nearby_text, refuse_unfit, sequences_of, subjects_of
+from olmoscope.evaluate.anywhere import Options, by_model, nearby_text, sequences_of, subjects_of
 from olmoscope.evaluate.audit_rows import AuditRows, beside, existing, read_rows
 from olmoscope.evaluate.audit_variants import variants
 from olmoscope.evaluate.audit_warnings import AuditWarning, Found, Tried, warnings_of
@@ -22,9 +21,7 @@ from olmoscope.evaluate.reconstruction import Reconstruction
 from olmoscope.evaluate.subsets import TokenFacts
 from olmoscope.files import locked
 from olmoscope.model.config import read_config, width_and_depth
-from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import load_model, pick_device
-from olmoscope.model_source import pinned
 from olmoscope.progress import bar
 from olmoscope.recipe.schema import Model
 from olmoscope.sae.coder import SparseCoder
@@ -104,17 +101,14 @@ def audit(names: Sequence[str], options: Options) -> list[Audit]:
     of = {subject.name: reading for subject, reading in zip(subjects, readings, strict=True)}
     done: dict[str, Audit] = {}
     with locked(options.out, "auditing"):
-        for model, group in groupby(sorted(subjects, key=lambda one: str(model_of(one))), key=model_of):
-            wanted = pinned(settle_model(Model(name=model[0], revision=model[1], dtype=options.dtype),
-                                         pick_device("auto")))
-            done |= {one.name: one for one in _audit_group(list(group), of, wanted, text, options)}
+        for model, group in by_model(subjects, options, pick_device("auto")):
+            done |= {one.name: one for one in _audit_group(group, of, model, text, options)}
     return [done[subject.name] for subject in subjects]
 
 
 def _audit_group(subjects: list[Opened], readings: Mapping[str, Reading], wanted: Model, text: str,
                  options: Options) -> list[Audit]:
     """Audit all SAEs of one language model."""
-    refuse_unfit(subjects, wanted)
     _, layers = width_and_depth(read_config(wanted), wanted)
     own = {site for subject in subjects for site in (*subject.reads, *subject.writes)}
     near = {other for site in own for other in beside(site, layers)}

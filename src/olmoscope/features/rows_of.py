@@ -11,6 +11,7 @@ from olmoscope.distributed.launch import World
 from olmoscope.errors import UserError
 from olmoscope.features.build import Indexed, IndexedText, build_index
 from olmoscope.features.format import Options
+from olmoscope.model.config import read_config
 from olmoscope.model.dtype import settle_model
 from olmoscope.model.load import pick_device
 from olmoscope.model_source import at_revision, pinned
@@ -20,7 +21,7 @@ from olmoscope.recipe.schema import Bos, Filter, Model, StoreRecipe, Text
 from olmoscope.sae.io.context import chosen_bos, text_context
 from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.io.opened import Opened
-from olmoscope.sae.io.same_model import GivenModel, refuse_uncentred, said_by, take_for_same
+from olmoscope.sae.io.same_model import GivenModel, refuse_misfit, refuse_uncentred, said_by, take_for_same
 from olmoscope.site import Site
 from olmoscope.text.given import given_text
 from olmoscope.tokens.tokenizer import load_tokenizer
@@ -123,6 +124,7 @@ def _of_text(subject: Opened, model: Model, text: str, tokens: int, bos: Bos, de
     if others := sorted({site.model for site in subject.reads if site.model}):
         raise UserError(f"{subject.name} reads other models too ({', '.join(others)}), but only one model reads "
                         "--text: index it over a store (--store)")
+    refuse_misfit(subject, model, read_config(model))
     given = given_text(text, model)
     begin = load_tokenizer(model, bos).begin
     wanted = _collection(subject, model, given, tokens, "yes" if begin else "no", device)

@@ -71,7 +71,9 @@ def test_bad_settings(tmp_path):
             ("sparsify/topk/layers.3/cfg.json", "k", 0, "k must be a number from 1 to 40, not 0"),
             ("sparsify/topk/layers.3/cfg.json", "d_in", 17, "has d_in 16 and 40 latents; cfg.json says 17 and 40"),
             ("sparsify/topk/layers.3/cfg.json", "signed", True, "signed: latents with negative codes"),
-            ("llamascopium/relu/config.json", "sae_type", "lorsa", "sae_type 'lorsa' is not supported"),
+            ("llamascopium/relu/config.json", "sae_type", "lorsa", "sae_type 'lorsa': it is a low-rank"),
+            ("llamascopium/relu/config.json", "sae_type", "crosscoder", "sae_type 'crosscoder': it is a crosscoder"),
+            ("llamascopium/relu/config.json", "sae_type", "odd", "sae_type 'odd' is not supported; supported is sae"),
             ("llamascopium/relu/config.json", "expansion_factor", 3, "config.json says 16 and 48"),
             ("llamascopium/relu/config.json", "act_fn", "batchtopk", "act_fn 'batchtopk' is not supported")):
         copy = shutil.copytree(FOREIGN / Path(name).parent, tmp_path / "copy" / Path(name).parent, dirs_exist_ok=True)
@@ -87,6 +89,31 @@ def test_bad_settings(tmp_path):
     fails(unknown, "does not say which site it reads; give --site")
     assert open_sae(unknown, Site(20)).site == Site(20)
     fails(npz, "says that this SAE reads layers.20; leave --site out", site=Site(3))
+
+
+def test_kinds_that_are_not_read(tmp_path):
+    """One line that says what it is, and what to do."""
+    crosscoder = {"encoder.weight": torch.zeros(2, 16, 48), "encoder.bias": torch.zeros(48),
+                  "decoder.weight": torch.zeros(2, 48, 16), "decoder.bias": torch.zeros(2, 16)}
+    (tmp_path / "named").mkdir()
+    torch.save(crosscoder, tmp_path / "named/ae.pt")
+    (tmp_path / "named/config.json").write_text(json.dumps({"trainer": {"dict_class": "CrossCoder"}}))
+    (tmp_path / "unnamed").mkdir()
+    save_file(crosscoder, tmp_path / "unnamed/model.safetensors")
+    (tmp_path / "unnamed/config.json").write_text("{}")
+    is_one = "it is a crosscoder, which reads several layers or models at once: .* or train one here"
+    for path, message in (("named", "config.json: trainer.dict_class 'CrossCoder': "),
+                          ("unnamed", r"unnamed: its encoder is \[2, 16, 48\]: "),
+                          ("unnamed/model.safetensors", r"model.safetensors: its encoder is \[2, 16, 48\]: ")):
+        with pytest.raises(UserError, match=message + is_one) as refusal:
+            open_sae(tmp_path / path)
+        assert "\n" not in str(refusal.value)
+    for name, what in (("temporal", "codes depend on earlier tokens"), ("matching_pursuit", "picks latents one after")):
+        (tmp_path / "cfg.json").write_text(json.dumps({"architecture": name, "d_in": 16, "d_sae": 48,
+                                                       "metadata": {"sae_lens_version": "6.54.12"}}))
+        save_file({"W_enc": torch.zeros(16, 48)}, tmp_path / "sae_weights.safetensors")
+        with pytest.raises(UserError, match=f"architecture '{name}': .*{what}.*: use SAELens for it"):
+            open_sae(tmp_path)
 
 
 def test_arrays_of_objects_are_refused(tmp_path):

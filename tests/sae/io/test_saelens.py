@@ -237,7 +237,7 @@ def change(folder, **values):
 
 
 @pytest.mark.parametrize(("values", "message"), [
-    ({"architecture": "temporal"}, "architecture 'temporal' is not supported"),
+    ({"architecture": "temporal"}, "architecture 'temporal': it is a temporal SAE"),
     ({"k": ...}, "k must be a number from 1 to 96"),
     ({"normalize_activations": "expected_average_only_in"}, "not in the folder"),
     ({"normalize_activations": "covariance_whitening"}, "not in the folder"),
@@ -252,7 +252,7 @@ def change(folder, **values):
     ({"input_scale": 0.5}, r"input_scale \(0.5\) is not a known setting"),
     ({"d_out": 24}, "d_out"),
     ({"architecture": "skip_transcoder"}, "which site the transcoder writes"),
-    ({"architecture": "matching_pursuit"}, "'matching_pursuit' is not supported"),
+    ({"architecture": "matching_pursuit"}, "'matching_pursuit': it is a matching-pursuit SAE"),
     (meaning(hook_head_index=3), "hook_head_index 3: an SAE of one attention head is not"),
     ({"hook_head_index": 3}, "hook_head_index 3"),
     (meaning(model_class_name="HookedMamba"), "model_class_name 'HookedMamba'"),

@@ -26,6 +26,7 @@ from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.outgoing import encoder_bias, refuse_inexpressible
 from olmoscope.sae.io.place import Place
 from olmoscope.sae.io.reading import Reading, Rule, checked_k, site_from, stated
+from olmoscope.sae.io.refused import refuse_kind
 from olmoscope.sae.threshold import JumpReLU
 from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
@@ -161,9 +162,7 @@ def _place_of(site: Site) -> dict[str, Any]:
 
 def _kind(place: Place, trainer: Mapping[str, Any]) -> _Kind:
     name = trainer["dict_class"]
-    if name not in _KINDS:
-        raise UserError(f"{place.where(CONFIG)}: trainer.dict_class {name!r} is not supported; supported are "
-                        f"{', '.join(_KINDS)}")
+    refuse_kind(place.where(CONFIG), "trainer.dict_class", name, _KINDS)
     return _KINDS[name]
 
 

@@ -27,6 +27,7 @@ from olmoscope.sae.io.layout import Layout, load, sizes
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Place
 from olmoscope.sae.io.reading import Reading, Rule, checked_k, site_from, stated
+from olmoscope.sae.io.refused import refuse_kind
 from olmoscope.sae.io.site_names import of_hook
 from olmoscope.sae.normalize import Normalize
 from olmoscope.site import Site
@@ -59,7 +60,8 @@ def look(place: Place, site: Site | None = None) -> Reading:
             `site`.
     """
     config, where = place.mapping(CONFIG), place.where(CONFIG)
-    for key, known in (("sae_type", ("sae",)), ("act_fn", (*_RULES, None)), ("norm_activation", (*_ROWS, None)),
+    refuse_kind(where, "sae_type", config["sae_type"], ("sae",))
+    for key, known in (("act_fn", (*_RULES, None)), ("norm_activation", (*_ROWS, None)),
                        ("use_glu_encoder", (False, None))):
         if config.get(key) not in known:
             raise UserError(f"{where}: {key} {config[key]!r} is not supported; supported is "

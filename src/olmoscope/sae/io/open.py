@@ -24,6 +24,7 @@ from olmoscope.sae.io.hub import OnHub, on_hub
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Here, Place
 from olmoscope.sae.io.reading import Reading
+from olmoscope.sae.io.refused import refuse_crosscoder
 from olmoscope.sae.io.registry import PREFIX, registered
 from olmoscope.sae.source import Source
 from olmoscope.site import Site
@@ -61,7 +62,7 @@ def load(address: str | Path, site: Site | str | int | None = None) -> SparseCod
     """
     found = find_saes(str(address))
     if len(found) > 1:
-        raise UserError(f"{address} holds {len(found)} SAEs; load one of them: {', '.join(found)}")
+        raise UserError(f"{address} holds {len(found)} SAEs; load one of them: {few(found)}")
     opened = open_sae(found[0], None if site is None else Site.parse(site))
     source = Source(opened.name, opened.model_name, opened.model_revision, opened.bos, opened.context_size,
                     opened.identity, opened.metadata)
@@ -135,6 +136,12 @@ def find_saes(where: str) -> list[str]:
                     "SAE's own folder or file")
 
 
+def is_run(where: str) -> bool:
+    """Whether there is a run of ours, or a checkpoint of one, at an address."""
+    path = Path(where)
+    return path.exists() and any(form.detect(Here(path)) for form in (run_folder, run_checkpoint))
+
+
 def members(place: Place) -> list[str]:
     """The addresses of the SAEs in a folder or repository, by the names of files: those that a circuit-tracer
     config.yaml lists, else the finished runs of an output folder, else those of all other formats."""
@@ -164,7 +171,8 @@ def format_of(place: Place) -> Format:
         if form.detect(place):
             return form
     if place.file is None and (within := members(place)):
-        raise UserError(f"{place.where()} holds {len(within)} SAEs; give the address of one of them: {_few(within)}")
+        raise UserError(f"{place.where()} holds {len(within)} SAEs; give the address of one of them: {few(within)}")
+    refuse_crosscoder(place)
     raise UserError(f"{place.where()} has an unknown format: it holds {_seen(place)}; known formats are "
                     f"{', '.join(f'{form.NAME} ({form.MARK})' for form in FORMATS)}")
 
@@ -172,9 +180,9 @@ def format_of(place: Place) -> Format:
 def _seen(place: Place) -> str:
     """The content of a place of unknown format, for a message."""
     if place.file is None:
-        return _few(place.names) or "nothing"
+        return few(place.names) or "nothing"
     header = place.header(place.file)
-    return _few(sorted(header.shapes)) or f"no tensors ({_few(sorted(header.values)) or 'nothing else'})"
+    return few(sorted(header.shapes)) or f"no tensors ({few(sorted(header.values)) or 'nothing else'})"
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -190,5 +198,6 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first names of many, for a message."""
     return ", ".join(names[:_FEW]) + (", ..." if len(names) > _FEW else "")

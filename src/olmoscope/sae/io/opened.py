@@ -77,9 +77,10 @@ class Opened:
 
     @property
     def d_model(self) -> int | None:
-        """Width of the model's residual stream; None if it does not follow from the sites."""
+        """Width of the model's residual stream; None if it does not follow from the sites (attention heads side by side
+        may have another width)."""
         for sites, width in ((self.writes, self.sae.d_out), (self.reads, self.sae.d_in)):
-            if all(site.in_stream for site in sites):
+            if all(site.part != "attn.z" for site in sites):
                 return width // len(sites)
         return None
 

@@ -35,6 +35,7 @@ from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Here, Place
 from olmoscope.sae.io.reading import Reading, Rule, stated
+from olmoscope.sae.io.refused import refuse_kind
 from olmoscope.sae.io.saelens_places import begins_with_bos, ends, is_transcoder, refuse_unstated, unread
 from olmoscope.sae.io.saelens_settings import (
     CONFIG,
@@ -139,9 +140,7 @@ def _settings(place: Place, site: Site | None) -> _Settings:
     registered = place.registered
     config, metadata = read_settings(path, registered.overrides if registered else None)
     architecture = config["architecture"]
-    if architecture not in KINDS:
-        raise UserError(f"{path / CONFIG}: architecture {architecture!r} is not supported; supported are "
-                        f"{', '.join(KINDS)}")
+    refuse_kind(str(path / CONFIG), "architecture", architecture, KINDS)
     transcoder = is_transcoder(architecture, metadata)
     reads, writes = ends(metadata, transcoder, site, path / CONFIG)
     return _Settings(config, metadata, transcoder, (reads, writes),

@@ -98,6 +98,25 @@ def take_for_same(whose: str, said: SaidModel, given: GivenModel) -> str | None:
             f"({'its weights are the same' if compared else 'its weights cannot be compared'})")
 
 
+def refuse_misfit(subject: Opened, model: Model, config: Any) -> None:
+    """Refuse an SAE of rows that a language model does not have.
+
+    Args:
+        config: the model's.
+
+    Raises:
+        UserError: its layer is deeper than the model, or its rows have another width.
+    """
+    d_model, layers = width_and_depth(config, model)
+    for does, sites in (("reads", subject.reads), ("writes", subject.writes)):
+        if (last := max(sites)).layer >= layers:
+            raise UserError(f"{subject.name} {does} {last}, but {model.name} has layers 0 to {layers - 1}: it is an "
+                            "SAE of another model; give that one with --model")
+    if subject.d_model not in (None, d_model):
+        raise UserError(f"{subject.name} reads rows of {subject.d_model} values, those of {model.name} have {d_model}: "
+                        "it is an SAE of another model")
+
+
 def refuse_uncentred(subject: Opened, model: Model) -> None:
     """Refuse an SAE of centred rows for a model with RMS norms: TransformerLens centres weights only if the norms
     centre too.
