@@ -25,6 +25,12 @@ def test_features_are_labelled_once(index: Path, tmp_path: Path) -> None:
     assert run_forked("label", index, "--export", tmp_path / "labels.jsonl").returncode == 0
     lines = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
     assert lines and all(one["labeller"] == "rules 2" and one["label"] for one in lines)
+    assert not any(one["scores"]["clamped_tokens"] for one in lines)
+    clamped = run_forked("label", index, "--most", 14, "--clamp")
+    assert clamped.returncode == 0, clamped.stderr
+    assert run_forked("label", index, "--export", tmp_path / "clamped.jsonl").returncode == 0
+    new = (tmp_path / "clamped.jsonl").read_text().splitlines()[len(lines):]
+    assert new and all(json.loads(line)["scores"]["clamped_tokens"] for line in new)
     read = run_forked("label", index, "--import", tmp_path / "labels.jsonl")
     assert "0 new labels" in " ".join(read.stdout.split())
 
