@@ -1,11 +1,11 @@
 """Ranks killed at random moments under torchrun with restarts: is the result that of a run that nothing disturbed?
 
-    python benchmarks/kill_ranks.py [--kills 25] [--ranks 2] [--seed 25] [--json FILE]
+    python benchmarks/kill_ranks.py [--kills 25] [--ranks 2] [--seed 25] [--live] [--json FILE]
 
-Two SAEs in four shards each are trained from a store: once by this process alone, and once by torchrun, of whose ranks
-a random one gets SIGKILL, again and again, at random moments: while it starts, joins the others, trains or saves.
-torchrun starts all ranks anew each time. In the end weights, moments, metrics and figures must be the same to the last
-bit. It exits with 1 if they are not.
+Two SAEs in four shards each are trained from a store, or with `--live` straight from the model: once by this process
+alone, and once by torchrun, of whose ranks a random one gets SIGKILL, again and again, at random moments: while it
+starts, joins the others, trains or saves. torchrun starts all ranks anew each time. In the end weights, moments,
+metrics and figures must be the same to the last bit. It exits with 1 if they are not.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,14 @@ from safetensors import safe_open
 from common import hardware
 from olmoscope.activations.collect.run import collect
 from olmoscope.activations.store.reader import open_store
-from olmoscope.pipeline import store_folder
+from olmoscope.pipeline import settle_recipe, store_folder
 from olmoscope.progress import console
 from olmoscope.provenance import provenance
+from olmoscope.recipe.load import made_live
 from olmoscope.recipe.schema import Recipe
 from olmoscope.sae.io.checkpoint import step_of
 from olmoscope.train.checkpoint import checkpoints
-from olmoscope.train.group import train_from_store
+from olmoscope.train.group import train_from_store, train_live
 from olmoscope.train.run import run_folder
 
 STEPS_A_KILL = 60
@@ -70,14 +71,15 @@ def steps_of(recipe: Recipe, out: Path) -> int:
 
 
 @contextmanager
-def torchrun(job: Path, out: Path, store: Path, ranks: int, restarts: int) -> Iterator[subprocess.Popen[str]]:
-    """Training under torchrun; it is stopped in the end, whatever happens."""
+def torchrun(job: Path, out: Path, rows: Sequence[str], ranks: int, restarts: int) -> Iterator[subprocess.Popen[str]]:
+    """Training under torchrun, with the options that say where its rows come from; it is stopped in the end, whatever
+    happens."""
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
     log = (out / "torchrun.log").open("w")
     training = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--rdzv-backend", "c10d",
          "--rdzv-endpoint", "localhost:0", "--max-restarts", str(restarts), "--no-python", "--", sys.executable, "-m",
-         "olmoscope", "train", str(job), "-o", str(out), "--store", str(store)],
+         "olmoscope", "train", str(job), "-o", str(out), *rows],
         env=environment, stdout=log, stderr=subprocess.STDOUT, text=True)
     try:
         yield training
@@ -146,6 +148,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=25)
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--seed", type=int, default=25)
+    parser.add_argument("--live", action="store_true", help="train straight from the model")
     parser.add_argument("--json", metavar="FILE", type=Path, help="write the results there")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -155,11 +158,16 @@ def main() -> None:
         whole, killed = Path(name) / "whole", Path(name) / "killed"
         killed.mkdir()
         store, job = store_folder(whole, "train"), Path(name) / "job.yaml"
-        collect(recipe, "train", store)
         job.write_text(recipe.to_yaml())
-        list(train_from_store(recipe, recipe.saes, open_store(store), whole))
+        if arguments.live:
+            recipe = made_live(settle_recipe(recipe, whole))
+            list(train_live(recipe, recipe.saes, store, whole))
+        else:
+            collect(recipe, "train", store)
+            list(train_from_store(recipe, recipe.saes, open_store(store), whole))
         total = steps_of(recipe, whole)
-        with torchrun(job, killed, whole, arguments.ranks, arguments.kills) as training:
+        with torchrun(job, killed, ["--live"] if arguments.live else ["--store", str(whole)], arguments.ranks,
+                      arguments.kills) as training:
             kills = kill_some(recipe, training, killed, arguments.kills, arguments.ranks,
                               random.Random(arguments.seed), total)
             if training.wait():
@@ -176,8 +184,8 @@ def main() -> None:
     if arguments.json:
         arguments.json.write_text(json.dumps(
             {"benchmark": "kill_ranks", "date": time.strftime("%Y-%m-%d"), "hardware": hardware("cpu"),
-             "provenance": provenance(), "ranks": arguments.ranks, "seed": arguments.seed, "steps": total,
-             "kills": kills, "differ": differ, "left": left}, indent=1) + "\n")
+             "provenance": provenance(), "ranks": arguments.ranks, "live": arguments.live, "seed": arguments.seed,
+             "steps": total, "kills": kills, "differ": differ, "left": left}, indent=1) + "\n")
     if differ or left:
         raise SystemExit(1)
 

@@ -13,6 +13,7 @@ import typer
 
 from olmoscope import __version__
 from olmoscope.cli import labels, models, recipes, releases, saes, stores
+from olmoscope.cli.interrupts import keep_interrupts
 from olmoscope.errors import AnotherRankFailedError, UserError
 from olmoscope.terminal import end_quietly_if_nobody_reads, prepare_streams, say
 
@@ -43,6 +44,7 @@ def options(version: Annotated[bool, typer.Option(
 
 def main() -> None:
     """Entry point of `olmoscope`: a user's mistake gives one line of text and exit status 1."""
+    keep_interrupts()
     prepare_streams()
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
