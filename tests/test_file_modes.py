@@ -1,14 +1,12 @@
 """Every file that the project writes has the mode that the umask gives, whatever library made it."""
 
 import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from commands import run_forked
 from olmoscope.files import atomic_path, clean_temporary
 
 EVERYTHING = """
@@ -34,8 +32,7 @@ export_site(collection, out / "site")
 
 @pytest.mark.parametrize("umask", ["022", "077"])
 def test_all_files_of_an_output_folder(tmp_path, umask):
-    done = subprocess.run([sys.executable, "-c", EVERYTHING, umask, str(tmp_path)], capture_output=True, text=True,
-                          cwd=Path(__file__).parent, timeout=600)
+    done = run_forked(umask, tmp_path, timeout=600, code=EVERYTHING)
     assert done.returncode == 0, done.stderr
     paths = [path for path in (tmp_path / "out").rglob("*") if not path.is_symlink()]
     suffixes = {path.suffix for path in paths if path.is_file()}
@@ -53,7 +50,8 @@ def test_a_file_that_a_library_writes(tmp_path, umask):
               "from olmoscope.features.labels import Labels\n"
               "with atomic_path(Path(sys.argv[2]) / 'x') as path: save_file({'x': numpy.zeros(3)}, path)\n"
               "Labels(Path(sys.argv[2]) / 'y', 5)")
-    subprocess.run([sys.executable, "-c", script, umask, str(tmp_path)], check=True, timeout=120)
+    done = run_forked(umask, tmp_path, code=script)
+    assert done.returncode == 0, done.stderr
     for name in ("x", "y"):
         assert (tmp_path / name).stat().st_mode & 0o777 == 0o666 & ~int(umask, 8)
 
@@ -75,7 +73,7 @@ def test_a_kill_leaves_nothing_that_is_not_cleared_away(tmp_path):
               "    path.write_bytes(b'half')\n"
               "    (path.parent / '.tmpFahwOx').write_bytes(b'half')\n"
               "    os._exit(9)")
-    assert subprocess.run([sys.executable, "-c", script, str(tmp_path)], timeout=60).returncode == 9
+    assert run_forked(tmp_path, code=script).returncode == 9
     (tmp_path / "a" / ".y.99.tmp").touch()  # left by an earlier version: a file
     assert len([path for path in tmp_path.rglob("*") if path.is_file()]) == 3
     clean_temporary(tmp_path, "x.*")

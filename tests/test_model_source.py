@@ -1,10 +1,9 @@
 """Models by their hub id: which commit they are at, and that all of a run is of that commit."""
 
-import subprocess
-import sys
 from importlib import resources
 from pathlib import Path
 
+from commands import run_forked
 from hub_endpoint import COMMIT
 
 TINY = Path(str(resources.files("olmoscope") / "model" / "tiny"))
@@ -29,7 +28,6 @@ def test_the_commit_of_a_hub_model(hub_endpoint, tmp_path):
     hub_endpoint.add("model", "someone/small", TINY)
     environment = hub_endpoint.environment(tmp_path / "hf")
     for more in ({}, {}, {"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
-        done = subprocess.run([sys.executable, "-c", LOAD, "someone/small"], env=environment | more, text=True,
-                              capture_output=True)
+        done = run_forked("someone/small", environment=environment | more, hub=True, code=LOAD)
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == [COMMIT] * 4

@@ -2,12 +2,12 @@
 
 import json
 import os
-import subprocess
 import sys
 
 import pytest
 import transformers
 
+from commands import run_forked
 from helpers import recipe, save_small_model, write_documents
 from olmoscope.activations.store import outliers
 from olmoscope.cli.tables import show_plan
@@ -22,8 +22,7 @@ from olmoscope.site import Site
 
 
 def run_plan(*arguments, environment=None):
-    return subprocess.run([sys.executable, "-m", "olmoscope", "plan", *map(str, arguments)], capture_output=True,
-                          text=True, env=os.environ | {"COLUMNS": "100"} | (environment or {}))
+    return run_forked("plan", *arguments, environment=os.environ | {"COLUMNS": "100"} | (environment or {}), hub=True)
 
 
 def test_the_real_job_by_hand(tmp_path, monkeypatch):
