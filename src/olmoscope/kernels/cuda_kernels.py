@@ -126,7 +126,8 @@ def residual(x_BD, values_BK, indices_BK, W_FD, b_pre_D, mean_B, std_B, loss_B, 
         tl.store(e_BD + row * d_model + d, e, mask=inside)
         dz += w * e[None, :]
     tl.store(loss_B + row, tl.where(zero, 0.0, tl.sum(errors) / power).to(tl.float64))
-    tl.store(dz_BK + row * k + place, tl.sum(dz, axis=1), mask=place < k)
+    dz = tl.where(active, tl.sum(dz, axis=1), 0.0)  # 0 times an error that is not finite is not 0
+    tl.store(dz_BK + row * k + place, dz, mask=place < k)
 
 
 @triton.jit
@@ -193,7 +194,8 @@ def code_gradient(e_BD, values_BK, indices_BK, W_FD, dz_BK, d_model, k, K: tl.co
         inside = d < d_model
         w = tl.load(W_FD + latent[:, None] * d_model + d[None, :], mask=active[:, None] & inside[None, :], other=0.0)
         dz += w * tl.load(e_BD + row * d_model + d, mask=inside, other=0.0)[None, :]
-    tl.store(dz_BK + row * k + place, tl.sum(dz, axis=1), mask=place < k)
+    dz = tl.where(active, tl.sum(dz, axis=1), 0.0)  # 0 times an error that is not finite is not 0
+    tl.store(dz_BK + row * k + place, dz, mask=place < k)
 
 
 @triton.jit
