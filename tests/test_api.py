@@ -28,16 +28,6 @@ def refused(call, *arguments, **settings):
     return str(caught.value)
 
 
-def test_functions_and_folders_of_the_same_names():
-    import olmoscope.evaluate.report as report
-    import olmoscope.train.run as run
-    from olmoscope.train import step
-
-    assert (run.__name__, step.__name__) == ("olmoscope.train.run", "olmoscope.train.step")
-    assert report.__name__ == "olmoscope.evaluate.report"
-    assert callable(olmoscope.train) and callable(olmoscope.evaluate)
-
-
 def test_a_run_and_its_export_are_the_same_coder(demo):
     run, exported = olmoscope.load(demo / "runs" / RUNS[1]), olmoscope.load(str(demo / "release" / RUNS[1]))
     x = torch.randn(3, run.d_in, generator=torch.Generator().manual_seed(0))

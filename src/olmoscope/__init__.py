@@ -47,8 +47,6 @@ if not TYPE_CHECKING:  # a type checker must report names that do not exist
         from importlib import import_module
 
         value = globals()[name] = getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
-        if name in ("evaluate", "train"):  # `import olmoscope.train.run as run` looks for this name, `.run`
-            value.__name__ = f"{__name__}.{name}"
         return value
 
 
@@ -60,8 +58,7 @@ class _Package(ModuleType):
     """Keeps `train` and `evaluate` as functions, although two folders have the same names.
 
     Importing a folder would set its name in the package; here the names stay those of the functions, whatever is
-    imported before or after. `from olmoscope.train.run import ...` and `import olmoscope.train.run as run` find the
-    folder all the same; the expression `olmoscope.train.run` does not.
+    imported before or after. `from olmoscope.train.run import ...` finds the folder all the same.
     """
 
     def __setattr__(self, name: str, value: Any) -> None:

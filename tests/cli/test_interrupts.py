@@ -6,6 +6,7 @@ import sys
 IGNORED = """
 import signal, time, weakref
 from olmoscope.cli.interrupts import keep_interrupts
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may start what is in the background without it
 if {kept}:
     keep_interrupts()
 
