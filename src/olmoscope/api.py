@@ -188,7 +188,7 @@ class EvaluationJob:
 
 @dataclass(frozen=True)
 class EvaluationDone:
-    """The evaluated SAEs, and in the first process the reports, of which the last one has all SAEs."""
+    """The evaluated SAEs, and in the first process the reports; the last report has all SAEs."""
 
     saes: list[anywhere.Evaluated]
     reports: list[Path]

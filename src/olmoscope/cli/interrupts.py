@@ -10,7 +10,7 @@ import sys
 import threading
 
 AGAIN_SECONDS = 0.05
-"""Then the callback has ended."""
+"""By then the callback has ended."""
 
 
 def keep_interrupts() -> None:

@@ -42,7 +42,7 @@ class Clamping:
         opened = sae_of(index)
         if opened.sae.transcoder or len(opened.sae.reads) > 1:
             raise UserError(f"--clamp: {index.path} is of a transcoder or a crosscoder, which does not write where it "
-                            "reads, so its features cannot be clamped; leave --clamp away")
+                            "reads, so its features cannot be clamped; leave out --clamp")
         self._model = load_causal_lm(at_revision(Model(name=of.name), of.revision), pick_device(device), [site])
         if self._model.revision != of.revision:
             raise UserError(f"the weights of {of.name} have changed since {index.path} was made (revision "
@@ -54,7 +54,7 @@ class Clamping:
         held_out = held_out[blocks.ends_B[held_out] - blocks.starts_B[held_out] == LONGEST]
         if not len(held_out):
             raise UserError(f"--clamp: no document of {index.path} that labels are scored on has {LONGEST} tokens; "
-                            "index a longer text, or leave --clamp away")
+                            "index a longer text, or leave out --clamp")
         random = generator(blocks.seed, "texts in which features are clamped")
         chosen = random.choice(held_out, min(TEXTS, len(held_out)), replace=False)
         begin = list(index.info.store.get("bos_token_ids", []))
