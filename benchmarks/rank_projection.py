@@ -7,7 +7,11 @@ its memory rate in proportion (`H100_MEMORY`). Network rates and latencies are a
 
 F latents, D d_model, K active per row, B rows, P GPUs, m matrices (1 tied, 2 untied). Bytes of a step on a GPU:
 `8 F B / P` pre-activations written and read, `6 F D / P` the encoder read and its bfloat16 copy written,
-`16 K D B / P` the sparse part, `24 m F D / P` weights and moments read and written. No overlap of compute and exchange.
+`16 K D B / P` the sparse part, `24 m F D / P` weights and moments read and written.
+
+The rows of the next batch travel while this one is encoded (train/shared_batches.py): between nodes, or among all ranks
+that exchange rows on one level. What takes longer than the encoder, and the way within a node, adds to the step; the
+step's other exchanges overlap with nothing.
 """
 
 import json
@@ -15,7 +19,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from olmoscope.cost.ranks import step_traffic
+from olmoscope.cost.ranks import batch_traffic, step_traffic
 from olmoscope.distributed.nodes import NodeRanks
 from olmoscope.distributed.ranks import Ranks
 
@@ -58,10 +62,13 @@ class Card:
     product: float
     memory: float
 
+    def product_of(self, sae: SAE, gpus: int) -> float:
+        """Seconds of the encoder's product."""
+        return 2 * sae.d_sae * D_MODEL * sae.batch / gpus / self.product
+
     def compute(self, sae: SAE, gpus: int) -> float:
         """Seconds of a step, without the exchange."""
-        product = 2 * sae.d_sae * D_MODEL * sae.batch / gpus / self.product
-        return product + moved(sae) / gpus / self.memory
+        return self.product_of(sae, gpus) + moved(sae) / gpus / self.memory
 
 
 def moved(sae: SAE) -> int:
@@ -87,19 +94,34 @@ def h200() -> Card:
     return Card(product, moved(sae) / left)
 
 
-def exchange(sae: SAE, gpus: int, levels: int) -> float:
-    """Seconds of the exchange of a step, with `gpus` shards.
+@dataclass(frozen=True)
+class Exchange:
+    """Seconds of the exchanges of a step."""
+
+    step: float
+    """Of those within it."""
+    batch: float
+    """Of the next batch, as far as they overlap with this one's compute."""
+    rest: float
+    """Of the next batch, otherwise."""
+
+
+def exchange(sae: SAE, gpus: int, levels: int) -> Exchange:
+    """The exchanges of a step, with `gpus` shards.
 
     Args:
         levels: 2: within a node first, as ranks on several nodes do; 1: among all ranks at once.
     """
     if gpus == 1:
-        return 0.0
+        return Exchange(0.0, 0.0, 0.0)
     node = min(gpus, NODE)
     ranks = Ranks(0, gpus, node=node) if levels == 1 else NodeRanks(Ranks(0, node), Ranks(0, gpus // node))
     sent = step_traffic(sae.batch, D_MODEL, sae.d_sae, sae.k, gpus, ranks)
+    batch = batch_traffic(sae.batch, 2 * D_MODEL, ranks)
     latency = LATENCY + (NETWORK_LATENCY if gpus > NODE else 0)
-    return (sent.total - sent.crossing) / NVLINK + sent.crossing / NETWORK + COLLECTIVES * latency
+    near, far = (batch.total - batch.crossing) / NVLINK, batch.crossing / NETWORK
+    return Exchange((sent.total - sent.crossing) / NVLINK + sent.crossing / NETWORK + COLLECTIVES * latency,
+                    far + LATENCY if levels == 2 else near + far + LATENCY, near + LATENCY if levels == 2 else 0.0)
 
 
 def project(names: list[str]) -> str:
@@ -121,13 +143,15 @@ def project(names: list[str]) -> str:
             state = 12 * sae.d_sae * D_MODEL * sae.matrices
             one = "" if state <= FITS else f"  (one GPU: {state / 1e9:.0f} GB, does not fit)"
             for levels in (1, 2) if gpus > NODE else (1,):
-                crossing = exchange(sae, gpus, levels)
-                seconds = compute + crossing
+                sent = exchange(sae, gpus, levels)
+                seconds = compute + sent.step + sent.rest + max(0.0, sent.batch - rates.product_of(sae, gpus))
+                at_need = compute + sent.step + sent.batch + sent.rest
                 share = rates.compute(sae, 1) / gpus / seconds
                 rows = sae.batch / seconds
                 how = {1: "flat", 2: "two levels"}[levels] if gpus > NODE else ""
                 lines.append(f"  {sae.name:10} K {sae.k:3} B {sae.batch:5}  {compute * 1e3:7.2f} + "
-                             f"{crossing * 1e3:6.2f} ms  {rows:11,.0f} rows/s  {share:4.0%}  "
+                             f"{(seconds - compute) * 1e3:6.2f} ms (batch gathered when needed: "
+                             f"+ {(at_need - compute) * 1e3:6.2f})  {rows:11,.0f} rows/s  {share:4.0%}  "
                              f"feed {rows * 2 * D_MODEL / 1e9:5.1f} GB/s  "
                              f"{state / gpus / 1e9:5.1f} GB a GPU  {how}{one}")
     return "\n".join(lines)

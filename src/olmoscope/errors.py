@@ -16,6 +16,10 @@ class AnotherRankFailedError(UserError):
     """Another process of the same training run failed and reports its error to the user; this one just exits."""
 
 
+class LostRankError(UserError):
+    """Another process of the same command is gone, so there is nobody left to exchange anything with."""
+
+
 def did_you_mean(name: str, names: Collection[str]) -> str:
     """The end of a message about an unknown name: up to three similar names; empty if there are none."""
     found = difflib.get_close_matches(name, list(names), n=3, cutoff=0.45)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 
 import pytest
@@ -13,6 +14,7 @@ from olmoscope.activations.store import outliers
 from olmoscope.cli.tables import show_plan
 from olmoscope.cost.measure import Rates, measure
 from olmoscope.cost.plan import plan, refuse_full_disk
+from olmoscope.cost.ranks import BatchTraffic
 from olmoscope.errors import UserError
 from olmoscope.model.fetch import MODELS
 from olmoscope.model_source import FETCHED
@@ -61,15 +63,26 @@ def test_several_ranks_by_hand(tmp_path, monkeypatch, capsys):
     resolved = load_recipe("olmo3-7b-think", overrides=["device=cuda", "train.shards=4"])
     alone, shared = plan(resolved, tmp_path), plan(resolved, tmp_path, ranks=8)
     one, part = alone.saes[0], shared.saes[0]
-    assert (one.ranks, one.traffic, part.ranks) == (1, 0, 4)
+    assert (one.ranks, one.traffic.total, one.batch_traffic.total, part.ranks) == (1, 0, 0, 4)
     assert part.state_bytes == one.state_bytes and part.memory.gpu < 0.5 * one.memory.gpu
     batch, k = part.train.batch, part.sae.k
     others = batch * 3 // 4
     candidates = 4 * (others * min(k, 131072 // 4) + 3 * batch // 4)
-    assert part.traffic == candidates + 4 * others * 4096 + others * (8 + 4 * 4096) + 3 * 4 * 4096
+    assert part.batch_traffic == BatchTraffic(batch // 4 * 3 * 2 * 4096, 0) and part.traffic.crossing == 0
+    assert part.traffic.total == candidates + 4 * others * 4096 + others * (8 + 4 * 4096) + 3 * 4 * 4096
     show_plan(shared)
     assert (f"{len(shared.saes)} SAEs are trained by 2 teams of 4 processes: each has a share of the latents, needs "
             "the memory shown and sends") in capsys.readouterr().out
+    apart = plan(resolved, tmp_path, ranks=8, nodes=4)  # each team is on two machines, and exchanges on two levels
+    far = apart.saes[0]
+    assert far.traffic.total == part.traffic.total and 0 < far.traffic.crossing < 0.4 * part.traffic.total
+    assert far.batch_traffic == BatchTraffic(batch // 4 * 3 * 2 * 4096, batch // 4 * 2 * 4096)
+    show_plan(apart)
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"sends [\d.]+ MB \([\d.]+ MB to other machines\) per step, .* and [\d.]+ MB \([\d.]+ MB to other "
+                     r"machines\) of the next batch while it computes", said), said
+    with pytest.raises(UserError, match="8 processes cannot be on 3 machines, as many on each: choose --ranks as"):
+        plan(resolved, tmp_path, ranks=8, nodes=3)
     with pytest.raises(UserError, match="64 processes cannot share"):
         plan(resolved, tmp_path, ranks=64)
 

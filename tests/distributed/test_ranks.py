@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from olmoscope.cost.ranks import batch_traffic, first_of_ranks
 from olmoscope.distributed.nodes import exchanges_on_two_levels, ranks_of_a_node
 from olmoscope.distributed.ranks import LOST, Ranks
 from olmoscope.distributed.select import keep_largest, nth_largest
 from olmoscope.distributed.sums import legal_counts, team_size, tree_sum, tree_sum_of_some
-from olmoscope.errors import AnotherRankFailedError, UserError
+from olmoscope.errors import AnotherRankFailedError, LostRankError, UserError
 from rank_pool import RankPool
 
 ROWS = [12, 7, 3, 1]
@@ -81,7 +82,7 @@ def exchanged(ranks, rows, dtype):
     owners_B = OWNERS[:rows] % ranks.count
     read_bX = all_BX[torch.from_numpy(owners_B == ranks.index)]
     counted = dict(ranks.traffic), dict(ranks.crossing)
-    assert not rows or torch.equal(ranks.gather_dealt(read_bX, owners_B), all_BX)
+    assert not rows or torch.equal(ranks.begin_gather_dealt(read_bX, owners_B)(), all_BX)
     return found, *counted, own_rows
 
 
@@ -122,13 +123,29 @@ def test_each_exchange_gives_the_same_on_two_levels(rank_pool, rows, dtype):
         assert traffic["from_owners"] == crossing["from_owners"] + local * row
 
 
+def dealt_evenly(ranks, rows):
+    """The bytes that a rank sends so that all have a batch."""
+    owners_B = np.arange(rows) % ranks.count
+    before = ranks.traffic["gather"], ranks.crossing["gather"]
+    ranks.begin_gather_dealt(numbered(rows)[torch.from_numpy(owners_B == ranks.index)], owners_B)()
+    return ranks.traffic["gather"] - before[0], ranks.crossing["gather"] - before[1]
+
+
+@pytest.mark.parametrize(("count", "nodes"), [(2, 1), (3, 1), (4, 1), (4, 2)])
+def test_a_batch_takes_the_bytes_of_the_formula(rank_pool, count, nodes):
+    wanted = batch_traffic(24, 12, first_of_ranks(count, count // nodes))
+    assert wanted.total == 24 // count * 12 * (count - 1)
+    assert wanted.crossing == (24 // count * 12 if nodes == 2 else 0)
+    assert rank_pool.run(count, dealt_evenly, 24, nodes=nodes) == [(wanted.total, wanted.crossing)] * count
+
+
 def test_one_process_needs_no_group():
     ranks, rows_BX = Ranks.alone(), numbered(5)
     assert torch.equal(ranks.gather(rows_BX), rows_BX[None])
     assert torch.equal(ranks.to_owners(rows_BX), rows_BX[None])
     assert torch.equal(ranks.from_owners(rows_BX[None], 5), rows_BX)
     assert torch.equal(ranks.gather_rows(rows_BX, 5), rows_BX)
-    assert torch.equal(ranks.gather_dealt(rows_BX, None), rows_BX)
+    assert torch.equal(ranks.begin_gather_dealt(rows_BX, None)(), rows_BX)
     assert ranks.ask(7) == [7] and not ranks.traffic and ranks.leads
 
 
@@ -175,7 +192,7 @@ def test_a_rank_whose_neighbour_dies_says_so(tmp_path):
         pool.processes[1].kill()
         assert pool._pipes[0].poll(30)
         error = pool._pipes[0].recv()
-        assert isinstance(error, UserError) and str(error) == LOST
+        assert isinstance(error, LostRankError) and str(error) == LOST
     finally:
         pool.close()
 

@@ -33,6 +33,8 @@ def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = N
          store: Annotated[Path | None, typer.Option("--store", help="As for `train`: no store is made.")] = None,
          ranks: Annotated[int, typer.Option("--ranks", metavar="N", min=1, help=(
              "Say how N processes would share the training, what memory each needs, and how much it sends."))] = 1,
+         nodes: Annotated[int, typer.Option("--nodes", metavar="M", min=1, help=(
+             "The number of machines that the N processes are on."))] = 1,
          ) -> None:
     """Check a recipe and say what it will cost, before anything starts; exits with 1 if the disk cannot hold it."""
     from olmoscope.cli import tables
@@ -42,7 +44,7 @@ def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = N
     from olmoscope.recipe.load import find_recipe
 
     resolved, folder = find_recipe(recipe, out, form, changes or ())
-    made = make_plan(resolved, folder, measure_rates(resolved) if measure else None, ranks, store)
+    made = make_plan(resolved, folder, measure_rates(resolved) if measure else None, ranks, store, nodes)
     tables.show_plan(made)
     refuse_full_disk(made, folder)
 

@@ -140,11 +140,18 @@ def _sharing(plan: Plan) -> list[str]:
         if together == 1:
             lines.append(f"{many} trained by {teams} processes, each SAE by one process: nothing is sent between them.")
         else:
-            sent = format_bytes(max(sae.traffic for sae in saes))
             by = f"{teams} teams of {together} processes" if teams > 1 else f"{together} processes together"
+            largest = max(saes, key=lambda sae: sae.traffic.total)
+            step, batch = largest.traffic, largest.batch_traffic
             lines.append(f"{many} trained by {by}: each has a share of the latents, needs the memory shown and sends "
-                         f"{sent} per step, not counting an auxiliary loss.")
+                         f"{_sent(step.total, step.crossing, plan.nodes)} per step, not counting an auxiliary loss, "
+                         f"and {_sent(batch.total, batch.crossing, plan.nodes)} of the next batch while it computes.")
     return lines
+
+
+def _sent(total: int, crossing: int, nodes: int) -> str:
+    """How much a process sends; with several machines also how much of it to others."""
+    return format_bytes(total) + (f" ({format_bytes(crossing)} to other machines)" if nodes > 1 else "")
 
 
 def _training(saes: Sequence[SAEPlan]) -> list[str]:

@@ -27,8 +27,7 @@ from olmoscope.activations.store.place import find_elsewhere, is_elsewhere, stor
 from olmoscope.activations.stream.rounds import ROUND_ROWS
 from olmoscope.cost.measure import Rates
 from olmoscope.cost.model import ModelCost, model_cost
-from olmoscope.cost.ranks import step_traffic
-from olmoscope.distributed.ranks import Ranks
+from olmoscope.cost.ranks import BatchTraffic, StepTraffic, batch_traffic, first_of_ranks, step_traffic
 from olmoscope.distributed.sums import team_size
 from olmoscope.errors import UserError
 from olmoscope.files import files_below
@@ -85,8 +84,10 @@ class SAEPlan:
     """The memory of each process that trains it."""
     ranks: int
     """How many processes share it."""
-    traffic: int
-    """Bytes that each of them sends to the others in a step, without those of an auxiliary loss."""
+    traffic: StepTraffic
+    """What each of them sends to the others in a step."""
+    batch_traffic: BatchTraffic
+    """What each of them sends of the next batch, in the meantime."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +123,8 @@ class Plan:
     """None if nothing was measured."""
     ranks: int
     """How many processes train."""
+    nodes: int
+    """How many machines they are on."""
     warnings: list[str]
     """What is possible but probably not intended, one line each."""
     verdict: str
@@ -154,7 +157,8 @@ class Plan:
         return None if self.rates is None else sum(hours for hours in every if hours is not None)
 
 
-def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1, elsewhere: Path | None = None) -> Plan:
+def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1, elsewhere: Path | None = None,
+         nodes: int = 1) -> Plan:
     """Compute a recipe's cost.
 
     Args:
@@ -162,13 +166,18 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1, 
         rates: from `measure`, for hours.
         ranks: how many processes would train.
         elsewhere: the store on which it would train (`train --store`), instead of one in `out`.
+        nodes: how many machines the processes would be on, as many on each.
 
     Raises:
         UserError: the recipe does not give `model.d_model` and the model's config cannot be loaded; the recipe does not
-            fit the config; that many processes cannot share its SAEs; or there is no store elsewhere.
+            fit the config; that many processes cannot share its SAEs, or be on that many machines; or there is no store
+            elsewhere.
     """
     stores = store_places(out) if elsewhere is None else find_elsewhere(out, elsewhere)
     refuse_idle_ranks(recipe, recipe.saes, ranks)
+    if ranks % nodes:
+        raise UserError(f"{ranks} processes cannot be on {nodes} machines, as many on each: choose --ranks as a "
+                        "multiple of --nodes")
     read = {name: _model_read(recipe.of_model(name)) for name in ("", *recipe.models)}
     cost, d_model = read[""].cost, read[""].d_model
     costs = {name: one.cost for name, one in read.items() if one.cost is not None}
@@ -184,7 +193,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1, 
               for site in recipe.activations.sites}
     row_bytes = {site: recipe.activations.row_bytes(width) for site, width in widths.items()}
     store_bytes = tokens * (sum(row_bytes.values()) + NORM_BYTES * len(row_bytes) + TOKEN_BYTES + ROW_BYTES)
-    saes = [_plan_sae(recipe, sae, widths, gpu, ranks) for sae in recipe.saes]
+    saes = [_plan_sae(recipe, sae, widths, gpu, ranks, ranks // nodes) for sae in recipe.saes]
     exports = sum(4 * sae.sae.d_sae * sum(_ends(sae.sae, widths)) for sae in saes)
     states = sum(sae.kept * sae.state_bytes for sae in saes) + max(sae.state_bytes for sae in saes)
     existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
@@ -200,7 +209,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1, 
             key=lambda memory: memory.ram + memory.gpu) if all_known else None,
         saes=saes, disk_bytes=(0 if elsewhere or is_elsewhere(out) else store_bytes) + states + exports,
         present_bytes=_present(out),
-        free_bytes=shutil.disk_usage(existing).free, rates=rates, ranks=ranks,
+        free_bytes=shutil.disk_usage(existing).free, rates=rates, ranks=ranks, nodes=nodes,
         warnings=[one.warning for one in read.values() if one.warning is not None] + _finish(recipe),
         verdict=_verdict(recipe, stores.values(), rates))
 
@@ -300,7 +309,12 @@ def _ends(sae: CoderConfig, widths: Mapping[Site, int]) -> tuple[int, int]:
     return d_in, d_in if sae.writes is None else widths[sae.writes[0]]
 
 
-def _plan_sae(recipe: Recipe, sae: CoderConfig, widths: Mapping[Site, int], gpu: bool, ranks: int) -> SAEPlan:
+def _plan_sae(recipe: Recipe, sae: CoderConfig, widths: Mapping[Site, int], gpu: bool, ranks: int,
+              node: int) -> SAEPlan:
+    """
+    Args:
+        ranks: how many processes train; `node` of them on each machine.
+    """
     train = settled(recipe, sae)
     shared = team_size(ranks, train.shards)
     tokens, batch = recipe.tokens.count * train.epochs, train.batch
@@ -315,10 +329,12 @@ def _plan_sae(recipe: Recipe, sae: CoderConfig, widths: Mapping[Site, int], gpu:
     ram = PROCESS_BYTES + rounds
     memory = Memory(ram + needed.state, device) if gpu else Memory(ram + device, 0)
     places = min(sae.d_sae, sae.k * (CAP if sae.activation in ("batchtopk", "jumprelu") else 1))
-    sent = step_traffic(batch, d_out, sae.d_sae, places, train.shards, Ranks(0, shared), sae.matryoshka)
-    traffic = sent.total - (sent.selection if sae.activation == "groupmax" else 0)
+    team = first_of_ranks(shared, node)
+    sent = step_traffic(batch, d_out, sae.d_sae, places, train.shards, team, sae.matryoshka,
+                        selects=sae.activation != "groupmax")
     return SAEPlan(sae, parameters, whole.state, kept_checkpoints(train, steps), train,
-                   rate_of(recipe, sae, d_in), steps, 2.0 * sae.d_sae * d_in * tokens, memory, shared, traffic)
+                   rate_of(recipe, sae, d_in), steps, 2.0 * sae.d_sae * d_in * tokens, memory, shared, sent,
+                   batch_traffic(batch, row_bytes, team))
 
 
 def _collect_memory(recipe: Recipe, compute_dtype: ComputeDtype, cost: ModelCost, row_bytes: int, gpu: bool) -> Memory:

@@ -1,16 +1,52 @@
-"""What one training step of an SAE in shards costs a rank: the bytes that it sends in train/sharded_step.py.
+"""What one training step of an SAE in shards costs a rank: the bytes that it sends in train/sharded_step.py, and those
+of the next batch, which travel in the meantime (train/shared_batches.py).
 
 P ranks, B rows of a batch, b rows that a rank owns, D d_model, K places of a shard's codes, S shards of a rank, N
 groups of latents that a rank has (1 without Matryoshka prefixes; train/nested.py).
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from olmoscope.distributed.nodes import NodeRanks
+from olmoscope.distributed.nodes import NodeRanks, exchanges_on_two_levels
 from olmoscope.distributed.ranks import Ranks, united
 from olmoscope.train.nested import prefix_ends
 from olmoscope.train.sharded_loss import groups_of_ranks
+
+
+def first_of_ranks(count: int, node: int) -> Ranks:
+    """The first of `count` ranks that train an SAE together, `node` on each machine, as `join_team` lets them exchange
+    rows."""
+    if exchanges_on_two_levels(count, node):
+        return NodeRanks(Ranks(0, node), Ranks(0, count // node))
+    return Ranks(0, count, node=math.gcd(count, node))
+
+
+@dataclass(frozen=True)
+class BatchTraffic:
+    """Bytes that a rank sends to others so that each has the whole batch, if each has read as many rows: with P ranks
+    `(P - 1) ceil(B / P)` rows, on one level."""
+
+    total: int
+    crossing: int
+    """How many of them go to other nodes."""
+
+
+def batch_traffic(rows: int, row_bytes: int, ranks: Ranks) -> BatchTraffic:
+    """The traffic of a batch; on two levels, the rows of a node's ranks go between nodes first.
+
+    Args:
+        rows: B.
+        row_bytes: the bytes of a row at all sites that are read or written.
+        ranks: as in `step_traffic`.
+    """
+    own = -(-rows // ranks.count) * row_bytes
+    if isinstance(ranks, NodeRanks):
+        inside, between = ranks.inside, ranks.between
+        crossing = own * (between.count - 1)
+        return BatchTraffic(crossing + own * between.count * (inside.count - 1), crossing)
+    return BatchTraffic(own * (ranks.count - 1), own * (ranks.count - ranks.node))
 
 
 @dataclass(frozen=True)
@@ -36,7 +72,7 @@ class StepTraffic:
 
 
 def step_traffic(rows: int, d_model: int, d_sae: int, k: int, shards: int, ranks: Ranks,
-                 matryoshka: Sequence[float] = ()) -> StepTraffic:
+                 matryoshka: Sequence[float] = (), selects: bool = True) -> StepTraffic:
     """The traffic of a TopK SAE. (For the threshold of a batch, BatchTopK sends 48 kB more to each other rank.)
 
     On two levels (distributed/nodes.py), a rank sends what it would send if its node had all ranks; then what a rank
@@ -49,8 +85,9 @@ def step_traffic(rows: int, d_model: int, d_sae: int, k: int, shards: int, ranks
         shards: the number of shards of the whole SAE.
         ranks: which rank it is, and how many share the SAE.
         matryoshka: shares of the latents that are SAEs of their own.
+        selects: whether the owner of a row selects among the candidates of all shards; not with group-max.
     """
-    each, places = shards // ranks.count, min(k, -(-d_sae // shards))
+    each, places = (shards // ranks.count if selects else 0), min(k, -(-d_sae // shards))
     groups = groups_of_ranks(prefix_ends(matryoshka, d_sae), shards, ranks.count)
     vectors, last = 2 if matryoshka else 1, len(matryoshka)
     if not isinstance(ranks, NodeRanks):
@@ -58,7 +95,7 @@ def step_traffic(rows: int, d_model: int, d_sae: int, k: int, shards: int, ranks
     inside, between, node = ranks.inside, ranks.between, ranks.node
     of_nodes = [groups[first : first + node] for first in range(0, ranks.count, node)]
     near = _level(inside, rows, d_model, each, places, of_nodes[between.index], last, vectors * between.count)
-    far = _level(between, inside.sizes(rows)[inside.index], d_model, 1, min(k, node * each * places),
+    far = _level(between, inside.sizes(rows)[inside.index], d_model, int(selects), min(k, node * each * places),
                  [united(numbers) for numbers in of_nodes], last, vectors)
     return StepTraffic(near.selection + far.selection, near.parts + far.parts, near.errors + far.errors,
                        near.bias + far.bias, far.total)

@@ -13,7 +13,7 @@ the ranks of a node hold a whole branch of the tree (sums.py).
 Shapes: as in ranks.py; c rows that belong to a local number, on all nodes together.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -43,9 +43,11 @@ class NodeRanks(Ranks):
         own = self.between.own(of_local.stop - of_local.start)
         return slice(of_local.start + own.start, of_local.start + own.stop)
 
-    def gather(self, own: Tensor) -> Tensor:
-        """Each rank's tensor, all of one shape, `[P, *shape]`."""
-        return self.inside.gather(self.between.gather(own)).transpose(0, 1).reshape(self.count, *own.shape)
+    def begin_gather(self, own: Tensor) -> Callable[[], Tensor]:
+        """Begin to gather each rank's tensor, as `Ranks.begin_gather`. Only the exchange between nodes, the
+        slow one, begins at once."""
+        of_local = self.between.begin_gather(own)
+        return lambda: self.inside.gather(of_local()).transpose(0, 1).reshape(self.count, *own.shape)
 
     def gather_rows(self, own_bX: Tensor, rows: int) -> Tensor:
         """All rows of a batch `[B, X]`, in their order, on every rank, as `Ranks.gather_rows`."""

@@ -8,7 +8,7 @@ Shapes: P ranks, B rows of a batch, b rows that a rank owns, X anything that bel
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from olmoscope.distributed.sums import tree_sum_of_some
-from olmoscope.errors import AnotherRankFailedError, UserError
+from olmoscope.errors import AnotherRankFailedError, LostRankError, UserError
 
 LOST = ("another process of this command has ended, or cannot be reached: its own message, or that of the launcher, "
         "says why. What is finished is whole, checkpoints too; the same command goes on from there")
@@ -72,17 +72,28 @@ class Ranks:
         """Each rank's tensor, all of one shape, `[P, *shape]`.
 
         Raises:
-            UserError: another rank is gone; so do all methods that exchange something.
+            LostRankError: another rank is gone; so do all methods that exchange something.
         """
+        return self.begin_gather(own)()
+
+    def begin_gather(self, own: Tensor) -> Callable[[], Tensor]:
+        """Begin what `gather` does, so that the bytes travel while this rank computes; the function waits for them.
+        Other exchanges may come in between. All ranks must begin them in the same order."""
         if self.count == 1:
-            return own[None]
+            return lambda: own[None]
         given = _bytes(own)
         found = given.new_empty(self.count * given.numel())
         with _alive():
-            _ALL_GATHER(found, given, group=self._group)
+            work = _ALL_GATHER(found, given, group=self._group, async_op=True)
         self.traffic["gather"] += given.numel() * (self.count - 1)
         self.crossing["gather"] += given.numel() * (self.count - self.node)
-        return found.view(own.dtype).view(self.count, *own.shape)
+
+        def wait() -> Tensor:
+            with _alive():
+                work.wait()
+            return found.view(own.dtype).view(self.count, *own.shape)
+
+        return wait
 
     def gather_rows(self, own_bX: Tensor, rows: int) -> Tensor:
         """All rows of a batch `[B, X]`, in their order, on every rank.
@@ -109,22 +120,24 @@ class Ranks:
             return parts_PbX.flatten(0, 1)
         return torch.cat([part[:size] for part, size in zip(parts_PbX, sizes, strict=True)])
 
-    def gather_dealt(self, own_bX: Tensor, owners_B: np.ndarray | None) -> Tensor:
-        """All rows of a batch `[B, X]`, in their order, on every rank, where each rank has read some of them.
+    def begin_gather_dealt(self, own_bX: Tensor, owners_B: np.ndarray | None) -> Callable[[], Tensor]:
+        """Begin to gather all rows of a batch, in their order, on every rank, where each rank has read some of them;
+        see `begin_gather`. The function returns them, `[B, X]`.
 
         Args:
-            own_bX: those that this rank has, in the order of the batch.
+            own_bX: those that this rank has, in the order of the batch; with several ranks they are copied.
             owners_B: which rank has each row; None with one rank.
         """
         if owners_B is None:
-            return own_bX
+            return lambda: own_bX
         counts = np.bincount(owners_B, minlength=self.count)
         most = int(counts.max())
         padded_bX = torch.cat([own_bX, own_bX.new_zeros(most - len(own_bX), *own_bX.shape[1:])])
         places_B = np.empty(len(owners_B), np.int64)
         places_B[np.argsort(owners_B, kind="stable")] = np.concatenate(
             [rank * most + np.arange(count) for rank, count in enumerate(counts)])
-        return self.gather(padded_bX).flatten(0, 1)[torch.from_numpy(places_B).to(own_bX.device)]
+        order_B, parts = torch.from_numpy(places_B).to(own_bX.device), self.begin_gather(padded_bX)
+        return lambda: parts().flatten(0, 1)[order_B]
 
     def to_owners(self, rows_BX: Tensor) -> Tensor:
         """What every rank has for the rows that this rank owns, `[P, b, X]`; each gives what it has for all rows."""
@@ -249,7 +262,7 @@ def _alive() -> Iterator[None]:
         yield
     except RuntimeError as error:
         if is_lost(error):
-            raise UserError(LOST) from error
+            raise LostRankError(LOST) from error
         raise
 
 

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 
 from olmoscope.activations.store.reader import Store
-from olmoscope.activations.stream.batches import Stream, deal
+from olmoscope.activations.stream.batches import Stream
 from olmoscope.activations.stream.filters import keep_of_store
 from olmoscope.activations.stream.live import open_live
 from olmoscope.activations.stream.rounds import Rounds, StoreRounds
 from olmoscope.distributed.launch import World
 from olmoscope.distributed.ranks import Ranks
-from olmoscope.errors import UserError
+from olmoscope.errors import LostRankError, UserError
 from olmoscope.files import clean_temporary, locked
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.kernels.prepare import prepare_kernels
@@ -39,6 +39,7 @@ from olmoscope.train.interrupt import deferred_interrupts
 from olmoscope.train.memory import training_memory
 from olmoscope.train.refusals import refuse_other_run, refuse_other_store
 from olmoscope.train.run import Run, run_folder
+from olmoscope.train.shared_batches import shared_batches
 from olmoscope.train.teams import assign
 from olmoscope.train.trackers import Tracker, TrackerName, open_tracker
 
@@ -202,8 +203,8 @@ def _train_group(runs: list[Run], rounds: Rounds, device: torch.device, ranks: R
     """Train all SAEs of a group to the end. One whose loss is not finite drops out, and the error is raised when the
     others are done.
 
-    Each rank reads the rows of its own segments. All ranks stop if one of them cannot read a round; every `LOOK_STEPS`
-    steps they ask each other whether one received a signal, and then stop too.
+    All ranks stop if one of them cannot read a round; every `LOOK_STEPS` steps they ask each other whether one received
+    a signal, and then stop too.
     """
     steps, settings = runs[0].steps, runs[0].settings
     behind = min(runs, key=lambda run: run.step.count)
@@ -214,29 +215,28 @@ def _train_group(runs: list[Run], rounds: Rounds, device: torch.device, ranks: R
     stream = Stream(rounds, settings.batch, settings.epochs)
     stream.restore(behind.position)
     look_every = 1 if ranks.count == 1 else LOOK_STEPS
-    with contextlib.closing(stream), deferred_interrupts() as interrupted, \
+    with contextlib.closing(stream), \
+            contextlib.closing(shared_batches(stream, device, steps - done, ranks)) as batches, \
+            deferred_interrupts() as interrupted, \
             bar("training", stream.rows * settings.epochs, "tokens", done=behind.step.tokens) as advance:
-        batches = deal(stream, device, steps - done)
         while done < steps and runs:
-            opened, unread = stream.opened, None
             try:
-                own, owners, position = next(batches)
+                batch = next(batches)
+            except LostRankError:
+                raise
             except UserError as error:
-                unread = error
-            if (stream.opened > opened or unread) and (unread := ranks.failure_of_all(unread)):
-                _stop(runs, str(unread))
-                raise unread
-            batch = {site: ranks.gather_dealt(rows_bD, owners) for site, rows_bD in own.items()}
+                _stop(runs, str(error))
+                raise
             for run in [run for run in runs if run.step.count == done]:
                 try:
-                    if line := run.train_on(batch, position):
+                    if line := run.train_on(batch.rows, batch.position):
                         lines[run] = line
                 except UserError as error:
                     run.log(str(error))
                     failures.append(error)
                     runs = [other for other in runs if other is not run]
             done += 1
-            advance(len(next(iter(batch.values()))), _note(list(lines.values())))
+            advance(len(next(iter(batch.rows.values()))), _note(list(lines.values())))
             if done % look_every == 0 and any(ranks.ask(interrupted())):
                 _stop(runs, "stopped by a signal")
                 raise KeyboardInterrupt

@@ -163,7 +163,7 @@ class LiveRounds:
             with self.ranks.agreed():
                 own = self.read(0, 0, None)
             owners = None if self.ranks.count == 1 else self.owners(0, 0)
-            self._sampled = {site: self.ranks.gather_dealt(rows, owners) for site, rows in own.items()}, own
+            self._sampled = {site: self.ranks.begin_gather_dealt(rows, owners)() for site, rows in own.items()}, own
         return self._sampled[0]
 
     def sample_mean(self, site: Site, normalize: Normalize) -> Tensor:

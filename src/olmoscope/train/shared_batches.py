@@ -1,0 +1,60 @@
+"""The batches of a group of SAEs, on every rank that trains it. With several ranks, each reads only rows of its own
+segments, and the rows of the next batch travel while this one is computed."""
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from olmoscope.activations.stream.batches import Stream, deal
+from olmoscope.distributed.ranks import Ranks
+from olmoscope.errors import UserError
+from olmoscope.site import Site
+
+
+@dataclass(frozen=True)
+class SharedBatch:
+    """A batch of all ranks."""
+
+    rows: dict[Site, Tensor]
+    """The rows of each site, `[B, D]`, on the device."""
+    position: dict[str, int]
+    """The stream's state after it."""
+
+
+def shared_batches(stream: Stream, device: torch.device, count: int, ranks: Ranks) -> Generator[SharedBatch]:
+    """The next `count` batches; use one before asking for the next. All ranks must ask for as many. Close it, or use it
+    with `contextlib.closing`: an exchange may be under way.
+
+    Raises:
+        UserError: a rank cannot read a round; on all ranks, after the last batch that all could read.
+        LostRankError: another rank is gone.
+    """
+    dealt = deal(stream, device, count)
+
+    def begin() -> Callable[[], SharedBatch] | UserError:
+        """Read this rank's rows and send them. A failure is returned: it concerns a batch that is not due yet."""
+        opened, unread = stream.opened, None
+        try:
+            own, owners, position = next(dealt)
+        except UserError as error:
+            unread = error
+        if (stream.opened > opened or unread) and (unread := ranks.failure_of_all(unread)):
+            return unread
+        parts = {site: ranks.begin_gather_dealt(rows_bD, owners) for site, rows_bD in own.items()}
+        return lambda: SharedBatch({site: wait() for site, wait in parts.items()}, position)
+
+    ahead = ranks.count > 1  # alone, a batch is part of a round's memory, so only one can be in use
+    coming = begin() if ahead and count else None
+    try:
+        for number in range(count):
+            begun, coming = coming or begin(), None
+            if isinstance(begun, UserError):
+                raise begun
+            batch = begun()
+            coming = begin() if ahead and number + 1 < count else None
+            yield batch
+    finally:
+        if coming is not None and not isinstance(coming, UserError):
+            coming()
