@@ -202,6 +202,11 @@ def files_below(folder: Path) -> Iterator[Path]:
         yield from (Path(parent) / name for name in files)
 
 
+def nearest_folder(path: Path) -> Path:
+    """A folder that may not exist yet, or the nearest one above it that does."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
+
+
 def remove(path: Path) -> None:
     """Remove a file, or a folder with everything in it; do nothing if there is none."""
     if path.is_dir():

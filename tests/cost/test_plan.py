@@ -12,6 +12,7 @@ from commands import run_forked
 from helpers import recipe, save_small_model, write_documents
 from olmoscope.activations.store import outliers
 from olmoscope.cli.tables import show_plan
+from olmoscope.cost.disk import read_rate
 from olmoscope.cost.measure import Rates, measure
 from olmoscope.cost.plan import plan, refuse_full_disk
 from olmoscope.cost.ranks import BatchTraffic
@@ -85,6 +86,33 @@ def test_several_ranks_by_hand(tmp_path, monkeypatch, capsys):
         plan(resolved, tmp_path, ranks=8, nodes=3)
     with pytest.raises(UserError, match="64 processes cannot share"):
         plan(resolved, tmp_path, ranks=64)
+
+
+def test_what_several_ranks_ask_of_network_and_disk_by_hand(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("olmoscope.cost.plan.config_at_hand", lambda model: _olmo3_7b())
+    resolved = load_recipe("olmo3-7b-think", overrides=["device=cuda", "train.shards=4"])
+    rates = Rates("cuda", 10_000, 8, resolved.saes[1], 0.05, 8, disk=1e9)
+    shared = plan(resolved, tmp_path, rates, ranks=8, nodes=4)
+    one = shared.saes[0]
+    step = 0.05 * 131072 / 163840 / 4
+    assert shared.step_seconds(one) == pytest.approx(step)
+    assert shared.train_hours(one) == pytest.approx(step * 4883 / 3600)
+    assert shared.hours() == pytest.approx(shared.collect_hours() + sum(map(shared.train_hours, shared.saes)) / 2)
+    # Two teams; the SAE of layer 31 has a read of its own, elsewhere two SAEs share one.
+    assert shared.feed() == pytest.approx(2 * one.train.batch * 2 * 4096 / (0.05 / 4))
+    show_plan(shared)
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"4 processes compute a step of layer_\d+/\S+ in 0.01 s at best; then each sends [\d.]+ GB/s "
+                     r"\([\d.]+ GB/s to other machines\)", said), said
+    assert re.search(r"reads up to 5.4 GB/s of activations, but this disk gives 1.0 GB/s: training will", said), said
+    resolved = load_recipe("olmo3-7b-think", overrides=["device=cpu", "train.shards=4"])
+    on_cpus = plan(resolved, tmp_path, rates, ranks=8, nodes=4)
+    assert on_cpus.step_seconds(on_cpus.saes[0]) == pytest.approx(0.05 * 131072 / 163840 / 2), "a team has two machines"
+
+
+def test_a_disk_is_measured_and_nothing_is_left_on_it(tmp_path):
+    assert 1e6 < read_rate(tmp_path) < 1e12
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_plan_for_a_gpu_without_triton_is_refused_in_one_line(tmp_path, monkeypatch):

@@ -41,10 +41,12 @@ def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = N
     from olmoscope.cost.measure import measure as measure_rates
     from olmoscope.cost.plan import plan as make_plan
     from olmoscope.cost.plan import refuse_full_disk
+    from olmoscope.files import nearest_folder
     from olmoscope.recipe.load import find_recipe
 
     resolved, folder = find_recipe(recipe, out, form, changes or ())
-    made = make_plan(resolved, folder, measure_rates(resolved) if measure else None, ranks, store, nodes)
+    rates = measure_rates(resolved, store=nearest_folder(store or folder)) if measure else None
+    made = make_plan(resolved, folder, rates, ranks, store, nodes)
     tables.show_plan(made)
     refuse_full_disk(made, folder)
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from olmoscope.activations.collect.run import Collected
 from olmoscope.activations.store.outliers import outliers_of
 from olmoscope.activations.store.reader import open_store
+from olmoscope.cost.measure import Rates
 from olmoscope.cost.plan import Memory, Plan, SAEPlan
 from olmoscope.evaluate.results import EVALUATION, Evaluation, read_evaluation
 from olmoscope.files import read_json
@@ -19,7 +20,7 @@ from olmoscope.recipe.schema import Recipe
 from olmoscope.terminal import Terminal
 from olmoscope.train.find_sinks import can_have_sinks
 from olmoscope.train.run import run_folder
-from olmoscope.units import format_bytes
+from olmoscope.units import format_bytes, format_seconds
 
 console = Terminal()
 
@@ -116,7 +117,10 @@ def show_plan(plan: Plan) -> None:
         rates = plan.rates
         console.print(f"Measured on {rates.device}: {rates.tokens_per_second:,.0f} tokens/s through the model "
                       f"({rates.batches} batches), {rates.step_seconds:.3g} s per step of {rates.sae.id} "
-                      f"({rates.steps} steps); other SAEs in proportion to their width. In all {_time(plan.hours())}.")
+                      f"({rates.steps} steps); other SAEs in proportion to their width. In all {_time(plan.hours())}.",
+                      soft_wrap=True)
+        for line in _pace(plan, rates):
+            console.print(line, soft_wrap=True, highlight=False)
         for site, outliers in rates.outliers.items():
             console.print(f"{site}, random tokens: {outliers.said_for_training()}.", highlight=False)
     console.print(plan.verdict, soft_wrap=True, highlight=False, markup=False)
@@ -149,9 +153,31 @@ def _sharing(plan: Plan) -> list[str]:
     return lines
 
 
-def _sent(total: int, crossing: int, nodes: int) -> str:
+def _pace(plan: Plan, rates: Rates) -> list[str]:
+    """What training at the measured speed asks of the network and of the disk."""
+    lines = []
+    shared = [(sae, seconds) for sae in plan.saes if sae.ranks > 1 and (seconds := plan.step_seconds(sae))]
+    for sae, seconds in sorted(shared, key=lambda pair: pair[0].traffic.total / pair[1])[-1:]:
+        total = sae.traffic.total + sae.batch_traffic.total
+        crossing = sae.traffic.crossing + sae.batch_traffic.crossing
+        lines.append(f"{sae.ranks} processes compute a step of {sae.sae.id} in {format_seconds(seconds)} at best; then "
+                     f"each sends {_sent(total / seconds, crossing / seconds, plan.nodes, '/s')}, and a slower network "
+                     "makes the step longer.")
+    if feed := plan.feed():
+        reads = f"Training reads up to {format_bytes(feed)}/s of activations"
+        if rates.disk is None:
+            lines.append(f"{reads}.")
+        elif feed <= rates.disk:
+            lines.append(f"{reads}; this disk gives {format_bytes(rates.disk)}/s.")
+        else:
+            lines.append(f"{reads}, but this disk gives {format_bytes(rates.disk)}/s: training will wait for it, "
+                         f"unless the store of {format_bytes(plan.store_bytes)} fits into memory.")
+    return lines
+
+
+def _sent(total: float, crossing: float, nodes: int, each: str = "") -> str:
     """How much a process sends; with several machines also how much of it to others."""
-    return format_bytes(total) + (f" ({format_bytes(crossing)} to other machines)" if nodes > 1 else "")
+    return format_bytes(total) + each + (f" ({format_bytes(crossing)}{each} to other machines)" if nodes > 1 else "")
 
 
 def _training(saes: Sequence[SAEPlan]) -> list[str]:

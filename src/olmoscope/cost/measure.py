@@ -1,4 +1,4 @@
-"""Rates of this machine: a few batches through the recipe's model, a few training steps of its widest SAE.
+"""Rates of this machine: a few batches through the recipe's model, a few training steps of its widest SAE, its disk.
 
 Batches are like those of collection: lengths are drawn and grouped as for the store. Only their tokens are random, on
 which no dense model's speed depends. Training steps read the rows that come out.
@@ -6,6 +6,7 @@ which no dense model's speed depends. Training steps read the rows that come out
 
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from olmoscope.activations.store.gather import TORCH_DTYPES
 from olmoscope.activations.store.outliers import Outliers, outliers_among
+from olmoscope.cost.disk import read_rate
 from olmoscope.kernels.prepare import prepare_kernels
 from olmoscope.model.capture import read_sites
 from olmoscope.model.load import LoadedModel, load_model, pick_device
@@ -50,12 +52,15 @@ class Rates:
     """What the model's probe found (model/probe.py); None if it did not run."""
     outliers: dict[Site, Outliers] = field(default_factory=dict)
     """The outliers of each site, among the rows that were read for the measurement."""
+    disk: float | None = None
+    """Bytes per second that the disk reads (cost/disk.py); None if unknown."""
 
 
-def measure(recipe: Recipe, batches: int = BATCHES, steps: int = STEPS) -> Rates:
-    """Time a recipe's two stages on its device.
+def measure(recipe: Recipe, batches: int = BATCHES, steps: int = STEPS, store: Path | None = None) -> Rates:
+    """Time a recipe's two stages on its device, and the disk.
 
     Args:
+        store: a folder on the disk that would hold the store; None: the disk is not measured.
         batches, steps: at most this many of each stage are timed; one more runs first to warm up.
 
     Raises:
@@ -78,7 +83,8 @@ def measure(recipe: Recipe, batches: int = BATCHES, steps: int = STEPS) -> Rates
     fewest = min(len(rows[site]) for site in sae.reads)
     x_RD = torch.cat([rows[site][:fewest] for site in sae.reads], dim=1)
     step_seconds, stepped = _time_training(recipe, sae, x_RD, device, steps)
-    return Rates(str(device), 1 / seconds, timed, sae, step_seconds, stepped, apart, outliers)
+    return Rates(str(device), 1 / seconds, timed, sae, step_seconds, stepped, apart, outliers,
+                 None if store is None else read_rate(store))
 
 
 def _outliers(rows_RD: Tensor, position_R: Tensor) -> Outliers:

@@ -30,7 +30,7 @@ from olmoscope.cost.model import ModelCost, model_cost
 from olmoscope.cost.ranks import BatchTraffic, StepTraffic, batch_traffic, first_of_ranks, step_traffic
 from olmoscope.distributed.sums import team_size
 from olmoscope.errors import UserError
-from olmoscope.files import files_below
+from olmoscope.files import files_below, nearest_folder
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.model.config import check_config, config_at_hand
 from olmoscope.model.dtype import ComputeDtype, fast_dtype
@@ -88,6 +88,8 @@ class SAEPlan:
     """What each of them sends to the others in a step."""
     batch_traffic: BatchTraffic
     """What each of them sends of the next batch, in the meantime."""
+    batch_bytes: int
+    """Bytes of a batch in the store."""
 
 
 @dataclass(frozen=True)
@@ -144,17 +146,47 @@ class Plan:
         """Hours of collection at the measured rate; None if nothing was measured."""
         return None if self.rates is None else self.tokens / self.rates.tokens_per_second / 3600
 
-    def train_hours(self, sae: SAEPlan) -> float | None:
-        """Hours of training from the measured rate of the widest SAE, in proportion to the dense product."""
+    @property
+    def devices(self) -> int:
+        """How many times the measured device the processes have: a GPU each, or the processors of all machines."""
+        return self.ranks if self.gpu else self.nodes
+
+    def step_seconds(self, sae: SAEPlan) -> float | None:
+        """Seconds of a training step from the measured rate of the widest SAE, in proportion to the dense product; None
+        if nothing was measured. Several processes take at least so long: what they exchange is not counted."""
         if self.rates is None:
             return None
         share = sae.sae.d_sae * sae.train.batch / (self.rates.sae.d_sae * settled(self.recipe, self.rates.sae).batch)
-        return self.rates.step_seconds * share * sae.steps / 3600
+        return self.rates.step_seconds * share / self._devices_of(sae)
+
+    def train_hours(self, sae: SAEPlan) -> float | None:
+        """Hours of training, by `step_seconds`."""
+        seconds = self.step_seconds(sae)
+        return None if seconds is None else seconds * sae.steps / 3600
 
     def hours(self) -> float | None:
-        """Hours of collection and of all SAEs, one after another."""
-        every = [self.collect_hours(), *map(self.train_hours, self.saes)]
-        return None if self.rates is None else sum(hours for hours in every if hours is not None)
+        """Hours of collection, one process, and of all SAEs, as many at a time as there are teams."""
+        if (collecting := self.collect_hours()) is None:
+            return None
+        return collecting + sum((self.train_hours(sae) or 0) / self._teams(sae) for sae in self.saes)
+
+    def feed(self) -> float | None:
+        """Bytes of activations per second that training reads at most, of all processes; None if nothing was measured.
+        SAEs of the same sites, with the same batch, share a read."""
+        passes: dict[tuple[tuple[Site, ...], int], list[SAEPlan]] = {}
+        for sae in self.saes:
+            passes.setdefault((tuple(sae.sae.sites), sae.train.batch), []).append(sae)
+        if self.rates is None:
+            return None
+        return max(saes[0].batch_bytes * self._teams(saes[0]) / sum(self.step_seconds(sae) or 0 for sae in saes)
+                   for saes in passes.values())
+
+    def _devices_of(self, sae: SAEPlan) -> int:
+        return max(1, sae.ranks * self.devices // self.ranks)
+
+    def _teams(self, sae: SAEPlan) -> int:
+        """How many SAEs like this one train at a time, each on devices of its own."""
+        return self.devices // self._devices_of(sae)
 
 
 def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1, elsewhere: Path | None = None,
@@ -196,7 +228,6 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1, 
     saes = [_plan_sae(recipe, sae, widths, gpu, ranks, ranks // nodes) for sae in recipe.saes]
     exports = sum(4 * sae.sae.d_sae * sum(_ends(sae.sae, widths)) for sae in saes)
     states = sum(sae.kept * sae.state_bytes for sae in saes) + max(sae.state_bytes for sae in saes)
-    existing = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     return Plan(
         recipe=recipe, d_model=d_model, compute_dtype=compute_dtype, gpu=gpu, shares=_shares(recipe),
         sequences=round(tokens / mean_length),
@@ -209,7 +240,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1, 
             key=lambda memory: memory.ram + memory.gpu) if all_known else None,
         saes=saes, disk_bytes=(0 if elsewhere or is_elsewhere(out) else store_bytes) + states + exports,
         present_bytes=_present(out),
-        free_bytes=shutil.disk_usage(existing).free, rates=rates, ranks=ranks, nodes=nodes,
+        free_bytes=shutil.disk_usage(nearest_folder(out)).free, rates=rates, ranks=ranks, nodes=nodes,
         warnings=[one.warning for one in read.values() if one.warning is not None] + _finish(recipe),
         verdict=_verdict(recipe, stores.values(), rates))
 
@@ -334,7 +365,7 @@ def _plan_sae(recipe: Recipe, sae: CoderConfig, widths: Mapping[Site, int], gpu:
                         selects=sae.activation != "groupmax")
     return SAEPlan(sae, parameters, whole.state, kept_checkpoints(train, steps), train,
                    rate_of(recipe, sae, d_in), steps, 2.0 * sae.d_sae * d_in * tokens, memory, shared, sent,
-                   batch_traffic(batch, row_bytes, team))
+                   batch_traffic(batch, row_bytes, team), batch * row_bytes)
 
 
 def _collect_memory(recipe: Recipe, compute_dtype: ComputeDtype, cost: ModelCost, row_bytes: int, gpu: bool) -> Memory:

@@ -1,0 +1,41 @@
+"""How fast a disk reads, measured as training reads a store: blocks in random order, several at a time."""
+
+import os
+import random
+import shutil
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from olmoscope.activations.stream.rounds import READERS
+
+BLOCK = 2**21
+"""Bytes of a block: 256 rows of width 4096 in bfloat16."""
+BLOCKS = 128
+ROOM = 2 * BLOCK * BLOCKS
+"""The free space below which nothing is measured, in bytes."""
+
+
+def read_rate(folder: Path) -> float | None:
+    """Bytes per second that the disk of a folder gives for what is not in memory. It takes a file of 268 MB for a
+    moment.
+
+    Returns:
+        None if the system cannot read past its cache (`posix_fadvise` is missing, as on macOS), if the disk lacks room,
+        or if nothing may be written there.
+    """
+    writable = os.access(folder, os.W_OK) and shutil.disk_usage(folder).free >= ROOM
+    if not writable or not hasattr(os, "posix_fadvise"):
+        return None
+    with tempfile.TemporaryFile(dir=folder, buffering=0) as file:
+        for _ in range(BLOCKS):
+            file.write(os.urandom(BLOCK))
+        os.fsync(file.fileno())  # only what is on the disk can leave memory
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        order = random.Random(0).sample(range(BLOCKS), BLOCKS)
+        began = time.perf_counter()
+        with ThreadPoolExecutor(READERS) as readers:
+            read = list(readers.map(lambda block: len(os.pread(file.fileno(), BLOCK, block * BLOCK)), order))
+        took = time.perf_counter() - began
+    return sum(read) / took
