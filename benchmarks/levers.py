@@ -5,9 +5,10 @@
 OUT is an output folder with its stores, RUN a finished run in it: an SAE of one site. It is trained again on the same
 rows, from the same initial weights, by the package's own step, losses and kernels, with one lever added; so a lever
 that wins would cost the same in the product. Results are in OUT/levers/RUN/NAME.json and are made only once; the first
-line of the table is the run itself. The SAE is OUT/levers/RUN/NAME in SAELens' format: `olmoscope evaluate FOLDER
---absorption --probing` measures probing and absorption. Studies vary the settings of the product
-(recipes/quality.yaml, form `settings`; recipes/smollm2-sites.yaml, form `variants`). Shapes as in olmoscope.train.step.
+line of the table is the run itself; runs that differ in their seed get a table of means as well. The SAE is
+OUT/levers/RUN/NAME in SAELens' format: `olmoscope evaluate FOLDER --absorption --probing` measures probing and
+absorption. Studies vary the settings of the product (recipes/quality.yaml, form `settings`; recipes/smollm2-sites.yaml,
+form `variants`). Shapes as in olmoscope.train.step.
 """
 
 import argparse
@@ -30,7 +31,7 @@ from olmoscope.sae.topk import TopK
 from olmoscope.train.checkpoint import checkpoints
 from olmoscope.train.derived import settled
 from olmoscope.train.run import Run
-from runs_of import evaluate, recipe_and_coder, rounds_of, table
+from runs_of import evaluate, means, recipe_and_coder, rounds_of, table
 
 SAMPLE = 2**15
 """Minimum number of training rows for the covariance used in whitening."""
@@ -81,6 +82,8 @@ def main() -> None:
             evaluation = evaluate(arguments.out, replace(ours, sae=sae, name=name, identity=name))
             write_evaluation(folder / f"{name}.json", evaluation)
         print(table(arguments.out, run, folder))
+    if len(arguments.runs) > 1:
+        print(means(arguments.out, arguments.runs, [arguments.out / "levers" / run for run in arguments.runs]))
 
 
 def train(out: Path, run: str, levers: Levers) -> TopK:

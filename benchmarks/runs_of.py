@@ -2,7 +2,9 @@
 
 import contextlib
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 import torch
@@ -57,6 +59,27 @@ def evaluate(out: Path, subject: Any) -> Evaluation:
                           recipe.model.dtype, Path(folder), store.manifest.recipe_hash)
         loaded = load_causal_lm(model, pick_device("auto"), subject.reads)
         return evaluate_on_store([subject], store, loaded, setting)[0]
+
+
+def means(out: Path, runs: Sequence[str], others: Sequence[Path]) -> str:
+    """A Markdown table of means over runs that differ in their seed, ± sample standard deviation, and of the
+    evaluations that the folders of all these runs have.
+
+    Args:
+        others: the folder of each run.
+    """
+    names = sorted(set.intersection(*({path.stem for path in folder.glob("*.json")} for folder in others)))
+    paths = {"olmoscope": [out / "runs" / run / EVALUATION for run in runs]}
+    paths |= {name: [folder / f"{name}.json" for folder in others] for name in names}
+    lines = [f"\n**{len(runs)} runs**\n", "| | NMSE | FVU | L0 | dead | ΔCE | KL |", "|---|" + "--:|" * 6]
+    forms = (".4f", ".4f", ".1f", ".1%", ".3f", ".3f")
+    for name, evaluations in paths.items():
+        figures = [(one.usual.nmse, one.usual.fvu, one.l0.mean, one.dead.share, one.language.delta_ce, one.language.kl)
+                   for one in map(read_evaluation, evaluations)]
+        columns = zip(*figures, strict=True)
+        lines.append(f"| {name} | " + " | ".join(f"{mean(column):{form}} ± {stdev(column):{form}}"
+                                                 for column, form in zip(columns, forms, strict=True)) + " |")
+    return "\n".join(lines)
 
 
 def table(out: Path, run: str, others: Path) -> str:
