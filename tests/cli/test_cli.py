@@ -110,7 +110,7 @@ def test_a_model_that_cannot_be_fetched_or_lies_elsewhere(fails, run, tmp_path):
               "weights": "Q4_1", "sha256": MODELS["smollm2"].sha256}
     (tmp_path / "model" / "source.json").write_text(json.dumps(source))
     status, out, _ = run("fetch-model", "smollm2", "-o", tmp_path / "model")
-    assert status == 0 and "SmolLM2-135M-Instruct, licence Apache-2.0, there already, unchanged" in out
+    assert status == 0 and "SmolLM2-135M-Instruct, licence Apache-2.0, already there, unchanged" in out
 
 
 def test_mistakes_about_text(fails, job, tmp_path):
@@ -198,7 +198,7 @@ def test_a_recipe_with_an_unknown_key_in_a_file(fails, tmp_path):
 
 
 def test_a_full_disk_is_one_line(run, job, tmp_path):
-    """A real file system of 3 MB; what is finished stays, and after making room the same command goes on."""
+    """On a real file system of 3 MB, finished work stays, and the same command continues once there is room."""
     small = tmp_path / "small"
     small.mkdir()
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", small]).returncode:

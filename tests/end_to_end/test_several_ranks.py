@@ -1,4 +1,4 @@
-"""`olmoscope train` in several processes, from the command line: the same folder; killed, it goes on."""
+"""`olmoscope train` in several processes writes the same folder as one, and continues after a kill."""
 
 import os
 import re
@@ -63,7 +63,7 @@ def processes_of(out):
 
 
 def wait_for(run, steps, patience=90.0):
-    """Wait until a run has a checkpoint of so many steps or more; gives its steps."""
+    """Wait until a run has a checkpoint of at least this many steps; returns its steps."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
         made = [step_of(path) for path in checkpoints(run)]
@@ -114,7 +114,8 @@ def test_two_ranks_write_what_one_process_does_also_after_a_kill(job, tmp_path):
     assert training.returncode == 1
     said = errors.splitlines()[-1]
     assert said.startswith("error: rank ") and said.endswith(
-        " was killed by SIGKILL; the checkpoints are whole: the same command goes on from the last one"), errors
+        " was killed by SIGKILL; the checkpoints are whole: run the same command again to continue from the last one"
+    ), errors
     assert "Traceback" not in errors
     done = subprocess.run(command(job, tmp_path, "--ranks", "2"), env=ENVIRONMENT, capture_output=True, text=True,
                           timeout=120)

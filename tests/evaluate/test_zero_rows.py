@@ -1,4 +1,4 @@
-"""A model that gives rows of zeros, and one that gives NaN: from collection to figures, and of SAEs from anywhere."""
+"""A model that gives rows of zeros, and one that gives NaN, from collection to figures, also for SAEs from anywhere."""
 
 import json
 import math
@@ -21,8 +21,8 @@ from olmoscope.train.run import run_folder
 
 
 def model_with(folder, value):
-    """A Llama whose embedding of every token `word` is this value. A sequence's first token sees itself alone, and
-    nothing in a Llama adds a constant: zeros stay zeros in every layer."""
+    """A Llama whose embedding of every token `word` is this value. A sequence's first token sees only itself, and
+    nothing in a Llama adds a constant, so zeros stay zeros in every layer."""
     save_small_model("Llama", folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     word = transformers.AutoTokenizer.from_pretrained(folder)("word")["input_ids"][0]
@@ -58,7 +58,7 @@ def test_rows_of_zeros_are_counted_and_spoil_no_figure(out, capsys):
         assert 0 < done["nmse"] < 2, "training met such rows too"
     show_evaluations(found)
     said = capsys.readouterr().out
-    assert f"{found[0].zero_rows} rows of layers.3 are zeros: NMSE leaves them out." in said
+    assert f"{found[0].zero_rows} rows of layers.3 are all zeros: NMSE leaves them out." in said
 
 
 def test_saes_from_anywhere_on_a_text_with_such_rows(out, tmp_path):

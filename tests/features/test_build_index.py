@@ -1,4 +1,4 @@
-"""Making an index: what it is asked for, what it refuses, and that doing it again does nothing."""
+"""Making an index: its options, what it refuses, and that making it again does nothing."""
 
 import gzip
 import json
@@ -124,7 +124,7 @@ def test_weights_that_are_not_finite_are_refused(path, tmp_path):
     saelens.write(sae, tmp_path / "sae", metadata | {"model_name": "tiny", "hook_name": "blocks.1.hook_resid_post"})
     with pytest.raises(UserError, match=r"activations are not finite at layers\.1 in segment 0"):
         index_sae(str(tmp_path / "sae"), store=tmp_path / "out" / "store" / "train", out=tmp_path / "new", device="cpu")
-    with pytest.raises(UserError, match="say where its index goes with --out"):
+    with pytest.raises(UserError, match="has no default folder; give --out"):
         index_sae(str(tmp_path / "sae"), store=tmp_path / "out" / "store" / "train", device="cpu")
 
 
@@ -187,7 +187,7 @@ def test_all_saes_of_an_output_folder(path, tmp_path):
 
 
 def test_texts_of_tokens():
-    """Byte-level: joined, the tokens of any text are the text again; what is no UTF-8 by itself is shown as bytes."""
+    """Byte-level: the joined tokens of any text give the text; bytes that are not valid UTF-8 alone show as bytes."""
     backend = load_tokenizer(Model(name="tiny")).backend
     texts = token_texts(backend)
     text = "def f(x):\n\treturn \"<script>\" + x  # naïve 🙂 \0 \u202e"

@@ -1,4 +1,4 @@
-"""Labels: history, search, export and import, many readers and writers at once, files that are not sound."""
+"""Labels: history, search, export and import, many readers and writers at once, damaged files."""
 
 import json
 import sqlite3
@@ -70,7 +70,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="10 latents, this one has 11"):
         Labels(tmp_path / "labels.sqlite", 11)
     (tmp_path / "damaged.sqlite").write_bytes(b"not a database" * 1000)
-    with pytest.raises(UserError, match="not a sound labels file"):
+    with pytest.raises(UserError, match="is damaged or not a labels file"):
         Labels(tmp_path / "damaged.sqlite", 10)
     sqlite3.connect(tmp_path / "foreign.sqlite").execute("CREATE TABLE x (y)").connection.commit()
     with pytest.raises(UserError, match="not a"):
@@ -79,7 +79,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fifty_readers_while_labels_are_written(tmp_path: Path) -> None:
-    """Nothing is lost, nothing fails, and no reader ever sees half of a transaction."""
+    """No entry is lost, no call fails, and no reader ever sees half of a transaction."""
     labels = Labels(tmp_path / "labels.sqlite", 1000)
     done, problems = threading.Event(), []
 

@@ -1,4 +1,4 @@
-"""A release goes to a hub and comes back: by the command line, against a hub on this machine."""
+"""The command line uploads a release to a hub on this machine and downloads it again."""
 
 import json
 import subprocess
@@ -86,7 +86,7 @@ def test_what_is_refused(out, hub_endpoint, tmp_path):
     assert no_revision == [1, f"{out / 'release'}: 2 SAEs written\nerror: cannot look at hub repository {REPO}: {REPO} "
                               f"has no revision 'v2': see https://huggingface.co/{REPO}/tree/main for its branches and "
                               "tags\n"]
-    # Another release: the tag stays where it is, a file that is no more goes, somebody's notes stay.
+    # Another release: the tag does not move, a file that no longer exists is deleted, somebody's notes stay.
     main = hub_endpoint.repositories["models", REPO].references["main"]
     folder = hub_endpoint.repositories["models", REPO].folders[main]
     (folder / "notes.txt").write_text("mine\n")
@@ -97,13 +97,13 @@ def test_what_is_refused(out, hub_endpoint, tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (same_tag, moved) = run(hub_endpoint, tmp_path / "hf2", ["release", release, "--push", REPO, "--tag", "v1"],
                             ["release", release, "--push", REPO, "--tag", "v3"])
-    assert same_tag == [1, f"{out / 'release'}: 2 SAEs there already, unchanged\nerror: {REPO} has a tag 'v1' of "
+    assert same_tag == [1, f"{out / 'release'}: 2 SAEs already there, unchanged\nerror: {REPO} has a tag 'v1' of "
                            "another release: give this one another name with --tag\n"]
     assert moved[0] == 0 and "sent 1 of 14 files" in moved[1]
     repository = hub_endpoint.repositories["models", REPO]
     now = repository.folders[repository.references["main"]]
     assert (now / "notes.txt").exists() and not (now / "old" / "plot.txt").exists()
-    # Nobody may write without a token, and half of a release is told from a whole one.
+    # Nobody may write without a token, and half a release is recognised as such.
     (no_token,) = run(hub_endpoint, tmp_path / "hf3", ["release", release, "--push", "some/third"], token=None)
     assert no_token[0] == 1
     assert "cannot upload to hub repository some/third: the hub refuses access (status 401)" in no_token[1]
@@ -115,8 +115,8 @@ def test_what_is_refused(out, hub_endpoint, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "told"), [
-    (["--push", "saes"], "'saes' is no hub repository: write OWNER/NAME, or OWNER/NAME@REVISION"),
-    (["--push", "some/saes@v1"], "an upload goes to the main branch: --push some/saes, and --tag v1 for a name"),
+    (["--push", "saes"], "'saes' is not a hub repository: write OWNER/NAME, or OWNER/NAME@REVISION"),
+    (["--push", "some/saes@v1"], "an upload goes to the main branch: give --push some/saes, and --tag v1 to name it"),
     (["--push", "a/b", "--check", "a/b"], "--push already checks what it sent: leave out --check"),
     (["--dry-run"], "--dry-run is for an upload: give --push OWNER/NAME as well"),
 ])

@@ -1,6 +1,6 @@
 """Who answers a prompt about a feature: a model behind an endpoint, or one on this machine.
 
-Both give a label, or how likely something is; what they are asked, and through which templates, is all that differs.
+Both give a label, or how likely something is. They differ only in what they are asked, and through which templates.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ EXPLANATION_TOKENS, CHANCE_TOKENS, NUMBERS_TOKENS = 80, 24, 120
 NOT_ASKED = "the answer names a number that was not asked about"
 LOCAL_LABEL_TOKENS = 30
 LOCAL_START = "The marked words are all"
-"""What the answer of a model on this machine begins with; the label is how it goes on."""
+"""The first words of the answer of a model on this machine; the label is the rest."""
 Kind = Literal["detect", "fuzz"]
 ASKED = ("explain", "detect", "fuzz", "intruder", "output")
-"""The templates that a label and its scores depend on; those of a model on this machine have `local-` before them."""
+"""The templates that a label and its scores depend on; those for a model on this machine begin with `local-`."""
 
 
 def _on_one_line(label: str) -> str:
@@ -58,7 +58,7 @@ class NumbersAnswer(BaseModel):
 
 
 class Answerer(Protocol):
-    """A model that is asked about features."""
+    """A model that answers questions about features."""
 
     @property
     def name(self) -> str:
@@ -68,13 +68,13 @@ class Answerer(Protocol):
         """What the marked places of some lines have in common."""
 
     def chances(self, kind: Kind, label: str, lines: Sequence[str]) -> list[float | Failure]:
-        """How likely each line has what a label says, or has it where it is marked: 0 to 1; each is judged alone."""
+        """How likely each line has what a label says, or has it at its marks: 0 to 1; each line is judged alone."""
 
     def intruders(self, label: str, groups: Sequence[Sequence[str]]) -> list[int | Failure]:
         """Which line of each group does not have what a label says, from 0."""
 
     def likelier(self, label: str, tokens: Sequence[str]) -> list[float] | Failure:
-        """How likely it is that what a label says makes each token likelier to follow: 0 to 1."""
+        """How likely it is that a feature with this label makes each token likelier to follow: 0 to 1."""
 
 
 def endpoint_name(endpoint: Endpoint, prompts: Prompts) -> str:
@@ -83,25 +83,25 @@ def endpoint_name(endpoint: Endpoint, prompts: Prompts) -> str:
 
 
 def label_question(prompts: Prompts, examples: Sequence[str], promoted: Sequence[str]) -> Question[LabelAnswer]:
-    """What an endpoint is asked for a label."""
+    """The question that asks an endpoint for a label."""
     prompt = prompts.fill("explain", examples="\n".join(examples), promoted=" ".join(promoted) or "unknown")
     return Question(prompt, LabelAnswer, EXPLANATION_TOKENS)
 
 
 def chance_questions(prompts: Prompts, kind: Kind, label: str, lines: Sequence[str]) -> list[Question[ChanceAnswer]]:
-    """What an endpoint is asked about lines: one question for each."""
+    """The questions to an endpoint about lines: one for each."""
     return [Question(prompts.fill(kind, label=plain_label(label), text=line), ChanceAnswer, CHANCE_TOKENS)
             for line in lines]
 
 
 def intruder_questions(prompts: Prompts, label: str, groups: Sequence[Sequence[str]]) -> list[Question[NumberAnswer]]:
-    """What an endpoint is asked about groups of lines: one question for each."""
+    """The questions to an endpoint about groups of lines: one for each."""
     return [Question(prompts.fill("intruder", label=plain_label(label), texts=numbered(lines)), NumberAnswer,
                      CHANCE_TOKENS) for lines in groups]
 
 
 def output_question(prompts: Prompts, label: str, tokens: Sequence[str]) -> Question[NumbersAnswer]:
-    """What an endpoint is asked about output tokens: one question for all."""
+    """The question to an endpoint about output tokens: one for all of them."""
     return Question(prompts.fill("output", label=plain_label(label), tokens=numbered(tokens)), NumbersAnswer,
                     NUMBERS_TOKENS)
 

@@ -1,4 +1,4 @@
-"""A finished run of ours: its recipe, what done.json says about the SAE, and its final checkpoint.
+"""A finished Olmoscope run: its recipe, what done.json says about the SAE, and its final checkpoint.
 
     recipe.yaml                     the recipe, resolved
     done.json                       which SAE of the recipe this is, and where its activations came from
@@ -224,10 +224,10 @@ def read_run_folder(folder: Path) -> RunFolder:
         if sae.id == done.sae:
             break
     else:
-        raise UserError(f"{folder}: done.json is of {done.sae}, which recipe.yaml does not hold: the folder "
+        raise UserError(f"{folder}: done.json belongs to {done.sae}, which recipe.yaml does not hold: the folder "
                         "mixes two runs")
     if recipe.run_hash(sae) != done.run_hash:
-        raise UserError(f"{folder}: done.json is of another recipe than recipe.yaml (run {done.run_hash}, not "
+        raise UserError(f"{folder}: done.json belongs to another recipe than recipe.yaml (run {done.run_hash}, not "
                         f"{recipe.run_hash(sae)}): the folder mixes two runs")
     return RunFolder(folder, recipe, sae, done)
 
