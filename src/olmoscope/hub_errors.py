@@ -4,7 +4,9 @@ The message blames the network only if no answer came, not if the hub refuses or
 """
 
 from collections.abc import Iterator
-from typing import Literal, cast
+from typing import Literal
+
+from olmoscope.hub_reach import no_answer, unanswered
 
 Kind = Literal["model", "dataset"]
 _PAGE = {"model": "https://huggingface.co/", "dataset": "https://huggingface.co/datasets/"}
@@ -14,14 +16,14 @@ def hub_exceptions() -> tuple[type[Exception], ...]:
     """Every exception that huggingface_hub raises if it cannot provide something."""
     from huggingface_hub import errors
 
-    return (OSError, errors.EntryNotFoundError, errors.HFValidationError, _no_answer())
+    return (OSError, errors.EntryNotFoundError, errors.HFValidationError, no_answer())
 
 
 def is_unreachable(error: Exception) -> bool:
     """Whether the hub could not be asked: no answer came, or it must not be asked (`HF_HUB_OFFLINE`)."""
     from huggingface_hub import errors
 
-    return isinstance(error, (errors.OfflineModeIsEnabled, _no_answer())) and not isinstance(error,
+    return isinstance(error, (errors.OfflineModeIsEnabled, no_answer())) and not isinstance(error,
                                                                                              errors.HfHubHTTPError)
 
 
@@ -56,7 +58,7 @@ def hub_reason(error: BaseException, repo: str, kind: Kind = "model", revision: 
             return f"{_endpoint()} does not answer as a hub does: check HF_ENDPOINT and proxies"
         if isinstance(one, ConnectionError) and constants.HF_HUB_OFFLINE:
             return _offline()
-        if isinstance(one, (ConnectionError, _no_answer())) or "Consistency check failed" in str(one):
+        if isinstance(one, (ConnectionError, no_answer())) or "Consistency check failed" in str(one):
             return _network(one)
     if any(isinstance(one, errors.LocalEntryNotFoundError) for one in chain):
         return _offline()
@@ -86,6 +88,8 @@ def _offline() -> str:
     from huggingface_hub import constants
 
     cache = f"it is not in the hub's cache ({constants.HF_HUB_CACHE})"
+    if (reason := unanswered()) is not None:
+        return _unreachable(f"{_endpoint()} did not answer ({reason}), and {cache}")
     if constants.HF_HUB_OFFLINE:
         return f"{cache}, and HF_HUB_OFFLINE forbids asking the hub: unset it, or fill the cache first"
     return f"{cache}, and the hub was not asked"
@@ -93,21 +97,17 @@ def _offline() -> str:
 
 def _network(error: BaseException) -> str:
     what = str(error).strip().split("\n")[0] or type(error).__name__
-    return (f"no network: {_endpoint()} did not answer, or its answer was cut off ({what}); check the connection and "
-            "run the same command again")
+    return _unreachable(f"{_endpoint()} did not answer, or its answer was cut off ({what})")
+
+
+def _unreachable(what: str) -> str:
+    return f"no network: {what}; check the connection and run the same command again"
 
 
 def _endpoint() -> str:
     from huggingface_hub import constants
 
     return str(constants.ENDPOINT)
-
-
-def _no_answer() -> type[Exception]:
-    """The base class of errors without an answer: from httpx or httpx2, depending on huggingface_hub's version."""
-    from huggingface_hub import errors
-
-    return cast(type[Exception], errors.HfHubHTTPError.__bases__[0])
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from olmoscope.errors import UserError
 from olmoscope.files import sha256
 from olmoscope.hub_errors import hub_exceptions, hub_reason, is_unreachable
+from olmoscope.hub_reach import asking_hub
 from olmoscope.model_adapter import (
     ADAPTER,
     ADAPTER_WEIGHTS,
@@ -306,15 +307,16 @@ def loading(model: Model, what: Literal["model", "tokenizer"] = "model") -> Iter
     from safetensors import SafetensorError
 
     expected: tuple[type[Exception], ...] = (*hub_exceptions(), ValueError, ImportError, SafetensorError)
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
-        if full_disk or not (isinstance(error, expected) or _reason(error, model, what)):
+    with asking_hub():
+        try:
+            yield
+        except UserError:
             raise
-        raise explain(error, model, what) from error
+        except Exception as error:
+            full_disk = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+            if full_disk or not (isinstance(error, expected) or _reason(error, model, what)):
+                raise
+            raise explain(error, model, what) from error
 
 
 def explain(error: Exception, model: Model, what: Literal["model", "tokenizer"] = "model") -> UserError:

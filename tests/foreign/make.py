@@ -3,9 +3,12 @@
     python tests/foreign/make.py sparsify             eai-sparsify 1.3.3; without a GPU, with SPARSIFY_DISABLE_TRITON=1
     python tests/foreign/make.py dictionary_learning  dictionary-learning 0.1.0
     python tests/foreign/make.py llamascopium         llamascopium 2.0.0b34
+    python tests/foreign/make.py one_site             sae-lens 6.54.12 and the first two, in one environment
 
 each in an environment of its own that has that package. tests/sae/io/test_owners.py reads them. Beside each SAE is
-`expected.safetensors`: `x` [rows, D], `codes` [rows, F], `out` [rows, D], all float32.
+`expected.safetensors`: `x` [rows, D], `codes` [rows, F], `out` [rows, D], all float32. `one_site` is for
+tests/evaluate/test_owners_together.py: three SAEs of one site of the model in the package, and `expected.json`, what
+their owners' classes make of a text there.
 
 Rows: ordinary ones, zeros, one that is b_dec itself, outliers a thousand times as large, and rows on which two latents
 tie (latents 0 and 1 have the same encoder).
@@ -142,6 +145,63 @@ def llamascopium():
         keep(folder, x_BD, codes_BF, out)
 
 
+TEXT = "The seven samples of the second series were larger, and 19 of them had changed by the end of the year. " * 6
+LAYER, LATENTS = 5, 24
+
+
+def one_site():
+    """A TopK SAE of each of three owners at the output of a layer, with different parameters, and their figures."""
+    import sae_lens
+    import transformers
+    from dictionary_learning.trainers.top_k import AutoEncoderTopK
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    tiny = HERE.parents[1] / "src/olmoscope/model/tiny"
+    model = transformers.AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tiny)
+    tokens = torch.tensor([[*tokenizer(TEXT)["input_ids"], tokenizer.eos_token_id]])  # as a document ends in a store
+    x_BD = model(tokens, output_hidden_states=True).hidden_states[LAYER + 1][0]
+    width, folder = x_BD.shape[1], HERE / "one_site"
+
+    lens = sae_lens.TopKSAE(sae_lens.TopKSAEConfig(
+        d_in=width, d_sae=LATENTS, k=4, dtype="float32", device="cpu", metadata=sae_lens.saes.sae.SAEMetadata(
+            model_name="tiny", hook_name=f"blocks.{LAYER}.hook_resid_post", prepend_bos=False, context_size=256)))
+    sparse = SparseCoder(width, SparseCoderConfig(num_latents=LATENTS, k=6))
+    learned = AutoEncoderTopK(width, LATENTS, 8)
+    for seed, coder in enumerate((lens, sparse, learned)):
+        generator = torch.Generator().manual_seed(seed)
+        W_FD = torch.nn.functional.normalize(torch.randn(LATENTS, width, generator=generator), dim=1)
+        b_F = 0.1 * torch.randn(LATENTS, generator=generator)
+        for name, parameter in coder.named_parameters():
+            value = {"W_enc": W_FD.T, "encoder.weight": W_FD, "W_dec": W_FD, "decoder.weight": W_FD.T, "b_enc": b_F,
+                     "encoder.bias": b_F, "b_dec": x_BD.mean(dim=0)}[name]
+            parameter.copy_(value)
+    lens.save_model(folder / "saelens")
+    sparse.save_to_disk(folder / f"sparsify/layers.{LAYER}")
+    (folder / "sparsify/config.json").write_text(json.dumps({"model": "tiny", "ctx_len": 256}))
+    (folder / "dictionary_learning").mkdir(parents=True, exist_ok=True)
+    torch.save(learned.state_dict(), folder / "dictionary_learning/ae.pt")
+    (folder / "dictionary_learning/config.json").write_text(json.dumps({
+        "trainer": {"dict_class": "AutoEncoderTopK", "activation_dim": width, "dict_size": LATENTS, "k": 8,
+                    "layer": LAYER, "lm_name": "tiny", "submodule_name": f"resid_post_layer_{LAYER}"},
+        "buffer": {"ctx_len": 256, "d_submodule": width, "io": "out"}}))
+
+    codes_BF = lens.encode(x_BD), dense_codes(sparse, x_BD), learned.encode(x_BD)
+    out_BD = lens(x_BD), sparse(x_BD).sae_out, learned(x_BD)
+    power = (x_BD - x_BD.mean(dim=0)).double().square().sum()
+    (folder / "expected.json").write_text(json.dumps({"text": TEXT, "rows": len(x_BD)} | {
+        name: {"l0": float((codes != 0).double().sum(dim=1).mean()),
+               "fvu": float((x_BD - out).double().square().sum() / power)}
+        for name, codes, out in zip(("saelens", "sparsify", "dictionary_learning"), codes_BF, out_BD, strict=True)},
+        indent=1))
+
+
+def dense_codes(coder, x_BD):
+    values_BK, indices_BK, _ = coder.encode(x_BD)
+    return torch.zeros(len(x_BD), coder.num_latents).scatter_add_(1, indices_BK, values_BK)
+
+
 if __name__ == "__main__":
     with torch.no_grad():
-        {"sparsify": sparsify, "dictionary_learning": dictionary_learning, "llamascopium": llamascopium}[sys.argv[1]]()
+        {"sparsify": sparsify, "dictionary_learning": dictionary_learning, "llamascopium": llamascopium,
+         "one_site": one_site}[sys.argv[1]]()

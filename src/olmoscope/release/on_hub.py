@@ -14,6 +14,7 @@ from typing import Any, Literal
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, sha256
 from olmoscope.hub_errors import hub_exceptions, hub_reason
+from olmoscope.hub_reach import asking_hub
 from olmoscope.model_errors import first_line
 from olmoscope.release.layout import check_root
 from olmoscope.release.manifest import MANIFEST, ManifestRead
@@ -117,9 +118,10 @@ def _tree(repo: str, revision: str | None) -> tuple[str | None, dict[str, Any]]:
     from huggingface_hub.hf_api import RepoFile
 
     try:
-        commit = HfApi().model_info(repo, revision=revision).sha
-        entries = HfApi().list_repo_tree(repo, recursive=True, revision=commit)
-        return commit, {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
+        with asking_hub():
+            commit = HfApi().model_info(repo, revision=revision).sha
+            entries = HfApi().list_repo_tree(repo, recursive=True, revision=commit)
+            return commit, {entry.path: entry for entry in entries if isinstance(entry, RepoFile)}
     except hub_exceptions() as error:
         if isinstance(error, errors.RepositoryNotFoundError) and not isinstance(error, errors.GatedRepoError):
             return None, {}

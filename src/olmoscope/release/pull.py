@@ -8,6 +8,7 @@ from pathlib import Path
 
 from olmoscope.errors import UserError
 from olmoscope.hub_errors import hub_exceptions
+from olmoscope.hub_reach import asking_hub
 from olmoscope.release.layout import differing_files
 from olmoscope.release.manifest import MANIFEST, ManifestRead, read_manifest
 from olmoscope.release.on_hub import refused
@@ -30,7 +31,8 @@ def pull(repo: str, folder: Path, *, revision: str | None = None, only: list[str
     from huggingface_hub import hf_hub_download, snapshot_download
 
     try:
-        hf_hub_download(repo, MANIFEST, revision=revision, local_dir=folder)
+        with asking_hub():
+            hf_hub_download(repo, MANIFEST, revision=revision, local_dir=folder)
     except hub_exceptions() as error:
         raise refused(error, repo, "get a release from hub repository", revision) from error
     manifest = read_manifest(folder)

@@ -13,6 +13,7 @@ from pathlib import Path
 from olmoscope.errors import UserError
 from olmoscope.files import read_json, write_json
 from olmoscope.hub_errors import hub_exceptions, hub_reason, is_unreachable
+from olmoscope.hub_reach import asking_hub
 from olmoscope.model_errors import first_line
 from olmoscope.text.cache import cache_folder
 
@@ -70,7 +71,8 @@ def _files(repo: str, revision: str | None) -> list[str]:
 def explained(address: str, repo: str, revision: str | None) -> Iterator[None]:
     """Turn what `huggingface_hub` raises in the block into a `UserError` that names the address."""
     try:
-        yield
+        with asking_hub():
+            yield
     except hub_exceptions() as error:
         if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise  # the command line has its own message for a full disk

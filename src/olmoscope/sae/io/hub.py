@@ -11,6 +11,7 @@ from typing import Any, BinaryIO, cast
 
 from olmoscope.errors import UserError, did_you_mean
 from olmoscope.hub_errors import hub_exceptions, hub_reason, is_unreachable
+from olmoscope.hub_reach import asking_hub
 from olmoscope.model_errors import first_line
 from olmoscope.sae.io.place import Here, Place
 from olmoscope.sae.io.registered import Registered
@@ -62,7 +63,8 @@ class OnHub(Place):
         from huggingface_hub import HfApi
 
         try:
-            found = HfApi().get_paths_info(self.repo, [self._in_repo(name)], revision=self.commit)
+            with asking_hub():
+                found = HfApi().get_paths_info(self.repo, [self._in_repo(name)], revision=self.commit)
         except hub_exceptions() as error:
             raise self._refused(error, name) from error
         return cast(int, getattr(found[0], "size", 0))
@@ -74,8 +76,9 @@ class OnHub(Place):
         if isinstance(cached, str):
             return Path(cached).open("rb")
         try:
-            opened = HfFileSystem().open(f"{self.repo}@{self.commit}/{self._in_repo(name)}", "rb", block_size=BLOCK,
-                                         cache_type="blockcache")
+            with asking_hub():
+                opened = HfFileSystem().open(f"{self.repo}@{self.commit}/{self._in_repo(name)}", "rb",
+                                             block_size=BLOCK, cache_type="blockcache")
         except hub_exceptions() as error:
             raise self._refused(error, name) from error
         return cast(BinaryIO, _Remote(opened, lambda error: self._refused(error, name)))
@@ -83,10 +86,12 @@ class OnHub(Place):
     def fetch(self, name: str) -> Path:
         from huggingface_hub import hf_hub_download
 
-        try:  # by the name of the revision, which the cache then knows offline; it may have moved since
-            path = Path(hf_hub_download(self.repo, self._in_repo(name), revision=self.revision))
-            if self.commit not in path.parts:
-                path = Path(hf_hub_download(self.repo, self._in_repo(name), revision=self.commit))
+        try:
+            with asking_hub():
+                # By the name of the revision, which the cache then knows offline; it may have moved since.
+                path = Path(hf_hub_download(self.repo, self._in_repo(name), revision=self.revision))
+                if self.commit not in path.parts:
+                    path = Path(hf_hub_download(self.repo, self._in_repo(name), revision=self.commit))
             return path
         except hub_exceptions() as error:
             raise self._refused(error, name) from error
@@ -147,7 +152,8 @@ def on_hub(name: str, repo: str, revision: str | None, path: str, registered: Re
     from huggingface_hub import HfApi
 
     try:
-        info = HfApi().model_info(repo, revision=revision)
+        with asking_hub():
+            info = HfApi().model_info(repo, revision=revision)
     except hub_exceptions() as error:
         cached = _cached(repo, revision) if is_unreachable(error) else None
         if cached is None:
