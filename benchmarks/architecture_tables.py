@@ -31,11 +31,11 @@ def show(found: Findings) -> None:
 
 
 ADAPTERS = (
-    "An adapter of such a model in PEFT's format (LoRA and the like; a folder or a hub repository with "
-    "`adapter_config.json` and `adapter_model.safetensors`) is merged into its base as it is loaded, by every command, "
-    "where peft is installed (`pip install olmoscope[peft]`). What cannot be merged (prompt tuning and the like), does "
-    "not fit its base, or computes something else when it is merged is refused in one line. The whole base is loaded, "
-    "and the revisions of both are recorded.")
+    "Every command also takes an adapter of such a model in PEFT's format (LoRA and the like): a folder or a hub "
+    "repository with `adapter_config.json` and `adapter_model.safetensors`. It merges the adapter into its base as it "
+    "loads it, and records the revisions of both. This needs peft (`pip install olmoscope[peft]`), and loads the whole "
+    "base. An adapter is refused in one line if it cannot be merged (prompt tuning and the like), does not fit its "
+    "base, or computes something else once merged.")
 
 
 def markdown(found: Findings, left_out: dict[str, str]) -> str:
@@ -45,16 +45,17 @@ def markdown(found: Findings, left_out: dict[str, str]) -> str:
         "# Which models work",
         "",
         textwrap.fill(
-            f"Every causal LM family of transformers {transformers.__version__}, tried with olmoscope "
-            f"{olmoscope.__version__}: a small random model of each goes through collection (documents that share "
-            "attention, and documents apart), evaluation and indexing, and its rows and figures are compared with "
-            "those of plain transformers. `benchmarks/architectures.py --markdown docs/models.md` writes this page. In "
-            "refusals, MODEL stands for the model's name.", 120, break_long_words=False, break_on_hyphens=False),
+            f"This page lists every causal LM family of transformers {transformers.__version__}, tried with olmoscope "
+            f"{olmoscope.__version__}. For each family, a small random model goes through collection (with documents "
+            "that share attention, and with documents apart), evaluation and indexing, and its rows and figures are "
+            "compared with those of plain transformers. `benchmarks/architectures.py --markdown docs/models.md` writes "
+            "this page. In the messages, MODEL stands for the model's name.", 120, break_long_words=False,
+            break_on_hyphens=False),
         "",
         textwrap.fill(ADAPTERS, 120, break_long_words=False, break_on_hyphens=False),
         "",
-        f"Of {len(found)} families {counts['right']} work, {counts['in part']} work in part, {counts['refused']} are "
-        "refused: by one line, before anything starts.",
+        f"Of {len(found)} families, {counts['right']} work, {counts['in part']} work in part, and {counts['refused']} "
+        "are refused, in one line and before anything starts.",
         "",
         "| family | collect | documents apart | evaluate | index |",
         "|---|---|---|---|---|",

@@ -80,8 +80,8 @@ LEFT_OUT: dict[str, str] = {
     "gemma4_assistant": "drafts tokens for another model, whose states it is given",
     "gemma4_unified_assistant": "drafts tokens for another model, whose states it is given",
     "mllama": "transformers' AutoModelForCausalLM cannot load it",
-    "musicgen": "reads audio in several codebooks, no text",
-    "musicgen_melody": "reads audio in several codebooks, no text",
+    "musicgen": "reads audio in several codebooks, not text",
+    "musicgen_melody": "reads audio in several codebooks, not text",
 }
 """Families that cannot be tried, with the reason."""
 

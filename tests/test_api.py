@@ -108,7 +108,7 @@ def test_mistakes_are_one_line(demo):
     assert "tokens does nothing here" in refused(olmoscope.evaluate, [demo], tokens=100)
     assert "only is for" in refused(olmoscope.evaluate, run, only=["x"])
     assert "--tokens is for --text" in refused(olmoscope.index, run, tokens=5)
-    assert "over 1 times the median" in refused(olmoscope.index, run, max_norm=0.5)
+    assert "so it must be over 1" in refused(olmoscope.index, run, max_norm=0.5)
     assert "holds 2 SAEs" in refused(olmoscope.index, demo, out=demo / "index")
     assert "I/N" in refused(olmoscope.collect, demo, worker="2/2")
     assert f"one of its stores, {demo}/store/train or" in refused(olmoscope.open_store, demo)

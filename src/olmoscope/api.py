@@ -177,12 +177,12 @@ class EvaluationJob:
                 return EvaluationDone(saes, [])
             for one in saes:
                 where = f", {one.folder}" if self.recipe is None else ""
-                tell(f"{one.name}: " + (f"evaluated{where}" if one.fresh else "evaluated before, nothing to do"))
+                tell(f"{one.name}: " + (f"evaluated{where}" if one.fresh else "already evaluated, nothing to do"))
             if self.recipe is None:
                 return EvaluationDone(saes, write_reports([one.folder for one in saes], self.options.out))
             for pair, fresh in compare_seeds(self.recipe, folder) if self.stability else ():
                 tell(f"{pair.runs[0]}, {pair.runs[1]}: "
-                     + ("compared" if fresh else "compared before, nothing to do"))
+                     + ("compared" if fresh else "already compared, nothing to do"))
             return EvaluationDone(saes, report_saes(self.recipe, folder))
 
 
@@ -272,7 +272,7 @@ def index(sae: str | Path, *, store: str | Path | None = None, text: str | Path 
     if text is None and tokens is not None:
         raise UserError("--tokens is for --text: a store is indexed whole")
     if max_norm is not None and max_norm <= 1:
-        raise UserError(f"--max-norm {max_norm:g}: it must be over 1 times the median")
+        raise UserError(f"--max-norm {max_norm:g}: it is a multiple of the median norm, so it must be over 1")
     named = find_saes(str(sae))
     if len(named) > 1 and not all(map(is_run, named)):
         raise UserError(f"{sae} holds {len(named)} SAEs of other tools; index one at a time, with --out for its index: "

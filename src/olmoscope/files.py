@@ -218,7 +218,7 @@ def remove(path: Path) -> None:
 def _explain(error: OSError, path: Path) -> Exception:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return UserError(f"no space left on the disk while writing {path}; make room and run the same command "
-                         "again: what is finished is kept")
+                         "again: finished work is kept")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         return UserError(f"cannot write {path}: {error.strerror}")
     return error

@@ -103,7 +103,7 @@ def test_what_is_not_there_is_said(index_folder: Path, tmp_path: Path) -> None:
         status, said, _ = ask(port, "GET", f"/api/{SAE}/report.html")
         assert status == 400 and "is not evaluated" in said["error"]
         status, said, _ = ask(port, "GET", f"/api/{SAE}/card.md")
-        assert status == 400 and "the SAE is in no release" in said["error"]
+        assert status == 400 and "the SAE is not part of a release" in said["error"]
 
 
 @pytest.mark.parametrize(("where", "page"), [

@@ -146,7 +146,7 @@ def test_a_missing_or_damaged_index_gets_a_line(index_folder: Path, tmp_path: Pa
     labels = shutil.copytree(index_folder, tmp_path / "labels", ignore=shutil.ignore_patterns("labels.sqlite*"))
     (labels / "labels.sqlite").write_bytes(b"no database " * 500)
     for folder, said in ((tmp_path / "nothing", "no feature index"), (copy, "damaged"), (other, "damaged"),
-                         (labels, "not a sound labels file")):
+                         (labels, "is damaged or not a labels file")):
         with pytest.raises(UserError, match=said):
             serve(folder, None, 0, open_browser=False)
     with pytest.raises(UserError, match=f"port {port} cannot be used"):

@@ -98,6 +98,6 @@ def test_the_same_index_gives_the_same_bytes(site: Path, index_folder: Path, tmp
 
 def test_nothing_but_a_site_is_replaced(index_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
-    with pytest.raises(UserError, match="holds no site"):
+    with pytest.raises(UserError, match="is not a site of olmoscope"):
         export_site(open_collection(index_folder, None), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]

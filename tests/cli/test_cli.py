@@ -110,7 +110,7 @@ def test_a_model_that_cannot_be_fetched_or_lies_elsewhere(fails, run, tmp_path):
               "weights": "Q4_1", "sha256": MODELS["smollm2"].sha256}
     (tmp_path / "model" / "source.json").write_text(json.dumps(source))
     status, out, _ = run("fetch-model", "smollm2", "-o", tmp_path / "model")
-    assert status == 0 and "SmolLM2-135M-Instruct, licence Apache-2.0, there already, unchanged" in out
+    assert status == 0 and "SmolLM2-135M-Instruct, licence Apache-2.0, already there, unchanged" in out
 
 
 def test_mistakes_about_text(fails, job, tmp_path):

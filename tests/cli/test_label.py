@@ -19,9 +19,9 @@ def test_features_are_labelled_once(index: Path, tmp_path: Path) -> None:
     assert first.returncode == 0, first.stderr
     assert "of 12 features have a label" in " ".join(first.stdout.split())
     again = run_forked("label", index, "--most", 12)
-    assert again.returncode == 0 and "12 features were labelled before, nothing to do" in " ".join(again.stdout.split())
+    assert again.returncode == 0 and "12 features are labelled already, nothing to do" in " ".join(again.stdout.split())
     more = run_forked("label", index, "--most", 14)
-    assert "labelled before, nothing to do" not in " ".join(more.stdout.split())
+    assert "labelled already, nothing to do" not in " ".join(more.stdout.split())
     assert run_forked("label", index, "--export", tmp_path / "labels.jsonl").returncode == 0
     lines = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
     assert lines and all(one["labeller"] == "rules 2" and one["label"] for one in lines)
@@ -37,7 +37,7 @@ def test_features_are_labelled_once(index: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("arguments", "said"), [
     (("--features", "7,x"), "'x' is not a feature"), (("--features", "512"), "there is no feature 512"),
-    (("--features", "1", "--most", "2"), "give one of them"),
+    (("--features", "1", "--most", "2"), "give only one"),
     (("--import", "absent.jsonl"), "cannot read absent.jsonl")])
 def test_bad_input_is_one_line(index: Path, arguments: tuple[str, ...], said: str) -> None:
     done = run_forked("label", index, *arguments)

@@ -55,7 +55,7 @@ def test_what_cannot_be_mended_fails(whole, tmp_path):
     assert olmoscope("store", "verify", out).returncode == 1
     ran = olmoscope("store", "repair", out)
     assert ran.returncode == 1
-    assert "mine.txt: not a file of a store (left as it is)" in ran.stdout
+    assert "mine.txt: not a file of a store (left unchanged)" in ran.stdout
     (out / "store" / "train" / "manifest.json").write_text('{"format": "olmoscope activation store", "version": 99}')
     for command in ("verify", "repair"):
         ran = olmoscope("store", command, out)

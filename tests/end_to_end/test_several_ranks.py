@@ -114,7 +114,8 @@ def test_two_ranks_write_what_one_process_does_also_after_a_kill(job, tmp_path):
     assert training.returncode == 1
     said = errors.splitlines()[-1]
     assert said.startswith("error: rank ") and said.endswith(
-        " was killed by SIGKILL; the checkpoints are whole: the same command goes on from the last one"), errors
+        " was killed by SIGKILL; the checkpoints are whole: run the same command again to continue from the last one"
+    ), errors
     assert "Traceback" not in errors
     done = subprocess.run(command(job, tmp_path, "--ranks", "2"), env=ENVIRONMENT, capture_output=True, text=True,
                           timeout=120)

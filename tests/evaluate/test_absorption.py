@@ -213,6 +213,6 @@ def test_what_is_no_sae_of_one_site_is_refused(tmp_path):
     out = make_out(tmp_path / "out", recipe_for_tests(
         "[{reads: [layers.3], writes: [layers.7], d_sae: 96, k: 4, weights: untied}]"))
     subject = open_sae(next((out / "runs").rglob("done.json")).parent)
-    with pytest.raises(UserError, match="is no SAE of one site"):
+    with pytest.raises(UserError, match="is not an SAE of one site"):
         _refuse(Probed(subject, tmp_path), Behaviour(absorption=True))
     _refuse(Probed(subject, tmp_path), Behaviour(probing=True))

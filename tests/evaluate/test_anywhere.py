@@ -81,7 +81,7 @@ def test_several_kinds_side_by_side(out, gated, text, hub_endpoint, tmp_path):
         assert (tmp_path / "out" / folder / "report.html").exists()
     assert (tmp_path / "out" / "report.html").exists()
     again = run_forked("evaluate", *asked, environment=environment, hub=True)
-    assert again.stdout.count("evaluated before, nothing to do") == 3
+    assert again.stdout.count("already evaluated, nothing to do") == 3
     assert [line for line in again.stdout.splitlines() if line.startswith((" layer_03", " gated", " someone"))] == rows
     # In another precision of the model it is another evaluation; a run and its release's folder are the same SAE.
     other = "float32" if fast_dtype(torch.device("cpu")) == "bfloat16" else "bfloat16"
@@ -147,7 +147,7 @@ def test_what_does_not_fit_is_refused(out, gated, text, tmp_path):
     config = json.loads((odd / "cfg.json").read_text())
     config["metadata"] |= {"prepend_bos": True}
     (odd / "cfg.json").write_text(json.dumps(config))
-    refused("odd was trained on sequences that begin with BOS, .* evaluate them apart", [gated, odd], options)
+    refused("odd was trained on sequences that begin with BOS, .* evaluate them separately", [gated, odd], options)
     refused("the tokenizer of 'tiny' has no BOS token", [odd], options)
     config["metadata"] |= {"model_name": None}
     (odd / "cfg.json").write_text(json.dumps(config))

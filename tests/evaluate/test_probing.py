@@ -190,7 +190,7 @@ def test_what_is_wrong_is_said(tables, tmp_path, monkeypatch):
     (tmp_path / "odd.csv").write_text("text,label\na,b\n")
     refused("needs rows, and the columns prompt and target", None, tmp_path)
     (tmp_path / "odd.csv").write_bytes(b"\xff\xfe\xff")
-    refused("is no labelled table", None, tmp_path)
+    refused("is not a labelled table", None, tmp_path)
     monkeypatch.setattr(labelled, "PACKAGE", "no-such-package")
     refused("pip install --no-deps sae-probes", None, None)
     with pytest.raises(UserError, match="--probing-sets does nothing without --probing"):

@@ -38,8 +38,9 @@ def given(tmp_path):
     ({"hook": "blocks.20.hook_resid_post"}, "b reads layers.20, but tiny has layers 0 to 7: it is an SAE of another"),
     ({"width": 128}, "b reads rows of 128 values, those of tiny have 256: it is an SAE of another model$"),
     ({"hook": "blocks.6.attn.hook_in", "width": 128}, "b reads rows of 128 values, those of tiny have 256"),
-    ({"bos": True}, "b was trained on sequences that begin with BOS, a on sequences without it; evaluate them apart"),
-    ({"model": None}, "set/b does not say which language model it is of; give --model, and evaluate it apart from "
+    ({"bos": True}, "b was trained on sequences that begin with BOS, a on sequences without it; evaluate them "
+                    "separately"),
+    ({"model": None}, "set/b does not name its language model; give --model, and evaluate it separately from "
                       "those of tiny$"),
     ({"architecture": "temporal"}, "set/b/cfg.json: architecture 'temporal'"),
 ])

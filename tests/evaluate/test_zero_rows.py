@@ -58,7 +58,7 @@ def test_rows_of_zeros_are_counted_and_spoil_no_figure(out, capsys):
         assert 0 < done["nmse"] < 2, "training met such rows too"
     show_evaluations(found)
     said = capsys.readouterr().out
-    assert f"{found[0].zero_rows} rows of layers.3 are zeros: NMSE leaves them out." in said
+    assert f"{found[0].zero_rows} rows of layers.3 are all zeros: NMSE leaves them out." in said
 
 
 def test_saes_from_anywhere_on_a_text_with_such_rows(out, tmp_path):

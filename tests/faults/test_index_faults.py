@@ -100,6 +100,6 @@ def test_labels_beside_it_stay(command, commands, whole, tmp_path):
     (out / "labels.sqlite").write_text("what people wrote")
     assert commands.run(*command, out, **SMALL_PARTS)[0] == 0
     status, output = commands.run(*command, out, **SMALL_PARTS)
-    assert status == 0 and "there already" in output
+    assert status == 0 and "already there" in output
     assert (out / "labels.sqlite").read_text() == "what people wrote"
     assert {name: value for name, value in content(out).items() if name != "labels.sqlite"} == whole

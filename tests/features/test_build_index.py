@@ -124,7 +124,7 @@ def test_weights_that_are_not_finite_are_refused(path, tmp_path):
     saelens.write(sae, tmp_path / "sae", metadata | {"model_name": "tiny", "hook_name": "blocks.1.hook_resid_post"})
     with pytest.raises(UserError, match=r"activations are not finite at layers\.1 in segment 0"):
         index_sae(str(tmp_path / "sae"), store=tmp_path / "out" / "store" / "train", out=tmp_path / "new", device="cpu")
-    with pytest.raises(UserError, match="say where its index goes with --out"):
+    with pytest.raises(UserError, match="has no default folder; give --out"):
         index_sae(str(tmp_path / "sae"), store=tmp_path / "out" / "store" / "train", device="cpu")
 
 

@@ -70,7 +70,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="10 latents, this one has 11"):
         Labels(tmp_path / "labels.sqlite", 11)
     (tmp_path / "damaged.sqlite").write_bytes(b"not a database" * 1000)
-    with pytest.raises(UserError, match="not a sound labels file"):
+    with pytest.raises(UserError, match="is damaged or not a labels file"):
         Labels(tmp_path / "damaged.sqlite", 10)
     sqlite3.connect(tmp_path / "foreign.sqlite").execute("CREATE TABLE x (y)").connection.commit()
     with pytest.raises(UserError, match="not a"):

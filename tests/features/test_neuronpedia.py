@@ -120,5 +120,5 @@ def test_bad_input_is_named(index, tmp_path):
     with pytest.raises(UserError, match="--called Big: Neuronpedia wants MODEL/SET"):
         write_neuronpedia(index, tmp_path, {}, "Big")
     index.info.sae.__dict__["weights"] = "another"
-    with pytest.raises(UserError, match=r"is no longer the SAE that .* is of; run `olmoscope index` again"):
+    with pytest.raises(UserError, match=r"has changed since .* was made; run `olmoscope index` again"):
         write_neuronpedia(index, tmp_path, {})

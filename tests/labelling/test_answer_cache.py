@@ -44,7 +44,7 @@ def test_a_claim_is_for_one_process_and_ends_with_it(tmp_path):
 
 def test_files_that_are_no_cache(tmp_path):
     (tmp_path / "text").write_text("not a database " * 100)
-    with pytest.raises(UserError, match="not a sound cache"):
+    with pytest.raises(UserError, match="is damaged or not a cache"):
         AnswerCache(tmp_path / "text")
     with sqlite3.connect(tmp_path / "other") as other:
         other.execute("CREATE TABLE things (a)")

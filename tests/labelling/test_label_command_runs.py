@@ -52,7 +52,7 @@ def test_the_command(index, server, tmp_path):
     assert "cost at most" in dry.stdout and "Nothing was sent" in dry.stdout
     done = run_forked(*command(index, server, "--budget", 3000, "--concurrency", 3), environment=environment)
     assert done.returncode == 0, done.stderr
-    assert "Asked " in done.stdout and "The budget ended the run" in done.stdout
+    assert "Asked " in done.stdout and "The run reached its budget" in done.stdout
     assert "secret" not in dry.stdout + done.stdout + done.stderr and server.most_at_once <= 3
     refused = run_forked(*command(index, server), environment=environment | {"OPENAI_API_KEY": "wrong"})
     assert refused.returncode == 1 and refused.stderr.count("\n") <= 3

@@ -97,7 +97,7 @@ def test_what_is_refused(out, hub_endpoint, tmp_path):
     (folder / "manifest.json").write_text(json.dumps(manifest))
     (same_tag, moved) = run(hub_endpoint, tmp_path / "hf2", ["release", release, "--push", REPO, "--tag", "v1"],
                             ["release", release, "--push", REPO, "--tag", "v3"])
-    assert same_tag == [1, f"{out / 'release'}: 2 SAEs there already, unchanged\nerror: {REPO} has a tag 'v1' of "
+    assert same_tag == [1, f"{out / 'release'}: 2 SAEs already there, unchanged\nerror: {REPO} has a tag 'v1' of "
                            "another release: give this one another name with --tag\n"]
     assert moved[0] == 0 and "sent 1 of 14 files" in moved[1]
     repository = hub_endpoint.repositories["models", REPO]
@@ -115,8 +115,8 @@ def test_what_is_refused(out, hub_endpoint, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "told"), [
-    (["--push", "saes"], "'saes' is no hub repository: write OWNER/NAME, or OWNER/NAME@REVISION"),
-    (["--push", "some/saes@v1"], "an upload goes to the main branch: --push some/saes, and --tag v1 for a name"),
+    (["--push", "saes"], "'saes' is not a hub repository: write OWNER/NAME, or OWNER/NAME@REVISION"),
+    (["--push", "some/saes@v1"], "an upload goes to the main branch: give --push some/saes, and --tag v1 to name it"),
     (["--push", "a/b", "--check", "a/b"], "--push already checks what it sent: leave out --check"),
     (["--dry-run"], "--dry-run is for an upload: give --push OWNER/NAME as well"),
 ])

@@ -1,4 +1,4 @@
-"""What the page says of an SAE as a whole: its evaluation, its settings, where it came from."""
+"""What the page says about an SAE as a whole: its evaluation, its settings, where it came from."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ def summary_payload(shown: Shown) -> dict[str, Any]:
 
 
 def about_payload(shown: Shown) -> dict[str, Any]:
-    """Everything but the list of files; a histogram of densities: counts of live features by half decades; and which
+    """Everything except the list of files; a histogram of densities: counts of live features by half decades; and which
     documents there are (`documents.py`)."""
     info = shown.index.info
     return {**summary_payload(shown), "density": _densities(shown), "labelled": len(shown.label_texts()),

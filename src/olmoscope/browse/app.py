@@ -38,7 +38,7 @@ WIDEST = 400
 
 
 class _Api:
-    """The answers. Reading is done in worker threads, as SQLite, DuckDB and memory maps block."""
+    """The answers. Worker threads read, since SQLite, DuckDB and memory maps block."""
 
     def __init__(self, collection: dict[str, Shown]) -> None:
         self.collection = collection
@@ -59,7 +59,7 @@ class _Api:
     def card(self, request: Request) -> Response:
         path = card_path(self._shown(request))
         if path is None:
-            raise UserError("there is no model card: the SAE is in no release")
+            raise UserError("there is no model card: the SAE is not part of a release")
         return PlainTextResponse(path.read_text(encoding="utf-8"))
 
     def features(self, request: Request) -> Response:
@@ -71,7 +71,7 @@ class _Api:
             for line in page.lines]})
 
     def around(self, request: Request) -> Response:
-        """Where a feature stands in a list, and who stands beside it."""
+        """A feature's place in a list, and its neighbours there."""
         shown, number = self._shown(request), int(request.path_params["feature"])
         order = parse_query(request.query_params).listing().order(shown)
         at = np.flatnonzero(order == number)
@@ -82,7 +82,7 @@ class _Api:
                       "next": int(order[place + 1]) if place + 1 < len(order) else None})
 
     def random(self, request: Request) -> Response:
-        """Any feature of a list: which one, `draw` decides."""
+        """A feature of a list; `draw` decides which."""
         draw = request.path_params["draw"]
         order = parse_query(request.query_params).listing().order(self._shown(request))
         chosen = int(generator(int(draw), "a feature to look at").choice(order)) if len(order) else None
@@ -138,14 +138,14 @@ class _Api:
         return _json({"new": self._shown(request).labels.import_lines(lines)})
 
     def wake(self, request: Request, body: bytes) -> Response:
-        """Load what prompts and steering need, while the prompt is being written."""
+        """Load what prompts and steering need, while the user writes the prompt."""
         shown = self._shown(request)
         shown.live.load()
         shown.sae()
         return _json({"model": shown.live.name})
 
     def prompt(self, request: Request, body: bytes) -> Response:
-        """For each token of a text its active features, strongest first."""
+        """For each token of a text, its active features, strongest first."""
         shown = self._shown(request)
         ids = shown.live.tokens(parse_body(PromptBody, body).text, begin=shown.begin)
         codes = shown.live.encode(shown.sae(), shown.index.info.sae.site, ids)
@@ -158,7 +158,7 @@ class _Api:
                       "labels": {number: labels[number] for number in sorted(named & labels.keys())}})
 
     async def steer(self, request: Request) -> Response:
-        """A text continued twice, as it is and steered: a JSON object a line, as tokens come."""
+        """A text continued twice, without and with steering: one JSON object per line, as tokens come."""
         shown = self._shown(request)
         wanted = parse_body(SteerBody, await request.body())
         lines = await to_thread.run_sync(_continuations, shown, wanted)
@@ -169,7 +169,7 @@ def _continuations(shown: Shown, wanted: SteerBody) -> Iterator[str]:
     """Both texts, a token of each in turn.
 
     Raises:
-        UserError: at once, before the first line.
+        UserError: immediately, before the first line.
     """
     edits = []
     for edit in wanted.edits:
@@ -178,8 +178,8 @@ def _continuations(shown: Shown, wanted: SteerBody) -> Iterator[str]:
                             f"{shown.index.info.sae.d_sae - 1}")
         unit = shown.index.feature(edit.feature).mean
         if unit == 0:
-            raise UserError(f"feature {edit.feature} never fired on the indexed text, so it has no typical activation "
-                            "to measure a strength in; choose another")
+            raise UserError(f"feature {edit.feature} never fired on the indexed text, so it has no typical activation, "
+                            "the unit of strength; choose another")
         edits.append(Edit(edit.feature, edit.mode, edit.strength * unit))
     ids = shown.live.tokens(wanted.text, room=wanted.tokens, begin=shown.begin)
     sae, site = shown.sae(), shown.index.info.sae.site
@@ -200,7 +200,7 @@ def _continuations(shown: Shown, wanted: SteerBody) -> Iterator[str]:
 
 
 async def _unless_gone(request: Request, lines: Iterator[str]) -> AsyncIterator[str]:
-    """Lines for as long as somebody listens: the model stops when the page does."""
+    """Lines for as long as somebody listens: if the page stops, the model stops."""
     while not await request.is_disconnected():
         line = await to_thread.run_sync(next, lines, None)
         if line is None:
@@ -209,7 +209,7 @@ async def _unless_gone(request: Request, lines: Iterator[str]) -> AsyncIterator[
 
 
 def build_app(collection: dict[str, Shown], port: int) -> Starlette:
-    """The server of some indexes, for requests that name this machine and this port."""
+    """The server for some indexes, for requests that name this machine and this port."""
     api, files = _Api(collection), PageFiles().answer
     routes = [
         Route("/api/saes", api.saes),

@@ -29,7 +29,7 @@ from olmoscope.sae.io.same_model import GivenModel, SaidModel, take_for_same
 
 @dataclass
 class Shown:
-    """One index, as the page knows it."""
+    """One index, with all that the page needs."""
 
     slug: str
     """Its name in addresses."""
@@ -44,7 +44,8 @@ class Shown:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def newest_labels(self) -> dict[int, Entry]:
-        """What counts for each feature that has a label or a note, read on from where the last call ended."""
+        """The entry that counts for each feature with a label or a note; reads only what is new since the last
+        call."""
         with self._lock:
             for entry in self.labels.since(self._seen):
                 self._seen = entry.id
@@ -56,7 +57,7 @@ class Shown:
 
     @property
     def proposals(self) -> Proposals | None:
-        """What programs say; None as long as `olmoscope label` has written nothing."""
+        """What programs say; None until `olmoscope label` has written something."""
         with self._lock:
             path = self.index.path / PROPOSALS_FILE
             if self._proposals is None and path.exists():
@@ -64,7 +65,7 @@ class Shown:
             return self._proposals
 
     def best_proposals(self) -> dict[int, Proposal]:
-        """The best proposal of each feature that has one, read again whenever the file has changed."""
+        """The best proposal for each feature that has one; read again whenever the file has changed."""
         proposals = self.proposals
         if proposals is None:
             return {}
@@ -74,14 +75,14 @@ class Shown:
         return self._best[1]
 
     def label_texts(self) -> dict[int, str]:
-        """The label that counts of each feature that has one: what a person wrote, else the best proposal."""
+        """The label that counts for each feature that has one: what a person wrote, else the best proposal."""
         proposed = {number: one.label for number, one in self.best_proposals().items()}
         return proposed | {number: entry.label for number, entry in self.newest_labels().items() if entry.label}
 
     def label_figures(self) -> dict[int, tuple[Figure, str]]:
-        """The detection AUROC of the best proposal of each feature, and who proposes it.
+        """The detection AUROC of the best proposal for each feature, and who proposes it.
 
-        Left out are features whose AUROC is unknown, and those that a person has labelled.
+        Features whose AUROC is unknown, and those that a person has labelled, are left out.
         """
         written = {number for number, entry in self.newest_labels().items() if entry.label}
         return {number: (one.scores.detection, one.labeller) for number, one in self.best_proposals().items()
@@ -89,7 +90,7 @@ class Shown:
 
     @property
     def begin(self) -> list[int]:
-        """Token ids that a prompt begins with, as the sequences of the index do."""
+        """Token ids that a prompt begins with, like the sequences of the index."""
         return list(self.index.info.store.get("bos_token_ids", []))
 
     @cached_property
@@ -100,7 +101,7 @@ class Shown:
         return density
 
     def sae(self) -> SparseCoder:
-        """The SAE itself, loaded when first asked for, on the device where the model is.
+        """The SAE itself, loaded when it is first needed, on the model's device.
 
         Raises:
             UserError: it cannot be opened.
@@ -116,7 +117,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Listing:
-    """Which features, in which order: what the address of a list says."""
+    """Which features, in which order, as the address of a list says."""
 
     sort: Sort
     descending: bool
@@ -145,22 +146,22 @@ class Listing:
                 "also": also, "scores": scores}
 
     def page(self, shown: Shown, offset: int, limit: int) -> Page:
-        """Some lines of it."""
+        """Some lines of the list."""
         return shown.index.table(**self._arguments(shown), offset=offset, limit=limit)
 
     def order(self, shown: Shown) -> np.ndarray:
-        """The features of it, all of them, in order."""
+        """All features of the list, in order."""
         return shown.index.order(**self._arguments(shown))
 
 
 def open_collection(folder: Path, model: str | None) -> dict[str, Shown]:
-    """Open every index in or below a folder; the order is that of their paths.
+    """Open every index in or below a folder, in the order of their paths.
 
     Args:
-        model: where the model that the indexes name stands: a hub repository, a folder, or `tiny`.
+        model: where the model that the indexes name is now: a hub repository, a folder, or `tiny`.
 
     Raises:
-        UserError: there is none, one is damaged, or the model cannot be loaded or is another one.
+        UserError: there is no index, one is damaged, or the model cannot be loaded or is another one.
     """
     collection: dict[str, Shown] = {}
     models: dict[str, LiveModel] = {}
@@ -181,7 +182,7 @@ def open_collection(folder: Path, model: str | None) -> dict[str, Shown]:
 
 
 def _model(index: FeatureIndex, wanted: str | None) -> Model:
-    """The language model of an index, or the one wanted in its place."""
+    """The language model of an index, or the one to use in its place."""
     identity = index.info.model
     return Model(name=wanted) if wanted else at_revision(Model(name=identity.name), identity.revision)
 
@@ -198,7 +199,7 @@ def one_of(collection: dict[str, Shown], slug: str) -> Shown:
     """An index by its name in addresses.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no index with that name.
     """
     if slug not in collection:
         raise UserError(f"there is no SAE {slug!r} here; there are: {', '.join(collection)}")

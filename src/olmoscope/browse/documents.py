@@ -1,8 +1,8 @@
-"""What lies beside an index's SAE: the report of its evaluation, the model card of its release, its page on the hub.
+"""Documents about an index's SAE: the report of its evaluation, the model card of its release, its page on the hub.
 
-    report.html     made when it is asked for, from the evaluation.json beside the SAE. A report.html beside it is never
-                    served: others may have written it, and the page runs no script of others
-    card.md         the README.md of the release that has the SAE, as it is; browsers show it as text
+    report.html     made on request, from the evaluation.json beside the SAE. A report.html beside it is never served:
+                    others may have written it, and the page runs no scripts of others
+    card.md         the README.md of the release that has the SAE, unchanged; browsers show it as text
 """
 
 import re
@@ -21,7 +21,7 @@ _OF_A_RELEASE = ("README.md", "manifest.json", "saelens_pretrained_saes.yaml")
 
 
 def documents(shown: Shown) -> list[str]:
-    """The names of the documents that there are, REPORT and CARD at most."""
+    """The names of the documents that exist, at most REPORT and CARD."""
     found = {REPORT: _evaluated(shown), CARD: card_path(shown)}
     return [name for name, path in found.items() if path is not None]
 

@@ -1,8 +1,8 @@
-"""The page as plain files: list, features, search; from any web host, without model, labels to write, or more text.
+"""The page as static files: list, features, search, for any web host; without a model, new labels, or more text.
 
     index.html, *.js, *.css            the page's own files; index.html says that this is a static site
     site.json                          what this folder is; written first
-    data/SAE/about.json                as the server's answer, and features of a part
+    data/SAE/about.json                the server's answer, and the number of features per part
     data/SAE/report.html, card.md      the report of its evaluation and the model card of its release, if there are any
     data/SAE/list.json.gz              the list, by columns
     data/SAE/features/part-0042.json.gz   some consecutive features and the texts of their tokens
@@ -31,7 +31,7 @@ from olmoscope.progress import bar
 
 VERSION = 1
 PER_PART = 32
-"""Features of a part: one is fetched to show one of its features."""
+"""Features per part; to show a feature, the page fetches its part."""
 SHOWN = {"top": 10, "interval": 2, "random": 5}
 BEFORE, AFTER = 24, 12
 _LISTED = ("rows", "density", "max", "mean", "tokens", "promoted", "source")
@@ -44,11 +44,11 @@ class Exported:
     folder: Path
     features: int
     bytes: int
-    """The size of the data; the page's own files are another 100 kB."""
+    """The size of the data; the page's own files take another 100 kB."""
 
 
 def export_site(collection: dict[str, Shown], out: Path) -> Exported:
-    """Write a static site, in place of an older one.
+    """Write a static site; this replaces an older one.
 
     Raises:
         UserError: the folder holds something else, or cannot be written.
@@ -73,7 +73,7 @@ def _begin(out: Path) -> None:
     mark = {"format": "olmoscope site", "version": VERSION}
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         if not (out / "site.json").is_file() or read_json(out / "site.json").get("format") != mark["format"]:
-            raise UserError(f"{out} is not empty and holds no site of olmoscope; choose another --export")
+            raise UserError(f"{out} is not empty and is not a site of olmoscope; choose another folder for --export")
         shutil.rmtree(out / "data", ignore_errors=True)
     write_json(out / "site.json", mark)
 
@@ -113,14 +113,14 @@ def _part(shown: Shown, numbers: range, labels: dict[int, str], entries: dict[in
 
 
 def _write_gzip(path: Path, value: Any) -> None:
-    """JSON, packed: the same bytes whenever it is written."""
+    """Compressed JSON, with the same bytes whenever it is written."""
     text = json.dumps(_shortened(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     with atomic_file(path) as file:
         file.write(gzip.compress(text.encode(), compresslevel=9, mtime=0))
 
 
 def _shortened(value: Any) -> Any:
-    """Numbers that came from float32 with the digits that a float32 has."""
+    """Numbers from float32, with as many digits as a float32 has."""
     if isinstance(value, float):
         if value.is_integer() and abs(value) < 2**24:
             return int(value)

@@ -1,4 +1,5 @@
-"""The language model behind the page: what a prompt's tokens make the features do, and how it writes on when steered.
+"""The language model behind the page: how features respond to a prompt's tokens, and how the model continues it when
+steered.
 
 T tokens of a prompt, K active latents of each.
 """
@@ -37,22 +38,22 @@ class _Loaded:
 
 
 class LiveModel:
-    """A whole causal LM, loaded when first asked for something. One thread uses it at a time."""
+    """A whole causal LM, loaded when it is first needed. One thread uses it at a time."""
 
     def __init__(self, model: Model, may_download: bool) -> None:
         """
         Args:
-            may_download: else a hub model must be in the cache: nobody expects a click to fetch gigabytes.
+            may_download: if False, a hub model must be in the cache: nobody expects a click to download gigabytes.
         """
         self.name, self._model, self._may_download = model.name, model, may_download
         self._lock = threading.Lock()
         self._loaded: _Loaded | None = None
 
     def load(self) -> None:
-        """Load it now, for whoever wants to know early whether it can be had.
+        """Load it now, to find out early whether that works.
 
         Raises:
-            UserError: it cannot.
+            UserError: it cannot be loaded.
         """
         with self._lock:
             self._get()
@@ -71,8 +72,8 @@ class LiveModel:
         """The token ids of a text, without the EOS that ends a document.
 
         Args:
-            room: tokens that the model is going to write after it.
-            begin: ids to put before it: BOS, as the sequences of an index have it.
+            room: tokens that the model will write after it.
+            begin: ids to put before it: BOS, if the sequences of the index have it.
 
         Raises:
             UserError: it is empty or too long, or the model cannot be loaded.
@@ -84,15 +85,15 @@ class LiveModel:
             raise UserError("the prompt is empty: write some text")
         ids = [*begin, *ids]
         if len(ids) + room > loaded.most_tokens:
-            raise UserError(f"the prompt has {len(ids)} tokens{f' and {room} are to follow' if room else ''}; the page "
-                            f"takes {loaded.most_tokens} at most: shorten it")
+            raise UserError(f"the prompt has {len(ids)} tokens{f' and {room} are to follow' if room else ''}, but the "
+                            f"page takes at most {loaded.most_tokens}; shorten it")
         return ids
 
     def encode(self, sae: SparseCoder, site: Site, ids: list[int]) -> SparseCodes:
-        """What the features do on each token of a prompt.
+        """The features' activations on each token of a prompt.
 
         Raises:
-            UserError: the SAE is of another model.
+            UserError: the SAE belongs to another model.
         """
         with self._lock, torch.no_grad():
             model = self._get().model
@@ -104,14 +105,14 @@ class LiveModel:
 
     def continuation(self, sae: SparseCoder, site: Site, ids: list[int], edits: list[Edit], *,
                      temperature: float, seed: int) -> "Writer":
-        """A text that goes on from a prompt.
+        """A continuation of a prompt.
 
         Raises:
-            UserError: the SAE is of another model.
+            UserError: the SAE belongs to another model.
         """
         with self._lock:
             if sae.transcoder or len(sae.reads) > 1:
-                raise UserError("steering changes what stands at one site, which the SAE reads: a transcoder or a "
+                raise UserError("steering changes the one site that the SAE reads and writes, so a transcoder or a "
                                 "crosscoder cannot steer")
             place, = self._places(sae, (site,))
             model, tokenizer = self._get().model, self._get().tokenizer
@@ -123,20 +124,19 @@ class LiveModel:
         """Where the sites that a coder reads are in the model.
 
         Raises:
-            UserError: the coder is of another model.
+            UserError: the coder belongs to another model.
         """
         model = self._get().model
         if deepest(sites) < len(model.layers):
             found = model.find(sites)
             if sum(found.widths[site] for site in sites) == sae.d_in:
                 return [found.places[site] for site in sites]
-        raise UserError(f"model {self.name!r} ({len(model.layers)} layers of width {model.d_model}) is not what this "
-                        f"SAE was made for ({', '.join(map(str, sites))}, width {sae.d_in}); give the right one with "
-                        "--model")
+        raise UserError(f"model {self.name!r} ({len(model.layers)} layers of width {model.d_model}) does not fit this "
+                        f"SAE ({', '.join(map(str, sites))}, width {sae.d_in}); give the right model with --model")
 
 
 class Writer:
-    """A continuation that takes turns with whatever else runs the model, and turns its tokens into text."""
+    """A continuation that takes turns with other uses of the model, and turns its tokens into text."""
 
     def __init__(self, made: Continuation, lock: threading.Lock, tokenizer: Tokenizer) -> None:
         self._made, self._lock, self._tokenizer = made, lock, tokenizer
@@ -147,7 +147,7 @@ class Writer:
         """Write the next token.
 
         Returns:
-            The text that is new (empty in the middle of a character), and whether the text ended with it.
+            The new text (empty in the middle of a character), and whether the text ends with it.
         """
         with self._lock:
             token = self._made.step()
@@ -170,5 +170,5 @@ def _refuse_download(model: Model) -> None:
         return
     model, weights = alone(model), _WEIGHTS if base is None else (ADAPTER_WEIGHTS,)
     if not any(isinstance(try_to_load_from_cache(model.name, name, revision=model.revision), str) for name in weights):
-        raise UserError(f"model {model.name!r} is not on this machine, and no click shall download it: give "
-                        f"`olmoscope browse DIR --model {model.name}` to fetch it, or --model FOLDER")
+        raise UserError(f"model {model.name!r} is not on this machine, and the page downloads nothing by itself: run "
+                        f"`olmoscope browse DIR --model {model.name}` to download it, or give --model FOLDER")

@@ -1,4 +1,5 @@
-"""The page's own files, from memory: some twenty small ones, asked for at once; no disk or thread is waited for."""
+"""The page's own files, from memory: browsers ask for some twenty small ones at once, without waiting for a disk or a
+thread."""
 
 import hashlib
 from importlib import resources
@@ -11,7 +12,7 @@ TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=u
 
 
 class PageFiles:
-    """Answers `/` and `/NAME`; a browser that has a file already is told so."""
+    """Answers `/` and `/NAME`; tells a browser if the file that it has is current."""
 
     def __init__(self) -> None:
         self._files: dict[str, tuple[bytes, str, str]] = {}

@@ -1,6 +1,6 @@
-"""What the page gets of an index, as JSON values: the same for the server and for the static site.
+"""The data of an index for the page, as JSON values: the same for the server and for the static site.
 
-A token's text stands once in an answer, in `texts` by its id; windows of text have ids only.
+An answer has each token's text once, in `texts` by its id; windows of text have only ids.
 """
 
 from collections.abc import Iterable
@@ -33,11 +33,11 @@ class _Texts:
 
 def feature_payload(index: FeatureIndex, number: int, labels: dict[int, str], *, before: int = BEFORE,
                     after: int = AFTER, shown: dict[str, int] = SHOWN) -> dict[str, Any]:
-    """All that a feature's page shows, but for what people wrote about this feature.
+    """All that a feature's page shows, except what people wrote about this feature.
 
     Args:
-        labels: of other features, for those that the page names.
-        shown: how many examples of each kind.
+        labels: labels of other features, for those that the page names.
+        shown: how many examples of each kind to show.
 
     Raises:
         IndexError: no such feature.
@@ -68,7 +68,7 @@ def feature_payload(index: FeatureIndex, number: int, labels: dict[int, str], *,
 
 
 def window_payload(index: FeatureIndex, example: Example, before: int, after: int) -> dict[str, Any]:
-    """An example with as much of the text around it as is wanted, and the texts of its tokens."""
+    """An example with some of the text around it, and the texts of its tokens."""
     texts = _Texts()
     return {"window": _window(index.context(example, before, after), example, texts), "texts": texts.texts}
 
@@ -95,7 +95,7 @@ def _window(window: Window, example: Example, texts: _Texts) -> dict[str, Any]:
 
 
 def figure_columns(figure: tuple[Figure, str] | None) -> dict[str, Any]:
-    """What the list shows of a proposed label's detection AUROC; null where it is unknown."""
+    """A proposed label's detection AUROC as the list shows it; null if unknown."""
     if figure is None:
         return {"score": None, "interval": None, "labeller": None}
     auroc, labeller = figure

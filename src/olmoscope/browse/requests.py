@@ -1,4 +1,4 @@
-"""What requests say, checked: the list that an address describes, and the bodies that the page sends."""
+"""Checked requests: the list that an address describes, and the bodies that the page sends."""
 
 from collections.abc import Mapping
 from typing import Annotated, Literal, TypeVar
@@ -11,7 +11,7 @@ from olmoscope.features.labels import LONGEST
 from olmoscope.features.table import Filters, Sort
 
 PAGE = 50
-"""Lines of a page of the list, if the address does not say."""
+"""Lines per page of the list, if the address does not say."""
 
 
 class _Body(BaseModel):
@@ -61,7 +61,7 @@ class SteerBody(_Body):
 
 
 class VerdictBody(_Body):
-    """What a person says of a proposed label; null takes it back."""
+    """A person's verdict on a proposed label; null withdraws it."""
 
     verdict: Literal["accepted", "rejected"] | None
 
@@ -88,7 +88,7 @@ class ListQuery(BaseModel):
     limit: Annotated[int, Field(ge=1, le=500)] = PAGE
 
     def listing(self) -> Listing:
-        """The list itself, without the page of it."""
+        """The list itself, without the choice of a page."""
         filters = Filters(min_density=self.min_density, max_density=self.max_density,
                           min_max=self.min_max, max_max=self.max_max, dead=self.dead, token=self.token,
                           promoted=self.promoted, source=self.source)
@@ -104,7 +104,7 @@ def parse_query(query: Mapping[str, str]) -> ListQuery:
 
 
 def parse_body(kind: type[B], body: bytes) -> B:
-    """Raises UserError: not JSON, or not what is wanted."""
+    """Raises UserError: the body is not JSON, or not of the expected kind."""
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
@@ -112,7 +112,7 @@ def parse_body(kind: type[B], body: bytes) -> B:
 
 
 def explain(error: ValidationError) -> str:
-    """The first mistake, in a line."""
+    """The first mistake, in one line."""
     first = error.errors()[0]
     place = ".".join(map(str, first["loc"]))
     return f"{place}: {first['msg']}" if place else str(first["msg"])

@@ -1,4 +1,4 @@
-"""Who may talk to the page's server: this machine's own browser, under this machine's own name, and no other site.
+"""Who may send requests to the page's server: this machine's browser, under this machine's name, and no other site.
 
 A page of another site could otherwise send requests to a server on loopback (cross-origin writes), or read from it
 after pointing its own host name here (DNS rebinding). Source: the Fetch Metadata and Origin headers that browsers send.
@@ -24,7 +24,7 @@ HEADERS = {
     "cache-control": "no-cache",
 }
 LARGEST_BODY = 64 * 1024 * 1024
-"""Bytes of a request; the largest is an import of labels."""
+"""The most bytes of a request; the largest is an import of labels."""
 
 
 class OnlyThisMachine:
@@ -59,7 +59,7 @@ class OnlyThisMachine:
         await send_guarded({"type": "http.response.body", "body": reason.encode()})
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
-        """Status and reason if the request is not to be answered."""
+        """Status and reason if the request is refused."""
         headers: dict[str, list[str]] = {}
         for name, value in scope["headers"]:
             headers.setdefault(name.decode("latin-1"), []).append(value.decode("latin-1"))
@@ -74,7 +74,7 @@ class OnlyThisMachine:
         origins, sites = headers.get("origin", []), headers.get("sec-fetch-site", [])
         if (origins and origins != [f"http://{hosts[0].lower()}"]) or (sites and sites != ["same-origin"]):
             return 403, "only this server's own page may change anything"
-        # Forms of other sites cannot send JSON without asking first, and we never say yes.
+        # A form of another site cannot send JSON without asking first (CORS), and this server never agrees.
         if headers.get("content-type", [""])[0].split(";")[0].strip() != "application/json":
             return 415, "send application/json"
         return None

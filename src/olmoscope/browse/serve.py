@@ -10,18 +10,18 @@ from olmoscope.errors import UserError
 
 HOST = "127.0.0.1"
 PREFERRED_PORT = 8100
-"""Taken if it is free and none is asked for, so that links stay right from one time to the next."""
+"""The default port, so that links stay valid from one session to the next."""
 
 
 def serve(folder: Path, model: str | None, port: int | None, open_browser: bool) -> None:
-    """Open all indexes of a folder and answer until interrupted.
+    """Open all indexes of a folder and serve them until interrupted.
 
     Args:
-        model: in place of the models that the indexes name.
-        port: 0 takes any free one; None one that is free, the usual one if possible.
+        model: the model to use in place of those that the indexes name.
+        port: 0 takes any free port; None takes the default port if it is free, else any free one.
 
     Raises:
-        UserError: no index, a damaged one, a port that is taken.
+        UserError: there is no index, one is damaged, or the port is taken.
     """
     import uvicorn
 
@@ -36,12 +36,12 @@ def serve(folder: Path, model: str | None, port: int | None, open_browser: bool)
             threading.Timer(0.3, webbrowser.open, [address]).start()
         config = uvicorn.Config(build_app(collection, listener.getsockname()[1]), log_level="warning", ws="none",
                                 lifespan="off", access_log=False, timeout_graceful_shutdown=2, server_header=False)
-        with contextlib.suppress(KeyboardInterrupt):  # uvicorn ends in order and then passes it on
+        with contextlib.suppress(KeyboardInterrupt):  # uvicorn shuts down in order, then raises this again
             uvicorn.Server(config).run(sockets=[listener])
 
 
 def require_extra() -> None:
-    """Raises UserError: what the page needs is not installed."""
+    """Raises UserError: a package that the page needs is not installed."""
     try:
         import starlette  # noqa: F401
         import uvicorn  # noqa: F401

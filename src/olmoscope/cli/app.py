@@ -64,7 +64,7 @@ def main() -> None:
 def _fail(message: str) -> None:
     from olmoscope.progress import console
 
-    console.quiet = False  # it is quiet in all processes of a training except the first
+    console.quiet = False  # of several processes, only the first one prints until then
     console.print("error: ", style="bold red", end="")
     console.print(message, soft_wrap=True, highlight=False, markup=False, emoji=False)
     sys.exit(1)

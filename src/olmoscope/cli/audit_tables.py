@@ -26,7 +26,7 @@ def _show_table(audits: Sequence[Audit]) -> None:
 
 
 def _rows(one: Audit) -> Iterator[tuple[str, str]]:
-    yield "verdict", ("it does what its files say" if not one.warnings else
+    yield "verdict", ("the SAE does what its files say" if not one.warnings else
                       f"{len(one.warnings)} warning{'s' if len(one.warnings) > 1 else ''}")
     for warning in one.warnings:
         yield "warning", f"{warning.what}. {warning.do[0].upper()}{warning.do[1:]}."
@@ -37,7 +37,7 @@ def _rows(one: Audit) -> Iterator[tuple[str, str]]:
     yield "of", f"{one.model}, {sites}"
     yield "L0", f"{one.l0:.1f}{_stated(one, 'L0')}"
     yield "explained variance", (f"{_figure(one.explained_variance)} over all rows, "
-                                 f"{_figure(one.explained_variance_ordinary)} over ordinary ones"
+                                 f"{_figure(one.explained_variance_ordinary)} over ordinary rows"
                                  f"{_stated(one, 'explained variance')}")
     yield "dead", f"{one.dead:.1%} of latents fired on none of {one.rows:,} tokens"
     nmse = "" if one.outlier_nmse is None else f"; NMSE there {one.outlier_nmse:.3g}"

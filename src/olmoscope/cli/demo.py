@@ -41,7 +41,7 @@ FIXED_SECONDS = 15
 
 def run_demo(out: Path) -> None:
     """Write the corpus, collect, train, evaluate, release, index the deepest SAE and label its most telling features.
-    What is there already is kept.
+    Work that is already done is kept.
 
     Raises:
         UserError: see the stages.
@@ -49,7 +49,7 @@ def run_demo(out: Path) -> None:
     watch = Stopwatch()
     console.print("[bold]Olmoscope demo[/]: a tiny Olmo3 model reads the Python standard library of this machine.")
     wrote = write_corpus(out / "corpus")
-    console.print(f"Corpus: {out / 'corpus'}" + ("" if wrote else " (there already)"))
+    console.print(f"Corpus: {out / 'corpus'}" + ("" if wrote else " (already there)"))
     recipe = load_recipe("tiny", overrides=[f"text.sources.0.paths=['{out}/corpus/dolma/*.json.gz']",
                                             f"text.sources.1.paths=['{out}/corpus/chat/*.parquet']"])
     recipe = settle_recipe(recipe, out)
@@ -79,7 +79,7 @@ def run_demo(out: Path) -> None:
         tables.console.print(f"Read what the features of {index.info.sae.name} fire on, and judge their labels: "
                              f"olmoscope browse {out}")
     else:
-        tables.console.print("All of it was there already: nothing to do.")
+        tables.console.print("All of it was done already: nothing to do.")
 
 
 def _say_how_long(recipe: Recipe) -> None:

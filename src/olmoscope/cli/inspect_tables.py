@@ -25,8 +25,8 @@ def show_reading(place: Place, reading: Reading) -> None:
 
 
 def show_set(name: str, saes: Sequence[str], site: Site | None = None) -> None:
-    """Print the addresses of a folder, repository or release with several SAEs, and for files on this machine what they
-    have in common and in what they differ."""
+    """Print the addresses of the SAEs in a folder, repository or release, and for files on this machine also what they
+    have in common and how they differ."""
     say(f"{name} holds {len(saes):,} SAEs. Inspect one of them:")
     for one in saes[:SHOWN]:
         say(f"  olmoscope inspect {one}")
@@ -45,7 +45,7 @@ def show_set(name: str, saes: Sequence[str], site: Site | None = None) -> None:
     for reason in refused[:SHOWN]:
         say(f"cannot be read: {reason}")
     if len(refused) > SHOWN:
-        say(f"... nor can {len(refused) - SHOWN:,} more")
+        say(f"... and {len(refused) - SHOWN:,} more cannot be read")
 
 
 def show_coverage(found: Sequence[Covered]) -> None:
@@ -62,7 +62,7 @@ def show_coverage(found: Sequence[Covered]) -> None:
 
 
 def _common(readings: Sequence[Reading]) -> Iterator[tuple[str, str]]:
-    """Each fact with all values that it has in a set."""
+    """Each fact, with all its values in a set."""
     facts: tuple[tuple[str, Callable[[Reading], str]], ...] = (
         ("format", lambda one: one.format.partition(" ")[2]), ("kind", lambda one: one.architecture),
         ("latents", lambda one: f"{one.d_sae:,}"), ("width", lambda one: f"{one.d_in:,}"),

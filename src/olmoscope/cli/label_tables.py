@@ -11,14 +11,14 @@ from olmoscope.labelling.run import Run
 from olmoscope.labelling.scores import Figure
 
 GOOD = 0.9
-"""A detection AUROC from which on a label says well where its feature fires."""
+"""If the detection AUROC is higher, a label says well where its feature fires."""
 SHOWN = 10
 
 
 def show_labels(name: str, run: Run, proposals: Sequence[Proposal]) -> None:
     """What a run did, the first labels, and how good all of them are."""
     if run.before == run.asked:
-        console.print(f"{name}: {run.asked:,} features were labelled before, nothing to do", markup=False,
+        console.print(f"{name}: {run.asked:,} features are labelled already, nothing to do", markup=False,
                       highlight=False)
     table = new_table(f"Labels of {escape(name)}, the best {min(SHOWN, len(proposals))}", "feature", "detection",
                       "which token", "label")
@@ -33,8 +33,8 @@ def show_labels(name: str, run: Run, proposals: Sequence[Proposal]) -> None:
         console.print(f"{run.labelled:,} of {run.asked:,} features have a label; {good:,} ({good / run.asked:.0%}) "
                       f"have a detection AUROC over {GOOD}"
                       + (f", the median is {median(known):.3f}." if known else "."), highlight=False)
-        console.print("detection: AUROC of telling held-out text in which the feature fires from text in which it does "
-                      "not, with its 95% interval; 0.5 is chance. which token: the same for its tokens.",
+        console.print("detection: AUROC for distinguishing held-out text in which the feature fires from text in which "
+                      "it does not, with its 95% interval; 0.5 is chance. which token: the same for single tokens.",
                       highlight=False)
     for reason, features in sorted(run.without.items(), key=lambda one: -one[1]):
         console.print(f"{features:,} without a label: {reason}", markup=False, highlight=False)

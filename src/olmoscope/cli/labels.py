@@ -25,13 +25,13 @@ from olmoscope.terminal import say
 
 def label(
     index: Annotated[Path | None, typer.Argument(
-        metavar="INDEX", help="A feature index, or a folder with one.")] = None,
+        metavar="INDEX", help="A feature index, or a folder that contains one.")] = None,
     endpoint: EndpointOption = None,
     model: ModelOption = None,
     features: Annotated[str | None, typer.Option("--features", metavar="N,N-M,...", help=(
-        "Which features; by default all, the most telling first."))] = None,
+        "Label these features; by default all, the most telling first."))] = None,
     most: Annotated[int | None, typer.Option("--most", min=1, metavar="N", help=(
-        "Only the N most telling features: strong ones that are rare."))] = None,
+        "Label only the N most telling features, those that are strong and rare."))] = None,
     budget: BudgetOption = None,
     concurrency: ConcurrencyOption = 8,
     per_minute: RateOption = None,
@@ -40,15 +40,15 @@ def label(
     prices: PricesOption = None,
     dry_run: DryRunOption = False,
     clamp: Annotated[bool, typer.Option("--clamp", help=(
-        "Score labels by what clamping a feature does to the next token, too: the index's model runs."))] = False,
+        "Also score labels by what clamping a feature does to the next token; this runs the index's model."))] = False,
     copy_prompts: Annotated[Path | None, typer.Option("--copy-prompts", metavar="DIR", help=(
-        "Write the package's prompts into a folder, to be changed, and end."))] = None,
+        "Only copy the package's prompts into this folder, for you to change."))] = None,
     export: Annotated[Path | None, typer.Option("--export", metavar="FILE", help=(
-        "Write all proposed labels with their scores as JSON lines, and end."))] = None,
+        "Only write all proposed labels with their scores to this file, as JSON lines."))] = None,
     import_: Annotated[Path | None, typer.Option("--import", metavar="FILE", help=(
-        "Read proposed labels from JSON lines, and end."))] = None,
+        "Only read proposed labels from this file of JSON lines."))] = None,
 ) -> None:
-    """Label features and score the labels on text that they were not made from: by rules, or by a language model."""
+    """Label features, by rules or with a language model, and score the labels on text that they were not made from."""
     from olmoscope.cli.label_tables import show_labels
     from olmoscope.features.read import FeatureIndex, find_indexes
     from olmoscope.files import write_text
@@ -65,15 +65,15 @@ def label(
         say(f"{len(copy(copy_prompts))} prompts written to {copy_prompts}; use them with --prompts {copy_prompts}")
         return
     if index is None:
-        raise UserError("which index? `olmoscope label INDEX`")
+        raise UserError("no index given; run `olmoscope label INDEX`")
     refuse_idle(endpoint, budget=budget is not None, per_minute=per_minute is not None, dry_run=dry_run,
                 prices=prices is not None, answers=answers != "auto", concurrency=concurrency != 8)
     if endpoint is not None and model is None:
-        raise UserError("--endpoint needs --model, the name of one of its models")
+        raise UserError("--endpoint needs --model: give the name of one of its models")
     if model is None and prompts is not None:
         raise UserError("--prompts is for a language model; give --model, or --endpoint and --model")
     if features is not None and most is not None:
-        raise UserError("--features and --most: give one of them")
+        raise UserError("--features and --most exclude each other; give only one")
     paths = find_indexes(index)
     if len(paths) > 1:
         raise UserError(f"{index} holds {len(paths)} indexes: give the folder of one, such as {paths[-1]}")
@@ -105,7 +105,7 @@ def label(
     show_labels(opened.info.sae.name, run, [one for one in proposals.by(run.labeller, blocks.identity)
                                             if one.feature in chosen])
     if run.out_of_budget:
-        say("The budget ended the run: run the same command again with another one to go on.")
+        say("The run reached its budget: to continue, run the same command again with another budget.")
     say(f"Read them with `olmoscope browse {index}`.")
 
 

@@ -1,4 +1,4 @@
-"""What `label` does with a language model: ask, say what it would ask, and what became of it."""
+"""`label` with a language model: estimate what a run needs, ask the questions, and report what it took."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
     from olmoscope.labelling.text_blocks import TextBlocks
 
 EndpointOption = Annotated[str | None, typer.Option("--endpoint", metavar="URL", help=(
-    "An OpenAI-compatible endpoint, such as http://localhost:8000/v1. A key is read from OPENAI_API_KEY."))]
+    "An OpenAI-compatible endpoint, such as http://localhost:8000/v1; OPENAI_API_KEY may hold its key."))]
 ModelOption = Annotated[str | None, typer.Option("--model", metavar="NAME", help=(
     "The endpoint's model; without --endpoint, a causal LM on this machine: a hub id, a folder, or tiny."))]
 BudgetOption = Annotated[int | None, typer.Option("--budget", min=1, metavar="TOKENS", help=(
-    "Tokens of prompts and answers, at most; the run stops between features."))]
-ConcurrencyOption = Annotated[int, typer.Option("--concurrency", min=1, help="Requests in flight.")]
-RateOption = Annotated[float | None, typer.Option("--per-minute", min=0.001, help="Requests a minute, at most.")]
+    "The most tokens to spend on prompts and answers; the run stops between features."))]
+ConcurrencyOption = Annotated[int, typer.Option("--concurrency", min=1, help="The most requests in flight at a time.")]
+RateOption = Annotated[float | None, typer.Option("--per-minute", min=0.001, help="The most requests per minute.")]
 AnswersOption = Annotated[Literal["auto", "schema", "object", "text"], typer.Option("--answers", help=(
-    "How the endpoint is asked for JSON; auto: by a schema, and by less where it refuses that."))]
+    "How to ask the endpoint for JSON; auto: by a schema, or more simply if it refuses that."))]
 PromptsOption = Annotated[Path | None, typer.Option("--prompts", metavar="DIR", help=(
-    "Prompts of your own, in place of the package's of the same name."))]
+    "A folder with your own prompts; each replaces the package's prompt of the same name."))]
 PricesOption = Annotated[str | None, typer.Option("--prices", metavar="PROMPT,ANSWER", help=(
-    "What a million tokens of each cost, to show the cost."))]
+    "Prices of a million tokens of prompts and of answers, to show the cost."))]
 DryRunOption = Annotated[bool, typer.Option("--dry-run", help=(
-    "Print a prompt of each kind and what the run would take; send nothing."))]
+    "Print one prompt of each kind and an estimate of the run; send nothing."))]
 
 
 def show_plan(blocks: "TextBlocks", asking: "Asking", features: Sequence[int], proposals: "Proposals",
@@ -48,7 +48,7 @@ def show_plan(blocks: "TextBlocks", asking: "Asking", features: Sequence[int], p
 
 def ask(blocks: "TextBlocks", asking: "Asking", features: Sequence[int], proposals: "Proposals",
         prices: tuple[float, float] | None, clamping: "Clamping | None") -> "Run":
-    """Say what a run is going to take, run it, and say what it took.
+    """Print what a run will take, run it, and print what it took.
 
     Raises:
         UserError: as `ask_endpoint`.
@@ -62,7 +62,7 @@ def ask(blocks: "TextBlocks", asking: "Asking", features: Sequence[int], proposa
     say(f"Asked {asked.asked:,} questions ({asked.cached:,} were answered before): {asked.used.prompt:,} tokens of "
         f"prompts, {asked.used.completion:,} of answers{cost}.")
     if asked.unreported:
-        say(f"{asked.unreported:,} answers reported no tokens; estimates are counted for these.")
+        say(f"{asked.unreported:,} answers reported no token counts; estimates are used for these.")
     for what, counts in (("Repeated", asked.retries), ("Failed questions", asked.failures)):
         for reason, count in sorted(counts.items(), key=lambda pair: -pair[1]):
             say(f"{what}: {count:,}: {reason}")
@@ -76,11 +76,11 @@ def _show_estimate(features: int, prompt: int, completion: int, budget: int | No
     cost = "" if prices is None else f", cost at most {Tokens(prompt, completion).cost(prices):.2f}"
     limit = "" if budget is None else f"; the budget is {budget:,}"
     say(f"Estimate for {features:,} features: {prompt:,} tokens of prompts (UTF-8 bytes / 3), at most {completion:,} "
-        f"of answers{cost}{limit}. Answers that are known already cost nothing.")
+        f"of answers{cost}{limit}. Cached answers cost nothing.")
 
 
 def refuse_idle(endpoint: str | None, **given: bool) -> None:
-    """Refuse options that only an endpoint has.
+    """Refuse options that only an endpoint uses.
 
     Raises:
         UserError: one is given without an endpoint.

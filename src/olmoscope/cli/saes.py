@@ -17,36 +17,40 @@ AUDITED_TOKENS, AUDITED_AT_ONCE = 8192, 4096
 
 def evaluate(
     saes: Annotated[list[str], typer.Argument(metavar="SAE...", help=(
-        "An output folder (its SAEs, on its held-out text); or any number of SAEs to compare: a run's folder, "
-        "another tool's SAE (a folder, a file, OWNER/NAME:PATH on the hub, saelens:RELEASE/ID), a release, output "
-        "folders."))],
+        "An output folder, to measure its SAEs on its held-out text. Or SAEs to compare, each of them a run's folder, "
+        "a release, an output folder, or another tool's SAE (a folder, a file, OWNER/NAME:PATH on the hub, or "
+        "saelens:RELEASE/ID)."))],
     only: OnlyOption = None,
     text: Annotated[str | None, typer.Option(help=(
-        "A file, a folder (plain text; JSON lines or parquet of texts or chats), a hub dataset (OWNER/NAME), or an "
-        "output folder: its held-out text, and the default where an SAE lies in one."))] = None,
+        "The text to measure on: a file or a folder (plain text, or JSON lines or Parquet with texts or chats), a hub "
+        "dataset (OWNER/NAME), or an output folder, for its held-out text. By default the held-out text of the output "
+        "folder that contains an SAE."))] = None,
     model: Annotated[str | None, typer.Option(help=(
-        "The language model, if the SAEs do not say which, or where a copy of it is."))] = None,
+        "The language model, if the SAEs do not name it; or the path of a copy of it."))] = None,
     site: SiteOption = None,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text, at most.")] = EVALUATED_TOKENS,
-    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(
-        help="Of the language model; auto: bfloat16 where the hardware has it, else float32.")] = "auto",
+    tokens: Annotated[int, typer.Option(min=2, help="The most tokens of the text to use.")] = EVALUATED_TOKENS,
+    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help=(
+        "The language model's data type; auto: bfloat16 if the hardware supports it, else float32."))] = "auto",
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one pass of the model.")] = EVALUATED_AT_ONCE,
     bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help=(
-        "Whether sequences begin with BOS, if the SAEs do not say; by default as the tokenizer does."))] = None,
+        "Whether sequences begin with BOS, if the SAEs do not say; by default the tokenizer decides."))] = None,
     probing: Annotated[bool, typer.Option("--probing", help=(
-        "Also sparse probing: how well 1, 5 and 16 latents tell labelled texts apart."))] = False,
+        "Also run sparse probing: how well 1, 5 and 16 latents distinguish labelled texts."))] = False,
     probing_sets: Annotated[str | None, typer.Option(metavar="N|NAME,...|all", help=(
-        "How many of the labelled tables of short texts, or which tables; by default 12."))] = None,
+        "For --probing: how many labelled tables to use, or which ones; by default 12."))] = None,
     probing_data: Annotated[Path | None, typer.Option(metavar="DIR", help=(
-        "Labelled tables (CSV: prompt, target); by default those of the package sae-probes."))] = None,
+        "For --probing: a folder of labelled tables (CSV: prompt, target); by default those of the package "
+        "sae-probes."))] = None,
     absorption: Annotated[bool, typer.Option("--absorption", help=(
-        "Also feature absorption: on how many words other latents stand for the first letter."))] = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Where the results of SAEs from anywhere go.")] = None,
+        "Also measure feature absorption: on how many words other latents represent the first letter."))] = False,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help=(
+        "Folder for the results, unless an output folder is evaluated as its recipe says; by default "
+        "`evaluation`."))] = None,
     stability: Annotated[bool, typer.Option("--stability", help=(
-        "Also compare the latents of an output folder's SAEs that differ in the seed alone."))] = False,
+        "Also compare the latents of an output folder's SAEs that differ only in the seed."))] = False,
     ranks: RanksOption = 1,
 ) -> None:
-    """Measure SAEs: how well they reconstruct, and what the language model makes of it."""
+    """Measure how well SAEs reconstruct, and how well the language model works with their reconstructions."""
     from olmoscope.api import evaluation_job
     from olmoscope.cli import tables
     from olmoscope.cli.behaviour_tables import show_behaviour
@@ -85,13 +89,14 @@ def evaluate(
 
 def inspect(
     sae: Annotated[str, typer.Argument(metavar="ADDRESS", help=(
-        "An SAE: a run, another tool's folder or file, OWNER/NAME[@REVISION][:PATH] on the hub, "
-        "saelens:RELEASE/ID."))],
+        "An SAE: a run's folder, another tool's folder or file, OWNER/NAME:PATH or OWNER/NAME@REVISION:PATH on the "
+        "hub, or saelens:RELEASE/ID."))],
     site: SiteOption = None,
 ) -> None:
     """Show what an SAE is and how it will be read, without loading or downloading its weights.
 
-    `saelens:` alone shows how much of SAELens' registry can be opened; `saelens:RELEASE` lists a release.
+    `saelens:` alone shows how much of SAELens' registry Olmoscope can open; `saelens:RELEASE` lists the SAEs of a
+    release.
     """
     from olmoscope.cli.inspect_tables import show_coverage, show_reading, show_set
     from olmoscope.sae.io.coverage import coverage
@@ -112,21 +117,23 @@ def inspect(
 
 
 def audit(
-    saes: Annotated[list[str], typer.Argument(metavar="SAE...", help="As for `evaluate` and `inspect`.")],
-    text: Annotated[str | None, typer.Option(help="As for `evaluate`.")] = None,
+    saes: Annotated[list[str], typer.Argument(metavar="SAE...", help="The SAEs, as for `evaluate`.")],
+    text: Annotated[str | None, typer.Option(help="The text, as for `evaluate`.")] = None,
     model: Annotated[str | None, typer.Option(help=(
-        "The language model, if the SAEs do not say which, or where a copy of it is."))] = None,
+        "The language model, if the SAEs do not name it; or the path of a copy of it."))] = None,
     site: SiteOption = None,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text, at most.")] = AUDITED_TOKENS,
-    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(
-        help="Of the language model; auto: bfloat16 where the hardware has it, else float32.")] = "auto",
+    tokens: Annotated[int, typer.Option(min=2, help="The most tokens of the text to use.")] = AUDITED_TOKENS,
+    dtype: Annotated[Literal["auto", "bfloat16", "float32"], typer.Option(help=(
+        "The language model's data type; auto: bfloat16 if the hardware supports it, else float32."))] = "auto",
     batch_tokens: Annotated[int, typer.Option(min=1, help="Tokens in one pass of the model.")] = AUDITED_AT_ONCE,
     bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help=(
-        "Whether sequences begin with BOS, if the SAEs do not say; by default as the tokenizer does."))] = None,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Where the tokens of a text are kept.")] = Path("evaluation"),
+        "Whether sequences begin with BOS, if the SAEs do not say; by default the tokenizer decides."))] = None,
+    out: Annotated[Path, typer.Option("--out", "-o", help=(
+        "Folder in which to keep the tokens of the text."))] = Path("evaluation"),
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Say whether SAEs do what their files say, and what is likely to be wrong: hook, scale, rule, orientation."""
+    """Check whether SAEs do what their files say; if not, say what is likely to be wrong: hook, scale, activation rule,
+    orientation of a matrix."""
     import json
     from dataclasses import asdict
 
@@ -142,8 +149,8 @@ def audit(
 
 
 def study(out: OutArgument, runs: Annotated[bool, typer.Option(
-        "--runs", help="Also a row for each run.")] = False) -> None:
-    """Compare the evaluated runs of a recipe by setting: mean and spread over seeds, and which settings none beats."""
+        "--runs", help="Also show a row for each run.")] = False) -> None:
+    """Compare the evaluated runs of a recipe by setting: mean and spread over seeds, and which settings are best."""
     from olmoscope.cli import tables
     from olmoscope.cli.study_tables import show_study
     from olmoscope.evaluate.study import STUDY, study_of
@@ -153,8 +160,9 @@ def study(out: OutArgument, runs: Annotated[bool, typer.Option(
     recipe, folder = find_recipe(out)
     found = study_of(recipe, folder)
     if not found.compares:
-        raise UserError(f"{out}: its evaluated runs are of one setting and one seed a site, so there is nothing to "
-                        "compare; give an SAE of the recipe a list, such as train: {seed: [0, 1, 2]}")
+        raise UserError(f"{out}: its evaluated runs have one setting and one seed per site, so there is nothing to "
+                        "compare; give a key of an SAE in the recipe a list of values, such as train: {seed: [0, 1, "
+                        "2]}")
     if runs:
         tables.show_results(recipe, folder, [run.id for setting in found.settings for run in setting.runs])
     show_study(found)
@@ -164,30 +172,30 @@ def study(out: OutArgument, runs: Annotated[bool, typer.Option(
 
 
 def index(
-    sae: Annotated[str, typer.Argument(help=(
-        "A run's folder or another tool's SAE: a folder, a file, OWNER/NAME:PATH on the hub, saelens:RELEASE/ID; an "
-        "output folder: all its SAEs."))],
+    sae: Annotated[str, typer.Argument(metavar="SAE", help=(
+        "A run's folder; an output folder, for all its SAEs; or another tool's SAE (a folder, a file, OWNER/NAME:PATH "
+        "on the hub, or saelens:RELEASE/ID)."))],
     store: Annotated[Path | None, typer.Option(
         help="The activation store to index; by default the training store of the SAE's output folder.")] = None,
     text: Annotated[str | None, typer.Option(
-        help="A file, a folder (plain text; JSON lines or parquet of texts or chats) or a hub dataset (OWNER/NAME) "
-             "that the model reads now, in place of a store.")] = None,
+        help="A text for the model to read now, instead of a store: a file or a folder (plain text, or JSON lines or "
+             "Parquet with texts or chats), or a hub dataset (OWNER/NAME).")] = None,
     out: Annotated[Path | None, typer.Option(
-        "--out", "-o", help="The index's folder; by default `index` in the run's.")] = None,
+        "--out", "-o", help="Folder for the index; by default `index` in the run's folder.")] = None,
     model: Annotated[str | None, typer.Option(help=(
-        "The language model, if the SAE does not say which, or where a copy of it is."))] = None,
+        "The language model, if the SAE does not name it; or the path of a copy of it."))] = None,
     site: SiteOption = None,
     tokens: Annotated[int | None, typer.Option(
-        min=1, help="Tokens of a text, at most; by default a million.")] = None,
+        min=1, help="With --text: the most tokens to index; by default 1,000,000.")] = None,
     bos: Annotated[bool | None, typer.Option("--bos/--no-bos", help=(
-        "Whether sequences of a text begin with BOS, if the SAE does not say; by default as the tokenizer "
-        "does."))] = None,
+        "With --text: whether sequences begin with BOS, if the SAE does not say; by default the tokenizer "
+        "decides."))] = None,
     skip_first: Annotated[int, typer.Option(
         min=0, metavar="N", help="Leave out the first N positions of each sequence.")] = 0,
     skip_special: Annotated[bool, typer.Option(
-        "--skip-special", help="Leave out tokens that the tokenizer calls special.")] = False,
+        "--skip-special", help="Leave out the tokenizer's special tokens.")] = False,
     max_norm: Annotated[float | None, typer.Option(
-        metavar="X", help="Leave out rows whose norm is over X times the median, at any site of the store.")] = None,
+        metavar="X", help="Leave out rows whose norm is over X times the median at any site of the store.")] = None,
     ranks: RanksOption = 1,
 ) -> None:
     """Index what each feature of an SAE fires on, for `olmoscope browse`."""
@@ -211,15 +219,18 @@ def index(
 
 
 def browse(
-    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A feature index, or a folder with several below it.")],
-    model: Annotated[str | None, typer.Option("--model", help="Where the language model of the index is now, for "
-                                              "prompts and steering: a hub id, a folder, or tiny.")] = None,
-    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help="By default 8100 or a free one.")] = None,
-    no_open: Annotated[bool, typer.Option("--no-open", help="Only say the address; open no browser.")] = False,
-    export: Annotated[Path | None, typer.Option("--export", metavar="SITE", help="Write the page as plain files for a "
-                                                "web host instead, without prompts and steering.")] = None,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A feature index, or a folder that contains some.")],
+    model: Annotated[str | None, typer.Option("--model", help=(
+        "The language model for prompts and steering, if it is no longer where the index says: a hub id, a folder, or "
+        "tiny."))] = None,
+    port: Annotated[int | None, typer.Option("--port", min=0, max=65535, help=(
+        "The port to serve on; by default 8100, or a free one if that is taken."))] = None,
+    no_open: Annotated[bool, typer.Option("--no-open", help="Print the address, but do not open a browser.")] = False,
+    export: Annotated[Path | None, typer.Option("--export", metavar="SITE", help=(
+        "Instead, write the page to this folder as static files for a web host, without prompts and "
+        "steering."))] = None,
 ) -> None:
-    """Open the page of features in the browser: read, search, label, try prompts, steer."""
+    """Open a page of features in the browser: read, search and label them, try prompts, steer the model."""
     from olmoscope.browse.serve import require_extra, serve
 
     require_extra()
@@ -230,7 +241,7 @@ def browse(
     from olmoscope.browse.export import export_site
 
     if model is not None or port is not None:
-        raise UserError("--export writes plain files: --model and --port have no meaning there")
+        raise UserError("--export writes static files and starts no server: leave out --model and --port")
     site = export_site(open_collection(folder, None), export)
     say(f"{site.folder}: {site.features} features, {site.bytes / 1e6:.1f} MB, {site.bytes / site.features:.0f} "
                f"bytes a feature. See it with `python -m http.server -d {site.folder}`.")

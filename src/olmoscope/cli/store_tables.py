@@ -58,7 +58,7 @@ def show_verified(path: Path, verified: list[Verified]) -> None:
     for one in verified:
         _head(one)
         for problem in one.problems:
-            fate = "[yellow]can be made again[/]" if problem.mends else "[red]repair leaves it[/]"
+            fate = "[yellow]can be made again[/]" if problem.mends else "[red]cannot be repaired[/]"
             _line(f"  {escape(problem.path.relative_to(one.store).as_posix())}: {escape(problem.what)} ({fate})")
     if any(one.delete for one in verified):
         _line(f"Run: {escape(f'olmoscope store repair {shlex.quote(str(path))}')}")
@@ -71,7 +71,7 @@ def show_repaired(repaired: list[Verified], dry_run: bool) -> None:
     for one in repaired:
         _head(one)
         for problem in one.problems:
-            left = "" if problem.mends else " ([red]left as it is[/])"
+            left = "" if problem.mends else " ([red]left unchanged[/])"
             _line(f"  {escape(problem.path.relative_to(one.store).as_posix())}: {escape(problem.what)}{left}")
         for path in one.delete:
             _line(f"  {'would delete' if dry_run else 'deleted'} {escape(str(path))}")
@@ -110,7 +110,7 @@ def _collect_command(store: Path) -> str:
     if out is not None and (out / "recipe.yaml").exists():
         return f"olmoscope collect {shlex.quote(str(out))}"
     where = shlex.quote(str(out)) if out is not None else "OUT"
-    return f"olmoscope collect RECIPE --out {where}   (with the recipe that it was begun with)"
+    return f"olmoscope collect RECIPE --out {where}   (with the recipe that started it)"
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -9,7 +9,7 @@ StoreArgument = Annotated[Path, typer.Argument(metavar="PATH", help="An output f
 
 
 def info(path: StoreArgument) -> None:
-    """Show what a store holds, how far it has come, and where it came from."""
+    """Show what a store contains, how much of it is finished, and how it was made."""
     from olmoscope.activations.store.inspect import describe, find_stores
     from olmoscope.cli import store_tables
 
@@ -18,7 +18,7 @@ def info(path: StoreArgument) -> None:
 
 
 def verify(path: StoreArgument) -> None:
-    """Read everything and compare it with checksums and counts; exits with 1 if anything is wrong."""
+    """Read all files and compare them with checksums and counts; exits with 1 if anything is wrong."""
     from olmoscope.activations.store.verify import verify_stores
     from olmoscope.cli import store_tables
 
@@ -29,8 +29,8 @@ def verify(path: StoreArgument) -> None:
 
 
 def repair(path: StoreArgument, dry_run: Annotated[bool, typer.Option(
-        "--dry-run", help="Only say what would be deleted.")] = False) -> None:
-    """Delete damaged files that can be made again; exits with 1 if something is wrong that it cannot repair."""
+        "--dry-run", help="Only list what it would delete.")] = False) -> None:
+    """Delete damaged files that `collect` can make again; exits with 1 if there is damage that it cannot repair."""
     from olmoscope.activations.store.repair import repair_stores
     from olmoscope.cli import store_tables
 

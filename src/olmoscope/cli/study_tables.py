@@ -22,7 +22,7 @@ def show_study(study: Study) -> None:
     """The settings of evaluated runs."""
     _show("Settings", study, MEASURED)
     if any(setting.unbeaten for setting in study.settings):
-        console.print("*: by the means, no other setting of the site has a smaller FVU (ΔCE) without a larger L0.")
+        console.print("*: by the means, no other setting at the site has a smaller FVU (ΔCE) without a larger L0.")
     if study.seeds:
         console.print("±: sample standard deviation over n seeds of training.")
     if study.stability:
@@ -76,7 +76,7 @@ def _said(spread: Spread, form: str) -> str:
 
 
 def _one_digit(sd: float, form: str) -> str:
-    """A spread with one significant digit, and no more decimals than that needs."""
+    """A spread with one significant digit, and no more decimals than that digit needs."""
     percent = form.endswith("%")
     value = 100 * sd if percent else sd
     decimals = 0 if value == 0 else max(0, -math.floor(math.log10(value)))

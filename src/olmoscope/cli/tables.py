@@ -127,7 +127,7 @@ def show_plan(plan: Plan) -> None:
     for warning in plan.warnings:
         console.print(f"[yellow]{escape(warning)}[/]", soft_wrap=True, highlight=False)
     enough = "[red]NOT ENOUGH[/]" if plan.missing_bytes else "enough"
-    there = f", {format_bytes(plan.present_bytes)} of it there already" if plan.present_bytes else ""
+    there = f", {format_bytes(plan.present_bytes)} of it already written" if plan.present_bytes else ""
     console.print(f"Disk: {format_bytes(plan.disk_bytes)} needed{there}; {format_bytes(plan.free_bytes)} free, "
                   f"{enough}")
 
@@ -142,7 +142,8 @@ def _sharing(plan: Plan) -> list[str]:
         many = f"{len(saes)} SAEs are" if len(saes) > 1 else "1 SAE is"
         teams = plan.ranks // together
         if together == 1:
-            lines.append(f"{many} trained by {teams} processes, each SAE by one process: nothing is sent between them.")
+            lines.append(f"{many} trained by {teams} processes, each SAE by one process; they send nothing to each "
+                         "other.")
         else:
             by = f"{teams} teams of {together} processes" if teams > 1 else f"{together} processes together"
             largest = max(saes, key=lambda sae: sae.traffic.total)
@@ -198,7 +199,7 @@ def _training(saes: Sequence[SAEPlan]) -> list[str]:
         lines.append("Attention sinks get latents of their own, if a site has sinks.")
     if finishes := [train.finish.share for train in trains if train.finish]:
         shares = each(100 * share for share in finishes)
-        lines.append(f"In the last {shares}% of the steps, the language model's own loss counts too.")
+        lines.append(f"In the last {shares}% of the steps, training also minimises the language model's own loss.")
     return lines
 
 
@@ -214,10 +215,10 @@ def show_stores(collected: list[Collected]) -> None:
                           f"{count.documents:,} documents")
             if lost := one.lost.get(name):
                 dropped = ", ".join(f"{what} ({messages:,})" for what, messages in lost.items())
-                console.print(f"[yellow]  dropped from messages of {escape(name)}, which have no place in its text: "
-                              f"{escape(dropped)}[/]", soft_wrap=True)
+                console.print(f"[yellow]  dropped from messages of {escape(name)}, because its text has no place for "
+                              f"it: {escape(dropped)}[/]", soft_wrap=True)
         if manifest.rows < one.wanted:
-            console.print(f"[yellow]  The text ran out: {one.wanted:,} tokens were asked for.[/]")
+            console.print(f"[yellow]  The text ran out: the recipe asks for {one.wanted:,} tokens.[/]")
         if one.segments_missing:
             console.print(f"[yellow]  Not finished: {one.segments_missing} of {manifest.segments} segments belong to "
                           "other workers; `olmoscope collect` without --worker makes all that are missing.[/]")
@@ -280,22 +281,22 @@ def show_evaluations(evaluations: Sequence[Evaluation]) -> None:
         console.print("Such rows are outliers. NMSE and FVU are over the other rows; all: FVU over all rows. For ΔCE, "
                       "x̂ replaces every row; kept: the outliers stay as they are.", highlight=False)
     if any(one.by_site for one in evaluations):
-        console.print("A crosscoder's own line is for the last site that it writes; ΔCE and KL of a site are measured "
-                      "with only that site replaced.")
+        console.print("A crosscoder's first line is for the last site that it writes. ΔCE and KL at a site are "
+                      "measured with only that site replaced.")
     console.print("NMSE: mean of ‖x − x̂‖² / ‖x‖². ΔCE, KL: the change in the model's predictions with x̂ instead of "
                   "x, in nats; rec.: loss recovered, relative to zeros.")
     for text, rows, read in dict.fromkeys((one.text.name, one.rows, one.language.rows) for one in evaluations):
         console.print(f"Measured on {escape(text)}: {rows:,} tokens (dead: fired on none of them); for ΔCE and KL the "
                       f"model read {read:,} of them.")
     for site, zeros in sorted({(one.site, one.zero_rows) for one in evaluations if one.zero_rows}):
-        console.print(f"{zeros:,} rows of {site} are zeros: NMSE leaves them out.")
+        console.print(f"{zeros:,} rows of {site} are all zeros: NMSE leaves them out.")
 
 
 def _sources(plan: Plan) -> list[tuple[str, str]]:
     if plan.shares is None:
         return [("  of sources", "whole shards in shuffled order, so their sizes decide")]
     return [(f"  {name}, {share:.0%} by documents",
-             f"~{share * plan.recipe.tokens.count:,.0f} if these are equally long")
+             f"~{share * plan.recipe.tokens.count:,.0f} if documents are equally long")
             for name, share in plan.shares.items()]
 
 

@@ -1,8 +1,8 @@
 """`olmoscope evaluate SAE...`: SAEs from anywhere, on a text that their language models read now.
 
-    OUT/NAME/evaluation.json        of each SAE, NAME being its name with what no file name holds replaced
-    OUT/text/MODEL/HASH/tokens/     the text, as MODEL's tokenizer sees it (MODEL_COMMIT for one of the hub); HASH is of
-                                    its content and how it is cut
+    OUT/NAME/evaluation.json        for each SAE; NAME is its name, with characters replaced that file names cannot have
+    OUT/text/MODEL/HASH/tokens/     the text, as MODEL's tokenizer sees it (MODEL_COMMIT for a model from the hub); HASH
+                                    depends on its content and on how it is cut
 
 All SAEs of one language model are measured in one pass, on the same tokens.
 """
@@ -56,13 +56,13 @@ class Options:
         out: where results go.
         text: a file, a folder, a hub dataset, or an output folder of ours (its held-out text). None: the held-out text
             of the output folder that one of the SAEs is in.
-        tokens: of the text, at most.
-        model: the language model of all SAEs, where they do not say it or a copy of it stands elsewhere.
-        dtype: in which it computes.
-        site: for SAEs that do not say which.
-        batch_tokens: in one pass of the model.
+        tokens: the most tokens of the text to use.
+        model: the language model of all SAEs, if they do not name it, or if a copy of it is elsewhere.
+        dtype: the dtype in which it computes.
+        site: the site, for SAEs that do not say.
+        batch_tokens: tokens in one pass of the model.
         bos: whether sequences begin with BOS, for SAEs that do not say. None: as the SAEs were trained.
-        behaviour: what else is measured.
+        behaviour: what else to measure.
     """
 
     out: Path
@@ -83,19 +83,19 @@ class Evaluated:
     name: str
     folder: Path
     fresh: bool
-    """False if it was there already."""
+    """False if it existed already."""
 
 
 def evaluate_anywhere(names: Sequence[str], options: Options,
                       world: World = World()) -> list[Evaluated]:  # noqa: B008 (frozen)
-    """Evaluate SAEs; what was evaluated before is left alone.
+    """Evaluate SAEs, except those that were evaluated before.
 
     Args:
         names: see `find_saes`.
         world: the processes that share the work, each of which must call this; the first writes.
 
     Raises:
-        UserError: an SAE, a model or a text that cannot be had, or that do not fit each other.
+        UserError: an SAE, a model or a text cannot be loaded, or they do not fit each other.
     """
     done: dict[str, Evaluated] = {}
     device = pick_device("auto", world.place.local_index)
@@ -112,7 +112,7 @@ def evaluate_anywhere(names: Sequence[str], options: Options,
 
 
 def subjects_of(names: Sequence[str], options: Options) -> list[Opened]:
-    """Open SAEs, and settle what each is called and which language model it is of.
+    """Open SAEs, and settle the name and the language model of each.
 
     Args:
         names: see `find_saes`.
@@ -129,8 +129,8 @@ def subjects_of(names: Sequence[str], options: Options) -> list[Opened]:
         model = options.model or subject.model_name
         if model is None:
             others = sorted({one.model_name for one in subjects if one.model_name})
-            raise UserError(f"{place} does not say which language model it is of; give --model" + (
-                f", and evaluate it apart from those of {', '.join(others)}" if others else ""))
+            raise UserError(f"{place} does not name its language model; give --model" + (
+                f", and evaluate it separately from those of {', '.join(others)}" if others else ""))
         if note := subject.unread_note():
             console.print(note, soft_wrap=True, highlight=False, markup=False)
         said = said_by(subject)
@@ -150,7 +150,7 @@ def by_model(subjects: Sequence[Opened], options: Options, device: torch.device)
     """SAEs by their language model, which is pinned. All are checked before the first model reads anything.
 
     Raises:
-        UserError: a model cannot be had, or an SAE does not fit its model.
+        UserError: a model cannot be loaded, or an SAE does not fit its model.
     """
     found = []
     for (name, revision), group in groupby(sorted(subjects, key=lambda subject: str(model_of(subject))), key=model_of):
@@ -162,7 +162,7 @@ def by_model(subjects: Sequence[Opened], options: Options, device: torch.device)
 
 
 def model_of(subject: Opened) -> tuple[str, str | None]:
-    """Name and, where it is one of the hub, the commit, branch or tag that the SAE was trained on."""
+    """The model's name and, if it is on the hub, the commit, branch or tag that the SAE was trained on."""
     name, revision = str(subject.model_name), subject.model_revision
     if PAIR.fullmatch(revision or ""):
         return name, at_revision(Model(name=name), revision).revision
@@ -189,14 +189,14 @@ def _evaluate_group(subjects: list[Opened], model: Model, text: str, options: Op
         if pending:
             whole()
     found = evaluate_on_text([subjects[number] for number in pending], whole(), setting) if pending else []
-    with ranks.agreed():  # the first works on alone, and says how that went
+    with ranks.agreed():  # the first rank continues alone, and reports how that went
         if ranks.leads:
             for number, evaluation in zip(pending, found, strict=True):
                 write_evaluation(paths[number], evaluation)
             if pending:
                 forget_unfinished(options.out)
             if options.behaviour != NOTHING_MORE:
-                whole.cache_clear()  # what is measured next loads less of the model
+                whole.cache_clear()  # the next measurement loads less of the model
                 measure_behaviour(
                     [Probed(subject, path.parent) for subject, path in zip(subjects, paths, strict=True)], model,
                     _tokenizer(subjects, model, options), options.batch_tokens, device, options.behaviour)
@@ -205,11 +205,11 @@ def _evaluate_group(subjects: list[Opened], model: Model, text: str, options: Op
 
 
 def refuse_unfit(subjects: Sequence[Opened], model: Model) -> None:
-    """Refuse SAEs that cannot be of a language model whose text is read now.
+    """Refuse SAEs that do not fit a language model that reads a text now.
 
     Raises:
-        UserError: one reads other models too, rows without their mean, rows of another width, or a layer that the
-            model does not have.
+        UserError: one also reads other models, or reads rows without their mean, rows of another width, or a layer that
+            the model does not have.
     """
     config = read_config(model)
     for subject in subjects:
@@ -225,7 +225,7 @@ def sequences_of(subjects: Sequence[Opened], model: Model, text: str, options: O
     """The tokens of the text, as this model reads them.
 
     Args:
-        whole: gives the model; asked before anything is packed, so that one that cannot be read is refused at once.
+        whole: returns the model; called before anything is packed, so that an unreadable model is refused at once.
     """
     tokenizer = _tokenizer(subjects, model, options)
     if (Path(text) / "recipe.yaml").is_file():
@@ -237,7 +237,7 @@ def sequences_of(subjects: Sequence[Opened], model: Model, text: str, options: O
                    "bos": "yes" if tokenizer.begin else "no",
                    "segment_rows": max(65536, length), "batch_tokens": max(16384, length)},
         "model": model})
-    # A commit's tokenizer is another one than that of the commit after it.
+    # Different commits may have different tokenizers.
     called = _slug(model.name if model.revision is None else f"{model.name}_{model.revision}")
     folder = options.out / "text" / called / packing.tokens_hash()
     if not is_packed(folder):
@@ -253,7 +253,7 @@ def _held_out(out: Path, tokenizer: Tokenizer, model: Model) -> Sequences:
         raise UserError(f"{out} has no held-out tokens yet; run `olmoscope collect {out}` first, or give --text")
     manifest = read_manifest(store)
     if manifest.tokenizer_hash != tokenizer.hash():
-        raise UserError(f"the held-out tokens of {out} are of another tokenizer than that of {model.name}; give --text")
+        raise UserError(f"the held-out tokens of {out} come from another tokenizer than {model.name}'s; give --text")
     apart = load_recipe(str(out / "recipe.yaml")).tokens.documents == "apart"
     sequences = read_sequences(store, tokenizer, apart=apart, stored=tuple(manifest.bos_token_ids))
     warn_of_context(read_config(model), int(np.diff(sequences.starts).max()), model)
@@ -261,15 +261,15 @@ def _held_out(out: Path, tokenizer: Tokenizer, model: Model) -> Sequences:
 
 
 def _tokenizer(subjects: Sequence[Opened], model: Model, options: Options) -> Tokenizer:
-    """The model's tokenizer, which puts first what these SAEs were trained with."""
+    """The model's tokenizer, with the beginning of sequences that these SAEs were trained with."""
     said = {chosen_bos(subject, options.bos): subject.name for subject in subjects}
     if {"yes", "no"} <= said.keys():
         raise UserError(f"{said['yes']} was trained on sequences that begin with BOS, {said['no']} on sequences "
-                        "without it; evaluate them apart")
+                        "without it; evaluate them separately")
     found = {bos: load_tokenizer(model, bos) for bos in said}
     if len({tokenizer.begin for tokenizer in found.values()}) != 1:
         raise UserError(f"{said['auto']} does not say whether its sequences begin with BOS, and the tokenizer of "
-                        f"{model.name} begins them in another way than the other SAEs say; evaluate it apart")
+                        f"{model.name} begins them in another way than the other SAEs say; evaluate it separately")
     return next(iter(found.values()))
 
 
@@ -278,9 +278,9 @@ def nearby_text(subjects: Sequence[Opened]) -> str:
         for folder in subject.folder.resolve().parents:
             if subject.kind == "run" and (is_elsewhere(folder) or (folder / "store" / "held_out").is_dir()):
                 return str(folder)
-    raise UserError("none of these SAEs lies in an output folder with held-out text; give --text")
+    raise UserError("none of these SAEs is in an output folder with held-out text; give --text")
 
 
 def _slug(name: str) -> str:
-    """A name as one folder's."""
+    """A name as the name of a single folder."""
     return re.sub(r"[^\w.-]+", "_", name).strip("._") or "sae"

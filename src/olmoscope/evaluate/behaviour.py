@@ -76,8 +76,8 @@ def _refuse(one: Probed, wanted: Behaviour) -> None:
         raise UserError(f"--{'probing' if wanted.probing else 'absorption'}: {name} reads other models too "
                         f"({', '.join(others)}), but only one model reads the texts; leave it out")
     if wanted.absorption and (sae.transcoder or len(one.subject.reads) > 1):
-        raise UserError(f"--absorption: {name} is no SAE of one site. Absorption needs decoder directions at the site "
-                        "that the probe reads; leave it out")
+        raise UserError(f"--absorption: {name} is not an SAE of one site, and absorption needs decoder directions at "
+                        "the site that the probe reads; leave it out")
 
 
 def _absorption(evaluated: Sequence[Probed], reader: str, loaded: Callable[[], LoadedModel],

@@ -1,4 +1,4 @@
-"""Confidence intervals of figures by resampling documents: whole ones, since the tokens of a document are alike.
+"""Confidence intervals of figures by resampling whole documents, since the tokens of one document are similar.
 
 A figure is a function of sums over rows. The sums over a resample add its documents' sums, each as often as the
 document was drawn. The draws depend only on the seed and the number of documents, so figures of several SAEs on the

@@ -1,6 +1,6 @@
 """Evaluation of several SAEs of one language model on the same tokens.
 
-On a store, the figures of reconstruction are of all its rows as they are stored, and the language model reads the
+On a store, the figures of reconstruction are over all its rows as they are stored, and the language model reads the
 first of its tokens for cross-entropy and KL. On a text, the model reads everything twice: once for what must be known
 beforehand (the mean and the norms of each site), and once to measure. Shapes: R rows, D width of a site, S subsets.
 """
@@ -39,7 +39,7 @@ from olmoscope.site import Site
 
 ROWS_AT_ONCE = 4096
 METHOD = 1
-"""Raised when the same SAE on the same tokens would get other figures."""
+"""Incremented when the same SAE on the same tokens would get different figures."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +49,12 @@ class Setting:
     Attributes:
         sequences: the tokens.
         language_tokens: how many of them, from the first, the language model reads for cross-entropy and KL.
-        batch_tokens: in one pass of the model; no figure depends on it, but for rounding.
-        name: of the text, for people.
-        dtype: in which the language model computes.
-        folder: where the sums of an unfinished evaluation are kept.
-        store: the `recipe_hash` of the store whose rows are measured; None: those that the model gives now.
-        ranks: the processes that share the work. Each must evaluate the same; the first gets the results.
+        batch_tokens: tokens in one pass of the model; no figure depends on it, except by rounding.
+        name: the text's name, for people.
+        dtype: the dtype in which the language model computes.
+        folder: where to keep the sums of an unfinished evaluation.
+        store: the `recipe_hash` of the store whose rows are measured; None for rows that the model computes now.
+        ranks: the processes that share the work. All must evaluate the same; the first gets the results.
     """
 
     sequences: Sequences
@@ -68,7 +68,7 @@ class Setting:
 
 
 def identity(subject: Opened, model_revision: str, setting: Setting) -> str:
-    """What an evaluation's figures depend on, but for rounding."""
+    """What an evaluation's figures depend on, except by rounding."""
     parts = [METHOD, setting.store, subject.identity, _place(subject.site), model_revision, setting.dtype,
              setting.sequences.hash(), setting.language_tokens, FIRST_POSITIONS, OUTLIER, bootstrap.RESAMPLES]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -80,7 +80,7 @@ def _sites_of(subjects: Sequence[Opened]) -> list[Site]:
 
 
 def _place(site: Site) -> int | str:
-    """A site in identities: a residual stream by the number of its layer, as before there were sites."""
+    """A site as identities name it: a residual stream by its layer's number, as before sites existed."""
     return site.layer if site.is_layer_output else str(site)
 
 
@@ -89,11 +89,11 @@ def evaluate_on_store(subjects: Sequence[Opened], store: Store, model: CausalLM,
     """Evaluate SAEs on all rows of a store, and with the model on the first tokens.
 
     Args:
-        setting: its sequences are all the store's.
+        setting: its sequences must be all those of the store.
         others: the other models whose sites crosscoders read, by the names that the sites have for them.
 
     Returns:
-        The figures of each; nothing on ranks other than the first.
+        The figures of each SAE; nothing on ranks other than the first.
     """
     sites, ranks = _sites_of(subjects), setting.ranks
     with ranks.agreed():
@@ -137,13 +137,13 @@ def evaluate_on_text(subjects: Sequence[Opened], model: CausalLM, setting: Setti
 
 
 class _Work:
-    """The sums of all SAEs, and what goes through the model."""
+    """The sums of all SAEs, and the passes through the model."""
 
     def __init__(self, subjects: Sequence[Opened], surveys: dict[Site, LayerSurvey], models: Mapping[str, CausalLM],
                  setting: Setting) -> None:
         """
         Args:
-            models: by the names that sites have for them; the one that the coders are about has none.
+            models: by the names that sites have for them; the coders' own model has an empty name.
         """
         self.subjects, self.surveys, self.setting = subjects, surveys, setting
         self.models = {name: models[name] for name in sorted({site.model for site in surveys} | {""})}
@@ -166,17 +166,17 @@ class _Work:
                 for place, measured in enumerate(self.measured) for number, one in enumerate(measured.writes)]
 
     def kept(self, name: str, tensors: dict[str, Tensor]) -> KeptSums:
-        """Where sums are kept meanwhile."""
+        """Where sums are kept until the end."""
         subjects = [identity(subject, self.model.revision, self.setting) for subject in self.subjects]
-        numbers = sum(tensor.numel() for tensor in tensors.values())  # another version may keep others
+        numbers = sum(tensor.numel() for tensor in tensors.values())  # another version may keep other sums
         return KeptSums(self.setting.folder, name, ":".join([str(self.setting.batch_tokens), str(numbers), *subjects]),
                         tensors, self.setting.ranks)
 
     def run_model(self, *, reconstruct: bool) -> None:
-        """Let the model read the tokens: clean, and with every replacement of every site.
+        """Let the model read the tokens: unchanged, and with every replacement at every site.
 
         Args:
-            reconstruct: whether figures of reconstruction are taken of these rows too.
+            reconstruct: whether these rows also count in the figures of reconstruction.
         """
         read = self.setting.sequences.first(self.setting.language_tokens)
         next_N = torch.from_numpy(read.next_tokens())
@@ -237,7 +237,7 @@ class _Work:
             one.language.add(divergences[one.site.model], numbers, facts, masks_SR)
 
     def results(self, mean_of: str, random: Sequence[float | None]) -> list[Evaluation]:
-        """What evaluation.json says, for each SAE."""
+        """The content of evaluation.json, for each SAE."""
         saes = [measured.sae for measured in self.measured]
         with bar("decoder cosines", sum(latents_measured(sae.d_sae) for sae in saes), "latents") as advance:
             dictionaries = [measure_dictionary(sae, advance) for sae in saes]
@@ -254,7 +254,7 @@ class _Work:
             raise UserError(f"{self.setting.name}: no token has a next one, so there is nothing to predict; give a "
                             "longer text")
         if whole.fvu is None:
-            raise UserError(f"{self.setting.name}: all rows of {one.site} are alike, so there is no "
+            raise UserError(f"{self.setting.name}: all rows of {one.site} are equal, so there is no "
                             "variance to explain; give another text")
         figures = whole.model_dump(exclude={"l0", "language"})
         return Evaluation(
@@ -312,13 +312,13 @@ def _survey(sites: list[Site], model: CausalLM, setting: Setting) -> dict[Site, 
 
 
 def forget_unfinished(folder: Path) -> None:
-    """Delete the sums that were kept, once the results stand."""
+    """Delete the kept sums, once the results are written."""
     for path in folder.glob(".unfinished-*.safetensors"):
         path.unlink()
 
 
 def _first_rows(store: Store, site: Site) -> Tensor:
-    """Up to ROWS_AT_ONCE rows, the same number of every segment."""
+    """Up to ROWS_AT_ONCE rows, the same number from every segment."""
     share = ROWS_AT_ONCE // len(store.segment_rows) + 1
     return torch.cat([store.read(site, segment, slice(0, min(rows, share)))
                       for segment, rows in enumerate(store.segment_rows)])

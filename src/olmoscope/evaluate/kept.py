@@ -119,8 +119,9 @@ class KeptSums:
         totals = {name: torch.zeros_like(tensor) for name, tensor in self._tensors.items()}
         for piece, (start, stop) in enumerate(pairwise(bounds)):
             if self.load(piece, bounds) != stop - start:
-                raise UserError(f"{self.path(piece)} is not there, or is of something else: another process wrote it "
-                                "to another folder, or deleted it; all must see the same folder. Run the command again")
+                raise UserError(f"{self.path(piece)} is missing, or belongs to another evaluation: another process "
+                                "wrote it to another folder, or deleted it. All processes must see the same folder; "
+                                "run the command again")
             for name, total in totals.items():
                 total += self._tensors[name]
         for name, total in totals.items():

@@ -137,9 +137,9 @@ def _read(name: str, path: Path) -> Table | None:
         text = (zstandard.ZstdDecompressor().stream_reader(data).read() if path.suffix == ".zst" else data).decode()
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
     except (OSError, UnicodeDecodeError, csv.Error, zstandard.ZstdError) as error:
-        raise UserError(f"{path} is no labelled table ({error})") from error
+        raise UserError(f"{path} is not a labelled table ({error})") from error
     if not rows or not {"prompt", "target"} <= rows[0].keys():
-        raise UserError(f"{path} is no labelled table: it needs rows, and the columns prompt and target")
+        raise UserError(f"{path} is not a labelled table: it needs rows, and the columns prompt and target")
     labels = sorted({row["target"] for row in rows})
     if len(labels) != 2:
         return None

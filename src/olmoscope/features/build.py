@@ -1,7 +1,7 @@
-"""Making an index: corpus, sorted firings, parts, list, manifest. Each step does what is missing; the manifest comes
-last. Several processes share the segments that are encoded, and the parts.
+"""Make an index: corpus, sorted firings, parts, list, manifest. Each step does what is missing; the manifest comes
+last. Several processes share the segments to encode, and the parts.
 
-A killed process loses the segment or the part in hand. The finished index is the same, byte for byte.
+A killed process loses only the segment or part that it was working on. The finished index is the same, byte for byte.
 """
 
 import contextlib
@@ -44,9 +44,9 @@ class IndexedText:
     """Where the rows to index come from."""
 
     identity: dict[str, str]
-    """What decides them: `recipe_hash` and `split` of the store, and what else does."""
+    """What decides the rows: `recipe_hash` and `split` of the store, and anything else that does."""
     open: Callable[[Path], Store]
-    """Gives the store; the folder given has what was made for it."""
+    """Returns the store; the folder given has what was made for it."""
     make: Callable[[Path], object] | None = None
     """Makes what the store needs below a folder, or this process's share of it."""
 
@@ -58,7 +58,7 @@ class Indexed:
     folder: Path
     info: Info
     fresh: bool
-    """Whether it was made now. Otherwise it was there already, and its checksums are right."""
+    """Whether it was made now. Otherwise it existed already, and its checksums are right."""
 
 
 def build_index(subject: Opened, where: str, text: IndexedText, model: Model, out: Path, filter_: Filter,
@@ -66,13 +66,14 @@ def build_index(subject: Opened, where: str, text: IndexedText, model: Model, ou
     """Index an SAE over the rows of a store.
 
     Args:
-        where: what opens the SAE: a hub id, or a folder.
+        where: the address that opens the SAE: a hub id, or a folder.
         model: the language model; its name and revision must be those of the store.
         out: the folder of the index; files that are not the index's (labels) are left alone.
         ranks: the processes that share the work; each must call this, and all must see `out`. None: this one alone.
 
     Raises:
-        UserError: the SAE is not of the store's model or sites, `out` holds another index, damaged files, no room.
+        UserError: the SAE does not belong to the store's model or sites, `out` holds another index, a file is damaged,
+            or the disk is full.
     """
     identity = _identity(subject, text, model, filter_, options)
     ranks = ranks or Ranks.alone()
@@ -96,7 +97,7 @@ def build_index(subject: Opened, where: str, text: IndexedText, model: Model, ou
         with ranks.agreed():
             if info is not None:
                 write_json(out / "manifest.json", info.model_dump(mode="json"))
-        with ranks.agreed():  # by now no process has a file of work/ open
+        with ranks.agreed():  # no process has a file in work/ open any more
             if ranks.leads:
                 shutil.rmtree(out / "work")
         return Indexed(out, info or read_info(out), fresh=True)
@@ -120,13 +121,13 @@ def _there_already(out: Path, identity: str) -> Indexed:
         raise UserError(f"{out} holds another index (of {info.sae.name}, or of other rows or options); choose another "
                         "--out or delete it")
     FeatureIndex(out).verify()
-    if (out / "work").exists():  # the process that finished it was killed while tidying up
+    if (out / "work").exists():  # the process that finished it was killed before it tidied up
         shutil.rmtree(out / "work")
     return Indexed(out, info, fresh=False)
 
 
 def _begin(out: Path, identity: str) -> None:
-    """Say whose index this becomes; leftovers of another one that was never finished are refused."""
+    """Record which index this becomes; refuse the leftovers of another one that was never finished."""
     clean_temporary(out)
     path = out / "work" / "identity.json"
     if path.exists() and read_json(path) != {"identity": identity}:
@@ -139,7 +140,7 @@ def _refuse_other_rows(subject: Opened, store: Store, model: Model) -> None:
     manifest = store.manifest
     if model.name != manifest.model.name:
         raise UserError(f"{subject.name} is of model {model.name}, {store.path} has rows of {manifest.model.name}; "
-                        "give another --store, or --model if these are two names of the same")
+                        "give another --store, or --model if these are two names of one model")
     for site in subject.reads:
         if site not in manifest.sites:
             raise UserError(f"{store.path} has no rows of {site}, which {subject.name} reads; it has "
@@ -154,7 +155,7 @@ def _refuse_other_rows(subject: Opened, store: Store, model: Model) -> None:
 
 def _make(subject: Opened, where: str, store: Store, model: Model, out: Path, filter_: Filter, options: Options,
           device: torch.device, text: IndexedText, identity: str, ranks: Ranks) -> Info | None:
-    """Everything but the manifest, which the first of the ranks gets."""
+    """Everything except the manifest, which the first rank gets."""
     work, manifest, sae = out / "work", store.manifest, subject.sae.to(device)
     with ranks.agreed():
         unembedding, why_none = _load_unembedding(store, model, device)
@@ -172,7 +173,7 @@ def _make(subject: Opened, where: str, store: Store, model: Model, out: Path, fi
     with ranks.agreed():
         fired = SortedFirings(work, manifest.segments)
         parts = plan_parts(fired.counts())
-        # A crosscoder's directions at its main site promote tokens; all of them say which are alike.
+        # A crosscoder's directions at its main site promote tokens; its directions at all sites decide the neighbours.
         main_FD = sae.W_dec
         if len(subject.writes) > 1:
             before = sum(manifest.width(site) for site in subject.writes[: subject.writes.index(subject.site)])
@@ -202,13 +203,13 @@ def _make(subject: Opened, where: str, store: Store, model: Model, out: Path, fi
         sample_rows=len(facts.starts_R1) - 1, sources=source_rows,
         position_rows=facts.position_rows_L.tolist(), unembedding=None if unembedding is None else str(unembedding),
         no_unembedding=why_none, parts=parts,
-        # The figures beside a run are those of its end, not of a checkpoint before.
+        # The figures beside a run belong to its last checkpoint, not to earlier ones.
         evaluation=read_json(evaluation) if subject.step is None and evaluation.exists() else None,
         files=_files(out, work, len(parts) - 1), provenance=provenance(dated=False))
 
 
 def _load_unembedding(store: Store, model: Model, device: torch.device) -> tuple[Unembedding | None, str | None]:
-    """The final norm and unembedding of the very model that the store is of; or None, and why there is none."""
+    """The final norm and unembedding of exactly the model that the store comes from; or None, and why there is none."""
     revision = store.manifest.model.revision
     wanted = at_revision(model, revision).model_copy(update={"dtype": "float32"})
     try:
@@ -223,7 +224,7 @@ def _load_unembedding(store: Store, model: Model, device: torch.device) -> tuple
 
 
 def _files(out: Path, work: Path, parts: int) -> dict[str, IndexedFile]:
-    """Size and checksum of every file; those of the parts were taken when they were written."""
+    """Size and checksum of every file; those of the parts were computed when the parts were written."""
     names = [*(f"corpus/{name}" for name in ("tokens.npy", "sequences.npy", "kept.npy", "documents.parquet",
                                              "vocabulary.parquet")), "features.parquet"]
     files = {name: IndexedFile(sha256=sha256(out / name), bytes=(out / name).stat().st_size) for name in names}

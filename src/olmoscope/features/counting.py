@@ -1,10 +1,10 @@
-"""What follows from a feature's firings, on a CPU: counts, examples, preferences; feature by feature, in one go.
+"""Counts, examples and preferences from a feature's firings, on a CPU: feature by feature, in one pass.
 
 Shapes: C features of a part, P firings, T places, V vocabulary, X sources, L bins of positions, H bins of the
 histogram, I intervals, A candidates kept.
 
-A *score* n · ln(lift) puts preferred tokens and companions in order: n things seen together, lift times as many as
-chance would have it. (It is the main term of the log-likelihood ratio; lift alone would prefer what was seen once.)
+A *score* n · ln(lift) orders preferred tokens and companions: they were seen together n times, which is lift times as
+often as by chance. (It is the main term of the log-likelihood ratio; lift alone would prefer what was seen once.)
 """
 
 import math
@@ -21,13 +21,13 @@ _NEVER = np.uint64(0xFFFFFFFFFFFFFFFF)
 def count_features(pieces, first_feature, seed, offsets_C1, places_P, values_P, facts_T4, rows_V, rows, lowest_exponent,
                    max_C, sum_C, histogram_CH, interval_rows_CI, sources_CX, positions_CL, top_CA, interval_CIA,
                    random_CA, token_CA, token_rows_CA, token_lift_CA, token_mean_CA):
-    """Fill all that is counted; examples as firing numbers of the feature, and -1 where there are no more.
+    """Fill all counts; examples are numbers of the feature's firings, or -1 if there are no more.
 
     Args:
         pieces: bounds of the pieces of work, in features.
-        facts_T4: of each place token, passage, bin of its position, source: side by side, so that a firing costs one
-            look into memory.
-        rows_V: rows of each token, of `rows` in all.
+        facts_T4: for each place its token, passage, bin of position, and source: side by side, so that a firing costs
+            one access to memory.
+        rows_V: rows of each token; `rows` in total.
         lowest_exponent: biased exponent of the histogram's first octave.
     """
     for piece in prange(len(pieces) - 1):
@@ -68,7 +68,7 @@ def _count_piece(first, stop, first_feature, seed, offsets_C1, places_P, values_
 
 @compiled()
 def _figures(values, lowest_exponent, feature, max_C, sum_C, histogram_CH, interval_rows_CI):
-    """Largest and sum; rows by logarithmic bin and by interval."""
+    """The largest activation and the sum; rows by logarithmic bin and by interval."""
     largest = np.float32(0)
     total = 0.0
     for value in values:
@@ -94,7 +94,7 @@ def _interval(value, largest, intervals):
 
 @compiled()
 def _sweep(places, values, facts_T4, sources, positions, peaks, token_rows, token_sums, touched):
-    """Count tokens, sources and positions; find the strongest firing of each passage, the first of equal ones.
+    """Count tokens, sources and positions; find the strongest firing of each passage, the first among equals.
 
     Returns how many passages and how many different tokens there are.
     """
@@ -121,7 +121,7 @@ def _sweep(places, values, facts_T4, sources, positions, peaks, token_rows, toke
 
 @compiled()
 def _strongest(values, peaks, keys, chosen):
-    """The firings of the largest values, largest first; of equal ones the first."""
+    """The firings with the largest values, largest first; the first among equals."""
     kept = 0
     for peak in peaks:
         kept = _insert(np.float64(values[peak]), peak, kept, keys, chosen)
@@ -129,8 +129,8 @@ def _strongest(values, peaks, keys, chosen):
 
 @compiled()
 def _draw(places, values, largest, state, hashes, drawn_IA, interval_IA, chosen):
-    """Random samples without repetition: of all firings those whose places have the lowest hashes, of each interval's
-    those with the highest."""
+    """Random samples without repetition: from all firings, those whose places have the lowest hashes; from each
+    interval, those with the highest."""
     intervals = len(interval_IA)
     hashes[: len(chosen)] = _NEVER
     drawn_IA[:] = _NEVER
@@ -158,7 +158,7 @@ def _keep_low(number, item, drawn, chosen):
 
 @compiled()
 def _ascending(chosen):
-    """Sort what is chosen; -1, nothing, stays at the end."""
+    """Sort what is chosen; -1, for nothing, stays at the end."""
     count = 0
     while count < len(chosen) and chosen[count] >= 0:
         count += 1
@@ -167,7 +167,7 @@ def _ascending(chosen):
 
 @compiled()
 def _mix(number):
-    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every bit of the result hangs on every bit."""
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every bit of the result depends on every bit."""
     number = np.uint64(number) + np.uint64(0x9E3779B97F4A7C15)
     number = (number ^ (number >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     number = (number ^ (number >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -176,7 +176,7 @@ def _mix(number):
 
 @compiled()
 def _prefer(touched, token_rows, token_sums, rows_V, fired, rows, keys, token, rows_A, lift_A, mean_A):
-    """The tokens of the highest scores, of those with lift over 1; and the counters back to zero."""
+    """The tokens with the highest scores among those with lift over 1; this also resets the counters to zero."""
     kept = 0
     for one in touched:
         lift = np.float64(token_rows[one]) * rows / (np.float64(fired) * rows_V[one])
@@ -194,11 +194,12 @@ def _prefer(touched, token_rows, token_sums, rows_V, fired, rows, keys, token, r
 
 @compiled(parallel=True)
 def count_companions(pieces, first_feature, starts_R1, latents_P, offsets_F1, rows_P, companion_CA, rows_CA, lift_CA):
-    """Which latents fire on the same rows of a sample: those of the highest scores with lift over 1, seen twice.
+    """Which latents fire on the same rows of a sample: those with the highest scores, lift over 1, and at least two
+    common rows.
 
     Args:
         pieces: bounds of the pieces of work, in features of this part.
-        starts_R1, latents_P: the latents of each row, uint32 (a signed index costs a look whether it is negative).
+        starts_R1, latents_P: the latents of each row, uint32 (a signed index costs a check for negative values).
         offsets_F1, rows_P: the rows of each latent, uint32.
     """
     for piece in prange(len(pieces) - 1):
@@ -247,7 +248,7 @@ def _companions_piece(first, stop, first_feature, starts_R1, latents_P, offsets_
 
 @compiled()
 def _count_few(mine, starts_R1, latents_P, together, touched):
-    """Count the latents of some rows; returns how many different ones were put into `touched`."""
+    """Count the latents of some rows; return how many different ones are in `touched`."""
     count = 0
     for row in mine:
         for firing in range(starts_R1[row], starts_R1[row + 1]):
@@ -261,7 +262,7 @@ def _count_few(mine, starts_R1, latents_P, together, touched):
 
 @compiled()
 def _count_many(mine, starts_R1, latents_P, together):
-    """The same without the branch, which is hard to foresee: cheaper if most latents are met."""
+    """The same without the branch, which is hard to predict: cheaper if most latents occur."""
     for row in mine:
         for firing in range(starts_R1[row], starts_R1[row + 1]):
             together[latents_P[firing]] += 1
@@ -269,12 +270,12 @@ def _count_many(mine, starts_R1, latents_P, together):
 
 @compiled()
 def _offer(other, both, weight, kept, keys, chosen):
-    """Put a companion into the list if its score is high enough; returns how many there are now.
+    """Put a companion into the list if its score is high enough; return how many there are now.
 
     Args:
-        weight: what times `both` is the lift.
+        weight: the lift is this times `both`.
     """
-    excess = both * (both * weight - 1)  # more than the score, since ln(lift) < lift - 1; and cheap
+    excess = both * (both * weight - 1)  # an upper bound of the score, since ln(lift) < lift - 1, and cheap
     if both < 2 or excess <= 0 or (kept == len(keys) and (kept == 0 or excess < keys[kept - 1])):
         return kept
     return _insert(both * math.log(both * weight), other, kept, keys, chosen)
@@ -282,7 +283,7 @@ def _offer(other, both, weight, kept, keys, chosen):
 
 @compiled()
 def _insert(key, item, kept, keys, chosen):
-    """Put an item into a list with descending keys, of equal keys the lower item first; returns how many there are."""
+    """Put an item into a list with descending keys, for equal keys the lower item first; return how many there are."""
     size = len(chosen)
     if kept == size and (size == 0 or key < keys[size - 1] or (key == keys[size - 1] and item > chosen[size - 1])):
         return kept

@@ -1,8 +1,7 @@
 """An SQLite file beside an index: any number of threads and processes may use it.
 
-Readers never wait for a writer, nor it for them (SQLite's write-ahead log); writers wait for each other. A table
-`about` says
-what the file is: its format, its version, and the width of its SAE.
+Readers never wait for a writer, nor a writer for readers (SQLite's write-ahead log); writers wait for each other. A
+table `about` says what the file is: its format, its version, and the width of its SAE.
 """
 
 import contextlib
@@ -24,10 +23,10 @@ class Database:
 
         Args:
             what: its format is called `olmoscope WHAT`.
-            schema: of its tables but `about`.
+            schema: of its tables except `about`.
 
         Raises:
-            UserError: it is damaged, is something else, or is of a later version or of an SAE of another width.
+            UserError: it is damaged, is something else, has a later version, or belongs to an SAE of another width.
         """
         self.path, self.d_sae = path, d_sae
         self._local = threading.local()
@@ -35,7 +34,8 @@ class Database:
         try:
             self._open(what, version, schema)
         except sqlite3.DatabaseError as error:
-            raise UserError(f"{path} is not a sound {what} file ({error}); move it away, or put a copy back") from error
+            raise UserError(f"{path} is damaged or not a {what} file ({error}); move it away, or restore a "
+                            "copy") from error
 
     def _open(self, what: str, version: int, schema: str) -> None:
         self.connection().execute("PRAGMA journal_mode = WAL")
@@ -69,14 +69,14 @@ class Database:
         return connection
 
     def close(self) -> None:
-        """Close this thread's connection; the last one to close leaves nothing beside the file."""
+        """Close this thread's connection; once the last one is closed, nothing is left beside the file."""
         if hasattr(self._local, "connection"):
             self._local.connection.close()
             del self._local.connection
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[sqlite3.Connection]:
-        """One transaction: when the block ends, all that it wrote is on the disk; when it raises, nothing is."""
+        """One transaction: when the block ends, everything that it wrote is on the disk; if it raises, nothing is."""
         connection = self.connection()
         with self._writing:
             connection.execute("BEGIN IMMEDIATE")
@@ -85,7 +85,7 @@ class Database:
 
 
 def searched(text: str) -> str:
-    """A query of FTS5 for all words that begin with those of a text; empty if it has none.
+    """A query of FTS5 for all words that begin with those of a text; empty if the text has no words.
 
     Each word is quoted, so that nothing in it is an operator of the query language.
     """

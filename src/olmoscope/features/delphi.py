@@ -2,14 +2,14 @@
 
     ROOT/latents/MODULE/START_END.safetensors    locations [N, 3]: window, position, latent - START; activations [N];
                                                  tokens [windows, length]
-    ROOT/latents/MODULE/config.json              what Delphi's `CacheConfig` holds, and the model
+    ROOT/latents/MODULE/config.json              the fields of Delphi's `CacheConfig`, and the model
     ROOT/explanations/MODULE_latentN.txt         the label of latent N as a JSON string, if it has one
-    ROOT/labels/MODULE.jsonl                     who made these labels, and their scores: a file of ours, which Delphi
-                                                 does not read (its explanations are a text and nothing else)
+    ROOT/labels/MODULE.jsonl                     who made these labels, and their scores: our own file, which Delphi
+                                                 does not read (its explanations are texts and nothing else)
 
-Delphi wants windows of one length. Sequences are cut into windows from their start; what is left at the end of each,
-under one window, is left out, so that short windows lose least. Delphi shows no more of a text than a window.
-Activations are float16 there. Source: eai-delphi 0.1.3, `latents/cache.py`, `latents/loader.py` and `__main__.py`.
+Delphi needs windows of one length. Sequences are cut into windows from their start, and a remainder shorter than a
+window is left out, so short windows lose the least. Delphi shows no more of a text than a window. Its activations are
+float16. Source: eai-delphi 0.1.3, `latents/cache.py`, `latents/loader.py` and `__main__.py`.
 """
 
 import itertools
@@ -29,11 +29,11 @@ from olmoscope.files import atomic_path, write_json, write_text
 EXAMPLE = 32
 """Tokens of the examples that Delphi cuts windows into by default; a window has a multiple of that."""
 SPLIT_FIRINGS = 2**24
-"""About so many firings go into a file."""
+"""About this many firings go into a file."""
 LEAST = 1e-5
-"""Delphi takes no smaller activation for one."""
+"""Delphi ignores smaller activations."""
 LARGEST = float(np.finfo(np.float16).max)
-"""What is larger becomes this: latents of attention sinks may be."""
+"""Larger activations, such as those of latents for attention sinks, become this."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Cache:
     """What was written.
 
     Attributes:
-        folder: of the module, `ROOT/latents/MODULE`.
-        windows, length: of the text.
-        firings: written; `left_out`: those in the ends of sequences.
+        folder: the folder of the module, `ROOT/latents/MODULE`.
+        windows, length: the number of windows of the text, and their length.
+        firings: the number written; `left_out`: the number in the ends of sequences.
     """
 
     folder: Path
@@ -54,14 +54,14 @@ class Cache:
 
 
 def write_delphi(index: FeatureIndex, root: Path, length: int = EXAMPLE) -> Cache:
-    """Write an index as a cache of Delphi's. One part of the features is held at a time.
+    """Write an index as a cache for Delphi. One part of the features is in memory at a time.
 
     Args:
-        root: Delphi's folder of a run; the cache goes into `latents/` in it.
+        root: Delphi's folder for a run; the cache goes into `latents/` in it.
         length: tokens of a window, a multiple of Delphi's `example_ctx_len`.
 
     Raises:
-        UserError: all sequences are shorter than a window; a length that does not hold whole examples.
+        UserError: all sequences are shorter than a window, or the length is not that of whole examples.
     """
     if length < 1 or length % EXAMPLE:
         raise UserError(f"--window {length}: Delphi's examples have {EXAMPLE} tokens, so a window has a multiple of "
@@ -92,13 +92,13 @@ def write_delphi(index: FeatureIndex, root: Path, length: int = EXAMPLE) -> Cach
 
 
 def write_explanations(index: FeatureIndex, root: Path, labels: Mapping[int, Counting]) -> tuple[int, int]:
-    """Write labels, by feature, where Delphi looks for explanations (`--explainer none` scores what is there), and who
-    made them with their scores into a file beside.
+    """Write labels, by feature, where Delphi looks for explanations (`--explainer none` scores what is there), and a
+    file that says who made them, with their scores.
 
-    An explanation with another text stays as it is: Delphi itself may have made it. It is not in that file.
+    An explanation with another text stays unchanged, since Delphi itself may have made it; it is not in that file.
 
     Returns:
-        How many labels are there, and how many explanations were left alone.
+        How many labels there are, and how many explanations were left alone.
     """
     folder, kept, about = root / "explanations", 0, []
     for feature, label in sorted(labels.items()):
@@ -120,8 +120,8 @@ def write_explanations(index: FeatureIndex, root: Path, labels: Mapping[int, Cou
 
 
 def _windows(index: FeatureIndex, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """The windows' tokens `[W, L]`, int64, and where each place is among them: window · L + position, or -1 if it is in
-    an end that is left out."""
+    """The windows' tokens `[W, L]`, int64, and the index of each place among them: window · L + position, or -1 if it
+    is in an end that is left out."""
     corpus = index.corpus
     starts_W = np.concatenate([np.arange(first, last - length + 1, length)
                                for first, last in itertools.pairwise(corpus.sequences_S1.tolist())])

@@ -1,12 +1,11 @@
-"""An index as a matrix of documents by features, for tools that look for features that tell texts apart.
+"""An index as a matrix of documents by features, for tools that look for features that distinguish texts.
 
     FOLDER/max.npz            [documents, features]: the largest activation of each feature in each document
-    FOLDER/mean.npz           the mean activation over all of the document's rows, those where it is 0 included
-    FOLDER/documents.parquet  of each row of the matrices: `document` (its number), `source`, `rows`, `text`
+    FOLDER/mean.npz           the mean activation over all of the document's rows, including those where it is 0
+    FOLDER/documents.parquet  for each row of the matrices: `document` (its number), `source`, `rows`, `text`
 
 The matrices are SciPy's compressed sparse rows (`scipy.sparse.load_npz`, which needs no pickle): `data`, `indices`,
-`indptr`, `shape` and `format`. A document is what the index has of it: a text that ends elsewhere counts as far as it
-was read.
+`indptr`, `shape` and `format`. A document is only the part of it that the index has.
 """
 
 import itertools
@@ -29,7 +28,7 @@ class Matrix:
     """What was written: the folder, and the size of the matrices.
 
     Attributes:
-        entries: those that are not 0.
+        entries: the number of entries that are not 0.
     """
 
     folder: Path
@@ -39,10 +38,10 @@ class Matrix:
 
 
 def write_documents(index: FeatureIndex, folder: Path) -> Matrix:
-    """Write the matrices and what their rows are; in memory is what is not 0 of them.
+    """Write the matrices and a description of their rows; only entries that are not 0 are in memory.
 
     Raises:
-        UserError: no space.
+        UserError: the disk is full.
     """
     ids_N, which_N = np.unique(index.corpus.document_ids_N, return_inverse=True)
     lengths = np.diff(index.corpus.documents_N, append=index.info.tokens)

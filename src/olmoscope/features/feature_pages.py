@@ -1,11 +1,11 @@
-"""Indexes as circuit-tracer's feature pages: what its viewer shows of a feature in a graph.
+"""Indexes as circuit-tracer's feature pages: what its viewer shows for a feature in a graph.
 
     FOLDER/features/index.json.gz    {layer: {"filename", "offsets"}}; feature f of a layer is the bytes of its file
                                      from offsets[f] to offsets[f + 1]
-    FOLDER/features/layer_L.bin      of each feature 4 bytes, the length of what follows (little-endian), and its JSON,
-                                     compressed by zlib
+    FOLDER/features/layer_L.bin      for each feature, 4 bytes with the length of the rest (little-endian), and its
+                                     JSON, compressed by zlib
 
-Beside a set of transcoders on the hub they are found by themselves; of a local set, `features_dir` of circuit-tracer's
+circuit-tracer finds the pages beside a set of transcoders on the hub by itself; for a local set, `features_dir` of its
 server names the folder. Source: decoderesearch/circuit-tracer 0.4.1, `frontend/feature_models.py`, and in
 `frontend/assets` `feature_examples/init-feature-examples.js` and `attribution_graph/render-act-histogram.js`.
 """
@@ -30,13 +30,13 @@ FOLDER, INDEX = "features", "index.json.gz"
 
 
 def write_pages(indexes: Sequence[FeatureIndex], folder: Path) -> int:
-    """Write the pages of all features of some indexes, one of a layer. Pages of other layers that are there stay.
+    """Write the pages of all features of some indexes, one index for each layer. Existing pages of other layers stay.
 
     Returns:
         How many features have a page.
 
     Raises:
-        UserError: two indexes of one layer, or one of no layer's.
+        UserError: two indexes belong to one layer, or one belongs to none.
     """
     layers = [index.info.sae.layer for index in indexes]
     for index, layer in zip(indexes, layers, strict=True):
@@ -78,7 +78,7 @@ def _there(folder: Path) -> dict[str, Any]:
 
 
 def page(index: FeatureIndex, feature: Feature) -> dict[str, Any]:
-    """What the viewer shows of a feature. Figures are of its firings; the histogram is from 0 to the largest."""
+    """What the viewer shows for a feature. Figures are over its firings; the histogram goes from 0 to the largest."""
     values_P = index.firing_values(feature.index)[1]
     shown: set[int] = set()
     return {

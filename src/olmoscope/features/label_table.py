@@ -1,8 +1,8 @@
-"""The labels that count of an index as a table beside its features.parquet.
+"""The labels that count for the features of an index, as a table to use beside its features.parquet.
 
     FOLDER/labels.parquet    a line for each feature with a label, ascending
 
-features.parquet itself cannot carry them: it belongs to the index, whose manifest has its hash, and labels change.
+features.parquet itself cannot hold them: it belongs to the index, whose manifest has its hash, and labels change.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _SCHEMA = pa.schema([
 
 
 def write_labels(folder: Path, labels: Mapping[int, Counting]) -> Path:
-    """Write the table; a figure that is not known is null.
+    """Write the table; unknown figures are null.
 
     Returns:
         Its path.

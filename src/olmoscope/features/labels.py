@@ -1,7 +1,7 @@
 """What people (and programs) write about features: labels and notes with their history, in one SQLite file.
 
-Nothing is overwritten: an edit is a new entry, and the newest entry of a feature is what counts. Readers never wait for
-a writer, nor it for them (SQLite's write-ahead log); writers wait for each other.
+Nothing is overwritten: an edit is a new entry, and the newest entry of a feature counts. Readers never wait for a
+writer, nor a writer for readers (SQLite's write-ahead log); writers wait for each other.
 """
 
 import json
@@ -14,10 +14,10 @@ from olmoscope.errors import UserError
 from olmoscope.features.database import Database, searched
 
 LABELS_FILE = "labels.sqlite"
-"""In the folder of an index."""
+"""The file's name in the folder of an index."""
 VERSION = 1
 LONGEST = 20_000
-"""Characters of a label or a note."""
+"""The most characters of a label or a note."""
 _SCHEMA = """
 CREATE TABLE entries (id INTEGER PRIMARY KEY, feature INTEGER NOT NULL, label TEXT NOT NULL, note TEXT NOT NULL,
                       author TEXT NOT NULL, score REAL, written TEXT NOT NULL);
@@ -29,7 +29,7 @@ _COLUMNS = "id, feature, label, note, author, score, written"
 
 @dataclass(frozen=True)
 class Entry:
-    """What somebody wrote about a feature at some time; empty label and note: it was taken back."""
+    """What somebody wrote about a feature at some time; an empty label and an empty note withdraw it."""
 
     id: int
     """Ascending in the order of writing."""
@@ -38,7 +38,7 @@ class Entry:
     note: str
     author: str
     score: float | None
-    """How well the label predicts the feature, where something measured that."""
+    """How well the label predicts the feature; None if that was not measured."""
     written: str
     """ISO 8601, UTC."""
 
@@ -50,7 +50,7 @@ class Labels(Database):
         """Open the file, making it if it is absent.
 
         Raises:
-            UserError: it is damaged, is no labels file, or is of a later version or of an SAE of another width.
+            UserError: it is damaged, is not a labels file, has a later version, or belongs to an SAE of another width.
         """
         super().__init__(path, "labels", VERSION, _SCHEMA, d_sae)
 
@@ -88,7 +88,7 @@ class Labels(Database):
             if len(text) > LONGEST:
                 raise UserError(f"the {what} of feature {feature} has {len(text)} characters, at most {LONGEST} are "
                                 "kept")
-        # A lone surrogate cannot be written as UTF-8; it comes in only through a broken client.
+        # A lone surrogate cannot be written as UTF-8; only a broken client sends one.
         label, note, author = (text.encode("utf-8", "replace").decode() for text in (label, note, author))
         return feature, label.strip(), note.strip(), author, score, written
 
@@ -97,12 +97,12 @@ class Labels(Database):
         return self._entries("WHERE feature = ? ORDER BY id DESC", feature)
 
     def newest(self, feature: int) -> Entry | None:
-        """What counts for a feature, None if nothing was ever written."""
+        """The entry that counts for a feature; None if nothing was ever written."""
         entries = self._entries("WHERE feature = ? ORDER BY id DESC LIMIT 1", feature)
         return entries[0] if entries else None
 
     def since(self, entry: int) -> list[Entry]:
-        """All entries after that one, oldest first; `since(0)` is everything."""
+        """All entries after the given one, oldest first; `since(0)` returns all."""
         return self._entries("WHERE id > ? ORDER BY id", entry)
 
     def _entries(self, where: str, number: int) -> list[Entry]:
@@ -125,7 +125,7 @@ class Labels(Database):
             yield json.dumps(fields, ensure_ascii=False) + "\n"
 
     def import_lines(self, lines: Iterable[str]) -> int:
-        """Add exported entries, in their order; those that are there already are passed over.
+        """Add exported entries, in their order, except those that exist already.
 
         Returns:
             How many were new.

@@ -1,13 +1,13 @@
 """An index in the layout that Neuronpedia's importer reads.
 
     ROOT/v1/MODEL/LAYER-SET/release.jsonl, model.jsonl, sourceset.jsonl, source.jsonl    one row each
-                            features/batch-N.jsonl.gz        rows of table Neuron, `BATCH` features a file
+                            features/batch-N.jsonl.gz        rows of table Neuron, `BATCH` features per file
                             activations/batch-N.jsonl.gz     their examples, rows of table Activation
                             explanations/batch-N.jsonl.gz    their labels, rows of table Explanation, if there are any
 
-The importer takes the names of columns from a file's first line, so all lines have the same; and it cannot read a file
-without lines, so there is none. Source: hijohnnylin/neuronpedia (August 2026), `apps/webapp/lib/db/import.ts` and
-`apps/webapp/app/api/admin/import/route.ts`.
+The importer takes the names of columns from a file's first line, so all lines have the same columns. It cannot read a
+file without lines, so none is written. Source: hijohnnylin/neuronpedia (August 2026), `apps/webapp/lib/db/import.ts`
+and `apps/webapp/app/api/admin/import/route.ts`.
 """
 
 import gzip
@@ -39,9 +39,9 @@ from olmoscope.progress import bar
 from olmoscope.recipe.schema import Model
 
 BATCH = 1024
-"""Features of a file, as in Neuronpedia's own exports."""
+"""Features per file, as in Neuronpedia's own exports."""
 _AT_ONCE = 64
-"""Features whose logits of all tokens are held at a time."""
+"""The number of features whose logits for all tokens are in memory at a time."""
 _CALLED = re.compile(r"[a-z0-9_-]+/[a-z0-9_-]+")
 
 
@@ -50,8 +50,8 @@ class Written:
     """What was written.
 
     Attributes:
-        folder: of the source, `ROOT/v1/MODEL/LAYER-SET`.
-        features, activations, explanations: rows.
+        folder: the folder of the source, `ROOT/v1/MODEL/LAYER-SET`.
+        features, activations, explanations: numbers of rows.
     """
 
     folder: Path
@@ -62,15 +62,15 @@ class Written:
 
 def write_neuronpedia(index: FeatureIndex, root: Path, labels: Mapping[int, Counting], called: str | None = None
                       ) -> Written:
-    """Write an index as an export of Neuronpedia's. One batch of features is held at a time.
+    """Write an index in the form of Neuronpedia's exports. One batch of features is in memory at a time.
 
     Args:
-        root: what would be the root of Neuronpedia's bucket of exports.
+        root: corresponds to the root of Neuronpedia's bucket of exports.
         labels: the labels that count, by feature.
         called: `MODEL/SET`, the names on Neuronpedia; None: they follow from those of model and SAE.
 
     Raises:
-        UserError: names that Neuronpedia does not take; the index's SAE cannot be opened, or is a crosscoder; the
+        UserError: Neuronpedia does not accept the names; the index's SAE cannot be opened, or is a crosscoder; the
             model's unembedding cannot be loaded, though the index has promoted tokens.
     """
     if called is not None and not _CALLED.fullmatch(called):
@@ -102,7 +102,7 @@ def write_neuronpedia(index: FeatureIndex, root: Path, labels: Mapping[int, Coun
 
 
 def _unembedding(index: FeatureIndex) -> Unembedding | None:
-    """The unembedding of the index's model; None if the index has no promoted tokens either."""
+    """The unembedding of the index's model; None if the index has no promoted tokens."""
     of = index.info.model
     if index.info.unembedding is None:
         return None

@@ -1,8 +1,8 @@
-"""Rows of Neuronpedia's tables, of an index's features: every column that its database does not fill in by itself.
+"""Rows of Neuronpedia's tables for an index's features: every column that its database does not fill in by itself.
 
-Left empty are columns of what an index does not have: correlated neurons, a share of the decoder for each head, UMAP,
-direct feature attribution, attention patterns, losses. `createdAt` and `updatedAt` are left out: the database sets
-them. Source: hijohnnylin/neuronpedia (August 2026), `apps/webapp/prisma/schema.prisma`; sae-dashboard 0.8.0,
+Columns of what an index does not have are empty: correlated neurons, a share of the decoder for each head, UMAP, direct
+feature attribution, attention patterns, losses. `createdAt` and `updatedAt` are left out, since the database sets them.
+Source: hijohnnylin/neuronpedia (August 2026), `apps/webapp/prisma/schema.prisma`; sae-dashboard 0.8.0,
 `neuronpedia/neuronpedia_converter.py`, for what the figures mean.
 """
 
@@ -21,7 +21,7 @@ from olmoscope.features.read import FeatureIndex
 from olmoscope.features.records import Feature
 
 CREATOR = "clkht01d40000jv08hvalcvly"
-"""The user whom Neuronpedia's own set-up makes, and whom its exports name."""
+"""The user that Neuronpedia's own set-up creates, and that its exports name."""
 ALIGNED = 3
 """The largest coordinates of a direction that Neuronpedia shows."""
 
@@ -54,8 +54,8 @@ def _plain(name: str) -> str:
 
 
 def about(index: FeatureIndex, names: Names) -> dict[str, Row]:
-    """The rows of the tables with one row each, by the names of their files; columns that are not known and have a
-    default are left out."""
+    """The rows of the tables with one row each, by the names of their files; unknown columns that have a default are
+    left out."""
     info = index.info
     owner, _, _ = info.model.name.rpartition("/")
     repo, _, path = info.sae.where.partition(":") if info.sae.kind == "hub" else ("", "", "")
@@ -83,8 +83,8 @@ def feature_row(index: FeatureIndex, names: Names, feature: Feature, direction_D
     """A row of table Neuron.
 
     Args:
-        direction_D: of the decoder.
-        logits_V: what the direction does to the logit of each token; None: not known.
+        direction_D: the feature's decoder direction.
+        logits_V: what the direction does to the logit of each token; None if unknown.
     """
     values_P = index.firing_values(feature.index)[1]
     aligned = torch.topk(direction_D, min(ALIGNED, len(direction_D)))
@@ -127,7 +127,7 @@ def correlations(index: FeatureIndex, feature: Feature) -> list[tuple[int, float
         product = float(values[both].astype(np.float64) @ other_values[at[both]].astype(np.float64))
         other = _Moments.of(other_values, rows)
         spread = mine.spread * other.spread
-        if spread > 0:  # else one of them fires alike on every row
+        if spread > 0:  # otherwise one of them has the same activation on every row
             found.append((companion.feature, (product / rows - mine.mean * other.mean) / spread,
                           product / (mine.length * other.length)))
     return sorted(found, key=lambda one: -one[1])
@@ -148,7 +148,7 @@ class _Moments:
 
 
 def activation_rows(index: FeatureIndex, names: Names, feature: Feature) -> list[Row]:
-    """Rows of table Activation: the top examples, and those of each interval."""
+    """Rows of table Activation: the top examples, and those from each interval."""
     rows = []
     for group in groups(index, feature):
         for example in group.examples:
@@ -169,7 +169,7 @@ def activation_rows(index: FeatureIndex, names: Names, feature: Feature) -> list
 
 
 def explanation_row(index: FeatureIndex, names: Names, label: Counting) -> Row:
-    """A row of table Explanation, of a label. The notes of a person's label are that person's; those of a program's are
+    """A row of table Explanation for a label. The notes of a person's label are that person's; those of a program's are
     JSON: who made it, and its scores. (`typeName` and `explanationModelName` must name rows that the database has.)
     """
     notes = label.note if label.made_by == "person" else json.dumps(
@@ -182,5 +182,5 @@ def explanation_row(index: FeatureIndex, names: Names, label: Counting) -> Row:
 
 
 def _id(index: FeatureIndex, *what: object) -> str:
-    """An id of the length and alphabet of Neuronpedia's, the same each time."""
+    """An id with the length and alphabet of Neuronpedia's, the same each time."""
     return "c" + hashlib.blake2b(repr((index.info.identity, *what)).encode(), digest_size=12).hexdigest()

@@ -1,5 +1,5 @@
-"""What exports of an index to other tools share: the SAE that it is of, a feature's examples in groups, and the label
-that counts of a feature."""
+"""What exports of an index to other tools share: the index's SAE, a feature's examples in groups, and the label that
+counts for a feature."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -27,8 +27,8 @@ class Group:
     """Examples that are shown together.
 
     Attributes:
-        low, high: between which activations they lie; None for the top examples, which may be of any interval.
-        share: of all rows, that have such an activation; None for the top examples.
+        low, high: bounds of their activations; None for the top examples, which may come from any interval.
+        share: the share of all rows that have such an activation; None for the top examples.
     """
 
     low: float | None
@@ -39,16 +39,16 @@ class Group:
 
 @dataclass(frozen=True)
 class Counting:
-    """The label that counts of a feature, who made it, and how far to trust it; None is unknown.
+    """The label that counts for a feature, who made it, and how far to trust it; None is unknown.
 
     Attributes:
-        author: a person's name, which may be empty; of a program its name with what decides its labels: of a model also
-            where it runs, and the version of its prompts.
+        author: a person's name, which may be empty; for a program, its name with what decides its labels (for a model
+            also where it runs, and the version of its prompts).
         written: ISO 8601, UTC.
         verdict: whether a person accepted what a program proposed.
-        score: of a person's label, if somebody gave it one.
-        figures: value, and low and high end of the 95% interval, by `FIGURES`, without those that are not known.
-        positives, negatives: pieces of text that detection was measured on.
+        score: the score of a person's label, if somebody gave it one.
+        figures: value, and low and high end of the 95% interval, by `FIGURES`, without unknown ones.
+        positives, negatives: number of pieces of text that detection was measured on.
     """
 
     feature: int
@@ -64,7 +64,7 @@ class Counting:
     negatives: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """All of it, each of `FIGURES` as a list of three numbers or null."""
+        """All fields, each of `FIGURES` as a list of three numbers or null."""
         fields = asdict(self)
         del fields["figures"]
         return fields | {name: list(self.figures[name]) if name in self.figures else None for name in FIGURES}
@@ -80,7 +80,7 @@ def groups(index: FeatureIndex, feature: Feature) -> Iterator[Group]:
 
 
 def bars(values_P: np.ndarray, low: float, high: float) -> tuple[list[int], list[float]]:
-    """Values counted in `HISTOGRAM_BARS` bars of one width from `low` to `high`: counts, and the bars' middles."""
+    """Values counted in `HISTOGRAM_BARS` bars of equal width from `low` to `high`: counts, and the bars' middles."""
     if not len(values_P):
         return [], []
     counts, edges = np.histogram(values_P.astype(np.float64), HISTOGRAM_BARS, (low, high))
@@ -96,7 +96,7 @@ def sae_of(index: FeatureIndex) -> Opened:
     info, place = index.info, sae_place(index.path, index.info)
     opened = open_sae(place, info.sae.site)
     if opened.identity != info.sae.weights:
-        raise UserError(f"{place} is no longer the SAE that {index.path} is of; run `olmoscope index` again, with "
+        raise UserError(f"the SAE {place} has changed since {index.path} was made; run `olmoscope index` again, with "
                         "another --out")
     return opened
 
@@ -109,6 +109,6 @@ def directions(index: FeatureIndex) -> Tensor:
     """
     opened = sae_of(index)
     if len(opened.writes) > 1:
-        raise UserError(f"{index.path} is of a crosscoder, whose features belong to {len(opened.writes)} sites; this "
-                        "format has features of one site")
+        raise UserError(f"{index.path} belongs to a crosscoder, whose features belong to {len(opened.writes)} sites; "
+                        "this format has features of one site")
     return opened.sae.W_dec.detach().float()

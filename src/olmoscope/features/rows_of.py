@@ -77,7 +77,7 @@ def index_sae(where: str, *, store: Path | None = None, text: str | None = None,
 
 def _default_out(subject: Opened) -> Path:
     if subject.kind != "run":
-        raise UserError(f"{subject.name} is not a run of ours: say where its index goes with --out")
+        raise UserError(f"{subject.name} is not an Olmoscope run, so its index has no default folder; give --out")
     return subject.folder / ("index" if subject.step is None else f"index-step-{subject.step:08d}")
 
 

@@ -1,4 +1,4 @@
-"""The list of features: features.parquet, a line a feature, sorted, filtered and searched by DuckDB."""
+"""The list of features: features.parquet, a line for each feature, sorted, filtered and searched by DuckDB."""
 
 import threading
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ _ORDER = {"telling": "CASE WHEN rows > 0 THEN -max * ln(density) ELSE -1 END", "
 
 @dataclass(frozen=True)
 class Filters:
-    """What a line must satisfy; None asks nothing."""
+    """Conditions on a line; None for no condition."""
 
     min_density: float | None = None
     max_density: float | None = None
@@ -32,9 +32,9 @@ class Filters:
     max_max: float | None = None
     dead: bool | None = None
     token: str | None = None
-    """A piece of one of the preferred tokens, whatever its case."""
+    """A part of one of the preferred tokens, whatever its case."""
     promoted: str | None = None
-    """A piece of one of the promoted tokens, whatever its case."""
+    """A part of one of the promoted tokens, whatever its case."""
     source: str | None = None
     """The preferred source."""
     among: Sequence[int] | np.ndarray | None = None
@@ -69,9 +69,9 @@ class Table:
         """Some lines of the list.
 
         Args:
-            search: a piece of a preferred or promoted token, whatever its case.
+            search: a part of a preferred or promoted token, whatever its case.
             also: features that count as found, whatever their tokens (their labels may match).
-            offset: lines to pass over.
+            offset: lines to skip.
             scores: of labels, by feature, to sort by.
         """
         where, values, tables = _conditions(filters, search, also)
@@ -115,7 +115,7 @@ def _order(sort: Sort, descending: bool) -> str:
 
 def _conditions(filters: Filters, search: str, also: Sequence[int] | np.ndarray
                 ) -> tuple[str, list[Any], dict[str, pa.Table]]:
-    """What stands behind WHERE, the values for its question marks, and the tables of ids that it names."""
+    """The condition after WHERE, the values for its question marks, and the tables of ids that it names."""
     conditions: list[tuple[str, list[Any]]] = [("TRUE", [])]
     for name, column, sign in (("min_density", "density", ">="), ("max_density", "density", "<="),
                                ("min_max", "max", ">="), ("max_max", "max", "<="), ("source", "source", "=")):

@@ -1,6 +1,6 @@
 """Who answers a prompt about a feature: a model behind an endpoint, or one on this machine.
 
-Both give a label, or how likely something is; what they are asked, and through which templates, is all that differs.
+Both give a label, or how likely something is. They differ only in what they are asked, and through which templates.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,10 @@ EXPLANATION_TOKENS, CHANCE_TOKENS, NUMBERS_TOKENS = 80, 24, 120
 NOT_ASKED = "the answer names a number that was not asked about"
 LOCAL_LABEL_TOKENS = 30
 LOCAL_START = "The marked words are all"
-"""What the answer of a model on this machine begins with; the label is how it goes on."""
+"""The first words of the answer of a model on this machine; the label is the rest."""
 Kind = Literal["detect", "fuzz"]
 ASKED = ("explain", "detect", "fuzz", "intruder", "output")
-"""The templates that a label and its scores depend on; those of a model on this machine have `local-` before them."""
+"""The templates that a label and its scores depend on; those for a model on this machine begin with `local-`."""
 
 
 def _on_one_line(label: str) -> str:
@@ -68,13 +68,13 @@ class Answerer(Protocol):
         """What the marked places of some lines have in common."""
 
     def chances(self, kind: Kind, label: str, lines: Sequence[str]) -> list[float | Failure]:
-        """How likely each line has what a label says, or has it where it is marked: 0 to 1; each is judged alone."""
+        """How likely each line has what a label says, or has it at its marks: 0 to 1; each line is judged alone."""
 
     def intruders(self, label: str, groups: Sequence[Sequence[str]]) -> list[int | Failure]:
         """Which line of each group does not have what a label says, from 0."""
 
     def likelier(self, label: str, tokens: Sequence[str]) -> list[float] | Failure:
-        """How likely it is that what a label says makes each token likelier to follow: 0 to 1."""
+        """How likely it is that a feature with this label makes each token likelier to follow: 0 to 1."""
 
 
 def endpoint_name(endpoint: Endpoint, prompts: Prompts) -> str:

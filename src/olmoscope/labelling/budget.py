@@ -1,8 +1,8 @@
-"""Tokens: what a run is going to take, what it has taken, and where it stops.
+"""Tokens: what a run will take, what it has taken, and where it stops.
 
-Nobody but the server can count a model's tokens. Before it has answered, a prompt's tokens are estimated as its UTF-8
-bytes / 3, which is more than English text has; later by the bytes per token that the server's own counts give.
-What was used is what the answers' `usage` says; where an answer has none, the estimate counts and is told apart.
+Only the server can count a model's tokens. Before it has answered, a prompt's tokens are estimated as its UTF-8 bytes
+/ 3, which is more than English text has; later, by the bytes per token that the server's own counts give. The tokens
+used are those in the answers' `usage`; if an answer has none, the estimate counts, and is reported separately.
 """
 
 import math
@@ -10,13 +10,13 @@ import threading
 from dataclasses import dataclass
 
 BYTES_PER_TOKEN = 3.0
-"""Until the server's own counts are known."""
+"""Used until the server's own counts are known."""
 KNOWN_AFTER = 2000
-"""Prompt tokens that the server must have counted before its bytes per token are believed."""
+"""Prompt tokens that the server must have counted before its bytes per token are used."""
 
 
 class BudgetSpentError(Exception):
-    """The next question might go over the budget: the run stops here, and another one goes on."""
+    """The next question might exceed the budget: the run stops here, and another run can continue."""
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class Budget:
     """Counts tokens for any number of threads.
 
     Attributes:
-        limit: tokens of prompts and completions together that must not be exceeded, None: there is no limit.
-        used: what the answers reported, and estimates where they reported nothing.
+        limit: the most tokens of prompts and completions together; None for no limit.
+        used: the tokens that the answers reported, and estimates for answers that reported none.
         unreported: answers without a usable report.
     """
 
@@ -74,15 +74,15 @@ class Budget:
         return Tokens(math.ceil(len(prompt.encode()) / self.bytes_per_token), longest)
 
     def has_room(self, wanted: Tokens) -> bool:
-        """Whether so many tokens more are within the limit, those of questions in flight counted."""
+        """Whether this many more tokens are within the limit, counting those of questions in flight."""
         with self._lock:
             return self._fits(wanted)
 
     def reserve(self, wanted: Tokens) -> None:
-        """Set tokens aside for a question.
+        """Reserve tokens for a question.
 
         Raises:
-            BudgetSpentError: they are not there.
+            BudgetSpentError: the budget has too few left.
         """
         with self._lock:
             if not self._fits(wanted):
@@ -90,7 +90,7 @@ class Budget:
             self._reserved += wanted
 
     def settle(self, reserved: Tokens, prompt: str, reported: Tokens | None) -> None:
-        """Count an answer against what was set aside for it.
+        """Replace the tokens reserved for a question by those of its answer.
 
         Args:
             reported: by the server; None: it did not say.
@@ -106,7 +106,7 @@ class Budget:
             self._counted_tokens += reported.prompt
 
     def free(self, reserved: Tokens) -> None:
-        """Give back what was set aside for a question that nobody answered."""
+        """Give back the tokens reserved for a question that got no answer."""
         with self._lock:
             self._reserved -= reserved
 

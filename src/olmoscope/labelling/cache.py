@@ -1,4 +1,4 @@
-"""Every question that was put to an endpoint, and its answer: what was paid for once is never asked again.
+"""Every question to an endpoint, and its answer: no question that was paid for is asked again.
 
 One SQLite file. A row's key is the SHA-256 of its question; the answer beside it is the server's own text. A row is on
 the disk before anybody uses the answer, so a run that is killed loses the questions in flight and nothing else. Any
@@ -28,7 +28,7 @@ CREATE TABLE about (key TEXT PRIMARY KEY, value TEXT NOT NULL);
 
 
 def canonical(question: Mapping[str, Any]) -> str:
-    """The one text that a question has: JSON with sorted keys and no spaces, in ASCII."""
+    """A question's canonical text: JSON with sorted keys and no spaces, in ASCII."""
     return json.dumps(question, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 
@@ -44,7 +44,7 @@ class AnswerCache:
         """Open the file, making it if it is absent.
 
         Raises:
-            UserError: it is damaged, is no cache of answers, or is of a later version; the file system has no locks.
+            UserError: it is damaged, is not a cache of answers, or has a later version; the file system has no locks.
         """
         self.path = path
         self._lock = threading.Lock()
@@ -58,8 +58,8 @@ class AnswerCache:
         except OSError as error:
             raise UserError(f"cannot open {path}: {error.strerror}") from error
         except sqlite3.DatabaseError as error:
-            raise UserError(f"{path} is not a sound cache of answers ({error}); move it away, or put a copy "
-                            "back") from error
+            raise UserError(f"{path} is damaged or not a cache of answers ({error}); move it away, or restore a "
+                            "copy") from error
 
     def _open(self) -> None:
         self._connection.execute("PRAGMA journal_mode = WAL")
@@ -77,7 +77,7 @@ class AnswerCache:
             raise UserError(f"{self.path} is not a cache of answers of this version of olmoscope; move it away")
 
     def get(self, key: str) -> str | None:
-        """The answer to a question, None if it was never answered.
+        """The answer to a question; None if it was never answered.
 
         Raises:
             UserError: the row is damaged.
@@ -86,12 +86,12 @@ class AnswerCache:
             try:
                 row = self._connection.execute("SELECT question, answer FROM answers WHERE key = ?", (key,)).fetchone()
             except sqlite3.DatabaseError as error:
-                raise UserError(f"cannot read {self.path} ({error}); move it away, or put a copy back") from error
+                raise UserError(f"cannot read {self.path} ({error}); move it away, or restore a copy") from error
         if row is None:
             return None
         if key_of(row[0]) != key:
             raise UserError(f"{self.path} is damaged: the question of row {key} has another checksum; move the file "
-                            "away, or put a copy back")
+                            "away, or restore a copy")
         return str(row[1])
 
     def put(self, question: str, answer: str) -> None:
@@ -105,7 +105,7 @@ class AnswerCache:
                 self._connection.execute("INSERT OR IGNORE INTO answers VALUES (?, ?, ?, ?)", (
                     key_of(question), question, answer, datetime.now(UTC).isoformat(timespec="milliseconds")))
             except sqlite3.DatabaseError as error:
-                raise UserError(f"cannot write {self.path} ({error}); what was answered before is kept: mend that and "
+                raise UserError(f"cannot write {self.path} ({error}); answers so far are kept: fix that and "
                                 "run the same command again") from error
 
     def claim(self, key: str) -> bool:
@@ -127,7 +127,7 @@ class AnswerCache:
         return True
 
     def release(self, key: str) -> None:
-        """Give a claim back."""
+        """Release a claim."""
         fcntl.lockf(self._claims, fcntl.LOCK_UN, 1, _byte_of(key))
 
     def close(self) -> None:
@@ -143,5 +143,5 @@ class AnswerCache:
 
 
 def _byte_of(key: str) -> int:
-    """Which byte of the claims file stands for a question. Two questions may share one: they then wait in turn."""
+    """The byte of the claims file that represents a question. If two questions share one, they take turns."""
     return int(key[:12], 16)

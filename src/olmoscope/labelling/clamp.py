@@ -1,6 +1,6 @@
 """Which output tokens a feature makes likelier and less likely when it is clamped to its largest activation.
 
-The index's own language model runs over some held-out text twice, as it is and with the feature clamped at every
+The index's own language model runs over some held-out text twice, unchanged and with the feature clamped at every
 position. The text is the same for all features of an index. Shapes: B texts, T positions, V tokens of the vocabulary.
 """
 
@@ -19,9 +19,9 @@ from olmoscope.recipe.schema import Model
 from olmoscope.seeds import generator
 
 TEXTS = 8
-"""Blocks of held-out text, at most."""
+"""The most blocks of held-out text."""
 TOKENS = 10
-"""Tokens of each kind, at most."""
+"""The most tokens of each kind."""
 
 FLOOR = 1e-4
 """A probability that is too small for its changes to matter."""
@@ -41,8 +41,8 @@ class Clamping:
         site, of = index.info.sae.site, index.info.model
         opened = sae_of(index)
         if opened.sae.transcoder or len(opened.sae.reads) > 1:
-            raise UserError(f"--clamp: {index.path} is of a transcoder or a crosscoder, which does not write where it "
-                            "reads, so its features cannot be clamped; leave out --clamp")
+            raise UserError(f"--clamp: {index.path} belongs to a transcoder or crosscoder, which does not write where "
+                            "it reads, so its features cannot be clamped; leave out --clamp")
         self._model = load_causal_lm(at_revision(Model(name=of.name), of.revision), pick_device(device), [site])
         if self._model.revision != of.revision:
             raise UserError(f"the weights of {of.name} have changed since {index.path} was made (revision "
@@ -64,8 +64,8 @@ class Clamping:
         self._usual_V = self._likely([])
 
     def tokens(self, feature: Feature) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
-        """Tokens whose mean probability rises most when a feature is clamped, and those whose falls most, by the
-        logarithm of probability + `FLOOR`. (By differences, the most frequent tokens would be those of most features.)
+        """The tokens whose mean probability rises most and falls most when a feature is clamped, by the logarithm of
+        probability + `FLOOR`. (By differences, most features would have the most frequent tokens.)
         """
         clamped_V = self._likely([Edit(feature.index, "clamp", feature.max)])
         change_V = ((clamped_V + FLOOR) / (self._usual_V + FLOOR)).log()[:len(self._tokens)]

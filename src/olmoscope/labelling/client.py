@@ -3,9 +3,10 @@
     with ChatClient(endpoint, cache, budget, Limits(concurrency=8)) as client:
         answers = client.ask(questions)        # in their order, each an Answer or a Failure
 
-What can pass (429, 5xx, a dropped connection, silence) is asked again after a wait that doubles, or the one that the
-server names. What cannot (a wrong key, an unknown model) ends the run with one line. All of it runs on one event loop,
-in a thread of its own: an interrupt ends it at once. Any number of threads may call `ask`.
+After a temporary failure (429, 5xx, a dropped connection, silence), the client asks again after a wait that doubles, or
+after the wait that the server names. A permanent one (a wrong key, an unknown model) ends the run with one line.
+Everything runs on one event loop, in a thread of its own, so that an interrupt ends it at once. Any number of threads
+may call `ask`.
 """
 
 import asyncio
@@ -41,19 +42,19 @@ from olmoscope.labelling.endpoint import (
 from olmoscope.units import format_seconds
 
 ATTEMPTS = 8
-"""How often a question is put, if the trouble is one that can pass."""
+"""How often a question is asked, if its failures are temporary."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 """Seconds before the second attempt, and at most before a later one."""
 MOST_PATIENCE = 3600.0
-"""Seconds that a server may ask a question to wait in all, by `Retry-After`."""
+"""The total seconds for which a server may make a question wait, by `Retry-After`."""
 LONG_PAUSE = 30.0
-"""Seconds of a pause that a person is told of."""
+"""Pauses of at least this many seconds are reported to the user."""
 LOST_IN_A_ROW = 10
-"""Questions in a row that no attempt got an answer to, after which the endpoint is taken for gone."""
+"""After this many questions in a row without an answer, the endpoint counts as gone."""
 LARGEST_ANSWER = 2_000_000
 """Bytes."""
 CLAIM_POLL = 0.2
-"""Seconds between two looks at whether another run has got its answer."""
+"""Seconds between two checks whether another run has its answer."""
 _CAN_PASS = {408, 409, 425, 429}
 
 log = logging.getLogger(__name__)
@@ -61,18 +62,18 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Limits:
-    """How much is asked of an endpoint."""
+    """How much to ask of an endpoint at a time."""
 
     concurrency: int = 8
     """Requests in flight."""
     per_minute: float | None = None
-    """Requests a minute, None: as many as it takes."""
+    """The most requests per minute; None for no limit."""
     timeout: float = 120.0
-    """Seconds without a byte after which a request has failed."""
+    """A request fails after this many seconds without a byte."""
 
 
 class _PassingError(Exception):
-    """Trouble that can pass; its text says which."""
+    """A temporary failure; its text says which."""
 
     def __init__(self, reason: str, wait: float | None = None) -> None:
         super().__init__(reason)
@@ -80,12 +81,12 @@ class _PassingError(Exception):
 
 
 class ChatClient:
-    """Puts questions to an endpoint. A context manager; leaving it drops what is in flight.
+    """Asks an endpoint questions. A context manager; leaving it drops the requests in flight.
 
     Attributes:
         asked: answers that the endpoint gave.
-        cached: answers that were known before.
-        retries: attempts that failed in a way that can pass, by reason.
+        cached: answers that were in the cache.
+        retries: attempts that failed temporarily, by reason.
         failures: questions without a usable answer, by reason.
     """
 
@@ -93,8 +94,8 @@ class ChatClient:
                  form: Form | None = None) -> None:
         """
         Args:
-            form: how answers are asked for. None: by a JSON schema, and by less where the server refuses that, which
-                is said in a warning.
+            form: how to ask for answers. None: by a JSON schema or, if the server refuses that, in a simpler form; a
+                warning says so.
         """
         self.endpoint, self.budget = endpoint, budget
         self.asked = self.cached = 0
@@ -124,7 +125,7 @@ class ChatClient:
         self.close()
 
     def close(self) -> None:
-        """Drop what is in flight and end the thread; threads that wait in `ask` get a `CancelledError`."""
+        """Drop the requests in flight and end the thread; threads that wait in `ask` get a `CancelledError`."""
         if self._loop.is_closed():
             return
         asyncio.run_coroutine_threadsafe(self._wind_up(), self._loop).result()
@@ -144,8 +145,8 @@ class ChatClient:
         """Answers to questions, in their order.
 
         Raises:
-            UserError: the endpoint refuses what it is asked, or has been gone for long.
-            BudgetSpentError: the next question might go over the budget; what was answered is kept.
+            UserError: the endpoint refuses what it is asked, or does not answer any more.
+            BudgetSpentError: the next question might exceed the budget; answers so far are kept.
             concurrent.futures.CancelledError: the client was closed.
         """
         future = asyncio.run_coroutine_threadsafe(self._ask_all(questions), self._loop)
@@ -156,7 +157,7 @@ class ChatClient:
             raise
 
     async def _ask_all(self, questions: Sequence[Question[A]]) -> list[Answer[A] | Failure]:
-        # What is in flight is paid for: an error waits until the other questions have their answers.
+        # Requests in flight are paid for, so an error waits until the other questions have their answers.
         answers = await asyncio.gather(*map(self._ask, questions), return_exceptions=True)
         for answer in answers:
             if isinstance(answer, BaseException):
@@ -181,7 +182,7 @@ class ChatClient:
         return answer
 
     async def _found(self, key: str, text: str, question: Question[Any]) -> str | Failure:
-        """The completion of a question: from the cache, else from the endpoint, else from another run's asking."""
+        """The completion of a question: from the cache, else from the endpoint, else from another run that asked it."""
         while (kept := self._cache.get(key)) is None and not self._cache.claim(key):
             await asyncio.sleep(CLAIM_POLL)
         if kept is not None:
@@ -201,7 +202,7 @@ class ChatClient:
             self._cache.release(key)
 
     async def _insist(self, question: Question[Any]) -> str | Failure:
-        """Ask until there is an answer, a refusal, or no hope."""
+        """Ask until there is an answer or a refusal, or no attempt is left."""
         reserved = self.budget.estimate(question.prompt, question.longest)
         self.budget.reserve(reserved)
         settled = False
@@ -213,12 +214,12 @@ class ChatClient:
                 except _PassingError as trouble:
                     reason = str(trouble)
                     self.retries[reason] += 1
-                    if trouble.wait and trouble.wait <= patience:  # it is up, and says when: that costs no attempt
+                    if trouble.wait and trouble.wait <= patience:  # it is up, and says when: this is not an attempt
                         patience -= trouble.wait
                         self._pause(trouble.wait)
                         continue
                     attempt += 1
-                    if attempt < ATTEMPTS:  # not all questions at the same moment
+                    if attempt < ATTEMPTS:  # so that not all questions come at the same moment
                         await asyncio.sleep(min(LONGEST_WAIT, FIRST_WAIT * 2**(attempt - 1)) * random.uniform(0.5, 1))
                     continue
                 if isinstance(completion, str):
@@ -230,8 +231,8 @@ class ChatClient:
             if self._lost >= LOST_IN_A_ROW:
                 self._stopped = UserError(
                     f"{self.endpoint.url} has not answered {self._lost} questions in a row, each asked {ATTEMPTS} "
-                    f"times (the last trouble: {reason}); see whether it is up, and run the same command again: what "
-                    "was answered is kept")
+                    f"times (the last failure: {reason}); check that it is up, and run the same command again: answers "
+                    "so far are kept")
                 raise self._stopped
             return Failure(f"no answer: {reason}", may_pass=True)
         finally:
@@ -239,21 +240,21 @@ class ChatClient:
                 self.budget.free(reserved)
 
     def _pause(self, seconds: float) -> None:
-        """Start no request for so long."""
+        """Start no request for this long."""
         until = time.monotonic() + seconds
         if seconds >= LONG_PAUSE and until > self._next_start + LONG_PAUSE:
             log.warning("%s asks us to wait %s", self.endpoint.url, format_seconds(seconds))
         self._next_start = max(self._next_start, until)
 
     async def _turn(self) -> None:
-        """Wait until a request may start: for the pace, and for a pause that the server asked for."""
+        """Wait until a request may start: because of the rate limit, or of a pause that the server asked for."""
         while (now := time.monotonic()) < self._next_start:
             await asyncio.sleep(self._next_start - now)
         if self._limits.per_minute is not None:
             self._next_start = time.monotonic() + 60 / self._limits.per_minute
 
     async def _attempt(self, question: Question[Any]) -> str | Failure:
-        """One request, or as many as it takes to learn the server's dialect."""
+        """One request, or as many as are needed to learn the server's dialect."""
         while True:
             dialect = self._dialect
             async with self._gate:
@@ -277,7 +278,7 @@ class ChatClient:
                         log.warning("%s refuses this way of asking (%s); from now on: %s", self.endpoint.url,
                                     message, changed[1])
                     continue
-                if self.asked:  # it takes our questions, but not this one: too long, or its text is not liked
+                if self.asked:  # it accepts questions, but not this one: too long, or its text is not allowed
                     return Failure(f"the endpoint refused the question (status {status})", may_pass=True)
             self._stopped = UserError(self._refusal(status, message))
             raise self._stopped

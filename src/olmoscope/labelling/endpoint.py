@@ -1,8 +1,8 @@
-"""What is said to an OpenAI-compatible endpoint, and what its answers mean.
+"""Requests to an OpenAI-compatible endpoint, and what its answers mean.
 
-A question is one user message whose answer is a JSON object. `Dialect` is how a server wants it put: not all take a
-JSON schema, and newer models have another name for the limit of an answer. `read_answer` trusts nothing: an answer that
-is cut off, is no JSON or does not fit is a `Failure` with its reason.
+A question is one user message whose answer is a JSON object. `Dialect` is the form of request that a server accepts:
+not all accept a JSON schema, and newer models have another name for the limit of an answer. `read_answer` trusts
+nothing: an answer that is cut off, is not JSON or does not fit is a `Failure` with its reason.
 """
 
 import ipaddress
@@ -19,15 +19,15 @@ from olmoscope.errors import UserError
 from olmoscope.labelling.budget import Tokens
 
 KEY_VARIABLE = "OPENAI_API_KEY"
-"""The environment variable that holds the key. It is the only place that a key is taken from."""
+"""The environment variable that holds the key; a key is read from nowhere else."""
 SHORTEST_SECRET = 8
-"""Characters; servers on one's own machine take keys such as `none`, which are words of answers too."""
+"""Characters. Servers on the user's own machine take keys such as `none`, which are also words in answers."""
 LONGEST_CONTENT = 50_000
-"""Characters of an answer that are looked through for JSON."""
+"""Characters of an answer that are searched for JSON."""
 LONGEST_MESSAGE = 200
 """Characters of a server's own words in a message of ours."""
 Form = Literal["schema", "object", "text"]
-"""How the form of an answer is asked for: by a JSON schema, as any JSON object, or in the prompt's words alone."""
+"""How to ask for the form of an answer: by a JSON schema, as any JSON object, or only in the words of the prompt."""
 FORMS: tuple[Form, ...] = ("schema", "object", "text")
 A = TypeVar("A", bound=BaseModel)
 
@@ -37,7 +37,7 @@ class Endpoint:
     """Where questions go."""
 
     url: str
-    """Up to and with `/v1`; `/chat/completions` follows."""
+    """Up to and including `/v1`; `/chat/completions` follows."""
     model: str
     key: str | None = None
 
@@ -52,7 +52,7 @@ class Endpoint:
         return self.key is not None and parts.scheme == "http" and not _is_here(parts.hostname or "")
 
     def hide_key(self, text: str) -> str:
-        """A server's text without the key, should the server repeat it."""
+        """A server's text without the key, in case the server repeats it."""
         return text.replace(self.key, "(the key)") if self.key and len(self.key) >= SHORTEST_SECRET else text
 
 
@@ -63,12 +63,12 @@ class Question(Generic[A]):
     prompt: str
     answer: type[A]
     longest: int
-    """Tokens of the answer, at most."""
+    """The most tokens of the answer."""
 
 
 @dataclass(frozen=True)
 class Answer(Generic[A]):
-    """What a model said, in the form that was asked for."""
+    """What a model said, in the requested form."""
 
     value: A
 
@@ -78,19 +78,19 @@ class Failure:
     """A question without a usable answer. It counts as failed, never as a score of zero."""
 
     reason: str
-    """Short, and the same for failures of the same kind: they are counted by it."""
+    """Short, and the same for all failures of a kind, which are counted by it."""
     may_pass: bool = False
     """Whether no answer was kept, so that a later run asks again."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How a server wants its questions put."""
+    """The form of request that a server accepts."""
 
     form: Form = "schema"
     limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     temperature: bool = True
-    """Whether temperature 0 is asked for; some models know no temperature."""
+    """Whether to ask for temperature 0; some models have no temperature."""
 
     def body(self, model: str, question: Question[Any]) -> dict[str, Any]:
         """The JSON of a request."""
@@ -106,8 +106,8 @@ class Dialect:
         return body
 
     def after_refusal(self, message: str, may_change_form: bool) -> tuple["Dialect", str] | None:
-        """Another dialect, and what is different, for a server that has refused this one; None if its message names
-        nothing that could be left out."""
+        """Another dialect, and the difference in words, for a server that has refused this one; None if its message
+        names nothing that could be left out."""
         low = message.lower()
         if "max_completion_tokens" in low and self.limit == "max_tokens":
             return replace(self, limit="max_completion_tokens"), "the limit of an answer as max_completion_tokens"
@@ -122,15 +122,15 @@ class Dialect:
 
 
 def endpoint_of(url: str, model: str, environment: Mapping[str, str] = os.environ) -> Endpoint:
-    """An endpoint as a user gives it; the key is that of the environment, if there is one.
+    """An endpoint as a user gives it, with the key in the environment, if there is one.
 
     Raises:
-        UserError: the URL is none, or holds a password or a query.
+        UserError: it is not a URL, or contains a password or a query.
     """
     parts = urlsplit(url)
     try:
         sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:  # a port that is no number
+    except ValueError:  # a port that is not a number
         sound = False
     if not sound:
         raise UserError(f"--endpoint {url}: not the address of an endpoint; give one such as http://localhost:8000/v1")
@@ -142,7 +142,7 @@ def endpoint_of(url: str, model: str, environment: Mapping[str, str] = os.enviro
 
 
 def schema_of(answer: type[BaseModel]) -> dict[str, Any]:
-    """The JSON schema of a flat answer, with only what all servers know; ranges are checked here, not there."""
+    """The JSON schema of a flat answer, with only what all servers support; ranges are checked here, not there."""
     properties = {name: _type_of(field) for name, field in answer.model_json_schema()["properties"].items()}
     return {"type": "object", "properties": properties, "required": list(properties), "additionalProperties": False}
 
@@ -167,14 +167,15 @@ class _Usage(BaseModel):
 
 
 class _Completion(BaseModel):
-    """What matters of a chat completion. Source: the OpenAI API reference, the chat completion object."""
+    """The part of a chat completion that is used. Source: the OpenAI API reference, the chat completion object."""
 
     choices: list[_Choice] = Field(min_length=1)
     usage: Any = None
 
 
 def completion_text(text: str) -> str | None:
-    """A server's answer in the form that is kept, None if it is no chat completion (a proxy's page, half an answer)."""
+    """A server's answer in the form that is kept; None if it is not a chat completion (a proxy's page, half an
+    answer)."""
     try:
         return _Completion.model_validate_json(text).model_dump_json()
     except ValidationError:
@@ -182,7 +183,7 @@ def completion_text(text: str) -> str | None:
 
 
 def usage_of(completion: str) -> Tokens | None:
-    """The tokens that an answer reports, None if it reports none."""
+    """The tokens that an answer reports; None if it reports none."""
     try:
         usage = _Usage.model_validate(_Completion.model_validate_json(completion).usage)
     except ValidationError:
@@ -216,7 +217,7 @@ def read_answer(completion: str, question: Question[A]) -> Answer[A] | Failure:
 
 
 def json_in(text: str) -> dict[str, Any] | None:
-    """The last JSON object in a text: reasoning and code fences may stand around it."""
+    """The last JSON object in a text, which may have reasoning and code fences around it."""
     decoder = json.JSONDecoder(parse_constant=_refuse_constant)
     found, at = None, text.find("{")
     while at >= 0:
@@ -231,7 +232,7 @@ def json_in(text: str) -> dict[str, Any] | None:
 
 
 def server_message(text: str) -> tuple[str, str]:
-    """A server's own words about an error, on one line and short; and the error's code, if it has one."""
+    """A server's own words about an error, short and in one line; and the error's code, if it has one."""
     try:
         error = json.loads(text)
     except (ValueError, RecursionError):

@@ -1,8 +1,9 @@
-"""What a feature is explained by and scored on: pieces of text on which it fires, and three kinds on which it does not.
+"""The examples that explain a feature, and those that its labels are scored on: pieces of text on which it fires, and
+three kinds of text on which it does not.
 
-Explanations see documents of the parts `learn` and `choose`, scores come from documents of the part `score`
-(text_blocks.py). Positives are drawn alike from all blocks with a firing, so a score is about all that the feature
-fires on and not only about its strongest examples. Negatives are
+Explanations see documents of the parts `learn` and `choose`; scores come from documents of the part `score`
+(text_blocks.py). Positives are drawn with equal probability from all blocks with a firing, so a score is about
+everything that the feature fires on, not only about its strongest examples. Negatives are
   random       any block in which it is silent,
   same token   blocks with a token on which it fires most often, in which it is silent,
   near miss    blocks in which a companion fires, or a feature with a near decoder direction, and it is silent.
@@ -22,13 +23,13 @@ from olmoscope.seeds import generator
 Kind = Literal["fires", "random", "same token", "near miss"]
 NEGATIVES: tuple[Kind, ...] = ("random", "same token", "near miss")
 POSITIVES, PER_NEGATIVE = 40, 20
-"""Blocks to score on, at most: on which it fires, and of each kind on which it does not."""
+"""The most blocks to score on: on which it fires, and of each kind on which it does not."""
 STRONGEST, DRAWN = 10, 10
-"""Blocks to explain by: the strongest, and others drawn alike."""
+"""Blocks for an explanation: the strongest, and others drawn with equal probability."""
 LEAST = 5
-"""Blocks with a firing that a part must have: with fewer nothing can be learned or measured."""
+"""The fewest blocks with a firing in a part from which something can be learned or measured."""
 TOP_TOKENS, LIKE_IT = 3, 10
-"""How many tokens and features negatives are looked for with."""
+"""How many tokens and features are used to find negatives."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class FeatureExamples:
-    """All that a feature is explained by and scored on."""
+    """All examples of a feature, for explanations and scores."""
 
     feature: Feature
     explain: tuple[Sample, ...]
@@ -59,14 +60,14 @@ class FeatureExamples:
     score: tuple[Sample, ...]
     """On which it fires, then the negatives by kind."""
     promoted: tuple[str, ...]
-    """Output tokens that its direction makes likelier, to explain it by: every second one, the likeliest first. The
-    others are for scores (`held_out_promoted`). Empty where the index has none."""
+    """Output tokens that its direction makes likelier, for explanations: every second one, the likeliest first. The
+    others are for scores (`held_out_promoted`). Empty if the index has none."""
     risen: tuple[Token, ...] = ()
     fallen: tuple[Token, ...] = ()
-    """Output tokens that become likelier and less likely when it is clamped; empty where that was not tried."""
+    """Output tokens that become likelier and less likely when it is clamped; empty if that was not tried."""
 
     def held_out_promoted(self) -> tuple[Token, ...]:
-        """Output tokens that its direction makes likelier and that no explainer is shown."""
+        """Output tokens that its direction makes likelier and that no labeller sees."""
         return tuple(one.token for one in (self.feature.promoted or ())[1::2])
 
     def firing(self) -> tuple[Sample, ...]:
@@ -74,7 +75,7 @@ class FeatureExamples:
         return tuple(one for one in self.score if one.kind == "fires")
 
     def silent(self, most: int) -> tuple[Sample, ...]:
-        """Negatives of `score`, of the kinds in turn, so many at most."""
+        """At most `most` negatives of `score`, from each kind in turn."""
         by_kind = {kind: [one for one in self.score if one.kind == kind] for kind in NEGATIVES}
         found: list[Sample] = []
         for turn in range(most):
@@ -95,10 +96,10 @@ class TooFew:
 
 
 def examples_of(blocks: TextBlocks, number: int, clamping: Clamping | None = None) -> FeatureExamples | TooFew:
-    """The examples of a feature. They depend on the index, the seed of the blocks and the feature alone.
+    """The examples of a feature. They depend only on the index, the seed of the blocks and the feature.
 
     Args:
-        clamping: to find out which output tokens change when the feature is clamped; None: not tried.
+        clamping: finds out which output tokens change when the feature is clamped; None: not tried.
 
     Raises:
         IndexError: no such feature.
@@ -143,8 +144,8 @@ def examples_of(blocks: TextBlocks, number: int, clamping: Clamping | None = Non
 
 
 def marks(sample: Sample, seed: int) -> list[tuple[bool, list[int]]]:
-    """True marks of a block, the places on which the feature fires, and false ones, as many others; nothing of a block
-    in which it is silent, or that has not enough others."""
+    """True marks of a block, the places on which the feature fires, and as many false ones, other places. Nothing for a
+    block in which it is silent, or that has too few others."""
     fires = [place for place, value in zip(sample.places, sample.values, strict=True) if value > 0]
     silent = [place for place, value in zip(sample.places, sample.values, strict=True) if value == 0]
     if not fires or len(silent) < len(fires):
@@ -177,7 +178,7 @@ def _blocks_of_part(blocks: TextBlocks, places: Sequence[np.ndarray], part: Part
 
 
 def _drawn(random: np.random.Generator, blocks: np.ndarray, most: int) -> np.ndarray:
-    """So many of the blocks at most, drawn alike, in the order of the text."""
+    """At most this many of the blocks, drawn with equal probability, in the order of the text."""
     if len(blocks) <= most:
         return blocks
     return np.sort(random.choice(blocks, most, replace=False))

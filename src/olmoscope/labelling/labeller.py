@@ -12,7 +12,7 @@ class Labelled:
     """A label, and how well it predicts the feature on held-out text.
 
     Attributes:
-        rule: what it says in a form that a program can apply, as JSON; None: it is words alone.
+        rule: the label in a form that a program can apply, as JSON; None if it is only words.
     """
 
     label: str
@@ -25,8 +25,8 @@ class NotLabelled:
     """Why a feature has no label from a labeller.
 
     Attributes:
-        lasting: whether asking again would give the same; a failure that may pass is not kept, and a later run tries
-        again.
+        lasting: whether another attempt would give the same. A temporary failure is not kept, and a later run tries
+            again.
     """
 
     reason: str
@@ -38,7 +38,7 @@ class Labeller(Protocol):
 
     @property
     def name(self) -> str:
-        """Who it is, with all that decides its labels: kept with each of them, and what a later run knows them by."""
+        """Its name, with everything that decides its labels. Each label records it; a later run finds labels by it."""
 
     def label(self, examples: FeatureExamples) -> Labelled | NotLabelled:
         """The label of a feature."""

@@ -1,9 +1,9 @@
 """A feature's rule, learned from the tokens on which it fires.
 
-Of each shape (a token, a set of tokens, a word in any form, a beginning, an ending, a kind of token, each of these for
-the token before and after; a pair of neighbours; positions; a source; the promoted tokens) the candidate with the
-largest F1 over the tokens of the part `learn` stands for the shape; the shape with the largest F1 over those of the
-part `choose` wins. A shape that comes later, being less simple, must be better by `MARGIN`.
+Rules have several shapes: a token, a set of tokens, a word in any form, a beginning, an ending, a kind of token, each
+of these for the token before and after; a pair of neighbours; positions; a source; the promoted tokens. The best rule
+of a shape is the candidate with the largest F1 over the tokens of the part `learn`. Among these, the rule with the
+largest F1 over the tokens of the part `choose` wins; a later shape, which is less simple, must be better by `MARGIN`.
 
 Shapes: V vocabulary, M firings of the feature in a part.
 """
@@ -20,11 +20,11 @@ from olmoscope.labelling.text_blocks import SHARES, Part, TextBlocks
 
 MARGIN = 0.02
 LEAST_F1 = 0.1
-"""Over the tokens of `choose`: a rule that is worse is no explanation."""
+"""F1 over the tokens of `choose`; a worse rule does not count as an explanation."""
 MOST_TOKENS = 12
-"""The most tokens of a set that is named token by token."""
+"""The most tokens of a set that a rule lists one by one."""
 NAMED = 40
-"""Tokens of the feature, the most frequent ones, that beginnings, endings and words are taken from."""
+"""How many of the feature's most frequent tokens provide beginnings, endings and words."""
 LETTERS = 5
 """The most letters of a beginning or an ending."""
 PAIRS = 5
@@ -39,7 +39,7 @@ class Learned:
 
 
 class _Tally:
-    """How many tokens of a part have each token at themselves, before and after them."""
+    """For each token of the vocabulary, how many tokens of a part are this token, follow it, and precede it."""
 
     def __init__(self, blocks: TextBlocks, part: Part) -> None:
         self.mask_T = blocks.part_T == list(SHARES).index(part)
@@ -52,7 +52,7 @@ class _Tally:
 
 
 class _Fired:
-    """The same of the tokens on which a feature fires."""
+    """The same for the tokens on which a feature fires."""
 
     def __init__(self, blocks: TextBlocks, tally: _Tally, places: np.ndarray) -> None:
         self.places_M = places[tally.mask_T[places]]
@@ -92,7 +92,7 @@ class RuleLearner:
         return {key: np.array(sorted(tokens)) for key, tokens in found.items()}
 
     def learn(self, number: int) -> Learned | None:
-        """The rule of a feature; None where none fits well enough, or the feature does not fire in both parts.
+        """The rule of a feature; None if none fits well enough, or the feature does not fire in both parts.
 
         Raises:
             IndexError: no such feature.
@@ -154,7 +154,7 @@ class RuleLearner:
         return 2 * float(hits) / float(matches + len(fired.places_M))
 
     def _of_ids(self, shape: Shape, on: On, ids: Iterable[int] | np.ndarray, fired: _Fired, text: str = "") -> Rule:
-        """A rule of a set of tokens, with how often the feature fired on each; those not seen have the mean."""
+        """A rule for a set of tokens, with how often the feature fired on each; tokens not seen have the mean."""
         set_ = np.unique(np.asarray(list(ids)))
         hits, seen = fired.count_V[on][set_], self._tally["learn"].count_V[on][set_]
         mean = hits.sum() / max(1, seen.sum())
@@ -167,7 +167,7 @@ class RuleLearner:
         return [self._of_ids("token", on, [int(f1_V.argmax())], fired)] if count_V.any() else []
 
     def _several(self, on: On, fired: _Fired) -> list[Rule]:
-        """The set of tokens with the largest F1: by its definition it holds those of the largest rates."""
+        """The set of tokens with the largest F1; such a set always holds the tokens with the largest rates."""
         hits_V, seen_V = fired.count_V[on], self._tally["learn"].count_V[on]
         tokens = np.flatnonzero(hits_V >= max(2, len(fired.places_M) / 100))
         tokens = tokens[np.argsort(-hits_V[tokens], kind="stable")][: 4 * MOST_TOKENS]

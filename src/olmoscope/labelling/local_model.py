@@ -1,8 +1,8 @@
 """A causal LM of Hugging Face on this machine that answers questions: with yes or no, or in a few words.
 
-How likely a yes is, is read from the next token's probabilities, not from words: p(yes) / (p(yes) + p(no)), each summed
-over the first tokens of its spellings; which number it names, likewise. An instruction model is asked through its chat
-template, another by the bare prompt. B prompts of T tokens, A possible answers, V tokens of the vocabulary.
+The probability of a yes comes from the next token's probabilities, not from words: p(yes) / (p(yes) + p(no)), each
+summed over the first tokens of its spellings; likewise for a number. An instruction model gets its chat template, any
+other model the bare prompt. B prompts of T tokens, A possible answers, V tokens of the vocabulary.
 """
 
 from collections.abc import Sequence
@@ -32,7 +32,7 @@ class LocalModel:
     Attributes:
         name: as the user gave it.
         revision: what identifies its weights.
-        prompt_tokens: read so far, those of the chat template included.
+        prompt_tokens: read so far, including those of the chat template.
     """
 
     def __init__(self, name: str, device: str = "auto") -> None:
@@ -41,7 +41,7 @@ class LocalModel:
             name: a hub repository, a folder, or `tiny`.
 
         Raises:
-            UserError: it cannot be had, or its tokenizer does not tell a yes from a no.
+            UserError: it cannot be loaded, or its tokenizer does not distinguish yes from no.
         """
         model = pinned(settle_model(Model(name=name), pick_device(device)))
         self.name, self.revision = name, revision_of(model)
@@ -73,7 +73,7 @@ class LocalModel:
         return encode(before, add_special_tokens=False).ids, encode(after, add_special_tokens=False).ids
 
     def _ids(self, text: str) -> list[int]:
-        """Tokens of a text in which nothing is a control token, whatever it looks like."""
+        """Tokens of a text; none of them is a control token, whatever the text looks like."""
         self._tokenizer.encode_special_tokens = True
         try:
             ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
@@ -82,7 +82,7 @@ class LocalModel:
         return ids
 
     def _told_apart(self, answers: Sequence[Sequence[str]]) -> list[list[int]] | None:
-        """The tokens that only one of some answers begins with, by answer; None where one has none.
+        """For each answer, the tokens that begin this answer and no other; None if an answer has none.
 
         Args:
             answers: the spellings of each.
@@ -104,8 +104,8 @@ class LocalModel:
 
     @torch.inference_mode()
     def numbers(self, prompts: Sequence[str], most: int) -> list[int] | None:
-        """Which number from 1 to `most` answers each prompt most likely, counted from 0; None where the tokenizer does
-        not tell these numbers apart by their first tokens."""
+        """The most likely answer to each prompt among the numbers 1 to `most`, counted from 0; None if the tokenizer
+        does not distinguish these numbers by their first tokens."""
         answers = self._told_apart([(str(number), f" {number}") for number in range(1, most + 1)])
         return None if answers is None else [int(one.argmax()) for one in self._logits(prompts, answers)]
 
@@ -143,7 +143,7 @@ class LocalModel:
         """The answer to a prompt, by the most likely token at each step, up to the end of its first line.
 
         Args:
-            start: the first words of the answer, which are given: small models keep to the point so.
+            start: the first words of the answer, which are given, so that small models keep to the point.
         """
         ids = [*self._prompt(prompt), *self._ids(start)]
         text, written = "", []

@@ -1,8 +1,8 @@
-"""What a language model is shown of a feature's examples: lines of a prompt, short enough to pay for. Rules are
-judged on the same lines.
+"""The part of a feature's examples that a language model sees: lines of a prompt, short enough to be affordable. Rules
+are judged on the same lines.
 
-A line is the part of a block around the place that it is about, `BEFORE` tokens before it and `AFTER` after: the
-strongest firing; a token that the feature likes, where it is silent; any place, in other blocks in which it is silent.
+A line is the part of a block around a place, `BEFORE` tokens before it and `AFTER` after it. The place is the strongest
+firing; in a block without a firing it is a token on which the feature often fires, or any place.
 """
 
 from collections.abc import Collection
@@ -13,17 +13,17 @@ from olmoscope.labelling.prompts import one_line
 from olmoscope.seeds import generator
 
 BEFORE, AFTER = 11, 4
-"""Tokens of a line on either side of its place, where the block has them."""
+"""Tokens of a line on either side of its place, if the block has them."""
 STRONGEST, DRAWN = 6, 3
-"""Lines to explain by: of the strongest blocks, and of others."""
+"""Lines for an explanation: from the strongest blocks, and from others."""
 JUDGED = 8
-"""Lines on which the feature fires that a label is judged on, and as many on which it is silent."""
+"""A label is judged on this many lines on which the feature fires, and as many on which it is silent."""
 FUZZED = 4
-"""Blocks that a label is judged on with marks: each once with true ones, and once with false ones."""
+"""A label is judged on this many blocks with marks, each once with true marks and once with false ones."""
 GROUPS, FIRING = 5, 4
-"""Groups of lines in which a label must find the one without a firing, and the others of a group."""
+"""Groups of lines in which a label must find the one without a firing, and the number of other lines in a group."""
 MARKED_ABOVE = 0.3
-"""To explain by, tokens are marked with at least this share of the largest activation of their line."""
+"""In an explanation's lines, tokens with at least this share of the line's largest activation are marked."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Line:
 
     text: str
     kind: str
-    """`Sample.kind`; of a line with marks `true` or `false`."""
+    """`Sample.kind`; for a line with marks, `true` or `false`."""
     places: range
     """The places of its tokens in the corpus."""
     marked: tuple[int, ...] = ()
@@ -40,13 +40,13 @@ class Line:
 
     @property
     def fires(self) -> bool:
-        """Whether the feature fires on it; of a line with marks, on these."""
+        """Whether the feature fires on it; for a line with marks, whether it fires on these."""
         return self.kind in ("fires", "true")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Lines of which all but one have a firing.
+    """Lines, all with a firing except one.
 
     Attributes:
         intruder: the place of the one without, from 0.
@@ -57,7 +57,7 @@ class Group:
 
 
 def explaining_lines(examples: FeatureExamples) -> list[str]:
-    """Lines with marks on what the feature fires on: those of the strongest blocks, then of others."""
+    """Lines with marks where the feature fires: from the strongest blocks, then from others."""
     strongest = sorted(examples.explain, key=lambda sample: -max(sample.values))[:STRONGEST]
     others = [sample for sample in examples.explain if sample not in strongest][:DRAWN]
     lines = []
@@ -69,18 +69,18 @@ def explaining_lines(examples: FeatureExamples) -> list[str]:
 
 
 def promoted_tokens(examples: FeatureExamples) -> list[str]:
-    """Output tokens that the feature promotes, each fit for a prompt; not those that labels are judged by."""
+    """Output tokens that the feature promotes, each as text for a prompt; without those that labels are judged by."""
     return [one_line([text]) for text in examples.promoted]
 
 
 def judged_lines(examples: FeatureExamples, seed: int, each: int = JUDGED) -> list[Line]:
-    """Lines without marks, of blocks that the label was not made from: half of them with a firing."""
+    """Lines without marks, from blocks that the label was not made from; half of them have a firing."""
     liked = {one.token.text for one in examples.feature.tokens}
     return [_judged(sample, liked, seed) for sample in examples.few(each)]
 
 
 def intruder_groups(examples: FeatureExamples, seed: int, groups: int = GROUPS) -> list[Group]:
-    """Groups of lines without marks, of blocks that the label was not made from; fewer where there are too few."""
+    """Groups of lines without marks, from blocks that the label was not made from; fewer if there are too few lines."""
     random = generator(seed, "groups with an intruder", examples.feature.index)
     liked = {one.token.text for one in examples.feature.tokens}
     firing = [examples.firing()[place] for place in random.permutation(len(examples.firing()))]

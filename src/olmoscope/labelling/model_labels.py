@@ -1,7 +1,7 @@
 """Labels by a language model, which then judges them on lines that they were not made from, one line at a time.
 
-An answer that cannot be used is counted in `Scores.failed`, and is no score. Where the endpoint gave no answer at all,
-the feature stays without a label, and a later run asks what is missing.
+An unusable answer counts in `Scores.failed`, and is not a score. If the endpoint gives no answer at all, the feature
+stays without a label, and a later run asks the missing questions.
 """
 
 from collections import Counter
@@ -34,11 +34,11 @@ from olmoscope.labelling.prompts import Prompts
 from olmoscope.labelling.scores import Scores, auroc, balanced_accuracy, intruders, on_lines
 
 TYPICAL_LABEL = "verbs in the past tense that follow the name of a person"
-"""Stands for a label that is not yet known, where tokens are estimated."""
+"""A placeholder for a label that is not yet known, to estimate tokens."""
 
 
 class ModelLabeller:
-    """Labels features by a language model (a `Labeller`). Any number of threads may use it that its answerer allows."""
+    """Labels features by a language model (a `Labeller`). As many threads may use it as its answerer allows."""
 
     def __init__(self, answerer: Answerer, seed: int = 0) -> None:
         """
@@ -52,7 +52,7 @@ class ModelLabeller:
         return self._answerer.name
 
     def label(self, examples: FeatureExamples) -> Labelled | NotLabelled:
-        """What the model says of a feature, and what it makes of that on other documents."""
+        """The model's label for a feature, and its scores on other documents."""
         label = self._answerer.label(explaining_lines(examples), promoted_tokens(examples))
         if isinstance(label, Failure):
             return NotLabelled(label.reason, not label.may_pass)
@@ -61,7 +61,7 @@ class ModelLabeller:
 
 
 def judge(answerer: Answerer, label: str, examples: FeatureExamples, seed: int = 0) -> Scores | NotLabelled:
-    """What a model makes of a label, whoever wrote it; not labelled where an answer is still to come."""
+    """A model's scores for a label, whoever wrote it; not labelled if an answer is missing."""
     detection, fuzzing = judged_lines(examples, seed), marked_lines(examples, seed)
     detected = answerer.chances("detect", label, [line.text for line in detection])
     fuzzed = answerer.chances("fuzz", label, [line.text for line in fuzzing]) if fuzzing else []
@@ -90,8 +90,8 @@ def judge(answerer: Answerer, label: str, examples: FeatureExamples, seed: int =
 
 
 def questions_of(prompts: Prompts, examples: FeatureExamples, seed: int = 0) -> dict[str, list[Question[Any]]]:
-    """All that an endpoint is asked about a feature, by the name of the prompt; a typical label stands in what needs
-    one."""
+    """All questions to an endpoint about a feature, by the name of the prompt, with a typical label where one is
+    needed."""
     return {
         "explain": [label_question(prompts, explaining_lines(examples), promoted_tokens(examples))],
         "detect": [*chance_questions(prompts, "detect", TYPICAL_LABEL,
@@ -104,7 +104,7 @@ def questions_of(prompts: Prompts, examples: FeatureExamples, seed: int = 0) -> 
 
 
 def estimate(questions: Mapping[str, Sequence[Question[Any]]], budget: Budget) -> Tokens:
-    """Tokens of some questions, with answers as long as they may be."""
+    """Tokens of some questions, with answers of the largest length."""
     total = Tokens()
     for question in chain.from_iterable(questions.values()):
         total += budget.estimate(question.prompt, question.longest)

@@ -21,19 +21,19 @@ from olmoscope.labelling.run import Run, label_features
 from olmoscope.labelling.text_blocks import TextBlocks
 
 ANSWERS_FILE = "answers.sqlite"
-"""Beside an index: every question that was asked about it, and its answer."""
+"""Beside an index: every question asked about it, and its answer."""
 ESTIMATED = 20
-"""Features whose questions stand for those of all, where tokens are estimated before a run."""
+"""How many features' questions represent those of all when tokens are estimated before a run."""
 
 
 @dataclass(frozen=True)
 class Asking:
-    """How an endpoint is asked.
+    """How to ask an endpoint.
 
     Attributes:
-        budget: tokens of prompts and answers, at most.
-        form: how JSON is asked for; None: by a schema, or by less where the server refuses that.
-        prompts: a folder of a user's own.
+        budget: the most tokens of prompts and answers.
+        form: how to ask for JSON; None: by a schema or, if the server refuses that, in a simpler form.
+        prompts: a folder with the user's own prompts.
     """
 
     url: str
@@ -50,8 +50,8 @@ class Asked:
 
     Attributes:
         used: tokens that the answers reported.
-        unreported: answers that reported none, for which an estimate is in `used`.
-        asked, cached: questions that the endpoint answered, and that were answered before.
+        unreported: answers that reported none; `used` has an estimate for them.
+        asked, cached: questions that the endpoint answered now, and that it answered before.
         retries, failures: attempts that were repeated, and questions without a usable answer, by reason.
     """
 
@@ -69,9 +69,9 @@ class Plan:
     """What a run would ask.
 
     Attributes:
-        features: not done before by this model and these prompts.
-        prompts: one of each kind, of the first feature that can be labelled.
-        each: tokens of a feature, the mean over some of them.
+        features: how many this model with these prompts has not done before.
+        prompts: one of each kind, for the first feature that can be labelled.
+        each: tokens per feature, the mean over some features.
     """
 
     features: int
@@ -111,7 +111,7 @@ def ask_endpoint(blocks: TextBlocks, asking: Asking, features: Sequence[int], pr
     """Label features by a model behind an endpoint.
 
     Raises:
-        UserError: a bad address or bad prompts; the endpoint refuses what it is asked, or has been gone for long.
+        UserError: a bad address or bad prompts; the endpoint refuses what it is asked, or does not answer any more.
     """
     endpoint, prompts = endpoint_of(asking.url, asking.model), load_prompts(asking.prompts)
     budget = Budget(asking.budget)
@@ -141,10 +141,10 @@ def local_labeller(model: str, prompts: Path | None = None, seed: int = 0) -> La
 
 
 def parse_prices(text: str) -> tuple[float, float]:
-    """`2.5,10`: what a million tokens of prompts and of answers cost.
+    """The prices of a million tokens of prompts and of answers, from a text such as `2.5,10`.
 
     Raises:
-        UserError: something else.
+        UserError: the text is not of this form.
     """
     try:
         prompt, completion = (float(price) for price in text.split(","))

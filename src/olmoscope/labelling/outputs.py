@@ -1,4 +1,4 @@
-"""Output tokens by which a label is judged: does it tell those that the feature makes likelier from the others?
+"""Output tokens that a label is judged by: does it distinguish those that the feature makes likelier from the others?
 
 All labels of a feature, by rules and by models, are judged by the same tokens.
 """
@@ -14,7 +14,8 @@ from olmoscope.labelling.scores import Figure, auroc
 from olmoscope.seeds import generator
 
 Side = Literal["output", "clamped"]
-"""What is known of the output: the decoder direction's effect on the logits, or the model with the feature clamped."""
+"""How the effect on the output is known: by the decoder direction's effect on the logits, or by running the model with
+the feature clamped."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +23,8 @@ class Candidate:
     """An output token that a label is judged by.
 
     Attributes:
-        shown: its text, fit for a prompt.
-        likelier: whether the feature makes it likelier; else it makes it less likely.
+        shown: its text, as a prompt shows it.
+        likelier: whether the feature makes it likelier; otherwise it makes it less likely.
     """
 
     token: Token
@@ -32,9 +33,9 @@ class Candidate:
 
 
 def candidates(examples: FeatureExamples, seed: int) -> dict[Side, list[Candidate]]:
-    """The tokens of each side, in a drawn order; a side is absent where tokens of one kind or of both are not known.
+    """The tokens of each side, in random order; a side is absent if tokens of one kind or of both are not known.
 
-    Tokens that look alike in a prompt are told apart by nobody: of one kind the first stays, of both kinds none.
+    Nobody can distinguish tokens that look the same in a prompt: if they are of one kind the first stays, else none.
     """
     feature = examples.feature
     known: dict[Side, tuple[Sequence[Token], Sequence[Token]]] = {
@@ -53,8 +54,8 @@ def candidates(examples: FeatureExamples, seed: int) -> dict[Side, list[Candidat
 
 
 def told_apart(asked: Mapping[Side, Sequence[Candidate]], side: Side, values: Sequence[float]) -> Figure | None:
-    """How well the values that a judge gives the tokens of a side tell the likelier ones from the others; None where
-    the side is not known."""
+    """How well the values that a judge gives the tokens of a side distinguish the likelier ones from the others; None
+    if the side is not known."""
     return auroc([value for one, value in zip(asked.get(side, ()), values, strict=True) if one.likelier],
                  [value for one, value in zip(asked.get(side, ()), values, strict=True) if not one.likelier])
 

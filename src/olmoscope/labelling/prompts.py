@@ -1,8 +1,8 @@
 """The texts of prompts, which a user may copy and change, and how text of a corpus is put into them.
 
-A template is a file of `prompts/`; `$name` stands for a value. Text from a corpus may hold anything, so it comes in as
-one line without control characters, in which `<<` and `>>` are marks and nothing else (`one_line`): it can say what it
-likes, but it cannot end a line, forge a mark, or end the message with a control token of a chat template.
+A template is a file in `prompts/`; `$name` stands for a value. Text from a corpus may hold anything, so it becomes one
+line without control characters, in which `<<` and `>>` are always marks (`one_line`). It may say anything, but it
+cannot end a line, forge a mark, or end the message with a control token of a chat template.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ _FOLDER = Path(__file__).with_name("prompts")
 _ANGLES = re.compile(r"<{2,}|>{2,}|^[<>]+|[<>]+$")
 _CONTROLS = re.compile(r"<(?=[|\uff5c]|/?(?:s|bos|eos|pad|unk|mask|think|tool_call|start_of_turn|end_of_turn)>)"
                        r"|\[(?=/?(?:INST|SYS|SYSTEM_PROMPT|TOOL_CALLS)\])", re.IGNORECASE)
-"""Where the control tokens of chat templates begin. Many servers take these for the real ones inside a message, too."""
+"""How the control tokens of chat templates begin. Many servers take them for real ones even inside a message."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,20 @@ class Prompts:
     templates: Mapping[str, str]
 
     def version(self, *names: str) -> str:
-        """What identifies some of the templates: 8 hex digits of the SHA-256 of their texts. A label says it."""
+        """Identifies some of the templates: 8 hex digits of the SHA-256 of their texts. Each label records it."""
         text = "\0".join(self.templates[name] for name in names)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
 
     def fill(self, name: str, **values: str) -> str:
-        """A prompt. Values are put in as they are: text of a corpus has been through `one_line`."""
+        """A prompt. Values are put in unchanged: `one_line` has already processed the text of a corpus."""
         return Template(self.templates[name]).substitute(values).strip()
 
 
 def load_prompts(folder: Path | None = None) -> Prompts:
-    """The package's templates, or a user's: those that the user's folder lacks are the package's.
+    """The package's templates, or a user's; the package's replace those that the user's folder lacks.
 
     Raises:
-        UserError: no such folder, a file of another name, or a template that names what it cannot have.
+        UserError: no such folder, a file with another name, or a template with an unknown value.
     """
     templates = {name: _read(_FOLDER / f"{name}.txt") for name in VALUES}
     if folder is not None:
@@ -75,7 +75,7 @@ def copy_prompts(folder: Path) -> list[Path]:
     """Write the package's templates into a folder, for a user to change.
 
     Raises:
-        UserError: one of the files is there already.
+        UserError: one of the files exists already.
     """
     paths = [folder / f"{name}.txt" for name in VALUES]
     for path in paths:
@@ -90,7 +90,7 @@ def one_line(tokens: Sequence[str], marked: Collection[int] = ()) -> str:
     """Tokens as one line of a prompt.
 
     Args:
-        marked: which of them stand between marks, from 0; neighbours share a pair of marks.
+        marked: which of them are between marks, from 0; neighbours share a pair of marks.
     """
     pieces: list[tuple[bool, str]] = []
     for number, token in enumerate(tokens):

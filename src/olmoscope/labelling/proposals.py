@@ -1,6 +1,6 @@
-"""What programs say about features: labels with their scores, in one SQLite file beside those that people wrote.
+"""What programs say about features: labels with their scores, in one SQLite file beside the labels of people.
 
-They are proposals: a label that somebody wrote counts before any of them, and is in another file (features/labels.py).
+They are proposals: a person's label, which is in another file (features/labels.py), comes before any of them.
 Any number of labellers may propose labels for a feature; the newest one of each labeller and split counts.
 """
 
@@ -50,12 +50,12 @@ class Proposal:
     written: str
     """ISO 8601, UTC."""
     verdict: Verdict | None
-    """What a person said of it."""
+    """A person's verdict."""
 
     @property
     def worth(self) -> float:
-        """What proposals of a feature are ordered by: the lower end of the detection AUROC's interval, on the lines on
-        which all its labels are judged; where that is not known, on others; or −1."""
+        """The key by which the proposals for a feature are ordered: the lower end of the detection AUROC's interval, on
+        the lines on which all its labels are judged; if that is unknown, on others; else −1."""
         figure = self.scores.on_lines.get("detection", self.scores.detection)
         return -1.0 if figure is None else figure.low
 
@@ -67,13 +67,14 @@ class Proposals(Database):
         """Open the file, making it if it is absent.
 
         Raises:
-            UserError: it is damaged, is no proposals file, or is of a later version or of an SAE of another width.
+            UserError: it is damaged, is not a proposals file, has a later version, or belongs to an SAE of another
+                width.
         """
         super().__init__(path, "proposals", VERSION, _SCHEMA, d_sae)
 
     def add(self, feature: int, labelled: Labelled, labeller: str, split: str) -> None:
-        """Add a proposal; when this returns, it is on the disk. What a person said of the same label by the same
-        labeller holds for it as well."""
+        """Add a proposal; when this returns, it is on the disk. A person's verdict on the same label by the same
+        labeller also holds for it."""
         earlier = [one for one in self._read("WHERE feature = ? AND labeller = ? AND split = ? ORDER BY id",
                                              feature, labeller, split) if one.label == labelled.label]
         self._add([(feature, labelled.label, labeller, split, _json(labelled.rule), _scores(labelled.scores), _now(),
@@ -86,10 +87,10 @@ class Proposals(Database):
                                (feature, labeller, split, reason))
 
     def done(self, labeller: str, split: str, clamped: bool = False) -> set[int]:
-        """Features that a labeller has a label for, or has said why not.
+        """Features for which a labeller has a label, or has said why it has none.
 
         Args:
-            clamped: count only labels that were scored by clamping the feature, too.
+            clamped: count only labels that were also scored by clamping the feature.
         """
         rows = self.connection().execute(
             "SELECT feature FROM proposals WHERE labeller = ? AND split = ? "
@@ -113,7 +114,7 @@ class Proposals(Database):
                       key=lambda one: one.feature)
 
     def best(self) -> dict[int, Proposal]:
-        """The best proposal of each feature that has one that nobody rejected."""
+        """The best proposal for each feature, among those that nobody rejected."""
         found: dict[int, list[Proposal]] = {}
         for one in self._read(""):
             found.setdefault(one.feature, []).append(one)
@@ -121,10 +122,10 @@ class Proposals(Database):
         return {feature: one for feature, one in first.items() if one.verdict != "rejected"}
 
     def judge(self, proposal: int, verdict: Verdict | None) -> Proposal:
-        """Write down what a person says of a proposal.
+        """Record a person's verdict on a proposal.
 
         Raises:
-            UserError: there is none of that number.
+            UserError: there is no proposal with that number.
         """
         with self.writing() as connection:
             connection.execute("UPDATE proposals SET verdict = ? WHERE id = ?", (verdict, proposal))
@@ -143,7 +144,8 @@ class Proposals(Database):
             "SELECT feature FROM proposals WHERE id IN (SELECT rowid FROM words WHERE words MATCH ?)", (words,))})
 
     def changes(self) -> tuple[int, int]:
-        """What changes with every proposal and every judgement: the newest proposal, and the number of judgements."""
+        """A value that changes with every proposal and every verdict: the newest proposal, and the number of
+        verdicts."""
         newest, judgements = self.connection().execute(
             "SELECT (SELECT coalesce(max(id), 0) FROM proposals), "
             "(SELECT coalesce(max(CAST(value AS INTEGER)), 0) FROM about WHERE key = 'judgements')").fetchone()
@@ -157,7 +159,7 @@ class Proposals(Database):
             yield json.dumps(fields, ensure_ascii=False) + "\n"
 
     def import_lines(self, lines: Iterable[str]) -> int:
-        """Add exported proposals; those that are there already are passed over.
+        """Add exported proposals, except those that exist already.
 
         Returns:
             How many were new.

@@ -61,7 +61,7 @@ def score_rule(blocks: TextBlocks, rule: Rule, examples: FeatureExamples) -> Sco
 
 
 def _output(rule: Rule, outputs: Mapping[Side, list[Candidate]], side: Side) -> Figure | None:
-    """How a rule tells output tokens apart; None unless it is about the token that follows, or if it is made of these
+    """How well a rule distinguishes output tokens; None if it is not about the next token, or is made from these
     tokens."""
     if rule.on != "next" or side not in outputs or (side == "output" and rule.shape == "promoted"):
         return None

@@ -1,7 +1,7 @@
-"""Rules that say on which tokens a feature fires: what they look at, and how they are put into words.
+"""Rules that say on which tokens a feature fires: what they look at, and how they read as words.
 
-A rule gives each token a value: 0 where it does not match, and from 0.5 to 1 where it does, by how often the feature
-fired on such a token in the text that the rule was learned from. A rule is its own judge.
+A rule gives each token a value: 0 if the token does not match, else from 0.5 to 1, by how often the feature fired on
+such a token in the text that the rule was learned from. A rule is its own judge.
 """
 
 import re
@@ -35,7 +35,7 @@ class Rule:
         shape: what decides: a set of tokens (`token`, `tokens`, `word`, `beginning`, `ending`, `pattern`, `promoted`),
             a `pair` of neighbours, the `position` in the sequence or the `source` of the text.
         on: which token is in the set: the one on which the feature fires, the one before it, or the one after it.
-        ids: the tokens, ascending; of a pair the one before and the one that fires.
+        ids: the tokens, ascending; for a pair, the one before and the one on which the feature fires.
         rates: how often the feature fired on each of them, 0 to 1.
         text: of a word, beginning, ending, pattern or source.
         first, last: positions.
@@ -95,7 +95,7 @@ class Rule:
         return f"tokens that it promotes: {named}{more}" if self.shape == "promoted" else named + more
 
     def as_json(self) -> dict[str, Any]:
-        """What decides the rule: sets with a name without their tokens, which follow from it."""
+        """What decides the rule; sets with a name are without their tokens, which follow from the name."""
         named = self.shape in ("word", "beginning", "ending", "pattern")
         return {"shape": self.shape, "on": self.on, **({"text": self.text} if self.text else {}),
                 **({"ids": list(self.ids)} if self.ids and not named else {}),

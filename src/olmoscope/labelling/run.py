@@ -1,4 +1,4 @@
-"""Features labelled, each kept as soon as it is done: a run that was killed goes on where it was."""
+"""Label features and keep each label as soon as it is scored, so that a killed run can continue where it stopped."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,8 +23,8 @@ class Run:
 
     Attributes:
         labeller: its name.
-        asked: features that were wanted.
-        before: of these, how many were done before.
+        asked: the number of features requested.
+        before: how many of these were done before.
         labelled: how many have a label now.
         without: features without one, by reason.
         out_of_budget: whether the budget ended the run before its last feature.
@@ -39,22 +39,22 @@ class Run:
 
 
 Room = Callable[[Sequence[FeatureExamples], FeatureExamples], bool]
-"""Whether a budget has room for a feature beside those that are being labelled."""
+"""Whether a budget has room for another feature beside those that are being labelled."""
 
 
 def most_important(index: FeatureIndex, most: int | None = None) -> list[int]:
-    """Features by importance, so that a small run labels what people look at: the largest activation times −log
-    density, as in the list of features (`Sort`: `telling`). Dead ones are left out."""
+    """Features by importance, so that a small run labels what people look at: by the largest activation times −log
+    density, as in the list of features (`Sort`: `telling`). Dead features are left out."""
     dead = index.info.dead
     order = index.order("telling")
     return [int(feature) for feature in order[: len(order) - dead][:most]]
 
 
 def parse_features(text: str, d_sae: int) -> list[int]:
-    """`7,12,100-199`: numbers of features, in the order given.
+    """Numbers of features from a text such as `7,12,100-199`, in the order given.
 
     Raises:
-        UserError: something else, or no such feature.
+        UserError: the text is not of this form, or there is no such feature.
     """
     features: list[int] = []
     for piece in text.split(","):
@@ -74,13 +74,13 @@ def label_features(blocks: TextBlocks, labeller: Labeller, features: Sequence[in
     """Label features that the labeller has not done yet, in their order, and keep each label as soon as it is scored.
 
     Args:
-        at_once: features in work; more than one only by a labeller that several threads may use.
-        room: the run ends before a feature for which there is no room even alone.
-        clamping: to score labels by what clamping the feature does, too; labels that were made without it are made
-            again. None: not measured.
+        at_once: how many features to label at a time; more than one only if several threads may use the labeller.
+        room: the run ends before a feature that does not fit into the budget even alone.
+        clamping: also scores labels by what clamping the feature does; labels that were made without it are made again.
+            None: not measured.
 
     Raises:
-        UserError: by the labeller; what was finished is kept.
+        UserError: from the labeller; finished labels are kept.
     """
     split = blocks.identity
     done = proposals.done(labeller.name, split, clamped=clamping is not None)
@@ -90,7 +90,7 @@ def label_features(blocks: TextBlocks, labeller: Labeller, features: Sequence[in
     out_of_budget = False
 
     def finish_some() -> bool:
-        """Keep what is finished; whether the budget was spent."""
+        """Keep finished labels; return whether the budget is spent."""
         spent = False
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             feature = running.pop(future).feature.index
@@ -133,7 +133,7 @@ def label_features(blocks: TextBlocks, labeller: Labeller, features: Sequence[in
 
 @contextmanager
 def _workers(count: int) -> Iterator[ThreadPoolExecutor]:
-    """Threads of which none begins anything once the block has ended in an error."""
+    """Threads that start nothing new once the block has ended in an error."""
     workers = ThreadPoolExecutor(count, thread_name_prefix="label")
     try:
         yield workers

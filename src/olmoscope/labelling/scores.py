@@ -12,7 +12,7 @@ import numpy as np
 Z = 1.959963984540054
 """Standard normal quantile of a 95% interval."""
 THRESHOLD = 0.5
-"""From here on a judge's value says that the feature fires."""
+"""From this value on, a judge says that the feature fires."""
 
 
 @dataclass(frozen=True)
@@ -26,22 +26,22 @@ class Figure:
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured of a label on held-out text; None: not measured, or not defined for such a label.
+    """The scores of a label on held-out text; None: not measured, or not defined for such a label.
 
     Attributes:
-        detection: AUROC of telling blocks in which the feature fires from those in which it does not.
-        by_kind: the same against each kind of negative alone.
+        detection: AUROC for distinguishing blocks in which the feature fires from those in which it does not.
+        by_kind: the same against each kind of negative separately.
         accuracy: balanced accuracy of detection at `THRESHOLD`.
-        fuzzing: AUROC of telling marks on the tokens on which it fires from marks on others of the same blocks.
+        fuzzing: AUROC for distinguishing marks on tokens on which it fires from marks on others of the same blocks.
         on_lines: `detection` and `fuzzing` on the lines that a language model is shown, whoever made the label, so that
-            labels of a feature can be compared. A rule's other figures are of longer and more pieces of text.
+            labels of a feature can be compared. A rule's other figures come from longer and more pieces of text.
         intruder: share of groups of lines in which the one without a firing is found.
-        output: AUROC of telling the output tokens that it promotes from those that it suppresses.
-        clamped: AUROC of telling the output tokens that become likelier when it is clamped from those that become less
-            likely.
-        clamped_tokens: how many tokens there were for that; 0: it was not clamped.
-        positives, negatives: blocks that detection was measured on.
-        failed: answers that could not be had or used, by reason.
+        output: AUROC for distinguishing the output tokens that it promotes from those that it suppresses.
+        clamped: AUROC for distinguishing the output tokens that become likelier when it is clamped from those that
+            become less likely.
+        clamped_tokens: how many tokens `clamped` was measured on; 0: it was not clamped.
+        positives, negatives: number of blocks that detection was measured on.
+        failed: answers that did not come or could not be used, by reason.
     """
 
     detection: Figure | None
@@ -59,10 +59,11 @@ class Scores:
 
 
 def auroc(positive_P: Sequence[float], negative_N: Sequence[float]) -> Figure | None:
-    """The probability that a positive has a larger value than a negative, ties counting half; None without both.
+    """The probability that a positive has a larger value than a negative, ties counting half; None unless there are
+    both.
 
-    The interval is Newcombe's fifth (Statistics in Medicine 25 (2006), 559-573): it stays inside 0 and 1, and is not
-    empty where the two are told apart perfectly.
+    The interval is Newcombe's fifth (Statistics in Medicine 25 (2006), 559-573): it stays between 0 and 1, and is not
+    empty if the separation is perfect.
     """
     if not len(positive_P) or not len(negative_N):
         return None
@@ -85,7 +86,7 @@ def on_lines(judged: Sequence[tuple[bool, float]], marked: Sequence[tuple[bool, 
 
 
 def _upper(value: float, positives: int, negatives: int) -> float:
-    """The upper limit of an AUROC: where (limit − value)² is Z² times the variance at the limit."""
+    """The upper limit of an AUROC, at which (limit − value)² is Z² times the variance at the limit."""
     half = (positives + negatives) / 2 - 1
 
     def variance(theta: float) -> float:
@@ -103,10 +104,10 @@ def _upper(value: float, positives: int, negatives: int) -> float:
 
 
 def share(right: float, of: int) -> Figure | None:
-    """A share with Wilson's interval; None of nothing.
+    """A share with Wilson's interval; None if there are no cases.
 
     Args:
-        right: how many of them; a tie may count as a part of one.
+        right: how many are right; a tie may count as a fraction.
     """
     if not of:
         return None
@@ -116,8 +117,8 @@ def share(right: float, of: int) -> Figure | None:
 
 
 def balanced_accuracy(positive_P: Sequence[float], negative_N: Sequence[float]) -> Figure | None:
-    """The mean of two shares: positives at `THRESHOLD` or over, and negatives under it; None without both. The interval
-    joins those of the two by squares (Newcombe's MOVER)."""
+    """The mean of two shares: positives at `THRESHOLD` or over, and negatives under it; None unless there are both. The
+    interval joins those of the two by squares (Newcombe's MOVER)."""
     found = share(sum(value >= THRESHOLD for value in positive_P), len(positive_P))
     spared = share(sum(value < THRESHOLD for value in negative_N), len(negative_N))
     if found is None or spared is None:
@@ -128,8 +129,8 @@ def balanced_accuracy(positive_P: Sequence[float], negative_N: Sequence[float]) 
 
 
 def credit(values: Sequence[float], intruder: int) -> float:
-    """How likely a judge finds the intruder of a group that takes the line with the smallest value for it, or draws one
-    of those.
+    """How likely a judge finds the intruder of a group, if it names the line with the smallest value, and draws among
+    equal ones.
 
     Args:
         intruder: its place, from 0.
@@ -142,8 +143,8 @@ def intruders(credits: Sequence[float | None]) -> Figure | None:
     """The share of groups whose intruder was found.
 
     Args:
-        credits: of each group 1 where it was found, 0 where another line was named; None without a usable answer, which
-            counts as no group.
+        credits: for each group 1 if it was found, 0 if another line was named; None if there is no usable answer: such
+            a group does not count.
     """
     known = [one for one in credits if one is not None]
     return share(sum(known), len(known))

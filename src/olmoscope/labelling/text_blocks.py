@@ -1,8 +1,9 @@
-"""The text of an index cut into blocks, and each document put into one part: to learn from, to choose by, to score on.
+"""The text of an index cut into blocks, and each document put into one part: to learn rules, to choose among them, or
+to score labels.
 
 A block is up to `LONGEST` neighbouring tokens of one document in one sequence. A document's part follows from a hash of
-its number, so what explains a feature and what scores the explanation never come from the same document, whichever
-features are labelled and in whatever order.
+its number. So a feature's label and the label's scores never come from the same document, whichever features are
+labelled, and in whatever order.
 
 Shapes: T tokens of the corpus (a token's number is its place), B blocks, V vocabulary, N documents.
 """
@@ -16,7 +17,7 @@ import numpy as np
 from olmoscope.features.read import FeatureIndex
 
 LONGEST = 32
-"""Tokens of a block, at most."""
+"""The most tokens of a block."""
 SHORTEST = 4
 """Shorter blocks, at the ends of documents and sequences, are left out."""
 Part = Literal["learn", "choose", "score"]
@@ -36,7 +37,7 @@ class TextBlocks:
     def __init__(self, index: FeatureIndex, seed: int = 0) -> None:
         """
         Args:
-            seed: of the parts: another seed puts other documents into them.
+            seed: of the parts; another seed puts other documents into them.
         """
         corpus = index.corpus
         self.index, self.seed = index, seed
@@ -57,12 +58,12 @@ class TextBlocks:
 
     @property
     def identity(self) -> str:
-        """What decides which documents score: kept with each label."""
+        """What decides which documents are for scores; each label records it."""
         return f"{self.index.info.identity}:{self.seed}"
 
     @cached_property
     def part_T(self) -> np.ndarray:
-        """uint8, number of the part of each token that is a row of the index and in a block; 255: neither."""
+        """uint8, the part of each token that is a row of the index and in a block; 255 for all others."""
         part_T = np.full(len(self.ids_T), 255, np.uint8)
         for part in range(len(SHARES)):
             mine = self.part_B == part

@@ -1,4 +1,4 @@
-"""The label that counts of each feature of an index: what a person wrote, else the best proposal."""
+"""The label that counts for each feature of an index: what a person wrote, else the best proposal."""
 
 from olmoscope.features.labels import LABELS_FILE, Labels
 from olmoscope.features.outgoing import Counting
@@ -10,7 +10,7 @@ def labels_that_count(index: FeatureIndex) -> dict[int, Counting]:
     """Labels by feature, without those that have none. Makes no file.
 
     Raises:
-        UserError: a file of labels or proposals is damaged, or of an SAE of another width.
+        UserError: a file of labels or proposals is damaged, or belongs to an SAE of another width.
     """
     d_sae, counting = index.info.sae.d_sae, {}
     if (path := index.path / PROPOSALS_FILE).exists():

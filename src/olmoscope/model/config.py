@@ -70,8 +70,8 @@ def width_and_depth(config: Any, model: Model) -> tuple[int, int]:
     text = config.get_text_config()
     d_model, num_layers = (getattr(text, name, None) for name in ("hidden_size", "num_hidden_layers"))
     if d_model is None or num_layers is None:
-        raise UserError(f"the config of {model.name} ({type(text).__name__}) does not say its width and depth "
-                        "(hidden_size, num_hidden_layers): olmoscope reads models with one list of decoder layers")
+        raise UserError(f"the config of {model.name} ({type(text).__name__}) does not give its width and depth "
+                        "(hidden_size, num_hidden_layers); olmoscope needs a model with one list of decoder layers")
     return d_model, num_layers
 
 

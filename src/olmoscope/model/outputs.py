@@ -20,8 +20,8 @@ def hidden_of(output: Any) -> Tensor:
     hidden = first_of(output)
     if not isinstance(hidden, Tensor) or hidden.dim() != 3:
         what = f"a tensor {list(hidden.shape)}" if isinstance(hidden, Tensor) else type(hidden).__name__
-        raise UserError(f"a decoder layer of this model gives {what}, not its rows as [batch, positions, d_model]; "
-                        "such a model cannot be read yet")
+        raise UserError(f"a decoder layer of this model gives {what}, not rows as [batch, positions, d_model]; "
+                        "olmoscope cannot read this architecture")
     return hidden
 
 

@@ -33,7 +33,7 @@ class Probe:
     """What the test showed about a model."""
 
     documents_apart: bool
-    """Whether position ids that restart give a document the same rows as the document alone."""
+    """Whether restarted position ids give a document the same rows as the document alone."""
 
     def refuse_leak(self, name: str, documents: str) -> None:
         """Refuse `documents: apart` if the model cannot keep documents apart.
@@ -46,8 +46,8 @@ class Probe:
             UserError: the documents see each other.
         """
         if documents == "apart" and not self.documents_apart:
-            raise UserError(f"tokens.documents: apart does not work with {name}: position ids that restart do not keep "
-                            "its documents from seeing those before them; set tokens.documents=share")
+            raise UserError(f"tokens.documents: apart does not work with {name}: with restarted position ids, "
+                            "documents still see those before them; set tokens.documents=share")
 
 
 @torch.no_grad()

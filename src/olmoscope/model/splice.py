@@ -193,8 +193,8 @@ def try_causal_lm(module: Any, path: str, layers: nn.ModuleList, name: str, revi
             return _with_splice(CausalLM(module, body, layers, path, name, revision, d_model, vocabulary, type(output),
                                          [forms[number] for number in range(len(layers))], True, probed),
                                 ids_1T, tolerance)
-    raise UserError(f"{name}: its LM head cannot be run by itself ({type(module).__name__}), so what an SAE does to "
-                    "its predictions cannot be measured")
+    raise UserError(f"{name}: its LM head cannot run by itself ({type(module).__name__}), so olmoscope cannot measure "
+                    "what an SAE does to its predictions")
 
 
 def _logits(module: nn.Module, body: nn.Module, body_output: type[Any], hidden_CD: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ class CoderConfig(Frozen):
     skip: bool = False
     """For a transcoder: add a linear map from what it reads to what it writes."""
     d_sae: Count
-    """Its latents."""
+    """The number of latents."""
     k: Count
     """Active latents in a row: exactly, at most or on average, as `activation` says."""
     activation: Activation = "topk"

@@ -62,7 +62,7 @@ class Recipe(StoreRecipe):
     form: str = "default"
     """Which of the recipe's forms this is (`--form`)."""
     saes: Annotated[list[CoderConfig], Field(min_length=1)]
-    """What is trained. A list where a single value stands is a study."""
+    """What to train. A list in place of a single value makes a study."""
     train: Train
     """How all of them are trained."""
     evaluate: Evaluate = Evaluate()

@@ -77,7 +77,7 @@ class HubSource(Frozen):
     repo: str
     """The dataset, `OWNER/NAME`."""
     config: str | None = None
-    """Its configuration, where it has several."""
+    """Its configuration, if it has several."""
     split: str = "train"
     """Its split."""
     revision: str | None = None

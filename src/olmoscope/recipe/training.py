@@ -34,7 +34,7 @@ class Live(Frozen):
 
 
 class Auxiliary(Frozen):
-    """The auxiliary loss by which dead latents learn what the others leave out (train/auxiliary.py)."""
+    """The auxiliary loss by which dead latents learn what the others miss (train/auxiliary.py)."""
 
     weight: Annotated[float, Field(ge=0)] | None = None
     """The weight of this loss beside the main loss; it is the NMSE left if the dead latents added their part. 0: only
@@ -66,9 +66,9 @@ class Finish(Frozen):
     """The last part of training also uses the language model's own loss (train/finish.py)."""
 
     kl: Annotated[float, Field(gt=0)] = 1.0
-    """How hard the divergence of the model's predictions pulls at a reconstruction, relative to its error."""
+    """The weight of the divergence of the model's predictions, relative to the reconstruction error."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """The share of the steps, the last ones, that do so."""
+    """The share of the steps, at the end of training, that use this loss."""
 
 
 class Every(Frozen):
@@ -90,14 +90,14 @@ class Train(Frozen):
     lr: Annotated[float, Field(gt=0)] | None = None
     """The learning rate of the encoder, or of tied weights."""
     decay: Annotated[float, Field(ge=0, le=1)] = 0.8
-    """The share of the steps, the last ones, over which the learning rate falls linearly to 0; 0 keeps it constant."""
+    """The share of the steps, at the end, over which the learning rate falls linearly to 0; 0 keeps it constant."""
     decoder_rate: Annotated[float, Field(gt=0)] | None = None
     """The learning rate of an untied decoder, as a multiple of `lr`; tied weights have one rate."""
     scale_biases: bool = True
     """The learning rate of the biases is `lr` times the RMS of the activations (centred, over their channels), so that
     the result does not depend on the unit of the activations. False: plain `lr`."""
     betas: tuple[Share, Share] = (0.9, 0.999)
-    """Decay of Adam's first and second moments, a step."""
+    """Decay of Adam's first and second moments, per step."""
     eps: Annotated[float, Field(gt=0)] = 1e-8
     """Added to the root of Adam's second moment."""
     adam: Literal["exact", "touched"] = "touched"

@@ -1,6 +1,6 @@
-"""What is left for a person to do after an upload: texts for SAELens and Neuronpedia, filled in.
+"""What remains for a person to do after an upload: ready texts for SAELens and Neuronpedia.
 
-They stand beside the release, in `announce/`, and not in it: they name the commit that the release became.
+They are beside the release, in `announce/`, not in it, because they name the commit of the release.
 """
 
 from pathlib import Path
@@ -14,7 +14,7 @@ FOLDER = "announce"
 
 
 def write_announcements(release: Path, pushed: Pushed) -> list[Path]:
-    """Write the texts for a release that was uploaded; gives their paths."""
+    """Write the texts for an uploaded release; return their paths."""
     manifest = read_manifest(release)
     texts = {"saelens-pull-request.md": _saelens(manifest, release, pushed),
              "neuronpedia.md": _neuronpedia(manifest, release.parent, pushed)}
@@ -55,7 +55,7 @@ the entry are from held-out text.
 
 
 def _neuronpedia(manifest: ManifestRead, out: Path, pushed: Pushed) -> str:
-    """Source: hijohnnylin/neuronpedia, issue 46: a person there imports what was exported."""
+    """Source: hijohnnylin/neuronpedia, issue 46: a person there imports the export."""
     saes = "\n".join(f"- `{sae.id}`: {sae.d_sae:,} latents" for sae in manifest.saes)
     return f"""# Steps to Neuronpedia
 

@@ -30,7 +30,7 @@ from olmoscope.sae.io.saelens_tensors import WEIGHTS
 
 @dataclass(frozen=True)
 class Built:
-    """Where the release is, whether it had to be written (false: the same release was there already), and its SAEs."""
+    """Where the release is, whether it had to be written (false: the same release existed already), and its SAEs."""
 
     folder: Path
     written: bool

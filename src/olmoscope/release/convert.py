@@ -25,12 +25,12 @@ CIRCUIT_TRACER = "circuit-tracer"
 SAELENS_READERS = {
     "saebench": "sae_bench.evals.core.main.multiple_evals or run_eval of another evaluation",
     "sae-probes": "sae_probes.run_sae_evals"}
-"""Tools that are given an SAE by SAELens, and where."""
+"""Tools that take an SAE that SAELens loads, and where they take it."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What may be chosen for some formats.
+    """Options of some formats.
 
     Attributes:
         called: `MODEL/SET`, the names on Neuronpedia.
@@ -41,10 +41,10 @@ class Choices:
     window: int | None = None
 
     def refuse_unused(self, target: str) -> None:
-        """Refuse choices that another format has.
+        """Refuse options of another format.
 
         Raises:
-            UserError: it says which.
+            UserError: the message names the option.
         """
         if self.called is not None and target != "neuronpedia":
             raise UserError("--called is the name on Neuronpedia: give --to neuronpedia as well")
@@ -54,7 +54,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: the folder that the tool opens, and what the user should know of it, if anything."""
+    """What was written: the folder that the tool opens, and a note for the user, if there is one."""
 
     folder: Path
     note: str = ""
@@ -65,11 +65,11 @@ def convert(address: str | Path, target: str, folder: Path, site: Site | None = 
     """Write an SAE, ours or anybody's, or an index, in another tool's format.
 
     Args:
-        address: as `open_sae` takes it; for the formats of `OF_INDEX`, the folder of an index; for circuit-tracer, what
-            `convert_set` takes.
-        target: of `WRITERS` or `OF_INDEX`, or circuit-tracer.
-        folder: to write to; files of an earlier export there are replaced.
-        site: what it reads, if it does not say.
+        address: an address for `open_sae`; for the formats of `OF_INDEX`, the folder of an index; for circuit-tracer,
+            an address for `convert_set`.
+        target: a format of `WRITERS` or `OF_INDEX`, or circuit-tracer.
+        folder: the folder to write; files of an earlier export in it are replaced.
+        site: the site that the SAE reads, if it does not say.
 
     Raises:
         UserError: no such target, no such SAE, or one that the tool cannot express.
@@ -80,8 +80,8 @@ def convert(address: str | Path, target: str, folder: Path, site: Site | None = 
     if target == CIRCUIT_TRACER:
         return convert_set([str(address)], folder, site)
     if target == "saelens":
-        raise UserError("SAELens' format, which SAEBench and sae-probes read too, is written for runs of ours: give "
-                        "their output folder, and leave --folder away")
+        raise UserError("SAELens' format, which SAEBench and sae-probes read too, is written only for Olmoscope runs: "
+                        "give their output folder, and leave out --folder")
     refuse_saelens_reader(target)
     if target not in WRITERS:
         raise UserError(f"--to {target}: no such format; there are saelens, {', '.join(WRITERS)}, {CIRCUIT_TRACER}, "
@@ -90,7 +90,7 @@ def convert(address: str | Path, target: str, folder: Path, site: Site | None = 
 
 
 def refuse_saelens_reader(target: str) -> None:
-    """Say how a tool that has no format of its own is given an SAE.
+    """Refuse a tool without a format of its own, and say how to give it an SAE.
 
     Raises:
         UserError: it is such a tool.
@@ -104,11 +104,11 @@ def convert_set(addresses: Sequence[str], folder: Path, site: Site | None = None
     """Write transcoders, one for each layer, as a set for circuit-tracer; or indexes as its feature pages.
 
     Args:
-        addresses: of transcoders, of folders with some, or of indexes.
+        addresses: of transcoders, of folders with transcoders, or of indexes.
 
     Raises:
-        UserError: an SAE that circuit-tracer cannot express; two of one layer, or ones that differ in what a set has
-            in common.
+        UserError: circuit-tracer cannot express one of them; two belong to one layer; or they differ in what all
+            transcoders of a set must have in common.
     """
     return Converted(folder, write_set(addresses, folder, site))
 

@@ -15,7 +15,7 @@ from olmoscope.site import Site, SiteModule
 
 @dataclass(frozen=True)
 class Exported:
-    """Where an SAE is, and whether it had to be written (false: the same values were there already)."""
+    """Where an SAE is, and whether it had to be written (false: the same values existed already)."""
 
     folder: Path
     written: bool

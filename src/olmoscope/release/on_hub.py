@@ -77,7 +77,7 @@ def repo_and_revision(address: str) -> tuple[str, str | None]:
     """
     repo, at, revision = address.partition("@")
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or (at and not revision):
-        raise UserError(f"{address!r} is no hub repository: write OWNER/NAME, or OWNER/NAME@REVISION")
+        raise UserError(f"{address!r} is not a hub repository: write OWNER/NAME, or OWNER/NAME@REVISION")
     return repo, revision or None
 
 

@@ -15,10 +15,10 @@ from olmoscope.site import Site
 
 
 def write_set(addresses: Sequence[str], folder: Path, site: Site | None = None) -> str:
-    """Write transcoders, and pages of the indexes that are given or stand in their runs.
+    """Write transcoders, and the feature pages of indexes that are given or are in their runs.
 
     Args:
-        addresses: of transcoders, of folders with some, or of indexes.
+        addresses: of transcoders, of folders with transcoders, or of indexes.
 
     Returns:
         What was written, and what a set for circuit-tracer still needs.
@@ -29,11 +29,11 @@ def write_set(addresses: Sequence[str], folder: Path, site: Site | None = None) 
     indexes = [Path(address) for address in addresses if _is_index(Path(address))]
     saes = [sae for address in addresses if Path(address) not in indexes for sae in find_saes(address)]
     indexes += [path for sae in saes if _is_index(path := Path(sae) / "index")]
-    # Every one is checked, and let go, before the first is written: a set may not fit into memory.
+    # Each one is checked and released again before the first is written, since a set may not fit into memory.
     layers = _checked(saes, folder, site)
     if layers:
         config = config_of(open_sae(saes[0], site), folder)
-        (folder / CONFIG).unlink(missing_ok=True)  # written last: without it nobody takes the folder for a set
+        (folder / CONFIG).unlink(missing_ok=True)  # written last: without it, the folder is not a set
         for earlier in folder.glob("layer_*.safetensors"):
             earlier.unlink()
         for sae in saes:

@@ -1,7 +1,7 @@
 """Principal axes of the rows, folded into an SAE's weights.
 
-Training may turn rows by an orthogonal matrix Q (train/axes.py). The SAE that it makes is one of turned rows; a
-rotation changes no product and no norm, so the SAE of rows as they are has the same codes:
+Training may rotate rows by an orthogonal matrix Q (train/axes.py), and then makes an SAE of rotated rows. A rotation
+changes no product and no norm, so the SAE of unrotated rows has the same codes:
 
     (x Q − b) W_encᵀ  =  (x − b Qᵀ) (W_enc Qᵀ)ᵀ        z W_dec Qᵀ  =  z (W_dec Qᵀ)
 
@@ -17,7 +17,7 @@ TURNED = ("W", "W_enc", "W_dec", "b_pre")
 
 
 def fold_axes(sae: TopK, axes_DD: Tensor | None) -> TopK:
-    """An SAE of rows as they are, from an SAE of turned rows; the SAE itself if there are no axes."""
+    """An SAE of unrotated rows, from an SAE of rotated rows; the SAE itself if there are no axes."""
     if axes_DD is None:
         return sae
     back_DD = axes_DD.double().T

@@ -50,7 +50,7 @@ def is_packed(store: Path) -> bool:
 
 
 def lacks_tokens(recipe: TokensRecipe, split: Split, store: Path) -> bool:
-    """Whether packing finished, but for a recipe that asked for fewer tokens."""
+    """Whether packing finished for a recipe that asked for fewer tokens."""
     return is_packed(store) and bool(read_json(_index_path(store))["wanted"] < recipe.wanted[split])
 
 

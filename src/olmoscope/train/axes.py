@@ -1,14 +1,14 @@
 """The principal axes of a site's rows, along which Adam may scale its steps (`train.axes: principal`).
 
-Adam divides each entry of a gradient by the root of its mean square. What an entry is depends on the axes. Rows of a
-language model vary far more along some directions than along others, and every channel is a mixture of them; so along
-channels, the directions of much variance decide the size of all steps, and those of little variance are learned slowly.
-Along the principal axes each direction has a scale of its own. That is what SOAP (Vyas et al. 2024, arXiv:2409.11321)
-does for one side of a matrix, but with axes that are found once, from the rows instead of from the gradients.
+Adam divides each entry of a gradient by the root of its mean square. The entries depend on the choice of axes. Rows of
+a language model vary far more along some directions than along others, and every channel is a mixture of directions. So
+along channels, the directions of large variance decide the size of all steps, and those of small variance are learned
+slowly. Along the principal axes each direction has its own scale. SOAP (Vyas et al. 2024, arXiv:2409.11321) does this
+for one side of a matrix; here the axes are found once, from the rows instead of from the gradients.
 
-So training turns the rows (train/ends.py), which changes neither what a loss is nor what a code is; `fold_axes` of
-sae/axes.py gives the weights for rows as they are. Along axes of nearly no variance, Adam's steps are noise: rows that
-fill only a few dimensions are learned worse. Shapes: N rows, D width of the site.
+So training rotates the rows (train/ends.py), which changes neither losses nor codes; `fold_axes` of sae/axes.py gives
+the weights for unrotated rows. Along axes with almost no variance, Adam's steps are noise, so training is worse on rows
+that fill only a few dimensions. Shapes: N rows, D width of the site.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from olmoscope.sae.sinks import Sinks
 from olmoscope.site import Site
 
 SAMPLE = 2**14
-"""Rows of a site from which its axes are found; more where the site is wide (`PER_CHANNEL`)."""
+"""Rows of a site from which its axes are found; more if the site is wide (`PER_CHANNEL`)."""
 PER_CHANNEL = 4
 
 
@@ -30,15 +30,15 @@ def axes_at(rounds: Rounds, site: Site, sinks: Sinks | None) -> Tensor:
     """The axes of the site of an SAE that is to be trained, `[D, D]`.
 
     Args:
-        sinks: what is taken out of the rows first.
+        sinks: the sinks to take out of the rows first.
     """
     rows_ND = rounds.sample(site, max(SAMPLE, PER_CHANNEL * rounds.manifest.width(site)))
     return principal_axes(rows_ND if sinks is None else sinks.split(rows_ND)[1])
 
 
 def principal_axes(x_ND: Tensor) -> Tensor:
-    """An orthogonal matrix whose columns are the principal axes of some rows, `[D, D]`, float32. With any number of
-    threads it is the same, bit for bit."""
+    """An orthogonal matrix whose columns are the principal axes of some rows, `[D, D]`, float32. It is the same with
+    any number of threads, bit for bit."""
     with _one_thread():
         axes_DD: Tensor = torch.linalg.eigh(torch.cov(x_ND.double().T))[1]
     return axes_DD.float().contiguous()

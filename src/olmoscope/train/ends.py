@@ -8,8 +8,8 @@ multiplied by a factor for each site. A transcoder's factor brings them to the s
 factors bring all sites to one size. The size is that of the median row, so outliers do not count. Checkpoints hold the
 factors, and loading a coder folds them into its weights (sae/scales.py).
 
-With `train.axes: principal` an SAE's rows are turned into their principal axes (train/axes.py); checkpoints hold these
-axes, and reading folds them in, too (sae/axes.py).
+With `train.axes: principal` an SAE's rows are rotated to their principal axes (train/axes.py); checkpoints hold these
+axes, and loading folds them in, too (sae/axes.py).
 
 Shapes: B rows, D width of all sites read, D_out width of the site written.
 """

@@ -186,7 +186,7 @@ def test_what_chats_lost_is_said(tmp_path, capsys):
                         tmp_path / "store")
     tables.show_stores([collected])
     said = " ".join(capsys.readouterr().out.split())
-    assert f"no place in its text: image ({collected.manifest.sources['web'].documents})" in said
+    assert f"its text has no place for it: image ({collected.manifest.sources['web'].documents})" in said
 
 
 def test_a_model_that_fails_on_some_batch_is_said_in_one_line(job, tmp_path):

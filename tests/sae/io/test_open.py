@@ -105,7 +105,7 @@ def test_a_site_stands_in_and_never_overrules(out, tmp_path):
         where = changed(out, tmp_path, hook_name=hook, hf_hook_name=None)
         with pytest.raises(UserError, match=r"says that this SAE reads .*; leave --site out|is not a known site"):
             open_sae(where, Site(3))
-    with pytest.raises(UserError, match="are different places: which one is right"):
+    with pytest.raises(UserError, match="are different places; correct the wrong one"):
         open_sae(changed(out, tmp_path, hf_hook_name="model.layers.2"))
 
 

@@ -36,7 +36,7 @@ def test_another_format_again(tmp_path):
     x_BD = rows(torch.zeros(16))
     assert torch.equal(open_sae(first).sae.reconstruct(x_BD)[0], open_sae(second).sae.reconstruct(x_BD)[0])
     for target, told in (("nothing", "--to nothing: no such format; there are saelens, sparsify, dictionary-"),
-                         ("saelens", "is written for runs of ours: give their output folder")):
+                         ("saelens", "is written only for Olmoscope runs: give their output folder")):
         with pytest.raises(UserError, match=told):
             convert(first, target, tmp_path / "three")
 

@@ -46,7 +46,7 @@ def test_a_run_is_read_whole_or_refused(tmp_path):
     assert (opened.architecture, opened.dtype, opened.model_revision, opened.model_layers) == (
         "topk", torch.float32, "sha256:0123", 8)
     for number, (change, saying) in enumerate((
-            (lambda tree: tree.update(run_hash="0"), "is of another recipe than recipe.yaml"),
+            (lambda tree: tree.update(run_hash="0"), "belongs to another recipe than recipe.yaml"),
             (lambda tree: tree.update(sae="layer_99/x"), "which recipe.yaml does not hold"),
             (lambda tree: tree["store"]["model"].update(d_model=64), "holds another SAE"),
             (lambda tree: tree.pop("checkpoint"), "done.json: checkpoint: Field required"),

@@ -258,7 +258,7 @@ def change(folder, **values):
     (meaning(model_class_name="HookedMamba"), "model_class_name 'HookedMamba'"),
     (kwargs(checkpoint_value=1000), r"model_from_pretrained_kwargs.checkpoint_value \(1000\)"),
     (kwargs(load_in_8bit=True), "load_in_8bit"),
-    (kwargs(revision="a") | {"metadata": kwargs(revision="a")["metadata"] | {"model_revision": "b"}}, "which one is"),
+    (kwargs(revision="a") | {"metadata": kwargs(revision="a")["metadata"] | {"model_revision": "b"}}, "the wrong one"),
     ({"normalize_activations": "constant_norm_rescale"} | kwargs(center_writing_weights=True), "together with center"),
 ])
 def test_what_cannot_be_read_is_refused(tmp_path, values, message):

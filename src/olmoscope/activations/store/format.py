@@ -101,14 +101,14 @@ class Manifest(_Frozen):
     model_dtype: Literal["bfloat16", "float32"] | None = None
     """The dtype in which the model computed; None in older stores."""
     documents_apart: bool | None = None
-    """Whether position ids that restart keep documents apart in this model (model/probe.py, which also refuses models
-    that are not causal); None in stores older than this test."""
+    """Whether restarted position ids keep documents apart in this model (model/probe.py, which also refuses models that
+    are not causal); None in stores older than this test."""
     segments: int
     rows: int
     sources: dict[str, SourceCount]
     finished: bool
     provenance: dict[str, Any]
-    """The process that began the store, without a date, so that the same work gives the same bytes."""
+    """The process that started the store, without a date, so that the same work gives the same bytes."""
 
     @model_validator(mode="before")
     @classmethod

@@ -2,9 +2,9 @@
 
     step-00001000.safetensors            everything
     step-00001000/                       for an SAE that was trained in shards (`train.shards`)
-        shard-003-of-008.safetensors     what belongs to the latents of a shard; in order, one behind the other, these
-                                         tensors are the whole SAE's
-        shared.safetensors               the rest, and what the checkpoint says of itself; written last: a folder
+        shard-003-of-008.safetensors     what belongs to the latents of a shard; concatenated in order, these tensors
+                                         are the whole SAE's
+        shared.safetensors               the rest, and what the checkpoint says about itself; written last: a folder
                                          without it is not complete, and is not read
 
 checkpoint.py describes the tensors. Each file has metadata as JSON, under `olmoscope`.
@@ -61,7 +61,7 @@ def opened_file(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing") from error
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged or not a checkpoint of ours ({error}); delete it and train again: "
+        raise UserError(f"{path} is damaged or not an Olmoscope checkpoint ({error}); delete it and train again: "
                         "an earlier checkpoint is used if there is one") from error
 
 

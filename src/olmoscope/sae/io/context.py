@@ -10,7 +10,7 @@ from olmoscope.recipe.schema import Bos, Model
 from olmoscope.sae.io.opened import Opened
 
 CONTEXT = 1024
-"""Tokens of a sequence, for SAEs that do not say what they were trained on, of a model that takes as many."""
+"""Tokens per sequence for SAEs that do not say what length they were trained on, if the model accepts that many."""
 
 
 def text_context(subjects: Sequence[Opened], model: Model) -> int:

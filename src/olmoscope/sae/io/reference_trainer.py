@@ -137,7 +137,7 @@ def _k(model: Mapping[str, Any], tree: Mapping[str, Any], latents: int, path: Pa
     if not 1 <= k <= latents:
         raise UserError(f"{path}: activation_state_dict.k is {k}, which is not between 1 and {latents} latents")
     if "top_k" in tree and _whole(tree["top_k"], "top_k", path) != k:
-        raise UserError(f"{path}: top_k is {tree['top_k']}, activation_state_dict.k is {k}: which one is right?")
+        raise UserError(f"{path}: top_k is {tree['top_k']}, activation_state_dict.k is {k}; correct the wrong one")
     return k
 
 

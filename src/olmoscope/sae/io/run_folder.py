@@ -224,10 +224,10 @@ def read_run_folder(folder: Path) -> RunFolder:
         if sae.id == done.sae:
             break
     else:
-        raise UserError(f"{folder}: done.json is of {done.sae}, which recipe.yaml does not hold: the folder "
+        raise UserError(f"{folder}: done.json belongs to {done.sae}, which recipe.yaml does not hold: the folder "
                         "mixes two runs")
     if recipe.run_hash(sae) != done.run_hash:
-        raise UserError(f"{folder}: done.json is of another recipe than recipe.yaml (run {done.run_hash}, not "
+        raise UserError(f"{folder}: done.json belongs to another recipe than recipe.yaml (run {done.run_hash}, not "
                         f"{recipe.run_hash(sae)}): the folder mixes two runs")
     return RunFolder(folder, recipe, sae, done)
 

@@ -125,12 +125,12 @@ def _said(metadata: dict[str, Any], suffix: str, config: Path) -> Site | None:
                         "blocks.L.hook_mlp_out, ...)")
     block = _LAYER.match(hook)
     if layer is not None and block is not None and block[1] != str(layer):
-        raise UserError(f"{config}: {key} {hook!r} and hook_layer{suffix} {layer!r} are different layers: which one is "
-                        "right?")
+        raise UserError(f"{config}: {key} {hook!r} and hook_layer{suffix} {layer!r} are different layers; correct the "
+                        "wrong one")
     module = names.get(f"hf_hook_name{suffix}", "")
     if _of_module(module) not in (None, said):
         raise UserError(f"{config}: hook_name{suffix} {hook!r} and hf_hook_name{suffix} {module!r} are different "
-                        "places: which one is right?")
+                        "places; correct the wrong one")
     return said
 
 

@@ -242,4 +242,4 @@ def _refuse_other_rows(metadata: dict[str, Any], path: Path) -> None:
     revision = loading.get("revision")
     if revision and metadata.setdefault("model_revision", revision) != revision:
         raise UserError(f"{path}: model_revision says {metadata['model_revision']!r}, "
-                        f"model_from_pretrained_kwargs.revision {revision!r}: which one is right?")
+                        f"model_from_pretrained_kwargs.revision {revision!r}; correct the wrong one")

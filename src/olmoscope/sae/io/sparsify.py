@@ -5,8 +5,9 @@
     config.json                  settings of the whole run: model, ctx_len, ...
 
 An SAE reads the module's output, a transcoder its input. An SAE subtracts b_dec, a transcoder does not. SAELens' loader
-transposes W_dec, which is in the right order already, and subtracts b_dec only where `normalize_decoder` is false; this
-reader does as sparsify's own class. Source: eai-sparsify 1.3.3, `sparse_coder.py`, `config.py`, `fused_encoder.py`.
+transposes W_dec, which is in the right order already, and subtracts b_dec only if `normalize_decoder` is false; this
+reader does the same as sparsify's own class. Source: eai-sparsify 1.3.3, `sparse_coder.py`, `config.py`,
+`fused_encoder.py`.
 """
 
 from collections.abc import Mapping
