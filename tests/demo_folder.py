@@ -26,7 +26,7 @@ def make_demo(folder: Path) -> Path:
 
 
 def run_blocks(document: Path, names: dict[str, Any]) -> int:
-    """Run the Python blocks of a document as they are printed, in order, in one namespace; returns how many."""
+    """Run the Python blocks of a document as printed, in order, in one namespace; returns how many."""
     blocks = re.findall(r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     for number, block in enumerate(blocks, 1):
         exec(compile(block, f"{document.name}, Python block {number}", "exec"), names)

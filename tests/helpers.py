@@ -30,7 +30,7 @@ def write_documents(folder: Path, count: int = 60, words: int = 60) -> Path:
 
 
 def recipe(corpus: Path, **changes: Any) -> Recipe:
-    """A recipe for the tiny model over `write_documents`, small enough for a second's work; `a__b=1` sets a.b."""
+    """A recipe for the tiny model over `write_documents`, which takes about a second; `a__b=1` sets a.b."""
     tree: dict[str, Any] = {
         "name": "test",
         "device": "cpu",

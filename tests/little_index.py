@@ -1,4 +1,4 @@
-"""Small indexes of small SAEs on small texts, which may have very little content."""
+"""Small indexes of small SAEs on small texts, some with almost no content."""
 
 import json
 from pathlib import Path

@@ -1,8 +1,8 @@
 """The columns of Neuronpedia's tables that an import may fill, with their types (`apps/webapp/prisma/schema.prisma`,
 August 2026; foreign/read_neuronpedia.py compares them with the file itself), and a check of exported files by them.
 
-A type is `String`, `Int`, `Float`, `Boolean` or another; `?` may be null, `[]` is a list, `!` has no default and must
-be there.
+A type is `String`, `Int`, `Float`, `Boolean` or another; `?` may be null, `[]` is a list, `!` has no default and is
+required.
 """
 
 import gzip

@@ -1,4 +1,4 @@
-"""Runs the blocks of a page of the documentation as they are printed, in order, in one process and one folder.
+"""Runs the blocks of a page of the documentation as printed, in order, in one process and one folder.
 
 A `bash` block is `olmoscope` commands, a line each; a `python` block is run in the page's namespace; a `yaml` block
 whose first line is `# NAME.yaml` is written to that file. `text` is output. A block below a paragraph that begins with
@@ -38,7 +38,7 @@ for kind, where, text in steps:
 
 
 def blocks(page: Path) -> list[tuple[str, str, str, bool]]:
-    """The language of each block, where it stands, its text, and whether it is run."""
+    """The language of each block, its place, its text, and whether it is run."""
     text = page.read_text(encoding="utf-8")
     found = []
     for match in BLOCK.finditer(text):
@@ -56,7 +56,7 @@ def commands(text: str, where: str) -> list[list[str]]:
 
 
 def steps(page: Path, folder: Path) -> list[tuple[str, str, str | list[str]]]:
-    """What the page asks a reader to do; recipes are written at once."""
+    """The steps that the page asks a reader to take; recipes are written immediately."""
     found: list[tuple[str, str, str | list[str]]] = []
     for language, where, text, run in blocks(page):
         if language == "text" or not run:

@@ -40,8 +40,8 @@ class RankPool:
         """Run `function(ranks, *arguments)` on each of `count` ranks; returns what each returned or raised.
 
         Args:
-            nodes: on how many machines the ranks are said to be.
-            flat: whether they exchange rows on one level all the same.
+            nodes: how many machines the ranks pretend to be on.
+            flat: whether they exchange rows on one level nevertheless.
         """
         for pipe in self._pipes[:count]:
             pipe.send((count, nodes, flat, function, arguments))

@@ -1,4 +1,4 @@
-"""The functions of the public API, beside their examples (test_readme.py): every kind of address; what is refused."""
+"""The functions of the public API, besides their examples (test_readme.py): every kind of address; what is refused."""
 
 import shutil
 from pathlib import Path

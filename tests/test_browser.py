@@ -1,4 +1,4 @@
-"""The browser that other tests use sees what it has to see: errors, exceptions, requests that leave the machine."""
+"""The browser of the other tests notices what it must: errors, exceptions, requests that leave the machine."""
 
 import shutil
 
@@ -8,7 +8,7 @@ from browser import REQUIRED, Browser, overflow, start_chromium
 
 
 def visit(chromium, tmp_path, html):
-    """What the browser complains of after opening a page."""
+    """The browser's complaints after opening a page."""
     (tmp_path / "page.html").write_text(html)
     browser = Browser(chromium)
     page = browser.page()

@@ -1,4 +1,4 @@
-"""docs/formats.md and docs/metrics.md are true: a reader written from the page reads the store; no key is missing."""
+"""docs/formats.md and docs/metrics.md are correct: a reader written from them reads the store; no key is missing."""
 
 import ast
 import json
@@ -46,7 +46,7 @@ def documented(page):
 
 
 def keys(value):
-    """All keys of a JSON value, but names of things (sources, layers, files, libraries) and a recipe's settings."""
+    """All keys of a JSON value, except names (of sources, layers, files, libraries) and a recipe's settings."""
     if isinstance(value, dict):
         for key, inner in value.items():
             yield key
@@ -98,7 +98,7 @@ def test_eight_bits_are_read_as_torch_reads_them():
 
 
 def test_every_key_and_tensor_is_documented(out):
-    """Whoever adds a field or a tensor must say what it is."""
+    """A new field or tensor must be described."""
     known = documented("formats.md") | documented("metrics.md")
     missing = []
     for path in sorted(out.rglob("*.json")):

@@ -17,7 +17,7 @@ CONTESTANTS = {"step", "step, touched rows", "step, bf16 moments", "step, candid
 
 
 def gpu_day(script, out, *options, **environment):
-    """Run it; what it printed, its JSON, its exit status."""
+    """Run it; returns its output, its JSON and its exit status."""
     done = subprocess.run([sys.executable, script, "--out", out, "--device", "cpu", "--small", *options], text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
                           env=os.environ | {"OMP_NUM_THREADS": "1", "OLMOSCOPE_KERNELS": "reference"} | environment)

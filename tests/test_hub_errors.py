@@ -1,7 +1,7 @@
-"""What the hub refuses, lacks or never finishes: one line with the true cause; only a network failure mentions it.
+"""What the hub refuses, lacks or never finishes gets one line with the true cause; only network failures blame it.
 
-Cases of one environment share a process, but for those that wait: where no answer comes, huggingface_hub tries again
-for half a minute. They run side by side, in processes of their own: threads would close each other's connections.
+Cases of one environment share a process, except those that wait: if no answer comes, huggingface_hub tries again for
+half a minute. Those run side by side in separate processes, since threads would close each other's connections.
 """
 
 import json

@@ -12,7 +12,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "olmoscope"
 STAGES = ("recipe", "shared", "text", "tokens", "model", "kernels", "distributed", "sae", "sae/io", "activations/store",
           "activations/collect", "activations/stream", "train", "cost", "evaluate", "features", "labelling", "browse",
           "release", "pipeline", "api", "cli")
-"""Each may import what stands before it, and itself. The small modules beside the folders are `shared`."""
+"""Each may import those before it, and itself. The small modules beside the folders are `shared`."""
 
 OUTERMOST = ("__init__", "__main__")
 """The package's front door, which leads everywhere."""

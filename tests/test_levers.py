@@ -1,4 +1,5 @@
-"""The benchmark of levers: without any a step is the product's, and a change of space leaves the SAE of plain rows."""
+"""The benchmark of levers: without levers its step equals the product's; a change of space still gives an SAE of plain
+rows."""
 
 import json
 import sys

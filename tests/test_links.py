@@ -1,4 +1,4 @@
-"""Links between the pages of the documentation lead somewhere: the file is there, and so is the heading."""
+"""Links between the pages of the documentation work: the file and the heading exist."""
 
 import re
 from pathlib import Path
@@ -14,7 +14,7 @@ def text_of(page: Path) -> str:
 
 
 def anchors(page: Path) -> set[str]:
-    """As GitHub names headings."""
+    """The anchors that GitHub gives to headings."""
     headings = re.findall(r"^#+ (.*)$", text_of(page), flags=re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 

@@ -157,7 +157,7 @@ def test_folders_that_are_no_models(folder, monkeypatch):
 
 
 def test_paths_are_not_asked_of_the_hub(folder, monkeypatch, tmp_path):
-    """Were they, this would take a while: nobody listens."""
+    """If they were, this would take a while, since nobody listens."""
     monkeypatch.chdir(tmp_path)
     for load in (load_tokenizer, config_at_hand, *LOADERS.values()):
         assert f"there is no such folder in {tmp_path}; give its full path" in reason(load, "./models/x")

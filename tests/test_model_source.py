@@ -1,4 +1,4 @@
-"""Models by their hub id: which commit they are at, and that all of a run is of that commit."""
+"""Models by their hub id: which commit they are at, and that a whole run uses that commit."""
 
 from importlib import resources
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the processor has, and what one pretends that it has."""
+"""The processor's real features, and pretended ones."""
 
 from pathlib import Path
 

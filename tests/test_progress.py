@@ -1,4 +1,4 @@
-"""Progress: plain lines where there is no terminal, at most one every 10 s, by a clock of the test's own."""
+"""Progress without a terminal: plain lines, at most one every 10 s, by the test's own clock."""
 
 import io
 
@@ -19,7 +19,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def log(monkeypatch):
-    """What is printed, where there is no terminal."""
+    """The output without a terminal."""
     return printed(monkeypatch, force_terminal=False)
 
 

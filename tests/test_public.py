@@ -1,4 +1,4 @@
-"""What `import olmoscope` gives: ten names, each where it is used first, and nothing heavy before."""
+"""`import olmoscope` gives ten names, imports each when it is first used, and loads nothing heavy before."""
 
 import subprocess
 import sys

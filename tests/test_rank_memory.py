@@ -1,4 +1,4 @@
-"""The benchmark of a rank's memory, small: what ranks hold of an SAE is their share of its state."""
+"""The benchmark of a rank's memory, at small size: each rank holds its share of an SAE's state."""
 
 import sys
 from pathlib import Path

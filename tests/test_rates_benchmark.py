@@ -1,4 +1,4 @@
-"""The benchmark of rates, tiny: the search ends at the best rate, results are made once, every kind is trained."""
+"""The benchmark of rates, at tiny size: the search ends at the best rate, results are made once, all kinds train."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The benchmark of ranks, tiny: it counts the bytes of the formula, parts add up; the projection fits its source."""
+"""The benchmark of ranks, at tiny size: it counts the formula's bytes, parts add up, the projection fits its source."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The benchmark of ground truth, tiny: every kind by both trainers, the same rows each time, figures that add up."""
+"""The benchmark of ground truth, at tiny size: every kind by both trainers, the same rows, figures that add up."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""Terminals that are not UTF-8, are narrow, or have gone: every command ends as it should, in letters that fit."""
+"""Terminals that are not UTF-8, are narrow, or are gone: every command ends properly, with characters that fit."""
 
 import io
 import os
@@ -64,7 +64,7 @@ def test_tables_lines_and_errors(encoding, tmp_path):
 
 
 def test_figures_where_letters_are_missing(out, monkeypatch):
-    """Other letters, and columns as straight as with the right ones."""
+    """Replacement characters keep the columns straight."""
     from olmoscope.cli import tables
 
     evaluation = read_evaluation(out / "runs" / RAW / EVALUATION)
@@ -85,13 +85,13 @@ def test_figures_where_letters_are_missing(out, monkeypatch):
 
 def test_stand_ins():
     assert writable("‖x̂‖² ≤ 中", "ascii") == "||x^||^2 <= \\u4e2d" and writable("‖x̂‖", "utf-8") == "‖x̂‖"
-    name = os.fsdecode(b"caf\xe9")  # a file name that is no text, as Python holds it
+    name = os.fsdecode(b"caf\xe9")  # a file name that is not text, in Python's form
     for encoding in ("ascii", "utf-8", "latin-1"):
         assert name.encode(encoding, HANDLER) == b"caf\xe9"
 
 
 def test_a_folder_whose_name_is_no_text(tmp_path):
-    """Its name is printed as the bytes that it has."""
+    """Its name is printed with its own bytes."""
     folder = os.fsencode(tmp_path) + b"/caf\xe9"
     os.mkdir(folder)  # noqa: PTH102  (a Path of bytes there is not)
     done = subprocess.run([sys.executable, "-m", "olmoscope", "plan", folder], capture_output=True, timeout=240)
@@ -127,7 +127,7 @@ def test_output_to_a_full_disk_and_to_nowhere():
 
 
 def test_what_is_read_is_utf_8_whatever_the_locale(tmp_path):
-    """The static site's own files have letters that no C locale has."""
+    """The static site's own files have characters that the C locale lacks."""
     script = ("import sys; from pathlib import Path; from olmoscope.browse.export import export_site\n"
               "export_site({}, Path(sys.argv[1]))")
     done = subprocess.run([sys.executable, "-c", script, tmp_path / "site"], capture_output=True, timeout=240,

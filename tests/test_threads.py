@@ -1,4 +1,4 @@
-"""Threads: as many as the process may use, asleep while they wait, and whatever the user said is kept."""
+"""Threads: as many as the process may use, asleep while they wait; the user's own settings are kept."""
 
 import os
 import subprocess

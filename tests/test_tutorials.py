@@ -13,7 +13,7 @@ TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """The working folder that all tutorials share, once the first one is done."""
+    """The working folder that all tutorials share, after the first one."""
     folder = tmp_path_factory.mktemp("tutorials")
     run_page(DOCS / "tutorials" / "first-sae.md", folder)
     return folder

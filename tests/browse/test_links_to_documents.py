@@ -1,4 +1,4 @@
-"""Report, model card and page lead to each other, and only to what is there."""
+"""Report, model card and page link to each other, and only to documents that exist."""
 
 import functools
 import http.server

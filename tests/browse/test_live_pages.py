@@ -1,4 +1,4 @@
-"""Prompts and steering in a real browser, with the tiny model; what is shown equals a dense computation."""
+"""Prompts and steering in a real browser, with the tiny model; the page's values equal a dense computation."""
 
 from pathlib import Path
 

@@ -28,7 +28,7 @@ def open_page(page: Page, port: int, address: str = "") -> None:
 
 
 def drawn(page: Page) -> None:
-    """Wait until what the address asks for is drawn."""
+    """Wait until the content of the address is drawn."""
     expect(page.locator("main")).to_have_attribute("data-drawn", page.evaluate("location.hash"))
 
 
@@ -86,7 +86,7 @@ def test_a_feature_shows_what_the_index_has(page: Page, port: int) -> None:
     assert page.locator("svg.chart").count() >= 1
 
     cut = next(place for place, example in enumerate(feature["groups"][0]["examples"])
-               if example["more_before"] or example["more_after"])  # some sequences are shown whole as they are
+               if example["more_before"] or example["more_after"])  # some sequences are already shown whole
     shown = page.get_by_test_id("example").nth(cut)
     before = shown.locator(".t").count()
     shown.get_by_test_id("expand").click()

@@ -30,7 +30,7 @@ def test_nothing_fires(page: Page, tmp_path) -> None:
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_without_promoted_tokens(browser, tmp_path, width) -> None:
-    """The page says why there are none, where they would stand."""
+    """The page says why there are none, in their place."""
     index = made(initialize(D, F, 4, "none", torch.zeros(D), seed=0), model_without_norm(tmp_path / "model"), tmp_path)
     page = browser.page(width=width)
     feature = next(number for number in range(F) if index.feature(number).rows)

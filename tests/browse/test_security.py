@@ -1,4 +1,4 @@
-"""Who may talk to the page's server."""
+"""Who may send requests to the page's server."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What the server answers equals a dense computation in float64; labels survive many readers."""
+"""The server's answers equal a dense computation in float64; labels survive many readers."""
 
 import json
 import shutil

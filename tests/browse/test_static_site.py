@@ -1,4 +1,4 @@
-"""The static site: plain files behind a plain web server, and nothing else."""
+"""The static site works from static files behind a plain web server, and needs nothing else."""
 
 import functools
 import gzip

@@ -198,7 +198,7 @@ def test_a_recipe_with_an_unknown_key_in_a_file(fails, tmp_path):
 
 
 def test_a_full_disk_is_one_line(run, job, tmp_path):
-    """A real file system of 3 MB; what is finished stays, and after making room the same command goes on."""
+    """On a real file system of 3 MB, finished work stays, and the same command continues once there is room."""
     small = tmp_path / "small"
     small.mkdir()
     if os.geteuid() or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", small]).returncode:

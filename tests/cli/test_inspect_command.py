@@ -1,4 +1,4 @@
-"""`olmoscope inspect`: one screen for an SAE, a set, a release, the registry; one line for what is wrong."""
+"""`olmoscope inspect`: one screen for an SAE, a set, a release or the registry; one line for a mistake."""
 
 import sys
 from pathlib import Path
@@ -19,7 +19,7 @@ FOREIGN = Path(__file__).parents[1] / "foreign"
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Run it in this process; returns standard output and standard error, spaces as one."""
+    """Run it in this process; returns standard output and standard error, with single spaces."""
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["olmoscope", "inspect", *map(str, arguments)])
         monkeypatch.setenv("COLUMNS", "100")

@@ -1,4 +1,4 @@
-"""An interrupt that Python ignores, since it came inside a callback, comes again."""
+"""An interrupt that Python ignores, because it came inside a callback, comes again."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""`olmoscope label`: labels with scores, nothing to do the second time, bad input in a line."""
+"""`olmoscope label` gives labels with scores, does nothing the second time, and reports bad input in one line."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The plan: what a recipe will cost, against figures worked out by hand; what the disk cannot hold is refused."""
+"""The plan's costs equal figures worked out by hand; a recipe that the disk cannot hold is refused."""
 
 import json
 import os
@@ -150,7 +150,7 @@ def test_measured_rates_are_those_of_the_work(tmp_path, monkeypatch, capsys):
 
 
 def test_what_is_known_of_the_model(tmp_path):
-    """Nothing until somebody tried it; then what was tried when the store of this very recipe was begun."""
+    """The plan says nothing until the model was tested; then it says what the test of this recipe's store showed."""
     write_documents(tmp_path / "corpus", count=60)
     job = recipe(tmp_path / "corpus", tokens__count=1200, model__dtype="auto")
     out = tmp_path / "out"
@@ -184,7 +184,7 @@ def test_measuring_refuses_what_collection_would(tmp_path):
 
 
 def test_a_model_that_is_still_to_be_fetched(tmp_path, monkeypatch):
-    """A plan says so and continues; what needs the model is refused, with the command to run."""
+    """A plan says so and continues; commands that need the model are refused, with the command to run first."""
     monkeypatch.chdir(tmp_path)
     job = load_recipe("smollm2")
     planned = plan(job, tmp_path / "out")
@@ -248,7 +248,7 @@ def test_the_tiny_recipe_plans_offline_and_measures(tmp_path):
 
 
 def test_without_the_hub_the_model_s_cost_is_unknown(tmp_path):
-    """No network, nothing in the cache: what the recipe says is planned, the rest is not guessed."""
+    """With no network and an empty cache, the plan uses what the recipe says and guesses nothing else."""
     environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hf")}
     ran = run_plan("olmo3-7b-think", "--out", tmp_path, "--set", "tokens.count=100000000000",
                    environment=environment)
@@ -262,7 +262,7 @@ def test_without_the_hub_the_model_s_cost_is_unknown(tmp_path):
 
 
 def test_a_hub_config_is_used(hub_endpoint, tmp_path):
-    """From a hub that answers; and refused where it is not what the recipe says."""
+    """The plan reads the config from a hub that answers, and refuses one that contradicts the recipe."""
     hub_endpoint.add("model", "someone/small", save_small_model("Llama", tmp_path / "model"))
     (tmp_path / "job.yaml").write_text(recipe(
         tmp_path / "corpus", model__name="someone/small", activations__layers=[0, 3],

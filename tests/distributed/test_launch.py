@@ -1,4 +1,4 @@
-"""Where a process stands, as torchrun or srun says it; joining by srun's variables; teams."""
+"""A process's place, as torchrun or srun states it; joining by srun's variables; teams."""
 
 import multiprocessing
 import os

@@ -1,4 +1,4 @@
-"""Every exchange between ranks against what it means in one process, over real processes."""
+"""Every exchange between real processes equals its meaning within one process."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def numbered(rows, width=3, dtype=torch.float32):
 
 
 def part(rank, number, rows):
-    """What a rank has under a number, for all rows."""
+    """The values that a rank has under a number, for all rows."""
     return torch.randn(rows, 3, generator=torch.Generator().manual_seed(10 * rank + number))
 
 
@@ -71,7 +71,7 @@ def test_sums_come_to_the_owners_and_copies_from_them(rank_pool, rows, has, node
 
 
 def exchanged(ranks, rows, dtype):
-    """What each method gives, on every rank."""
+    """The result of each method, on every rank."""
     all_BX = numbered(rows, dtype=dtype)
     own_rows = ranks.own(rows)
     own_bX = all_BX[own_rows]
@@ -205,7 +205,7 @@ def kept(ranks, lists, k, width):
 @pytest.mark.parametrize("levels", [3, 1000], ids=["ties", "few ties"])
 @pytest.mark.parametrize(("rows", "shards", "places", "k"), [(9, 4, 5, 5), (6, 4, 2, 5), (3, 8, 4, 4), (1, 2, 3, 3)])
 def test_selection_keeps_the_largest_of_all(rank_pool, rows, shards, places, k, levels):
-    """And of equal ones those of the lower shard, then those that come first; on any number of ranks."""
+    """Among equals, those of the lower shard come first, then the earlier ones; on any number of ranks."""
     draw = torch.Generator().manual_seed(rows * shards + places)
     lists = [(torch.randint(levels, (rows, places - (shard % 2)), generator=draw) / 7).sort(1, descending=True).values
              for shard in range(shards)]

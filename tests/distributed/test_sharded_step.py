@@ -1,4 +1,4 @@
-"""An SAE in shards: the same to the last bit on any number of ranks, and the SAE that one process trains."""
+"""An SAE in shards is the same to the last bit on any number of ranks, and equals the SAE of one process."""
 
 from dataclasses import replace
 

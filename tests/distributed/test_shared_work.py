@@ -1,4 +1,4 @@
-"""Evaluation and an index by several ranks: the same files as by one, also after a rank was killed."""
+"""Several ranks write the same evaluation and index as one process, even after a rank is killed."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ def world(ranks):
 
 
 def evaluated(ranks, job, out, failing=None, killed=None):
-    """Evaluate on this rank; what it says. One rank cannot read its rows, or is killed at its third step."""
+    """Evaluate on this rank; returns its output. One rank cannot read its rows, or is killed at its third step."""
     add, steps = evaluate.Measured.reconstruct, []
 
     def reconstruct(self, *arguments, **named):

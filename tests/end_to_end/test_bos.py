@@ -1,4 +1,4 @@
-"""BOS at the start of what the model reads: the same in every command, and said truthfully of what is released."""
+"""BOS at the start of sequences: every command treats it the same, and a release states it correctly."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def job(corpus, model, **changes):
 
 @pytest.fixture(scope="module")
 def made(model, tmp_path_factory):
-    """An output folder of a model whose tokenizer puts BOS first, and the recipe, which says nothing of it."""
+    """An output folder of a model whose tokenizer puts BOS first, and the recipe, which does not mention BOS."""
     folder = tmp_path_factory.mktemp("made")
     made = job(write_documents(folder / "corpus").parent, model[0])
     collect_stores(made, folder / "out")
@@ -76,7 +76,7 @@ def test_a_recipe_decides(made, model, tmp_path, bos):
             collect_stores(decided, out)
         collect_stores(decided, tmp_path / "out")
         assert model[1] not in set(firsts(tmp_path / "out" / "store" / "train"))
-        # A store from before there was the setting has no BOS: who says nothing goes on with it.
+        # A store from before the setting existed has no BOS: a recipe that does not mention BOS continues it.
         assert settle_recipe(recipe, tmp_path / "out").tokens.bos == "no"
         assert [one.segments_made for one in collect_stores(recipe, tmp_path / "out")] == [0, 0]
     else:
@@ -127,7 +127,7 @@ def test_what_is_released_says_so(made, model, tmp_path):
 
 
 def test_evaluate_reads_a_held_out_text_with_and_without(made, model, tmp_path):
-    """BOS that is stored is not put there twice, and goes where an SAE was trained without."""
+    """A stored BOS is not added twice, and is removed for an SAE that was trained without BOS."""
     recipe, out = made
     run, store = out / "runs" / recipe.saes[0].id, out / "store" / "held_out"
     for bos in ("yes", "no"):
@@ -142,7 +142,7 @@ def test_evaluate_reads_a_held_out_text_with_and_without(made, model, tmp_path):
     folder = tmp_path / "sae"
     shutil.copytree(export_run(run).folder, folder)
     config = json.loads((folder / "cfg.json").read_text())
-    config["metadata"]["prepend_bos"] = None  # an SAE that says is not overruled
+    config["metadata"]["prepend_bos"] = None  # an option does not overrule what an SAE states
     (folder / "cfg.json").write_text(json.dumps(config))
     [one] = evaluate_anywhere([str(folder)], Options(tmp_path / "without", str(out), bos=False))
     assert read_evaluation(one.folder / EVALUATION).rows == evaluation.rows - len(list(firsts(store)))
@@ -150,7 +150,7 @@ def test_evaluate_reads_a_held_out_text_with_and_without(made, model, tmp_path):
 
 @pytest.mark.parametrize(("prepend_bos", "wanted"), [(True, True), (False, False), (None, True)])
 def test_an_sae_is_obeyed_by_evaluate_and_index(made, model, tmp_path, prepend_bos, wanted):
-    """What a folder does not say is as the tokenizer does it."""
+    """If a folder does not say, the tokenizer decides."""
     recipe, out = made
     folder = tmp_path / "sae"
     shutil.copytree(export_run(out / "runs" / recipe.saes[0].id).folder, folder)
@@ -162,7 +162,7 @@ def test_an_sae_is_obeyed_by_evaluate_and_index(made, model, tmp_path, prepend_b
     indexed = index_sae(str(folder), text=str(text), out=tmp_path / "index", tokens=300, device="cpu")
     corpus = FeatureIndex(indexed.folder).corpus
     assert ((np.array(corpus.tokens_T)[corpus.sequences_S1[:-1]] == model[1]) == wanted).all()
-    assert corpus.sequences_S1[1] == 128  # BOS is one of the tokens that the SAE was trained on at a time
+    assert corpus.sequences_S1[1] == 128  # BOS counts in the length of the sequences that the SAE was trained on
     [one] = evaluate_anywhere([str(folder)], Options(tmp_path / "out", str(text), tokens=300))
     tokens = next((tmp_path / "out" / "text").rglob("segment-000000.safetensors")).parents[1]
     assert {token == model[1] for token in (read_token_segment(tokens, 0).token_ids[[0]])} == {wanted}

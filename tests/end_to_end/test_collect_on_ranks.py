@@ -1,4 +1,4 @@
-"""`olmoscope collect` by several processes however they were started: the store of one; Ctrl-C at any moment."""
+"""Several `olmoscope collect` processes, however started, make the store of one process; Ctrl-C works at any moment."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ def job(tmp_path_factory):
 
 
 def contents(out):
-    """All that the stores of a folder hold."""
+    """The whole content of a folder's stores."""
     return {str(path.relative_to(out)): path.read_bytes() for path in (out / "store").rglob("*.safetensors")}
 
 
@@ -45,7 +45,7 @@ def started(job, out, *more, by=(), **environment):
 
 @pytest.mark.parametrize("launcher", ["torchrun", "srun"])
 def test_launched_processes_make_the_store_of_one(job, tmp_path, launcher):
-    """srun is not here: two processes have the variables that it sets."""
+    """srun is not installed here, so two processes get the variables that it sets."""
     if launcher == "torchrun":
         workers = [started(job[0], tmp_path, by=TORCHRUN)]
     else:

@@ -1,4 +1,4 @@
-"""`olmoscope demo`, as a newcomer runs it: two depths of the tiny model, a validated release, and nothing twice."""
+"""`olmoscope demo`, as a newcomer runs it: SAEs at two depths, a validated release, and no work done twice."""
 
 import json
 import subprocess

@@ -1,6 +1,6 @@
 """From hub ids alone: every command against a hub on this machine, from an empty cache, a filled one, and offline.
 
-The model's branch moves on the way: what was begun with a commit goes on with it.
+The model's branch moves in between: work that was started with a commit continues with it.
 """
 
 import json
@@ -83,7 +83,7 @@ def test_every_command_from_hub_ids(hub, tmp_path):
     assert config["metadata"]["model_revision"] == COMMIT
     assert any(request.startswith("GET /elsewhere/models/lab/base/") for request in hub.requests)
 
-    # The branch moves. What was begun stays with its commit, and is finished with it; what is new takes the new one.
+    # The branch moves. Work in progress stays with its commit; new work takes the new one.
     hub.add("model", "lab/base", tmp_path / "second", commit=NEXT)
     hub.add("model", "lab/saes", out / "release")
     before = hashes(out)
@@ -104,7 +104,7 @@ def test_every_command_from_hub_ids(hub, tmp_path):
     assert revision(tmp_path / "new") == revision(tmp_path / "new", "held_out") == NEXT
     assert hub.requests.count(f"GET /elsewhere/models/lab/base/resolve/{COMMIT}/model.safetensors") == downloaded == 1
 
-    # Offline, all from the cache, to the same bytes.
+    # Offline, everything comes from the cache and gives the same bytes.
     asked = len(hub.requests)
     shutil.rmtree(out / "store" / "held_out")
     (run_folder / EVALUATION).unlink()
@@ -122,7 +122,7 @@ def test_every_command_from_hub_ids(hub, tmp_path):
 
 @pytest.mark.parametrize("form", ["default", "reference"])
 def test_the_reference_recipes(form, tmp_path):
-    """With a random Olmo 3 of 32 layers that are 32 wide, and few tokens."""
+    """With a random Olmo 3 of 32 layers and width 32, and few tokens."""
     config = small_model("Olmo3").config
     config.num_hidden_layers, config.layer_types = 32, config.layer_types * 8
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""`evaluate --text` and `index --text` on every kind of text: the same tokens in both, those of the texts."""
+"""`evaluate --text` and `index --text` read the same tokens from every kind of text: those of the texts."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""The whole way at small size through the real command line, then again; a small model of another architecture too."""
+"""All stages at small size through the real command line, twice; also with a small model of another architecture."""
 
 import json
 

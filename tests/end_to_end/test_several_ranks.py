@@ -1,4 +1,4 @@
-"""`olmoscope train` in several processes, from the command line: the same folder; killed, it goes on."""
+"""`olmoscope train` in several processes writes the same folder as one, and continues after a kill."""
 
 import os
 import re
@@ -63,7 +63,7 @@ def processes_of(out):
 
 
 def wait_for(run, steps, patience=90.0):
-    """Wait until a run has a checkpoint of so many steps or more; gives its steps."""
+    """Wait until a run has a checkpoint of at least this many steps; returns its steps."""
     end = time.monotonic() + patience
     while time.monotonic() < end:
         made = [step_of(path) for path in checkpoints(run)]

@@ -1,7 +1,7 @@
 """The oldest and the newest transformers that pyproject.toml allows, against a hub on this machine.
 
-Each is installed alone into a folder that stands before the environment's on PYTHONPATH, and with it what it needs in
-another version than the environment has. So this takes seconds and leaves the environment as it is.
+Each is installed into a folder of its own that comes first on PYTHONPATH, with those of its requirements for which the
+environment has another version. So this takes seconds and leaves the environment unchanged.
 """
 
 import importlib.metadata
@@ -27,7 +27,7 @@ PYPROJECT = Path(__file__).parents[2] / "pyproject.toml"
 
 
 def install(folder, *wanted):
-    """Into a folder, without what they depend on; the test is skipped where the registry does not give them."""
+    """Install packages into a folder, without their dependencies; skip the test if the registry does not have them."""
     done = subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", "--disable-pip-version-check",
                            "--no-deps", "--no-compile", "--upgrade", "--retries", "1", "--timeout", "10", "--target",
                            str(folder), *wanted], capture_output=True, text=True)
@@ -37,7 +37,7 @@ def install(folder, *wanted):
 
 
 def unfulfilled(folder):
-    """What the packages in a folder need in other versions than the folder and the environment have."""
+    """The requirements of a folder's packages that neither the folder nor the environment satisfies."""
     there = {canonicalize_name(one.metadata["Name"]): one
              for one in importlib.metadata.distributions(path=[str(folder)])}
     for one in there.values():
@@ -56,7 +56,7 @@ def unfulfilled(folder):
 
 @pytest.fixture(params=["oldest", "newest"])
 def version(request, tmp_path_factory):
-    """A folder with a version of transformers, and which it is."""
+    """A folder with a version of transformers, and that version."""
     allowed = next(Requirement(one) for one in tomllib.loads(PYPROJECT.read_text())["project"]["dependencies"]
                    if Requirement(one).name == "transformers")
     oldest = re.fullmatch(r">=([\d.]+)", str(allowed.specifier))

@@ -1,4 +1,4 @@
-"""What a user installs: the wheel, by way of the sdist, in a new environment, used from another folder.
+"""What a user installs works: the wheel, built from the sdist, in a new environment, used from another folder.
 
 The environment holds the wheel and what its metadata asks for, linked from the environment of the tests: nothing is
 downloaded, and no tool of the developers' can stand in for a requirement that was forgotten.
@@ -70,7 +70,7 @@ class Installed:
         self._link_requirements(ours, {"browse"}, set())
 
     def _link_requirements(self, of: metadata.Distribution, extras: set[str], linked: set[str]) -> None:
-        """Link what a distribution with some extras requires, and what that requires."""
+        """Link the requirements of a distribution with some extras, and their requirements."""
         for requirement in map(Requirement, of.requires or []):
             if requirement.marker and not any(requirement.marker.evaluate({"extra": each}) for each in extras | {""}):
                 continue

@@ -1,4 +1,4 @@
-"""Absorption: planted in one word and found there alone; as defined, word by word; on a real model."""
+"""Absorption planted in one word is found there and nowhere else; figures follow the definition; on a real model."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def letters_rows(task):
 
 
 def letters_sae(absorbing=None):
-    """A latent for each letter, and one that fires, instead of it, on the word with this row."""
+    """A latent for each letter, and one that fires instead of a letter's latent on the word with this row."""
     W_FD = torch.eye(D)[:40].clone()
     encoder_FD, b_F = W_FD.clone(), torch.zeros(40)
     encoder_FD[26:], b_F[26:] = 0, -1  # never
@@ -57,7 +57,7 @@ def test_absorption_is_found_where_it_was_planted_and_nowhere_else():
     task = letters_task()
     x_ND = letters_rows(task)
     row = next(row for row, word in enumerate(task.words) if row >= task.train and word.letter == 0)
-    x_ND[row, 50] += 5  # what this word has of its own
+    x_ND[row, 50] += 5  # this word's own part
     probes = truth_probes(x_ND, task)
     clean = measure_absorption(letters_sae(), x_ND, task, probes, "i")
     assert (clean.fraction, clean.full, clean.latents, clean.counted) == (0, 0, 1, 26)
@@ -161,7 +161,7 @@ def test_words_after_a_prompt_are_read_as_the_whole_text_is(architecture, tmp_pa
     for site, rows in whole.items():
         torch.testing.assert_close(found[site], rows, rtol=1e-3, atol=1e-4)
     monkeypatch.setattr(reading, "_after_cache", lambda *_: {site: -rows for site, rows in whole.items()})
-    for site, rows in rows_after(model, prompt, ends).items():  # a cache that gives something else is not used
+    for site, rows in rows_after(model, prompt, ends).items():  # a cache that gives other rows is not used
         torch.testing.assert_close(rows, whole[site], rtol=1e-4, atol=1e-5)
 
 

@@ -1,7 +1,7 @@
 """Figures against the real SAELens' own `run_evals`, on the model in the package and on another architecture.
 
 SAELens runs its bridge over the Hugging Face model, here transformers alone with replaced layer outputs; both in
-float32. Its figures are means of float32 values; 1e-4 of each is what is asked for.
+float32. Its figures are means of float32 values, so they must agree to 1e-4.
 """
 
 from importlib import resources
@@ -38,7 +38,7 @@ def sequences_of(token_ids):
 
 
 def made_sae(kind, model, tokens_BT, layer, folder):
-    """An SAE of a layer, trained for some steps on these very rows (ours), or a random one of sae-lens' own."""
+    """An SAE of a layer, trained for some steps on these rows (ours), or a random one made by sae-lens."""
     x_RD = model.read(tokens_BT, None, streams(model.layers, [layer])).at[Site(layer)].flatten(0, 1)
     metadata = {"model_name": "m", "prepend_bos": False, "context_size": LENGTH,
                 **hook_names("model.layers", Site(layer))}
@@ -122,7 +122,7 @@ def test_agrees_with_saelens_run_evals(model_folder, loaded, kind, tmp_path):
         ("KL zero", language.kl_zero, behaviour["kl_div_with_ablation"]),
     ):
         assert found == pytest.approx(wanted, rel=1e-4), name
-    # A quotient of differences: its error is theirs over the difference.
+    # A quotient of differences: its error is their error divided by the difference.
     assert language.loss_recovered_zero == pytest.approx(preserved["ce_loss_score"], abs=2e-4)
     density_F = np.array(features["feature_density"])
     assert ours.dead.share == pytest.approx(float((density_F == 0).mean()), abs=1 / 256)
@@ -133,7 +133,7 @@ def test_agrees_with_saelens_run_evals(model_folder, loaded, kind, tmp_path):
 
 
 def test_batch_sizes_give_equal_figures(loaded, tmp_path):
-    """In float32; what is left is the rounding of products whose shapes differ."""
+    """In float32, they differ only by the rounding of products with different shapes."""
     model, token_ids = loaded
     tokens_BT = torch.from_numpy(token_ids.astype(np.int64)).view(SEQUENCES, LENGTH)
     layer = len(model.layers) // 2

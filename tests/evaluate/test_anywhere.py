@@ -1,4 +1,4 @@
-"""`olmoscope evaluate SAE...` as a user runs it: SAEs of several kinds and places side by side, killed, run again."""
+"""`olmoscope evaluate SAE...` as a user runs it: SAEs of several kinds and places, killed, and run again."""
 
 import json
 import os

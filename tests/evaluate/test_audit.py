@@ -1,4 +1,4 @@
-"""The audit: each way to spoil an SAE is named, good ones get no warning, and every figure is right.
+"""The audit names each way to spoil an SAE, gives good ones no warning, and gets every figure right.
 
 A good SAE of the model in the package is trained here, in plain torch. F is D, so that a transposed matrix is square.
 """

@@ -84,7 +84,7 @@ def test_rows_of_zeros_are_said_and_their_figures_left_out():
 
 
 def test_what_cannot_be_had_is_left_out_and_said():
-    """Where zeros cost nothing there is no loss recovered."""
+    """If zeros cost nothing, loss recovered is unknown."""
     language = {"language__loss_recovered_zero": None, "language__loss_recovered_mean": None}
     assert [card.title for card in cards.model_cards([shown(1, **language), shown(2, **language)])] == [
         "Added cross-entropy", "KL divergence"]

@@ -1,4 +1,4 @@
-"""Charts: axes hold their values and label them truly; what is drawn stands where it should; every text is escaped."""
+"""Charts: axes hold their values with correct labels, marks are where they should be, and every text is escaped."""
 
 import xml.etree.ElementTree as ElementTree
 

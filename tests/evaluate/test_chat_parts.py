@@ -1,4 +1,4 @@
-"""Parts of marked chats, and what is known of each token of a text."""
+"""Parts of marked chats, and the facts about each token of a text."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ CHAT = ("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nHello<|im_en
 
 @pytest.mark.parametrize("size", [1, 3, 7])
 def test_parts_of_a_chat(size):
-    """However the text is cut into tokens: the part is that of a token's first character."""
+    """However the text is cut into tokens, a token's part is that of its first character."""
     plain = "Nothing <think>marked</think> here.<|im_end|>"
     pieces = [plain[start : start + size] for start in range(0, len(plain), size)]
     count = len(pieces)

@@ -1,4 +1,4 @@
-"""What a study says of the number of active latents: from constructed figures, and of planted features."""
+"""What a study says about the number of active latents, from constructed figures and on planted features."""
 
 import re
 
@@ -45,7 +45,7 @@ def test_kinds_and_sites_are_apart_and_few_are_not_judged():
 
 def test_too_few_active_latents_are_seen_where_features_occur_together():
     """Rows of about 3 of 48 directions, four of which occur together: an SAE of k 1 mixes them, so its directions are
-    more alike than those of k 4. (That k 16 is too many is not seen here; the paper has it on other toy models.)"""
+    more alike than those of k 4. (This does not show that k 16 is too many; the paper shows it on other toy models.)"""
     generator = torch.Generator().manual_seed(0)
     directions_FD = torch.nn.functional.normalize(torch.randn(48, 32, generator=generator), dim=1)
     found = {}

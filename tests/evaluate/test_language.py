@@ -1,4 +1,4 @@
-"""Cross-entropy and KL with a layer's output replaced: exact where they must be, else as transformers in float64."""
+"""Cross-entropy and KL with a layer's output replaced: exact where possible, else equal to transformers in float64."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def next_of(tokens_BT):
 
 
 def measured(model, tokens_BT, replacement):
-    """Language figures of a replacement of the layer's output, a function of it."""
+    """Language figures when a function of the layer's output replaces it."""
     place, = streams(model.layers, [LAYER])
     reading = model.read(tokens_BT, None, [place])
     x_BTD = reading.at[place.site]
@@ -60,7 +60,7 @@ def test_zeros_are_the_ablation_exactly(model, tokens_BT):
 
 
 def test_equals_transformers_own_forward_in_float64(model, tokens_BT, monkeypatch):
-    """Its loss, and KL by torch, of the same model in double precision with a hook on the layer; in chunks here."""
+    """They equal loss and KL by torch of the same model in float64 with a hook on the layer; ours go in chunks."""
     monkeypatch.setitem(language.LOGITS_AT_ONCE, "cpu", 7 * 4096)
     noise_BTD = torch.randn(B, T, model.d_model, generator=torch.Generator().manual_seed(1))
     found = measured(model, tokens_BT, lambda x: x + noise_BTD)

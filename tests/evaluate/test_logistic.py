@@ -1,4 +1,4 @@
-"""Logistic regression: the optimum by autograd, in more columns than rows too; the area under the curve by counting."""
+"""Logistic regression reaches the optimum by autograd, even with more columns than rows; AUC equals a count."""
 
 import itertools
 

@@ -33,7 +33,7 @@ def paths(job, out):
 
 
 def test_stored_rows_and_the_models_own_give_the_same_figures(job, out, tmp_path):
-    """In float32 the store holds what the model gives; there all 500 rows are measured, here those the model reads."""
+    """In float32 the store holds the model's rows. Both measure all 500 rows; on a store, the model reads only 300."""
     for one in map(read_evaluation, paths(job, out)):
         assert (one.rows, one.language.rows, one.text.kind) == (500, 300, "store")
         assert one.nmse < one.nmse_random_directions
@@ -108,7 +108,7 @@ def test_rows_at_once_do_not_matter(job, out, monkeypatch):
 
 
 def test_behaviour_of_all_runs(job, out, tmp_path, monkeypatch, capsys):
-    """Last in this file: it adds to the evaluations."""
+    """This must be the last test in this file, since it adds to the evaluations."""
     monkeypatch.setattr(first_letter, "WORDS", 12)
     rows = "".join(f"the {'cat' if number % 2 else 'dog'} of row {number},{number % 2}\n" for number in range(240))
     (tmp_path / "animals.csv").write_text(f"prompt,target\n{rows}")

@@ -1,4 +1,4 @@
-"""SAEs of three families, none of SAELens' format, in one evaluation and one page, by the one opener."""
+"""SAEs of three families, none in SAELens' format, in one evaluation and on one page."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def test_three_families_in_one_evaluation_and_one_page(job, tmp_path):
 
 @torch.no_grad()
 def test_a_layer_of_a_cross_layer_transcoder_is_attached(tmp_path):
-    """It reads one site and writes several; each gets what its part of the decoder gives."""
+    """It reads one site and writes several; each site gets the output of its part of the decoder."""
     path = tmp_path / "mntss/clt-gemma-2-2b-2.5M" / made.clt(tmp_path, layers=4, width=WIDTH)
     coder, model = olmoscope.load(path), small_model("Llama")
     assert [str(site) for site in coder.writes] == ["layers.1.mlp.out", "layers.2.mlp.out", "layers.3.mlp.out"]

@@ -1,4 +1,4 @@
-"""Rows of outlier norm: what counts without them, and what splicing costs where they stay as they are."""
+"""Rows of outlier norm: figures without them, and the cost of splicing if they stay unchanged."""
 
 import pytest
 import torch
@@ -109,7 +109,7 @@ def test_it_is_said_what_they_are(trained, tmp_path, monkeypatch):
     assert f"(mean cosine {like.alike:.2f}); with these rows replaced too" in said
     page = report_page([Shown(1, "one", found, [])])
     assert page.count(str(escape(said))) == 2  # above the charts, and among the facts
-    before = found.model_copy(update={"outlier_rows": None})  # of a file of before
+    before = found.model_copy(update={"outlier_rows": None})  # from an older file
     assert "cosine" not in outliers_said(before) and outliers_said(before).startswith(f"{found.outliers:,} of")
 
 

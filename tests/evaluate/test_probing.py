@@ -1,4 +1,4 @@
-"""Sparse probing: a latent that is planted is found, labels that mean nothing give 0.5, and what is wrong is said."""
+"""Sparse probing finds a planted latent, gives 0.5 for random labels, and reports mistakes."""
 
 import csv
 import json

@@ -244,7 +244,7 @@ def test_perfect_and_empty_reconstructions():
 
 
 def with_zeros(normalize):
-    """As `subject`, with two rows of zeros among them: one that a document begins with, one in the middle."""
+    """Like `subject`, but with two rows of zeros: one at the start of a document, one in the middle."""
     sae, x_BD = subject(normalize)
     x_BD[[50, 123]] = 0
     return sae, x_BD

@@ -1,4 +1,4 @@
-"""report.html in a real browser: it says what evaluation.json says, fits any width, runs nothing of others."""
+"""report.html in a real browser: it agrees with evaluation.json, fits any width, and runs no foreign scripts."""
 
 import itertools
 import json

@@ -1,4 +1,4 @@
-"""Several SAEs at one address that differ: measured together if possible, else refused in one line at once."""
+"""Different SAEs at one address are measured together if possible, else refused immediately in one line."""
 
 import json
 

@@ -1,5 +1,5 @@
-"""The same latents from another seed: against scipy's assignment, and where the answer is known. (Runs of a study:
-test_study.py.)"""
+"""The same latents from another seed: compared with scipy's assignment, and with known answers. (test_study.py tests
+runs of a study.)"""
 
 import numpy as np
 import pytest
@@ -31,7 +31,7 @@ def cosines(first_FD, second_FD):
 
 @pytest.mark.parametrize("at_once", [2**25, 7 * F])
 def test_equals_the_assignment_where_that_is_clear(monkeypatch, at_once):
-    """Latents that another seed found more or less well: 0 to 2 times their own length of noise."""
+    """Latents that another seed found more or less well: with noise of 0 to 2 times their length."""
     monkeypatch.setattr(stability, "_ELEMENTS_AT_ONCE", at_once)
     noise_F1, order = torch.linspace(0, 2, F)[:, None], torch.randperm(F, generator=torch.Generator().manual_seed(5))
     first = sae(rows(0), rows(1))

@@ -123,7 +123,7 @@ def test_the_report_compares_settings(page, out, job):
 
 
 def test_advice_on_l0_is_in_the_table_and_in_the_report(page, out, job, tmp_path, capsys):
-    """Advice needs settings that differ only in k. This study has none, so its first setting stands for three."""
+    """Advice needs settings that differ only in k. This study has none, so its first setting represents three."""
     study = study_of(job, out)
     first = study.settings[0]
     planted = [replace(first, name=f"k-{k}", varies={"sae.k": k, "sae.layer": 1}, figures={
@@ -213,7 +213,7 @@ def test_seeds_are_compared_once(page, out, job, tmp_path):
     cells = page.get_by_test_id("settings").locator("tbody tr").first.locator("td").all_inner_texts()
     assert float(cells[heads.index("MMCS")].split()[0]) == pytest.approx(spread.mean, rel=1e-3)
 
-    kept = json.loads((out / "stability.json").read_text())  # as if one run had been trained anew
+    kept = json.loads((out / "stability.json").read_text())  # as if one run had been trained again
     kept["pairs"][0]["hashes"][0] = "another"
     (out / "stability.json").write_text(json.dumps(kept))
     assert study_of(job, out).settings[0].stability is None

@@ -1,4 +1,4 @@
-"""A model that gives rows of zeros, and one that gives NaN: from collection to figures, and of SAEs from anywhere."""
+"""A model that gives rows of zeros, and one that gives NaN, from collection to figures, also for SAEs from anywhere."""
 
 import json
 import math
@@ -21,8 +21,8 @@ from olmoscope.train.run import run_folder
 
 
 def model_with(folder, value):
-    """A Llama whose embedding of every token `word` is this value. A sequence's first token sees itself alone, and
-    nothing in a Llama adds a constant: zeros stay zeros in every layer."""
+    """A Llama whose embedding of every token `word` is this value. A sequence's first token sees only itself, and
+    nothing in a Llama adds a constant, so zeros stay zeros in every layer."""
     save_small_model("Llama", folder)
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     word = transformers.AutoTokenizer.from_pretrained(folder)("word")["input_ids"][0]

@@ -37,7 +37,7 @@ def commands(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(job, commands, tmp_path_factory):
-    """What an uninterrupted collection leaves."""
+    """The files of an uninterrupted collection."""
     out = tmp_path_factory.mktemp("whole")
     status, output = commands.run("collect", job, "-o", out)
     assert status == 0, output
@@ -50,7 +50,7 @@ def segments(out):
 
 
 def content(out):
-    """Every file but the locks: also a half-written one would be seen."""
+    """Every file except locks, so a half-written one would show."""
     return {str(path.relative_to(out)): sha256(path) for path in sorted(out.rglob("*"))
             if path.is_file() and not path.name.startswith(".lock")}
 
@@ -63,7 +63,7 @@ def wait_for(condition, seconds=30.0):
 
 
 def wait_within(folder, commands, pid, seconds):
-    """Wait for a random moment, but not for a second segment: a fast machine would be done before all kills fell."""
+    """Wait for a random moment, but not for a second segment, or a fast machine would finish before all kills."""
     before, end = len(segments(folder)), time.monotonic() + seconds
     while (status := commands.wait(pid, 0.005)) is None and time.monotonic() < end:
         if len(segments(folder)) > before:
@@ -99,7 +99,7 @@ def test_25_kills_at_random_moments(job, commands, whole, tmp_path):
 
 
 def held_while_writing(pid, folder):
-    """Stop a process while a file of its own is half-written in a folder; False if it ended before."""
+    """Stop a process while one of its files in a folder is half-written; False if it ended first."""
     def process_state():
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
 
@@ -112,7 +112,7 @@ def held_while_writing(pid, folder):
         if half_written():
             os.kill(pid, signal.SIGSTOP)
             wait_for(lambda: process_state() in "TZX")
-            if half_written() and process_state() == "T":  # between the look and the stop it may have been renamed
+            if half_written() and process_state() == "T":  # it may have been renamed just before the stop
                 return True
             os.kill(pid, signal.SIGCONT)
     return False
@@ -120,7 +120,7 @@ def held_while_writing(pid, folder):
 
 @pytest.mark.parametrize("folder", ["tokens", "layer_01", "checksums"])
 def test_killed_in_the_middle_of_a_file(folder, job, commands, whole, tmp_path):
-    """What a kill leaves half-written is found, never read, and gone when the collection is done."""
+    """Half-written files that a kill leaves are found, never read, and gone when the collection is done."""
     kills = 0
     while kills < 2:
         pid, output = commands.start("collect", job, "-o", tmp_path)
@@ -261,5 +261,5 @@ def test_kills_while_a_store_grows(job, commands, tmp_path):
 
 
 def content_names(out):
-    """As `content`, of a folder in which a process is at work."""
+    """Like `content`, for a folder in which a process is working."""
     return {str(path.relative_to(out)) for path in files_below(out) if not path.name.startswith(".lock")}

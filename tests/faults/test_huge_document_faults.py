@@ -38,7 +38,7 @@ def tokens(out):
 
 
 def test_kills_while_it_is_packed(job, commands, tmp_path):
-    """The command ends at the held-out split, which this text has not: by then the training store is whole."""
+    """The command ends at the held-out split, which this text lacks; by then the training store is complete."""
     status, output = commands.run("collect", job, "-o", tmp_path / "whole")
     assert status == 1 and "text.held_out_share is 0" in output
     want = tokens(tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""Indexing that is killed at any moment: the finished index is the same, byte for byte."""
+"""Indexing may be killed at any moment: the finished index is the same, byte for byte."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ SMALL_PARTS = {"features__parts__FEATURES_OF_A_PART": 40}
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
-    """The command that indexes a random SAE over a store of 19 segments, but for its output folder."""
+    """The command that indexes a random SAE over a store of 19 segments, without its output folder."""
     folder = tmp_path_factory.mktemp("job")
     write_documents(folder / "corpus", count=200)
     job = recipe(folder / "corpus", tokens__count=12000)
@@ -40,7 +40,7 @@ def commands(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(command, commands, tmp_path_factory):
-    """What an index is that nobody interrupted."""
+    """The files of an index that was never interrupted."""
     out = tmp_path_factory.mktemp("whole") / "index"
     status, output = commands.run(*command, out, **SMALL_PARTS)
     assert status == 0, output
@@ -48,13 +48,13 @@ def whole(command, commands, tmp_path_factory):
 
 
 def content(out):
-    """Every file but the lock: also a half-written one would be seen."""
+    """Every file except the lock, so a half-written one would show."""
     return {str(path.relative_to(out)): sha256(path) for path in sorted(out.rglob("*"))
             if path.is_file() and not path.name.startswith(".lock")}
 
 
 def done(out):
-    """Runs and parts that are finished."""
+    """The number of finished runs and parts."""
     return len(list(out.glob("work/firings/[!.]*"))), len(list(out.glob("work/parts/[!.]*")))
 
 

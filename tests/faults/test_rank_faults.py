@@ -1,4 +1,4 @@
-"""Ranks that are killed under torchrun, which starts them again: the same result (benchmarks/kill_ranks.py)."""
+"""Ranks that are killed under torchrun, which restarts them, give the same result (benchmarks/kill_ranks.py)."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Training that is killed, or whose store is damaged under it: the same result in the end, or one clear line."""
+"""Training that is killed, or whose store gets damaged, gives the same result in the end, or one clear line."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from olmoscope.train.step import Step
 
 KILLS = 25
 THREADS = {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1", "NUMBA_THREADING_LAYER": "workqueue"}
-"""What can be forked."""
+"""Settings under which a process can be forked."""
 SAES = [{"layer": 1, "d_sae": 512, "k": 8}, {"layer": 1, "d_sae": 256, "k": 4, "normalize": "layer_norm"}]
 
 
@@ -52,7 +52,7 @@ def undisturbed(job, tmp_path_factory):
 
 
 def result(out, sae):
-    """All that must be the same: weights and moments, metrics, the figures of done.json."""
+    """Everything that must be equal: weights and moments, metrics, the figures in done.json."""
     run = run_folder(out, sae)
     done = json.loads((run / "done.json").read_text())
     del done["seconds"], done["provenance"]

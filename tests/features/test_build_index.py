@@ -1,4 +1,4 @@
-"""Making an index: what it is asked for, what it refuses, and that doing it again does nothing."""
+"""Making an index: its options, what it refuses, and that making it again does nothing."""
 
 import gzip
 import json
@@ -187,7 +187,7 @@ def test_all_saes_of_an_output_folder(path, tmp_path):
 
 
 def test_texts_of_tokens():
-    """Byte-level: joined, the tokens of any text are the text again; what is no UTF-8 by itself is shown as bytes."""
+    """Byte-level: the joined tokens of any text give the text; bytes that are not valid UTF-8 alone show as bytes."""
     backend = load_tokenizer(Model(name="tiny")).backend
     texts = token_texts(backend)
     text = "def f(x):\n\treturn \"<script>\" + x  # naïve 🙂 \0 \u202e"

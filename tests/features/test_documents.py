@@ -1,4 +1,4 @@
-"""The matrix of documents by features, read by SciPy and pandas, and equal to one counted place by place."""
+"""SciPy and pandas read the matrix of documents by features, and it equals a count place by place."""
 
 import numpy as np
 import pandas

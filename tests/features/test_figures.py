@@ -33,7 +33,7 @@ def subject(index):
 
 @pytest.fixture(scope="module")
 def text(index):
-    """What is known of each token of the store, in the order of the text, straight from its files; and x `[T, D]`."""
+    """The facts about each token of the store, in the order of the text, straight from its files; and x `[T, D]`."""
     store = open_store(next(parent for parent in index.path.parents if parent.name == "out") / "store" / "train")
     rows = [store.read_rows(segment) for segment in range(store.manifest.segments)]
     text = {name: np.concatenate([one[name].numpy() for one in rows]) for name in
@@ -49,7 +49,7 @@ def text(index):
 
 @pytest.fixture(scope="module")
 def z_TF(index, text):
-    """The code of each token, dense; float64, of the index's own float32 values."""
+    """The dense code of each token, float64, from the index's own float32 values."""
     z_TF = np.zeros((index.info.tokens, index.info.sae.d_sae))
     for feature in range(index.info.sae.d_sae):
         places, values = index.firing_values(feature)
@@ -136,7 +136,7 @@ def test_examples(index, text, z_TF):
 
 
 def test_random_examples_are_spread_over_the_text(index):
-    """Each of n rows is drawn alike: the mean rank of those drawn lies where a uniform draw's does."""
+    """All n rows are equally likely: the mean rank of the drawn rows is that of a uniform draw."""
     deviations = []
     for number in index.order("rows")[:60]:
         places = index.firing_values(int(number))[0]
@@ -164,7 +164,7 @@ def test_preferred_tokens_sources_and_positions(index, text, z_TF):
         by_token = {one[1]: one for one in found}
         for one in feature.tokens:
             assert one.token.text == index.tokens.text(one.token.id)
-            if one.token.id in by_token:  # of equal scores, the last place may go to another
+            if one.token.id in by_token:  # among equal scores, the last place may go to another
                 assert one.rows == by_token[one.token.id][2]
                 close((one.lift, one.mean), by_token[one.token.id][3:])
         assert [(one.source, one.rows) for one in feature.sources] == [("web", fires.sum())]
@@ -217,7 +217,7 @@ def test_neighbours_and_logits(index, subject):
 
 
 def test_promoted_tokens_are_those_that_a_small_step_raises(index, subject):
-    """The logit lens as it is meant: the real model's logits, before and after a small step along the direction."""
+    """The logit lens as intended: the real model's logits before and after a small step along the direction."""
     from olmoscope.model.splice import load_causal_lm
 
     causal = load_causal_lm(Model(name="tiny", dtype="float32"), torch.device("cpu")).module.double()

@@ -33,7 +33,7 @@ def test_no_feature_fires(model, tmp_path):
 
 
 def test_no_examples_and_no_lists(model, tmp_path):
-    """As few as can be asked for."""
+    """With the smallest options."""
     index = made(initialize(D, F, 4, "none", torch.zeros(D), seed=0), model, tmp_path,
                  options=Options(top=1, per_interval=0, random=0, nearest=0))
     feature = index.feature(int(np.argmax([index.feature(number).rows for number in range(F)])))
@@ -48,7 +48,7 @@ def test_one_latent(model, tmp_path, sae):
 
 
 def test_no_latent_is_its_own_neighbour(model, tmp_path):
-    """Not even where there are fewer latents than neighbours asked for."""
+    """This holds even if there are fewer latents than neighbours requested."""
     index = made(initialize(D, 5, 2, "none", torch.zeros(D), seed=0), model, tmp_path)
     assert all(number not in [one.feature for one in index.feature(number).neighbours] for number in range(5))
     assert any(index.feature(number).neighbours for number in range(5))

@@ -1,4 +1,4 @@
-"""Labels: history, search, export and import, many readers and writers at once, files that are not sound."""
+"""Labels: history, search, export and import, many readers and writers at once, damaged files."""
 
 import json
 import sqlite3
@@ -79,7 +79,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_fifty_readers_while_labels_are_written(tmp_path: Path) -> None:
-    """Nothing is lost, nothing fails, and no reader ever sees half of a transaction."""
+    """No entry is lost, no call fails, and no reader ever sees half of a transaction."""
     labels = Labels(tmp_path / "labels.sqlite", 1000)
     done, problems = threading.Event(), []
 

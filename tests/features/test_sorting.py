@@ -21,7 +21,7 @@ LATENTS = 6
 
 @st.composite
 def texts(draw):
-    """Segments of a text: for each, the latents and values of every encoded row, and which row stands at each place."""
+    """Segments of a text: for each, the latents and values of every encoded row, and the row at each place."""
     segments = []
     for _ in range(draw(st.integers(1, 4))):
         rows = draw(st.integers(0, 6))
@@ -94,7 +94,7 @@ def test_parts_cover_all_features_and_keep_to_their_size(counts, firings_of_a_pa
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 3), st.floats(2**-30, 2**30, width=32)), min_size=1,
                 max_size=80), st.integers(0, 12), st.integers(0, 4))
 def test_what_is_counted_of_a_feature(rows, kept, per_interval):
-    """Against plain Python, with many equal tokens and passages, and lists shorter and longer than asked for."""
+    """Equal to plain Python, with many equal tokens and passages, and lists shorter and longer than requested."""
     values = np.array([value for _, _, value in rows], np.float32)
     count = len(rows)
     facts = np.zeros((count, 4), np.int32)

@@ -1,4 +1,4 @@
-"""Steering: what changes nothing changes nothing to the last bit; what changes, changes as computed in float64."""
+"""Steering: an edit without effect changes no bit, and any other edit changes rows as computed in float64."""
 
 import itertools
 
@@ -77,7 +77,7 @@ def test_continuations_are_seeded_and_steering_by_zero_is_no_steering() -> None:
 
 
 def test_the_cache_changes_nothing() -> None:
-    """Each token is the one that a fresh pass over the whole text so far would give."""
+    """Each token is the one that a new pass over the whole text so far would give."""
     model, sae, edits = small_model("Olmo3"), small_sae(), [Edit(2, "add", 3.0)]
     ids, draws = list(TOKENS), generator(0, "tokens of a continuation")
     for token in continued(edits):

@@ -80,7 +80,7 @@ def sparsify():
 
 
 def _expanded(coder_class, config):
-    """`expansion_factor` is an integer there, so F would be a multiple of D; here the settings say 2.5 times."""
+    """`expansion_factor` is an integer there, so F would be a multiple of D; these settings say 2.5 times."""
     config.num_latents = F
     coder = coder_class(D, config)
     config.num_latents = 0

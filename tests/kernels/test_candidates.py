@@ -1,4 +1,4 @@
-"""Candidates from a product in 8 bits: exact wherever they hold the top k, and their margin says how often they do."""
+"""Candidates from an 8-bit product are exact if they hold the top k; the margin decides how often they do."""
 
 import numpy as np
 import pytest
@@ -76,7 +76,7 @@ def test_a_modest_margin_is_enough_for_ordinary_rows(kernels, rows, d_model, lat
 
 
 def test_rows_with_one_huge_channel_need_more_than_the_margin(kernels):
-    """What the share found is measured for: one channel takes all 127 steps, and nothing is left of the others."""
+    """This is why training measures the share found: one channel takes all 127 steps and leaves none for the others."""
     u_BD, W_FD, b_F = randn(0, 40, 64), randn(1, 600, 64), torch.zeros(600, device=DEVICE)
     u_BD[:, 0] = 3000
     W_FD[:, 0] = 0
@@ -104,7 +104,7 @@ def test_nan_is_seen(kernels):
 @pytest.mark.skipif("cpu" not in BACKENDS, reason="of the CPU's kernels")
 @pytest.mark.parametrize("fast", [True, False])
 def test_the_tiles_of_the_integer_product_are_exact(fast, monkeypatch):
-    """Also where a processor lacks the instruction: the plain form gives the same bits."""
+    """If a processor lacks the instruction, the plain form gives the same bits."""
     import numba
 
     from olmoscope.kernels import cpu_int8
@@ -112,7 +112,7 @@ def test_the_tiles_of_the_integer_product_are_exact(fast, monkeypatch):
     if fast and not cpu_int8.FAST:
         pytest.skip("no AVX-512 VNNI here")
     monkeypatch.setattr(cpu_int8, "FAST", fast)
-    piece = numba.njit(cpu_int8.product_piece.py_func)  # compiled here: what is cached is for this machine
+    piece = numba.njit(cpu_int8.product_piece.py_func)  # compiled here, since the cache is for this machine
     generator = np.random.default_rng(0)
     inputs = generator.integers(0, 256, (12, 20), dtype=np.uint8)
     weights = generator.integers(-127, 128, (128, 20), dtype=np.int8)

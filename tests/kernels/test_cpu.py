@@ -16,7 +16,7 @@ from olmoscope.kernels.interface import AdamStep, Moments
 
 @pytest.fixture
 def threads():
-    """Sets torch's (and so the kernels') number of threads; put back afterwards."""
+    """Sets torch's (and so the kernels') number of threads, and restores it afterwards."""
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
@@ -119,7 +119,7 @@ def test_compiled_kernels_are_kept_where_one_says(tmp_path):
 
 def test_without_a_folder_for_the_cache_it_says_so_and_works():
     scope = {}
-    exec("def twice(x):\n    return 2 * x\n", scope)  # a function of no file has no place for a cache
+    exec("def twice(x):\n    return 2 * x\n", scope)  # a function without a file has no place for a cache
     with pytest.warns(UserWarning, match="set NUMBA_CACHE_DIR to a writable folder"):
         assert compiled()(scope["twice"])(4) == 8
 

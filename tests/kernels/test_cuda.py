@@ -51,7 +51,7 @@ def test_steps_give_the_same_bits_each_time_and_never_wait(candidates, adam):
 
 
 def test_the_product_in_8_bits_is_exact():
-    """Whole numbers of any size of batch, also those that the library's own product does not take."""
+    """Whole numbers in batches of any size, even sizes that the library's own product does not accept."""
     from olmoscope.kernels.cuda_candidates import _product
 
     for rows, d_model, latents in ((1, 1, 1), (17, 24, 40), (33, 100, 1001)):

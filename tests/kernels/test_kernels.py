@@ -75,7 +75,7 @@ def test_topk_over_several_chunks_of_rows(kernels, monkeypatch):
 
 
 def test_all_values_but_zero_are_active(kernels):
-    """NaN among them: it must reach the loss and the weights, where it is seen."""
+    """With a NaN among them, it must reach the loss and the weights, where it shows."""
     values_BK = torch.tensor([[2.0, float("nan"), -1.0, 0.0]], dtype=torch.float64, device=DEVICE)
     indices_BK, W_FD, e_BD = torch.tensor([[3, 0, 2, 1]], device=DEVICE), randn(1, 4, 12), randn(2, 1, 12)
     dz_BK = kernels.code_gradient(e_BD, values_BK, indices_BK, W_FD)
@@ -113,10 +113,10 @@ def test_decode_and_residual(kernels, rows, d_model, latents, share, layer_norm,
 
 
 def test_an_inactive_place_learns_nothing_wherever_it_stands(kernels):
-    """Not only behind the active ones: the codes of a Matryoshka's prefix have zeros in between."""
+    """Zeros are not only after the active latents: the codes of a Matryoshka prefix have zeros in between."""
     values_BK, indices_BK = codes(0, 20, 30, 6)
     values_BK[:, [0, 2]] = 0
-    values_BK[:, 1], values_BK[:, 4] = 1e-30, 0.5  # of JumpReLU's: as good as 0, and yet its gradient is wanted
+    values_BK[:, 1], values_BK[:, 4] = 1e-30, 0.5  # from JumpReLU: practically 0, but its gradient is needed
     W_FD, x_BD = randn(1, 30, 9), randn(2, 20, 9)
     got = kernels.residual(x_BD, values_BK, indices_BK, W_FD, torch.zeros_like(x_BD[0]), None, None)
     wanted_BK = (W_FD[indices_BK] @ got.e_BD.unsqueeze(2)).squeeze(2)
@@ -134,7 +134,7 @@ def test_a_row_of_zeros_has_no_loss_and_asks_for_nothing(kernels, dtype):
         got = kernels.residual(x_BD, values_BK.to(dtype), indices_BK, W_FD, b_D, *statistics)
         for part in vars(got).values():
             assert part.isfinite().all() and not part[1].any() and part[0].any() and part[2].any()
-    x_BD[0, 0] = torch.nan  # to be seen
+    x_BD[0, 0] = torch.nan  # so that it shows
     assert kernels.residual(x_BD, values_BK.to(dtype), indices_BK, W_FD, b_D, None, None).loss_B[0].isnan()
 
 
@@ -200,7 +200,7 @@ def test_update_of_rows(kernels, rows, d_model, latents, share, hot, touched, ro
 
 @pytest.mark.parametrize(("touched", "role"), [(False, "tied"), (True, "tied"), (False, "encoder"), (True, "decoder")])
 def test_hot_latents_are_summed_in_parts(kernels, touched, role):
-    """More rows than any backend takes in one piece, and one latent active in all of them."""
+    """More rows than any backend takes at once, and one latent active in all of them."""
     check_update(kernels, batch(0, 2500, 6, 3, 9, True), touched, role, 0)
 
 
@@ -263,7 +263,7 @@ def test_bf16_moments_are_the_same_everywhere(kernels, role):
 
     found, wanted = (vars(update_bf16(backend, 3, role=role)).values() for backend in (kernels, reference))
     for got, want in zip(found, wanted, strict=True):
-        if want is not None:  # the sums differ in their last bit, which seldom tips a rounding
+        if want is not None:  # the sums differ in their last bit, which rarely changes a rounding
             assert (got.view(torch.int16) != want.view(torch.int16)).double().mean() < 0.01
 
 

@@ -1,4 +1,4 @@
-"""`decode`, `error` and `code_gradient`: together they make the fused `residual`; each is right by itself, too.
+"""`decode`, `error` and `code_gradient` together give the fused `residual`, and each is right by itself.
 
 Shapes: B rows, D d_model, F latents, K places.
 """
@@ -24,7 +24,7 @@ def kernels(request):
 
 
 def drawn(rows, d_model, latents, share, shut, seed, layer_norm=False, dtype=torch.float64):
-    """x, codes, W, b and statistics, all but the indices of `dtype`."""
+    """x, codes, W, b and statistics, all of `dtype` except the indices."""
     values_BK, indices_BK = codes(seed, rows, latents, max(1, round(share * latents)), shut)
     floats = [randn(seed + 2, rows, d_model), values_BK, randn(seed, latents, d_model), randn(seed + 1, d_model)]
     statistics = [randn(seed + 3, rows, 1), randn(seed + 4, rows, 1).abs() + 0.1] if layer_norm else []
@@ -79,7 +79,7 @@ def test_error_against_autograd(kernels, layer_norm, more, **sizes):
 
 @pytest.mark.parametrize("d_model", [1, 64, 100, 5000])
 def test_float32_error_against_float64(kernels, d_model):
-    """Also for rows wider than a tile of the GPU's kernel."""
+    """This holds also for rows wider than a tile of the GPU's kernel."""
     x_BD, xhat_BD = randn(0, 3 if SLOW else 20, d_model), randn(1, 3 if SLOW else 20, d_model)
     loss_B, e_BD = kernels.error(x_BD.float(), xhat_BD.float(), 100, None, None)
     wanted_B = (xhat_BD - x_BD).square().sum(1) / x_BD.square().sum(1)
@@ -91,7 +91,7 @@ def test_float32_error_against_float64(kernels, d_model):
 @EXAMPLES
 @given(**SIZES, dtype=st.sampled_from([torch.float32, torch.float64]))
 def test_decode_against_a_dense_product(kernels, dtype, **sizes):
-    """Values of any sign; a code without places, and one without rows, are codes."""
+    """Values may have any sign; codes without places or without rows are valid."""
     _, values_BK, indices_BK, W_FD, *_ = drawn(**sizes)
     values_BK = torch.where(values_BK > 0, randn(sizes["seed"] + 7, *values_BK.shape), 0)
     z_BF = values_BK.new_zeros(len(values_BK), len(W_FD)).scatter(1, indices_BK, values_BK)
@@ -128,10 +128,10 @@ def test_more_places_than_a_tile_holds(kernels):
 
 
 def test_an_inactive_place_is_shut_wherever_it_stands_and_its_latent_is_not_read(kernels):
-    """Zeros may stand between active places; a NaN of a latent that is not active must not spread."""
+    """Zeros may be between active places; a NaN in a latent that is not active must not spread."""
     values_BK, indices_BK = codes(0, 20, 30, 6, 0.0)
     values_BK[:, [0, 2]] = 0
-    values_BK[:, 1] = 1e-30  # of JumpReLU's rule: as good as 0, and yet its gradient is wanted
+    values_BK[:, 1] = 1e-30  # from JumpReLU's rule: practically 0, but its gradient is needed
     indices_BK = torch.where(indices_BK == 7, 8, indices_BK)
     indices_BK[:, 0] = 7
     W_FD, e_BD = randn(1, 30, 9), randn(2, 20, 9)

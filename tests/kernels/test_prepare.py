@@ -1,4 +1,4 @@
-"""Kernels are compiled once, by a process of their own: the first training on a machine has the bits of the second."""
+"""A separate process compiles kernels once, so the first training on a machine has the same bits as the second."""
 
 import os
 import subprocess

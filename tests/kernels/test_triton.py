@@ -65,7 +65,7 @@ UPDATE_CONSTANTS = {"DECODER": True, "ENCODER": True, "TOUCHED": False, "HALF": 
      {"M": 128, "TILE": 64}),
 ])
 def test_compiles_for_an_h100(name, pointers, constants, tmp_path, monkeypatch):
-    """To machine code for compute capability 9.0, at the full size's block sizes; no GPU is needed for that."""
+    """Compile to machine code for compute capability 9.0, at the block sizes of the full size; this needs no GPU."""
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     module = "cuda_candidates_kernels" if name in ("quantize_rows", "scale_sums", "exact_scores") else "cuda_kernels"
     kernel = getattr(importlib.import_module(f"olmoscope.kernels.{module}"), name)

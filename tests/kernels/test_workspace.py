@@ -1,4 +1,4 @@
-"""What each set of kernels says that it takes, against what its functions really allocate."""
+"""The memory that each set of kernels reports, against what its functions really allocate."""
 
 import pytest
 import torch
@@ -45,7 +45,7 @@ def taken(kernels, device, rows, d_model, d_sae, places, margin, dtype=torch.flo
 @pytest.mark.parametrize("margin", [None, 20])
 @pytest.mark.parametrize("name", ["reference", "cpu", "cuda"])
 def test_as_much_as_is_said(name, margin, shape, monkeypatch):
-    """Never more, and not much less; with chunks so small that they do not hide the rest."""
+    """They never allocate more than that, and not much less; chunks are small, so that they do not hide the rest."""
     kernels = pytest.importorskip(f"olmoscope.kernels.{name}")
     for module, constant, value in SMALL:
         monkeypatch.setattr(f"olmoscope.kernels.{module}.{constant}", value)
@@ -55,11 +55,11 @@ def test_as_much_as_is_said(name, margin, shape, monkeypatch):
             really = taken(kernels, device, *shape, margin)
     else:
         really = max(taken(kernels, "cpu", *shape, margin, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
-    assert 0.45 * said <= really <= said  # half of what sorting takes is the library's, and not seen
+    assert 0.45 * said <= really <= said  # half of what sorting takes is inside the library, and does not show
 
 
 def test_the_bfloat16_copy_of_the_encoder_is_counted():
-    """At the widest SAE of the first target; with the product of a chunk it is all that matters there."""
+    """At the width of the widest SAE of the first target, where only this and the product of a chunk matter."""
     cuda = pytest.importorskip("olmoscope.kernels.cuda")
     assert cuda.workspace_bytes(4096, 4096, 163_840, 128) / 1e9 == pytest.approx(
         (2 * 163_840 * 4096 + 4 * cuda.PRE_ACTIVATIONS_AT_ONCE) / 1e9, rel=0.05)

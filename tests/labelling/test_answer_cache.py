@@ -1,4 +1,4 @@
-"""The cache of answers: whole, claimed by one run at a time, and refused where it is not sound."""
+"""The cache of answers loses nothing, one run at a time claims a question, and a damaged file is refused."""
 
 import multiprocessing
 import sqlite3
@@ -36,7 +36,7 @@ def test_a_claim_is_for_one_process_and_ends_with_it(tmp_path):
         return found.get(timeout=10)
 
     with AnswerCache(path) as cache:
-        assert other(key) and cache.claim(key)  # the other has ended, and its claim with it
+        assert other(key) and cache.claim(key)  # the other process has ended, which releases its claim
         assert not other(key) and other(key_of("another"))
         cache.release(key)
         assert other(key)

@@ -76,7 +76,7 @@ def test_nothing_is_asked_twice(server, cache):
         assert client.ask(questions) == first[:5] == first[5:]
         assert (client.asked, client.cached, len(server.asked)) == (0, 5, 5)
         assert client.budget.used.total == 0
-    with opened(server, cache) as client:  # another question in any part of it is another question
+    with opened(server, cache) as client:  # a question that differs in any part is another question
         client.ask([question("0", longest=31)])
         assert client.asked == 1
 

@@ -1,4 +1,4 @@
-"""Labels by an endpoint: what it is asked, what is kept, and that budgets and wrong answers do no harm."""
+"""Labels by an endpoint: its questions, what is kept, and that budgets and wrong answers do no harm."""
 
 import json
 import re
@@ -78,7 +78,7 @@ def test_labels_come_with_scores_on_other_documents(blocks, server):
         assert one.scores.detection.low <= one.scores.detection.value <= one.scores.detection.high
     tokens = [one.scores.detection.value for one in proposals if one.feature < 3]  # features of one token
     assert min(tokens) > 0.8  # noise is planted, too
-    # One line for each scoring prompt, and none of the documents that the label was made from.
+    # Each scoring prompt has one line, and none comes from the documents that the label was made from.
     judged = [prompt for prompt in server.prompts() if '"percent"' in prompt]
     assert all(len(prompt.splitlines()) == 3 for prompt in judged)
     again = ask(blocks, server)
@@ -102,7 +102,7 @@ def test_a_budget_ends_the_run_between_features_and_another_run_goes_on(blocks, 
     assert first.run.out_of_budget and 0 < first.run.labelled < FEATURES
     assert server.prompt_tokens + server.completion_tokens <= 7_000
     explained = sum(prompt.startswith("Each line") for prompt in server.prompts())
-    assert explained == first.run.labelled  # nothing was begun that is not finished
+    assert explained == first.run.labelled  # everything that was started is finished
     second = ask(blocks, server)
     assert not second.run.out_of_budget and second.run.before >= first.run.labelled
     assert len(set(server.prompts())) == len(server.prompts())

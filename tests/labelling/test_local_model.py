@@ -29,7 +29,7 @@ def test_chances_are_the_softmax_of_the_first_tokens_of_yes_and_no(model, folder
     theirs = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=model._module.dtype)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     chances = model.chances_of_yes(PROMPTS)
-    assert chances[:4] == pytest.approx(chances[4:8], abs=5e-3)  # bfloat16 depends on the batch in its last bits
+    assert chances[:4] == pytest.approx(chances[4:8], abs=5e-3)  # bfloat16's last bits depend on the batch
     for prompt, chance in zip(PROMPTS[:4], chances[:4], strict=True):
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] + tokenizer("\nAnswer:")["input_ids"]
         with torch.no_grad():

@@ -70,7 +70,7 @@ def test_risen_and_fallen_tokens_are_those_of_plain_transformers(blocks: TextBlo
     risen, fallen = [token.id for token in examples[0].risen], [token.id for token in examples[0].fallen]
     assert len(risen) == len(fallen) == 10
     least = float(change[order[9]])
-    assert all(float(change[one]) >= least - 0.05 for one in risen)  # bfloat16 may exchange two at the border
+    assert all(float(change[one]) >= least - 0.05 for one in risen)  # bfloat16 may swap two at the boundary
     assert all(float(change[one]) <= float(change[order[-10]]) + 0.05 for one in fallen)
     assert len(set(risen) & set(order[:10].tolist())) >= 8
     assert len(clamping._ids_BT) == TEXTS
@@ -114,7 +114,7 @@ def test_a_rule_about_what_follows_is_scored_and_others_are_not(blocks: TextBloc
 
 
 def answers(numbers: object) -> object:
-    """An endpoint that says of every label the same, and names these numbers."""
+    """An endpoint that gives every feature the same label, and names these numbers."""
     return lambda prompt: json.dumps({"label": "some words"} if '"label"' in prompt else {"numbers": numbers}
                                      if '"numbers"' in prompt else {"number": 1} if '"number"' in prompt
                                      else {"percent": 50})

@@ -1,4 +1,4 @@
-"""Rules of planted features are found, their intervals hold the truth, and labels of other features score by chance."""
+"""Rules of planted features are found, their intervals hold the truth, and labels of other features score at chance."""
 
 import re
 import sys
@@ -85,5 +85,5 @@ def test_rules_in_words(index: PlantedIndex) -> None:
     before, this = index.tokens.texts(index.planted[8].rule.ids)
     assert said["bigram"] == f"“{this}” after “{before}”"
     begins = re.fullmatch("tokens that begin with “(.+)”", said["prefix"])
-    assert begins and index.planted[16].rule.text.startswith(begins[1])  # no other syllable begins so
+    assert begins and index.planted[16].rule.text.startswith(begins[1])  # no other syllable begins like this
     assert said["position"] == "the first token of a sequence"

@@ -1,4 +1,4 @@
-"""Prompts: what a user may change in them, and that text cannot break out of its place."""
+"""Prompts: what a user may change, and that text cannot break out of its line."""
 
 import re
 

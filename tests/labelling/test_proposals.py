@@ -1,5 +1,4 @@
-"""Proposed labels: which one counts, what people say of them, export and import; people's own labels are in another
-file."""
+"""Proposed labels: which one counts, people's verdicts, export and import."""
 
 import json
 from pathlib import Path

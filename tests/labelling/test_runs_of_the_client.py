@@ -1,4 +1,4 @@
-"""Two runs at once ask nothing twice, and a run that is killed is taken up where it ended."""
+"""Two runs at once ask nothing twice, and a killed run continues where it stopped."""
 
 import os
 import signal

@@ -46,7 +46,7 @@ def asked_of(blocks: TextBlocks, answer: Callable[[str], str], folder: Path) -> 
 
 
 def as_rule(blocks: TextBlocks) -> Callable[[str], str]:
-    """A model that gives each line the value that the feature's rule gives it; labels say which feature it is."""
+    """A model that gives each line the value of the feature's rule; labels say which feature it is."""
     values: dict[tuple[str, str], float] = {}
     for number, examples in examples_by_number(blocks).items():
         rule = blocks.index.planted[number].rule  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Scores by their definitions, and intervals that hold what they should."""
+"""Scores follow their definitions, and intervals have the coverage that they claim."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Which label of a feature counts, and exports of it with who made it and its scores, read back."""
+"""Which label of a feature counts; exports of it, with its maker and its scores, read back."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ MODEL = "a-model of http://localhost/v1, prompts 0123abcd"
 
 @pytest.fixture(scope="module")
 def index(tmp_path_factory: pytest.TempPathFactory) -> FeatureIndex:
-    """Features 3 (a person's label), 4 (a model's; a person's was taken back), 5 (a rule's, accepted), 6 (rejected)."""
+    """Features 3 (a person's label), 4 (a model's; a person withdrew theirs), 5 (a rule's, accepted), 6 (rejected)."""
     path = small_index(tmp_path_factory.mktemp("index"))
     index = FeatureIndex(path)
     assert labels_that_count(index) == {}

@@ -1,4 +1,4 @@
-"""benchmarks/architecture_checks.py notices what it is there for: other values, late refusals, tracebacks."""
+"""benchmarks/architecture_checks.py notices what it is meant to: wrong values, late refusals, tracebacks."""
 
 import sys
 from pathlib import Path
@@ -31,7 +31,7 @@ def test_a_traceback_is_wrong_and_says_where_it_comes_from(tmp_path):
 
 
 def test_other_rows_than_the_plain_models_are_wrong(tmp_path, monkeypatch):
-    """Rows and figures of a model that the package reads rightly, against another one."""
+    """Rows and figures of a model that the package reads correctly, compared with another model."""
     model = make_model("llama", tmp_path / "model")
     other = make_model("llama", tmp_path / "other", seed=1)
     plain = architecture_checks.PlainModel

@@ -1,7 +1,7 @@
-"""Models of many families are read right, or refused as is meant: benchmarks/architectures.py, over some of them.
+"""Models of many families are read correctly or refused as intended: benchmarks/architectures.py on some of them.
 
-The script runs once over HERE, two families at a time, and the tests read what it found. It is the script that tries
-all of transformers' causal LMs (docs/models.md is its table); NOT_HERE says why the others are not tried here.
+The script runs once over HERE, two families at a time, and the tests read its findings. The script itself tries all of
+transformers' causal LMs (docs/models.md is its table); NOT_HERE says why these tests leave out the others.
 """
 
 import itertools
@@ -21,7 +21,7 @@ from small_model_sizes import LEFT_OUT
 
 REPOSITORY = Path(__file__).parents[2]
 SECONDS = 900
-"""For the script, on a machine with much else to do; it takes two minutes of two cores."""
+"""Seconds for the script on a busy machine; it takes two minutes on two idle cores."""
 
 
 def names(text):

@@ -1,4 +1,4 @@
-"""The bound on the residual stream from weights alone: it holds where it is nearly reached, and knows its limits."""
+"""The bound on the residual stream from weights alone holds where it is nearly reached, and is absent elsewhere."""
 
 import pytest
 import torch

@@ -18,7 +18,7 @@ TOKENS_BT = torch.randint(2, 4096, (3, 60), generator=torch.Generator().manual_s
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_equals_hidden_states_of_every_layer_but_the_last(architecture):
-    """transformers puts the state after the final norm in the last place of hidden_states: the layer-31 trap."""
+    """The last of transformers' hidden_states is the state after the final norm: the layer-31 trap."""
     model = small_model(architecture)
     _, layers = find_layers(model, 4)
     with torch.no_grad():
@@ -98,7 +98,7 @@ def test_attention_that_is_not_to_be_had_is_named(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(not any(map(shutil.which, ("c++", "g++", "clang++"))), reason="no C++ compiler")
 def test_compiled_layers_give_the_same_and_stop_where_they_should(tmp_path):
-    """Hooks stay outside the compiled code; batches of other shapes, and documents apart, need no new code each."""
+    """Hooks stay outside the compiled code; batches of other shapes, and documents apart, need no new compilation."""
     save_small_model("Olmo3", tmp_path)
     plain, compiled = (load_model(Model(name=str(tmp_path), dtype="float32", compile=flag), [Site(0), Site(2)],
                                    torch.device("cpu")) for flag in (False, True))

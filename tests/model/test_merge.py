@@ -1,4 +1,4 @@
-"""Adapters made by PEFT itself: read as their merged model is, or refused in one line."""
+"""Adapters made by PEFT itself are read like their merged model, or refused in one line."""
 
 import json
 import shutil
@@ -59,7 +59,7 @@ def save_adapter(base, folder, config=None, seed=1, tokens=None, **saving):
 
 
 def merged_by_hand(adapter, folder):
-    """As PEFT's documentation says: merged, and saved as a whole model."""
+    """The adapter merged and saved as a whole model, as PEFT's documentation says."""
     merged = peft.AutoPeftModelForCausalLM.from_pretrained(adapter).merge_and_unload()
     merged.save_pretrained(folder)
     save_tokenizer(folder)
@@ -131,7 +131,7 @@ def test_the_revision_is_of_both(adapter, base, tmp_path):
 
 
 def test_where_the_base_is(adapter, base, tmp_path, monkeypatch):
-    """A path is relative to the adapter's folder or to the current one; never to either of two."""
+    """A path is relative to the adapter's folder or to the current one; if both exist, it is refused."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(base, tmp_path / "models" / "base")
     change(adapter / "adapter_config.json", base_model_name_or_path="models/base")
@@ -237,7 +237,7 @@ def test_damaged_adapters(adapter, case):
 
 
 def test_adapters_that_do_not_fit(base, adapter, tmp_path):
-    """An adapter of a deeper base: PEFT itself ignores weights that have no place."""
+    """An adapter of a deeper base is refused; PEFT itself ignores weights that have no place."""
     deeper = small_model("Llama").config
     deeper.num_hidden_layers, deeper.layer_types = 6, None
     transformers.AutoModelForCausalLM.from_config(deeper).save_pretrained(tmp_path / "deeper")
@@ -307,7 +307,7 @@ for name in sys.argv[1:]:
 
 @pytest.mark.slow
 def test_adapters_of_the_hub(hub_endpoint, base, adapter, tmp_path):
-    """Both commits are recorded, and a store's are found again after both repositories moved on."""
+    """Both commits are recorded, and a store's commits are found again after both repositories have moved."""
     other = tmp_path / "other"
     small_model("Llama", seed=5).save_pretrained(other)
     merged = merged_by_hand(adapter, tmp_path / "merged")
@@ -341,7 +341,7 @@ def test_adapters_of_the_hub(hub_endpoint, base, adapter, tmp_path):
     moved, kept = ask("some/adapter", f"some/adapter@{pair}")
     assert moved.split()[0] == f"{COMMIT}+{NEXT}" and moved.split()[2] != first.split()[2] and kept == first
     assert ask(f"some/adapter@{pair}", cache="new") == [first]
-    change(adapter / "adapter_config.json", revision=COMMIT)  # of the base, as PEFT writes it down
+    change(adapter / "adapter_config.json", revision=COMMIT)  # the base's revision, as PEFT records it
     assert ask("some/adapter", cache="newer") == [first]
     local = ask(str(adapter), f"{adapter}@+{NEXT}")  # a local adapter of a base on the hub
     assert [line.split()[0].split("+")[1] for line in local] == [COMMIT, NEXT]

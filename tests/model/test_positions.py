@@ -1,4 +1,4 @@
-"""Sequences longer than a model's positions: refused where positions are a table, warned of where they are not."""
+"""Sequences longer than a model's positions are refused if positions are a table, else they cause a warning."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ CONFIGS = {
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_as_the_model_itself_does(name):
-    """What is refused ends in an error of the model's; what is not runs."""
+    """A refused length makes the model itself fail; any other length runs."""
     config = CONFIGS[name]()
     model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
     if name == "BLOOM":

@@ -1,4 +1,4 @@
-"""What is assumed of a model is tried on it: causal, rows from every layer, documents apart or not."""
+"""Assumptions about a model are tested on it: causal, rows from every layer, documents apart or not."""
 
 import pytest
 import torch
@@ -53,7 +53,7 @@ def test_a_model_that_is_not_causal_is_refused(tmp_path):
 
 
 class Decoder(torch.nn.Module):
-    """The least that looks like a decoder."""
+    """A minimal decoder."""
 
     def __init__(self, last):
         super().__init__()
@@ -94,7 +94,7 @@ def test_forms_of_a_layers_output(make):
 
 def test_an_output_without_rows():
     for output in (None, (), (None, torch.ones(1)), {"x": torch.ones(1, 2, 3)}, torch.ones(2, 3)):
-        with pytest.raises(UserError, match=r"a decoder layer of this model gives .* cannot be read"):
+        with pytest.raises(UserError, match=r"a decoder layer of this model gives .* cannot read"):
             hidden_of(output)
 
 

@@ -1,4 +1,4 @@
-"""Sites inside layers are read where each architecture's own code has them, and TransformerLens sees the same.
+"""Sites inside layers are read where each architecture's code has them, and TransformerLens reads the same values.
 
 Shapes: B sequences, T positions, D width of a site.
 """
@@ -90,8 +90,8 @@ def test_the_projection_makes_attention_of_z(family):
 
 @pytest.mark.parametrize("family", ["llama4_text", "opt", "dbrx", "lfm2_moe"])
 def test_layers_of_other_forms(family):
-    """Rows in one list (Llama 4, OPT), an MLP that is no module (OPT), attention inside a module (DBRX), a convolution
-    in its place (LFM2): the sums hold, and a change of a site moves the stream by as much."""
+    """Rows in one list (Llama 4, OPT), an MLP that is not a module (OPT), attention inside a module (DBRX), a
+    convolution in its place (LFM2): the sums hold, and a change at a site moves the stream by the same amount."""
     model = causal_lm(family)
     for layer in range(4):
         places = {place.site.part: place for place in places_of(model, layer, PARTS)}
@@ -134,7 +134,7 @@ BRIDGED = ["gpt2", "llama", "olmo2", "olmo3", "gemma2", "gemma3_text", "gpt_neox
 
 @pytest.mark.parametrize("family", BRIDGED)
 def test_transformer_lens_sees_the_same_under_our_names(family):
-    """Its bridge runs the same weights; what it adds to the stream it takes after post-norms and scales, as we do."""
+    """Its bridge runs the same weights and, like us, reads what is added to the stream after post-norms and scales."""
     from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
     model = causal_lm.__wrapped__(family)  # the bridge takes the module to pieces

@@ -1,4 +1,4 @@
-"""Sites that a model lacks are refused in a line, and a user can name modules that olmoscope does not know."""
+"""Sites that a model lacks are refused in one line, and a user can name modules that olmoscope does not know."""
 
 from collections import OrderedDict
 from dataclasses import replace
@@ -26,10 +26,10 @@ def test_a_parallel_layer_has_no_mid(family):
      "with --set model.modules.mlp=NAME, or use the residual stream, layers.1"),
     ("beam", "layers.1.attn.out",
      "beam: layer 1 is not the sum of its input, self_attn and mlp; only the residual stream can be read, layers.1"),
-    ("trocr", "layers.1.mid",  # post-norm as in BERT: what goes on is no sum, but its norm
+    ("trocr", "layers.1.mid",  # post-norm as in BERT: the stream continues as the norm of a sum, not as the sum
      "trocr: layer 1 is not the sum of its input, self_attn and fc1,fc2; only the residual stream can be read, "
      "layers.1"),
-    ("inkling2_text", "layers.1.attn.out",  # what reads the stream in between is no module's input
+    ("inkling2_text", "layers.1.attn.out",  # the stream in between is not the input of any module
      "inkling2_text: layer 1 is not the sum of its input, self_attn and mlp; only the residual stream can be read, "
      "layers.1"),
     ("granitemoeshared", "layers.1.mlp.out",
@@ -46,7 +46,7 @@ def test_what_a_family_lacks_is_said_in_a_line(family, site, line):
 
 
 def renamed(family="llama", **names):
-    """A model whose layers call their modules otherwise, and whose forward follows."""
+    """A model whose layers have other names for their modules, with a forward that uses them."""
     model = causal_lm.__wrapped__(family)
     for layer in model.layers:
         kept = OrderedDict((names.get(name, name), child) for name, child in layer._modules.items())
@@ -76,7 +76,7 @@ def test_unusual_names_are_named_by_the_user():
 
 @DTYPES
 def test_a_part_that_adds_nothing_proves_nothing(dtype):
-    """Whatever is given the stream before attention would pass for what reads it after."""
+    """Any module that reads the stream before attention could be mistaken for one that reads it afterwards."""
     model = causal_lm.__wrapped__("llama", dtype)
     with torch.no_grad():
         model.layers[1].self_attn.o_proj.weight.zero_()

@@ -1,4 +1,4 @@
-"""Sites inside layers are replaced: by themselves nothing changes, and other rows do what hooks by hand do.
+"""A site replaced by itself changes nothing, and other rows have the same effect as hooks written by hand.
 
 Shapes: B sequences, T positions, D width of a site.
 """
@@ -121,7 +121,7 @@ def test_hooks_are_gone_after_an_exception():
 @pytest.mark.parametrize("part", INNER)
 @pytest.mark.parametrize("family", ["olmo3", "granite"])
 def test_steering_inside_a_layer_goes_on_through_the_cache(family, part):
-    """Each token is the one that a fresh pass over the whole text so far would give."""
+    """Each token is the one that a new pass over the whole text so far would give."""
     model, edits, tokens = causal_lm(family), [Edit(2, "add", 3.0)], [5, 17, 300, 41, 8, 5, 99]
     place, = places_of(model, 1, [part])
     width = model.find([place.site]).widths[place.site]

@@ -1,4 +1,4 @@
-"""Going on from a layer's output gives what the whole model gives, bit for bit, and logits are the model's own."""
+"""Continuing from a layer's output gives the whole model's result, bit for bit, and the model's own logits."""
 
 import pytest
 import torch
@@ -32,7 +32,7 @@ def test_going_on_from_the_layers_own_output_changes_nothing(loaded, tokens_BT):
     reading = model.read(tokens_BT, None, places)
     for place in places:
         assert torch.equal(model.go_on(place, reading.at[place.site], reading), reading.hidden_BTD), place.site
-    assert torch.equal(model.read(tokens_BT, None, []).hidden_BTD, reading.hidden_BTD)  # nothing of it stays behind
+    assert torch.equal(model.read(tokens_BT, None, []).hidden_BTD, reading.hidden_BTD)  # no hook remains
 
 
 def test_going_on_equals_a_hook_in_the_whole_model(loaded, tokens_BT):
@@ -114,7 +114,7 @@ def test_logits_are_capped_where_the_model_caps_them(tmp_path, tokens_BT):
 
 
 def test_documents_apart_stay_apart(loaded, tokens_BT):
-    """Restarting positions: the second document's states are those of the document alone."""
+    """With restarted positions, the second document's states are those of the document alone."""
     _, model = loaded
     positions_BT = torch.cat([torch.arange(10), torch.arange(14)]).expand(len(tokens_BT), -1)
     place, = streams(model.layers, [1])

@@ -57,7 +57,7 @@ SIZES = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_atten
 
 
 def test_a_norm_that_centres_without_being_a_layer_norm_and_logits_that_are_scaled(tmp_path):
-    """Cohere's norm takes off the mean and has no bias; its head scales the logits, which is no part of the way."""
+    """Cohere's norm subtracts the mean and has no bias; its head scales the logits, which does not count here."""
     def change(causal):
         causal.model.norm.weight.data.uniform_(-2, 2)
 

@@ -1,4 +1,4 @@
-"""Grids of runs: which runs a recipe's lists become, what they are called, and what is refused."""
+"""Grids: the runs that a recipe's lists become, their names, and what is refused."""
 
 import typing
 
@@ -16,7 +16,7 @@ SMALL = {"layer": 1, "d_sae": 512, "k": 8}
 
 
 def loaded(tmp_path, *saes, overrides=(), **changes):
-    """A recipe file with these entries of `saes`, read."""
+    """The recipe from a file with these entries of `saes`."""
     tree = yaml.safe_load(recipe(tmp_path, **changes).to_yaml()) | {"saes": list(saes)}
     (tmp_path / "job.yaml").write_text(yaml.safe_dump(tree))
     return load_recipe(str(tmp_path / "job.yaml"), overrides=list(overrides))

@@ -1,4 +1,4 @@
-"""Hashes of recipes, stores and runs that were made before a key came are those of today."""
+"""Recipes, stores and runs from before a key existed still have the same hashes."""
 
 from pathlib import Path
 

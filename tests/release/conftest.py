@@ -13,7 +13,7 @@ from release_runs import make_out
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """The tensors here are tiny: threads would only wait for each other, especially on a busy machine."""
+    """The tensors here are tiny, so threads would only wait for each other, especially on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

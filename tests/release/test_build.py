@@ -1,4 +1,4 @@
-"""The release folder: complete, true, made whole or not at all, and made once."""
+"""The release folder is complete and correct, is made whole or not at all, and is made once."""
 
 import hashlib
 import json

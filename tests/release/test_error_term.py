@@ -1,5 +1,5 @@
-"""Exported SAEs spliced into a model by SAELens itself: with the error term the logits are the model's own. Logits and
-gradients are those of `olmoscope.attach`, too.
+"""SAELens itself splices exported SAEs into a model: with the error term, the logits are the model's own. Logits and
+gradients also equal those of `olmoscope.attach`.
 
 SAELens' `SAETransformerBridge` (TransformerLens' bridge over the Hugging Face model) takes the package's Olmo 3 model
 from its folder. The SAEs are trained for some steps on the model's own activations.
@@ -70,7 +70,7 @@ def exported(folder, layer, normalize, x_BD):
 
 
 def test_the_last_hidden_state_is_not_the_last_layers_output(outputs):
-    """So the SAE of the last layer must be given the hook's; below, SAELens is seen to do that."""
+    """So the SAE of the last layer must read the hook's rows; the test below shows that in SAELens it does."""
     seen, hidden_states, _ = outputs
     torch.testing.assert_close(hidden_states[MIDDLE + 1], seen[MIDDLE])
     assert (hidden_states[LAST + 1] - seen[LAST]).norm() > 0.1 * seen[LAST].norm()
@@ -91,7 +91,7 @@ def test_error_term_identity(bridge, tokens, outputs, tmp_path, layer, normalize
         read = cache[bridge.get_sae_hook_name(sae, "hook_sae_input")]
     torch.testing.assert_close(base, logits, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(read, seen[layer], rtol=1e-4, atol=1e-4)
-    # x̂ + (x − x̂) is x to rounding; the splice without the term is far from it, so it did take place.
+    # x̂ + (x − x̂) is x up to rounding; the splice without the term is far from it, so the splice did happen.
     scale = float(base.abs().max())
     assert float((identity - base).abs().max()) < 1e-5 * scale
     assert float((spliced - base).abs().max()) > 1e-2 * scale
@@ -130,7 +130,7 @@ def test_attach_agrees_with_saelens(bridge, tokens, outputs, tmp_path, normalize
 
 @pytest.mark.parametrize("kind", ["topk", "jumprelu"])
 def test_a_transcoder_stands_where_it_writes(bridge, tokens, tmp_path, kind):
-    """SAELens reads at the one hook and writes at the other: the model goes on as it does with ours in its place."""
+    """SAELens reads at one hook and writes at the other: the model continues as with our transcoder in its place."""
     from sae_lens import SAE
 
     reads, writes = Site(MIDDLE, "mlp.in"), Site(MIDDLE, "mlp.out")

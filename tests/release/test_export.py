@@ -1,4 +1,4 @@
-"""The SAE folder of a run: exactly SAELens' format, made once, made again where damaged."""
+"""The SAE folder of a run is exactly in SAELens' format, is made once, and is made again if damaged."""
 
 import json
 
@@ -45,7 +45,7 @@ def test_folder_is_what_saelens_reads(out):
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize(("d_sae", "d_model"), [(1, 8), (8, 1), (1, 1)])
 def test_one_latent_and_width_one(tmp_path, tied, d_sae, d_model):
-    """Such a matrix is its own transpose in memory: a tied SAE's would be two names for one piece of it."""
+    """Such a matrix is its own transpose in memory, so both matrices of a tied SAE would share it."""
     from sae_lens import SAE
 
     sae = initialize(d_model, d_sae, 1, "none", torch.zeros(d_model), seed=0, tied=tied)

@@ -1,4 +1,4 @@
-"""Checkpoints of the reference trainer: the same SAE comes out; what is wrong or would run code gets one line."""
+"""Checkpoints of the reference trainer give the same SAE; bad files, and files that would run code, get one line."""
 
 import os
 import pickle
@@ -140,7 +140,7 @@ def test_the_layer_may_be_given(imported):
 
 
 class Runs:
-    """Would create a file when it is unpickled."""
+    """An object that would create a file when unpickled."""
 
     def __init__(self, path):
         self.path = path

@@ -1,4 +1,4 @@
-"""A release goes to a hub and comes back: by the command line, against a hub on this machine."""
+"""The command line uploads a release to a hub on this machine and downloads it again."""
 
 import json
 import subprocess
@@ -86,7 +86,7 @@ def test_what_is_refused(out, hub_endpoint, tmp_path):
     assert no_revision == [1, f"{out / 'release'}: 2 SAEs written\nerror: cannot look at hub repository {REPO}: {REPO} "
                               f"has no revision 'v2': see https://huggingface.co/{REPO}/tree/main for its branches and "
                               "tags\n"]
-    # Another release: the tag stays where it is, a file that is no more goes, somebody's notes stay.
+    # Another release: the tag does not move, a file that no longer exists is deleted, somebody's notes stay.
     main = hub_endpoint.repositories["models", REPO].references["main"]
     folder = hub_endpoint.repositories["models", REPO].folders[main]
     (folder / "notes.txt").write_text("mine\n")
@@ -103,7 +103,7 @@ def test_what_is_refused(out, hub_endpoint, tmp_path):
     repository = hub_endpoint.repositories["models", REPO]
     now = repository.folders[repository.references["main"]]
     assert (now / "notes.txt").exists() and not (now / "old" / "plot.txt").exists()
-    # Nobody may write without a token, and half of a release is told from a whole one.
+    # Nobody may write without a token, and half a release is recognised as such.
     (no_token,) = run(hub_endpoint, tmp_path / "hf3", ["release", release, "--push", "some/third"], token=None)
     assert no_token[0] == 1
     assert "cannot upload to hub repository some/third: the hub refuses access (status 401)" in no_token[1]

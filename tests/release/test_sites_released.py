@@ -164,7 +164,7 @@ def at(tokens, *names):
      ["layers.3.mlp.in", "layers.3.mlp.out"], "written", "y"),
 ])
 def test_the_cards_example_runs(hub_endpoint, tmp_path, sae, names, result, key):
-    """It sees, bit by bit, what collection reads at the site."""
+    """Bit for bit, it sees what collection reads at the site."""
     out = make_out(tmp_path / "out", recipe(f"[{sae}]"), d_model=256)
     build_release(out)
     hub_endpoint.add("model", "your-name/olmoscope-tiny-saes", out / "release")

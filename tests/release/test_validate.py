@@ -1,4 +1,4 @@
-"""Validation by the real SAELens: what is right passes, and each way of being wrong fails the check that names it."""
+"""Validation by SAELens itself: a correct SAE passes, and each kind of mistake fails the check that names it."""
 
 import sys
 
@@ -51,7 +51,7 @@ def test_a_single_folder_passes_with_and_without_its_run(out, tmp_path):
 
 @pytest.mark.parametrize("normalize", ["none", "layer_norm"])
 def test_equal_pre_activations_are_no_difference(tmp_path, normalize):
-    """Every latent four times, so that ties are cut at the k-th place; SAELens breaks them in its own way."""
+    """Every latent exists four times, so there are ties at the k-th place, which SAELens breaks in its own way."""
     sae = initialize(WIDTH, 24, 6, normalize, synthetic_rows(WIDTH).mean(dim=0), seed=0)
     twins = TopK(W_FD := sae.W_dec.repeat(4, 1), W_FD, sae.b_in, normalize, sae.b_latent.repeat(4), 6)
     saelens.write(twins, tmp_path / "twins", METADATA)
@@ -128,7 +128,7 @@ def test_damaged_missing_and_foreign_files_are_caught(copy, name, content, names
 
 
 def test_a_release_of_other_weights_than_the_runs_is_caught(copy):
-    """Trained again since, with the same recipe: only the checkpoint can tell."""
+    """It was trained again later with the same recipe: only the checkpoint shows that."""
     path = copy / "runs" / RAW / "checkpoints" / "step-00000008.safetensors"
     tensors = load_file(path)
     with safe_open(path, "pt") as file:
@@ -159,7 +159,7 @@ def test_what_is_no_release_is_refused(built, copy, tmp_path, monkeypatch):
 def test_difference_of_codes_is_blind_to_ties_only():
     a_BF = torch.tensor([[3.0, 2.0, 0.0, 0.0]])
     for b_BF, k, expected in (([[3.0, 2.0, 0.0, 0.0]], 2, 0.0),
-                              ([[3.0, 0.0, 2.0, 0.0]], 2, 0.0),  # a tie, cut the other way
+                              ([[3.0, 0.0, 2.0, 0.0]], 2, 0.0),  # a tie, broken the other way
                               ([[3.0, 0.0, 2.5, 0.0]], 2, 0.5),  # another latent, over the threshold
                               ([[3.0, 0.0, 0.0, 0.0]], 2, 2.0),  # one too few
                               ([[3.0, 2.0, 1.0, 0.0]], 2, torch.inf),  # one too many

@@ -1,4 +1,4 @@
-"""Coders in a running model: what is read, what is put there, which gradients come of it, and what is refused."""
+"""Coders in a running model: what they read and write, the gradients, and what is refused."""
 
 import dataclasses
 from importlib import resources
@@ -23,7 +23,7 @@ INNER = ("layers.1.mid", "layers.1.mlp.out", "layers.2.attn.out", "layers.2.mlp.
 
 def coder_at(reads: str, writes: str | None = None, *, width: int = WIDTH, kind: str = "topk", normalize: str = "none",
              dtype: torch.dtype = torch.float32, seed: int = 0) -> SparseCoder:
-    """A small random coder of a site; a transcoder where it writes another."""
+    """A small random coder of a site; a transcoder if it writes another."""
     ends = "same" if writes is None else "other"
     state = parameters(kind, width, width, LATENTS, seed=seed, ends=ends, dtype=dtype)
     coder = coder_of(kind, {name: tensor * 0.3 for name, tensor in state.items()}, normalize, ends)
@@ -101,7 +101,7 @@ def test_replacing_is_what_evaluation_does(site, tokens_BT):
     ("layers.1", None), ("layers.1.mlp.out", None), ("layers.1.mid", None), ("layers.1.mlp.in", "layers.1.mlp.out")])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_gradients_of_codes_and_errors_equal_finite_differences(kind, reads, writes, frozen, tokens_BT):
-    model = small_model("GPT2").double().requires_grad_(not frozen)  # Llama's norms compute in float32 all the same
+    model = small_model("GPT2").double().requires_grad_(not frozen)  # Llama's norms compute in float32 nevertheless
     coder = coder_at(reads, writes, kind=kind, dtype=torch.float64)
     goal = torch.randn(4096, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     with olmoscope.attach(model, coder, mode="replace_keep_error") as taps:
@@ -113,7 +113,7 @@ def test_gradients_of_codes_and_errors_equal_finite_differences(kind, reads, wri
     assert hooks(model) == 0
 
     def outcome(values: torch.Tensor, error: torch.Tensor) -> float:
-        """The goal with other codes and another error in the place, put there by a hook of our own."""
+        """The goal with other codes and another error at the site, put there by the test's own hook."""
         put = coder.decode(dataclasses.replace(codes, values=values)) + error
         if reads == "layers.1":
             handle = layer.register_forward_hook(lambda *_: put)

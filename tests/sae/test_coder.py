@@ -1,4 +1,4 @@
-"""The contract of a coder: what it takes, what it gives, what it refuses; its state and its moves."""
+"""The contract of a coder: its inputs, outputs and refusals; its state; moving it between devices and dtypes."""
 
 from dataclasses import replace
 
@@ -55,7 +55,7 @@ def test_a_row_of_many_is_as_it_is_alone():
 @kinds
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
 def test_rows_of_any_float_dtype(kind, dtype):
-    """They are computed with in the parameters'."""
+    """They are converted to the parameters' dtype."""
     one, x = coder(kind), rows(5).to(dtype)
     codes = one.encode(x)
     assert codes.values.dtype == one.dtype == torch.float64
@@ -65,7 +65,7 @@ def test_rows_of_any_float_dtype(kind, dtype):
 @kinds
 @pytest.mark.parametrize("dtype", ALL_DTYPES)
 def test_parameters_of_any_float_dtype(kind, dtype):
-    """Those that the kernels do not take are left to plain torch."""
+    """Plain torch computes in dtypes that the kernels do not take."""
     one = coder(kind, "layer_norm").to(dtype=dtype)
     assert {tensor.dtype for tensor in one.state_dict().values()} == {dtype}
     assert (one.kernels is reference) == (dtype in (torch.bfloat16, torch.float16))
@@ -120,7 +120,7 @@ def test_what_cannot_be_decoded_is_refused(given, message):
 
 @pytest.mark.parametrize("normalize", ["layer_norm", "constant_norm_rescale", "centred"])
 def test_codes_carry_the_scale_of_their_rows(normalize):
-    """Edited codes decode in the same rows' units; codes made by hand do not know any."""
+    """Edited codes decode in the units of the same rows; codes made by hand have no such units."""
     one, x = coder("topk", normalize), rows(2, 3)
     given = one.encode(x)
     y = one.decode(given)

@@ -76,7 +76,7 @@ def test_equal_autograd_of_plain_torch(kind, normalize, ends, tied, device):
 @kinds
 @pytest.mark.parametrize("normalize", ["none", "layer_norm"])
 def test_gradcheck(kind, normalize):
-    """By finite differences, at a point that they do not carry across a threshold or a tie."""
+    """Checked by finite differences, at a point where they cross no threshold and no tie."""
     state = {name: tensor for name, tensor in parameters(kind, D_IN, D_OUT, F, ends="skip").items()}
     fixed = {name: tensor for name, tensor in state.items() if name in WITHOUT_GRADIENT}
     names = [name for name in state if name not in fixed]
@@ -94,8 +94,8 @@ def test_gradcheck(kind, normalize):
 
 
 def test_gradients_of_codes_by_themselves(device):
-    """Decoding is linear: a place whose value is 0 has a gradient, too, and so has a negative value that someone put
-    there; the matrix gets that of all places of a latent, also of two in one row."""
+    """Decoding is linear: a place whose value is 0 also has a gradient, and so does a negative value that a user put
+    there. The matrix gets the gradients of all places of a latent, even of two in one row."""
     state = parameters("topk", D_IN, D_IN, F)
     generator = torch.Generator().manual_seed(3)
     values = torch.randn(N, K, generator=generator, dtype=torch.float64)
@@ -118,7 +118,7 @@ def test_gradients_of_codes_by_themselves(device):
 
 
 def test_shut_places_pass_no_gradient_back(device):
-    """The ReLU after a top-k: where fewer than k pre-activations are over 0, the other places stand for no latent."""
+    """The ReLU after a top-k: if fewer than k pre-activations are over 0, the other places belong to no latent."""
     state = parameters("topk", D_IN, D_IN, F)
     state["b_latent"] -= 4
     ours, theirs = leaves(state | {"x": rows()}, device), leaves(state | {"x": rows()}, device)
@@ -181,7 +181,7 @@ def test_what_is_not_asked_for_is_not_kept(kind, device):
 
 
 def test_attribution_needs_only_the_gradient_of_the_rows(device):
-    """Only x asks: no gradient of a matrix is made."""
+    """Only x needs a gradient, so none is computed for a matrix."""
     coder = coder_of("topk", {name: tensor.to(device) for name, tensor in parameters("topk", D_IN, D_IN, F).items()})
     x = rows().to(device).requires_grad_()
     coder.encode(x).values.sum().backward()
@@ -189,7 +189,7 @@ def test_attribution_needs_only_the_gradient_of_the_rows(device):
 
 
 def test_fine_tuning_by_an_optimiser_of_torch():
-    """A few steps of Adam bring the reconstruction nearer."""
+    """A few steps of Adam improve the reconstruction."""
     coder = coder_of("topk", parameters("topk", D_IN, D_IN, F)).to(dtype=torch.float32)
     weights = [tensor.requires_grad_() for tensor in coder.state_dict().values()]
     optimiser, x = torch.optim.Adam(weights, lr=0.02), rows(n=200).float()
@@ -254,7 +254,7 @@ def test_values_and_gradients_are_those_of_saelens(architecture, normalize):
 
 
 def test_second_derivatives_are_refused():
-    """By torch, in its own words; not silently wrong."""
+    """torch refuses it in its own words; the result is not silently wrong."""
     coder = coder_of("topk", parameters("topk", D_IN, D_IN, F))
     x = rows().requires_grad_()
     (first,) = torch.autograd.grad(coder.reconstruct(x)[0].square().sum(), x, create_graph=True)

@@ -1,4 +1,4 @@
-"""What an SAE starts from: drawn by seed and name, so that no two of a recipe are alike by their beginning."""
+"""An SAE's initial weights depend on seed and name, so that no two SAEs of a recipe start alike."""
 
 import zlib
 
@@ -36,7 +36,7 @@ def test_rows_depend_on_seed_and_name_alone():
 
 
 def test_saes_of_equal_shape_start_apart(tmp_path):
-    """Two of one layer trained together and one of another: no direction of one is another's beginning."""
+    """Two SAEs of one layer trained together, and one of another layer: no initial direction occurs twice."""
     write_documents(tmp_path / "corpus")
     job = recipe(tmp_path / "corpus", saes=[{"layer": 1, "d_sae": 256, "k": 4},
                                             {"layer": 1, "d_sae": 256, "k": 4, "normalize": "layer_norm"},

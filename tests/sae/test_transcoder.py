@@ -1,4 +1,4 @@
-"""Transcoders: any rule with other ends, against the real sae-lens' own classes.
+"""Transcoders with any activation rule equal sae-lens' own classes.
 
 Shapes: N rows, D_in width read, D_out width written, F latents.
 """
@@ -92,7 +92,7 @@ def test_of_every_rule(kind, ends):
 
 
 def test_the_skip_follows_the_rows_of_edited_codes():
-    """What decode gives beside the latents is the same; codes made by hand know no rows."""
+    """The part of decode that does not come from latents stays the same; codes made by hand have no rows."""
     ends, state = state_of("skip_transcoder")
     ours = coder_of("jumprelu", state, ends=ends)
     codes = ours.encode(rows())
@@ -103,7 +103,7 @@ def test_the_skip_follows_the_rows_of_edited_codes():
 
 
 def test_a_normalised_transcoder_without_skip_decodes_codes_made_by_hand():
-    """Its output is another site's: nothing of the rows read is put back."""
+    """Its output belongs to another site, so no part of the rows read is added to it."""
     ends, state = state_of("transcoder")
     ours = coder_of("jumprelu", state, "layer_norm", ends)
     codes = ours.encode(rows())

@@ -161,7 +161,7 @@ def test_share_gpt_and_json() -> None:
     talk = [{"from": "system", "value": "Be kind."}, {"from": "human", "value": "Hello"},
             {"from": "gpt", "value": "Hi"}]
     wanted = "system: Be kind.\n\nuser: Hello\n\nassistant: Hi"
-    filled = [{"role": None, "content": None, **message} for message in talk]  # as parquet fills up what others have
+    filled = [{"role": None, "content": None, **message} for message in talk]  # parquet adds the keys of other rows
     for given in (talk, filled, json.dumps(talk), {"conversations": talk}, json.dumps({"messages": talk})):
         assert _render(given, "plain") == (wanted, ())
     call = [{"from": "function_call", "value": '{"name": "get_weather", "arguments": {"city": "Oslo"}}'},

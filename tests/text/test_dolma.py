@@ -1,4 +1,4 @@
-"""Dolma shards: every compression, from any line on, and damage that is told apart from text."""
+"""Dolma shards: every compression, from any line on, and damage that is not mistaken for text."""
 
 import gzip
 import json

@@ -32,9 +32,9 @@ class Server:
         self.content = CONTENT
         self.etag: str | None = '"one"'
         self.cuts: list[int] = []
-        """For each answer to come: bytes after which the connection is cut."""
+        """For each coming answer, the bytes after which the connection is cut."""
         self.statuses: list[int] = []
-        """For each answer to come: a status to refuse with."""
+        """For each coming answer, a status to refuse with."""
         self.boast = 0
         """Bytes that are announced and do not exist."""
         self.ranges = True

@@ -89,7 +89,7 @@ def test_a_text_is_what_it_holds(tmp_path):
     assert given_text(str(tmp_path / "two"), TINY).content == text.content
     mixture, moved = (Mixture(given_text(str(path), TINY), 0, "train") for path in (shard, copy))
     next(mixture)
-    moved.load_state_dict(mixture.state_dict())  # what was begun with the one goes on with the other
+    moved.load_state_dict(mixture.state_dict())  # work started with one continues with the other
     assert [document.text for document in moved] == [document.text for document in mixture]
     write_documents(tmp_path / "one", count=4)
     assert given_text(str(shard), TINY).content != text.content

@@ -1,4 +1,4 @@
-"""The mixture: proportions, going on from anywhere, splits, and what it does with bad text."""
+"""The mixture: proportions, resuming from anywhere, splits, and bad text."""
 
 import gzip
 import json

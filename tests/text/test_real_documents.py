@@ -20,7 +20,7 @@ def _text(shared_data: Path, **others: Any) -> Text:
 
 
 def _written(shared_data: Path) -> list[Document]:
-    """The web documents, read in the plainest way."""
+    """The web documents, read in the simplest way."""
     return [Document(value["text"], "web", value["id"])
             for path in sorted((shared_data / "dolma-documents").glob("*.gz"))
             for value in map(json.loads, gzip.decompress(path.read_bytes()).decode().splitlines())]

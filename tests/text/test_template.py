@@ -1,4 +1,4 @@
-"""Chats by a model's chat template; what a template drops is noticed."""
+"""Chats rendered by a model's chat template; what a template drops is noticed."""
 
 import json
 from pathlib import Path

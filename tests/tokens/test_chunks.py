@@ -80,7 +80,7 @@ def test_goes_on_from_every_cut():
 @pytest.mark.parametrize("begin", [(7,), (7, 8)])
 @pytest.mark.parametrize("apart", [False, True])
 def test_each_context_begins_with_bos_and_no_token_is_lost(begin, apart):
-    texts = [text + 10 for text in documents()]  # 7 and 8 stand for BOS alone
+    texts = [text + 10 for text in documents()]  # only 7 and 8 are BOS
     sequences = cut_all(Chunker(BUCKETS, 10**9, 1, begin, apart=apart), texts)
     for sequence in sequences:
         starts = np.flatnonzero(np.diff(sequence.document_ids, prepend=-1)) if apart else [0]
@@ -102,7 +102,7 @@ def test_each_context_begins_with_bos_and_no_token_is_lost(begin, apart):
 
 @pytest.mark.parametrize("apart", [False, True])
 def test_another_beginning_for_the_same_sequences(apart):
-    """What was cut with BOS is, without it, the same text in the same sequences, and the way back is exact."""
+    """Sequences cut with BOS give, without it, the same text in the same sequences; adding it again is exact."""
     texts = [text + 10 for text in documents()]
     sequences = cut_all(Chunker(BUCKETS, 10**9, 1, (7,), apart=apart), texts)
     with_bos = Begun(np.concatenate([s.token_ids for s in sequences]),

@@ -89,7 +89,7 @@ def test_packing_goes_on_inside_a_huge_document(huge, tokenizer, tmp_path, chang
 
 
 def test_what_chats_lose_is_counted_by_source(tokenizer, tmp_path, caplog):
-    """Also by a stage that was interrupted."""
+    """This also holds for an interrupted stage."""
     image = [{"type": "image", "image": "x.png"}, {"type": "text", "text": "What is this? " * 40}]
     talk = [{"role": "user", "content": image}, {"role": "assistant", "content": "It.", "refusal": "no"}]
     (tmp_path / "chats.jsonl").write_text((json.dumps({"messages": talk}) + "\n") * 40)
@@ -105,7 +105,7 @@ def test_what_chats_lose_is_counted_by_source(tokenizer, tmp_path, caplog):
 
 
 def test_a_changed_recipe_of_bos_is_another(tmp_path, tokenizer):
-    """`auto` and `no` are what was before there was such a setting; `yes` is another text of the model's."""
+    """`auto` and `no` give the tokens from before the setting existed; `yes` gives other tokens."""
     write_documents(tmp_path / "corpus")
     old, no, yes = (recipe(tmp_path / "corpus", tokens__bos=bos) for bos in ("auto", "no", True))
     assert old.tokens_hash() == no.tokens_hash() != yes.tokens_hash()
@@ -175,7 +175,7 @@ def test_a_tokenizer_without_eos_is_refused(tmp_path):
 
 
 def test_the_real_tokenizer_on_real_documents(tmp_path, shared_data):
-    """OLMo's own tokenizer, Dolma's own documents: EOS between them, the text survives."""
+    """With OLMo's own tokenizer and Dolma's own documents: EOS is between them, and the text survives."""
     real = Tokenizer(Backend.from_file(str(shared_data / "dolma2-tokenizer.json")), eos_id=100257)
     shutil.copytree(shared_data / "dolma-documents", tmp_path / "corpus")
     source = {"kind": "dolma", "name": "web", "paths": [str(tmp_path / "corpus" / "*.gz")]}

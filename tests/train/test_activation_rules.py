@@ -1,4 +1,4 @@
-"""Every activation rule, plain and nested: values and gradients against dense float64 autograd, and what is learned."""
+"""Every activation rule, plain and nested: values and gradients equal dense float64 autograd, and training works."""
 
 import pytest
 import torch

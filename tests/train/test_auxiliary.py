@@ -92,7 +92,7 @@ def test_without_dead_latents_it_is_the_plain_step(kernels):
 
 
 def test_rows_with_nothing_left_or_no_spread_teach_nothing(kernels):
-    """A constant row of a layer-norm SAE, and one that is reconstructed but for rounding: finite, and no gradient."""
+    """A constant row of a layer-norm SAE, and one that is reconstructed up to rounding: finite, and no gradient."""
     sae = initialize(6, 30, 2, "layer_norm", zeros(6), 0)
     step = Step(sae, Adam((0.0, 0.999), 1e-8), SettledAuxiliary(weight=1.0, dead_window=1, k=3), kernels)
     step.tokens, alive = 10, 30
@@ -132,7 +132,7 @@ def test_it_revives_latents(kernels):
 
 
 def test_the_lift_raises_a_dead_latent_until_it_fires(kernels):
-    """At rate 0 nothing else moves: by lift times the mean activation in a window, and no further than to a firing."""
+    """At rate 0 only the lift moves a bias: by lift times the mean activation in a window, until the latent fires."""
     sae = double(initialize(8, 16, 2, "none", zeros(8), 0))
     step = Step(sae, ADAM, SettledAuxiliary(dead_window=40, k=4, lift=0.5), kernels)
     sae.b_latent[3] = -3.0

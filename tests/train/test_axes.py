@@ -1,4 +1,4 @@
-"""Training along the principal axes of the rows; its result is a coder of rows as they are."""
+"""Training along the principal axes of the rows gives a coder of unrotated rows."""
 
 import json
 import shutil
@@ -92,7 +92,7 @@ def test_folded_axes_change_no_code(tied):
 
 @pytest.mark.parametrize("name", CODERS)
 def test_runs_are_saes_of_rows_as_they_are(job, store, out, name):
-    """On rows of the store, a run's SAE has the error that training says, at most."""
+    """On rows of the store, a run's SAE has at most the error that training reports."""
     run = run_folder(out, spec_of(job, name))
     x_BD = store.read(Site(2), 0, slice(0, 2000)).float()
     y_BD, codes = open_sae(run).sae.reconstruct(x_BD)

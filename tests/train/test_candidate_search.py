@@ -1,4 +1,4 @@
-"""Training with candidates from an 8-bit product: the same SAE on ordinary rows; a margin that widens where it must."""
+"""Training with candidates from an 8-bit product: the same SAE on ordinary rows; the margin widens if necessary."""
 
 import json
 
@@ -25,7 +25,7 @@ ROWS, D_MODEL, LATENTS, K = 256, 32, 256, 8
 
 
 def rows(seed: int, huge: float) -> Tensor:
-    """Rows one of whose channels is huge, and says nothing: its sign is random."""
+    """Rows with one huge channel that carries no information: its sign is random."""
     generator = torch.Generator().manual_seed(seed)
     x_BD = torch.randn(ROWS, D_MODEL, generator=generator)
     x_BD[:, 0] *= huge
@@ -33,7 +33,7 @@ def rows(seed: int, huge: float) -> Tensor:
 
 
 def steps_on(huge: float, count: int, step: Step, first: int = 0) -> list[str]:
-    """Train; what there was to say."""
+    """Train; returns the messages."""
     said = []
     for number in range(first, count):
         step(rows(number, huge), 1e-3)
@@ -51,7 +51,7 @@ def fresh(candidates: Candidates | None, tied: bool = True) -> Step:
 @pytest.mark.parametrize("tied", [True, False])
 def test_on_ordinary_rows_it_trains_as_the_exact_product_does(tied):
     exact, rough = fresh(None, tied), fresh(Candidates(margin=32), tied)  # more than any product needs here
-    # Longer, the last bits of two processors' products decide which latent is at the k-th place.
+    # With more steps, the last bits of different processors' products decide which latent is at the k-th place.
     assert steps_on(1.0, 70, exact) == [] == steps_on(1.0, 70, rough)
     for name, exactly in exact.sae.state_dict().items():
         torch.testing.assert_close(rough.sae.state_dict()[name], exactly, rtol=1e-3, atol=1e-3, msg=name)
@@ -160,8 +160,8 @@ def test_the_trial_looks_at_the_clock(small_store, tmp_path):
 @pytest.mark.parametrize("checkpoint_every", [3, 1000])
 @pytest.mark.parametrize("candidates_ms", [1.0, 3.0])
 def test_a_run_that_goes_on_keeps_the_verdict(candidates_ms, checkpoint_every, small_store, tmp_path, monkeypatch):
-    """Killed after the verdict, with a checkpoint from before it or with none: the same weights as never killed,
-    whatever the clock says the second time."""
+    """Killed after the verdict, with a checkpoint from before it or with none, a run gets the weights of one that was
+    never killed, whatever the clock says the second time."""
     job, store = small_store
     job = job.model_copy(update={"train": job.train.model_copy(update={"checkpoint_every": checkpoint_every})})
     monkeypatch.setattr(Trial, "verdict", lambda self: Verdict(exact_ms=2.0, candidates_ms=candidates_ms))

@@ -1,4 +1,4 @@
-"""What transcoders and crosscoders are given while they train, and that their checkpoints are coders of plain rows."""
+"""The rows that transcoders and crosscoders train on; their checkpoints are coders of plain rows."""
 
 import json
 import shutil
@@ -61,7 +61,7 @@ def test_scales_bring_sites_to_one_size():
     transcoder = CoderConfig(reads=[Site(1)], writes=[Site(3, "mlp.out")], d_sae=8, k=2, weights="untied")
     assert scales_for(transcoder, widths, sizes.__getitem__) == pytest.approx((5 / 4 / (10 / 2),))
     assert scales_for(CoderConfig(layer=1, d_sae=8, k=2), widths, sizes.__getitem__) == (1.0,)
-    assert scales_for(crosscoder, widths, lambda site: 0.0) == (1.0, 1.0)  # rows of zeros stay what they are
+    assert scales_for(crosscoder, widths, lambda site: 0.0) == (1.0, 1.0)  # rows of zeros stay unchanged
 
 
 def test_an_sae_is_given_the_very_rows():
@@ -94,7 +94,7 @@ def test_folded_scales_change_no_code_of_a_crosscoder(tied):
 
 
 def test_runs_are_coders_of_plain_rows(job, out):
-    """What a run's folder gives reconstructs the store's rows as well as its training says."""
+    """A run's coder reconstructs the store's rows as well as its training reports."""
     made, _ = job
     store = open_store(out / "store" / "train")
     rows = {site: store.read(site, 0, slice(0, 500)).float() for site in store.manifest.sites}
@@ -124,7 +124,7 @@ def test_each_site_that_is_written_is_measured(job, out):
 
 
 def test_a_transcoder_in_the_models_place_is_a_hook_there(job, out):
-    """ΔCE against a plain hook on the very module, with transformers' own cross-entropy."""
+    """ΔCE equals that of a plain hook on the module itself, with transformers' own cross-entropy."""
     from olmoscope.evaluate.evaluate import Setting, evaluate_on_text
     from olmoscope.evaluate.sequences import read_sequences
     from olmoscope.model.splice import load_causal_lm

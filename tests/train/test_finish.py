@@ -1,4 +1,4 @@
-"""The end of a run on the language model's own loss: its gradient, which tokens it reads, what it does."""
+"""The end of a run on the language model's own loss: its gradient, the tokens that it reads, its effect."""
 
 import json
 
@@ -43,7 +43,7 @@ def test_steps_read_the_rows_wanted_and_no_sequence_twice_before_all_were_read(j
     _, store = job
     steps = draw_steps(store.path, 23, 512, seed=1)
     assert len(steps) == 23
-    assert all(draw_steps(store.path, 23, 16, seed=1))  # a sequence a step, where one is longer than a batch
+    assert all(draw_steps(store.path, 23, 16, seed=1))  # one sequence per step, if one is longer than a batch
     assert 23 * 512 <= sum(piece.rows for step in steps for piece in step) < 24 * 512
     read = [(piece.segment, sequence) for step in steps for piece in step
             for sequence in range(piece.first, piece.last)]
@@ -61,7 +61,7 @@ def test_several_ranks_can_share_a_step(job):
 
 @pytest.mark.parametrize("site", SITES)
 def test_the_pull_is_the_gradient_of_the_divergence(job, site):
-    """Against the whole model in one graph, with a hook of the test's own, padding and all."""
+    """Equal to the whole model in one graph, with the test's own hook and with padding."""
     _, store = job
     loss = loss_on(store, site)
     (step,) = draw_steps(store.path, 1, 300, seed=0)
@@ -69,7 +69,7 @@ def test_the_pull_is_the_gradient_of_the_divergence(job, site):
     assert loss.reader.read(step) is read  # by all runs of a group
     x_BD = read.rows[Site.parse(site)]
     torch.manual_seed(0)
-    y_BD = x_BD - 0.3  # what the trained latents are to give: the rest stays in the row
+    y_BD = x_BD - 0.3  # the target of the trained latents: the rest stays in the row
     xhat_BD = y_BD + 0.1 * x_BD.norm(dim=1, keepdim=True) * torch.randn_like(x_BD) / x_BD.shape[1] ** 0.5
     e_BD = torch.randn_like(x_BD)
     before_BD = torch.randn(7, x_BD.shape[1])  # rows of the stream, which the model does not read
@@ -114,7 +114,7 @@ def figures(job: Recipe, store, out):
     {"site": "layers.5"}, {"reads": "layers.2.mlp.in", "writes": "layers.2.mlp.out", "skip": True},
     {"site": "layers.5", "normalize": "layer_norm", "matryoshka": [0.25]}])
 def test_the_model_is_harmed_less(job, tmp_path, sae):
-    """Divergence on held-in sequences, spliced, with the last half of the steps on the model's loss and without."""
+    """Divergence on training sequences, spliced, with and without the model's loss in the last half of the steps."""
     base, store = job
     sae = {"d_sae": 256, "k": 8, "weights": "untied"} | sae
     divergence, steps = {}, {}
@@ -165,7 +165,7 @@ def test_what_cannot_be_finished_is_refused(job):
 
 
 def test_a_run_without_it_is_what_it_was(job):
-    """The key decides the weights only where it is set: hashes of older runs stay."""
+    """The key affects the identity only if it is set, so hashes of older runs stay the same."""
     base, _ = job
     finished = Recipe.model_validate(base.model_dump() | {"train": base.train.model_dump() | {"finish": {"kl": 1.0}}})
     assert "finish" not in base.run_identity(base.saes[0])["train"]
@@ -173,7 +173,7 @@ def test_a_run_without_it_is_what_it_was(job):
 
 
 def test_small_model_of_another_architecture(tmp_path):
-    """GPT-2, whose layers give other things than tensors and whose positions are learned."""
+    """GPT-2, whose layers do not output plain tensors, and whose positions are learned."""
     small_model("GPT2").save_pretrained(tmp_path / "model")
     model = load_causal_lm(Model(name=str(tmp_path / "model"), dtype="float32"), CPU)
     place = model.find([Site(1)]).places[Site(1)]

@@ -1,4 +1,4 @@
-"""Several SAEs on one read: each as if alone, wherever its last checkpoint stood."""
+"""Several SAEs on one read: each trains as if alone, wherever its last checkpoint was."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The memory that training is said to take, against what steps of every kind allocate; and how many SAEs then fit."""
+"""The memory estimate of training equals what steps of every kind allocate; and the number of SAEs that fit."""
 
 from pathlib import Path
 
@@ -41,7 +41,7 @@ def taken(job, kernels, device):
         fresh = initialize(D_MODEL, sae.d_sae, sae.k, sae.normalize, torch.zeros(D_MODEL, device=device), 0,
                            tied=sae.weights == "tied")
         step = Step(fresh, Adam.of(train), train.auxiliary, kernels, train.candidates, sae.activation, sae.matryoshka)
-        step.count = 1  # what the first step decides is not to be had of tensors without content
+        step.count = 1  # tensors without content cannot give what the first step decides
         if step.auxiliary is not None:  # the worst case: all are dead
             step.auxiliary.dead_F[:] = True
             step.auxiliary.dead_M = torch.arange(sae.d_sae, device=device)
@@ -73,7 +73,7 @@ def test_a_step_in_shards_takes_what_is_said(d_sae, batch, kind):
     with Allocations() as seen:
         step(x_BD, 1e-3)
     said, half = (training_memory(job_, sae, lambda site: D_MODEL, kernels, ranks) for ranks in (1, 2))
-    drawn = 4 * d_sae * D_MODEL  # by numpy, which is not seen
+    drawn = 4 * d_sae * D_MODEL  # allocated by numpy, which does not show
     assert 0.95 * said.held <= held.now + drawn <= 1.05 * said.held
     assert 0.3 * said.step <= seen.peak <= said.step
     assert abs(2 * half.held - said.held) <= 2 and half.step < said.step
@@ -91,9 +91,9 @@ def test_a_step_takes_what_is_said(name, d_sae, batch, kind):
             held, step = taken(job_, kernels, device)
     else:
         held, step = taken(job_, kernels, "cpu")
-    assert 0.3 * said.step <= step <= said.step  # what sorting takes for itself is not seen
+    assert 0.3 * said.step <= step <= said.step  # the memory that sorting takes itself does not show
     assert held <= said.held + 100, "a few scalars are not counted"
-    if name == "cuda":  # elsewhere the matrix is numpy's, and not seen
+    if name == "cuda":  # elsewhere numpy holds the matrix, which does not show
         assert held == pytest.approx(said.held, rel=0.01)
 
 

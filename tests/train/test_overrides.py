@@ -1,4 +1,4 @@
-"""SAEs of one recipe that are trained otherwise than the others: each as if alone; which checkpoints a run keeps."""
+"""SAEs of one recipe with different training settings: each trains as if alone; which checkpoints a run keeps."""
 
 import json
 import os

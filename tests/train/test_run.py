@@ -1,4 +1,4 @@
-"""A whole run: finished once, refused where it should be, and the same after being killed."""
+"""A whole run is finished once, refused when it should be, and the same after a kill."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def job(tmp_path_factory):
 
 
 def train(recipe_, sae, store, out):
-    """Train one SAE; whether there was something to do."""
+    """Train one SAE; returns whether there was something to do."""
     return [fresh for _, fresh in train_from_store(recipe_, [sae], store, out)] == [True]
 
 
@@ -102,7 +102,7 @@ list(train_from_store(job, job.saes[:1], open_store(Path(sys.argv[2])), Path(sys
 
 
 def start(folder, run, pause):
-    """Start a training process; its pid, and the file of its errors."""
+    """Start a training process; returns its pid and the file of its errors."""
     pid, _, errors = shared_commands().start_as(os.environ, folder / "job.yaml", folder / "store", run, pause,
                                                 code=SCRIPT)
     return pid, errors
@@ -147,7 +147,7 @@ def test_killed_and_resumed_equals_never_killed(job, tmp_path, number, variant):
 
 
 def test_seconds_are_those_of_the_whole_run(job, tmp_path, monkeypatch):
-    """Stopped after 7 slow steps, it goes on with fast ones: the slow ones are not forgotten."""
+    """Stopped after 7 slow steps, it continues with fast ones: the time of the slow ones still counts."""
     recipe_, store, _ = job
     sae = recipe_.saes[0]
     run = run_folder(tmp_path, sae)
@@ -170,7 +170,7 @@ def test_seconds_are_those_of_the_whole_run(job, tmp_path, monkeypatch):
     seconds = json.loads((run / "done.json").read_text())["seconds"]
     assert 7 <= seconds <= 9 + second_part
 
-    # A checkpoint of a version that did not count them: the run goes on, and does not pass off a part for the whole.
+    # A checkpoint from a version that did not count them: the run continues, and does not report a part as the total.
     older = checkpoints(run_folder(copy, sae))[0]
     with safe_open(older, "pt") as file:
         metadata = json.loads(file.metadata()["olmoscope"])

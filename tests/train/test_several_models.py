@@ -37,7 +37,7 @@ BASE = Site(3, model="base")
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
-    """The tiny model, with its weights shaken."""
+    """The tiny model, with perturbed weights."""
     folder = tmp_path_factory.mktemp("base") / "model"
     shutil.copytree(TINY, folder)
     tensors = load_file(folder / "model.safetensors")
@@ -93,7 +93,7 @@ def test_it_is_measured_in_both_models(job, base, out):
     assert (own.site, other.site) == (Site(3), BASE) and found.site == Site(3)
     assert 0 < own.nmse < 0.7 and 0 < other.nmse < 0.7
     assert own.decoder_norm.mean > 0 and other.decoder_norm.mean > 0
-    # By plain hooks in both models, over the very tokens.
+    # By plain hooks in both models, over the same tokens.
     opened = open_sae(run_folder(out, spec))
     models = [load_causal_lm(model, torch.device("cpu")) for model in (job.model, job.models["base"])]
     losses = {"own clean": [], "clean": [], "own": [], "other": []}

@@ -1,4 +1,4 @@
-"""Runs in shards: the same folder from any number of ranks, resumed with others, read as any run."""
+"""Runs in shards: any number of ranks gives the same folder and can resume it, and it is read like any run."""
 
 import json
 import re
@@ -29,7 +29,7 @@ from shard_jobs import contents, train_recipe
 
 SAES = [{"layer": 1, "d_sae": 301, "k": 8, "weights": "untied"},
         {"layer": 1, "d_sae": 130, "k": 40, "normalize": "layer_norm"}]
-"""Uneven shards; of the second, k is more than a shard has."""
+"""Uneven shards; the second SAE's k is larger than a shard."""
 
 
 @pytest.fixture(scope="module")

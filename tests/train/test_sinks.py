@@ -83,7 +83,7 @@ def rows_of(store):
 
 
 def train_alone(job, spec, store, out):
-    """By a recipe that has only this SAE."""
+    """Train with a recipe that has only this SAE."""
     list(train_from_store(job.model_copy(update={"saes": [spec]}), [spec], store, out))
 
 
@@ -111,7 +111,7 @@ def test_sinks_are_reconstructed_and_ordinary_rows_lose_nothing(job, store, out,
     assert errors["sinks", "far"] < (1 if name == "tied" else 0.01) * errors["plain", "far"]
     assert errors["sinks", "ordinary"] < 1.02 * errors["plain", "ordinary"]
     values = sae.encode(ordinary_ND)
-    assert not (values.values[values.indices == 0] > 0).any()  # the latent of the sinks is theirs alone
+    assert not (values.values[values.indices == 0] > 0).any()  # only sinks activate their latent
 
 
 def test_it_says_so(job, out):
@@ -143,7 +143,7 @@ def test_two_ranks_find_the_same_and_split_the_rows_alike(job, store, out, rank_
 
 @pytest.mark.parametrize("name", ["topk", "tied", "jumprelu"])
 def test_the_real_sae_lens_gives_the_same(job, store, out, name):
-    """No rule of ours is needed to splice it in: SAELens's own class reconstructs sinks as ours does."""
+    """Splicing it in needs no extra rule: SAELens' own class reconstructs sinks as ours does."""
     sae_lens = pytest.importorskip("sae_lens")
     spec = next(sae for sae in job.saes if sae.id == name)
     run = run_folder(out, spec)
@@ -156,7 +156,7 @@ def test_the_real_sae_lens_gives_the_same(job, store, out, name):
 
 
 def test_the_finished_sae_is_what_was_trained():
-    """For any rows: the sinks' part, and what the trained latents make of the rest."""
+    """For any rows, it gives the sinks' part, and the trained latents' reconstruction of the rest."""
     torch.manual_seed(0)
     ordinary_ND = torch.randn(500, 16) + 3 * direction(16, 1)
     two_2D = torch.linalg.qr(torch.stack([direction(16, 2), direction(16, 3)]).T)[0].T
@@ -190,7 +190,7 @@ def test_no_sinks(outliers, why):
 
 
 def test_what_has_no_such_latents(job, store, tmp_path):
-    """Rows of one size, groups; and whoever says off."""
+    """There are none for rows of one size, for groups, and with `off`."""
     for kind in ({"normalize": "layer_norm"}, {"activation": "groupmax"}, {"train": {"sinks": "off"}}):
         spec = CoderConfig(layer=1, d_sae=512, k=8, name="without", **kind)
         out = tmp_path / str(len(list(tmp_path.iterdir())))

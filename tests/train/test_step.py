@@ -152,7 +152,7 @@ def test_nothing_dense_is_made(kernels, monkeypatch, tied):
     """The largest tensor of a step stays far under [B, F] and [F, D]."""
     monkeypatch.setattr(kernels, "PRE_ACTIVATIONS_AT_ONCE", 2**12)
     monkeypatch.setattr(kernels, "ROWS_AT_LEAST", 1, raising=False)
-    monkeypatch.setattr(kernels, "SHARES", 7, raising=False)  # a GPU has more of them than this SAE has latents
+    monkeypatch.setattr(kernels, "SHARES", 7, raising=False)  # a GPU has more shares than this SAE has latents
     monkeypatch.setattr("olmoscope.kernels.reference.GRADIENT_AT_ONCE", 2**12)
     rows, d_model, d_sae = 64, 32, 512
     step = Step(fresh(d_model, d_sae, 4, "none", tied=tied), Adam((0.9, 0.999), 1e-8), kernels=kernels)

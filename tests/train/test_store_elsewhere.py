@@ -1,4 +1,4 @@
-"""`olmoscope train --store`: training on a store of another output folder, and every way in which that can go wrong."""
+"""`olmoscope train --store`: training on a store of another output folder, and everything that can go wrong."""
 
 import json
 import shutil
@@ -104,7 +104,7 @@ def test_what_differs_is_named_with_both_values(first, tmp_path):
     refused(other(job, model__name="another/model", tokens__bos="no"), out, folder, r"the recipe is for another/model")
     lacks = other(job, activations__sites=[1, 3, 7], saes=[SAES[0] | {"layer": 3}])
     refused(lacks, out, folder, r"has no rows of layers\.3 \(it has layers\.1, layers\.7\); run `olmoscope coll")
-    shutil.copytree(folder / "store" / "train", tmp_path / "alone")  # nothing beside it says what it is of
+    shutil.copytree(folder / "store" / "train", tmp_path / "alone")  # nothing beside it says which recipe it belongs to
     refused(other(job, seed=9), out, tmp_path / "alone", r"another recipe \(hash \w+, this one's is \w+\): its text")
     with pytest.raises(UserError, match=r"holds the store of another recipe: tokens.count is 1500 there, 7 here"):
         collect_stores(other(job, tokens__count=7), folder)

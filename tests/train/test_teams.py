@@ -1,4 +1,4 @@
-"""Teams of ranks: each trains SAEs of its own, as one process would."""
+"""Teams of ranks: each trains its own SAEs, as one process would."""
 
 import pytest
 
@@ -38,7 +38,7 @@ def alone(job, tmp_path_factory):
 
 
 def train(ranks, job, store, out, spoilt=None):
-    """What each rank yields, or why it ended."""
+    """The SAEs that each rank yields, or the reason why it ended."""
     call = Step.__call__
 
     def spoil(self, *arguments):

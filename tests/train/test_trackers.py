@@ -1,4 +1,4 @@
-"""Metrics in trackers, read back with their own code: every line once, also where a process was killed in between."""
+"""Metrics in trackers, read back with the trackers' own code: every line once, even if a process was killed."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def metrics(run):
 
 
 def logged(run):
-    """The lines as trackers get them: without what is null (the auxiliary loss, while no latent is dead)."""
+    """The lines as trackers get them: without null values (the auxiliary loss, while no latent is dead)."""
     return [{key: value for key, value in line.items() if value is not None} for line in metrics(run)]
 
 

@@ -50,7 +50,7 @@ def test_gradients_equal_autograd(kernels, skip):
     parameters = {name: tensor.clone().requires_grad_() for name, tensor in coder.state_dict().items()}
     dense_loss(parameters, x_BD, y_BD).backward()
     wanted = {name: tensor.grad for name, tensor in parameters.items()}
-    wanted["W_dec"] -= (wanted["W_dec"] * coder.W_dec).sum(1, keepdim=True) * coder.W_dec  # what the norm undoes
+    wanted["W_dec"] -= (wanted["W_dec"] * coder.W_dec).sum(1, keepdim=True) * coder.W_dec  # the norm undoes this
     step = Step(coder, Adam((0.0, 0.999), 1e-8), kernels=kernels)  # with β₁ = 0 the first moment is the gradient
     step(x_BD, 1.0, y_BD)
     assert set(wanted) == set(step.moments)
@@ -61,7 +61,7 @@ def test_gradients_equal_autograd(kernels, skip):
 @pytest.mark.parametrize("activation", ["topk", "batchtopk", "jumprelu"])
 @pytest.mark.parametrize("skip", [False, True])
 def test_it_learns_a_map_that_is_sparse_and_affine(kernels, activation, skip):
-    """y = 4 of 24 directions of x's active features, plus an affine part: the skip finds that part."""
+    """y has 4 of 24 directions for x's active features, plus an affine part, which the skip finds."""
     W_in, W_out, affine = randn(10, 24, D_IN), randn(11, 24, D_OUT), 0.5 * randn(12, D_OUT, D_IN)
     coder = initialize_transcoder(48, 6, torch.zeros(D_IN, device=DEVICE), torch.zeros(D_OUT, device=DEVICE), 0, "t",
                                   skip=skip)

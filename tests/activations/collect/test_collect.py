@@ -1,4 +1,4 @@
-"""Collection: rows equal a plain forward, whatever was interrupted; bad input gets one line."""
+"""Collection gives the rows of a plain forward pass, whatever interrupted it; bad input gets one line."""
 
 import json
 import shutil

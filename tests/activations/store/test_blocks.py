@@ -1,4 +1,4 @@
-"""Blocks: what is read is what was written, and any damage is noticed."""
+"""Blocks: readers get exactly what was written, and notice any damage."""
 
 import pytest
 import torch
@@ -79,7 +79,7 @@ def test_any_flipped_bit_and_any_cut_of_the_file_is_named(path):
             got = read_blocks(path, "activations", slice(0, 600), sums)
         except UserError as error:
             assert "is damaged" in str(error) and "\n" not in str(error)
-        else:  # white space, or another tensor's name: what was read is sound
+        else:  # white space, or another tensor's name: the rows that were read are sound
             assert torch.equal(got, rows)
     for size in (0, 4, 20, header, len(content) - 1):
         path.write_bytes(content[:size])

@@ -51,7 +51,7 @@ def make(corpus, sites, **changes):
 
 
 def files(folder, but=()):
-    """Every file but locks, with when it was written."""
+    """Every file except locks, with the time of its last change."""
     return {str(path.relative_to(folder)): (sha256(path), path.stat().st_mtime_ns)
             for path in sorted(folder.rglob("*"))
             if path.is_file() and not path.name.startswith(".lock") and path.name not in but}
@@ -96,7 +96,7 @@ def test_sites_are_added_and_nothing_is_made_again(corpus, out, tmp_path):
     for run, _ in runs:
         assert weights(out / "runs" / run) == weights(at_once / "runs" / run)
     assert [one.segments_made for one in collect_stores(wanted, out)] == [0, 0, 0, 0]
-    fewer = make(corpus, ["layers.1"])  # the recipe of before: nothing to do, and nothing to complain of
+    fewer = make(corpus, ["layers.1"])  # the earlier recipe: nothing to do, and no error
     assert [one.segments_made for one in collect_stores(fewer, out)] == [0, 0, 0, 0]
 
 
@@ -106,12 +106,12 @@ def weights(run):
 
 @pytest.mark.parametrize("old", [False, True])
 def test_held_out_tokens_are_added(corpus, out, tmp_path, old):
-    """Also to a store of before `wanted` was written down."""
+    """This also works for a store from before `wanted` was recorded."""
     if old:
         for split in ("train", "held_out"):
             edit(out / "store" / split / "manifest.json", lambda tree: tree.pop("wanted"))
             edit(out / "store" / split / "tokens" / "recipe.json", lambda tree: tree.pop("wanted"))
-        collect_stores(make(corpus, ["layers.1"]), out)  # the next collection of any kind writes it down
+        collect_stores(make(corpus, ["layers.1"]), out)  # the next collection of any kind records it
     train, held_out = (files(out / "store" / split, {"manifest.json"}) for split in ("train", "held_out"))
     more = make(corpus, ["layers.1"], tokens__held_out=2500)
     made = collect_stores(more, out)
@@ -127,7 +127,7 @@ def test_held_out_tokens_are_added(corpus, out, tmp_path, old):
     manifest, at_once = (read_manifest(folder / "store" / "held_out") for folder in (out, tmp_path / "at once"))
     assert manifest == at_once
     assert all(not one.problems for one in verify_stores(out))
-    # The run is what it was; its evaluation is of other rows now.
+    # The run is unchanged, but its evaluation now uses other rows.
     assert [fresh for _, fresh in train_saes(more, out, [])] == [False]
     assert [fresh for _, fresh in evaluate_saes(more, out, [])] == [True]
     assert [one.segments_made for one in collect_stores(more, out)] == [0, 0]
@@ -221,7 +221,7 @@ def test_what_cannot_be_added_is_refused_before_anything_starts(corpus, out, cha
 
 
 def test_a_text_that_runs_out_while_a_store_grows(corpus, out):
-    """There are no more tokens to add, and the store is as good as any."""
+    """There are no more tokens to add, and the store is as good as any other."""
     more = make(corpus, ["layers.1"], tokens__count=1_000_000, saes=[RUN | {"name": "longer"}])
     made = collect_stores(more, out)[0]
     assert COUNT < made.manifest.rows < 1_000_000

@@ -1,4 +1,4 @@
-"""Stores looked at, verified and repaired: every kind of damage is found, named, and mended or refused."""
+"""Inspecting, verifying and repairing stores: every kind of damage is found, named, and repaired or refused."""
 
 import fcntl
 import json
@@ -50,7 +50,7 @@ def train(out):
 
 
 def files(store):
-    """Every file but the manifest, whose date may differ, and locks."""
+    """Every file except locks and the manifest, whose date may differ."""
     return {str(path.relative_to(store)): sha256(path) for path in sorted(store.rglob("*"))
             if path.is_file() and path.name != "manifest.json" and not path.name.startswith(".lock")}
 
@@ -80,7 +80,7 @@ def garbage(path):
 
 
 def half_write(folder):
-    """What a kill leaves: our half-written file, and the one that safetensors was writing beside it."""
+    """A kill leaves our half-written file, and the one that safetensors was writing beside it."""
     folder.mkdir()
     (folder / "half-written").touch()
     (folder / ".tmpFahwOx").write_bytes(b"half")
@@ -145,7 +145,7 @@ def test_damage_is_found_named_and_mended(job, whole, out, train, file, hurt, wh
 
 
 def test_all_at_once(job, whole, out, train):
-    """Damage of every kind in both stores; what is sound is not made again."""
+    """Damage of every kind in both stores; sound files are not made again."""
     hurt = {"layer_01/segment-000001.safetensors": truncate, "rows/segment-000001.safetensors": flip,
             "tokens/segment-000001.safetensors": flip, "tokens/index.json": garbage, "manifest.json": garbage}
     for file, damage in hurt.items():
@@ -202,7 +202,7 @@ def test_rows_of_other_tokens_are_found(train, job, whole):
 
 
 def test_checksums_of_blocks_are_checked(job, train, whole):
-    """Readers of slices go by them: a flipped digit would make a sound file unreadable."""
+    """Readers of slices rely on them: a flipped digit would make a sound file unreadable."""
     path = train / "checksums" / "segment-000001.json"
     sums = json.loads(path.read_text())
     blocks = sums["blocks"]["layer_07/segment-000001.safetensors"]["activations"]
@@ -332,7 +332,7 @@ def test_a_live_store_is_looked_at_but_not_repaired(train):
 
 
 def test_repair_holds_the_store(train):
-    """Looking at a store takes no lock, mending it does."""
+    """Inspecting a store takes no lock; repairing it does."""
     with (train / ".lock-tokens").open("a") as file:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         with pytest.raises(UserError, match="another process is writing"):

@@ -1,4 +1,4 @@
-"""Rows of outlier norm: found in a store, and said in a sentence."""
+"""Rows of outlier norm: found in a store, and described in a sentence."""
 
 import shutil
 
@@ -29,7 +29,7 @@ def test_among_rows_of_which_some_are_sinks():
     draw = torch.Generator().manual_seed(0)
     x_ND = torch.randn(4000, 64, generator=draw)
     x_ND[::400] = 300 * torch.nn.functional.normalize(torch.ones(64) + 0.1 * torch.randn(10, 64, generator=draw), dim=1)
-    position_N = np.arange(4000) % 800  # of the ten sinks, each second one is at the start of its sequence
+    position_N = np.arange(4000) % 800  # every second one of the ten sinks is at the start of its sequence
     found = outliers_among(x_ND.norm(dim=1).numpy(), position_N, lambda numbers: x_ND[torch.from_numpy(numbers)])
     unit_ND = torch.nn.functional.normalize(x_ND[::400].double(), dim=1)
     cosine_N = unit_ND @ torch.nn.functional.normalize(unit_ND.mean(0), dim=0)

@@ -1,4 +1,4 @@
-"""Statistics of a store against plain numpy over all of its rows; what a store's dtype loses."""
+"""Statistics of a store equal plain numpy over all of its rows, and so does the error of the store's dtype."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Files that safetensors reads, byte for byte those that it writes."""
+"""Files that safetensors reads, equal byte for byte to those that it writes."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""Stores of format version 1, which named residual streams by their layers, are read as those of now."""
+"""Stores of format version 1, which named residual streams by their layers, are read like current ones."""
 
 import json
 

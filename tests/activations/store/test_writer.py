@@ -1,4 +1,4 @@
-"""The background writer: bounded, in order, and no failure of either side is swallowed or hangs."""
+"""The background writer is bounded and writes in order; a failure on either side is reported and never hangs."""
 
 import threading
 import time

@@ -1,4 +1,4 @@
-"""One address for all: on the hub, in SAELens' registry, in a folder; looked at before anything large is fetched."""
+"""One kind of address for the hub, SAELens' registry and folders; inspected before anything large is downloaded."""
 
 import importlib.metadata
 import json
@@ -51,7 +51,7 @@ GATED = "layer_20/width_16k/average_l0_71"
 
 @pytest.fixture(scope="module")
 def told(tmp_path_factory):
-    """What a process says of addresses, in this order, with a hub of its own."""
+    """The output of a process for some addresses, in this order, with a hub of its own."""
     root = tmp_path_factory.mktemp("hub")
     made.gemma_scope(root)
     made.qwen_scope(root)
@@ -87,7 +87,7 @@ def test_an_entry_of_the_registry(told):
 
 
 def test_weights_are_fetched_only_to_be_loaded(told):
-    """Looking at a torch file, or a safetensors one, brings its header; settings are fetched whole."""
+    """Inspecting a torch or safetensors file downloads only its header; settings are downloaded whole."""
     (_, qwen, alone, layer, *_), _, _ = told
     assert qwen[0] == "a Qwen-Scope SAE" and "layer9.sae.pt" not in qwen[2]
     assert alone[0] == "a Qwen-Scope SAE"  # the only file there
@@ -105,7 +105,7 @@ def test_a_set_is_told_from_an_sae(told):
 
 
 def test_what_the_hub_refuses_while_it_is_looked_into(told):
-    """The reason is the hub's, and not that the file is damaged."""
+    """The message gives the hub's reason, and does not say that the file is damaged."""
     answers, _, _ = told
     assert answers[11].startswith(f"cannot get {GATED}/params.npz from hub repository some/gated: it is gated: accept")
     assert answers[12].startswith(f"cannot get {GATED}/params.npz from hub repository some/busy: the hub refuses "
@@ -171,7 +171,7 @@ class Words:
 
 
 def test_what_names_alone_say(registry):
-    """Releases without settings have layer, place and model in the path: every registered one."""
+    """Releases without settings state layer, place and model in the path; this covers every registered one."""
     told = {"gemma_2": lambda words: gemma_scope._REPOSITORY.search(words) and gemma_scope._PLACE.search(words),
             "gemma_3": lambda words: gemma_scope_2._LAYER.search(words) and gemma_scope_2._REPOSITORY.search(words),
             "qwen_scope": lambda words: qwen_scope._REPOSITORY.search(words) and qwen_scope._LAYER.search(words),
@@ -190,7 +190,7 @@ def test_what_names_alone_say(registry):
 
 
 def test_a_release_at_a_time_is_the_whole_registry(registry):
-    """The text is cut into releases; each by itself says what the whole says."""
+    """The text is cut into releases; each of them alone gives the same entries as the whole."""
     text = importlib.metadata.distribution("sae-lens").locate_file(FILE).read_text()
     assert len(releases()) == len({entry.release for entry in registry}) == text.count("\n  repo_id: ")
     for entry in registry[::1500]:

@@ -1,4 +1,4 @@
-"""Damaged files, and settings that contradict their tensors: one line each."""
+"""Damaged files, and settings that contradict their tensors, get one line each."""
 
 import json
 import shutil
@@ -48,7 +48,7 @@ def test_bad_files(tmp_path, change, message):
 
 
 def test_bad_settings(tmp_path):
-    """A config that contradicts its tensors, or that is not understood."""
+    """A config that contradicts its tensors, or has unknown settings."""
     def fails(path, message, **site):
         with pytest.raises(UserError, match=message) as refusal:
             open_sae(path, **site)

@@ -1,4 +1,4 @@
-"""Sets of transcoders for circuit-tracer: round trips bit for bit, and what is no set."""
+"""Sets of transcoders for circuit-tracer: round trips bit for bit, and refused sets."""
 
 import dataclasses
 

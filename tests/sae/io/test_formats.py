@@ -1,4 +1,4 @@
-"""The list of formats is complete, and each is known by what is in its files, whatever they are called."""
+"""The list of formats is complete, and files are recognised by their content, whatever their names."""
 
 import importlib
 import pkgutil
@@ -36,7 +36,7 @@ from release_runs import RAW, make_out
 
 FOREIGN = Path(__file__).parents[2] / "foreign"
 REPO = "someone/anything"
-"""A name that says nothing: what is in the files tells the format."""
+"""A name without meaning: the content of the files decides the format."""
 
 
 @pytest.fixture(scope="module")

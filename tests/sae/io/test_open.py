@@ -1,4 +1,4 @@
-"""An SAE is opened from a run, from a folder in SAELens' format and from the hub, and is the same one."""
+"""The same SAE can be opened from a run, from a folder in SAELens' format and from the hub."""
 
 import json
 import shutil
@@ -95,7 +95,7 @@ def test_the_hook_names_the_site(out, tmp_path):
 
 
 def test_a_site_stands_in_and_never_overrules(out, tmp_path):
-    """Neither a run nor a folder that says another layer, or another place, is read at the site given."""
+    """`--site` does not overrule a run, or a folder that states another layer or place."""
     run, folder = out / "runs" / RAW, changed(out, tmp_path)
     for where in (run, folder):
         assert open_sae(where, Site(3)).site == Site(3)
@@ -134,7 +134,7 @@ def test_what_is_no_sae_is_said_so(out, tmp_path):
 
 @pytest.mark.parametrize(("said", "bos"), [(True, "yes"), (False, "no"), (None, "auto"), ("true", None)])
 def test_what_a_folder_says_of_bos(out, tmp_path, said, bos):
-    """Unknown is not no; what is neither true nor false is no answer."""
+    """Unknown does not mean no; a value that is neither true nor false is refused."""
     folder = shutil.copytree(out / "release" / RAW, tmp_path / "sae")
     config = json.loads((folder / "cfg.json").read_text())
     config["metadata"]["prepend_bos"] = said

@@ -1,4 +1,4 @@
-"""SAEs in other tools' formats: what was written is read as the same SAE. tests/foreign/read_back.py asks the tools."""
+"""SAEs in other tools' formats are read back as the same SAE here; tests/foreign/read_back.py asks the tools."""
 
 import pytest
 import torch

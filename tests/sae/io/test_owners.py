@@ -46,7 +46,7 @@ def test_codes_and_reconstructions_are_the_owners(folder):
     density = float((expected["codes"] != 0).double().mean())
     assert 0.02 < density < 0.9
     same_B = (codes_BF != 0).eq(expected["codes"] != 0).all(dim=1)
-    # Latents 0 and 1 tie; where one of them is the last to be active, which one it is is nobody's rule.
+    # Latents 0 and 1 tie; if one of them is the last to be active, no rule says which one it is.
     others_BF = torch.cat([codes_BF[:, :2].sum(dim=1, keepdim=True), codes_BF[:, 2:]], dim=1)
     wanted_BF = torch.cat([expected["codes"][:, :2].sum(dim=1, keepdim=True), expected["codes"][:, 2:]], dim=1)
     assert_equal(others_BF, wanted_BF, x_BD)

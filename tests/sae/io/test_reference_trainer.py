@@ -1,4 +1,4 @@
-"""A checkpoint of the reference trainer is opened as it is, and is the SAE that its import is."""
+"""A checkpoint of the reference trainer can be opened directly, and gives the same SAE as its import."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_the_layer_is_given_where_the_file_does_not_say(tmp_path):
 
 
 def test_other_files_are_refused_in_one_line(tmp_path):
-    """What no format knows, and torch files that are another program's."""
+    """Files in no known format, and torch files from other programs."""
     text, other, half = tmp_path / "a.pt", tmp_path / "b.pt", tmp_path / "c.pt"
     text.write_text("no torch file")
     torch.save({"encoder.weight": torch.zeros(2, 2)}, other)

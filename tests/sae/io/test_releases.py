@@ -1,5 +1,5 @@
-"""Other people's releases, in files made by hand (tests/foreign_files.py), compute here what SAELens' own loaders make
-of them; where SAELens has no loader, or reads otherwise than the owner, what the owner's formula says, in float64."""
+"""Other people's releases, in files made by hand (tests/foreign_files.py), compute the same as with SAELens' loaders.
+If SAELens has no loader, or differs from the owner, they compute the owner's formula in float64."""
 
 import importlib
 
@@ -23,7 +23,7 @@ def close(found_BX, wanted_BX, x_BD):
 
 
 def theirs(monkeypatch, root, loader, repo, folder, overrides=None, scale=None):
-    """What SAELens' loader of this name makes of a folder that stands in for the hub."""
+    """The SAE that SAELens' loader of this name makes from a folder in place of the hub."""
     from huggingface_hub.utils import EntryNotFoundError
     from sae_lens.loading import pretrained_sae_loaders as loaders
     from sae_lens.registry import get_sae_class
@@ -149,7 +149,7 @@ def test_transcoders_of_gemma_scope_read_rows_in_their_own_scale(tmp_path):
 
 
 def test_embedding_of_gemma_scope(tmp_path):
-    """Trained on embeddings before the factor √D; b_dec is of those too."""
+    """It was trained on embeddings before the factor √D, and so was b_dec."""
     repo = "google/gemma-scope-2b-pt-res"
     path = made.gemma_scope(tmp_path, repo, "embedding/width_4k/average_l0_6")
     opened, p, unscaled_BD = open_sae(tmp_path / repo / path), made.parameters(), rows()
@@ -226,7 +226,7 @@ def test_openai(tmp_path, activation, tied):
 
 
 def test_goodfires_of_deepseek_r1(tmp_path):
-    """Tied, and the k largest of each row where its owner takes those of the batch."""
+    """Tied, with the k largest of each row; its owner takes those of the batch."""
     repo = "Goodfire/DeepSeek-R1-SAE-l37"
     path = tmp_path / repo / made.goodfire_r1(tmp_path, repo)
     opened, x_BD, p = open_sae(path), rows(), made.parameters(latents=96)

@@ -1,4 +1,4 @@
-"""Our own runs: a checkpoint gives back the very SAE that was trained; a folder that mixes runs is refused."""
+"""Our own runs: a checkpoint gives exactly the SAE that was trained; a folder that mixes runs is refused."""
 
 import shutil
 

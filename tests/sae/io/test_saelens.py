@@ -1,4 +1,4 @@
-"""Other people's SAEs, written by the real sae-lens, encode and decode here as they do there, value by value."""
+"""Other people's SAEs, written by sae-lens itself, encode and decode the same here as there, value by value."""
 
 import json
 
@@ -131,7 +131,7 @@ def test_dense_codes_are_bounded(tmp_path, monkeypatch):
 
 
 def test_layout_before_version_6(tmp_path):
-    """No metadata, the activation function a setting: as SAELens' own loader reads it."""
+    """Without metadata, and with the activation function as a setting: read as by SAELens' own loader."""
     theirs_in(tmp_path, "topk", k=7)
     old = {"d_in": D, "d_sae": F, "dtype": "float32", "device": "cpu", "activation_fn_str": "topk",
            "activation_fn_kwargs": {"k": 7}, "hook_point": "blocks.3.hook_resid_post", "model_name": "tiny",
@@ -173,7 +173,7 @@ def centring(folder, **kwargs):
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu", "gated"])
 def test_centred_writing_weights(tmp_path, architecture, centred, normalize):
-    """Codes are those that SAELens has of rows without their mean; the reconstruction has the mean again."""
+    """Codes equal SAELens' for rows without their mean; the reconstruction has the mean again."""
     from sae_lens import SAE
 
     settings = {"k": 7} if architecture == "topk" else {}

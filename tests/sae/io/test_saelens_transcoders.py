@@ -1,5 +1,4 @@
-"""Transcoders in SAELens' format: theirs, written by the real sae-lens, compute here what they compute there, and ours
-there what they compute here."""
+"""Transcoders in SAELens' format compute the same in both: theirs, written by sae-lens itself, here; and ours there."""
 
 import json
 
@@ -80,7 +79,7 @@ def both(folder, x_BD):
 
 
 def assert_equal(theirs, ours):
-    """To float32 rounding, 1e-6 of each row's largest value; which latents are active, exactly but for rounding."""
+    """Equal to float32 rounding, 1e-6 of each row's largest value; the active latents are equal except for rounding."""
     for want_BF, found_BF in zip(theirs, ours, strict=True):
         assert want_BF.shape == found_BF.shape
         scale_B1 = want_BF.abs().amax(dim=1, keepdim=True).clamp_min(1)
@@ -117,7 +116,7 @@ def test_a_row_of_zeros_gets_what_the_biases_say(tmp_path):
 @pytest.mark.parametrize("centred", [True, False])
 @pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu", "gated"])
 def test_an_sae_that_writes_elsewhere_is_a_transcoder(tmp_path, architecture, centred):
-    """SAELens asks only the metadata where to put what an SAE computes."""
+    """In SAELens, only the metadata decide where an SAE's output goes."""
     settings = {"k": K} if architecture == "topk" else {}
     x_BD = rows().unique(dim=0)[:40] if architecture == "topk" else rows()
     folder = theirs_in(tmp_path, architecture, apply_b_dec_to_input=centred, **settings)

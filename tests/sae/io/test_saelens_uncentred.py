@@ -1,4 +1,4 @@
-"""An SAE that does not subtract its decoder's bias goes out to SAELens and comes back as it was."""
+"""An SAE that does not subtract its decoder's bias is unchanged after export to SAELens and back."""
 
 import json
 

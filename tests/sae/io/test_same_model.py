@@ -24,7 +24,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """A model, a copy of it, the same with other weights, deeper, wider; another architecture."""
+    """A model, a copy of it, the same with other weights, a deeper one, a wider one, and another architecture."""
     folder = tmp_path_factory.mktemp("models")
     save_small_model("Llama", folder / "model")
     for copy in ("copy", "weights", "depth", "width"):
@@ -134,7 +134,7 @@ def test_bos_stands_in_and_never_overrules(models, text, tmp_path):
 
 
 def test_centred_rows_of_a_model_with_rms_norms(models, text, tmp_path):
-    """TransformerLens leaves such a model's stream alone; a layer norm's it centres, and so do we."""
+    """TransformerLens does not change such a model's stream; with layer norms it centres the stream, and so do we."""
     centred = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
     where = sae_of(tmp_path / "sae", model_name=str(models / "model"), **centred)
     for do in (lambda: evaluate_anywhere([where], Options(tmp_path / "out", text, 100, dtype="float32")),
