@@ -1,4 +1,4 @@
-"""Why the files of a model, tokenizer or SAE cannot be loaded: found in the files themselves, told in one line."""
+"""Why the files of a model, tokenizer or SAE cannot be loaded: found in the files themselves, explained in one line."""
 
 import json
 from pathlib import Path

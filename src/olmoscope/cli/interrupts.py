@@ -1,7 +1,7 @@
 """Ctrl-C is not lost where Python cannot raise it.
 
 Python runs a signal's handler between any two instructions of the main thread. If these are in a callback that must not
-raise, such as those that importlib runs after each import, it prints `Exception ignored in` and goes on. So an
+raise, such as those that importlib runs after each import, it prints `Exception ignored in` and continues. So an
 interrupt that came while torch was imported could be lost, and the process did all of its work.
 """
 

@@ -130,7 +130,7 @@ class Plan:
     warnings: list[str]
     """What is possible but probably not intended, one line each."""
     verdict: str
-    """What is known about the model's behaviour, in one line: tested now, when a store was begun, or not yet."""
+    """What is known about the model's behaviour, in one line: tested now, when a store was started, or not yet."""
 
     @property
     def tokens(self) -> int:

@@ -141,7 +141,7 @@ def f1(score_N: Tensor, y_N: Tensor) -> float | None:
 
 
 def split_latents(codes: SparseCodes, rank_F: Tensor, y_N: Tensor, train: int) -> list[int]:
-    """The latents that stand for a class: the first, and further ones as long as each raises F1 by enough."""
+    """The latents that represent a class: the first, and further ones as long as each raises F1 by enough."""
     best, kept = -1.0, 0
     z_NK = values_of(codes, rank_F[:MOST_LATENTS])
     for k in range(1, MOST_LATENTS + 1):

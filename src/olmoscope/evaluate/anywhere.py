@@ -54,8 +54,8 @@ class Options:
 
     Attributes:
         out: where results go.
-        text: a file, a folder, a hub dataset, or an output folder of ours (its held-out text). None: the held-out text
-            of the output folder that one of the SAEs is in.
+        text: a file, a folder, a hub dataset, or an output folder (its held-out text). None: the held-out text of the
+            output folder that one of the SAEs is in.
         tokens: the most tokens of the text to use.
         model: the language model of all SAEs, if they do not name it, or if a copy of it is elsewhere.
         dtype: the dtype in which it computes.

@@ -45,7 +45,7 @@ class LetterAbsorption(_Frozen):
     recognised: int
     """Test words of the letter that this probe recognises."""
     split: list[int]
-    """The latents that stand for the letter."""
+    """The latents that represent the letter."""
     fraction: FiniteFloat | None
     """How far these words are absorbed, on average; None, like `full`, if the model does not know the letter."""
     full: FiniteFloat | None
@@ -66,6 +66,6 @@ class Absorption(_Frozen):
     """None, like `full` and `latents`, if the model knows too few letters."""
     full: FiniteFloat | None
     latents: FiniteFloat | None
-    """Mean number of latents that stand for a letter."""
+    """Mean number of latents that represent a letter."""
     intervals: dict[str, Interval]
     """For `fraction`, `full` and `latents`, by bootstrap over letters."""

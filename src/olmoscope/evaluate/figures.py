@@ -125,10 +125,10 @@ RECOVERED_MEAN = Figure("loss_recovered_mean", "Loss recovered, of mean ablation
                         "1 − ΔCE / (rise with the mean row instead of x).",
                         lambda e: e.language.loss_recovered_mean, "share", intervals=_language)
 DELTA_CE_KEPT = Figure("delta_ce_outliers_kept", "Added cross-entropy, outliers kept",
-                       "ΔCE with rows of outlier norm left as they are.",
+                       "ΔCE with rows of outlier norm left unchanged.",
                        lambda e: e.language.delta_ce_outliers_kept, unit="nats", intervals=_language,
                        beside_outliers=True)
-KL_KEPT = Figure("kl_outliers_kept", "KL divergence, outliers kept", "KL with rows of outlier norm left as they are.",
+KL_KEPT = Figure("kl_outliers_kept", "KL divergence, outliers kept", "KL with rows of outlier norm left unchanged.",
                  lambda e: e.language.kl_outliers_kept, unit="nats", intervals=_language, beside_outliers=True)
 KL = Figure("kl", "KL divergence", "From the clean model's next-token distribution to the spliced model's.",
             lambda e: e.language.kl, unit="nats", intervals=_language, short="KL, nats")
@@ -144,7 +144,7 @@ _ALL: tuple[tuple[str, tuple[Figure, ...]], ...] = (
                "NMSE of the projection on k random directions around the mean. An SAE must be far below it.",
                lambda e: e.nmse_random_directions),
         FVU, EXPLAINED, FVU_ALL,
-        Figure("cosine", "Cosine", "Mean over rows of cos(x, x̂). Does not see shrinkage.", lambda e: e.cosine,
+        Figure("cosine", "Cosine", "Mean over rows of cos(x, x̂). Insensitive to shrinkage.", lambda e: e.cosine,
                intervals=_rows),
         Figure("l2_ratio", "Length ratio", "Mean over rows of ‖x̂‖ / ‖x‖.", lambda e: e.l2_ratio, intervals=_rows),
         Figure("relative_reconstruction_bias", "Relative reconstruction bias",

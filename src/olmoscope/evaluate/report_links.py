@@ -1,4 +1,4 @@
-"""Links from a report to what lies beside it: other reports, the model card, the page of features.
+"""Links from a report to related pages: other reports, the model card, the page of features.
 
 Addresses are relative to the report, so a folder can be moved or uploaded as a whole. The caller gives only what
 exists.

@@ -212,8 +212,8 @@ class Evaluation(_Frozen):
     run_hash: str | None
     """The `run_hash` of one of our own runs; None for other SAEs."""
     files: dict[str, str] | None = None
-    """The SHA-256 of each file of the SAE that was read, by its path in the SAE's folder; None for a run of ours, and
-    in files written before this was recorded."""
+    """The SHA-256 of each file of the SAE that was read, by its path in the SAE's folder; None for our own runs, and in
+    files written before this was recorded."""
     identity: str
     """Identifies what was evaluated and how; an evaluation with the same identity is not repeated."""
     store: str | None

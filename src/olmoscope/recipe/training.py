@@ -132,8 +132,8 @@ class Train(Frozen):
     stay fixed. For SAEs of one site, without layer norm or groups."""
     finish: Finish | None = None
     """In the last steps, the language model reads sequences with reconstructions in them, and the effect on its
-    predictions enters the loss; null: training ends as it began. This costs passes of the whole model over as many
-    tokens as these steps have rows."""
+    predictions enters the loss; null: training does not change at the end. This costs passes of the whole model over as
+    many tokens as these steps have rows."""
     shards: Count = 1
     """The number of parts in which the latents are trained; up to that many processes share them (`olmoscope train
     --ranks`). It decides the order of sums, and so the weights' last bits and where latents start; the number of

@@ -103,6 +103,6 @@ def _earlier_only(before: Comparison) -> list[str]:
         return []
     try:
         there = read_manifest(Path(hf_hub_download(before.repo, MANIFEST, revision=before.commit)).parent)
-    except UserError:  # no manifest of ours, so no file is ours
+    except UserError:  # no Olmoscope manifest, so no file is ours
         return []
     return sorted(set(before.others) & set(there.files))

@@ -47,7 +47,7 @@ class AuxiliaryLoss:
         self.list_dead()
 
     def list_dead(self) -> None:
-        """Make the list anew from `dead_F`; waits for the device."""
+        """Rebuild the list from `dead_F`; waits for the device."""
         self.dead_M = self.dead_F.nonzero().squeeze(1)
 
     def gradients(self, y_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None, e_BD: Tensor,

@@ -26,7 +26,7 @@ ROUNDING = 1e-5
 """A value this close to the smallest one kept, relative to it, does not count as missed: the order of a float32 sum
 changes its value."""
 EXACT = -1
-"""The margin that stands for the exact product."""
+"""The margin that means the exact product."""
 
 
 class CandidateSearch:

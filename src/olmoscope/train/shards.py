@@ -72,7 +72,7 @@ class Shard:
         self.last_fired_F.scatter_reduce_(0, indices_BK.flatten(), active_BK.flatten() * tokens, "amax")
 
     def list_dead(self) -> None:
-        """Make the list anew from `dead_F`; waits for the device."""
+        """Rebuild the list from `dead_F`; waits for the device."""
         self.dead_M = self.dead_F.nonzero().squeeze(1)
 
     def tensors(self) -> dict[str, Tensor]:

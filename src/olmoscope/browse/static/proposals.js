@@ -4,12 +4,12 @@ import {h, plain, say} from "./dom.js";
 import {source} from "./source.js";
 
 const FIGURES = [
-  ["detection", "detection", "AUROC of telling held-out text in which the feature fires from text in which it does not"],
-  ["on_lines", "same lines", "The same on the few lines on which all labels of a feature are judged: compare labels by it"],
-  ["fuzzing", "which token", "AUROC of telling the tokens on which it fires from others of the same text"],
+  ["detection", "detection", "AUROC for distinguishing held-out text in which the feature fires from text in which it does not"],
+  ["on_lines", "same lines", "The same on the few lines on which all labels of a feature are judged; use it to compare labels"],
+  ["fuzzing", "which token", "AUROC for distinguishing the tokens on which it fires from others of the same text"],
   ["intruder", "intruder", "Share of groups of five texts in which the one without the feature is found"],
-  ["output", "output", "AUROC of telling the tokens that it promotes from those that it suppresses"],
-  ["clamped", "clamped", "AUROC of telling the tokens that become likelier when it is clamped from those that become less likely"],
+  ["output", "output", "AUROC for distinguishing the tokens that it promotes from those that it suppresses"],
+  ["clamped", "clamped", "AUROC for distinguishing the tokens that become likelier when it is clamped from those that become less likely"],
 ];
 
 /** The proposals of a feature. `changed` is called when one was accepted or rejected. */

@@ -137,7 +137,7 @@ def find_saes(where: str) -> list[str]:
 
 
 def is_run(where: str) -> bool:
-    """Whether there is a run of ours, or a checkpoint of one, at an address."""
+    """Whether there is an Olmoscope run, or a checkpoint of one, at an address."""
     path = Path(where)
     return path.exists() and any(form.detect(Here(path)) for form in (run_folder, run_checkpoint))
 

@@ -12,7 +12,7 @@ from olmoscope.sae.coder import SparseCoder
 from olmoscope.site import Site
 
 Kind = Literal["run", "folder", "file", "hub"]
-"""A run of ours, a folder of one SAE, a file of one SAE, or such a folder or file on the hub."""
+"""An Olmoscope run, a folder of one SAE, a file of one SAE, or such a folder or file on the hub."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Opened:
         model_layers: the number of layers of the whole model, if its files say.
         step: the step of an intermediate checkpoint of a run; None for the end of training.
         unread: which tokens training left out, in words; None if it left out none, or if the files do not say.
-        files: the SHA-256 of each file that was read, by its path in the folder; empty for a run of ours, which is
+        files: the SHA-256 of each file that was read, by its path in the folder; empty for an Olmoscope run, which is
             identified by its hash.
     """
 

@@ -1,4 +1,4 @@
-"""A checkpoint that a finished run of ours keeps (`train.checkpoints`): the SAE after a number of steps.
+"""A checkpoint that a finished Olmoscope run keeps (`train.checkpoints`): the SAE after a number of steps.
 
     RUN/checkpoints/step-00001000.safetensors    or the folder RUN/checkpoints/step-00001000, if it is in shards
 """

@@ -1,4 +1,4 @@
-"""A finished run of ours: its recipe, what done.json says about the SAE, and its final checkpoint.
+"""A finished Olmoscope run: its recipe, what done.json says about the SAE, and its final checkpoint.
 
     recipe.yaml                     the recipe, resolved
     done.json                       which SAE of the recipe this is, and where its activations came from
