@@ -10,6 +10,9 @@
 
 PYTHON ?= python3
 VENV := .venv
+# What a new environment gets; .ci/run installs all at once, which takes less than one after the other.
+EXTRAS ?= browse
+COMMA := ,
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
@@ -57,8 +60,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("olmoscope needs Python 3.11 or newer: make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) torch
-	$(PIP) --editable '.[browse]'
-	touch $@
+	$(PIP) --editable '.[$(EXTRAS)]'
+	touch $@ $(patsubst %,$@-%,$(filter dev docs,$(subst $(COMMA), ,$(EXTRAS))))
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) --editable '.[dev]'

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 LIBRARIES = ("torch.distributed.tensor", "torch._dynamo.convert_frame", "scipy.optimize", "numba.np.ufunc.parallel",
-             "pyarrow.parquet", "rich.progress")
+             "pyarrow.parquet", "olmoscope.cli.app", "olmoscope.pipeline", "olmoscope.kernels.cpu",
+             "olmoscope.features.build")
 """Modules that are slow to import and read no settings of the Hugging Face hub."""
-WITH_TRANSFORMERS = (*LIBRARIES, "transformers.models.olmo3.modeling_olmo3")
+WITH_TRANSFORMERS = (*LIBRARIES, "transformers.models.olmo3.modeling_olmo3", "transformers.convert_slow_tokenizer")
 
 
 class Commands:
@@ -55,7 +56,7 @@ class Commands:
                        environment=dict(environment), **code)
         return pid, output, errors
 
-    def wait(self, pid, seconds=60.0):
+    def wait(self, pid, seconds=240.0):
         """Exit status (negative: the signal), or None if it still runs after `seconds`."""
         return self.ask(wait=pid, seconds=seconds)
 

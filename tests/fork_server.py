@@ -1,6 +1,6 @@
 """Run as a script, with modules to import: a process that has imported them, and forks a process for each request.
 
-Otherwise starting Python costs 2 to 6 seconds of imports. The forked processes are real and get real signals; only
+Otherwise starting Python costs 3 to 7 seconds of imports. The forked processes are real and get real signals; only
 their start is short. The protocol is one JSON value per line: {"start": [arguments], "output": file} is answered with
 the pid; {"wait": pid, "seconds": s} with the exit status (negative: the signal), or null if it still runs. "start" may
 come with:
@@ -19,6 +19,9 @@ import sys
 import time
 import traceback
 
+from numba.core.registry import cpu_target
+from numba.np.ufunc import parallel
+
 COMMAND = "from olmoscope.cli.app import main\nmain()"
 
 
@@ -27,6 +30,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for module in sys.argv[1:]:
         importlib.import_module(module)
+    # What numba reads before the first kernel of a process takes half a second. No kernel may run here: forked
+    # processes would lack the threads that it starts.
+    cpu_target.typing_context.refresh()
+    cpu_target.target_context.refresh()
 
     for line in sys.stdin:
         request = json.loads(line)
@@ -51,8 +58,8 @@ def start(request: dict) -> int:
         if (environment := request.get("environment")) is not None:
             os.environ.clear()
             os.environ.update(environment)
-        from numba.np.ufunc import parallel
-
+            if "olmoscope.progress" in sys.modules:  # its console read COLUMNS and others when it was made
+                sys.modules["olmoscope.progress"].console.__init__(stderr=True)
         parallel._set_init_process_lock()  # a command that is killed while it holds the lock must not block the next
 
         for name, value in request.get("constants", {}).items():

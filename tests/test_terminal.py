@@ -22,13 +22,26 @@ COMMANDS = """
 import sys
 from typer.main import get_command
 from olmoscope.cli import app as cli
-for name in ("", *get_command(cli.app).commands, "store info", "store verify", "store repair"):
-    sys.argv = ["olmoscope", *name.split(), "--help"]
+
+def run(*arguments):
+    sys.argv = ["olmoscope", *arguments]
     try:
         cli.main()
     except SystemExit as done:
-        assert not done.code, name
+        return done.code or 0
+    return 0
+
+recipe, missing = sys.argv[1:]
+for name in ("", *get_command(cli.app).commands, "store info", "store verify", "store repair"):
+    assert run(*name.split(), "--help") == 0, name
+for stream in (sys.stdout, sys.stderr):
+    print("=== plan", file=stream, flush=True)
+assert run("plan", recipe) == 0
+for stream in (sys.stdout, sys.stderr):
+    print("=== refused", file=stream, flush=True)
+assert run("plan", missing) == 1
 """
+"""One after another in one process: a new Python, which settles its encoding at its start, takes seconds of imports."""
 
 
 @pytest.fixture(scope="module")
@@ -36,31 +49,21 @@ def out(tmp_path_factory):
     return make_out(tmp_path_factory.mktemp("terminal") / "out")
 
 
-def olmoscope(*arguments, **environment):
-    return subprocess.run([sys.executable, "-m", "olmoscope", *map(str, arguments)], capture_output=True,
-                          env=os.environ | environment, timeout=240)
-
-
 @pytest.mark.parametrize("encoding", ENCODINGS)
-def test_help_of_all_commands(encoding):
-    done = subprocess.run([sys.executable, "-c", COMMANDS], capture_output=True, env=os.environ | ENCODINGS[encoding],
-                          timeout=240)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(b"Usage: olmoscope") >= 15
-    assert done.stdout.isascii() and not done.stderr
-
-
-@pytest.mark.parametrize("encoding", ENCODINGS)
-def test_tables_lines_and_errors(encoding, tmp_path):
+def test_help_tables_lines_and_errors(encoding, tmp_path):
     """A recipe is UTF-8, whatever the locale says."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text((resources.files("olmoscope") / "recipes" / "tiny.yaml").read_text().replace(
         "name: tiny", "name: naïve Δ 中", 1), encoding="utf-8")
-    plan = olmoscope("plan", recipe, **ENCODINGS[encoding])
-    assert plan.returncode == 0, plan.stderr
-    assert (b"na\xefve" if encoding == "latin-1" else b"na\\xefve") + b" d \\u4e2d" in plan.stdout
-    refused = olmoscope("plan", tmp_path / "Δ.yaml", **ENCODINGS[encoding])
-    assert refused.returncode == 1 and refused.stderr.startswith(b"error: no recipe")
+    done = subprocess.run([sys.executable, "-c", COMMANDS, recipe, tmp_path / "Δ.yaml"], capture_output=True,
+                          env=os.environ | ENCODINGS[encoding], timeout=240)
+    assert done.returncode == 0, done.stderr
+    (help_, rest), (nothing, said) = (stream.split(b"=== plan\n", 1) for stream in (done.stdout, done.stderr))
+    plan, refused = rest.split(b"=== refused\n")[0], said.split(b"=== refused\n")[1]
+    assert help_.count(b"Usage: olmoscope") >= 15
+    assert help_.isascii() and not nothing
+    assert (b"na\xefve" if encoding == "latin-1" else b"na\\xefve") + b" d \\u4e2d" in plan
+    assert refused.startswith(b"error: no recipe")
 
 
 def test_figures_where_letters_are_missing(out, monkeypatch):

@@ -15,16 +15,18 @@ from commands import Commands
 from helpers import recipe, write_documents
 from olmoscope.files import files_below, locked, sha256
 
-SEGMENTS = 47
+SEGMENTS = 51
 
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
-    """A recipe file."""
+    """A recipe file: many segments, little to compute."""
     folder = tmp_path_factory.mktemp("job")
-    write_documents(folder / "corpus", count=600)
+    write_documents(folder / "corpus", count=200)
     path = folder / "recipe.yaml"
-    path.write_text(recipe(folder / "corpus", tokens__count=30000).to_yaml())
+    path.write_text(recipe(
+        folder / "corpus", tokens__count=9000, tokens__segment_rows=230, activations__layers=[1, 3],
+        saes=[{"layer": 1, "d_sae": 512, "k": 8}, {"layer": 3, "d_sae": 512, "k": 8}]).to_yaml())
     return path
 
 
@@ -59,7 +61,7 @@ def wait_for(condition, seconds=30.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"
-        time.sleep(0.002)
+        time.sleep(0.01)  # a look at all files takes as long
 
 
 def wait_within(folder, commands, pid, seconds):
@@ -235,7 +237,7 @@ def test_a_full_disk_stops_it_and_space_lets_it_go_on(job, commands, whole, smal
 
 def test_kills_while_a_store_grows(job, commands, tmp_path):
     """Sites, training tokens and held-out tokens are added; ten kills, the first five as soon as something changes."""
-    more = ("--set", "activations.layers=[1, 3, 7]", "--set", "tokens.count=33000", "--set", "tokens.held_out=1500")
+    more = ("--set", "activations.layers=[1, 2, 3]", "--set", "tokens.count=10000", "--set", "tokens.held_out=1000")
     begun, whole, killed = (tmp_path / name for name in ("begun", "whole", "killed"))
     assert commands.run("collect", job, "-o", begun)[0] == 0
     shutil.copytree(begun, whole)
@@ -244,7 +246,7 @@ def test_kills_while_a_store_grows(job, commands, tmp_path):
     assert status == 0, output
     random = np.random.default_rng(0)
     for kill in range(10):
-        before = set(content(killed))
+        before = content_names(killed)
         pid, output = commands.start("collect", job, *more, "-o", killed)
         wait_for(lambda before=before: content_names(killed) != before)
         status = commands.wait(pid, random.uniform(0, 0.02 if kill < 5 else 0.3))
@@ -256,7 +258,7 @@ def test_kills_while_a_store_grows(job, commands, tmp_path):
     assert content(killed) == content(whole)
     assert commands.run("store", "verify", killed)[0] == 0
     assert (content(whole).items() >= {name: digest for name, digest in content(begun).items()
-                                       if "/layer_" in name and "segment-000046" not in name
+                                       if "/layer_" in name and f"segment-{SEGMENTS - 1:06}" not in name
                                        and "held_out" not in name}.items())
 
 
