@@ -68,7 +68,7 @@ def collect(recipe: RecipeArgument, form: FormOption = None, changes: SetOption 
     resolved, folder = find_recipe(recipe, out, form, changes or ())
     if ranks > 1:
         before = {path.parent: _segments(path.parent) for path in (folder / "store").rglob("manifest.json")}
-        start_here(ranks, resolved.device, "finished segments are kept, and the same command makes the rest")
+        start_here(ranks, resolved.device, "finished segments are kept; run the same command again to make the rest")
         who = Worker()  # makes what is left, if anything, and reports on all of it
     else:
         who = parse_worker(worker) if worker else worker_from_environment(os.environ)

@@ -20,7 +20,7 @@ from olmoscope.distributed.sums import tree_sum_of_some
 from olmoscope.errors import AnotherRankFailedError, LostRankError, UserError
 
 LOST = ("another process of this command has ended, or cannot be reached: its own message, or that of the launcher, "
-        "says why. What is finished is whole, checkpoints too; the same command goes on from there")
+        "says why. What is finished is whole, checkpoints too; run the same command again to continue")
 
 
 _ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
