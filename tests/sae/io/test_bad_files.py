@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import foreign_files as made
 from olmoscope.errors import UserError
 from olmoscope.sae.io.headers import read_header, read_tensors
-from olmoscope.sae.io.open import open_sae
+from olmoscope.sae.io.open import look_at, open_sae
 from olmoscope.sae.io.torch_file import is_torch_file
 from olmoscope.site import Site
 
@@ -137,3 +137,32 @@ def test_a_header_whose_length_begins_as_a_pickle_does(tmp_path):
         assert read_header(file, "file").shapes == {name: (2,)}
     assert not is_torch_file((tmp_path / "file.safetensors").open("rb"))
     assert list(read_tensors(tmp_path / "file.safetensors")) == [name]
+
+
+def _without(settings, *keys):
+    return {key: value for key, value in settings.items() if key not in keys}
+
+
+@pytest.mark.parametrize(("settings", "tensors", "message"), [
+    (lambda cfg: _without(cfg, "d_in", "d_sae"), dict, "has d_in 256, d_sae 24; cfg.json lacks d_in and d_sae: "),
+    (lambda cfg: cfg | {"d_sae": 48}, dict, "has d_in 256, d_sae 24; cfg.json says 256, 48: they are not of one SAE"),
+    (dict, lambda one: one | {"W_dec": one["W_dec"].T.contiguous()},
+     r"W_dec has shape \[256, 24\], as W_enc has, not \[24, 256\]: save it transposed"),
+    (dict, None, "sae_weights.safetensors is missing: download"),
+    (dict, 1000, r"sae_weights.safetensors is cut off: it has 1000 of \d+ bytes; download it again"),
+], ids=["config without widths", "another config", "transposed decoder", "no weights", "cut off"])
+def test_a_folder_of_saelens(tmp_path, settings, tensors, message):
+    """Each is found before anything heavy is loaded, so `olmoscope inspect` says it too."""
+    folder = shutil.copytree(FOREIGN / "one_site/saelens", tmp_path / "sae")
+    config, weights = folder / "cfg.json", folder / "sae_weights.safetensors"
+    config.write_text(json.dumps(settings(json.loads(config.read_text()))))
+    if tensors is None:
+        weights.unlink()
+    elif isinstance(tensors, int):
+        weights.write_bytes(weights.read_bytes()[:tensors])
+    else:
+        save_file(tensors(load_file(weights)), weights)
+    for opening in (look_at, open_sae):
+        with pytest.raises(UserError, match=message) as refusal:
+            opening(folder)
+        assert "\n" not in str(refusal.value)

@@ -1,5 +1,6 @@
 """Read headers and tensors of files of safetensors, numpy (npz) and `torch.save`. Nothing in a file is executed."""
 
+import io
 import json
 import pickle
 import struct
@@ -111,6 +112,9 @@ def _safetensors(file: BinaryIO, where: str) -> Header:
                 file.seek(8 + length + entry["data_offsets"][0])
                 packed = _NUMBERS[entry["dtype"]]
                 (numbers[name],) = struct.unpack(packed, file.read(struct.calcsize(packed)))
+        end = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        if (size := file.seek(0, io.SEEK_END)) < end:
+            raise UserError(f"{where} is cut off: it has {size} of {end} bytes; download it again")
         return Header({name: tuple(entry["shape"]) for name, entry in entries.items()},
                       {name: _SAFETENSORS.get(entry["dtype"]) for name, entry in entries.items()}, numbers)
     except UserError:  # from the hub: it is a ValueError, but not about the header

@@ -157,7 +157,7 @@ class Here(Place):
 
     def fetch(self, name: str) -> Path:
         if not (path := self.folder / name).is_file():
-            raise UserError(f"{path} is missing")
+            raise UserError(f"{path} is missing: download the SAE's whole folder again")
         return path
 
     def at_name(self, name: str) -> str:

@@ -200,7 +200,7 @@ def _read_weights(path: Path, architecture: str, config: Mapping[str, Any]) -> d
     try:
         tensors = {name: tensor.to(dtype).float() for name, tensor in raw_tensors(path.parent).items()}
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing") from error
+        raise UserError(f"{path} is missing: download the SAE's whole folder again") from error
     except SafetensorError as error:
         raise UserError(damage(path) or f"{path} is damaged ({error})") from error
     if "log_threshold" in tensors:  # SAELens' former name
@@ -234,10 +234,15 @@ def check_tensors(path: str, there: Mapping[str, tuple[int, ...]], config: Mappi
     F, D_out = (*there["W_dec"], 0, 0)[:2]
     D = (*there["W_enc"], 0)[0] if architecture.endswith("transcoder") else D_out
     shapes = {"W_enc": (D, F), "W_dec": (F, D_out), "b_dec": (D_out,), "W_skip": (D_out, D), "topk_threshold": ()}
+    if D_out != F and there["W_dec"] == there["W_enc"] and not architecture.endswith("transcoder"):
+        raise UserError(f"{path}: W_dec has shape {[F, D_out]}, as W_enc has, not {[D_out, F]}: save it transposed")
     for name, shape in there.items():
         if shape != shapes.get(name, (F,)):
             raise UserError(f"{path}: {name} has shape {list(shape)}, not {list(shapes.get(name, (F,)))}")
     if (config.get("d_in"), config.get("d_sae")) != (D, F):
-        raise UserError(f"{path} has d_in {D}, d_sae {F}; {CONFIG} says {config.get('d_in')}, {config.get('d_sae')}")
+        lacking = [key for key in ("d_in", "d_sae") if config.get(key) is None]
+        raise UserError(f"{path} has d_in {D}, d_sae {F}; {CONFIG} " + (
+            f"lacks {' and '.join(lacking)}: download it again" if lacking
+            else f"says {config['d_in']}, {config['d_sae']}: they are not of one SAE; download both again"))
     if architecture.endswith("transcoder") and config.get("d_out") != D_out:
         raise UserError(f"{path} has d_out {D_out}; {CONFIG} says {config.get('d_out')}")
