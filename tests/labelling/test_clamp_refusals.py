@@ -41,8 +41,8 @@ def test_a_transcoder(model: Path, tmp_path: Path) -> None:
     sae = JumpReLU.from_state_dict(parameters("jumprelu", D, D, F, ends="other", dtype=torch.float32),
                                    normalize="none", transcoder=True, reads=(reads,), writes=(writes,))
     blocks = blocks_of(sae, reads, writes, model, tmp_path, "A text of some words. " * 20)
-    with pytest.raises(UserError, match="is of a transcoder or a crosscoder, which does not write where it reads, so "
-                                        "its features cannot be clamped; leave out --clamp"):
+    with pytest.raises(UserError, match="belongs to a transcoder or crosscoder, which does not write where it reads, "
+                                        "so its features cannot be clamped; leave out --clamp"):
         Clamping(blocks, "cpu")
 
 
