@@ -43,7 +43,7 @@ def test_the_reference_form_is_the_reference_recipe():
 
 @pytest.mark.parametrize("name", ["tiny", "smollm2", "olmo3-7b-think"])
 def test_a_resolved_recipe_reads_back_equal(name, tmp_path):
-    for form in {"tiny": ["default"], "smollm2": ["default", "wide"]}.get(name, ["default", "reference"]):
+    for form in {"tiny": ["default"], "smollm2": ["default", "wide", "faithful"]}.get(name, ["default", "reference"]):
         resolved = load_recipe(name, form, ["model.dtype=bfloat16"])
         (tmp_path / "recipe.yaml").write_text(resolved.to_yaml())
         again = load_recipe(str(tmp_path / "recipe.yaml"))
