@@ -189,6 +189,50 @@ def test_no_sinks(outliers, why):
     assert find_sinks(outliers, torch.randn(500, 16) * 3) is None, why
 
 
+@pytest.mark.parametrize(("between", "found"), [(3, True), (30, False)])
+def test_a_few_rows_may_lie_between_ordinary_rows_and_sinks(between, found):
+    """As in layer 24 of SmolLM2: two of 16,384 rows have 5 and 6 times the median norm, along the sinks' direction."""
+    draw = torch.Generator().manual_seed(0)
+    far_D = direction(16, 2)
+    ordinary_ND = torch.randn(4000, 16, generator=draw)
+    ordinary_ND[:between] += 30 * far_D
+    outliers_ND = 200 * (1 + 0.1 * torch.rand(40, 1, generator=draw)) * far_D + torch.randn(40, 16, generator=draw)
+    outliers_ND[0] = 60 * far_D  # and one that is hardly far enough
+    sinks = find_sinks(outliers_ND, ordinary_ND)
+    assert (sinks is not None) == found
+    if sinks is not None:
+        rest_ND = sinks.split(torch.cat([outliers_ND, ordinary_ND]))[1]
+        assert rest_ND[1:40].norm(dim=1).max() < 25, "sinks are reconstructed"
+        assert torch.equal(rest_ND[40 + between :], ordinary_ND[between:]), "the latent is silent on all others"
+
+
+def shuffled(rows):
+    """Rows of huge norm, each along a direction that has nothing to do with the others'."""
+    return SIZE * torch.nn.functional.normalize(torch.sin(1000 * rows), dim=-1)
+
+
+@pytest.mark.parametrize(("position", "far", "said"), [
+    (0, lambda rows: 40 * rows, "4 latents are for attention sinks"),  # along those of the commonest first tokens
+    (20, shuffled, "there are rows of over 10 times the median norm, but not along directions of their own"),
+], ids=["several directions", "none"])
+def test_rows_that_are_far_out_along_other_directions(job, tmp_path, capsys, position, far, said):
+    def load(wanted, sites, device):
+        model = load_model(wanted, sites, device)
+
+        def enlarge(module, arguments, output):
+            rows = output[0] if isinstance(output, tuple) else output
+            rows[:, position : position + 1] = far(rows[:, position : position + 1])  # some sequences are shorter
+            return output
+
+        model.layers[1].register_forward_hook(enlarge)
+        return model
+
+    collect(job, "train", tmp_path / "train", load=load)
+    list(train_from_store(job, job.saes[:1], open_store(tmp_path / "train"), tmp_path / "out"))
+    told = " ".join(capsys.readouterr().err.split())
+    assert said in told, told
+
+
 def test_what_has_no_such_latents(job, store, tmp_path):
     """There are none for rows of one size, for groups, and with `off`."""
     for kind in ({"normalize": "layer_norm"}, {"activation": "groupmax"}, {"train": {"sinks": "off"}}):

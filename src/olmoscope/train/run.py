@@ -49,7 +49,7 @@ from olmoscope.train.checkpoint import (
 )
 from olmoscope.train.derived import rate_of, settled
 from olmoscope.train.ends import Ends, ends_of, scales_for
-from olmoscope.train.find_sinks import SAMPLE, sinks_at
+from olmoscope.train.find_sinks import SAMPLE, has_outliers, sinks_at
 from olmoscope.train.finish import ModelLoss, Piece, SequenceReader, draw_steps
 from olmoscope.train.initialize import initialize, initialize_shard, initialize_transcoder
 from olmoscope.train.sharded_candidates import ShardedCandidates
@@ -141,6 +141,10 @@ class Run:
         elif self.settings.filter.max_norm is not None and rounds.kept.dropped_share and not found:
             self._warn("train.filter.max_norm leaves out rows that the SAE will still get when it is spliced into the "
                        "model; evaluation says what that costs (ΔCE, and ΔCE with outliers kept)")
+        elif self.settings.sinks == "auto" and not found and has_outliers(rounds, spec):
+            self._warn(f"there are rows of over {OUTLIER:g} times the median norm, but not along directions of their "
+                       "own, so they get no latents of their own; evaluation says what they cost (ΔCE, and ΔCE with "
+                       "outliers kept)")
 
     def _say_sinks(self, sinks: Sinks) -> None:
         many = f"{sinks.count} latents are" if sinks.count > 1 else "1 latent is"
