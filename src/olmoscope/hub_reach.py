@@ -56,6 +56,11 @@ class _Reach:
         self._offline = False
         self._lock = threading.Lock()
 
+    @property
+    def inside(self) -> bool:
+        """Whether a block is open."""
+        return self._blocks > 0
+
     def enter(self) -> None:
         from huggingface_hub import constants
 
@@ -97,7 +102,7 @@ class _Watched:
     def __call__(self, request: Any, **settings: Any) -> Any:
         from huggingface_hub import constants
 
-        if not str(request.url).startswith(constants.ENDPOINT):
+        if not _REACH.inside or not str(request.url).startswith(constants.ENDPOINT):
             return self._send(request, **settings)
         if not _REACH.answered:
             longest = constants.HF_HUB_ETAG_TIMEOUT

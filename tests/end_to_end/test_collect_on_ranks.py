@@ -57,7 +57,7 @@ def test_launched_processes_make_the_store_of_one(job, tmp_path, launcher):
     assert contents(tmp_path) == job[1]
     told = "".join(said)
     for index in range(2):
-        assert f"worker {index}/2, as {launcher} (" in told
+        assert f"worker {index}/2, as set by {launcher} (" in told
     assert "Traceback" not in told
 
 
