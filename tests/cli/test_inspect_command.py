@@ -75,7 +75,7 @@ def test_sets(run):
     out, _ = run(FOREIGN / "sparsify")
     assert "holds 5 SAEs. Inspect one of them: olmoscope inspect" in out
     out, _ = run(FOREIGN)  # of several formats
-    assert "holds 17 SAEs" in out and "... and 5 more" in out
+    assert "holds 20 SAEs" in out and "... and 8 more" in out
     assert "holds 32 SAEs" in run("saelens:llama_scope_lxr_8x")[0]
 
 
