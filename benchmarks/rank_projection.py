@@ -99,11 +99,11 @@ class Exchange:
     """Seconds of the exchanges of a step."""
 
     step: float
-    """Of those within it."""
+    """The exchanges within it."""
     batch: float
-    """Of the next batch, as far as they overlap with this one's compute."""
+    """The part of the next batch's exchange that overlaps with this one's compute."""
     rest: float
-    """Of the next batch, otherwise."""
+    """The rest of the next batch's exchange."""
 
 
 def exchange(sae: SAE, gpus: int, levels: int) -> Exchange:
