@@ -11,7 +11,7 @@ import transformers
 from commands import run_forked
 from helpers import recipe, save_small_model, write_documents
 from olmoscope.activations.store import outliers
-from olmoscope.cli.tables import show_plan
+from olmoscope.cli.plan_tables import show_plan
 from olmoscope.cost.disk import read_rate
 from olmoscope.cost.measure import Rates, measure
 from olmoscope.cost.plan import plan, refuse_full_disk

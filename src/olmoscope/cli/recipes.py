@@ -38,7 +38,7 @@ def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = N
              "The number of machines that the N processes are on."))] = 1,
          ) -> None:
     """Check a recipe and show what it will cost, before anything runs; exits with 1 if the disk is too small."""
-    from olmoscope.cli import tables
+    from olmoscope.cli.plan_tables import show_plan
     from olmoscope.cost.measure import measure as measure_rates
     from olmoscope.cost.plan import plan as make_plan
     from olmoscope.cost.plan import refuse_full_disk
@@ -48,7 +48,7 @@ def plan(recipe: RecipeArgument, form: FormOption = None, changes: SetOption = N
     resolved, folder = find_recipe(recipe, out, form, changes or ())
     rates = measure_rates(resolved, store=nearest_folder(store or folder)) if measure else None
     made = make_plan(resolved, folder, rates, ranks, store, nodes)
-    tables.show_plan(made)
+    show_plan(made)
     refuse_full_disk(made, folder)
 
 
