@@ -73,8 +73,8 @@ def test_what_is_written_says_both_ends(released):
     plain = saes["layer_03_mlp_out/width_96/topk_4_raw"]
     assert plain["hf_hook_name"] == "model.layers.3.post_feedforward_layernorm" and "writes" not in plain
     card = (released / "release" / "README.md").read_text()
-    assert "1 sparse autoencoder (SAEs) and 4 transcoders of `tiny`" in card
-    assert "| layers.3.mlp.in | what `model.layers.3.mlp` is given | `blocks.3.mlp.hook_in` |" in card
+    assert "1 sparse autoencoder (SAE) and 4 transcoders for `tiny`" in card
+    assert "| layers.3.mlp.in | the input of `model.layers.3.mlp` | `blocks.3.mlp.hook_in` |" in card
     assert "hidden_states" not in card.replace('"hidden_states"', "").replace("'hidden_states'", "")
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", card, flags=re.S)):
         compile(block, f"block {number} of the card", "exec")
