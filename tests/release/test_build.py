@@ -135,7 +135,7 @@ def test_what_somebody_else_put_there_is_not_lost(out):
     build_release(out)
     (out / "release" / ".git").mkdir()
     (out / "release" / ".git" / "config").write_text("mine")
-    with pytest.raises(UserError, match=r"holds files that are not the release's \(\.git/config\)"):
+    with pytest.raises(UserError, match=r"holds files that do not belong to the release \(\.git/config\)"):
         build_release(out)
     assert (out / "release" / ".git" / "config").read_text() == "mine"
 

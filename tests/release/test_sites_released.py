@@ -118,7 +118,7 @@ def test_a_wrong_config_is_caught(tmp_path, change, name):
 
 @pytest.mark.parametrize(("sae", "sites", "saying"), [
     ("{reads: [layers.3.mid, layers.3], d_sae: 96, k: 4}", "[layers.3.mid, layers.3]", "SAELens has no crosscoders"),
-    (f"{{{TRANSCODER}, skip: true}}", SITES, "no transcoder of the k largest latents with a skip"),
+    (f"{{{TRANSCODER}, skip: true}}", SITES, "no TopK transcoder with a skip"),
 ])
 def test_what_saelens_has_not_is_refused_before_anything(tmp_path, sae, sites, saying):
     (tmp_path / "recipe.yaml").write_text(recipe(f"[{sae}]", sites).to_yaml())
@@ -131,7 +131,7 @@ def test_a_run_that_does_not_know_the_module_is_refused(tmp_path):
     out = make_out(tmp_path / "out", recipe("[{site: layers.3.mlp.out, d_sae: 96, k: 4}]"))
     run = out / "runs" / "layer_03_mlp_out" / "width_96" / "topk_4_raw"
     edit_json(run / "done.json", lambda done: done["store"].pop("modules"))
-    with pytest.raises(UserError, match=r"did not record at which module .* layers.3.mlp.out is") as caught:
+    with pytest.raises(UserError, match=r"did not record the module .* where layers.3.mlp.out is") as caught:
         export_run(run)
     assert "\n" not in str(caught.value)
 
