@@ -135,7 +135,7 @@ def test_what_somebody_else_put_there_is_not_lost(out):
     build_release(out)
     (out / "release" / ".git").mkdir()
     (out / "release" / ".git" / "config").write_text("mine")
-    with pytest.raises(UserError, match=r"holds files that are not the release's \(\.git/config\)"):
+    with pytest.raises(UserError, match=r"holds files that do not belong to the release \(\.git/config\)"):
         build_release(out)
     assert (out / "release" / ".git" / "config").read_text() == "mine"
 
@@ -226,7 +226,7 @@ def test_the_card_says_where_settings_are_extrapolated(built, monkeypatch, width
     monkeypatch.setattr(card, "TESTED_TOKENS", tokens)
     text = card.model_card([read_run(built / "runs" / RAW)])
     said = "within these sizes." if inside else "outside these sizes, so the rules are extrapolated."
-    assert f"These SAEs: Olmo3ForCausalLM, d_model 32, 140,000 tokens: {said}" in text
+    assert f"These SAEs (Olmo3ForCausalLM, d_model 32, 140,000 tokens) are {said}" in text
 
 
 def test_names_from_a_recipe_are_text_in_the_card(tmp_path):
@@ -259,7 +259,7 @@ def test_a_folder_of_this_machine_is_called_by_its_name(built, path, line):
     model = run.done.store.model.model_copy(update={"name": path})
     store = run.done.store.model_copy(update={"model": model})
     text = card.model_card([replace(run, done=run.done.model_copy(update={"store": store}))])
-    assert "/home" not in text and f"\n{line}\n" in text and f"They are for `{Path(path).name}`;" in text
+    assert "/home" not in text and f"\n{line}\n" in text and f"The SAEs are for `{Path(path).name}`." in text
 
 
 def test_a_model_and_datasets_of_the_hub_are_linked(tmp_path):

@@ -98,7 +98,7 @@ def test_what_is_refused(out, hub_endpoint, tmp_path):
     (same_tag, moved) = run(hub_endpoint, tmp_path / "hf2", ["release", release, "--push", REPO, "--tag", "v1"],
                             ["release", release, "--push", REPO, "--tag", "v3"])
     assert same_tag == [1, f"{out / 'release'}: 2 SAEs already there, unchanged\nerror: {REPO} has a tag 'v1' of "
-                           "another release: give this one another name with --tag\n"]
+                           "another release: give this release another tag with --tag\n"]
     assert moved[0] == 0 and "sent 1 of 14 files" in moved[1]
     repository = hub_endpoint.repositories["models", REPO]
     now = repository.folders[repository.references["main"]]

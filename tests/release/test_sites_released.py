@@ -73,8 +73,8 @@ def test_what_is_written_says_both_ends(released):
     plain = saes["layer_03_mlp_out/width_96/topk_4_raw"]
     assert plain["hf_hook_name"] == "model.layers.3.post_feedforward_layernorm" and "writes" not in plain
     card = (released / "release" / "README.md").read_text()
-    assert "1 sparse autoencoder (SAEs) and 4 transcoders of `tiny`" in card
-    assert "| layers.3.mlp.in | what `model.layers.3.mlp` is given | `blocks.3.mlp.hook_in` |" in card
+    assert "1 sparse autoencoder (SAE) and 4 transcoders for `tiny`" in card
+    assert "| layers.3.mlp.in | the input of `model.layers.3.mlp` | `blocks.3.mlp.hook_in` |" in card
     assert "hidden_states" not in card.replace('"hidden_states"', "").replace("'hidden_states'", "")
     for number, block in enumerate(re.findall(r"```python\n(.*?)```", card, flags=re.S)):
         compile(block, f"block {number} of the card", "exec")
@@ -118,7 +118,7 @@ def test_a_wrong_config_is_caught(tmp_path, change, name):
 
 @pytest.mark.parametrize(("sae", "sites", "saying"), [
     ("{reads: [layers.3.mid, layers.3], d_sae: 96, k: 4}", "[layers.3.mid, layers.3]", "SAELens has no crosscoders"),
-    (f"{{{TRANSCODER}, skip: true}}", SITES, "no transcoder of the k largest latents with a skip"),
+    (f"{{{TRANSCODER}, skip: true}}", SITES, "no TopK transcoder with a skip"),
 ])
 def test_what_saelens_has_not_is_refused_before_anything(tmp_path, sae, sites, saying):
     (tmp_path / "recipe.yaml").write_text(recipe(f"[{sae}]", sites).to_yaml())
@@ -131,7 +131,7 @@ def test_a_run_that_does_not_know_the_module_is_refused(tmp_path):
     out = make_out(tmp_path / "out", recipe("[{site: layers.3.mlp.out, d_sae: 96, k: 4}]"))
     run = out / "runs" / "layer_03_mlp_out" / "width_96" / "topk_4_raw"
     edit_json(run / "done.json", lambda done: done["store"].pop("modules"))
-    with pytest.raises(UserError, match=r"did not record at which module .* layers.3.mlp.out is") as caught:
+    with pytest.raises(UserError, match=r"did not record the module .* where layers.3.mlp.out is") as caught:
         export_run(run)
     assert "\n" not in str(caught.value)
 

@@ -36,7 +36,7 @@ _SUBSETS = {
 
 
 def subset_name(key: str) -> str:
-    """The name that a page gives to a subset of the rows."""
+    """The name of a subset of the rows on a page."""
     return _SUBSETS.get(key, key.replace("_", " "))
 
 
@@ -110,20 +110,21 @@ def training_cards(shown: Sequence[Shown]) -> list[Card]:
         return Card(title, note, charts.lines(title, series, x, y))
 
     return [
-        curve("Training loss", "NMSE on the training rows, mean since the previous point.", "loss",
+        curve("Training loss", "NMSE on the training rows: the mean since the previous point.", "loss",
               lambda line: line.loss, "error"),
-        curve("Dead latents in training", "Share that fired on none of the tokens of the dead window.",
+        curve("Dead latents in training", "Share of latents that fired on none of the tokens in the dead window.",
               "share of latents", lambda line: line.dead_share, "share"),
-        curve("Learning rate", "The optimiser's, at each step.", "rate", lambda line: line.lr, "number"),
+        curve("Learning rate", "The optimiser's rate at each step.", "rate", lambda line: line.lr, "number"),
     ]
 
 
 def model_cards(shown: Sequence[Shown]) -> list[Card]:
     """What the reconstruction costs the model."""
     if len(shown) > 1:
-        return [*_by_sae(shown, DELTA_CE, "Added cross-entropy", "ΔCE in nats per token; 0 costs nothing."),
-                *_by_sae(shown, RECOVERED, "Loss recovered", "Share of the cost of zero ablation; 100% costs nothing."),
-                *_by_sae(shown, KL, "KL divergence", "From the clean model to the spliced one; 0 changes nothing.")]
+        return [*_by_sae(shown, DELTA_CE, "Added cross-entropy", "ΔCE in nats per token; 0 means no cost."),
+                *_by_sae(shown, RECOVERED, "Loss recovered",
+                         "Share of the cost of zero ablation that the SAE avoids; 100% means no cost."),
+                *_by_sae(shown, KL, "KL divergence", "From the clean model to the spliced one; 0 means no change.")]
     language = shown[0].evaluation.language
     intervals = language.intervals
     entropies = [Bar("clean", 0, language.ce_clean, intervals.get("ce_clean")),
@@ -135,9 +136,9 @@ def model_cards(shown: Sequence[Shown]) -> list[Card]:
                    Bar("zeros instead", 0, language.kl_zero, intervals.get("kl_zero"))]
     return [Card("Cross-entropy of the next token", "Nats per token; the closer to clean, the better.",
                  charts.bars("Cross-entropy of the next token", entropies, _bar_axis(entropies))),
-            Card("KL divergence from the clean model", "Nats per token; 0 changes nothing.",
+            Card("KL divergence from the clean model", "Nats per token; 0 means no change.",
                  charts.bars("KL divergence from the clean model", divergences, _bar_axis(divergences))),
-            _by_subset(shown[0], "Added cross-entropy, by rows", "ΔCE in nats per token.",
+            _by_subset(shown[0], "Added cross-entropy by subset of the rows", "ΔCE in nats per token.",
                        [("all rows", language.delta_ce, intervals.get("delta_ce")),
                         *((subset_name(name), part.delta_ce, part.intervals.get("delta_ce")) for name, subset in
                           shown[0].evaluation.subsets.items() if (part := subset.language) is not None)])]
@@ -160,7 +161,7 @@ def place_cards(shown: Sequence[Shown]) -> list[Card]:
 
     said = {_place(row.first): f"positions {row.first:,} to {row.last:,}" if row.last > row.first
             else f"position {row.first:,}" for sae in shown for row in sae.evaluation.by_position}
-    return [by_position("Norm by position", "Mean by position in the sequence, counted from 0.", "norm",
+    return [by_position("Norm by position", "Mean norm by position in the sequence, counted from 0.", "norm",
                         lambda row: row.norm),
             by_position("Error by position", "NMSE of the rows at these positions.", "NMSE",
                         lambda row: row.nmse),
@@ -204,7 +205,7 @@ def _subset_errors(shown: Sequence[Shown]) -> list[Card]:
     if len(shown) > 1:
         return []
     e = shown[0].evaluation
-    return [_by_subset(shown[0], "Error by rows", "NMSE, without some of the rows or on some of them.",
+    return [_by_subset(shown[0], "Error by subset of the rows", "NMSE on all rows and on subsets of them.",
                        [("all rows", e.nmse, e.intervals.get("nmse")),
                         *((subset_name(name), subset.nmse, subset.intervals.get("nmse"))
                           for name, subset in e.subsets.items() if subset.nmse is not None)])]
@@ -272,7 +273,7 @@ def _cosines(shown: Sequence[Shown]) -> Card:
     edges = edges[first:last + 2]
     counts = [Counts(one.name, one.number, one.heights[first:last + 1]) for one in counts]
     title = "Nearest neighbour in the dictionary"
-    return Card(title, "Largest cosine of a latent's decoder direction with another's; near 1 means a copy.",
+    return Card(title, "For each latent, the largest cosine of its decoder direction with another's; near 1 is a copy.",
                 charts.histogram(title, edges, counts, exact("largest cosine", edges[0], edges[-1]),
                                  _share_axis("latents", counts),
                                  lambda number: f"cosine {edges[number]:.3g} to {edges[number + 1]:.3g}"))
@@ -282,7 +283,7 @@ def _norms(shown: Sequence[Shown]) -> Card:
     series = [Series(sae.name, sae.number, [(number, row.high) for number, row in enumerate(sae.evaluation.by_norm, 1)])
               for sae in shown]
     title = "Norms"
-    return Card(title, "At the upper end of each tenth of the rows.", charts.lines(
+    return Card(title, "Norm at the upper end of each tenth of the rows, in order of norm.", charts.lines(
         title, series, _tenths(), fitting("norm", [value for one in series for _, value in one.points]), dots=True,
         say_x=_say_tenth))
 

@@ -61,7 +61,7 @@ def _usual(evaluation: Evaluation) -> Mapping[str, Interval]:
 
 
 def _probing(k: int) -> Figure:
-    """AUC of the probes that read k latents; for k = 0, of those that read the activations."""
+    """AUC of the probes that read k latents or, if k is 0, the activations."""
     key = f"probing_{k}" if k else "probing_activations"
 
     def figures(evaluation: Evaluation) -> ProbeFigures | None:
@@ -74,8 +74,8 @@ def _probing(k: int) -> Figure:
         return {key: found.intervals["auc"]} if found and found.intervals else {}
 
     return Figure(key, f"AUC of {k} latent{'s' if k > 1 else ''}" if k else "AUC of the activations",
-                  f"Mean over labelled tables, of probes that read the best {k} latents." if k
-                  else "Mean over labelled tables, of probes that read the SAE's input: the baseline.",
+                  f"Mean over labelled tables for probes that read the best {k} latents." if k
+                  else "Mean over labelled tables for probes that read the SAE's input. This is the baseline.",
                   lambda e: None if (found := figures(e)) is None else found.auc, intervals=intervals)
 
 
@@ -88,11 +88,11 @@ _ABSORPTION = (
     Figure("absorption_fraction", "Absorption fraction",
            "How far other latents represent a word's first letter instead of the letter's own latents. 0 is best.",
            lambda e: None if e.absorption is None else e.absorption.fraction, "share", intervals=_absorption_intervals),
-    Figure("absorption_full", "Full absorption", "Share of words on which the letter's latents are silent and one "
-           "other latent represents it.", lambda e: None if e.absorption is None else e.absorption.full, "share",
-           intervals=_absorption_intervals),
+    Figure("absorption_full", "Full absorption", "Share of words on which the letter's own latents do not fire and one "
+           "other latent represents the letter.", lambda e: None if e.absorption is None else e.absorption.full,
+           "share", intervals=_absorption_intervals),
     Figure("absorption_latents", "Latents per letter",
-           "How many latents represent a letter; over 1, features are split.",
+           "How many latents represent a letter. Over 1 means that features are split.",
            lambda e: None if e.absorption is None else e.absorption.latents, intervals=_absorption_intervals),
 )
 
@@ -102,26 +102,28 @@ def _language(evaluation: Evaluation) -> Mapping[str, Interval]:
 
 
 FVU = Figure("fvu", "Fraction of variance unexplained (FVU)",
-             "Σ‖x − x̂‖² / Σ‖x − μ‖², μ the mean row. 0 is perfect, 1 is no better than the mean. Rows of large norm "
-             "weigh most. Rows of outlier norm are left out.", lambda e: e.usual.fvu, intervals=_usual, short="FVU")
-FVU_ALL = Figure("fvu_all", "FVU, outliers among the rows", "Dominated by a few rows of outlier norm.",
+             "Σ‖x − x̂‖² / Σ‖x − μ‖², where μ is the mean row. 0 is perfect, 1 is no better than the mean. Rows of "
+             "large norm have the most weight. Rows of outlier norm are left out.", lambda e: e.usual.fvu,
+             intervals=_usual, short="FVU")
+FVU_ALL = Figure("fvu_all", "FVU with outliers", "FVU over all rows. A few rows of outlier norm dominate it.",
                  lambda e: e.fvu, beside_outliers=True)
 EXPLAINED = Figure("explained_variance", "Explained variance", "1 − FVU.", lambda e: e.usual.explained_variance,
                    "share")
 NMSE = Figure("nmse", "Normalised mean squared error (NMSE)",
               "Mean over rows of ‖x − x̂‖² / ‖x‖². Every row has the same weight. x is not centred, so a large mean "
-              "row makes it small. Rows of outlier norm are left out.", lambda e: e.usual.nmse, intervals=_usual,
+              "row makes NMSE small. Rows of outlier norm are left out.", lambda e: e.usual.nmse, intervals=_usual,
               short="NMSE")
 L0 = Figure("l0", "L0", "Mean number of active latents per row.", lambda e: e.l0.mean, intervals=_rows, short="L0")
-DEAD = Figure("dead", "Dead latents", "Share of latents that fired on none of the rows measured. A rare latent is not "
-              "dead: compare only equal numbers of rows.", lambda e: e.dead.share, "share", short="dead")
+DEAD = Figure("dead", "Dead latents", "Share of latents that fired on none of the measured rows. A latent that fires "
+              "rarely may count as dead, so compare only equal numbers of rows.", lambda e: e.dead.share, "share",
+              short="dead")
 DELTA_CE = Figure("delta_ce", "Added cross-entropy (ΔCE)",
                   "Rise in the cross-entropy of the next token when the model reads x̂ instead of x.",
                   lambda e: e.language.delta_ce, unit="nats", intervals=_language, short="ΔCE, nats")
-RECOVERED = Figure("loss_recovered_zero", "Loss recovered, of zero ablation",
-                   "1 − ΔCE / (rise with zeros instead of x). Zeros cost so much that this figure flatters.",
+RECOVERED = Figure("loss_recovered_zero", "Loss recovered, relative to zero ablation",
+                   "1 − ΔCE / (rise with zeros instead of x). Zeros cost so much that this figure flatters the SAE.",
                    lambda e: e.language.loss_recovered_zero, "share", intervals=_language, short="loss recovered")
-RECOVERED_MEAN = Figure("loss_recovered_mean", "Loss recovered, of mean ablation",
+RECOVERED_MEAN = Figure("loss_recovered_mean", "Loss recovered, relative to mean ablation",
                         "1 − ΔCE / (rise with the mean row instead of x).",
                         lambda e: e.language.loss_recovered_mean, "share", intervals=_language)
 DELTA_CE_KEPT = Figure("delta_ce_outliers_kept", "Added cross-entropy, outliers kept",
@@ -134,25 +136,25 @@ KL = Figure("kl", "KL divergence", "From the clean model's next-token distributi
             lambda e: e.language.kl, unit="nats", intervals=_language, short="KL, nats")
 
 DECODER_COSINE = Figure("decoder_cosine", "Decoder cosine, mean absolute value",
-                        "Mean |cosine| of pairs of decoder directions. Over several L0 of one site: l0_advice.py.",
+                        "Mean |cosine| of pairs of decoder directions. A study of several k at one site compares it.",
                         lambda e: e.dictionary.mean_absolute)
 
 _ALL: tuple[tuple[str, tuple[Figure, ...]], ...] = (
     ("Reconstruction", (
         NMSE,
         Figure("nmse_random_directions", "NMSE of random directions",
-               "NMSE of the projection on k random directions around the mean. An SAE must be far below it.",
+               "NMSE of a projection onto k random directions around the mean. An SAE must be far below this.",
                lambda e: e.nmse_random_directions),
         FVU, EXPLAINED, FVU_ALL,
         Figure("cosine", "Cosine", "Mean over rows of cos(x, x̂). Insensitive to shrinkage.", lambda e: e.cosine,
                intervals=_rows),
         Figure("l2_ratio", "Length ratio", "Mean over rows of ‖x̂‖ / ‖x‖.", lambda e: e.l2_ratio, intervals=_rows),
         Figure("relative_reconstruction_bias", "Relative reconstruction bias",
-               "E‖x̂‖² / E[x·x̂]. 1 means no bias, under 1 means shrinkage.",
+               "E‖x̂‖² / E[x·x̂]. 1 means no bias; under 1 means shrinkage.",
                lambda e: e.relative_reconstruction_bias))),
     ("Sparsity", (
         L0,
-        Figure("l1", "L1", "Mean sum of a row's latent activations, in units of the input.", lambda e: e.l1,
+        Figure("l1", "L1", "Mean over rows of the sum of latent activations, in units of the input.", lambda e: e.l1,
                intervals=_rows),
         DEAD,
         Figure("over_1_percent", "Latents that fire on over 1% of rows", "Share of all latents.",
@@ -173,7 +175,8 @@ _ALL: tuple[tuple[str, tuple[Figure, ...]], ...] = (
         Figure("cosine_mean", "Largest decoder cosine, mean",
                "For each latent, the largest cosine of its decoder direction with another's. Low means diverse.",
                lambda e: e.dictionary.mean),
-        Figure("cosine_p95", "Largest decoder cosine, 95th percentile", "As above.", lambda e: e.dictionary.p95),
+        Figure("cosine_p95", "Largest decoder cosine, 95th percentile", "95th percentile of the same cosines.",
+               lambda e: e.dictionary.p95),
         DECODER_COSINE,
         Figure("over_90_percent", "Latents with a near copy", "Share of latents whose largest cosine is over 0.9.",
                lambda e: e.dictionary.over_90_percent, "share"))),

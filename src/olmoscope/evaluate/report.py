@@ -127,13 +127,13 @@ def _tiles(sae: Shown) -> list[tuple[str, str, str, str]]:
     recovered = RECOVERED.said(e)
     return [
         ("Explained variance", EXPLAINED.said(e) or "none", "", f"FVU {FVU.said(e) or 'none'}"
-         + (f"; outliers among the rows {FVU_ALL.said(e)}" if e.outliers else "")),
+         + (f"; {FVU_ALL.said(e)} with outliers" if e.outliers else "")),
         ("NMSE", NMSE.said(e) or "none", "", interval(NMSE)),
         ("L0", f"{e.l0.mean:,.1f}", "", f"of {e.d_sae:,} latents"),
         ("Dead latents", say(e.dead.share, "share"), "", f"in {e.dead.window:,} rows"),
         ("Added cross-entropy", say(e.language.delta_ce), "nats", interval(DELTA_CE)),
         ("Loss recovered", recovered or "—", "",
-         "of zero ablation" if recovered else "zero ablation costs nothing here"),
+         "relative to zero ablation" if recovered else "zero ablation costs nothing here"),
     ]
 
 
@@ -142,10 +142,10 @@ def _sections(drawn: Sequence[Shown]) -> list[tuple[str, str, list[Card]]]:
     sections = [
         ("Error against sparsity", "", cards.frontier_cards(drawn) if len(drawn) > 1 else []),
         ("What the reconstruction costs the model", "While the model runs, the SAE's reconstruction replaces the "
-         "activations at the site; for comparison, so do the mean row and zeros. Thin lines are 95% intervals.",
+         "activations at the site. For comparison, the mean row or zeros replace them. Thin lines are 95% intervals.",
          cards.model_cards(drawn)),
         ("Sparsity and dictionary", "", cards.sparsity_cards(drawn)),
-        ("Where the error is", f"Outliers: {outliers_said(drawn[0].evaluation)}." if len(drawn) == 1 else "",
+        ("Where the error is large", f"Outliers: {outliers_said(drawn[0].evaluation)}." if len(drawn) == 1 else "",
          cards.place_cards(drawn)),
         ("Training", "" if training else "Not known: there is no metrics.jsonl of a run beside these evaluations.",
          training),

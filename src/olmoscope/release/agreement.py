@@ -1,9 +1,9 @@
-"""How far SAELens' encode and decode differ from ours on given rows; and the rows on which to compare them.
+"""How far SAELens' encode and decode differ from ours on given rows, and which rows to compare them on.
 
 Two correct implementations differ by rounding: they sum the same float32 products in another order. The error of a sum
 of D products is about √D · 2⁻²⁴ of ‖u‖‖W_j‖ if nothing averages out, 4e-6 at D = 4096. So differences are given as
-shares of the row's own scale, and `TOLERANCE` is 1e-5. A wrong k, bias, normalisation or transposition is off by 1e-2
-or more.
+shares of the row's own scale, and `TOLERANCE` is 1e-5. A wrong k, bias, normalisation or transposition causes a
+difference of 1e-2 or more.
 
 If two pre-activations at the k-th place are equal up to rounding, either may be kept. So codes are compared value by
 value where both are active. The value of a latent that is active in only one code must be at the other code's
@@ -26,13 +26,13 @@ from olmoscope.sae.topk import TopK
 TOLERANCE = 1e-5
 
 DENSE_AT_ONCE = 2**24
-"""Most elements of a dense code held at a time: SAELens makes dense codes of all rows that it is given."""
+"""Most elements of a dense code in memory at a time: SAELens makes dense codes of all rows that it gets."""
 
 ROWS = 256
 """Number of random rows for a check without real ones."""
 
 CONSTANTS = (0.0, 1.0, -3.0, 0.1, 1000.0)
-"""Values of rows that are constant: their standard deviation, by which layer norm divides, is 0."""
+"""Values of constant rows. Layer norm divides by their standard deviation, which is 0."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def compare(ours: TopK | JumpReLU, theirs: Any, x_BD: Tensor) -> Agreement:
         z_BF, xhat_BD = reconstruct(theirs, rows_BD)
         u_BD, statistics = ours.center(rows_BD)
         scale_B = u_BD.norm(dim=1) * norm + ours.b_latent.abs().max()
-        if ours.transcoder:  # there b_in is part of the bias: two large numbers may leave a small pre-activation
+        if ours.transcoder:  # its bias includes b_in, so a small pre-activation may be the difference of large numbers
             scale_B = scale_B + ours.b_in.norm() * norm
         ours_codes = ours.encode(rows_BD)
         ours_BF = ours_codes.to_dense()
@@ -124,8 +124,7 @@ def code_difference(a_BF: Tensor, b_BF: Tensor, k: int) -> Tensor:
 
 
 def threshold_difference(a_BF: Tensor, b_BF: Tensor, threshold_F: Tensor) -> Tensor:
-    """The same for codes of a JumpReLU: it does not matter on which side of its threshold a latent at the threshold
-    falls."""
+    """The same for codes of a JumpReLU: a latent at its threshold may fall on either side of it."""
     return _difference(a_BF, b_BF, threshold_F, threshold_F)
 
 
@@ -146,10 +145,10 @@ def chunks(x_BD: Tensor, d_sae: int) -> Iterator[Tensor]:
 
 
 def random_rows(sae: TopK | JumpReLU, seed: int = 0) -> Tensor:
-    """Stand-ins for real rows, `[ROWS, D]`: around the SAE's own mean, and along its dictionary.
+    """Stand-ins for real rows, `[ROWS, D]`: the SAE's own mean, plus noise and directions of its dictionary.
 
-    An SAE of raw rows knows the mean of its data (`b_pre`). A layer-norm SAE knows the mean of normalised rows, which
-    is good enough. The dictionary of a transcoder's input is its encoder.
+    An SAE of raw rows knows the mean of its data (its bias). A layer-norm SAE knows the mean of normalised rows, which
+    is good enough. For a transcoder, the dictionary of its input is its encoder.
     """
     generator = torch.Generator().manual_seed(seed)
     noise_BD = torch.randn(ROWS, sae.d_in, generator=generator)

@@ -1,6 +1,6 @@
-"""What remains for a person to do after an upload: ready texts for SAELens and Neuronpedia.
+"""Texts for what a person must do after an upload: a pull request to SAELens, and a message to Neuronpedia.
 
-They are beside the release, in `announce/`, not in it, because they name the commit of the release.
+The texts are in `announce/`, beside the release and not in it, because they name the commit of the release.
 """
 
 from pathlib import Path
@@ -24,27 +24,27 @@ def write_announcements(release: Path, pushed: Pushed) -> list[Path]:
 
 
 def _saelens(manifest: ManifestRead, release: Path, pushed: Pushed) -> str:
-    """Source: SAELens 6.54.12: its list of releases is `sae_lens/pretrained_saes.yaml`."""
+    """Source: SAELens 6.54.12, whose list of releases is `sae_lens/pretrained_saes.yaml`."""
     entry = (release / REGISTRY).read_text(encoding="utf-8")
     return f"""# A pull request to SAELens
 
-With it, `SAE.from_pretrained("{manifest.name}", "{manifest.saes[0].id}")` finds these SAEs by name.
-They load without it, by the repository: `SAE.from_pretrained("{pushed.repo}", "{manifest.saes[0].id}")`.
+With this pull request, `SAE.from_pretrained("{manifest.name}", "{manifest.saes[0].id}")` finds these SAEs by
+name. Without it, they load by their repository: `SAE.from_pretrained("{pushed.repo}", "{manifest.saes[0].id}")`.
 
 1. Fork <https://github.com/decoderesearch/SAELens>, and add the entry below to `sae_lens/pretrained_saes.yaml`.
-2. Run its tests of the list of releases, and load one SAE by its new name.
+2. Run SAELens' tests of the list of releases, and load one SAE by its new name.
 3. Open a pull request with the title and the text below.
 
 ## Title
 
-Add {manifest.name}: {len(manifest.saes)} SAEs of {manifest.model.name}
+Add {manifest.name}: {len(manifest.saes)} SAEs for {manifest.model.name}
 
 ## Text
 
-Adds {len(manifest.saes)} SAEs of `{manifest.model.name}` from <https://huggingface.co/{pushed.repo}> (tag
-`{pushed.tag}`, commit `{pushed.commit}`), in SAELens format. Figures on held-out text, hashes of all files and the
-settings of training are in the repository's card and `manifest.json`. The figures `l0` and `variance_explained` of
-the entry are from held-out text.
+This adds {len(manifest.saes)} SAEs for `{manifest.model.name}` from <https://huggingface.co/{pushed.repo}> (tag
+`{pushed.tag}`, commit `{pushed.commit}`), in SAELens format. The repository's card and `manifest.json` have the figures
+on held-out text, the hashes of all files and the training settings. The entry's `l0` and `variance_explained` are from
+held-out text.
 
 ## Entry
 
@@ -55,26 +55,26 @@ the entry are from held-out text.
 
 
 def _neuronpedia(manifest: ManifestRead, out: Path, pushed: Pushed) -> str:
-    """Source: hijohnnylin/neuronpedia, issue 46: a person there imports the export."""
+    """Source: hijohnnylin/neuronpedia, issue 46: a person at Neuronpedia imports the export."""
     saes = "\n".join(f"- `{sae.id}`: {sae.d_sae:,} latents" for sae in manifest.saes)
     return f"""# Steps to Neuronpedia
 
-Neuronpedia shows what each latent fires on. A person there imports a new set of SAEs, so this ends with a message.
+Neuronpedia shows what each latent fires on. Its team imports new sets of SAEs by hand, so the last step is a message.
 
-1. Index the SAEs on text that may be shown to everybody: `olmoscope index {out}`. Example texts are published, so
+1. Index the SAEs on text that you may publish: `olmoscope index {out}`. Neuronpedia publishes the example texts, so
    look at them first: `olmoscope browse {out}`.
 2. Check that the language model, `{manifest.model.name}`, is on <https://neuronpedia.org>; if it is not, say so in the
    message.
-3. Write to the team, at <https://github.com/hijohnnylin/neuronpedia/issues> or by the address on the site, with what
-   follows.
+3. Send the message below to the team, at <https://github.com/hijohnnylin/neuronpedia/issues> or by the address on the
+   site.
 
 ## Message
 
-We would like to add {len(manifest.saes)} SAEs of `{manifest.model.name}`:
+We would like to add {len(manifest.saes)} SAEs for `{manifest.model.name}`:
 
 {saes}
 
 - Weights: <https://huggingface.co/{pushed.repo}>, tag `{pushed.tag}`, commit `{pushed.commit}`, SAELens format
 - Name of the set: `{manifest.name}`
-- Figures and settings of training: the repository's card and `manifest.json`
+- Figures and training settings: in the repository's card and `manifest.json`
 """

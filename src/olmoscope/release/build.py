@@ -1,9 +1,9 @@
 """Build a release: all finished, evaluated runs of a recipe in one folder, ready to upload.
 
 The release is made in a folder beside its final place, `.release.building`, which is then renamed. So a release is
-always complete, and its manifest matches its files. (Writing it file by file, manifest last, would for a while leave
-new weights under an old manifest.) A killed process leaves the old release or, between the two renames of an exchange,
-none; building again completes it.
+always complete, and its manifest matches its files. (If it were written file by file, manifest last, new weights would
+for a while be under an old manifest.) A killed process leaves the old release, or none if it dies between the two
+renames; building again completes it.
 """
 
 import os
@@ -38,7 +38,7 @@ class Built:
 
 
 def build_release(out: Path, repo: str | None = None) -> Built:
-    """Make `out/release/` from all runs of `out/recipe.yaml`. Doing it again changes nothing.
+    """Make `out/release/` from all runs of `out/recipe.yaml`. A second call changes nothing.
 
     A file of an earlier release that has been changed or damaged since then is replaced.
 
@@ -93,7 +93,7 @@ def _runs(out: Path, recipe: Recipe) -> list[FinishedRun]:
     runs = [read_run(folder) for folder in folders.values()]
     for run, sae in zip(runs, recipe.saes, strict=True):
         if run.sae.id != sae.id or not same_run(run.recipe, recipe, sae.id):
-            raise UserError(f"{run.folder} holds a run of another recipe than {out / 'recipe.yaml'}"
+            raise UserError(f"{run.folder} holds a run of another recipe, not of {out / 'recipe.yaml'}"
                             f"{differs_from_run(run.folder, sae.id, recipe)}; move it away and train again")
     return runs
 
@@ -140,15 +140,15 @@ def _same(new: Path, old: Path) -> bool:
 
 
 def _refuse_foreign_files(folder: Path) -> None:
-    """Refuse to replace a folder in which others have put files, such as `.git`, notes or plots: they would be lost."""
+    """Refuse to replace a folder that holds other files, such as `.git`, notes or plots, which would be lost."""
     if not folder.exists():
         return
     own = {MANIFEST, *(read_manifest(folder).files if (folder / MANIFEST).is_file() else ())}
     foreign = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     foreign = [name for name in foreign if name not in own]
     if foreign:
-        raise UserError(f"{folder} holds files that are not the release's ({', '.join(foreign[:3])}"
-                        f"{', …' if len(foreign) > 3 else ''}); move them away: the folder is replaced as a whole")
+        raise UserError(f"{folder} holds files that do not belong to the release ({', '.join(foreign[:3])}"
+                        f"{', …' if len(foreign) > 3 else ''}); move them away, since the whole folder is replaced")
 
 
 def _empty(building: Path) -> None:

@@ -1,4 +1,4 @@
-"""Any opened SAE, or an index of what its features fire on, in the format of another tool."""
+"""Write any opened SAE, or an index of what its features fire on, in the format of another tool."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ CIRCUIT_TRACER = "circuit-tracer"
 SAELENS_READERS = {
     "saebench": "sae_bench.evals.core.main.multiple_evals or run_eval of another evaluation",
     "sae-probes": "sae_probes.run_sae_evals"}
-"""Tools that take an SAE that SAELens loads, and where they take it."""
+"""Tools that take an SAE loaded by SAELens, and the function that takes it."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Choices:
 
     Attributes:
         called: `MODEL/SET`, the names on Neuronpedia.
-        window: tokens of Delphi's windows.
+        window: length of Delphi's windows, in tokens.
     """
 
     called: str | None = None
@@ -49,7 +49,7 @@ class Choices:
         if self.called is not None and target != "neuronpedia":
             raise UserError("--called is the name on Neuronpedia: give --to neuronpedia as well")
         if self.window is not None and target != "delphi":
-            raise UserError("--window is about Delphi's windows: give --to delphi as well")
+            raise UserError("--window is the length of Delphi's windows: give --to delphi as well")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Converted:
 
 def convert(address: str | Path, target: str, folder: Path, site: Site | None = None,
             choices: Choices = Choices()) -> Converted:
-    """Write an SAE, ours or anybody's, or an index, in another tool's format.
+    """Write an SAE, ours or another tool's, or an index, in another tool's format.
 
     Args:
         address: an address for `open_sae`; for the formats of `OF_INDEX`, the folder of an index; for circuit-tracer,
@@ -84,8 +84,8 @@ def convert(address: str | Path, target: str, folder: Path, site: Site | None = 
                         "give their output folder, and leave out --folder")
     refuse_saelens_reader(target)
     if target not in WRITERS:
-        raise UserError(f"--to {target}: no such format; there are saelens, {', '.join(WRITERS)}, {CIRCUIT_TRACER}, "
-                        f"{', '.join(OF_INDEX)}")
+        raise UserError(f"--to {target}: no such format; choose one of saelens, {', '.join(WRITERS)}, "
+                        f"{CIRCUIT_TRACER}, {', '.join(OF_INDEX)}")
     return Converted(WRITERS[target](open_sae(address, site), folder))
 
 
@@ -118,9 +118,9 @@ def _delphi(index: FeatureIndex, folder: Path, choices: Choices) -> Converted:
     written, kept = write_explanations(index, folder, labels_that_count(index))
     labels = f"; {written:,} labels as explanations" if written else ""
     if kept:
-        labels += f"; {kept:,} explanations that say something else were left as they are"
-    return Converted(cache.folder, f"{cache.firings:,} firings in {cache.windows:,} windows of {cache.length} "
-                     f"tokens; left out are {cache.left_out:,} in the ends of sequences, under one window{labels}")
+        labels += f"; {kept:,} existing explanations with another text were kept"
+    return Converted(cache.folder, f"{cache.firings:,} firings in {cache.windows:,} windows of {cache.length} tokens; "
+                     f"{cache.left_out:,} firings left out, at ends of sequences that do not fill a window{labels}")
 
 
 def _neuronpedia(index: FeatureIndex, folder: Path, choices: Choices) -> Converted:

@@ -46,8 +46,8 @@ def refuse_unexportable(sae: CoderConfig) -> None:
         raise UserError(f"{sae.id} cannot be exported: SAELens has no crosscoders, which read several sites; evaluate "
                         "it as it is, or train an SAE of one site")
     if sae.skip and sae.activation == "topk":
-        raise UserError(f"{sae.id} cannot be exported: SAELens has no transcoder of the k largest latents with a skip; "
-                        "evaluate it as it is, or train it with activation: batchtopk or jumprelu, or without skip")
+        raise UserError(f"{sae.id} cannot be exported: SAELens has no TopK transcoder with a skip; evaluate it as it "
+                        "is, or train it with activation: batchtopk or jumprelu, or without skip")
 
 
 def place_names(run: FinishedRun) -> dict[str, Any]:
@@ -64,20 +64,20 @@ def place_names(run: FinishedRun) -> dict[str, Any]:
 
 
 def module_of(run: FinishedRun, site: Site) -> SiteModule:
-    """The module of the model at which a site of a run is.
+    """The module of the model where a site of a run is.
 
     Raises:
         UserError: the run does not say.
     """
     module = run.done.store.module(site)
     if module is None:
-        raise UserError(f"{run.sae.id} cannot be exported: {run.folder} was made by a version that did not record at "
-                        f"which module of the model {site} is; collect and train it again")
+        raise UserError(f"{run.sae.id} cannot be exported: {run.folder} was made by a version that did not record the "
+                        f"module of the model where {site} is; collect and train it again")
     return module
 
 
 def saelens_metadata(run: FinishedRun) -> dict[str, Any]:
-    """The metadata for SAELens' users: which activations an SAE reads, and on what it was trained."""
+    """The metadata for SAELens' users: which activations an SAE reads, and what it was trained on."""
     done, model = run.done, run.done.store.model
     tied, nested = "tied_" if run.sae.weights == "tied" else "", "matryoshka_" if run.sae.matryoshka else ""
     kind = "" if run.sae.writes is None else "_skip_transcoder" if run.sae.skip else "_transcoder"

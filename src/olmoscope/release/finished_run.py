@@ -1,7 +1,7 @@
 """What the release stage reads from a finished run: the SAE, and the figures in done.json and evaluation.json.
 
-The models name only the keys that are used, and each must be there: an absent figure is an error, never a blank in a
-table.
+The models name only the keys that are used, and each key must be present: an absent figure is an error, never a blank
+in a table.
 """
 
 from dataclasses import dataclass

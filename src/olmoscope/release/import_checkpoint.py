@@ -57,7 +57,7 @@ def import_checkpoint(path: Path, folder: Path, *, model_name: str, layer: int |
     }
     # A killed import leaves a weights file without cfg.json; that is not another SAE.
     if saelens.detect(Here(folder)) and not saelens.is_written(sae, folder, metadata):
-        raise UserError(f"{folder} already holds another SAE than {path}; import into a new folder")
+        raise UserError(f"{folder} already holds another SAE, not that of {path}; import into a new folder")
     written = saelens.write(sae, folder, metadata)
     return Imported(folder, written, opened.site.layer, sae.d_sae, sae.d_model, sae.k, sae.normalize, _notes(sae))
 

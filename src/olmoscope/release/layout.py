@@ -6,7 +6,7 @@
     report.html                      all figures of all SAEs on one page
     <sae id>/cfg.json, sae_weights.safetensors, training.log, evaluation.json, report.html
 
-The pages are made from evaluation.json; releases of versions before there were pages are valid without them.
+The reports are made from evaluation.json. Releases by older versions, which made no reports, are valid without them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -42,7 +42,7 @@ def check_root(folder: Path, manifest: ManifestRead) -> Iterator[tuple[str, bool
 
 
 def differing_files(folder: Path, manifest: ManifestRead, names: Iterable[str]) -> list[str]:
-    """Which of these files are absent or differ from the checksum in the manifest."""
+    """Those of these files that are absent or differ from the checksum in the manifest."""
     return [name for name in names
             if not (folder / name).is_file() or sha256(folder / name) != manifest.files[name].sha256]
 

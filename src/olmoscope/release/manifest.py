@@ -50,12 +50,12 @@ class SAERead(_Read):
 
     id: str
     activation: Activation = "topk"
-    """Absent from releases of versions that had only one."""
+    """Absent from releases by versions that had only one activation."""
     d_sae: int
     k: int
     normalize: Literal["none", "layer_norm"]
     writes: str | None = None
-    """The sites that a transcoder writes; None for an SAE."""
+    """The site that a transcoder writes; None for an SAE."""
 
 
 class ModelName(_Read):

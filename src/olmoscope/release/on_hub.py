@@ -36,8 +36,8 @@ class Comparison:
     """A release compared with a revision of its repository.
 
     Attributes:
-        commit: the commit of that revision; None if there is no such repository yet (or it is private and we are not
-            logged in).
+        commit: the commit of that revision; None if there is no such repository yet, or if it is private and the user
+            is not logged in.
         others: files that are only in the repository.
     """
 

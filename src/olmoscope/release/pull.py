@@ -15,8 +15,7 @@ from olmoscope.release.on_hub import refused
 
 
 def pull(repo: str, folder: Path, *, revision: str | None = None, only: list[str] | None = None) -> ManifestRead:
-    """Download an Olmoscope release and check every file against the manifest. Doing it again gets only what is
-    missing.
+    """Download an Olmoscope release and check every file against the manifest. A second call gets only what is missing.
 
     Args:
         repo: `OWNER/NAME`.

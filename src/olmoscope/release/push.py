@@ -1,7 +1,7 @@
 """Upload a release to the Hugging Face hub.
 
-huggingface_hub transfers the files: what arrived before a lost connection or a kill is not sent again. An upload may
-take several commits, and between them the main branch is not a complete release. So at the end a tag is set, on a
+huggingface_hub transfers the files, and does not send again what arrived before a lost connection or a kill. An upload
+may take several commits, and between them the main branch is not a complete release. So the last step sets a tag, on a
 commit whose files have all been compared with ours: the tag always gives the complete release.
 """
 
@@ -38,7 +38,7 @@ def default_tag(folder: Path) -> str:
 
 
 def push(folder: Path, repo: str, *, tag: str | None = None, private: bool = False) -> Pushed:
-    """Upload a release, check every file there, and tag the commit. Doing it again sends nothing.
+    """Upload a release, check every file there, and tag the commit. A second call sends nothing.
 
     The repository is created if there is none. Files of an earlier release that this one lacks are deleted from the
     branch (the earlier tag keeps them); all other files stay. The token is huggingface_hub's own (`hf auth login`,
@@ -51,8 +51,8 @@ def push(folder: Path, repo: str, *, tag: str | None = None, private: bool = Fal
         private: whether to make a new repository private.
 
     Raises:
-        UserError: the release is damaged; the tag belongs to another release; the hub refuses or does not answer;
-            afterwards it has other files than were sent.
+        UserError: the release is damaged; the tag belongs to another release; the hub refuses or does not answer; its
+            files afterwards differ from those sent.
     """
     from huggingface_hub import HfApi
 
@@ -65,15 +65,15 @@ def push(folder: Path, repo: str, *, tag: str | None = None, private: bool = Fal
             api.create_repo(repo, private=private, exist_ok=True)
         is_tagged = tag in {ref.name for ref in api.list_repo_refs(repo).tags}
         if is_tagged and compare(folder, manifest, repo, tag).missing:
-            raise UserError(f"{repo} has a tag {tag!r} of another release: give this one another name with --tag")
+            raise UserError(f"{repo} has a tag {tag!r} of another release: give this release another tag with --tag")
         commit = before.commit
         if before.missing:
             commit = _upload(folder, before, f"{manifest.name}: {len(manifest.saes)} SAEs")
         after = compare(folder, manifest, repo, commit)
         if after.missing:
             names = ", ".join(file.name for file in after.missing[:3])
-            raise UserError(f"{repo} has other files than were sent ({names}): another upload may be in progress; run "
-                            "the same command again")
+            raise UserError(f"{repo} has files that differ from those sent ({names}): another upload may be in "
+                            "progress; run the same command again")
         if not is_tagged:
             api.create_tag(repo, tag=tag, revision=commit)
     except hub_exceptions() as error:
@@ -95,8 +95,8 @@ def _upload(folder: Path, before: Comparison, message: str) -> str:
 
 
 def _earlier_only(before: Comparison) -> list[str]:
-    """Files of the release on the hub that ours no longer has. Its own manifest lists them, so they are not other
-    files."""
+    """Files of the release on the hub that ours no longer has. The manifest on the hub lists them, so they belong to
+    the earlier release."""
     from huggingface_hub import hf_hub_download
 
     if all(file.state == "new" for file in before.files if file.name == MANIFEST):

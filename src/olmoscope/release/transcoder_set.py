@@ -15,7 +15,7 @@ from olmoscope.site import Site
 
 
 def write_set(addresses: Sequence[str], folder: Path, site: Site | None = None) -> str:
-    """Write transcoders, and the feature pages of indexes that are given or are in their runs.
+    """Write transcoders, and the feature pages of the indexes that are given or are in the transcoders' runs.
 
     Args:
         addresses: of transcoders, of folders with transcoders, or of indexes.
@@ -29,7 +29,7 @@ def write_set(addresses: Sequence[str], folder: Path, site: Site | None = None) 
     indexes = [Path(address) for address in addresses if _is_index(Path(address))]
     saes = [sae for address in addresses if Path(address) not in indexes for sae in find_saes(address)]
     indexes += [path for sae in saes if _is_index(path := Path(sae) / "index")]
-    # Each one is checked and released again before the first is written, since a set may not fit into memory.
+    # Each one is checked and freed before the first is written, since a set may not fit into memory.
     layers = _checked(saes, folder, site)
     if layers:
         config = config_of(open_sae(saes[0], site), folder)
@@ -43,7 +43,8 @@ def write_set(addresses: Sequence[str], folder: Path, site: Site | None = None) 
     said = [f"transcoders of {len(layers)} layers"] * bool(layers) + [f"pages of {pages:,} features"] * bool(pages)
     missing = sorted(set(range(max(layers) + 1)) - set(layers)) if layers else []
     if missing:
-        said.append("circuit-tracer needs one of every layer, and has none of " + ", ".join(map(str, missing)))
+        said.append("circuit-tracer needs one for every layer, and there is none for layer "
+                    + ", ".join(map(str, missing)))
     return "; ".join(said)
 
 
@@ -69,11 +70,11 @@ def _checked(saes: Sequence[str], folder: Path, site: Site | None) -> list[int]:
             first, wanted = opened.name, found
         if opened.site.layer in layers:
             raise UserError(f"{folder}: {opened.name} is another transcoder of layer {opened.site.layer}: a set has "
-                            "one of each layer (--only chooses)")
+                            "one for each layer (choose with --only)")
         if different := [key for key in found | wanted if found.get(key) != wanted.get(key)]:
             key = different[0]
-            raise UserError(f"{folder}: the transcoders of a set agree in {key}; {first} has {wanted.get(key)}, "
-                            f"{opened.name} {found.get(key)}")
+            raise UserError(f"{folder}: the transcoders of a set must agree in {key}; {first} has {wanted.get(key)}, "
+                            f"{opened.name} has {found.get(key)}")
         layers.append(opened.site.layer)
     return layers
 

@@ -1,4 +1,4 @@
-"""The parts of the model card that show how to use an SAE and how to read its features: code and commands that run as
+"""The parts of the model card that show how to use an SAE and how to read its features. Their code and commands run as
 they are."""
 
 import shlex
@@ -34,7 +34,7 @@ def usage(runs: Sequence[FinishedRun]) -> str:
                         for part in str(model.revision).split("+"))
         tokenizer, packages = f"{model.base!r}{of_base}", "sae-lens transformers peft"
         imports = "from peft import PeftModel\n"
-        load = (f"# {model.name} is an adapter; if it brings a tokenizer of its own, take that one.\n"
+        load = (f"# {model.name} is an adapter; if it has a tokenizer of its own, use that one.\n"
                 f"base = AutoModelForCausalLM.from_pretrained({model.base!r}{of_base}, "
                 f"dtype=torch.{recipe.model.dtype})\n"
                 f"model = PeftModel.from_pretrained(base, name{own}).merge_and_unload()")
@@ -43,7 +43,7 @@ def usage(runs: Sequence[FinishedRun]) -> str:
     return f"""\
 ## Use
 
-With `pip install {packages}`:
+Install the packages with `pip install {packages}`. Then run:
 
 ```python
 {standard_library}import torch
@@ -68,11 +68,11 @@ with torch.no_grad():
 {removal}
 
 with torch.no_grad():
-    features = sae.encode(seen["x"])  # [1, tokens, d_sae]; {_active(run)} of each token are not 0
+    features = sae.encode(seen["x"])  # [1, tokens, d_sae]; {_active(run)} are not 0 for each token
     {_written(run)}
 ```
 
-From a folder on disk:
+To load an SAE from a folder on disk, where PATH is the folder of this release:
 
 ```python
 from sae_lens import SAE
@@ -85,12 +85,12 @@ def reading(runs: Sequence[FinishedRun]) -> str:
     """How to open the page of features for the SAE that `usage` shows."""
     model, address = runs[0].done.store.model, f"{runs[0].recipe.release.repo_id}:{_shown(runs).sae.id}"
     elsewhere = " --model PATH" if not model.on_hub and model.name != TINY else ""
-    place = "; PATH is the folder of the language model" if elsewhere else ""
+    place = " PATH is the folder of the language model." if elsewhere else ""
     return f"""\
 ## Read its features
 
-Olmoscope shows what each feature fires on, in the browser. Install it with `pip install 'olmoscope[browse]'`. FILE is
-a text, which the language model reads first{place}:
+Olmoscope shows in the browser what each feature fires on. Install it with `pip install 'olmoscope[browse]'`. FILE is a
+text file: `olmoscope index` runs the language model on it and records where each feature fires.{place}
 
 ```bash
 olmoscope index {shlex.quote(address)} --text FILE --out features{elsewhere}
@@ -150,7 +150,7 @@ def _written(run: FinishedRun) -> str:
 
 
 def _example_text(bos: str) -> str:
-    """The text of the example, which begins as those in training did."""
+    """The example's text, which begins as the texts in training do."""
     return ("tokenizer.bos_token + " if bos == "yes" else "") + '"The cat sat on the mat."'
 
 

@@ -208,7 +208,7 @@ class _SAECheck:
         self._say("finite reconstructions", bad == 0, figure)
 
     def _real_rows(self, ours: TopK | JumpReLU, config: Mapping[str, Any]) -> tuple[str, Tensor, Tensor | None]:
-        """What to call the rows, the rows to read (float32), and the rows that a perfect SAE or transcoder would write,
+        """A name for the rows, the rows to read (float32), and the rows that a perfect SAE or transcoder would write,
         if they are known."""
         read_BD = self._rows_at("hook_name", ours.d_in, config)
         if not ours.transcoder:
@@ -249,5 +249,5 @@ def _saelens() -> Any:
     try:
         from sae_lens import SAE
     except ImportError as error:
-        raise UserError("SAELens, needed for validation, is not installed: pip install 'olmoscope[saelens]'") from error
+        raise UserError("validation needs SAELens, which is not installed: pip install 'olmoscope[saelens]'") from error
     return SAE

@@ -56,7 +56,7 @@ def test_a_layer_that_is_missing_is_named_and_an_earlier_set_goes(tmp_path):
     addresses = [str(tmp_path / f"layer_{layer}") for layer in (1, 4)]
     convert_set([str(tmp_path / "layer_2")], tmp_path / "set")
     assert convert_set(addresses, tmp_path / "set").note == (
-        "transcoders of 2 layers; circuit-tracer needs one of every layer, and has none of 0, 2, 3")
+        "transcoders of 2 layers; circuit-tracer needs one for every layer, and there is none for layer 0, 2, 3")
     assert sorted(path.name for path in (tmp_path / "set").iterdir()) == [
         "config.yaml", "layer_1.safetensors", "layer_4.safetensors"]
 
@@ -65,7 +65,7 @@ def test_what_is_no_set_is_refused_before_anything_is_written(tmp_path):
     write("circuit-tracer", transcoder(0), tmp_path / "first")
     for name, other, told in (
             ("same", transcoder(0, seed=1), "is another transcoder of layer 0"),
-            ("k", transcoder(1, "topk"), "the transcoders of a set agree in activation; .* has None, .* topk"),
+            ("k", transcoder(1, "topk"), "the transcoders of a set must agree in activation; .* has None, .* has topk"),
             ("width", transcoder(1, F=24), "agree in latents; .* has 40, .* 24"),
             ("site", transcoder(1, reads="mid"), "agree in feature_input_hook; .* has mlp.hook_in")):
         write("circuit-tracer", other, tmp_path / name)
