@@ -1,9 +1,9 @@
 """The encoder's top k from an 8-bit product in training, with a check of how many of the exact top k it finds.
 
-Every CHECK_STEPS steps some rows of the batch are also encoded exactly, and the missed latents are counted on the
-device. Every JUDGE_STEPS steps the counts are read: if more were missed than MISSED_AT_MOST allows, the margin is
-widened; if it becomes too wide, the exact product takes over. Both depend only on the step, and the counts and the
-margin are part of a checkpoint, so a run that was killed continues as if it had not been.
+Every CHECK_STEPS steps, some rows of the batch are also encoded exactly, and the missed latents are counted on the
+device. Every JUDGE_STEPS steps, the counts are read. If more latents were missed than MISSED_AT_MOST allows, the margin
+is widened; if it becomes too wide, the exact product takes over. When this happens depends only on the step, and
+checkpoints contain the counts and the margin. So a run that was killed continues as if it had never stopped.
 """
 
 import torch
@@ -19,14 +19,14 @@ CHECK_STEPS = 16
 CHECKED_ROWS = 16
 JUDGE_STEPS = 64
 MISSED_AT_MOST = 1e-4
-"""As a share of the active latents in the exact top k."""
+"""The largest tolerated share of missed latents among the active latents of the exact top k."""
 JUDGED_AS = 20_000
-"""Number of latents. Fewer checked latents count as this many, so that one miss in the first check is not too much."""
+"""If fewer latents were checked, they count as this many, so that a single miss in the first check is tolerated."""
 ROUNDING = 1e-5
 """A value this close to the smallest one kept, relative to it, does not count as missed: the order of a float32 sum
 changes its value."""
 EXACT = -1
-"""The margin that means the exact product."""
+"""The value of the margin that stands for the exact product."""
 
 
 class CandidateSearch:
@@ -47,7 +47,7 @@ class CandidateSearch:
         self._k = sae.k
         """The k of the last batch."""
         self.trial: Trial | None = None
-        """While there is one, both ways are timed."""
+        """The trial, while both ways of encoding are timed."""
 
     @property
     def margin(self) -> int:
@@ -70,7 +70,7 @@ class CandidateSearch:
         return codes
 
     def begin_trial(self) -> None:
-        """Encode both ways from here on, and time them."""
+        """From here on, encode both ways and time them."""
         self.trial = Trial(self.sae.W_enc.device)
 
     @property
@@ -84,7 +84,7 @@ class CandidateSearch:
         return self.trial.verdict()
 
     def settle(self, verdict: Verdict) -> None:
-        """End the trial: from here on the faster way is used."""
+        """End the trial: from here on, use the faster way."""
         self.trial = None
         if not verdict.candidates_win:
             self.margin_1.fill_(EXACT)

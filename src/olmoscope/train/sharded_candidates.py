@@ -1,7 +1,7 @@
-"""The search by candidates (candidates.py) of an SAE whose latents are in shards: each shard has a search of its own.
+"""The candidate search (candidates.py) of an SAE whose latents are in shards: each shard has its own search.
 
-A shard looks for its own top k, and widens its margin if it misses too many of them. The trial covers all shards: the
-slowest rank's times count. Figures are sums of integers, so they do not depend on the number of ranks.
+A shard looks for its own top k, and widens its margin if it misses too many of them. The trial covers all shards, and
+the times of the slowest rank count. Figures are sums of integers, so they do not depend on the number of ranks.
 """
 
 from collections.abc import Sequence

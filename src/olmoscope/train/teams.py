@@ -18,9 +18,11 @@ from olmoscope.recipe.schema import CoderConfig, Recipe
 
 def assign(recipe: Recipe, saes: Sequence[CoderConfig], is_done: Callable[[CoderConfig], bool], device: torch.device,
            world: World) -> list[tuple[Ranks, list[CoderConfig]]]:
-    """The SAEs that this rank trains, and with whom; SAEs with the most shards come first. All ranks must call this.
+    """The SAEs that this rank trains, and the ranks with which it trains them. SAEs with the most shards come first.
+    All ranks must call this.
 
     Args:
+        saes: the SAEs to train.
         is_done: whether an SAE is finished; the first rank's answers count.
 
     Raises:
@@ -40,7 +42,7 @@ def assign(recipe: Recipe, saes: Sequence[CoderConfig], is_done: Callable[[Coder
 
 
 def refuse_idle_ranks(recipe: Recipe, saes: Sequence[CoderConfig], count: int) -> None:
-    """Refuse a number of ranks that would leave one without an SAE, or a part of one, to train.
+    """Refuse a number of ranks that would leave a rank with nothing to train.
 
     Raises:
         UserError: there are more ranks than SAEs and shards to train, or their number cannot share the shards.
@@ -61,7 +63,8 @@ def _all_busy(count: int, shards: int, saes: int) -> bool:
 
 
 def share_out(saes: Sequence[CoderConfig], teams: int) -> list[list[CoderConfig]]:
-    """SAEs for each team: shares of about equal cost. SAEs of the same sites stay together, as they share a pass."""
+    """The SAEs of each team: shares of about equal cost. SAEs of the same sites stay together if that keeps the shares
+    equal, because they share a pass."""
     ordered = sorted(saes, key=lambda sae: tuple(sae.sites))  # stable
     total = sum(sae.d_sae for sae in ordered)
     shares: list[list[CoderConfig]] = [[] for _ in range(teams)]

@@ -36,7 +36,8 @@ ROWS_AT_ONCE = BLOCK_ROWS
 
 
 Round = dict[Site, Tensor]
-"""The rows of each site, `[rows, D]`, in the order in which they are dealt out. Row i is the same token at all sites."""
+"""The rows of each site, `[rows, D]`, in the order in which they are dealt out. Row i is the same token at every site.
+"""
 
 
 class Rounds(Protocol):
