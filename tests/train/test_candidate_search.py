@@ -112,8 +112,8 @@ def test_a_run_logs_the_share_found_and_warns(tmp_path, monkeypatch, capsys):
     assert [line["margin"] for line in lines] == [24, 48, 48, 96, 96]
     assert [line["candidates_found"] is None for line in lines] == [False, False, True, False, True]
     assert all(line["candidates_found"] in (None, 1.0) for line in lines)
-    warning = ("warning: at step 16 the 8-bit candidates (k + 24) held 100.0000% of the top k; "
-               "from here on there are k + 48")
+    warning = ("warning: at step 16 the 8-bit candidates (k + 24) contained 100.0000% of the top k; "
+               "from here on, k + 48 candidates are used")
     assert warning in (run / "training.log").read_text()
     assert warning in " ".join(capsys.readouterr().err.split())
     again = tmp_path / "again"

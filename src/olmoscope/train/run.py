@@ -140,11 +140,11 @@ class Run:
             self._say_sinks(self.ends.sinks)
         elif self.settings.filter.max_norm is not None and rounds.kept.dropped_share and not found:
             self._warn("train.filter.max_norm leaves out rows that the SAE will still get when it is spliced into the "
-                       "model; evaluation says what that costs (ΔCE, and ΔCE with outliers kept)")
+                       "model; evaluation shows what that costs (ΔCE, and ΔCE with outliers kept)")
         elif self.settings.sinks == "auto" and not found and has_outliers(rounds, spec):
-            self._warn(f"there are rows of over {OUTLIER:g} times the median norm, but not along directions of their "
-                       "own, so they get no latents of their own; evaluation says what they cost (ΔCE, and ΔCE with "
-                       "outliers kept)")
+            self._warn(f"some rows have over {OUTLIER:g} times the median norm, but they do not lie along directions "
+                       "of their own, so they get no latents of their own; evaluation shows what they cost (ΔCE, and "
+                       "ΔCE with outliers kept)")
 
     def _say_sinks(self, sinks: Sinks) -> None:
         many = f"{sinks.count} latents are" if sinks.count > 1 else "1 latent is"

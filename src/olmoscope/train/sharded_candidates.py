@@ -58,10 +58,10 @@ class ShardedCandidates:
                 changed.setdefault(wider, []).append(str(number))
         if not changed:
             return None
-        now = [f"{'the exact product is taken' if wider == EXACT else f'there are k + {wider}'} in shards "
+        now = [f"{'the exact product is used' if wider == EXACT else f'k + {wider} candidates are used'} in shards "
                + ", ".join(numbers) for wider, numbers in sorted(changed.items())]
         return (f"warning: at step {steps} the 8-bit candidates of some shards had missed too much of the top k; from "
-                f"here on {'; '.join(now)}")
+                f"here on, {'; '.join(now)}")
 
     def take_found(self) -> float | None:
         """As `CandidateSearch.take_found`, over the top k of all shards."""

@@ -53,8 +53,9 @@ def refuse_idle_ranks(recipe: Recipe, saes: Sequence[CoderConfig], count: int) -
     shards, group = next((shards, group) for shards, group in groups if not _all_busy(count, shards, len(group)))
     counts = [fewer for fewer in range(1, count) if all(_all_busy(fewer, each, len(saes)) for each, saes in groups)]
     many = f"{len(group)} SAEs" if len(group) > 1 else "1 SAE"
-    raise UserError(f"{count} processes cannot share {many} with train.shards: {shards} (one SAE may have "
-                    f"{_listed(legal_counts(shards))}): start {_listed(counts)}, or change train.shards")
+    raise UserError(f"{count} processes cannot share {many} with train.shards: {shards} "
+                    f"({_listed(legal_counts(shards))} can share one SAE): start {_listed(counts)}, or change "
+                    "train.shards")
 
 
 def _all_busy(count: int, shards: int, saes: int) -> bool:
