@@ -65,7 +65,7 @@ def test_what_it_misses_is_counted_and_widens_the_margin(monkeypatch):
     monkeypatch.setattr(module, "JUDGED_AS", 100)
     step = fresh(Candidates(margin=0))
     said = steps_on(1000.0, 2 * module.JUDGE_STEPS, step)
-    assert said[0].startswith("warning: at step 64 the 8-bit candidates (k + 0) held ") and "k + 8" in said[0]
+    assert said[0].startswith("warning: at step 64 the 8-bit candidates (k + 0) contained ") and "k + 8" in said[0]
     assert step.candidates.margin == (16 if len(said) == 2 else 8)
     assert step.candidates.take_found() < 1
 
