@@ -51,6 +51,7 @@ class CandidateSearch:
 
     @property
     def margin(self) -> int:
+        """How many candidates there are beyond k; `EXACT` once candidates are no longer used."""
         return int(self.margin_1)
 
     def encode(self, u_BD: Tensor, b_latent_F: Tensor, k: int, step: int) -> tuple[Tensor, Tensor]:

@@ -126,6 +126,7 @@ class SequenceReader:
 
     @property
     def model(self) -> CausalLM:
+        """The language model, loaded when it is first needed."""
         return self._model()
 
     @cached_property

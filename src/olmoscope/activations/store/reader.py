@@ -47,6 +47,7 @@ class Store:
 
     @property
     def rows(self) -> int:
+        """The number of rows of all segments."""
         return self.manifest.rows
 
     def read(self, site: Site | str | int, segment: int, part: slice, out: Tensor | None = None) -> Tensor:

@@ -44,6 +44,7 @@ class Kept:
 
     @property
     def dropped_share(self) -> float:
+        """The share of all rows that is left out."""
         return 1 - self.rows / self.of
 
     def __str__(self) -> str:
