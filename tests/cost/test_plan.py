@@ -82,7 +82,7 @@ def test_several_ranks_by_hand(tmp_path, monkeypatch, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert re.search(r"sends [\d.]+ MB \([\d.]+ MB to other machines\) per step, .* and [\d.]+ MB \([\d.]+ MB to other "
                      r"machines\) of the next batch while it computes", said), said
-    with pytest.raises(UserError, match="8 processes cannot be on 3 machines, as many on each: choose --ranks as"):
+    with pytest.raises(UserError, match="8 processes cannot be divided equally among 3 machines: choose --ranks as"):
         plan(resolved, tmp_path, ranks=8, nodes=3)
     with pytest.raises(UserError, match="64 processes cannot share"):
         plan(resolved, tmp_path, ranks=64)

@@ -125,7 +125,7 @@ def test_two_ranks_write_what_one_process_does_also_after_a_kill(job, tmp_path):
 
 
 @pytest.mark.parametrize(("environment", "ranks", "said"), [
-    ({}, "--ranks=3", "3 processes cannot share 1 SAE with train.shards: 4 (one SAE may have 1, 2 or 4)"),
+    ({}, "--ranks=3", "3 processes cannot share 1 SAE with train.shards: 4 (1, 2 or 4 can share one SAE)"),
     ({"RANK": "0", "WORLD_SIZE": "2"}, "--ranks=2",
      "--ranks 2: torchrun (RANK, WORLD_SIZE) already started this process")])
 def test_what_is_wrong_is_said_before_anything_starts(job, tmp_path, monkeypatch, environment, ranks, said):

@@ -135,7 +135,7 @@ def test_candidates_have_a_margin_for_each_shard(rank_pool, job, tmp_path):
     found = [line["candidates_found"] for line in lines if line["candidates_found"] is not None]
     assert lines[-1]["margin"] >= 8 and 0.9 < min(found) < 1
     logs = [(run / "training.log").read_text() for run in runs]
-    warned = re.findall(r"warning: at step 64 .*; from here on there are k \+ 8 in shards \d.*", logs[0])
+    warned = re.findall(r"warning: at step 64 .*; from here on, k \+ 8 candidates are used in shards \d.*", logs[0])
     assert len(warned) == 1 and warned[0] in logs[1]
     with opened_checkpoint(checkpoints(runs[1])[-1]) as (_, file):
         margins = file.get_tensor("candidates.margin").tolist()

@@ -213,7 +213,7 @@ def shuffled(rows):
 
 @pytest.mark.parametrize(("position", "far", "said"), [
     (0, lambda rows: 40 * rows, "4 latents are for attention sinks"),  # along those of the commonest first tokens
-    (20, shuffled, "there are rows of over 10 times the median norm, but not along directions of their own"),
+    (20, shuffled, "some rows have over 10 times the median norm, but they do not lie along directions"),
 ], ids=["several directions", "none"])
 def test_rows_that_are_far_out_along_other_directions(job, tmp_path, capsys, position, far, said):
     def load(wanted, sites, device):

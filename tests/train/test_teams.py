@@ -87,6 +87,6 @@ def test_ranks_without_work_are_refused(tmp_path):
     refuse_idle_ranks(job, two, 8)
     for saes, count, counts in ((one, 3, "1 or 2"), (one, 8, "1, 2 or 4"), (two, 3, "1 or 2"), (two, 6, "1, 2 or 4")):
         many = "1 SAE" if len(saes) == 1 else "2 SAEs"
-        with pytest.raises(UserError, match=(rf"^{count} processes cannot share {many} with train.shards: 4 \(one SAE "
-                                             rf"may have 1, 2 or 4\): start {counts}, or change train.shards$")):
+        with pytest.raises(UserError, match=(rf"^{count} processes cannot share {many} with train.shards: 4 \(1, 2 or "
+                                             rf"4 can share one SAE\): start {counts}, or change train.shards$")):
             refuse_idle_ranks(job, saes, count)

@@ -1,4 +1,5 @@
-"""How fast a disk reads, measured as training reads a store: blocks in random order, several at a time."""
+"""The read rate of a disk, measured in the way in which training reads a store: blocks in random order, several at a
+time."""
 
 import os
 import random
@@ -18,12 +19,11 @@ ROOM = 2 * BLOCK * BLOCKS
 
 
 def read_rate(folder: Path) -> float | None:
-    """Bytes per second that the disk of a folder gives for what is not in memory. It takes a file of 268 MB for a
-    moment.
+    """Measure how fast the disk of a folder reads what is not cached in memory. This writes a temporary file of 268 MB.
 
     Returns:
-        None if the system cannot read past its cache (`posix_fadvise` is missing, as on macOS), if the disk lacks room,
-        or if nothing may be written there.
+        Bytes per second. None if the system cannot drop its cache (`posix_fadvise` is missing, as on macOS), if the
+        disk lacks room, or if the folder is not writable.
     """
     writable = os.access(folder, os.W_OK) and shutil.disk_usage(folder).free >= ROOM
     if not writable or not hasattr(os, "posix_fadvise"):

@@ -1,7 +1,7 @@
-"""Rates of this machine: a few batches through the recipe's model, a few training steps of its widest SAE, its disk.
+"""The rates of this machine: a few batches of the recipe's model, a few training steps of its widest SAE, and its disk.
 
-Batches are like those of collection: lengths are drawn and grouped as for the store. Only their tokens are random, on
-which no dense model's speed depends. Training steps read the rows that come out.
+The batches are like those of collection: their lengths are drawn and grouped as for the store. Only their tokens are
+random, and the speed of a dense model does not depend on these. Training steps read the resulting rows.
 """
 
 import time
@@ -33,7 +33,7 @@ from olmoscope.train.step import Step
 BATCHES = 8
 STEPS = 8
 SECONDS = 20
-"""The time after which a stage's measurement stops; at least two batches or steps run, the first to warm up."""
+"""How many seconds a stage is measured at most. At least two batches or steps run, of which the first warms up."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +44,13 @@ class Rates:
     tokens_per_second: float
     """The rate of collection without its disk: the forward pass, and the copy of rows into memory."""
     batches: int
+    """How many batches were timed."""
     sae: CoderConfig
     """The widest SAE of the recipe."""
     step_seconds: float
+    """Seconds per training step of this SAE."""
     steps: int
+    """How many steps were timed."""
     documents_apart: bool | None = None
     """What the model's probe found (model/probe.py); None if it did not run."""
     outliers: dict[Site, Outliers] = field(default_factory=dict)
@@ -60,8 +63,8 @@ def measure(recipe: Recipe, batches: int = BATCHES, steps: int = STEPS, store: P
     """Time a recipe's two stages on its device, and the disk.
 
     Args:
-        store: a folder on the disk that would hold the store; None: the disk is not measured.
-        batches, steps: at most this many of each stage are timed; one more runs first to warm up.
+        batches, steps: the most batches and steps that are timed; one more of each runs first to warm up.
+        store: a folder on the disk that would hold the store; None to leave the disk unmeasured.
 
     Raises:
         UserError: the model cannot be loaded or does not keep documents apart as the recipe wants, or the device is
@@ -93,7 +96,8 @@ def _outliers(rows_RD: Tensor, position_R: Tensor) -> Outliers:
 
 
 def _time_collection(recipe: Recipe, model: LoadedModel, most: int) -> tuple[float, int, dict[Site, Tensor], Tensor]:
-    """Seconds per token, batches timed, the rows `[R, D]` of each site, on the CPU, and their positions `[R]`."""
+    """Seconds per token, how many batches were timed, the rows of each site, `[R, D]` on the CPU, and their positions,
+    `[R]`."""
     lengths = _sequence_lengths(recipe)
     batches = plan_batches(lengths, recipe.tokens.batch_tokens, recipe.tokens.max_padding)
     # Long and short sequences differ in speed: in random order, a sample is fair wherever it ends.

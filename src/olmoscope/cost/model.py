@@ -7,9 +7,9 @@ and an add are two FLOPs. For each token:
                                                     and norms and biases are not counted (under 0.1%)
     + Σ over layers 4 · keys · heads · head_dim     q·k and the weighted sum of v over the keys that a token sees
 
-In a sequence, token t sees t keys, or at most the window's number in a layer with a sliding window. Keys that a causal
-kernel skips are not counted; that documents kept apart see fewer keys is ignored. In a mixture of experts, the experts'
-matrices count in proportion to the share of experts that a token passes through.
+Token t of a sequence sees t keys, or at most as many as the window has in a layer with a sliding window. Keys that a
+causal kernel skips are not counted. Tokens see fewer keys if documents are kept apart; this is ignored. In a mixture of
+experts, the experts' matrices count in proportion to the share of experts that a token passes through.
 """
 
 from dataclasses import dataclass
@@ -51,10 +51,11 @@ class ModelCost:
         return 2 * self.multiplied + 4 * self.attention_width * keys
 
     def batch_bytes(self, tokens: int, kept: int, bytes_each: int) -> int:
-        """Bytes of activations alive at the peak of a forward pass.
+        """Bytes of activations that are allocated at the peak of a forward pass.
 
-        In an MLP: the stream, its normed copy and the residual (4 widths with room for attention's output), gate,
-        activated gate and product (3 times the widest matrix); and the outputs kept from the layers wanted.
+        The peak is in an MLP: the residual stream, its normed copy and the residual (4 widths, with room for the output
+        of attention); gate, activated gate and product (3 times the widest matrix); and the outputs kept from the
+        layers wanted.
 
         Args:
             tokens: tokens of the batch, padding included.
@@ -70,7 +71,7 @@ def model_cost(config: Any, deepest: int, *, whole: bool = False) -> ModelCost:
     Args:
         config: the whole config of transformers; it is not changed.
         deepest: the deepest layer that runs, counted from 0.
-        whole: whether the whole model is loaded nevertheless.
+        whole: whether the whole model is loaded, including the layers above the deepest one.
 
     Raises:
         UserError: its layers cannot be found.
@@ -93,7 +94,7 @@ def model_cost(config: Any, deepest: int, *, whole: bool = False) -> ModelCost:
 
 
 def mean_keys(chunk_lengths: list[tuple[int, int]], window: int | None) -> float:
-    """How many keys a token sees on average, including itself.
+    """How many keys a token sees on average, including its own.
 
     Args:
         chunk_lengths: see `ModelCost.flops_per_token`.

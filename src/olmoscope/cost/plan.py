@@ -1,14 +1,14 @@
 """What a recipe will cost, computed before anything starts: text, disk, memory, FLOPs; hours from a measured rate.
 
-FLOPs count a multiply and an add as two; cost/model.py counts those of the model. Memory is estimated from what is
-known to be alive at the peak:
+A multiply and an add are two FLOPs; cost/model.py counts the FLOPs of the model. Memory is estimated from what is known
+to be allocated at the peak:
 
     collection, model's device    weights + activations of a batch (cost/model.py) + on a GPU one segment of all sites
     collection, RAM               process + segments in memory, `SEGMENTS_HELD` of all sites
     training, SAE's device        train/memory.py
     training, RAM                 process + `ROUNDS_HELD` rounds of the stream; beside a GPU, a checkpoint's tensors
 
-On a CPU both columns are RAM, and add up.
+On a CPU, everything is in RAM, so the device's memory is added to the RAM.
 """
 
 import contextlib
@@ -70,7 +70,7 @@ class SAEPlan:
     sae: CoderConfig
     parameters: int
     state_bytes: int
-    """Bytes of parameters and Adam's two moments: what training holds, and a checkpoint on disk."""
+    """Bytes of parameters and Adam's two moments, which training holds: the size of a checkpoint on disk."""
     kept: int
     """How many checkpoints remain at the end."""
     train: Settled
@@ -85,9 +85,9 @@ class SAEPlan:
     ranks: int
     """How many processes share it."""
     traffic: StepTraffic
-    """What each of them sends to the others in a step."""
+    """What each of them sends to the others in a step, except for the next batch."""
     batch_traffic: BatchTraffic
-    """What each of them sends of the next batch, in the meantime."""
+    """What each of them sends of the next batch during a step."""
     batch_bytes: int
     """Bytes of a batch in the store."""
 
@@ -101,7 +101,7 @@ class Plan:
     compute_dtype: ComputeDtype
     """The dtype in which the language model computes."""
     gpu: bool
-    """Whether it would run on a GPU."""
+    """Whether the recipe would run on a GPU."""
     shares: dict[str, float] | None
     """Each source's share of the documents; None if shards decide."""
     sequences: int
@@ -121,6 +121,7 @@ class Plan:
     present_bytes: int
     """How many of these bytes are in the output folder already."""
     free_bytes: int
+    """Free bytes on the disk of the output folder."""
     rates: Rates | None
     """None if nothing was measured."""
     ranks: int
@@ -130,7 +131,7 @@ class Plan:
     warnings: list[str]
     """What is possible but probably not intended, one line each."""
     verdict: str
-    """What is known about the model's behaviour, in one line: tested now, when a store was started, or not yet."""
+    """What is known about the model's behaviour, in one line: it was tried now, when a store was begun, or not yet."""
 
     @property
     def tokens(self) -> int:
@@ -148,31 +149,32 @@ class Plan:
 
     @property
     def devices(self) -> int:
-        """How many times the measured device the processes have: a GPU each, or the processors of all machines."""
+        """How many devices like the measured one the processes have: one GPU each, or the processor of each machine."""
         return self.ranks if self.gpu else self.nodes
 
     def step_seconds(self, sae: SAEPlan) -> float | None:
-        """Seconds of a training step from the measured rate of the widest SAE, in proportion to the dense product; None
-        if nothing was measured. Several processes take at least so long: what they exchange is not counted."""
+        """Seconds of a training step, from the measured rate of the widest SAE in proportion to the dense product; None
+        if nothing was measured. For several processes this is a lower bound: their exchanges are not counted."""
         if self.rates is None:
             return None
         share = sae.sae.d_sae * sae.train.batch / (self.rates.sae.d_sae * settled(self.recipe, self.rates.sae).batch)
         return self.rates.step_seconds * share / self._devices_of(sae)
 
     def train_hours(self, sae: SAEPlan) -> float | None:
-        """Hours of training, by `step_seconds`."""
+        """Hours of training, from `step_seconds`; None if nothing was measured."""
         seconds = self.step_seconds(sae)
         return None if seconds is None else seconds * sae.steps / 3600
 
     def hours(self) -> float | None:
-        """Hours of collection, one process, and of all SAEs, as many at a time as there are teams."""
+        """Hours of collection by one process, and of training all SAEs, as many at a time as there are teams; None if
+        nothing was measured."""
         if (collecting := self.collect_hours()) is None:
             return None
         return collecting + sum((self.train_hours(sae) or 0) / self._teams(sae) for sae in self.saes)
 
     def feed(self) -> float | None:
-        """Bytes of activations per second that training reads at most, of all processes; None if nothing was measured.
-        SAEs of the same sites, with the same batch, share a read."""
+        """The most bytes of activations per second that all processes together read in training; None if nothing was
+        measured. SAEs of the same sites with the same batch share a read."""
         passes: dict[tuple[tuple[Site, ...], int], list[SAEPlan]] = {}
         for sae in self.saes:
             passes.setdefault((tuple(sae.sae.sites), sae.train.batch), []).append(sae)
@@ -185,7 +187,7 @@ class Plan:
         return max(1, sae.ranks * self.devices // self.ranks)
 
     def _teams(self, sae: SAEPlan) -> int:
-        """How many SAEs like this one train at a time, each on devices of its own."""
+        """How many SAEs like this one train at the same time, each on its own devices."""
         return self.devices // self._devices_of(sae)
 
 
@@ -194,21 +196,21 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1, 
     """Compute a recipe's cost.
 
     Args:
-        out: where it would run; the free space of its disk is looked up.
-        rates: from `measure`, for hours.
+        out: the output folder; the free space of its disk is looked up.
+        rates: the result of `measure`, from which hours are computed; None for no hours.
         ranks: how many processes would train.
         elsewhere: the store on which it would train (`train --store`), instead of one in `out`.
-        nodes: how many machines the processes would be on, as many on each.
+        nodes: how many machines the processes would be on, with the same number on each.
 
     Raises:
         UserError: the recipe does not give `model.d_model` and the model's config cannot be loaded; the recipe does not
-            fit the config; that many processes cannot share its SAEs, or be on that many machines; or there is no store
-            elsewhere.
+            fit the config; that many processes cannot share its SAEs, or be divided equally among that many machines;
+            or there is no store elsewhere.
     """
     stores = store_places(out) if elsewhere is None else find_elsewhere(out, elsewhere)
     refuse_idle_ranks(recipe, recipe.saes, ranks)
     if ranks % nodes:
-        raise UserError(f"{ranks} processes cannot be on {nodes} machines, as many on each: choose --ranks as a "
+        raise UserError(f"{ranks} processes cannot be divided equally among {nodes} machines: choose --ranks as a "
                         "multiple of --nodes")
     read = {name: _model_read(recipe.of_model(name)) for name in ("", *recipe.models)}
     cost, d_model = read[""].cost, read[""].d_model
@@ -342,9 +344,10 @@ def _ends(sae: CoderConfig, widths: Mapping[Site, int]) -> tuple[int, int]:
 
 def _plan_sae(recipe: Recipe, sae: CoderConfig, widths: Mapping[Site, int], gpu: bool, ranks: int,
               node: int) -> SAEPlan:
-    """
+    """The cost of one SAE.
+
     Args:
-        ranks: how many processes train; `node` of them on each machine.
+        ranks: how many processes train, `node` of them on each machine.
     """
     train = settled(recipe, sae)
     shared = team_size(ranks, train.shards)

@@ -1,8 +1,8 @@
-"""What one training step of an SAE in shards costs a rank: the bytes that it sends in train/sharded_step.py, and those
-of the next batch, which travel in the meantime (train/shared_batches.py).
+"""The bytes that a rank sends in one training step of an SAE in shards: those of the step itself
+(train/sharded_step.py), and those of the next batch, which travel during the step (train/shared_batches.py).
 
-P ranks, B rows of a batch, b rows that a rank owns, D d_model, K places of a shard's codes, S shards of a rank, N
-groups of latents that a rank has (1 without Matryoshka prefixes; train/nested.py).
+Symbols: P ranks, B rows of a batch, b rows that a rank owns, D d_model, K places of a shard's codes, S shards of a
+rank, N groups of latents that a rank has (1 without Matryoshka prefixes; train/nested.py).
 """
 
 import math
@@ -16,8 +16,8 @@ from olmoscope.train.sharded_loss import groups_of_ranks
 
 
 def first_of_ranks(count: int, node: int) -> Ranks:
-    """The first of `count` ranks that train an SAE together, `node` on each machine, as `join_team` lets them exchange
-    rows."""
+    """The first of `count` ranks that train an SAE together, `node` of them on each machine, with the same levels of
+    exchange as in `join_team`."""
     if exchanges_on_two_levels(count, node):
         return NodeRanks(Ranks(0, node), Ranks(0, count // node))
     return Ranks(0, count, node=math.gcd(count, node))
@@ -25,16 +25,16 @@ def first_of_ranks(count: int, node: int) -> Ranks:
 
 @dataclass(frozen=True)
 class BatchTraffic:
-    """Bytes that a rank sends to others so that each has the whole batch, if each has read as many rows: with P ranks
-    `(P - 1) ceil(B / P)` rows, on one level."""
+    """Bytes that a rank sends to others so that each rank has the whole batch, if each has read the same number of
+    rows: with P ranks `(P - 1) ceil(B / P)` rows, on one level."""
 
     total: int
     crossing: int
-    """How many of them go to other nodes."""
+    """How many of these bytes go to other nodes."""
 
 
 def batch_traffic(rows: int, row_bytes: int, ranks: Ranks) -> BatchTraffic:
-    """The traffic of a batch; on two levels, the rows of a node's ranks go between nodes first.
+    """The traffic of a batch. On two levels, rows first travel between nodes, then within a node.
 
     Args:
         rows: B.
@@ -51,15 +51,16 @@ def batch_traffic(rows: int, row_bytes: int, ranks: Ranks) -> BatchTraffic:
 
 @dataclass(frozen=True)
 class StepTraffic:
-    """Bytes that a rank sends to others in one step, without those of the auxiliary loss and of `train.finish`."""
+    """Bytes that a rank sends to others in one step, without those of the auxiliary loss and of `train.finish`. The
+    formulas are those of one level."""
 
     selection: int
-    """Candidates to the owners of rows, and counts back: `4 (B - b) S K + 4 (P - 1) b S`."""
+    """Candidates sent to the owners of rows, and counts sent back: `4 (B - b) S K + 4 (P - 1) b S`."""
     parts: int
-    """Parts of the reconstruction, to the owners: `4 (B - b) N D`."""
+    """Parts of the reconstruction, sent to the owners: `4 (B - b) N D`."""
     errors: int
-    """Losses and e of all rows: `(P - 1) (8 + 4 D) ceil(B / P)`; of Matryoshka prefixes e of each group but the last to
-    the ranks that have it: `4 b D` each."""
+    """Losses and e of all rows: `(P - 1) (8 + 4 D) ceil(B / P)`. With Matryoshka prefixes also e of each group but the
+    last, sent to each rank that has the group: `4 b D` each."""
     bias: int
     """Parts of the gradient of b_pre: `4 (P - 1) D`, and twice that with Matryoshka prefixes."""
     crossing: int = 0
@@ -67,7 +68,7 @@ class StepTraffic:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """All bytes."""
         return self.selection + self.parts + self.errors + self.bias
 
 
@@ -75,9 +76,9 @@ def step_traffic(rows: int, d_model: int, d_sae: int, k: int, shards: int, ranks
                  matryoshka: Sequence[float] = (), selects: bool = True) -> StepTraffic:
     """The traffic of a TopK SAE. (For the threshold of a batch, BatchTopK sends 48 kB more to each other rank.)
 
-    On two levels (distributed/nodes.py), a rank sends what it would send if its node had all ranks; then what a rank
-    with the lists and groups of the whole node would send to the other nodes, of the rows that belong to its local
-    number. The bias takes `4 M (L - 1) D + 4 (M - 1) D` bytes, with L ranks on each of M nodes.
+    On two levels (distributed/nodes.py), a rank first sends what it would send if its node had all ranks. It then sends
+    to other nodes what a rank with the lists and groups of the whole node would send, but only for the rows that belong
+    to its local number. The bias takes `4 M (L - 1) D + 4 (M - 1) D` bytes, with L ranks on each of M nodes.
 
     Args:
         rows: B.
@@ -107,7 +108,7 @@ def _level(ranks: Ranks, rows: int, d_model: int, lists: int, places: int, group
 
     Args:
         lists, places: how many lists of candidates this rank has, and how long they are.
-        groups: those of each rank, of which the group `last` is that of all latents.
+        groups: the groups of each rank. The e of the group `last` is that of all latents.
         vectors: how many gradients of a bias this rank has.
     """
     sizes, first = ranks.sizes(rows), ranks.index - ranks.index % ranks.node

@@ -1,10 +1,10 @@
-"""Starting several processes of one training, and joining them: torchrun and its library do the work.
+"""Start several processes of one command, and join them. torchrun and its library do the work.
 
     olmoscope train RECIPE --ranks 4                                     `start`
     torchrun --nproc-per-node 4 --no-python -- olmoscope train RECIPE    `join`: RANK, WORLD_SIZE, MASTER_ADDR, ...
-    srun olmoscope train RECIPE                                          `join`: from what srun says
+    srun olmoscope train RECIPE                                          `join`: from srun's variables
 
-docs/several-gpus.md has the lines for several machines.
+docs/several-gpus.md has the commands for several machines.
 """
 
 import logging
@@ -34,22 +34,25 @@ if TYPE_CHECKING:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 OWN_STORE = "TORCH_DISABLE_SHARE_RDZV_TCP_STORE"
-"""Without it, processes that torchrun restarts find the store of the dead ones, and wait for ever (torch 2.13; cf.
-pytorch#135712). torchrun itself must have it in its environment."""
+"""Without this variable, processes that torchrun restarts connect to the TCP store of the dead processes and wait
+forever (torch 2.13; see pytorch#135712). torchrun itself must have it in its environment."""
 
 TEAMS_WAIT = timedelta(days=30)
-"""Teams end at different times, and wait for each other at the end."""
+"""How long a rank waits for another. It is long because teams finish at different times and wait for each other at the
+end."""
 SAVING_SECONDS = 600
-"""That ranks may take to save and end when the launcher is told to stop."""
+"""How many seconds ranks have to save and end when the launcher is told to stop."""
 BY_US = "OLMOSCOPE_RANKS"
-"""Variable of the processes that `start` started: the path of a folder that they share, removed when all have ended."""
+"""An environment variable of the processes that `start` started: the path of a folder that they share. The folder is
+removed when all of them have ended."""
 AFTERWARDS = (signal.SIGTERM, signal.SIGABRT)
-"""What ends ranks where another one was lost first: the launcher, and libraries in the middle of an exchange."""
+"""The signals that end the other ranks after one rank was lost: the launcher sends SIGTERM; libraries that wait for an
+exchange abort."""
 
 
 @dataclass(frozen=True)
 class World:
-    """All processes of a training, and where this one is; alone where no launcher started it."""
+    """All processes of a command, and the place of this one. A process that no launcher started is alone."""
 
     ranks: Ranks = field(default_factory=Ranks.alone)
     place: Place = field(default_factory=Place)
@@ -57,7 +60,7 @@ class World:
 
 @dataclass(frozen=True)
 class Team:
-    """Ranks that train the same SAEs, and which team of several it is."""
+    """Ranks that train the same SAEs: team `number` of `teams`."""
 
     ranks: Ranks
     number: int = 0
@@ -65,21 +68,22 @@ class Team:
 
 
 def start(count: int, arguments: Sequence[str], kept: str) -> None:
-    """Run `olmoscope ARGUMENTS` in `count` processes on this machine and wait for them. They share its threads.
+    """Run `olmoscope ARGUMENTS` in `count` processes on this machine and wait for them. The processes divide the
+    threads of this one among themselves.
 
     Args:
-        kept: what a killed one leaves, and what to do, for the message.
+        kept: for the message if a process is killed: what it leaves, and what to do.
 
     Raises:
-        UserError: one was killed.
-        SystemExit: one ended with an error, which it has told.
-        KeyboardInterrupt: this process was told to stop, and the others were.
+        UserError: a process was killed.
+        SystemExit: a process ended with an error, which it has reported.
+        KeyboardInterrupt: a signal told this process to stop, and it has stopped the others.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    for name in list(logging.root.manager.loggerDict):  # they write pages about what the ranks say in a line
+    for name in list(logging.root.manager.loggerDict):  # they log pages about errors that a rank reports in one line
         if name.startswith("torch.distributed"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
     os.environ[OWN_STORE] = "1"
@@ -98,7 +102,8 @@ def start(count: int, arguments: Sequence[str], kept: str) -> None:
 
 
 def _explained(error: "ChildFailedError", kept: str) -> UserError | SystemExit:
-    """What to raise when ranks failed: one that was killed told nobody."""
+    """The exception to raise when ranks have failed: a rank that failed has reported why, but one that was killed
+    could not."""
     codes = {rank: failure.exitcode for rank, failure in sorted(error.failures.items())}
     killed = {rank: -code for rank, code in codes.items() if code < 0}
     first = {rank: number for rank, number in killed.items() if number not in AFTERWARDS}
@@ -110,10 +115,10 @@ def _explained(error: "ChildFailedError", kept: str) -> UserError | SystemExit:
 
 
 def join(environment: MutableMapping[str, str] = os.environ) -> World:
-    """Join the other processes that torchrun or srun started; alone where neither did.
+    """Join the other processes that torchrun or srun started. A process that neither of them started is alone.
 
     Raises:
-        UserError: the others do not come.
+        UserError: the other processes cannot be reached.
     """
     place = place_from_environment(environment)
     if place.count == 1:
@@ -142,9 +147,10 @@ def leave() -> None:
 
 
 def join_team(world: Ranks, shards: int, device: torch.device) -> Team:
-    """The ranks that train SAEs of `shards` shards with this one. All ranks must call it, in the same order.
+    """The ranks that train SAEs of `shards` shards together with this rank. All ranks must call this, in the same
+    order.
 
-    A team on several machines exchanges rows on two levels, if `exchanges_on_two_levels`.
+    A team on several machines exchanges rows on two levels if `exchanges_on_two_levels` says that it can.
     """
     if world.count == 1:
         return Team(world)
@@ -165,7 +171,8 @@ def join_team(world: Ranks, shards: int, device: torch.device) -> Team:
 
 
 def _as_torchrun(place: Place, environment: MutableMapping[str, str]) -> None:
-    """Say to torch what srun says: who is where, and the first node, whose port is the job's own."""
+    """Set the variables that torch reads from those that srun sets. The port on the first node is derived from the
+    job's number, so that jobs do not collide."""
     environment["RANK"], environment["WORLD_SIZE"] = str(place.index), str(place.count)
     environment["LOCAL_RANK"] = str(place.local_index)
     nodes = environment.get("SLURM_STEP_NODELIST", environment.get("SLURM_NODELIST", "localhost"))
@@ -175,6 +182,6 @@ def _as_torchrun(place: Place, environment: MutableMapping[str, str]) -> None:
 
 
 def first_node(nodes: str) -> str:
-    """The first of Slurm's list of nodes: `gpu003` of `gpu[003-006,9],login1`."""
+    """The first node of a list in Slurm's notation: `gpu003` for `gpu[003-006,9],login1`."""
     found = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)
     return "localhost" if found is None else found[1] + (found[2] or "")

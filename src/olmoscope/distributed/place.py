@@ -1,11 +1,12 @@
-"""Which of several processes this one is, as the launcher that started it says."""
+"""Which of several processes this one is, according to the launcher that started it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 LAUNCHERS = (("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
              ("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
-"""srun is known by its step, not by `SLURM_NTASKS`: a batch script that runs one process by hand has that too."""
+"""For each launcher, the variables with a process's index, the number of processes, and the index on its machine.
+`SLURM_NTASKS` would not do for srun: a batch script that runs one process without srun has it too."""
 
 
 @dataclass(frozen=True)
@@ -15,15 +16,15 @@ class Place:
     index: int = 0
     count: int = 1
     local_index: int = 0
-    """Counted on this machine: which CUDA device is its own."""
+    """Its index among the processes on this machine, which is the number of its CUDA device."""
     launcher: str = ""
-    """`torchrun` or `srun`; empty where neither started it."""
+    """`torchrun` or `srun`; empty if neither started it."""
     told_by: str = ""
-    """The same, with the names of the variables, for messages."""
+    """The launcher with the names of its variables, for messages."""
 
 
 def place_from_environment(environment: Mapping[str, str]) -> Place:
-    """Where torchrun or srun put this process; the only one where neither started it."""
+    """The place that torchrun or srun gave this process; the only process if neither started it."""
     for launcher, index, count, local in LAUNCHERS:
         if index in environment and count in environment:
             return Place(int(environment[index]), int(environment[count]), int(environment.get(local, 0)), launcher,

@@ -1,9 +1,10 @@
-"""The processes (ranks) that train one SAE together, or share other work, and how rows travel between them.
+"""The processes (ranks) that train one SAE together, or share other work, and how they exchange rows.
 
-Every row of a batch has an owner, every latent a rank. Collectives only move bytes: sums are taken by the ranks
-themselves, in a fixed order (sums.py), so that no library's choice of a ring or a tree can change a bit.
+Each row of a batch belongs to one rank, its owner, and so does each latent. Collective operations only move bytes. The
+ranks themselves add up, in a fixed order (sums.py), so that the algorithm of a library's all-reduce (a ring or a tree)
+cannot change any bit.
 
-Shapes: P ranks, B rows of a batch, b rows that a rank owns, X anything that belongs to a row.
+Shapes: P ranks, B rows of a batch, b rows that a rank owns, X the remaining dimensions of what belongs to a row.
 """
 
 import contextlib
@@ -20,11 +21,11 @@ from olmoscope.distributed.sums import tree_sum_of_some
 from olmoscope.errors import AnotherRankFailedError, LostRankError, UserError
 
 LOST = ("another process of this command has ended, or cannot be reached: its own message, or that of the launcher, "
-        "says why. What is finished is whole, checkpoints too; run the same command again to continue")
+        "says why. Finished work and checkpoints are intact; run the same command again to continue")
 
 
 _ALL_GATHER = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-"""Its name since torch 2.13."""
+"""Its name is `all_gather_single` since torch 2.13."""
 
 
 class Ranks:
@@ -32,17 +33,17 @@ class Ranks:
 
     Args:
         index, count: this rank, and how many there are.
-        group: their process group; None with several ranks: all that were started.
-        node: how many neighbours, starting with the first rank, share a machine (a node); None: all.
+        group: their process group; None for the default group, which has all processes that were started.
+        node: how many consecutive ranks, starting with the first, share a machine (a node); None if all do.
     """
 
     def __init__(self, index: int = 0, count: int = 1, group: dist.ProcessGroup | None = None,
                  node: int | None = None) -> None:
         self.index, self.count, self._group, self.node = index, count, group, node or count
         self.traffic: Counter[str] = Counter()
-        """Bytes that this rank sent to others, by what they were sent for: `gather`, `to_owners`, `from_owners`."""
+        """Bytes that this rank has sent to others, by purpose: `gather`, `to_owners`, `from_owners`."""
         self.crossing: Counter[str] = Counter()
-        """Those of them that went to ranks on other nodes."""
+        """How many of these bytes went to ranks on other nodes."""
 
     @classmethod
     def alone(cls) -> "Ranks":
@@ -51,11 +52,11 @@ class Ranks:
 
     @property
     def leads(self) -> bool:
-        """Whether this rank writes what a group writes once."""
+        """Whether this rank writes what the group writes only once."""
         return self.index == 0
 
     def bounds(self, rows: int) -> list[int]:
-        """Where each rank's share of rows begins if they are shared out in the order of ranks, and the end: `P + 1`
+        """The first row of each rank's share, if the rows are divided in the order of the ranks, and the end: `P + 1`
         numbers."""
         return [rows * index // self.count for index in range(self.count + 1)]
 
@@ -65,20 +66,21 @@ class Ranks:
         return slice(bounds[self.index], bounds[self.index + 1])
 
     def sizes(self, rows: int) -> list[int]:
-        """How many rows each rank has by `bounds`."""
+        """How many rows each rank has according to `bounds`."""
         return [stop - start for start, stop in pairwise(self.bounds(rows))]
 
     def gather(self, own: Tensor) -> Tensor:
-        """Each rank's tensor, all of one shape, `[P, *shape]`.
+        """The tensors of all ranks, which have the same shape, stacked: `[P, *shape]`.
 
         Raises:
-            LostRankError: another rank is gone; so do all methods that exchange something.
+            LostRankError: another rank is gone. All methods that exchange something raise it.
         """
         return self.begin_gather(own)()
 
     def begin_gather(self, own: Tensor) -> Callable[[], Tensor]:
-        """Begin what `gather` does, so that the bytes travel while this rank computes; the function waits for them.
-        Other exchanges may come in between. All ranks must begin them in the same order."""
+        """Begin what `gather` does, so that the bytes travel while this rank computes. The function that this returns
+        waits for them and returns the result. Other exchanges may come in between. All ranks must begin their exchanges
+        in the same order."""
         if self.count == 1:
             return lambda: own[None]
         given = _bytes(own)
@@ -96,19 +98,20 @@ class Ranks:
         return wait
 
     def gather_rows(self, own_bX: Tensor, rows: int) -> Tensor:
-        """All rows of a batch `[B, X]`, in their order, on every rank.
+        """All rows of a batch, in order, on every rank, `[B, X]`.
 
         Args:
-            own_bX: those that this rank owns.
+            own_bX: the rows that this rank owns.
             rows: B.
         """
         return self.gather_some(own_bX, self.sizes(rows))
 
     def gather_some(self, own_bX: Tensor, sizes: Sequence[int]) -> Tensor:
-        """As `gather_rows`, of rows that are shared out otherwise: those of the first rank, then those of the next.
+        """Like `gather_rows`, for rows that are not divided by `bounds`: the rows of the first rank come first, then
+        those of the next, and so on.
 
         Args:
-            sizes: how many each rank has.
+            sizes: how many rows each rank has.
         """
         if self.count == 1:
             return own_bX
@@ -121,12 +124,12 @@ class Ranks:
         return torch.cat([part[:size] for part, size in zip(parts_PbX, sizes, strict=True)])
 
     def begin_gather_dealt(self, own_bX: Tensor, owners_B: np.ndarray | None) -> Callable[[], Tensor]:
-        """Begin to gather all rows of a batch, in their order, on every rank, where each rank has read some of them;
-        see `begin_gather`. The function returns them, `[B, X]`.
+        """Begin to gather all rows of a batch, of which each rank has read some, on every rank; see `begin_gather`. The
+        function that this returns gives them in the order of the batch, `[B, X]`.
 
         Args:
-            own_bX: those that this rank has, in the order of the batch; with several ranks they are copied.
-            owners_B: which rank has each row; None with one rank.
+            own_bX: the rows that this rank has read, in the order of the batch; copied if there are several ranks.
+            owners_B: which rank has read each row; None if there is only one rank.
         """
         if owners_B is None:
             return lambda: own_bX
@@ -140,7 +143,11 @@ class Ranks:
         return lambda: parts().flatten(0, 1)[order_B]
 
     def to_owners(self, rows_BX: Tensor) -> Tensor:
-        """What every rank has for the rows that this rank owns, `[P, b, X]`; each gives what it has for all rows."""
+        """Each rank's values for the rows that this rank owns, `[P, b, X]`.
+
+        Args:
+            rows_BX: this rank's values for all rows.
+        """
         if self.count == 1:
             return rows_BX[None]
         sizes = self.sizes(len(rows_BX))
@@ -149,10 +156,10 @@ class Ranks:
         return found.view(self.count, own, *rows_BX.shape[1:])
 
     def from_owners(self, own_PbX: Tensor, rows: int) -> Tensor:
-        """What the owners have for this rank, for all rows, `[B, X]`.
+        """The values that the owners have for this rank, for all rows, `[B, X]`.
 
         Args:
-            own_PbX: what this rank, for the rows that it owns, has for each.
+            own_PbX: the values that this rank has for each rank, for the rows that it owns.
             rows: B.
         """
         if self.count == 1:
@@ -160,12 +167,12 @@ class Ranks:
         return self._exchange(own_PbX.flatten(0, 1), [own_PbX.shape[1]] * self.count, self.sizes(rows), "from_owners")
 
     def sums_to_owners(self, parts: Mapping[int, Tensor], has: Sequence[Sequence[int]]) -> dict[int, Tensor]:
-        """The sums over ranks (sums.py) of things that each may have for every row, for the rows that this rank owns:
-        `[b, X]` by number.
+        """The sums over ranks (sums.py) of numbered tensors, for the rows that this rank owns: `[b, X]` by number. A
+        rank need not have all numbers.
 
         Args:
-            parts: what this rank has, at least one thing: `[B, X]` by number.
-            has: the numbers of what each rank has, ascending.
+            parts: this rank's tensors, at least one: `[B, X]` by number.
+            has: for each rank, the numbers of its tensors, ascending.
         """
         if self.count == 1:
             return dict(parts)
@@ -182,11 +189,11 @@ class Ranks:
 
     def copies_from_owners(self, own: Mapping[int, Tensor], has: Sequence[Sequence[int]],
                            rows: int) -> dict[int, Tensor]:
-        """What the owners of rows have for the ranks that need it, for all rows: `[B, X]` by number.
+        """The numbered tensors that this rank needs, for all rows, from the owners of the rows: `[B, X]` by number.
 
         Args:
-            own: what this rank has for the rows that it owns: `[b, X]` by number.
-            has: the numbers that each rank needs, ascending; alike on all ranks.
+            own: the tensors for the rows that this rank owns: `[b, X]` by number.
+            has: for each rank, the numbers that it needs, ascending; the same on all ranks.
             rows: B.
         """
         mine = has[self.index]
@@ -197,19 +204,19 @@ class Ranks:
         found = self._exchange(torch.cat([part.flatten(0, 1) for part in given]),
                                [length * len(numbers) for numbers in has],
                                [size * len(mine) for size in self.sizes(rows)], "from_owners")
-        # How a sum over rows rounds depends on where they lie in memory.
+        # Contiguous, because the rounding of a sum over rows depends on their layout in memory.
         return {number: copy_BX.contiguous() for number, copy_BX in zip(
             mine, found.view(rows, len(mine), *shape).unbind(dim=1), strict=True)}
 
     def ask(self, value: int) -> list[int]:
-        """What each rank answers; over the CPU, without a wait for any device."""
+        """Each rank's value; exchanged by the CPU, without waiting for a device."""
         if self.count == 1:
             return [int(value)]
         return [int(answer) for answer in self.gather(torch.tensor([int(value)]))[:, 0]]
 
     @contextlib.contextmanager
     def agreed(self) -> Iterator[None]:
-        """Run a block on all ranks; if it fails on some with a `UserError`, it fails on all.
+        """Run a block on all ranks. If it raises a `UserError` on any rank, all ranks raise.
 
         Raises:
             UserError: see `failure_of_all`.
@@ -223,8 +230,8 @@ class Ranks:
             raise failure
 
     def failure_of_all(self, own: UserError | None) -> UserError | None:
-        """What a rank is to raise, if any of them has a failure: the first to have one its own, all others an
-        `AnotherRankFailedError`."""
+        """What this rank must raise if any rank has failed: the first rank with a failure of its own raises that
+        failure, all others an `AnotherRankFailedError`. None if no rank has failed."""
         none, elsewhere, here = 0, 1, 2
         said = self.ask(none if own is None else elsewhere if isinstance(own, AnotherRankFailedError) else here)
         if not any(said):
@@ -234,7 +241,7 @@ class Ranks:
         return AnotherRankFailedError("another process failed")
 
     def _exchange(self, rows_RX: Tensor, given: list[int], taken: list[int], doing: str) -> Tensor:
-        """Rows to each rank, `given` says how many, for rows of each, `taken` says how many."""
+        """Send `given[r]` rows to each rank r, and receive `taken[r]` rows from it."""
         width = rows_RX.shape[1:].numel() * rows_RX.itemsize
         found = torch.empty(sum(taken) * width, dtype=torch.uint8, device=rows_RX.device)
         with _alive():
@@ -247,7 +254,7 @@ class Ranks:
 
 
 def united(has: Sequence[Sequence[int]]) -> list[int]:
-    """All numbers that are in some of several lists, ascending."""
+    """All numbers that are in at least one of several lists, ascending."""
     return sorted({number for numbers in has for number in numbers})
 
 
@@ -257,7 +264,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def _alive() -> Iterator[None]:
-    """What torch says of a rank that is gone is a page about sockets."""
+    """Replace torch's error about a lost rank, which is a page about sockets, by a message for the user."""
     try:
         yield
     except RuntimeError as error:
@@ -267,5 +274,5 @@ def _alive() -> Iterator[None]:
 
 
 def is_lost(error: RuntimeError) -> bool:
-    """Whether what torch raised means that another process is gone; gloo has no class of its own for it."""
+    """Whether an error that torch raised means that another process is gone. gloo has no exception class for this."""
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)

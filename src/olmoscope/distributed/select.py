@@ -1,9 +1,9 @@
 """The k largest values of each row, and the n-th largest of all, when the values are on several ranks.
 
 Each shard of latents sends its largest values of each row, in descending order. The owner of a row sees all of them and
-sends back how many of each shard's values to keep; the lists descend, so a count is enough. Of equal values, those of
-the lower shard are kept, then those that come first in its list. The result is exact, and does not depend on the number
-of ranks.
+sends back how many of each shard's values to keep. A count is enough, because the lists are in descending order. Among
+equal values, those of a lower shard come first, then those earlier in a list. The result is exact, and does not depend
+on the number of ranks.
 
 Shapes: B rows, b rows that a rank owns, P ranks, S shards of a rank, V all shards, K places of a list.
 """
@@ -29,16 +29,16 @@ class Kept:
     values: list[Tensor]
     """The lists, with 0 where a value is not kept."""
     last: list[Tensor]
-    """`[B]` for each list: the place of the k-th largest value of a row, if it is in this list and over 0; else -1."""
+    """For each list, `[B]`: the place of the row's k-th largest value if it is in this list and positive, else -1."""
 
 
 def keep_largest(values: Sequence[Tensor], k: int, width: int, ranks: Ranks) -> Kept:
     """The values that are among the k largest of their row in all shards of all ranks.
 
     Args:
-        values: `[B, K]` for each shard of this rank, not negative, descending in each row; K may differ.
+        values: `[B, K]` for each shard of this rank, nonnegative, descending in each row. K may differ between shards.
         k: how many to keep in each row.
-        width: K of the longest list of any rank.
+        width: K of the longest list on any rank.
     """
     lists_BSK = torch.stack([pad(shard_BK, (0, width - shard_BK.shape[1])) for shard_BK in values], dim=1)
     said_BS = _how_many(lists_BSK.nan_to_num(nan=torch.inf, posinf=torch.inf), k, ranks)
@@ -50,8 +50,8 @@ def keep_largest(values: Sequence[Tensor], k: int, width: int, ranks: Ranks) -> 
 
 
 def _how_many(lists_BSK: Tensor, k: int, ranks: Ranks) -> Tensor:
-    """How many values of each list of this rank are among the k largest of their row, `[B, S]`: twice that number, and
-    1 more where the list has the k-th, if that is over 0."""
+    """How many values of each list of this rank are among the k largest of their row, `[B, S]`, encoded as twice that
+    number, plus 1 if the list has the k-th largest and this is positive."""
     rows = len(lists_BSK)
     if isinstance(ranks, NodeRanks):
         return ranks.inside.from_owners(_in_merged(ranks.inside.to_owners(lists_BSK), k, ranks.between), rows)
@@ -62,7 +62,7 @@ def _how_many(lists_BSK: Tensor, k: int, ranks: Ranks) -> Tensor:
 
 
 def _chosen(lists_bVK: Tensor, k: int) -> Tensor:
-    """What `_how_many` says of each of the lists that an owner has for its rows, `[b, V]`."""
+    """The result of `_how_many` for all the lists that an owner has for its rows, `[b, V]`."""
     _, shards, width = lists_bVK.shape
     k = min(k, shards * width)
     least_b1 = lists_bVK.flatten(1).kthvalue(shards * width - k + 1, dim=1, keepdim=True).values
@@ -75,8 +75,8 @@ def _chosen(lists_bVK: Tensor, k: int) -> Tensor:
 
 
 def _in_merged(lists_LcSK: Tensor, k: int, between: Ranks) -> Tensor:
-    """What `_how_many` says of the lists of a node's ranks, `[L, c, S]`: the node sends one list, of its k largest, to
-    the owners of rows."""
+    """The result of `_how_many` for the lists of a node's ranks, `[L, c, S]`. The node sends one list, of its k
+    largest values, to the owners of the rows."""
     ranks, rows, shards, width = lists_LcSK.shape
     merged_cN, places_cN = lists_LcSK.transpose(0, 1).flatten(1).sort(dim=1, descending=True, stable=True)
     said_c1 = _how_many(merged_cN[:, None, :k], k, between)
@@ -98,8 +98,8 @@ def nth_largest(values: Sequence[Tensor], n: int, ranks: Ranks) -> Tensor:
     The counts are integers, so their sum does not depend on its order.
 
     Args:
-        values: the values of each shard of this rank, not negative. NaN counts as larger than any number.
-        n: from 1 to the number of all values.
+        values: the values of each shard of this rank, nonnegative. NaN counts as larger than any number.
+        n: from 1 to the total number of values.
     """
     own_N = torch.cat([shard.flatten() for shard in values])
     integers = torch.int64 if own_N.itemsize == 8 else torch.int32

@@ -1,26 +1,28 @@
-"""Which latents are active while an SAE trains, and what that rule itself learns: TopK, BatchTopK, JumpReLU, group-max.
+"""Activation rules for training (TopK, BatchTopK, JumpReLU, group-max): which latents are active, what a rule learns.
 
-All rules give a batch's codes as `[B, K]` values and latents, with inactive places (value 0) behind the active ones, so
-that everything after them (kernels, gradients, optimiser) is the same. p are the pre-activations, u W_encᵀ + b_latent.
+All rules give a batch's codes as `[B, K]` values and latents, with inactive places (value 0) after the active ones. So
+everything that follows (kernels, gradients, optimiser) is the same for all rules. p are the pre-activations,
+u W_encᵀ + b_latent.
 
 TopK        the k largest p of each row, after the ReLU.
 Group-max   the largest p of each of k groups (sae/groupmax.py).
-BatchTopK   the B·k largest p of the batch (Bussmann et al. 2024, arXiv:2412.06410), so the smallest of them is one
-            threshold for all; its running mean is the threshold of the trained SAE, a JumpReLU.
+BatchTopK   the B·k largest p of the batch (Bussmann et al. 2024, arXiv:2412.06410), so the smallest of them is a single
+            threshold for all latents; its running mean is the threshold of the trained SAE, a JumpReLU.
 JumpReLU    p > θ_j, a threshold for each latent, learned (Rajamanoharan et al. 2024, arXiv:2407.14435).
 
-BatchTopK and JumpReLU look at the `CAP · k` first latents of each row and never have more of them active.
+BatchTopK and JumpReLU consider the `CAP · k` largest p of each row, so no row has more active latents than that.
 
-JumpReLU: a step has no gradient, so that of the thresholds is estimated from the p near them (straight through, a
-rectangular kernel of width ε_j = `BANDWIDTH` · θ_j). With s = dS/dL0 for the sparsity loss S = `SPARSITY` (L0/k − 1)²,
-and θ_j = exp(t_j), whose steps are then shares of θ_j:
+JumpReLU: a step function has no gradient, so the gradient of the thresholds is estimated from the p near them (a
+straight-through estimator with a rectangular kernel of width ε_j = `BANDWIDTH` · θ_j). With s = dS/dL0 for the sparsity
+loss S = `SPARSITY` (L0/k − 1)², and θ_j = exp(t_j), so that steps of t_j are relative changes of θ_j:
 
     dL/dt_j = −1/`BANDWIDTH` Σ_b (θ_j dL/dz_bj + s/B) + `DRIFT`/F   over rows with |p_bj − θ_j| < ε_j/2
 
-The last term is the gradient of a loss `DRIFT` · mean of t. A latent that no row comes near has no other gradient, so
-its threshold falls until a row does; without this term a tenth of the latents died. The first batch sets all thresholds
-to BatchTopK's, so L0 starts at k and needs no warm-up. Inactive latents need dL/dz too: those just under their
-thresholds get the value `BARELY`, which decodes to nothing, and the kernels give their dL/dz.
+The last term is the gradient of a loss `DRIFT` · mean of t. A latent whose p is not near its threshold in any row has
+no other gradient, so its threshold falls until some p is near it. Without this term, a tenth of the latents died. The
+first batch sets all thresholds to BatchTopK's, so L0 starts at k and needs no warm-up. Inactive latents need dL/dz too:
+those just under their thresholds get the value `BARELY`, which adds nothing when decoded, and the kernels give their
+dL/dz.
 
 Shapes: B rows, D d_model, F latents, K places.
 """
@@ -43,7 +45,8 @@ EncodeTopK = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 CAP = 4
 """The largest number of active latents in a row, as a multiple of k."""
 THRESHOLD_RATE = 0.05
-"""Weight of a new batch in the running mean of BatchTopK's threshold; the n-th batch has 1/n if that is more."""
+"""Weight of a new batch in the running mean of BatchTopK's threshold; the n-th batch has the weight 1/n if that is
+larger."""
 BANDWIDTH = 0.5
 """Width of the thresholds' kernel, as a share of the threshold."""
 SPARSITY = 3.0
@@ -58,7 +61,7 @@ BARELY = 1e-30
 
 
 class TopKRule:
-    """k latents a row; nothing to learn. The other rules override what differs.
+    """k active latents per row; nothing to learn. The other rules override what differs.
 
     Args:
         latents: number of latents of the whole SAE if `sae` is a shard (sharded_rules.py); None if `sae` is whole.
@@ -68,22 +71,22 @@ class TopKRule:
         self.sae, self.kernels, self.encode_topk = sae, kernels, encode_topk
         self.latents = latents or sae.d_sae
         self.places = min(self.latents, sae.k)
-        """How many latents of a row the rule looks at."""
+        """How many latents of a row the rule considers."""
 
     def start(self, u_BD: Tensor) -> None:
         """Prepare for training, given its first batch."""
 
     def candidates(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """The latents that the rule looks at, `[B, K]`: the quantity that decides whether each is active, in descending
-        order and 0 if it cannot be; and their numbers."""
+        """The latents that the rule considers: for each, the quantity that decides whether it is active, in descending
+        order and 0 if it cannot be active, `[B, K]`; and its number, `[B, K]` int64."""
         return self._first(u_BD, self.sae.b_latent)
 
     def encode(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
-        """values_BK and indices_BK of a batch."""
+        """The codes of a batch: values and latents, each `[B, K]`."""
         return self.candidates(u_BD)
 
     def capped(self, values_BK: Tensor) -> Tensor | int:
-        """In how many rows the cap may have removed active latents."""
+        """The number of rows in which the cap may have removed active latents."""
         return 0
 
     def learn(self, values_BK: Tensor, dz_BK: Tensor, indices_BK: Tensor, adam: AdamStep,
@@ -111,7 +114,7 @@ class TopKRule:
         return {}
 
     def _first(self, u_BD: Tensor, b_latent_F: Tensor) -> tuple[Tensor, Tensor]:
-        """The latents with the largest pre-activations, as many as the rule looks at."""
+        """The latents with the largest pre-activations, as many as the rule considers."""
         return self.encode_topk(u_BD, b_latent_F, min(self.places, self.sae.d_sae))
 
 
@@ -124,7 +127,7 @@ class GroupMaxRule(TopKRule):
 
 
 class CappedRule(TopKRule):
-    """Any number of latents a row, up to a cap."""
+    """Any number of active latents per row, up to a cap."""
 
     def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK, latents: int | None = None) -> None:
         super().__init__(sae, kernels, encode_topk, latents)
@@ -135,7 +138,7 @@ class CappedRule(TopKRule):
 
 
 class BatchTopKRule(CappedRule):
-    """k latents a row on average over the batch."""
+    """k active latents per row on average over the batch."""
 
     def __init__(self, sae: TopK, kernels: Kernels, encode_topk: EncodeTopK, latents: int | None = None) -> None:
         super().__init__(sae, kernels, encode_topk, latents)
@@ -184,7 +187,7 @@ class JumpReLURule(CappedRule):
         self.log_threshold_F.copy_(least.clamp_min(torch.finfo(least.dtype).eps).log())
 
     def candidates(self, u_BD: Tensor) -> tuple[Tensor, Tensor]:
-        # The kernel's ReLU keeps what is over the lower end of the band, sorted by the distance to it.
+        # With this bias, the kernel's ReLU keeps what is above the lower end of the band, sorted by distance from it.
         threshold_F = self.log_threshold_F.exp()
         return self._first(u_BD, self.sae.b_latent - threshold_F * (1 - BANDWIDTH / 2))
 
@@ -193,7 +196,7 @@ class JumpReLURule(CappedRule):
         return self.keep(over_BK, indices_BK), indices_BK
 
     def keep(self, over_BK: Tensor, indices_BK: Tensor) -> Tensor:
-        """The activations over their thresholds; `BARELY` for those just under them."""
+        """The activations that are above their thresholds; `BARELY` for those just under them."""
         threshold_F = self.log_threshold_F.exp()
         lower_F = threshold_F * (1 - BANDWIDTH / 2)
         active_BK = over_BK > (threshold_F - lower_F)[indices_BK]

@@ -18,13 +18,13 @@ class Adam:
     eps: float
     rows: Literal["exact", "touched"] = "exact"
     """`touched`: only rows of a matrix with an active pair in the batch are updated. The moments of the other rows
-    decay as they should (when the row is next touched), but momentum does not move a row meanwhile."""
+    decay as in exact Adam (the decay is made up when the row is next touched), but momentum does not move them."""
     moments: Literal["float32", "bfloat16"] = "float32"
     """The dtype of the matrices' moments; moments of biases always have the parameters' dtype."""
     decoder_rate: float = 1.0
-    """The rate of an untied decoder, as a multiple of the other rates."""
+    """The learning rate of an untied decoder, as a multiple of the other rates."""
     scale_biases: bool = False
-    """Whether the rate of the biases is in units of the activations' RMS."""
+    """Whether the learning rate of the biases is in units of the activations' RMS."""
 
     @classmethod
     def of(cls, train: Settled) -> "Adam":

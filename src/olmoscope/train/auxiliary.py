@@ -4,15 +4,17 @@ With r = x − x̂ of the main loss, held fixed, and z′ = ReLU(TopK_k_aux) ove
 
     weight · mean over rows of ‖r − r̂‖² / ‖x‖²        r̂ = σ z′ W_dec, without bias; σ: the row's std, or 1
 
-that is, the NMSE that would be left if the dead latents added their part. Encoder, decoder, `b_latent` and, through the
-encoder, `b_pre` get their gradients from it, as from the main loss. In a layer-norm SAE r is divided by σ first, so the
-computation uses normalised rows. What the kernels return for target r, multiplied by the row's main loss ‖r‖² / ‖x‖²,
-is the loss above in raw space.
+that is, the NMSE that would be left if the dead latents added their part. As with the main loss, encoder, decoder and
+`b_latent` get gradients from it, and so does `b_pre` through the encoder. In a layer-norm SAE, r is divided by σ first,
+so the computation uses normalised rows. The kernels return the loss for target r; multiplied by the row's main loss
+‖r‖² / ‖x‖², it is the loss above in raw space.
 
-`AuxiliaryLoss.lift` revives the latents that the loss does not.
+`AuxiliaryLoss.lift` revives the latents that the loss does not revive.
 
-The list of dead latents is renewed every `REFRESH_STEPS` steps: its length decides the sizes of tensors, so reading it
-waits for the device. Shapes: B rows, D d_model, F latents, K active, M dead latents, A = k_aux.
+The list of dead latents is renewed only every `REFRESH_STEPS` steps: its length determines the sizes of tensors, so
+reading it waits for the device.
+
+Shapes: B rows, D d_model, F latents, K active latents, M dead latents, A = k_aux.
 """
 
 import torch
@@ -52,7 +54,8 @@ class AuxiliaryLoss:
 
     def gradients(self, y_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None, e_BD: Tensor,
                   loss_B: Tensor) -> tuple[Tensor, Gradients] | None:
-        """The loss of each row (without the weight) and its gradients; None if no latent is dead or the weight is 0.
+        """The loss of each row (without the weight), `[B]`, and its gradients; None if no latent is dead or the weight
+        is 0.
 
         Args:
             y_BD: the rows to be reconstructed, in raw space.
@@ -75,12 +78,13 @@ class AuxiliaryLoss:
     def lift(self, values_BK: Tensor) -> None:
         """Raise the biases of dead latents a little, so that latents that the loss does not revive fire in the end.
 
-        A latent without a gradient can only be chosen again through a higher pre-activation. Near the k-th activation
-        it costs little, and once it has fired, the main loss trains it. Related: the pre-activation loss of Conerly et
-        al. 2025 (transformer-circuits.pub, January update), whose gradient also has a constant sign.
+        A latent without a gradient can only be chosen again if its pre-activation rises. A latent that then barely
+        reaches the k-th activation costs little error, and once it has fired, the main loss trains it. Related: the
+        pre-activation loss of Conerly et al. 2025 (transformer-circuits.pub, January update), whose gradient also has a
+        constant sign.
 
         Args:
-            values_BK: the batch's activations, which give the scale.
+            values_BK: the batch's activations. The step is a share of their mean over active latents.
         """
         if not self.settings.lift:
             return
@@ -92,9 +96,9 @@ class AuxiliaryLoss:
 
 def residual_to_learn(y_BD: Tensor, statistics: RowStatistics | None, e_BD: Tensor,
                       loss_B: Tensor) -> tuple[Tensor, Tensor]:
-    """r, in normalised space; and which rows to learn from, `[B, 1]`.
+    """r in normalised space, `[B, D]`, and which rows to learn from, `[B, 1]`.
 
-    Computed from e = dL/dx̂ · σ = −2 σ² r / (B ‖x‖²), which is known already, without decoding again.
+    r is computed from e = dL/dx̂ · σ = −2 σ² r / (B ‖x‖²), which is already known, so nothing is decoded again.
     """
     power_B1 = y_BD.square().sum(dim=1, keepdim=True)
     learn_B1 = loss_B.unsqueeze(1) > ROUNDING

@@ -30,6 +30,7 @@ class Verdict:
 
     @property
     def candidates_win(self) -> bool:
+        """Whether the candidates were faster."""
         return self.candidates_ms < self.exact_ms
 
     def __str__(self) -> str:

@@ -1,9 +1,9 @@
 """The encoder's top k from an 8-bit product in training, with a check of how many of the exact top k it finds.
 
-Every CHECK_STEPS steps some rows of the batch are also encoded exactly, and the missed latents are counted on the
-device. Every JUDGE_STEPS steps the counts are read: if more were missed than MISSED_AT_MOST allows, the margin is
-widened; if it becomes too wide, the exact product takes over. Both depend only on the step, and the counts and the
-margin are part of a checkpoint, so a run that was killed continues as if it had not been.
+Every CHECK_STEPS steps, some rows of the batch are also encoded exactly, and the missed latents are counted on the
+device. Every JUDGE_STEPS steps, the counts are read. If more latents were missed than MISSED_AT_MOST allows, the margin
+is widened; if it becomes too wide, the exact product takes over. When this happens depends only on the step, and
+checkpoints contain the counts and the margin. So a run that was killed continues as if it had never stopped.
 """
 
 import torch
@@ -19,14 +19,14 @@ CHECK_STEPS = 16
 CHECKED_ROWS = 16
 JUDGE_STEPS = 64
 MISSED_AT_MOST = 1e-4
-"""As a share of the active latents in the exact top k."""
+"""The largest tolerated share of missed latents among the active latents of the exact top k."""
 JUDGED_AS = 20_000
-"""Number of latents. Fewer checked latents count as this many, so that one miss in the first check is not too much."""
+"""If fewer latents were checked, they count as this many, so that a single miss in the first check is tolerated."""
 ROUNDING = 1e-5
 """A value this close to the smallest one kept, relative to it, does not count as missed: the order of a float32 sum
 changes its value."""
 EXACT = -1
-"""The margin that means the exact product."""
+"""The value of the margin that stands for the exact product."""
 
 
 class CandidateSearch:
@@ -47,10 +47,11 @@ class CandidateSearch:
         self._k = sae.k
         """The k of the last batch."""
         self.trial: Trial | None = None
-        """While there is one, both ways are timed."""
+        """The trial, while both ways of encoding are timed."""
 
     @property
     def margin(self) -> int:
+        """How many candidates there are beyond k; `EXACT` once candidates are no longer used."""
         return int(self.margin_1)
 
     def encode(self, u_BD: Tensor, b_latent_F: Tensor, k: int, step: int) -> tuple[Tensor, Tensor]:
@@ -70,7 +71,7 @@ class CandidateSearch:
         return codes
 
     def begin_trial(self) -> None:
-        """Encode both ways from here on, and time them."""
+        """From here on, encode both ways and time them."""
         self.trial = Trial(self.sae.W_enc.device)
 
     @property
@@ -84,7 +85,7 @@ class CandidateSearch:
         return self.trial.verdict()
 
     def settle(self, verdict: Verdict) -> None:
-        """End the trial: from here on the faster way is used."""
+        """End the trial: from here on, use the faster way."""
         self.trial = None
         if not verdict.candidates_win:
             self.margin_1.fill_(EXACT)
@@ -104,9 +105,10 @@ class CandidateSearch:
         wider = min(max(2 * before, before + 8), self.sae.d_sae - self._k)
         self.margin_1.fill_(wider if wider <= MOST_MARGIN else EXACT)
         self.counts[2:].zero_()
-        return (f"warning: at step {steps} the 8-bit candidates (k + {before}) held {1 - missed / checked:.4%} of the "
-                f"top k; " + ("from here on the exact product is taken (leave out train.candidates)"
-                              if self.margin == EXACT else f"from here on there are k + {wider}"))
+        return (f"warning: at step {steps} the 8-bit candidates (k + {before}) contained "
+                f"{1 - missed / checked:.4%} of the top k; from here on, "
+                + ("the exact product is used (leave out train.candidates)" if self.margin == EXACT
+                   else f"k + {wider} candidates are used"))
 
     def take_found(self) -> float | None:
         """Share of the top k that was found since the last call; None if nothing was checked."""

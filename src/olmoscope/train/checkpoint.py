@@ -1,5 +1,5 @@
 """Checkpoints: everything that training needs to continue, and the SAE itself, in one safetensors file. An SAE that is
-trained in shards has several: each rank writes its shards, and when all are written, the first rank writes the rest.
+trained in shards has several files: each rank writes its shards; when all are written, the first rank writes the rest.
 
 The tensors are those of `Step.tensors`, or of `ShardedStep.shared_tensors` and `Shard.tensors`. The metadata holds the
 rest as JSON: the step, the position in the stream, the sums up to the last line of metrics, and the seconds that
@@ -41,15 +41,15 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def clear_incomplete(run: Path) -> None:
-    """Remove incomplete sharded checkpoints that a killed run left; call it while holding the run folder's lock."""
+    """Remove incomplete sharded checkpoints that a killed run left. The caller must hold the run folder's lock."""
     for path in (run / "checkpoints").glob("step-*"):
         if not is_complete(path):
             remove(path)
 
 
 def is_kept(train: Train, step: int) -> bool:
-    """Whether the checkpoint after `step` steps is kept when there is a newer one. A checkpoint that was written for a
-    signal is not: what is kept must not depend on when a run was stopped."""
+    """Whether the checkpoint after `step` steps is kept when there is a newer one. A checkpoint that was written
+    because of a signal is not kept: which ones are kept must not depend on when a run was stopped."""
     every = _kept_every(train)
     return every is not None and step % every == 0
 
@@ -73,6 +73,9 @@ def save_checkpoint(path: Path, step: Step, state: dict[str, Any], ends: Ends | 
     Args:
         ends: the coder's ends; None for an SAE of one site.
         state: JSON values of the training loop, which `load_checkpoint` returns.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
     """
     write_checkpoint(path, step.sae, step.activation, step.tensors() | _tensors(ends),
                      {"step": step.count, "tokens": step.tokens, "loop": state} | _said(ends))
@@ -108,7 +111,7 @@ def sinks_of(path: Path) -> Sinks | None:
 
 
 def axes_of(path: Path) -> Tensor | None:
-    """The axes along which a checkpoint's SAE is trained; None: along the channels.
+    """The axes along which a checkpoint's SAE is trained, `[D, D]`; None if it is trained along the channels.
 
     Raises:
         UserError: damaged file.

@@ -4,17 +4,18 @@ A value in the recipe counts. A null is replaced here, by rules whose evidence i
 
 - `batch`: the power of two nearest to tokens / 4000, from 256 to 4096: a few thousand steps, whatever the number of
   tokens, and no larger than it takes to fill a GPU.
-- `lr`: 1.4 / (channels of the rows read), or 2 / channels with tied weights: a step of Adam moves each of a latent's
-  entries by the rate. With fewer than 1200 steps, this is multiplied by √(1200 / steps), where steps is at least 250.
-- `decoder_rate`: 8 times `lr`. What a code means is cheap to learn and to change; when to fire is not.
-- `auxiliary.weight`: 1/8; 0 with tied weights, which the loss harms.
+- `lr`: 1.4 / (channels of the rows read), or 2 / channels with tied weights, because a step of Adam moves each entry of
+  a latent's row by about the rate. With fewer than 1200 steps, this is multiplied by √(1200 / steps), where steps
+  counts as at least 250.
+- `decoder_rate`: 8 times `lr`. What a latent writes is easy to learn and to change; when it fires is not.
+- `auxiliary.weight`: 1/8; 0 with tied weights, because the loss harms them.
 - `auxiliary.k`: the SAE's own k.
 - `auxiliary.dead_window`: a thirtieth of the tokens, so that there is time to revive a latent. If all latents fired
-  equally often, each would fire n times in the window; the window is such that n is at least 16 and at most 160. With
-  tied weights n is 160: they have only the lift, which does harm if it acts early.
-- `auxiliary.lift`: if the window is found here and is a share s of the longest one, the lift is multiplied by s, so
-  that biases do not rise faster; by √s if each row has k latents whatever the biases are (TopK, group-max), as these
-  kinds tolerate more.
+  equally often, each would fire n times in the window. The window is limited so that n is at least 16 and at most 160.
+  With tied weights n is 160: they have only the lift, which does harm if it acts early.
+- `auxiliary.lift`: if the window is derived here and is a share s of the longest window (n = 160), the lift is
+  multiplied by s, so that biases do not rise faster. The factor is √s if each row has k active latents whatever the
+  biases are (TopK, group-max), because these rules tolerate a larger lift.
 """
 
 import math
@@ -30,7 +31,7 @@ STEPS = 4000
 SMALLEST_BATCH, LARGEST_BATCH = 256, 4096
 RATE, TIED_RATE = 1.4, 2.0
 FEW_STEPS, FEWEST_STEPS = 1200, 250
-"""Fewer than 250 steps were not tested."""
+"""Runs with fewer than 250 steps were not tested."""
 DECODER_RATE = 8.0
 WEIGHT = 1 / 8
 WINDOWS = 30
@@ -88,7 +89,7 @@ def settled(recipe: Recipe, sae: CoderConfig) -> Settled:
 
 
 def rate_of(recipe: Recipe, sae: CoderConfig, width: int) -> float:
-    """The rate at which the training of an SAE begins.
+    """The learning rate with which the training of an SAE begins.
 
     Args:
         width: the width of the rows that it reads; for a crosscoder, the sum over its sites.

@@ -40,7 +40,7 @@ class Ends:
     """Attention sinks, which are removed from the rows before the trained latents see them; only SAEs of one site have
     them."""
     axes_DD: Tensor | None = None
-    """The orthogonal matrix by which rows are multiplied; only SAEs of one site have any. None: rows stay as they are.
+    """The orthogonal matrix by which rows are multiplied; only SAEs of one site have one. None: rows are not rotated.
     """
 
     @property
@@ -54,7 +54,7 @@ class Ends:
         return len(self.reads) == 1 and not self.is_transcoder
 
     def rows(self, batch: Mapping[Site, Tensor]) -> tuple[Tensor, Tensor | None]:
-        """The rows read, `[B, D]`, and the target rows, `[B, D_out]`; None if they are the same rows.
+        """The rows read, `[B, D]`, and the target rows, `[B, D_out]`; the latter is None if they are the same rows.
 
         Args:
             batch: the rows of each site, in any float dtype.
@@ -69,7 +69,7 @@ class Ends:
         return x_BD, batch[self.writes[0]].float() if self.is_transcoder else None
 
     def turned(self, rows: Tensor) -> Tensor:
-        """Rows (or a mean) along the axes, `[..., D]`."""
+        """Rows (or a mean) in coordinates along the axes, `[..., D]`."""
         return rows if self.axes_DD is None else rows.float() @ self.axes_DD
 
     def to(self, device: torch.device) -> "Ends":
@@ -78,7 +78,7 @@ class Ends:
                        axes_DD=None if self.axes_DD is None else self.axes_DD.to(device))
 
     def joined(self, parts: Sequence[Tensor]) -> Tensor:
-        """Rows (or a mean) of the sites read, scaled and concatenated."""
+        """Rows (or a mean) of the sites read, scaled and concatenated, `[..., sum of D]`."""
         return torch.cat([part.float() * scale for part, scale in zip(parts, self.scales, strict=True)], dim=-1)
 
 

@@ -1,4 +1,7 @@
-"""Which directions attention sinks lie along (sae/sinks.py), from a sample of a site's rows. D width of the site."""
+"""Find the directions of attention sinks (sae/sinks.py) in a sample of a site's rows.
+
+Shapes: N rows, D width of the site, S directions.
+"""
 
 import torch
 from torch import Tensor
@@ -12,25 +15,29 @@ from olmoscope.sae.sinks import Sinks
 SINKS = 512
 """The largest number of rows of huge norm that are examined."""
 SAMPLE = 2**14
-"""The number of rows that show what ordinary rows are like."""
+"""The number of rows that represent ordinary rows."""
 MOST = 4
 """The largest number of directions."""
 APART = 3.0
-"""The least distance of sinks, as a multiple of the largest coordinate of an ordinary row."""
+"""The least coordinate of sinks along their direction, as a multiple of the largest coordinate of ordinary rows."""
 BETWEEN = 1e-3
-"""The share of ordinary rows that do not count for that: a few rows may lie between ordinary rows and sinks. (In layer
-24 of SmolLM2 two of 16,384 have 5 and 6 times the median norm, along the sinks' direction.)"""
+"""The share of ordinary rows that `APART` ignores: a few rows may lie between ordinary rows and sinks. (In layer 24 of
+SmolLM2, two of 16,384 rows have 5 and 6 times the median norm, along the sinks' direction.)"""
 
 
 def can_have_sinks(spec: CoderConfig) -> bool:
-    """Whether an SAE can have latents for sinks: not with several sites, with group-max, or with rows normalised one by
-    one, which all have one size."""
+    """Whether an SAE can have latents for sinks: not if it has several sites, uses group-max, or normalises each row,
+    which gives all rows the same size."""
     return len(spec.sites) == 1 and spec.normalize == "none" and spec.activation != "groupmax"
 
 
 def sinks_at(rounds: Rounds, spec: CoderConfig) -> Sinks | None:
-    """The sinks of the site of an SAE that is to be trained; None if there are none, or if it cannot have latents for
-    them."""
+    """The sinks of a site, for an SAE that is about to be trained; None if there are none, or if the SAE cannot have
+    latents for them.
+
+    Raises:
+        UserError: the rounds cannot be read.
+    """
     if not can_have_sinks(spec):
         return None
     over = OUTLIER * rounds.median_norm(spec.site)

@@ -1,18 +1,20 @@
 """The last steps of a run, which also train on the language model's own loss (`train.finish`).
 
 A reconstruction may be close to a row and still miss what the model reads in it. So in the last steps of training,
-reconstructions replace the rows in the model, and KL(clean ‖ spliced) of its predictions is a loss beside the error
-(Karvonen 2025, arXiv:2503.17272).
+reconstructions replace the rows in the model, and the KL divergence KL(clean ‖ spliced) of its predictions is a second
+loss beside the error (Karvonen 2025, arXiv:2503.17272).
 
-The model needs whole sequences, while the rows of a batch come from all over the store. So each of these steps also
-reads sequences, with about as many rows as its batch has. The error counts in all rows, the model's loss in the
-sequences. With e = dNMSE/dx̂ and g = dKL/dx̂ of the sequences, the gradient there is
+The model needs whole sequences, but the rows of a batch come from all over the store. So each of these steps also reads
+sequences, with about as many rows as its batch has. The error is computed on all rows, the model's loss only on the
+rows of the sequences. With e = dNMSE/dx̂ and g = dKL/dx̂, the gradient at these rows is
 
     e + kl · (‖e‖ / ‖g‖) · g
 
-so `kl` means the same whatever the units of the losses are. Ranks that train an SAE in shards share its sequences: each
-has a model of its own that reads some of them, and all get their rows and g. Shapes: B rows of a step, R of them of its
-sequences, D width of the site written, T positions, C rows of a chunk, V tokens.
+so `kl` means the same whatever the units of the losses are. Ranks that train an SAE in shards share its sequences. Each
+rank has its own copy of the model, which reads some of the sequences, and all ranks get all their rows and g.
+
+Shapes: B rows of a step, R rows of its sequences, D width of the site written, T positions, C rows of a chunk, V size
+of the vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -79,8 +81,8 @@ def draw_steps(store: Path, steps: int, batch: int, seed: int, parts: int = 1) -
 
 
 def _pieces(tokens: TokenSegment, segment: int, batch: int) -> list[Piece]:
-    """A segment's sequences in passes of at most `batch` tokens, or of one sequence. In a planned batch all have about
-    the same length."""
+    """A segment's sequences, grouped into passes of at most `batch` tokens, or of one sequence if it is longer. The
+    sequences of a planned batch have about the same length."""
     found = []
     for start, stop in pairwise(tokens.batch_starts.tolist()):
         longest = int(np.diff(tokens.sequence_starts[start : stop + 1]).max())
@@ -124,6 +126,7 @@ class SequenceReader:
 
     @property
     def model(self) -> CausalLM:
+        """The language model, loaded when it is first needed."""
         return self._model()
 
     @cached_property
@@ -151,12 +154,13 @@ class SequenceReader:
 
 
 class ModelLoss:
-    """KL divergence of a model's predictions when reconstructions replace rows.
+    """The KL divergence of a model's predictions when reconstructions replace rows.
 
     Args:
+        reader: runs the model.
         writes: the site that the coder writes.
-        kl: the weight of its gradient beside that of the error.
-        axes_DD: the axes of that site, if the coder is trained along such (train/axes.py).
+        kl: the norm of this loss's gradient, as a multiple of that of the error's gradient.
+        axes_DD: the axes along which the coder is trained (train/axes.py); None for the channels.
     """
 
     def __init__(self, reader: SequenceReader, writes: Site, kl: float, axes_DD: Tensor | None = None) -> None:
@@ -166,9 +170,11 @@ class ModelLoss:
         """The gradient to add to that of the error, `[B, D]`; see `gradients.Pull`. All ranks must call this.
 
         Args:
-            read: the sequences whose rows are the last ones of the batch.
-            xhat_BD: reconstructions. Only `xhat_BD - y_BD` counts: the part of a row that the trained latents do not
-                reconstruct (its part along sinks) stays unchanged.
+            read: the sequences, whose rows are the last rows of the batch.
+            xhat_BD: the reconstructions. Only `xhat_BD - y_BD` matters: the part of a row that the trained latents do
+                not reconstruct (its part along sinks) stays unchanged.
+            y_BD: the target rows.
+            e_BD: the gradient of the error.
         """
         ranks, others = self.reader.ranks, len(y_BD) - sum(read.sizes)
         off_RD = (xhat_BD - y_BD)[others:]

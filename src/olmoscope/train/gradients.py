@@ -1,4 +1,4 @@
-"""The gradients of a loss for an SAE's parameters, as active pairs and rows; and those of several losses joined.
+"""The gradients of a loss with respect to an SAE's parameters, as active pairs and rows; and several losses joined.
 
 Shapes: B rows, D d_model, K places of a code, P pairs.
 """
@@ -12,17 +12,18 @@ from torch import Tensor
 from olmoscope.kernels.interface import Kernels, SortedPairs
 
 Pull = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""A loss beside the NMSE. Given the reconstructions x̂, the target rows, and the gradient of the NMSE at x̂, it returns
-the gradient to add. All are `[B, D_out]`."""
+"""An additional loss beside the NMSE. Given the reconstructions x̂, the target rows, and the gradient of the NMSE at
+x̂, it returns the gradient to add. All are `[B, D_out]`."""
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """The gradients of one loss: Σ_b z_bj e_b for latent j of the decoder, Σ_b dz_bj u_b for that of the encoder."""
+    """The gradients of one loss: Σ_b z_bj e_b for row j of the decoder, Σ_b dz_bj u_b for row j of the encoder."""
 
     values_BK: Tensor
     """z; 0 where not active."""
     dz_BK: Tensor
+    """dL/dz."""
     indices_BK: Tensor
     """The latent of each value."""
     e_BD: Tensor

@@ -1,9 +1,9 @@
 """The training loop: several SAEs share one pass over the activations, and each trains as if it were alone.
 
-With a store, the SAEs of one site share a pass; with the live model, all SAEs share its forward passes. SAEs whose
+With a store, the SAEs of the same site share a pass; with the live model, all SAEs share its forward passes. SAEs whose
 batches differ (`STREAM`: size, order, epochs, filter) cannot share a pass, so such groups train one after the other.
-After a kill, the SAEs of a group may be at different checkpoints: the stream resumes from the earliest one, and the
-SAEs that are ahead skip the batches that they have seen.
+After a kill, the SAEs of a group may be at different checkpoints. The stream then resumes from the earliest one, and
+SAEs that are ahead skip the batches that they have already seen.
 """
 
 import contextlib
@@ -48,7 +48,7 @@ FIT_SHARE = 0.9
 
 
 LOOK_STEPS = 8
-"""How often, in steps, several ranks ask each other whether one received a signal."""
+"""Every how many steps the ranks ask each other whether one of them has received a signal."""
 
 STREAM = ("batch", "order", "epochs", "filter", "live", "together")
 """Keys of `train` that must be equal for SAEs to share a pass."""
@@ -64,13 +64,13 @@ def train_from_store(recipe: Recipe, saes: list[CoderConfig], store: Store, out:
         world: the processes that train; each must call this.
 
     Yields:
-        Each SAE when it is done, and False if it was finished before and nothing was done. With several processes, the
-        ones that wrote an SAE's folder yield it.
+        Each SAE when it is done, and whether it was trained now; False if it was finished before. With several
+        processes, only the process that wrote an SAE's folder yields it.
 
     Raises:
-        UserError: the store belongs to another recipe or is damaged, a folder holds another run, another process trains
-            in it, or a loss is not finite (the other SAEs of its group are finished first).
-        KeyboardInterrupt: stopped by a signal, after saving checkpoints.
+        UserError: the store belongs to another recipe or is damaged; a folder holds another run; another process trains
+            in it; or a loss is not finite (the other SAEs of its group are finished first).
+        KeyboardInterrupt: a signal stopped training; checkpoints were saved first.
     """
     device = pick_device(recipe.device, world.place.local_index)
     with world.ranks.agreed():
@@ -96,8 +96,8 @@ def train_from_store(recipe: Recipe, saes: list[CoderConfig], store: Store, out:
 def train_live(recipe: Recipe, saes: list[CoderConfig], store: Path, out: Path,
                tracker: TrackerName | None = None,
                world: World = World()) -> Iterator[tuple[CoderConfig, bool]]:  # noqa: B008 (frozen)
-    """Train SAEs of a recipe straight from its model. All SAEs of a team of processes train together, and each team
-    runs the model.
+    """Train SAEs of a recipe directly from its model. All SAEs of a team of processes train together, and each team
+    runs the model for itself.
 
     Args:
         store: the folder of the training split's store, which will hold tokens only.
@@ -125,7 +125,7 @@ def train_live(recipe: Recipe, saes: list[CoderConfig], store: Path, out: Path,
 
 def _assigned(recipe: Recipe, saes: list[CoderConfig], out: Path, device: torch.device,
               world: World) -> tuple[list[tuple[Ranks, list[CoderConfig]]], list[CoderConfig]]:
-    """The result of `assign`, after compiling; and for the first rank, the finished SAEs that no team has."""
+    """Compile, then return the result of `assign`, and on the first rank also the finished SAEs that no team has."""
     if world.ranks.count > 1:
         with world.ranks.agreed():
             if world.place.local_index == 0:  # one process per machine compiles
@@ -200,11 +200,11 @@ def _hold(held: contextlib.ExitStack, tracker: TrackerName | None, recipe: Recip
 
 
 def _train_group(runs: list[Run], rounds: Rounds, device: torch.device, ranks: Ranks) -> None:
-    """Train all SAEs of a group to the end. One whose loss is not finite drops out, and the error is raised when the
+    """Train all SAEs of a group to the end. An SAE whose loss is not finite drops out, and its error is raised when the
     others are done.
 
-    All ranks stop if one of them cannot read a round; every `LOOK_STEPS` steps they ask each other whether one received
-    a signal, and then stop too.
+    All ranks stop if one of them cannot read a round. Every `LOOK_STEPS` steps, they ask each other whether one has
+    received a signal; if so, all of them stop.
     """
     steps, settings = runs[0].steps, runs[0].settings
     behind = min(runs, key=lambda run: run.step.count)
@@ -247,7 +247,7 @@ def _train_group(runs: list[Run], rounds: Rounds, device: torch.device, ranks: R
 
 
 def _note(lines: list[dict[str, Any]]) -> str:
-    """The last metrics of a group, short enough for the end of a progress bar; ranges if there are several SAEs."""
+    """The latest metrics of a group, short enough for the end of a progress bar; ranges if there are several SAEs."""
     def span(name: str, form: str) -> str:
         texts = [f"{value:{form}}" for value in sorted(line[name] for line in lines if line[name] is not None)]
         if not texts:
@@ -265,7 +265,7 @@ def _stop(runs: list[Run], why: str) -> None:
 
 def how_many(recipe: Recipe, saes: list[CoderConfig], width: Callable[[Site], int], device: torch.device,
              ranks: int = 1) -> int:
-    """How many of these SAEs, which share a pass, to train at once, counted from the first; at least one.
+    """How many of these SAEs, which share a pass, to train at once, counted from the first SAE; at least one.
 
     Args:
         width: gives the width of a site's rows.

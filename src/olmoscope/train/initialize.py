@@ -1,4 +1,4 @@
-"""Fresh coders, with which training begins. Shapes: D width of the rows, F latents."""
+"""Initial coders for training. Shapes: D width of the rows, F latents."""
 
 import zlib
 from dataclasses import replace
@@ -14,13 +14,17 @@ from olmoscope.seeds import generator
 
 def initialize(d_model: int, d_sae: int, k: int, normalize: Normalize, mean_D: Tensor, seed: int, name: str = "", *,
                tied: bool = True) -> TopK:
-    """A fresh SAE: random unit rows, no latent bias, `b_in` (which is `b_out`) at the mean of the (normalised) data.
+    """A fresh SAE: random unit rows, latent biases of 0, and `b_in` (which is also `b_out`) at the mean of the rows.
 
     Args:
-        mean_D: mean of the rows as `normalize_rows` gives them.
-        seed: with the same seed and name, the same rows on every machine and device.
-        name: the SAE's id. SAEs of one seed start with independent rows, even if their shapes are equal. With the same
-            rows, directions of different layers would be alike only because they began alike.
+        d_model: D.
+        d_sae: F.
+        k: the number of active latents per row.
+        normalize: how the SAE normalises rows.
+        mean_D: mean of the rows after normalization (`normalize_rows`), `[D]`.
+        seed: the same seed and name give the same rows on every machine and device.
+        name: the SAE's id. SAEs with the same seed and different names start from independent rows, even if their
+            shapes are equal. Otherwise directions of different layers would be alike only because they started alike.
         tied: whether encoder and decoder are one matrix; otherwise they start equal.
     """
     device = mean_D.device
@@ -35,7 +39,7 @@ def initialize_shard(latents: int, number: int, shared: TopK, seed: int, name: s
 
     Args:
         latents: the number of latents of the shard.
-        shared: the coder without latents; its biases and skip also become those of this shard.
+        shared: the coder without latents. The shard uses its biases and its skip.
         seed, name: as in `initialize`.
     """
     def rows(bias_D: Tensor, name: str) -> Tensor:
@@ -51,11 +55,11 @@ def initialize_shard(latents: int, number: int, shared: TopK, seed: int, name: s
 
 def initialize_transcoder(d_sae: int, k: int, mean_in_D: Tensor, mean_out_D: Tensor, seed: int, name: str, *,
                           skip: bool) -> TopK:
-    """A fresh transcoder: random unit rows, no latent bias, `b_in` and `b_out` at the means of the rows read and
+    """A fresh transcoder: random unit rows, latent biases of 0, `b_in` and `b_out` at the means of the rows read and
     written, a skip of zeros.
 
     Args:
-        mean_in_D, mean_out_D: means of the rows, float.
+        mean_in_D, mean_out_D: means of the rows read `[D_in]` and written `[D_out]`, float.
         seed, name: as in `initialize`.
         skip: whether there is an affine map beside the latents.
     """

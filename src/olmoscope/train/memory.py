@@ -1,4 +1,4 @@
-"""The memory that an SAE in training takes on its device, in bytes: between steps, and at the peak of a step.
+"""The memory, in bytes, that an SAE in training takes on its device: between steps, and at the peak of a step.
 
 d = width of the rows, F = d_sae, B = rows of a batch (twice as many if `train.finish` adds sequences; the language
 model that reads them is not counted), K = places of a row's codes.
@@ -11,11 +11,11 @@ model that reads them is not counted), K = places of a row's codes.
             own workspace; with an auxiliary loss 6 more arrays, its codes, and 4 F d (the encoder's rows of dead
             latents, if all are dead); with Matryoshka prefixes 3 more arrays and codes for each prefix
 
-Ranks that train one SAE in shards each hold a share of the first part. Each has the whole arrays [B, d], and 3 more for
-the parts of a reconstruction that are sent and received (and 2 more for each Matryoshka prefix). Workspace and gathered
-rows are those of a shard.
+If several ranks train one SAE in shards, `held` is divided among them. Each rank has the whole arrays [B, d], and 3
+more for the parts of a reconstruction that are sent and received (and 2 more for each Matryoshka prefix). Workspace and
+gathered rows are those of one shard.
 
-Several SAEs that train together hold the sum of what each holds, and make their steps one after the other.
+For several SAEs that train together, add up `held` and take the largest `step`, as they step one after the other.
 """
 
 from collections.abc import Callable

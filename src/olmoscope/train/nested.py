@@ -1,12 +1,12 @@
 """The loss of a Matryoshka SAE: the mean NMSE of several prefixes of the dictionary, each a whole SAE of its own.
 
-A prefix's reconstruction uses only its own latents, so the first ones learn what is most general (Bussmann et al. 2025,
-arXiv:2503.17547). With e_p = dL/dx̂ of prefix p and G groups of latents between the prefixes' ends, latent j of group g
-is in the prefixes g, g + 1, …, so its gradient is that of one loss with
+A prefix's reconstruction uses only its own latents, so the first latents learn what is most general (Bussmann et al.
+2025, arXiv:2503.17547). Let e_p = dL/dx̂ of prefix p, and let the ends of the prefixes divide the latents into G
+groups. A latent j of group g is in the prefixes g, g + 1, …, so its gradient is that of a single loss with
 
     e_g = Σ_{p ≥ g} e_p        dz_bj = Σ_{p ≥ g} e_p,b · W_j
 
-and each active pair is still used once. Shapes: B rows, D d_model, K places of a code.
+and each active pair is still used only once. Shapes: B rows, D d_model, K places of a code, G groups.
 """
 
 from collections.abc import Sequence
@@ -24,17 +24,17 @@ from olmoscope.train.gradients import Gradients
 
 @dataclass(frozen=True)
 class NestedResidual:
-    """How far the reconstructions of all prefixes are off."""
+    """The errors of the reconstructions by all prefixes, and their gradients."""
 
     whole: Residual
     """The residual of all latents."""
     dz_BK: Tensor
     """dL/dz; 0 where the value is 0."""
     e_GBD: list[Tensor]
-    """The e of each group, for its decoder rows."""
+    """The e of each group, `[B, D]`, for its decoder rows."""
 
     def pulled(self, kernels: Kernels, sae: TopK, e_BD: Tensor, values_BK: Tensor, indices_BK: Tensor) -> Self:
-        """Add the gradient `e_BD` of another loss of the whole reconstruction, to which all groups contribute."""
+        """Add the gradient `e_BD` of another loss of the whole reconstruction, which concerns all groups."""
         dz_BK = kernels.code_gradient(e_BD, values_BK, indices_BK, sae.W_dec)
         return replace(self, dz_BK=self.dz_BK + dz_BK, e_GBD=[group_BD + e_BD for group_BD in self.e_GBD])
 
@@ -87,11 +87,11 @@ class NestedLoss:
 
 @dataclass(frozen=True)
 class Group:
-    """Neighbouring latents that are in the same prefixes.
+    """Contiguous latents that are in the same prefixes.
 
     Attributes:
-        number: which group, from 0.
-        start, stop: its latents, from `start` on and before `stop`.
+        number: the number of the group, from 0.
+        start, stop: its latents are those from `start` up to `stop`, exclusive.
     """
 
     number: int
@@ -104,8 +104,8 @@ class Group:
 
 
 def groups_between(stops: Sequence[int], first: int, last: int) -> list[Group]:
-    """The groups that overlap the latents from `first` up to `last`, exclusive: of each only the overlap, counted from
-    `first`.
+    """The groups that overlap the latents from `first` up to `last`, exclusive. Each is cut to the overlap, and its
+    `start` and `stop` are counted from `first`.
 
     Args:
         stops: where the prefixes end.
@@ -115,5 +115,5 @@ def groups_between(stops: Sequence[int], first: int, last: int) -> list[Group]:
 
 
 def prefix_ends(shares: Sequence[float], d_sae: int) -> tuple[int, ...]:
-    """Where the prefixes end; the last one is the whole dictionary."""
+    """The end of each prefix, exclusive. The last prefix is the whole dictionary."""
     return (*(max(1, round(share * d_sae)) for share in shares), d_sae)

@@ -33,7 +33,7 @@ def refuse_other_store(recipe: Recipe, sae: CoderConfig, store: Store) -> None:
     """Refuse a store of another recipe. It may have more sites than the recipe, and fewer held-out tokens beside it.
 
     Raises:
-        UserError: the store is of another model or recipe, lacks a site, or has another number of tokens.
+        UserError: the store comes from another model or recipe, lacks a site, or has another number of tokens.
     """
     wanted, found = recipe.model, store.manifest
     if (wanted.name, wanted.d_model or found.model.d_model) != (found.model.name, found.model.d_model):

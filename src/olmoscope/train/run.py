@@ -1,4 +1,4 @@
-"""One SAE's training: its run folder and its bookkeeping. A run that is killed resumes from its last checkpoint.
+"""The training of one SAE: its run folder and its bookkeeping. A run that was killed resumes from its last checkpoint.
 
 The run folder holds `recipe.yaml` (resolved), `metrics.jsonl`, `training.log` (for people), `checkpoints/`, and at the
 end `done.json`. `metrics.jsonl` and the weights of a resumed run equal those of one that was never stopped, bit for bit
@@ -75,7 +75,7 @@ def run_folder(out: Path, sae: CoderConfig) -> Path:
 
 @dataclass
 class _Counts:
-    """Sums over rows, kept across restarts."""
+    """Sums over rows, which checkpoints keep."""
 
     loss: float = 0.0
     l0: float = 0.0
@@ -90,11 +90,11 @@ class Run:
                  ranks: Ranks | None = None) -> None:
         """
         Args:
-            folder: its run folder, held by this process, or by the first of its ranks.
+            folder: its run folder, which this process, or the first of its ranks, has locked.
             reader: runs the language model on sequences, for `train.finish`; it must have the sites of this coder.
             tracker: where metrics go besides the folder.
-            ranks: the ranks that train it, each with a `Run` of its own. Only the first one writes in the folder,
-                except for the shards of checkpoints. None if this process trains alone.
+            ranks: the ranks that train it, each with its own `Run`. Only the first rank writes in the folder, except
+                for the shards of checkpoints. None if this process trains alone.
 
         Raises:
             UserError: a checkpoint is damaged, or was made on other activations.
@@ -140,11 +140,11 @@ class Run:
             self._say_sinks(self.ends.sinks)
         elif self.settings.filter.max_norm is not None and rounds.kept.dropped_share and not found:
             self._warn("train.filter.max_norm leaves out rows that the SAE will still get when it is spliced into the "
-                       "model; evaluation says what that costs (ΔCE, and ΔCE with outliers kept)")
+                       "model; evaluation shows what that costs (ΔCE, and ΔCE with outliers kept)")
         elif self.settings.sinks == "auto" and not found and has_outliers(rounds, spec):
-            self._warn(f"there are rows of over {OUTLIER:g} times the median norm, but not along directions of their "
-                       "own, so they get no latents of their own; evaluation says what they cost (ΔCE, and ΔCE with "
-                       "outliers kept)")
+            self._warn(f"some rows have over {OUTLIER:g} times the median norm, but they do not lie along directions "
+                       "of their own, so they get no latents of their own; evaluation shows what they cost (ΔCE, and "
+                       "ΔCE with outliers kept)")
 
     def _say_sinks(self, sinks: Sinks) -> None:
         many = f"{sinks.count} latents are" if sinks.count > 1 else "1 latent is"
@@ -164,7 +164,7 @@ class Run:
             The line of metrics, if one was due.
 
         Raises:
-            UserError: the loss is not finite.
+            UserError: the loss is not finite, or a file cannot be written.
         """
         pull = None
         if (left := self.steps - self.step.count) <= len(self.finish_steps):
@@ -189,7 +189,11 @@ class Run:
 
     def save(self) -> None:
         """Write a checkpoint if there was a step since the last one, and delete older ones that the recipe does not
-        keep."""
+        keep. All ranks must call this.
+
+        Raises:
+            UserError: the checkpoint cannot be written.
+        """
         if self.saved == self.step.count:
             return
         older = [path for path in checkpoints(self.folder) if not is_kept(self.settings, step_of(path))]
@@ -263,8 +267,8 @@ class Run:
         """The step with which training begins.
 
         Args:
-            replaced: whether a checkpoint will replace its parameters. Means, which cost a read or a forward pass, are
-                then not computed.
+            replaced: whether a checkpoint will replace its parameters. If so, means are not computed, as they cost a
+                read or a forward pass.
         """
         spec, settings, adam = self.spec, self.settings, Adam.of(self.settings)
         latents = spec.d_sae - (0 if self.ends.sinks is None else self.ends.sinks.count)

@@ -1,7 +1,7 @@
 """The auxiliary loss and the lift (see auxiliary.py) of an SAE whose latents are in shards.
 
-Dead latents are chosen in the same way as active ones: each shard proposes, the owner of a row selects. All ranks know
-the residual of all rows, so only the reconstruction by dead latents and its error are exchanged.
+Dead latents are chosen in the same way as active ones: each shard proposes candidates, and the owner of a row selects.
+All ranks know the residual of all rows, so they exchange only the reconstruction by dead latents and its error.
 
 Shapes: B rows, b rows that a rank owns, D d_model, A places of dead latents.
 """
@@ -28,7 +28,7 @@ class ShardedAuxiliary:
     def __init__(self, settings: SettledAuxiliary, shards: Sequence[Shard], ranks: Ranks, kernels: Kernels) -> None:
         self.settings, self.shards, self.ranks, self.kernels = settings, shards, ranks, kernels
         self._dead: list[int] | None = None
-        """The number of dead latents in each shard of all ranks; None if not asked since `look` was called."""
+        """The number of dead latents in each shard of all ranks; None if not yet gathered since `look` was called."""
 
     def look(self, tokens: int) -> None:
         """Find the dead latents: those that did not fire in the last `dead_window` tokens."""
@@ -39,8 +39,9 @@ class ShardedAuxiliary:
 
     def gradients(self, y_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None, e_BD: Tensor,
                   loss_B: Tensor) -> tuple[Tensor, list[Gradients | None]] | None:
-        """The loss of each row (without the weight), and the gradients of each shard of this rank (None if it has no
-        dead latent). None if no shard has a dead latent, or the weight is 0. Arguments as in `AuxiliaryLoss`."""
+        """The loss of each row (without the weight), `[B]`, and the gradients of each shard of this rank (None for a
+        shard without dead latents). None if no shard has a dead latent, or the weight is 0. The arguments are those of
+        `AuxiliaryLoss.gradients`."""
         if not self.settings.weight:
             return None
         if self._dead is None:
@@ -85,7 +86,7 @@ class ShardedAuxiliary:
             shard.sae.b_latent.add_(shard.dead_F * (total / active.clamp_min(1) * share))
 
     def _codes(self, shard: Shard, u_BD: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """A shard's dead latents with the largest pre-activations."""
+        """The codes of a shard's dead latents with the largest pre-activations: values and latents, `[B, A]`."""
         dead_M, sae = shard.dead_M, shard.sae
         if not len(dead_M):
             return u_BD.new_empty(len(u_BD), 0), dead_M.new_empty(len(u_BD), 0)

@@ -1,7 +1,7 @@
-"""The search by candidates (candidates.py) of an SAE whose latents are in shards: each shard has a search of its own.
+"""The candidate search (candidates.py) of an SAE whose latents are in shards: each shard has its own search.
 
-A shard looks for its own top k, and widens its margin if it misses too many of them. The trial covers all shards: the
-slowest rank's times count. Figures are sums of integers, so they do not depend on the number of ranks.
+A shard looks for its own top k, and widens its margin if it misses too many of them. The trial covers all shards, and
+the times of the slowest rank count. Figures are sums of integers, so they do not depend on the number of ranks.
 """
 
 from collections.abc import Sequence
@@ -58,10 +58,10 @@ class ShardedCandidates:
                 changed.setdefault(wider, []).append(str(number))
         if not changed:
             return None
-        now = [f"{'the exact product is taken' if wider == EXACT else f'there are k + {wider}'} in shards "
+        now = [f"{'the exact product is used' if wider == EXACT else f'k + {wider} candidates are used'} in shards "
                + ", ".join(numbers) for wider, numbers in sorted(changed.items())]
         return (f"warning: at step {steps} the 8-bit candidates of some shards had missed too much of the top k; from "
-                f"here on {'; '.join(now)}")
+                f"here on, {'; '.join(now)}")
 
     def take_found(self) -> float | None:
         """As `CandidateSearch.take_found`, over the top k of all shards."""

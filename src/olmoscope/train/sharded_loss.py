@@ -1,9 +1,10 @@
-"""The loss of an SAE whose latents are in shards: of all latents, or of several prefixes (nested.py).
+"""The loss of an SAE whose latents are in shards: the loss of all latents, or the mean over several prefixes
+(nested.py).
 
 Each rank sends the owner of a row its part of the reconstruction, one for each group of latents that it has. The owner
-adds the parts in the order of the shards, and then the groups from the first on, which gives the reconstruction of each
-prefix. All ranks get back the loss and e of all latents; e of another group goes to the ranks that have that group. The
-biases get the first group's e, which the first rank always has.
+adds up the parts in the order of the shards, and then the groups from the first on, which gives the reconstruction of
+each prefix. All ranks get back the loss and e of the last group (all latents); e of another group goes only to the
+ranks that have this group. The biases get the first group's e, which the first rank always has.
 
 Shapes: B rows, b rows that a rank owns, D d_model, K places of a shard's codes, N groups that a rank has.
 """
@@ -24,7 +25,7 @@ from olmoscope.train.shards import Shard, shard_bounds
 
 @dataclass(frozen=True)
 class ShardedResidual:
-    """How far the reconstructions of all prefixes are off."""
+    """The errors of the reconstructions by all prefixes, and their gradients."""
 
     loss_B: Tensor
     """The loss of each row with all latents, float64."""
@@ -33,7 +34,7 @@ class ShardedResidual:
     e: dict[int, Tensor]
     """The e of each group of this rank, `[B, D]`, by the group's number."""
     dz: list[Tensor]
-    """dL/dz in each shard of this rank."""
+    """dL/dz in each shard of this rank, `[B, K]`."""
 
 
 class ShardedLoss:
@@ -59,9 +60,9 @@ class ShardedLoss:
 
         Args:
             values, indices: the codes in each shard of this rank.
-            skip_BD: what a transcoder's skip adds to every prefix. Every rank computes it for all rows, as a product of
-                only some rows may round differently.
-            pull: a loss of all latents beside the NMSE; the same on every rank.
+            skip_BD: what a transcoder's skip adds to every prefix. Every rank computes it for all rows, because a
+                product with only some of the rows may round differently.
+            pull: an additional loss of the reconstruction by all latents; the same on every rank.
         """
         rows, ranks = len(y_BD), self.ranks
         loss_b, errors, xhat_bD = self._compared(y_BD, self._parts(values, indices), statistics, skip_BD)
@@ -91,7 +92,7 @@ class ShardedLoss:
                 for groups, values_BK, dz_BK, indices_BK in zip(self.groups, values, dz, indices, strict=True)]
 
     def of_biases(self, residual: ShardedResidual, x_BD: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The gradients of the bias `[D]` and the skip `[D, D_in]` that every prefix adds, equal on every rank.
+        """The gradients of the bias `[D]` and the skip `[D, D_in]` that every prefix adds; the same on every rank.
 
         Args:
             x_BD: the rows read.
@@ -106,7 +107,7 @@ class ShardedLoss:
         return self.ranks.gather(e_D)[0], None if skip is None else self.ranks.gather(skip)[0]
 
     def _parts(self, values: Sequence[Tensor], indices: Sequence[Tensor]) -> dict[int, Tensor]:
-        """This rank's part of the reconstruction for each of its groups, `[B, D]`, by its number."""
+        """This rank's part of the reconstruction for each of its groups, `[B, D]`, by the group's number."""
         of_shards = [{group.number: self.kernels.decode(_only(groups, group, values_BK, indices_BK), indices_BK,
                                                         shard.sae.W_dec) for group in groups}
                      for shard, groups, values_BK, indices_BK in zip(self.shards, self.groups, values, indices,
@@ -117,8 +118,8 @@ class ShardedLoss:
 
     def _compared(self, y_BD: Tensor, parts: dict[int, Tensor], statistics: RowStatistics | None,
                   skip_BD: Tensor | None) -> tuple[Tensor, list[Tensor], Tensor]:
-        """For the rows that this rank owns: the loss of all latents, e of each prefix, and the reconstruction by all
-        latents, `[b, D]`."""
+        """For the rows that this rank owns: the loss of all latents `[b]`, e of each prefix `[b, D]`, and the
+        reconstruction by all latents `[b, D]`."""
         rows, ranks = len(y_BD), self.ranks
         own = ranks.own(rows)
         mean_b1, std_b1 = (None, None) if statistics is None else (statistics.mean_B1[own], statistics.std_B1[own])
@@ -137,7 +138,7 @@ class ShardedLoss:
 
     def _code_gradients(self, asked: dict[int, Tensor], values: Sequence[Tensor],
                         indices: Sequence[Tensor]) -> list[Tensor]:
-        """dL/dz in each shard, by the e of each latent's group."""
+        """dL/dz in each shard, `[B, K]`, from the e of each latent's group."""
         found = []
         for shard, groups, values_BK, indices_BK in zip(self.shards, self.groups, values, indices, strict=True):
             dz = [self.kernels.code_gradient(asked[group.number], _only(groups, group, values_BK, indices_BK),
@@ -150,7 +151,7 @@ def groups_of_ranks(stops: Sequence[int], shards: int, count: int) -> list[list[
     """The groups of latents that each of `count` ranks has.
 
     Args:
-        stops: where the prefixes end; the last one ends with the last latent.
+        stops: the ends of the prefixes; the last one is the number of latents.
         shards: the number of shards of all latents.
     """
     bounds = shard_bounds(stops[-1], shards)

@@ -1,8 +1,8 @@
 """The activation rules (activation_rules.py) of an SAE whose latents are in shards.
 
-Each shard proposes latents by a rule of its own, the owner of a row selects, and the shards' rules turn the selected
-ones into activations. The threshold of a batch is the n-th largest of all selected ones (distributed/select.py).
-Group-max needs no selection: a shard has whole groups.
+Each shard proposes latents by its own rule, the owner of a row selects among them, and the shards' rules turn the
+selected latents into activations. The threshold of a batch is the n-th largest of all selected values
+(distributed/select.py). Group-max needs no selection, because each shard has whole groups.
 
 Shapes: B rows, D d_model, K places of a shard's codes.
 """
@@ -24,7 +24,7 @@ Codes = tuple[list[Tensor], list[Tensor]]
 
 
 class ShardedTopK:
-    """k latents a row. The other rules override what differs.
+    """k active latents per row. The other rules override what differs.
 
     Args:
         shards: the shards of this rank.
@@ -61,7 +61,7 @@ class ShardedTopK:
         return keep_largest(values, self.places, self.widest, self.ranks)
 
     def _count_capped(self, values: Sequence[Tensor], last: Sequence[Tensor]) -> None:
-        """Count the rows whose last place is an active latent, each in the shard that has this latent."""
+        """Count the rows whose last place is an active latent, in the shard that has this latent."""
         if self.places == self.latents:
             return
         for shard, values_BK, last_B in zip(self.shards, values, last, strict=True):
@@ -77,7 +77,7 @@ class ShardedGroupMax(ShardedTopK):
 
 
 class ShardedBatchTopK(ShardedTopK):
-    """k latents a row on average over the batch."""
+    """k active latents per row on average over the batch."""
 
     def __init__(self, shards: Sequence[Shard], ranks: Ranks) -> None:
         super().__init__(shards, ranks)

@@ -1,15 +1,17 @@
 """One training step of an SAE whose latents are in V shards, on any number of ranks that can share them.
 
 The maths is that of step.py. Each shard proposes its largest pre-activations and computes its part of the
-reconstruction. The owner of a row selects, adds the parts up and finds the error. Each shard updates its own latents:
+reconstruction. The owner of a row selects, adds up the parts and computes the error. Each shard updates its own
+latents:
 
-    all ranks: x, u         each shard: its first latents        owners: which of them stay (sharded_rules.py)
+    all ranks: x, u         each shard: its largest latents      owners: which of them stay (sharded_rules.py)
     each shard: its part of x̂     owners: the sum, loss and e       all ranks: e; each shard: dz, sort, update
                                   (sharded_loss.py)
 
-A shard is computed by the same calls on whichever rank it is, and sums over shards have a fixed order
-(distributed/sums.py). So the weights depend on the number of shards but, to the last bit, not on the number of ranks:
-on a CPU with the same number of threads for each rank, on GPUs of one model with the same versions of CUDA and torch.
+A shard is computed by the same calls on whichever rank has it, and sums over shards have a fixed order
+(distributed/sums.py). So the weights depend on the number of shards but not, even in the last bit, on the number of
+ranks. On a CPU, this requires the same number of threads for each rank; on GPUs, the same GPU model and the same
+versions of CUDA and torch.
 
 Shapes: B rows, b rows that a rank owns, D d_model, K places of a shard's codes.
 """
@@ -40,7 +42,7 @@ class ShardedStep:
     """The shards of an SAE that this rank has, and the state that all ranks share.
 
     Args:
-        shards: neighbouring shards, in order; as many on every rank.
+        shards: contiguous shards, in order; the same number on every rank.
         auxiliary: settings of the auxiliary loss; None for no such loss.
         ranks: the ranks that train this SAE.
         matryoshka: shares of the latents that are SAEs of their own (nested.py).
@@ -54,12 +56,12 @@ class ShardedStep:
         self.rule = SHARDED_RULES[self.activation](shards, self.ranks)
         self.loss = ShardedLoss(matryoshka, shards, self.ranks)
         self.sae, self.k = first, first.k
-        """The first shard's SAE and k: its biases and its skip are those of all shards."""
+        """The first shard's SAE. Its k, biases and skip are those of all shards."""
         self.shared = {name: parameter for name, parameter in first.state_dict().items() if name in SHARED}
         self.moments = {name: plain_moments(parameter) for name, parameter in self.shared.items()}
         self.count = self.tokens = 0
         self.unit = torch.ones((), dtype=torch.float64)
-        """The factor for the rate of the biases; on the CPU, as it becomes part of an argument."""
+        """The factor for the learning rate of the biases; on the CPU, because it becomes a scalar argument."""
         self.sums = torch.zeros(3, dtype=torch.float64, device=first.device)
         """`Sums.loss`, `auxiliary` and `auxiliary_rows`; the shards count the rest."""
         searches = [shard.candidates for shard in shards if shard.candidates is not None]
@@ -112,14 +114,14 @@ class ShardedStep:
 
     def dead_share(self, window: int) -> float | None:
         """Share of latents that did not fire in the last `window` tokens; None before that many were seen. All ranks
-        must ask."""
+        must call this."""
         if self.tokens < window:
             return None
         dead = sum(int((self.tokens - shard.last_fired_F >= window).sum()) for shard in self.shards)
         return sum(self.ranks.ask(dead)) / self.latents
 
     def take_sums(self) -> Sums:
-        """The sums since the last call; waits for the device. All ranks must ask."""
+        """The sums since the last call; waits for the device. All ranks must call this."""
         loss, auxiliary, auxiliary_rows = self.sums.tolist()
         active, capped = (sum(self.ranks.ask(sum(map(int, counts)))) for counts in (
             [shard.fired_1 for shard in self.shards], [shard.capped_1 for shard in self.shards]))
@@ -155,7 +157,7 @@ class ShardedStep:
 
     def _auxiliary(self, y_BD: Tensor, u_BD: Tensor, statistics: RowStatistics | None,
                    residual: ShardedResidual) -> Sequence[Gradients | None]:
-        """Gradients of the auxiliary loss in each shard; None for a shard without any."""
+        """The gradients of the auxiliary loss in each shard; None for a shard without any."""
         nothing = [None] * len(self.shards)
         if self.auxiliary is None:
             return nothing

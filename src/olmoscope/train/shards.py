@@ -1,4 +1,4 @@
-"""A shard of an SAE in training: neighbouring latents, with all their state. Shapes: F latents of a shard."""
+"""A shard of an SAE in training: contiguous latents, with all their state. Shapes: F latents of a shard."""
 
 from collections.abc import Callable
 
@@ -16,22 +16,22 @@ from olmoscope.train.adam import Adam
 from olmoscope.train.candidates import CandidateSearch
 
 SHARED = ("b_pre", "b_in", "b_out", "W_skip")
-"""Parameters that all shards have in common."""
+"""Parameters that all shards share."""
 
 
 def shard_bounds(latents: int, shards: int) -> list[int]:
-    """Where each shard's latents begin, and the end: `shards + 1` numbers."""
+    """The first latent of each shard, and the end: `shards + 1` numbers."""
     return [latents * number // shards for number in range(shards + 1)]
 
 
 def own_shards(shards: int, ranks: Ranks) -> range:
-    """The shards of a rank: neighbours, as many as on every other rank."""
+    """The shards of a rank: contiguous, and the same number on every rank."""
     each = shards // ranks.count
     return range(ranks.index * each, (ranks.index + 1) * each)
 
 
 class Shard:
-    """Parameters, moments and counts of some neighbouring latents.
+    """Parameters, moments and counts of some contiguous latents.
 
     Args:
         number, of: the number of this shard, from 0, and how many there are.
@@ -54,18 +54,22 @@ class Shard:
         self.moments = {name: adam.moments_of(name, parameter) for name, parameter in sae.state_dict().items()
                         if name not in SHARED}
         self.last_fired_F = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.device)
-        """Tokens seen when each latent last fired."""
+        """How many tokens had been seen when each latent last fired."""
         self.fired_1 = torch.zeros(1, dtype=torch.int64, device=sae.device)
         """The number of active latents in all rows since the sums were last taken."""
         self.capped_1 = torch.zeros_like(self.fired_1)
-        """With a rule that has a cap: the number of rows since then whose last place is active and in this shard."""
+        """For rules with a cap: the number of rows since then whose last place is active and in this shard."""
         self.dead_F = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.device)
         """Which latents were dead when the auxiliary loss last looked."""
         self.dead_M = torch.zeros(0, dtype=torch.int64, device=sae.device)
         """The same, as a list."""
 
     def count(self, values_BK: Tensor, indices_BK: Tensor, tokens: int) -> None:
-        """Record which latents fired in a batch; `tokens` were seen up to its end."""
+        """Record which latents fired in a batch.
+
+        Args:
+            tokens: the number of tokens seen up to the end of this batch.
+        """
         self.steps += 1
         active_BK = values_BK > 0
         self.fired_1 += active_BK.sum()
@@ -76,7 +80,8 @@ class Shard:
         self.dead_M = self.dead_F.nonzero().squeeze(1)
 
     def tensors(self) -> dict[str, Tensor]:
-        """All state, by name; the shards' tensors of one name, concatenated, are those of the whole SAE."""
+        """All state, by name. The tensors with the same name in all shards, concatenated, are those of the whole
+        SAE."""
         found = {name: tensor for name, tensor in self.sae.state_dict().items() if name not in SHARED}
         for name, moments in self.moments.items():
             found |= {f"adam.{name}.{part}": tensor for part, tensor in vars(moments).items() if tensor is not None}

@@ -1,5 +1,5 @@
-"""The batches of a group of SAEs, on every rank that trains it. With several ranks, each reads only rows of its own
-segments, and the rows of the next batch travel while this one is computed."""
+"""The batches of a group of SAEs, on every rank that trains them. With several ranks, each reads only the rows of its
+own segments, and the ranks exchange the rows of the next batch while they compute the current one."""
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -15,26 +15,26 @@ from olmoscope.site import Site
 
 @dataclass(frozen=True)
 class SharedBatch:
-    """A batch of all ranks."""
+    """A batch, the same on all ranks."""
 
     rows: dict[Site, Tensor]
     """The rows of each site, `[B, D]`, on the device."""
     position: dict[str, int]
-    """The stream's state after it."""
+    """The stream's state after this batch."""
 
 
 def shared_batches(stream: Stream, device: torch.device, count: int, ranks: Ranks) -> Generator[SharedBatch]:
-    """The next `count` batches; use one before asking for the next. All ranks must ask for as many. Close it, or use it
-    with `contextlib.closing`: an exchange may be under way.
+    """The next `count` batches; use each before asking for the next. All ranks must ask for the same number. Close the
+    generator, or use it with `contextlib.closing`, because an exchange may be under way.
 
     Raises:
-        UserError: a rank cannot read a round; on all ranks, after the last batch that all could read.
+        UserError: a rank cannot read a round. All ranks raise, after the last batch that all of them could read.
         LostRankError: another rank is gone.
     """
     dealt = deal(stream, device, count)
 
     def begin() -> Callable[[], SharedBatch] | UserError:
-        """Read this rank's rows and send them. A failure is returned: it concerns a batch that is not due yet."""
+        """Read this rank's rows and send them. A failure is returned, not raised: the batch is not due yet."""
         opened, unread = stream.opened, None
         try:
             own, owners, position = next(dealt)
@@ -45,7 +45,7 @@ def shared_batches(stream: Stream, device: torch.device, count: int, ranks: Rank
         parts = {site: ranks.begin_gather_dealt(rows_bD, owners) for site, rows_bD in own.items()}
         return lambda: SharedBatch({site: wait() for site, wait in parts.items()}, position)
 
-    ahead = ranks.count > 1  # alone, a batch is part of a round's memory, so only one can be in use
+    ahead = ranks.count > 1  # with one rank, a batch is a view of a round's memory, so only one can be in use
     coming = begin() if ahead and count else None
     try:
         for number in range(count):

@@ -1,4 +1,5 @@
-"""One training step of an SAE or transcoder: forward, gradients by hand, Adam, unit norm. Only one product is dense.
+"""One training step of an SAE or transcoder: forward pass, gradients by hand, Adam, unit norm. Only one product is
+dense.
 
 Loss: NMSE = mean over rows of ‖x̂ − x‖² / ‖x‖² in raw space (the reference recipe). With e = dL/dx̂ (times the row's
 std in a layer-norm SAE), u the centred input and z the codes:
@@ -10,12 +11,14 @@ In a transcoder the target is another site's row y, and with a skip ŷ includes 
 W_enc_j, db_out = Σ_b e_b, dW_skip = Σ_b e_b x_bᵀ.
 
 A tied W gets the sum of both, in one update. The size of Adam's steps does not depend on the size of the gradients, so
-each kind of parameter has its own rate (adam.py): biases have the activations' unit, rows of the matrices do not.
-An auxiliary loss (auxiliary.py) adds pairs of its own, which go through the same update.
+each kind of parameter has its own rate (adam.py): biases have the unit of the activations, rows of the matrices have
+none. An auxiliary loss (auxiliary.py) adds its own pairs, which go through the same update.
 
-There is no dense gradient: each row is computed, given to Adam, and used up while it is in cache. From a decoder's row,
-tied or not, the part along the row of W is removed first, since the renormalisation would undo it. Shapes: B rows,
-D d_model, F latents, K active.
+There is no dense gradient: each row of it is computed, given to Adam, and discarded while it is in cache. From the
+gradient of a decoder row, tied or not, the component along this row of W is removed first, because the renormalisation
+would undo it.
+
+Shapes: B rows, D d_model, F latents, K active latents.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -60,7 +63,7 @@ class Step:
         auxiliary: settings of the auxiliary loss; None for no such loss.
         kernels: by default those of the SAE's device.
         candidates: settings of the search by candidates; None if the encoder's product is exact.
-        activation: which latents are active (activation_rules.py).
+        activation: the rule that says which latents are active (activation_rules.py).
         matryoshka: shares of the latents that are SAEs of their own (nested.py).
     """
 
@@ -78,11 +81,11 @@ class Step:
         self.moments = {name: adam.moments_of(name, parameter) for name, parameter in sae.state_dict().items()}
         device = sae.W_dec.device
         self.last_fired_F = torch.zeros(sae.d_sae, dtype=torch.int64, device=device)
-        """Tokens seen when each latent last fired."""
+        """How many tokens had been seen when each latent last fired."""
         self.unit = torch.ones((), dtype=torch.float64)
-        """The factor for the rate of the biases; on the CPU, as it becomes part of an argument."""
+        """The factor for the learning rate of the biases; on the CPU, because it becomes a scalar argument."""
         self.sums = torch.zeros(len(Sums._fields), dtype=torch.float64, device=device)
-        """`Sums`, kept on the device: reading them waits for it."""
+        """`Sums`, on the device, because reading them waits for the device."""
         self.auxiliary = AuxiliaryLoss(auxiliary, sae, self.kernels) if auxiliary else None
         self.candidates = CandidateSearch(candidates, sae, self.kernels) if candidates else None
 
@@ -91,8 +94,9 @@ class Step:
         """Train on one batch of activations `[B, D]`, any float dtype, on the coder's device.
 
         Args:
-            target_BD: the target rows of a transcoder, `[B, D_out]`.
-            pull: a loss beside the NMSE.
+            lr: the learning rate of this step.
+            target_BD: the target rows, `[B, D_out]`, if they are not the rows read (train/ends.py).
+            pull: an additional loss beside the NMSE.
         """
         sae, kernels, moments = self.sae, self.kernels, self.moments
         x_BD = x_BD.to(sae.W_dec.dtype).contiguous()
@@ -143,7 +147,7 @@ class Step:
         return sums
 
     def tensors(self) -> dict[str, Tensor]:
-        """All state, by name: the SAE's parameters, Adam's moments, counts."""
+        """All state, by name: the SAE's parameters, Adam's moments, and counts."""
         found = self.sae.state_dict() | {"last_fired": self.last_fired_F, "sums": self.sums,
                                          "unit": self.unit}
         found |= {rule_tensor(self.activation, name): tensor for name, tensor in self.rule.tensors().items()}
@@ -168,7 +172,7 @@ class Step:
             self.auxiliary.list_dead()
 
     def _start(self, u_BD: Tensor) -> None:
-        """Set what depends on the first batch."""
+        """Set the state that depends on the first batch."""
         self.rule.start(u_BD)
         if self.adam.scale_biases:
             self.unit.copy_(u_BD.square().mean().sqrt())

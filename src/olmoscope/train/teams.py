@@ -18,9 +18,11 @@ from olmoscope.recipe.schema import CoderConfig, Recipe
 
 def assign(recipe: Recipe, saes: Sequence[CoderConfig], is_done: Callable[[CoderConfig], bool], device: torch.device,
            world: World) -> list[tuple[Ranks, list[CoderConfig]]]:
-    """The SAEs that this rank trains, and with whom; SAEs with the most shards come first. All ranks must call this.
+    """The SAEs that this rank trains, and the ranks with which it trains them. SAEs with the most shards come first.
+    All ranks must call this.
 
     Args:
+        saes: the SAEs to train.
         is_done: whether an SAE is finished; the first rank's answers count.
 
     Raises:
@@ -40,7 +42,7 @@ def assign(recipe: Recipe, saes: Sequence[CoderConfig], is_done: Callable[[Coder
 
 
 def refuse_idle_ranks(recipe: Recipe, saes: Sequence[CoderConfig], count: int) -> None:
-    """Refuse a number of ranks that would leave one without an SAE, or a part of one, to train.
+    """Refuse a number of ranks that would leave a rank with nothing to train.
 
     Raises:
         UserError: there are more ranks than SAEs and shards to train, or their number cannot share the shards.
@@ -51,8 +53,9 @@ def refuse_idle_ranks(recipe: Recipe, saes: Sequence[CoderConfig], count: int) -
     shards, group = next((shards, group) for shards, group in groups if not _all_busy(count, shards, len(group)))
     counts = [fewer for fewer in range(1, count) if all(_all_busy(fewer, each, len(saes)) for each, saes in groups)]
     many = f"{len(group)} SAEs" if len(group) > 1 else "1 SAE"
-    raise UserError(f"{count} processes cannot share {many} with train.shards: {shards} (one SAE may have "
-                    f"{_listed(legal_counts(shards))}): start {_listed(counts)}, or change train.shards")
+    raise UserError(f"{count} processes cannot share {many} with train.shards: {shards} "
+                    f"({_listed(legal_counts(shards))} can share one SAE): start {_listed(counts)}, or change "
+                    "train.shards")
 
 
 def _all_busy(count: int, shards: int, saes: int) -> bool:
@@ -61,7 +64,8 @@ def _all_busy(count: int, shards: int, saes: int) -> bool:
 
 
 def share_out(saes: Sequence[CoderConfig], teams: int) -> list[list[CoderConfig]]:
-    """SAEs for each team: shares of about equal cost. SAEs of the same sites stay together, as they share a pass."""
+    """The SAEs of each team: shares of about equal cost. SAEs of the same sites stay together if that keeps the shares
+    equal, because they share a pass."""
     ordered = sorted(saes, key=lambda sae: tuple(sae.sites))  # stable
     total = sum(sae.d_sae for sae in ordered)
     shares: list[list[CoderConfig]] = [[] for _ in range(teams)]

@@ -1,7 +1,8 @@
 """`olmoscope train --log wandb|tensorboard`: each line of metrics.jsonl is also sent to a tracker, once.
 
 A run that is resumed after a kill continues the tracker's run: `tracker-NAME.json` in the run folder says what the
-tracker has. Lines on disk that were not sent (the run was trained without `--log` so far) are sent first.
+tracker already has. Lines on disk that were not sent (because the run was trained without `--log` so far) are sent
+first.
 """
 
 import contextlib
@@ -51,10 +52,11 @@ class Tracker:
 
 def open_tracker(name: TrackerName | None, recipe: Recipe, sae: CoderConfig,
                  run: Path) -> contextlib.AbstractContextManager[Tracker | None]:
-    """A context manager with the tracker of an SAE's run, to be left when the run ends; None without a name.
+    """A context manager that gives the tracker of an SAE's run, or None if `name` is None. Leave it when the run ends.
 
     Raises:
-        UserError: on entering: its package is not installed, or it refuses (wandb: nobody is logged in).
+        UserError: on entering, if the tracker's package is not installed, or if wandb does not start (for example
+            because nobody is logged in).
     """
     if name is None:
         return contextlib.nullcontext()

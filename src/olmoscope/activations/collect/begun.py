@@ -9,8 +9,8 @@ from olmoscope.recipe.store import Model, StoreRecipe
 
 
 def model_of_store(recipe: StoreRecipe, store: Path) -> Model:
-    """The recipe's model at the commit that this store, or another one beside it, was begun with; if there is none, at
-    the current commit. So a branch on the hub that moves cannot mix two versions.
+    """The recipe's model at the commit with which this store, or another store beside it, was begun; at the current
+    commit if there is none. So two versions of the model cannot be mixed if its branch on the hub moves.
 
     Raises:
         UserError: a manifest is damaged, or the hub and its cache do not have the model.

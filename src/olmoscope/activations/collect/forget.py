@@ -14,8 +14,8 @@ from olmoscope.tokens.segments import segment_name
 
 
 def forget_tail(recipe: StoreRecipe, split: Split, store: Path) -> None:
-    """If the recipe asks for more tokens than were packed, mark the store as unfinished and delete its last segment.
-    This can be interrupted anywhere; the same command then continues here.
+    """If the recipe asks for more tokens than were packed, mark the store as unfinished and delete the activations of
+    its last segment. This can be interrupted at any point; running the same command again then finishes it.
 
     Raises:
         UserError: another process is making that segment, or a manifest is damaged.

@@ -1,6 +1,8 @@
-"""The batches of a token segment, and the activations of a batch: padding is added before the model, removed after it.
+"""The batches of a token segment, and the activations of a batch. Padding is added before the model and removed after
+it.
 
-B sequences of a batch, T the longest of them, R real tokens, D width of a site.
+Shapes: B sequences of a batch, T tokens of the longest of them, R tokens without padding, N with padding, D width of a
+site.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,15 +24,16 @@ from olmoscope.tokens.segments import TokenSegment
 
 @dataclass(frozen=True)
 class Batch:
-    """What the model reads in one pass."""
+    """What the model reads in one forward pass."""
 
     rows: slice
     """Its rows in the token segment."""
     token_ids_BT: Tensor
+    """int64; 0 in padding."""
     positions_BT: Tensor | None
-    """Position ids; None unless documents are kept apart."""
+    """Position ids, int64; None unless documents are kept apart."""
     real_R: Tensor
-    """Which tokens of the flattened batch are not padding, int64."""
+    """The indices of the tokens of the flattened batch that are not padding, int64."""
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device; the copy to a GPU does not wait for the work queued there."""
@@ -67,10 +70,11 @@ def batch_of(tokens: TokenSegment, first: int, last: int, apart: bool) -> Batch:
 
 
 def site_rows(model: LoadedModel, sites: Sequence[Site], batch: Batch) -> Iterator[tuple[Site, Tensor]]:
-    """Run a batch that is on the model's device.
+    """Run the model on a batch that is on its device.
 
     Yields:
-        Each site with its rows `[R, D]`, without padding; one at a time, so that not all are in memory twice.
+        Each site with its rows `[R, D]`, without padding. The sites come one at a time, so that not all rows are in
+        memory twice.
 
     Raises:
         UserError: the model fails, which some models do only with certain lengths and dtypes.

@@ -19,7 +19,7 @@ from olmoscope.tokens.segments import TokenSegment
 from olmoscope.units import format_bytes
 
 TOKEN_BYTES = 13
-"""Bytes of a token in tokens/: id, document, source. (Tokens waiting for later segments at most double this.)"""
+"""Bytes of a token in tokens/: id, document, source. (Tokens that wait for later segments at most double this.)"""
 ROW_BYTES = 13
 """Bytes of a token in rows/: id, sequence, position, source."""
 NORM_BYTES = 4
@@ -29,7 +29,11 @@ FLOAT16_MAX = torch.finfo(torch.float16).max
 
 def refuse_another_store(store: Path, recipe: StoreRecipe) -> None:
     """Refuse a folder that holds another recipe's store, before anything heavy is loaded. The recipe may now ask for
-    more sites and more tokens."""
+    more sites and more tokens.
+
+    Raises:
+        UserError: the store belongs to another recipe, or has more tokens than the recipe asks for.
+    """
     if (store / "manifest.json").exists():
         found = read_manifest(store)
         if not is_of(recipe, store, found):
@@ -42,11 +46,15 @@ def refuse_another_store(store: Path, recipe: StoreRecipe) -> None:
 
 
 def refuse_full_disk(store: Path, recipe: StoreRecipe, widths: Iterable[int], rows: int) -> None:
-    """Refuse to begin if what is still to be written (activations, norms, the row's token, sequence, position and
+    """Refuse to begin if what is still to be written (activations, norms, and each row's token, sequence, position and
     source) does not fit on the disk. (The tokens are already written.)
 
     Args:
         widths: D of each site.
+        rows: the number of rows still to be written.
+
+    Raises:
+        UserError: the disk lacks room.
     """
     needed = rows * (sum(recipe.activations.row_bytes(width) + NORM_BYTES for width in widths) + ROW_BYTES)
     free = shutil.disk_usage(store).free
@@ -56,7 +64,14 @@ def refuse_full_disk(store: Path, recipe: StoreRecipe, widths: Iterable[int], ro
 
 
 def refuse_unsafe_float16(recipe: StoreRecipe, bounds: Mapping[Site, float]) -> None:
-    """Refuse float16 if the bound from the weights allows an overflow; without a bound, the values decide later."""
+    """Refuse float16 if the bounds from the weights allow an overflow; without bounds, `refuse_overflow` decides later.
+
+    Args:
+        bounds: for each site with a known bound, the bound on max |x|.
+
+    Raises:
+        UserError: a bound exceeds the largest float16.
+    """
     if recipe.activations.dtype == "float16":
         for site in recipe.activations.sites:
             if bounds.get(site, 0.0) > FLOAT16_MAX:
@@ -69,7 +84,10 @@ def refuse_not_finite(site: Site, rows: SiteRows, tokens: TokenSegment, order_R:
 
     Args:
         rows: a filled segment of the site.
-        order_R: the row of the token segment that each of them is.
+        order_R: for each row, its row in the token segment.
+
+    Raises:
+        UserError: a row is not finite.
     """
     if not rows.largest_D.isfinite().all():
         bad_R = order_R[(~rows.square_norm_R[: tokens.rows].isfinite()).cpu().numpy()]
@@ -81,7 +99,11 @@ def refuse_not_finite(site: Site, rows: SiteRows, tokens: TokenSegment, order_R:
 
 
 def refuse_overflow(site: Site, rows: SiteRows) -> None:
-    """Refuse values that would become infinite in the store's dtype."""
+    """Refuse values that would become infinite in the store's dtype.
+
+    Raises:
+        UserError: there is such a value.
+    """
     if "scale" not in rows.stored:
         dtype = rows.stored["activations"].dtype
         name = str(dtype).removeprefix("torch.")

@@ -73,11 +73,11 @@ class Collected:
     segments_made: int
     """How many segments this call made; 0 if all existed already."""
     segments_missing: int
-    """Over 0 if other workers have yet to make theirs."""
+    """Positive if other workers have not yet made all of theirs."""
     wanted: int
     """Tokens that the recipe asks for; the text may have had fewer."""
     padding: float
-    """Share of computed tokens that were padding."""
+    """The share of padding among the tokens that the model computed."""
     statistics: dict[str, Any] | None
     """statistics.json of a finished store, else None."""
     lost: dict[str, dict[str, int]]
@@ -87,7 +87,7 @@ class Collected:
 def collect(recipe: StoreRecipe, split: Split, store: Path, worker: Worker = Worker(),  # noqa: B008 (frozen)
             load: Callable[[Model, Sequence[Site], torch.device], LoadedModel] = load_model,
             first: Path | None = None, of: str = "") -> Collected:
-    """Fill an activation store, or a worker's share of it; what is there already is kept.
+    """Fill an activation store, or a worker's share of it. What exists already is kept.
 
     Args:
         first: the first part of the store, which has the tokens, if `store` is a later part
@@ -135,7 +135,7 @@ def ready_to_pack(recipe: StoreRecipe, model: Model, split: Split) -> Tokenizer:
         model: the recipe's model, at the commit of the store.
 
     Raises:
-        UserError: it does not accept them, or the tokenizer cannot be loaded.
+        UserError: the model does not accept them, or the tokenizer cannot be loaded.
     """
     longest = max(high for _, high in recipe.tokens.chunk_lengths)
     if (warning := check_context(read_config(model), longest, model.name)) and split == "train":
@@ -217,7 +217,7 @@ def _make_segments(recipe: StoreRecipe, split: Split, store: Path, model: Loaded
 
 def _write(store: Path, segment: int, claim: IO[bytes], buffer: Buffer, tokens: TokenSegment, order_R: np.ndarray,
            bounds: Mapping[Site, float], between: Callable[[], None]) -> None:
-    """In the writer's thread: check a filled buffer, write the segment, release its claim."""
+    """Check a filled buffer, write the segment, and release its claim; runs in the writer's thread."""
     with claim:
         buffer.wait()
         rows = {name: tensor[torch.from_numpy(order_R)] for name, tensor in _rows(tokens).items()}
@@ -243,8 +243,12 @@ def _rows(tokens: TokenSegment) -> dict[str, Tensor]:
 
 
 def begin_store(store: Path, recipe: StoreRecipe, wanted: Manifest) -> None:
-    """Write the manifest, or check that the existing one names the same model: the first worker to arrive decides. If
-    the store has grown since, write how large it is now."""
+    """Write the manifest if there is none; otherwise check that it names the same model. So the first worker to arrive
+    decides. If the store has grown, write its new size.
+
+    Raises:
+        UserError: the store was begun with another model, revision, tokenizer or `model.dtype`.
+    """
     with manifest_locked(store):
         if not (store / "manifest.json").exists():
             write_manifest(store, wanted)

@@ -6,9 +6,9 @@ of its bytes, padded with zeros to whole pages of 4096 bytes and read as little-
 
     Σ_p (2p + 1) · Σ_i w_pi   mod 2^64          p counts the pages of the block, i the words of a page
 
-Any change of one word, so any flipped bit, always changes it; lost, stale or swapped pages do, except for one chance in
-2^64. It runs at the speed of memory (27 GB/s on a core where SHA-256 reaches 1.8 and CRC-32 3.2), so every read is
-checked. The SHA-256 of each whole file protects against deliberate changes.
+Any change within one word, and so any flipped bit, changes the checksum. So do lost, stale or swapped pages, except
+with probability 2^-64. It runs at the speed of memory (27 GB/s on a core on which SHA-256 reaches 1.8 and CRC-32 3.2),
+so every read is checked. The SHA-256 of each whole file protects against deliberate changes.
 """
 
 import json
@@ -49,7 +49,8 @@ def read_blocks(path: Path, name: str, part: slice, sums: list[str], out: Tensor
     """Some rows of a tensor in a safetensors file, `[part, ...]`, each block compared with its checksum.
 
     Args:
-        part: first row and end; a block of which only some rows are wanted is read whole, for its checksum.
+        part: the first row and the end. A block is read whole even if only some of its rows are wanted, because its
+            checksum covers all of it.
         sums: the checksums of all blocks of the tensor.
         out: a contiguous tensor with the file's dtype and the part's shape, to fill and return; by default new memory.
 
@@ -81,7 +82,7 @@ def read_blocks(path: Path, name: str, part: slice, sums: list[str], out: Tensor
 
 
 def _header(file: IO[bytes], name: str, path: Path) -> tuple[torch.dtype, list[int], int]:
-    """dtype and shape of a tensor, and its offset in the file, once it is known that the file holds all of it."""
+    """dtype and shape of a tensor, and its offset in the file, after a check that the file holds all of it."""
     try:
         size = int.from_bytes(file.read(8), "little")
         entry = json.loads(file.read(min(size, 2**20)))[name]

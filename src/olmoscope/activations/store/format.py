@@ -84,10 +84,10 @@ class Manifest(_Frozen):
     special_token_ids: list[int]
     """The tokens that the tokenizer calls special, for filters; includes BOS if sequences begin with it."""
     bos_token_ids: list[int] = []
-    """What each sequence begins with (or each document, if documents are kept apart): BOS, or nothing."""
+    """The tokens with which each sequence begins (or each document, if documents are kept apart): BOS, or none."""
     recipe_hash: str
     wanted: Wanted | None = None
-    """Tokens of each split that the recipe of `recipe_hash` asks for; None in older stores."""
+    """The number of tokens of each split that the recipe of `recipe_hash` asks for; None in older stores."""
     split: Split
     of: str | None = None
     """The recipe's name for the model of this part (`models`); None for the recipe's own model."""
@@ -124,7 +124,7 @@ class Manifest(_Frozen):
 
 
 def segment_path(store: Path, folder: str, segment: int) -> Path:
-    """Where a segment's file in a folder (`layer_07`, `rows`, `statistics`) is."""
+    """The path of a segment's file in a folder (`layer_07`, `rows`, `statistics`)."""
     return store / folder / segment_name(segment)
 
 
@@ -159,7 +159,7 @@ def has_segment(store: Path, segment: int) -> bool:
 
 
 def stored_order(seed: int, segment: int, rows: int) -> np.ndarray:
-    """The row of the token segment that is at each place in the stored segment, `[rows]` int64."""
+    """For each place in the stored segment, the row of the token segment that is there, `[rows]` int64."""
     return generator(seed, "rows of a segment", segment).permutation(rows)
 
 
@@ -171,6 +171,9 @@ def write_segment(store: Path, segment: int, tensors: dict[str, dict[str, Tensor
     Args:
         tensors: the contents of its file in each folder: `layer_07`, ..., `rows`, `statistics`; all on the CPU.
         between: as in `write_tensors`.
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written.
     """
     def write(folder: str) -> tuple[str, str, dict[str, list[str]]]:
         path, contents = segment_path(store, folder, segment), tensors[folder]
@@ -189,7 +192,7 @@ def write_segment(store: Path, segment: int, tensors: dict[str, dict[str, Tensor
 
 @dataclass(frozen=True)
 class SegmentSums:
-    """What checksums/segment-N.json says; paths are relative to the store."""
+    """The contents of checksums/segment-N.json; paths are relative to the store."""
 
     sha256: dict[str, str]
     blocks: dict[str, dict[str, list[str]]]
@@ -226,7 +229,7 @@ def read_rows(store: Path, segment: int, sums: SegmentSums | None = None) -> dic
 
 def read_activations(store: Path, site: Site, segment: int, part: slice, sums: SegmentSums | None = None,
                      out: Tensor | None = None) -> Tensor:
-    """Some rows of a segment at a site, `[part, D]`; only their blocks are read from the disk, and checked.
+    """Some rows of a segment at a site, `[part, D]`. Only the blocks with these rows are read and checked.
 
     The dtype is `read_dtype`: the store's dtype, except that 8-bit rows are returned in bfloat16.
 
@@ -280,5 +283,5 @@ def _verify(store: Path, relative: str, sums: SegmentSums) -> None:
 
 
 def segment_checksum(store: Path, segment: int) -> Path:
-    """Where the checksums of a segment are."""
+    """The path of a segment's checksums."""
     return store / "checksums" / f"segment-{segment:06d}.json"

@@ -1,7 +1,7 @@
 """Rows in 8 bits: float8 e4m3 with one float32 scale per row. Half the disk space of bfloat16, and about 2.6% error.
 
-x is stored as q = round(x / s) with s = max|x| / 448 of its row, and read back as q·s in bfloat16: 4 significant bits
-if |x| is over s/64, fewer below. Shapes: R rows, D d_model.
+x is stored as q = round(x / s), where s = max|x| / 448 over its row, and read back as q·s in bfloat16. It keeps 4
+significant bits if |x| is over s/64, and fewer below. Shapes: R rows, D d_model.
 """
 
 import torch

@@ -1,9 +1,10 @@
-"""A segment's rows, put batch by batch into the places where the store wants them.
+"""A segment's rows, put batch by batch into the places that they have in the store.
 
-On the CPU, the rows go straight into the buffer that will be written. On a GPU, they are gathered there, and the
-finished segment is copied to pinned memory on a second stream while the model computes the next segment's first batch.
+On the CPU, the rows go straight into the buffer that will be written. On a GPU, they are gathered in the GPU's memory.
+The finished segment is copied to pinned memory on a second stream while the model computes the next segment's first
+batch.
 
-Shapes: R rows of the segment, B of them in a batch, D width of the site.
+Shapes: R rows of the segment, B rows of a batch, D width of the site.
 """
 
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ TORCH_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16":
 
 
 class SiteRows:
-    """Memory for the rows of one site, and the figures about them that statistics need."""
+    """Memory for a segment's rows at one site, and the sums that statistics need."""
 
     def __init__(self, rows: int, width: int, dtype: StoreDtype, device: torch.device, pinned: bool = False) -> None:
         """
@@ -52,7 +53,7 @@ class SiteRows:
         """Put a batch of rows into their places, and count them, without waiting for the device.
 
         Args:
-            places_B: where each row belongs in the segment, int64.
+            places_B: the place of each row in the segment, int64.
             x_BD: the model's rows.
         """
         self.count(places_B, x_BD)
@@ -68,14 +69,14 @@ class SiteRows:
         _words(activations_RD).index_copy_(0, places_B, _words(stored_BD))
 
     def count(self, places_B: Tensor, x_BD: Tensor) -> None:
-        """The part of `add` that statistics need."""
+        """The part of `add` that computes what statistics need."""
         x32_BD = x_BD.float()
         self.square_norm_R.index_copy_(0, places_B, x32_BD.square().sum(dim=1))
         self.sum_D += x_BD.sum(dim=0, dtype=torch.float64)
         torch.maximum(self.largest_D, x32_BD.abs().amax(dim=0), out=self.largest_D)
 
     def read(self, part: slice) -> Tensor:
-        """Some rows as readers of a store get them, in their own memory."""
+        """A copy of some rows as readers of a store get them, `[part, D]`."""
         rows_RD = self.stored["activations"][part]
         return fp8.dequantize(rows_RD, self.stored["scale"][part]) if "scale" in self.stored else rows_RD.clone()
 

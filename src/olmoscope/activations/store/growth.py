@@ -55,7 +55,7 @@ def parts_for(recipe: StoreRecipe, store: Path) -> Iterator[Part]:
     missing = recipe.activations.sites
 
     def part(folder: Path) -> Part:
-        """The next part to make: one model's missing sites."""
+        """The next part to make, with all missing sites of one model."""
         nonlocal missing
         of = missing[0].model
         made = Part(folder, of, recipe.with_sites(missing).of_model(of))
@@ -70,7 +70,7 @@ def parts_for(recipe: StoreRecipe, store: Path) -> Iterator[Part]:
                 continue  # it belongs to another recipe over the same tokens, and stays as it is
             missing = [site for site in missing if site.model != of or site.of("") not in found.sites]
             yield Part(folder, of, recipe.of_model(of).with_sites(list(found.sites)))
-        elif missing:  # it has at most its tokens
+        elif missing:  # the folder has no activations yet
             yield part(folder)
     while missing:
         yield part(_part(store, len(parts_of(store)) + 1))

@@ -1,5 +1,5 @@
-"""Rows of outlier norm at a site, in figures and in a sentence: how many, how far out, where, and whether they share a
-direction (docs/metrics.md). N rows, D width of the site.
+"""Rows of outlier norm at a site, in figures and in a sentence: how many there are, how large, at which positions, and
+whether they share a direction (docs/metrics.md). Shapes: N rows, D width of the site.
 
 In most language models some rows, above all those at the first position of a sequence, have a norm tens or hundreds of
 times the median, along nearly one direction: attention sinks, or massive activations (Sun et al. 2024,
@@ -19,7 +19,7 @@ from olmoscope.activations.store.statistics import OUTLIER
 from olmoscope.site import Site
 
 ALIKE = 0.9
-"""The mean cosine from which rows count as lying along one direction."""
+"""The mean cosine at or above which rows count as lying along one direction."""
 FEWEST = 8
 """The fewest rows that can count as one direction."""
 DIRECTIONS_OF = 512

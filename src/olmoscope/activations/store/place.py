@@ -18,7 +18,7 @@ RECORD = "store.json"
 
 
 def store_folder(out: Path, split: str) -> Path:
-    """Where the store of a split is.
+    """The folder of the store of a split.
 
     Raises:
         UserError: it was elsewhere and is gone, or there never was one.
@@ -34,7 +34,7 @@ def store_folder(out: Path, split: str) -> Path:
 
 
 def store_places(out: Path) -> dict[str, Path]:
-    """Where the stores of an output folder are or would be, by split.
+    """The folders in which the stores of an output folder are or would be, by split.
 
     Raises:
         UserError: the record of where they are is damaged.

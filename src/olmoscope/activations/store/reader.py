@@ -1,4 +1,5 @@
-"""A finished store, opened for reading as one whole of all its parts; everything that a reader relies on is checked."""
+"""A finished store, opened for reading; its parts are read as one store. Everything that a reader relies on is checked.
+"""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,17 +27,19 @@ from olmoscope.sae.normalize import Normalize, normalize_rows
 from olmoscope.site import Site
 
 SAMPLE_ROWS = 2**17
+"""The most rows from which a mean or a median is estimated."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """A store on disk."""
+    """A finished store on disk."""
 
     path: Path
     """The folder of its first part (activations/store/growth.py)."""
     manifest: Manifest
     """The manifest of the first part, with the sites of all parts."""
     segment_rows: list[int]
+    """The number of rows of each segment."""
     parts: dict[Path, list[Site]]
     """The folder of each part, and its sites."""
     _sums: dict[tuple[Path, int], SegmentSums] = field(default_factory=dict, repr=False)
@@ -44,6 +47,7 @@ class Store:
 
     @property
     def rows(self) -> int:
+        """The number of rows of all segments."""
         return self.manifest.rows
 
     def read(self, site: Site | str | int, segment: int, part: slice, out: Tensor | None = None) -> Tensor:
@@ -52,7 +56,7 @@ class Store:
         Args:
             site: one of `manifest.sites`, or its text (`layers.7`), or the number of a layer.
             part: which of the `segment_rows[segment]` rows; without a step.
-            out: memory to fill, in the store's dtype.
+            out: memory to fill and return, `[part, D]` in the store's dtype (`read_dtype`).
 
         Raises:
             UserError: the store has no such site, segment or rows, or a file is damaged.
@@ -70,7 +74,11 @@ class Store:
         return read_activations(folder, site.of(""), segment, part, self._sums_of(folder, segment), out)
 
     def read_rows(self, segment: int) -> dict[str, Tensor]:
-        """The token, sequence, position, source and norms of each row of a segment; checked."""
+        """The token, sequence, position, source and norms of each row of a segment, each `[rows]`; checked.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
         rows: dict[str, Tensor] = {}
         for folder, sites in self.parts.items():
             found = read_rows(folder, segment, self._sums_of(folder, segment))
@@ -93,11 +101,15 @@ class Store:
     def sample_mean(self, site: Site, normalize: Normalize, masks: list[np.ndarray] | None = None) -> Tensor:
         """Mean `[D]` (float32) of the rows, normalised as the SAE sees them.
 
-        The mean is over up to 2**17 rows, the same share of every segment; a segment's rows are permuted, so its first
-        rows are a random sample. The mean's own error is then under 0.3% of each channel's standard deviation.
+        The mean is over up to 2**17 rows, the same share of every segment. A segment's rows are permuted, so its first
+        rows are a random sample. The standard error of the mean is then under 0.3% of each channel's standard
+        deviation.
 
         Args:
             masks: for each segment, which of its rows count; None for all.
+
+        Raises:
+            UserError: a file is missing or damaged.
         """
         share = min(1.0, SAMPLE_ROWS / self.rows)
         sum_D = torch.zeros(self.manifest.width(site), dtype=torch.float64)
@@ -111,10 +123,13 @@ class Store:
         return (sum_D / count).float()
 
     def sample(self, site: Site, rows: int, masks: list[np.ndarray] | None = None) -> Tensor:
-        """About `rows` rows, `[N, D]` float32, the same share of every segment; a random sample, as in `sample_mean`.
+        """A random sample of about `rows` rows, `[N, D]` float32, the same share of every segment, as in `sample_mean`.
 
         Args:
             masks: as in `sample_mean`.
+
+        Raises:
+            UserError: a file is missing or damaged.
         """
         share = min(1.0, rows / self.rows)
         parts = []
@@ -124,7 +139,11 @@ class Store:
         return torch.cat(parts)
 
     def outliers(self, site: Site, over: float, rows: int) -> Tensor:
-        """The first rows whose norm is over `over`, at most `rows` of them, `[N, D]` float32."""
+        """The first rows whose norm exceeds `over`, at most `rows` of them, `[N, D]` float32.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
         found: list[Tensor] = []
         for segment in range(len(self.segment_rows)):
             norm_R = self.read_rows(segment)[norm_name(site)]
@@ -139,6 +158,9 @@ class Store:
 
         Args:
             masks: as in `sample_mean`.
+
+        Raises:
+            UserError: a file is missing or damaged.
         """
         share = min(1.0, SAMPLE_ROWS / self.rows)
         norms = []
@@ -160,8 +182,9 @@ def open_store(path: str | Path) -> Store:
         path: the folder of one store, `OUT/store/train` or `OUT/store/held_out` of an output folder.
 
     Returns:
-        The store. `read(site, segment, part)` gives activations, `read_rows(segment)` the token, position and source of
-        each; `segment_rows` says how many rows each segment has, `manifest` which model and text they come from.
+        The store. `read(site, segment, part)` gives activations; `read_rows(segment)` gives the token, position and
+        source of each row. `segment_rows` says how many rows each segment has, and `manifest` which model and text
+        they come from.
 
     Raises:
         UserError: there is no store, it is unfinished or in a newer format, or a segment is missing.

@@ -1,11 +1,11 @@
-"""Which worker makes which segments; workers share nothing but the store's folder.
+"""Which worker makes which segments. Workers share nothing but the store's folder.
 
-Worker I of N makes the segments s with s % N == I; a single worker makes all. A worker that a launcher started then
-helps the others: it makes those of their segments that no worker has begun, from the last one down. What is written
-does not depend on which worker writes it. Locks only keep two processes from doing the same work; each is an flock,
-which the kernel frees when its process ends, however it ends:
+Worker I of N makes the segments s with s % N == I; a single worker makes all of them. A worker that a launcher started
+then helps the others: it makes segments of their shares that no worker has begun, starting with the last one. What is
+written does not depend on which worker writes it. Locks only keep two processes from doing the same work. Each is an
+flock, which the kernel releases when its process ends, however it ends:
 
-    .lock-tokens            its holder packs the tokens: the first process to come does it, the others wait
+    .lock-tokens            its holder packs the tokens: the first process to arrive does this, the others wait
     .lock-worker-1-of-4     its holder works on this share
     tokens/segment-000042.safetensors    its holder makes this segment (the file is only locked), so workers with
                             different N, or one that finishes a lost worker's share, never make the same segment
@@ -62,8 +62,8 @@ def parse_worker(text: str) -> Worker:
 
 
 def worker_from_environment(environment: Mapping[str, str]) -> Worker:
-    """The worker that this process is according to torchrun, srun or Slurm's job array; the only worker if none of them
-    started it. If each task of an array starts several processes, all processes of all tasks are workers.
+    """The worker that this process is according to torchrun, srun or Slurm's job array. It is the only worker if none
+    of them started it. If each task of an array starts several processes, all processes of all tasks are workers.
 
     Raises:
         UserError: the tasks of the array are not evenly spaced.
@@ -108,7 +108,7 @@ def tokens_locked(store: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def manifest_locked(store: Path) -> Iterator[None]:
-    """Hold what belongs to the whole store: its manifest and its statistics."""
+    """Hold the lock of what belongs to the whole store: its manifest and its statistics. Waits for other holders."""
     with wait_for_lock(store / ".lock-manifest"):
         for name in ("manifest.json", "statistics.json", "statistics.safetensors"):
             clean_temporary(store, f"{name}.*")

@@ -1,14 +1,16 @@
 """Statistics of the activations, gathered during collection.
 
 Each segment leaves its sums in `statistics/segment-000042.safetensors`. When all segments exist, the sums are added up
-in the order of the segments, in float64, so the result depends on neither workers nor interruptions, and a segment that
-is made again changes nothing.
+in the order of the segments, in float64. So the result depends on neither workers nor interruptions, and making a
+segment again changes nothing.
 
     statistics.json             figures for each site (`write_statistics` says which)
     statistics.safetensors      layer_07.mean [D] float64; layer_07.largest [D] float32, max |x| of channels
 
 Quantiles of norms come from a histogram whose bins are the leading bits of a float32: 64 bins per octave, so a
-quantile is off by at most 0.8%. Bin counts can be added, wherever they were counted. D width of a site, R rows.
+quantile is off by at most 0.8%. Bin counts are integers, so the counts of different processes can simply be added.
+
+Shapes: D width of a site, R rows.
 """
 
 import math
@@ -28,10 +30,10 @@ from olmoscope.site import Site
 from olmoscope.tokens.segments import read_tensors
 
 BIN_SHIFT = 17
-"""How many float32 bits a bin drops: the sign (0), 8 bits of exponent and 6 of mantissa are left."""
+"""How many low bits of a float32 a bin ignores: the sign (0), 8 bits of exponent and 6 bits of mantissa are left."""
 BINS = 1 << (31 - BIN_SHIFT)
 POSITIONS = [0, 1, 2, 3, 4, *(2**power for power in range(3, 32))]
-"""Where each group of positions starts: the first four alone, then octaves."""
+"""The first position of each group of positions: the first four positions alone, then octaves."""
 OUTLIER = 10.0
 """A row whose norm is over this many times the median is an outlier."""
 QUANTILES = {"p1": 0.01, "p5": 0.05, "p25": 0.25, "p50": 0.5, "p75": 0.75, "p95": 0.95, "p99": 0.99, "p99.9": 0.999}
@@ -176,7 +178,7 @@ def _figures(total: _Total, rows: int) -> dict[str, Any]:
 
 
 def _quantiles(counts: np.ndarray) -> dict[str, float]:
-    """Quantiles from a histogram: the middle of the bin that holds the row of that rank."""
+    """Quantiles from a histogram: each is the middle of the bin that holds the row of that rank."""
     reached = np.cumsum(counts)
     edges = np.arange(BINS + 1, dtype=np.int64) << BIN_SHIFT
     figures = {}

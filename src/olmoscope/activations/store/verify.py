@@ -1,7 +1,8 @@
 """Check everything that a store claims: every checksum, every count, and that activations belong to their tokens.
 
-A problem says what is wrong with which file, and what can be deleted so that `olmoscope collect` makes it again. What
-collection does not make (other people's files, a newer format, another recipe's manifest) is reported and left alone.
+Each problem says what is wrong with which file. The result lists what to delete so that `olmoscope collect` makes it
+again. What collection does not make (other people's files, a newer format, another recipe's manifest) is reported and
+left alone.
 """
 
 import re
@@ -112,7 +113,7 @@ class _Verification:
 
     def run(self) -> Verified:
         manifest = self._manifest()
-        if any(not problem.mends for problem in self.problems):  # another format: nothing else can be judged
+        if any(not problem.mends for problem in self.problems):  # another format: nothing else can be checked
             return Verified(self.store, self.problems, [], self.live, 0, 0, 0)
         index = self._index()
         count = self._count(index, manifest)
@@ -208,8 +209,8 @@ class _Verification:
             if not path.exists():
                 self._bad_token(segment, path, "missing")
             elif not checksum.exists():
-                # For the last segment this is no damage: its checksum is written after its tokens, and packing may be,
-                # or have stopped, between the two.
+                # For the last segment this is no damage: its checksum is written after its tokens, and packing may
+                # have stopped between the two, or be there now.
                 if index is not None or segment < count - 1:
                     self._bad_token(segment, checksum, "missing")
             elif listed is None or set(listed[1]) != {f"tokens/{path.name}"}:
@@ -312,7 +313,7 @@ class _Verification:
         for path, sound in zip(paths, equal, strict=True):
             if not sound:
                 self._add(path, "missing" if not path.exists() else "not what the segments' sums add up to")
-        if not all(equal):  # both are made again together, if the first is missing
+        if not all(equal):  # collection makes both again if the first is missing
             self.bad_files += paths
 
     def _find_strangers(self, count: int, manifest: Manifest | None) -> None:
@@ -332,8 +333,8 @@ class _Verification:
                 self._add(path, "not a file of a store", mends=False)
 
     def _delete(self) -> list[Path]:
-        """What to delete, checksums before the files that they cover: an interruption anywhere leaves nothing that
-        passes for whole."""
+        """What to delete. Checksums come before the files that they cover, so that after an interruption nothing
+        incomplete looks complete."""
         files = list(self.bad_files)
         if self.bad_tokens:  # packing resumes at the first missing token segment, so all later ones go too
             tokens = self.store / "tokens"

@@ -1,7 +1,7 @@
 """Writing in the background: a bounded queue that blocks, never drops, and never hides an error.
 
-There are as many buffers as the queue is long. A caller takes a buffer here to fill it, and waits while all are being
-written, so memory is bounded, and a disk slower than the model slows the model down.
+There are as many buffers as the queue has places. A caller takes a free buffer to fill it, and waits while all buffers
+are being written. So memory is bounded, and a disk slower than the model slows the model down.
 """
 
 import threading
@@ -22,10 +22,10 @@ class Stopped(Exception):
 
 
 class Writer(Generic[Buffer]):
-    """One thread that writes filled buffers in the order in which they come.
+    """One thread that writes filled buffers in the order in which they come. Use it as a context manager.
 
-    On exit, the block waits for all writes. If it exits by an exception (such as Ctrl-C), the write in progress gets
-    `GRACE` seconds, then it is abandoned; what was not written by then is missing, not damaged.
+    At the end of its block, it waits for all writes. If the block ends by an exception (such as Ctrl-C), the write in
+    progress gets `GRACE` seconds and is then abandoned. What was not written by then is missing, not damaged.
     """
 
     def __init__(self, buffers: list[Buffer]) -> None:

@@ -1,9 +1,10 @@
-"""What training reads: batches of activations, in an order that three integers can resume.
+"""What training reads: batches of activations, in an order that can be resumed from three integers.
 
     source of rounds (a store: rounds.py, or the model itself: live.py) -> Stream -> batches on the device
 
-The next round is read in a thread while one is dealt out; never more than one ahead. Where several processes share the
-rounds, each gets those rows of every batch that are of its segments, and knows which process has each of the others.
+While the rows of a round are dealt out in batches, a thread reads the next round, and never more than that one. If
+several processes share the rounds, each gets the rows of a batch that come from its own segments, and knows which
+process has each of the other rows.
 """
 
 from collections.abc import Iterator
@@ -21,58 +22,61 @@ START = {"epoch": 0, "round": 0, "offset": 0}
 
 
 class Stream:
-    """Batches of rows; the last one of an epoch may be smaller. Close it, or use it with `contextlib.closing`."""
+    """Batches of rows; the last batch of an epoch may be smaller. The stream must be closed: call `close`, or use
+    `contextlib.closing`."""
 
     def __init__(self, rounds: Rounds, batch: int, epochs: int = 1) -> None:
         """
         Args:
-            batch: rows of a batch, of all processes together.
-            epochs: how many will be asked for; nothing is read ahead beyond them.
+            batch: rows per batch, in all processes together.
+            epochs: how many epochs will be used; nothing is read ahead beyond them.
         """
         self.rounds, self.batch, self.epochs = rounds, batch, epochs
         self.owners: np.ndarray | None = None
-        """The process that has each row of the last batch. None: this one has all."""
+        """The process that has each row of the last batch, `[batch]`; None if this process has all of them."""
         self._epoch = self._number = self._offset = 0
         self._before = [0, *accumulate(rounds.sizes)]
-        """Rows of an epoch dealt out before each round."""
+        """For each round, the number of rows of an epoch that are dealt out before it."""
         self._current: tuple[tuple[int, int], Round] | None = None
         self._owners: tuple[tuple[int, int], np.ndarray, np.ndarray] | None = None
-        """For the round `_current`: the process that has each row, and how many rows before it this one has."""
+        """For the round `_current`: the process that has each row, and how many of the rows before it this process
+        has."""
         self._coming: tuple[tuple[int, int], Future[Round]] | None = None
         self.opened = 0
-        """Rounds that it began to use, also those that could not be read."""
+        """How many rounds this stream has begun to use, including those that could not be read."""
         self._thread = ThreadPoolExecutor(1, "read-ahead")
 
     @property
     def rows(self) -> int:
-        """Rows of one epoch, of all processes."""
+        """Rows per epoch, in all processes together."""
         return self._before[-1]
 
     @property
     def batches(self) -> int:
-        """Batches of one epoch."""
+        """Batches per epoch."""
         return -(-self.rows // self.batch)
 
     def length(self, number: int) -> int:
-        """Rows of batch `number` of all epochs, counted from 0, of all processes."""
+        """Rows of batch `number`, counted from 0 over all epochs, in all processes together."""
         return min(self.batch, self.rows - number % self.batches * self.batch)
 
     def state(self) -> dict[str, int]:
-        """Where it is: rows before `offset` of this round of this epoch are dealt out."""
+        """The position of the stream: in round `round` of epoch `epoch`, the rows before `offset` are dealt out."""
         return {"epoch": self._epoch, "round": self._number, "offset": self._offset}
 
     def restore(self, state: dict[str, int]) -> None:
-        """Go on from a `state`."""
+        """Continue from a `state`."""
         self._epoch, self._number, self._offset = state["epoch"], state["round"], state["offset"]
 
     def next_batch(self) -> dict[Site, Tensor]:
-        """The next batch, for each site `[batch, D]` in the store's dtype, where the rounds are; this process's rows.
+        """The next batch: for each site the rows that this process has, `[batch, D]`, in the store's dtype and on the
+        device of the rounds.
 
-        It is part of a round's memory, which the round after next overwrites: use it, or copy it, before asking for
-        the next. If this raises, the stream is where it was.
+        The tensors are views of a round's memory, which the round after next overwrites: use or copy them before
+        asking for the next batch. If this raises, the position of the stream does not change.
 
         Raises:
-            UserError: what the rounds raise.
+            UserError: the rounds cannot be read.
         """
         epoch, number, offset = self._epoch, self._number, self._offset
         length = min(self.batch, self.rows - self._before[number] - offset)
@@ -104,11 +108,12 @@ class Stream:
         return {site: torch.cat([part[site] for part in parts]) for site in self.rounds.sites}
 
     def close(self) -> None:
-        """Stop reading ahead; waits for the round in hand."""
+        """Stop reading ahead; waits for a round that is being read."""
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _shared(self, epoch: int, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """The process that has each row of a round `[R]`, and how many rows before it this one has `[R + 1]`."""
+        """The process that has each row of a round, `[R]`, and how many of the rows before it this process has,
+        `[R + 1]`."""
         if self._owners is None or self._owners[0] != (epoch, number):
             owners_R = self.rounds.owners(epoch, number)
             before_R1 = np.concatenate([[0], np.cumsum(owners_R == self.rounds.share[0])])
@@ -116,7 +121,7 @@ class Stream:
         return self._owners[1:]
 
     def _round(self, epoch: int, number: int) -> Round:
-        """A round, from the thread if it was read ahead; starts reading the one after it."""
+        """A round, which the thread may have read ahead; starts reading the next one."""
         if self._current is None or self._current[0] != (epoch, number):
             self.opened += 1
             spare = self._current[1] if self._current else None
@@ -136,13 +141,16 @@ class Stream:
 
 
 Dealt = tuple[dict[Site, Tensor], np.ndarray | None, dict[str, int]]
-"""A batch, who has each of its rows (`Stream.owners`), and the stream's state after it."""
+"""A batch, the process that has each of its rows (`Stream.owners`), and the stream's state after it."""
 
 
 def deal(stream: Stream, device: torch.device, count: int) -> Iterator[Dealt]:
-    """The next `count` batches on a device; use one before asking for the next.
+    """The next `count` batches on a device; use each before asking for the next.
 
-    To a GPU they go through page-locked memory on a stream of their own, one batch ahead of the one in use.
+    To a GPU, a batch is copied through page-locked memory on a separate CUDA stream, one batch ahead of the one in use.
+
+    Raises:
+        UserError: as `Stream.next_batch`.
     """
     if device.type != "cuda":
         for _ in range(count):

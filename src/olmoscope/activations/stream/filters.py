@@ -1,5 +1,5 @@
-"""Which rows training leaves out: special tokens, first positions, rows of outlying norm. Decided before training
-starts, from what the store says of each row, so that the number of steps is known and batches stay full.
+"""The rows that training leaves out: special tokens, first positions, rows of outlying norm. They are chosen before
+training starts, from what the store records about each row, so that the number of steps is known and batches stay full.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,18 +14,19 @@ from olmoscope.recipe.schema import Filter
 from olmoscope.site import Site
 
 MEDIAN_ROWS = 2**20
-"""Rows that the median norm is taken over, at most: a random sample, whose median is within 0.1% of the quantile."""
+"""The most rows from which the median norm is computed: a random sample, whose median is the true median to
+within 0.1% in rank."""
 
 
 @dataclass(frozen=True)
 class RowFacts:
-    """What a filter looks at, one entry a row of a segment."""
+    """What a filter looks at. Arrays have one entry per row of a segment."""
 
     token_id: np.ndarray
     position: np.ndarray
-    """In the sequence, from 0."""
+    """The position in the sequence, counted from 0."""
     norms: dict[Site, np.ndarray]
-    """The norms at each site; empty if no filter needs them."""
+    """The Euclidean norm of the row at each site; empty if no filter needs it."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +34,17 @@ class Kept:
     """The rows that training sees."""
 
     masks: list[np.ndarray] | None
-    """For each segment, whether each row stays (bool). None if all do."""
+    """For each segment, whether each row is kept (bool); None if all rows are kept."""
     rows: int
+    """How many rows are kept."""
     of: int
+    """How many rows there are."""
     dropped: dict[str, float]
-    """For each reason asked for, the share of all rows that it leaves out; a row may have several."""
+    """The share of all rows that each condition of the filter leaves out. A row may meet several conditions."""
 
     @property
     def dropped_share(self) -> float:
+        """The share of all rows that is left out."""
         return 1 - self.rows / self.of
 
     def __str__(self) -> str:
@@ -53,11 +57,13 @@ def keep(filter_: Filter, facts: Iterable[RowFacts], special_ids: list[int], lar
     """Apply a filter to all segments.
 
     Args:
-        largest_norms: of each site, where the filter looks at norms.
-        rows: of all segments.
+        facts: what is known about the rows of each segment.
+        special_ids: the ids of the special tokens.
+        largest_norms: for each site, the largest norm of a row that is kept; empty if the filter ignores norms.
+        rows: the number of rows of all segments.
 
     Raises:
-        UserError: nothing is left.
+        UserError: no row is left.
     """
     if filter_ == Filter():
         return Kept(None, rows, rows, {})
@@ -83,13 +89,13 @@ def keep(filter_: Filter, facts: Iterable[RowFacts], special_ids: list[int], lar
 
 
 def keep_of_store(filter_: Filter, store: Store, sites: Sequence[Site]) -> Kept:
-    """Apply a filter to a store; reads rows/ only, 16 bytes and 4 for each site a row.
+    """Apply a filter to a store. This reads only rows/: 16 bytes per row, and 4 more for each site.
 
     Args:
-        sites: those at which a row's norm counts.
+        sites: the sites at which norms are compared.
 
     Raises:
-        UserError: damaged files, or nothing is left.
+        UserError: a file is damaged, or no row is left.
     """
     sites = sites if filter_.max_norm is not None else ()
     largest = {}

@@ -1,21 +1,23 @@
 """The live stream: rounds straight from the model, through a bounded buffer, without a store of activations.
 
-Only tokens/ is on disk, packed as for a store. A segment of tokens goes through the model once an epoch, for all
-sites at once; its rows are permuted and cut into P parts. Part p of segment s is dealt out in slot s + p, mixed with
-the other parts of that slot:
+Only tokens/ is on disk, packed as for a store. In each epoch, each segment of tokens goes through the model once, for
+all sites together. Its rows are permuted and split into P parts. Part p of segment s is dealt out in slot s + p, mixed
+with the other parts of that slot:
 
     slot      0    1    2    3    4 ...         P = 3; slots before P / 2 are one round, and so are
     segment 0 a    b    c                       the last ones: they would be short and poorly mixed
     segment 1      a    b    c
     segment 2           a    b    c
 
-So a round of one segment's size mixes the contexts of P segments, while only about P / 2 segments' rows are held (the
-"convolutional interleaver" of Ramsey 1970 and Forney 1971): twice the contexts of a buffer that is filled and emptied,
-for the same memory, and evenly. Rounds depend on nothing but seed, epoch and number, so the three integers of a stream
-are all its state; going on after a restart costs a forward pass over at most P segments, to fill the buffer anew.
+So a round as large as one segment mixes the contexts of P segments, while memory holds the rows of only about P / 2
+segments (the "convolutional interleaver" of Ramsey 1970 and Forney 1971). In the same memory, a buffer that is filled
+and then emptied mixes half as many contexts, and less evenly. A round depends only on the seed, the epoch and its
+number, so the three integers of a stream are its whole state. Resuming costs a forward pass over at most P segments,
+which fills the buffer again.
 
-Several ranks each have the model. Rank I of N runs the segments I, I + N, I + 2N and so on, each when the first of N
-neighbours is wanted, so that all ranks run one at the same time; the rounds are the same.
+If there are several ranks, each has the model. Rank I of N runs the segments I, I + N, I + 2N and so on. It runs each
+of them when the first segment of the same group of N is needed, so that all ranks run one at the same time. The rounds
+are the same for any number of ranks.
 """
 
 from pathlib import Path
@@ -44,7 +46,7 @@ from olmoscope.tokens.pack import pack
 from olmoscope.tokens.segments import TokenSegment, read_token_segment
 
 Part = tuple[int, int]
-"""A segment, and which of its parts."""
+"""The number of a segment, and of one of its parts."""
 
 
 def open_live(recipe: Recipe, sites: list[Site], split: Split, store: Path, device: torch.device | None = None,
@@ -52,20 +54,20 @@ def open_live(recipe: Recipe, sites: list[Site], split: Split, store: Path, devi
     """Load the model up to the deepest site of the recipe, and pack the tokens of a split (if they are not packed yet).
 
     Args:
-        sites: those wanted, of the recipe's; ascending.
-        store: the folder of the split's store; it gets tokens/ and an unfinished manifest, which `olmoscope collect`
-            can go on from.
-        device: of the model; by default the recipe's.
-        ranks: those that share the segments; each must call this.
+        sites: the sites wanted, in ascending order; a subset of the recipe's.
+        store: the folder of the split's store. It gets tokens/ and an unfinished manifest, from which `olmoscope
+            collect` can continue.
+        device: the model's device; by default the recipe's.
+        ranks: the ranks that share the segments; each must call this.
 
     Raises:
-        UserError: the folder holds another recipe's store or is being filled; no text or no model; nothing is left
-            after the filter.
+        UserError: the folder holds another recipe's store or is being filled; the text or the model cannot be loaded;
+            or the filter leaves no row.
     """
     refuse_another_store(store, recipe)
     wanted = model_of_store(recipe, store)
     tokenizer = ready_to_pack(recipe, wanted, split)
-    # All sites of the recipe: the manifest is of them, whichever SAEs train first.
+    # The manifest lists all sites of the recipe, whichever SAEs train first.
     model = load_model(wanted, recipe.activations.sites, device or pick_device(recipe.device))
     model.probe.refuse_leak(wanted.name, recipe.tokens.documents)
     with tokens_locked(store):
@@ -77,11 +79,11 @@ def open_live(recipe: Recipe, sites: list[Site], split: Split, store: Path, devi
 
 
 class LiveRounds:
-    """Rounds of some sites, made by the model on demand. Memory: `train.live.rows` and up to three segments' rows; of
-    several ranks each its share of the first, and one segment more."""
+    """Rounds of some sites, made by the model on demand. Memory: `train.live.rows` rows, and the rows of up to three
+    segments. With several ranks, each holds its share of the first, and the rows of one more segment."""
 
     ahead = False
-    """The model and the SAEs share a device: a thread would only make them wait for each other."""
+    """The model and the SAEs share a device, so reading ahead in a thread would only make them wait for each other."""
 
     def __init__(self, recipe: Recipe, sites: list[Site], model: LoadedModel, manifest: Manifest,
                  segment_rows: list[int], store: Path, ranks: Ranks) -> None:
@@ -99,10 +101,11 @@ class LiveRounds:
         self.sizes = [sum(int(self._mask(part).sum()) for part in wanted) for wanted in self.rounds]
         self._held: dict[Part, dict[Site, Tensor]] = {}
         self._begun: set[int] = set()
-        """Segments of this epoch that were run, or of which no part is left."""
+        """The segments of this epoch that were run, or whose parts have all been dealt out."""
         self._next = (0, 0)
         self._sampled: tuple[Round, Round] | None = None
-        """The first round, whole and this rank's rows, from its use for the mean until it is dealt out."""
+        """All rows of the first round, and this rank's rows of it; kept from their first use until they are dealt out.
+        """
 
     @property
     def tokens(self) -> Path:
@@ -143,7 +146,7 @@ class LiveRounds:
         return np.asarray(self._owners(number)[self._order_of_round(epoch, number)])
 
     def _owners(self, number: int) -> np.ndarray:
-        """Which rank has each row of the parts of a round, part after part."""
+        """The rank that has each row of a round, before the rows are mixed: part after part, `[R]`."""
         parts = self.rounds[number]
         return np.repeat([segment % self.ranks.count for segment, _ in parts],
                          [self._slice(part).stop - self._slice(part).start for part in parts])
@@ -157,7 +160,7 @@ class LiveRounds:
         """The whole first round, on every rank.
 
         Raises:
-            UserError: see `read`; a rank that could read its rows raises too if another could not.
+            UserError: as `read`. If one rank cannot read its rows, all ranks raise.
         """
         if self._sampled is None:
             with self.ranks.agreed():
@@ -172,7 +175,7 @@ class LiveRounds:
         return x_BD.mean(dim=0, dtype=torch.float64).float().cpu()
 
     def median_norm(self, site: Site) -> float:
-        """Over the first round; see `Rounds`."""
+        """The median norm over the first round; see `Rounds`."""
         return float(self._first_round()[site].float().norm(dim=1).median())
 
     def sample(self, site: Site, rows: int) -> Tensor:
@@ -185,7 +188,7 @@ class LiveRounds:
         return x_ND[x_ND.norm(dim=1) > over][:rows].cpu()
 
     def _run(self, segment: int, first: int) -> dict[Part, dict[Site, Tensor]]:
-        """A segment through the model; its parts from `first` on."""
+        """Run the model on a segment; return its parts from `first` on."""
         tokens = read_token_segment(self.store, segment)
         order_R = self._order(segment)
         places_R = torch.from_numpy(np.argsort(order_R)).to(self.device)
@@ -203,7 +206,7 @@ class LiveRounds:
                 for part in range(first, self.parts)}
 
     def _order(self, segment: int) -> np.ndarray:
-        """How the rows of a segment are permuted before it is cut into parts; as in a store."""
+        """The permutation of a segment's rows before it is split into parts, the same as in a store, `[rows]`."""
         return stored_order(self.recipe.seed, segment, self.segment_rows[segment])
 
     def _slice(self, part: Part) -> slice:
@@ -211,7 +214,7 @@ class LiveRounds:
         return slice(rows * part[1] // self.parts, rows * (part[1] + 1) // self.parts)
 
     def _mask(self, part: Part) -> np.ndarray:
-        """Which rows of a part stay."""
+        """Which rows of a part are kept, `[rows]` bool."""
         if self.kept.masks is None:
             return np.ones(self._slice(part).stop - self._slice(part).start, bool)
         return self.kept.masks[part[0]][self._slice(part)]
@@ -228,15 +231,18 @@ class LiveRounds:
 
 
 def parts(buffer_rows: int, segment_rows: list[int]) -> int:
-    """Into how many parts a segment is cut so that the buffer holds ~`buffer_rows` rows; at most one for each segment.
+    """The number of parts P into which to split a segment, so that the buffer holds about `buffer_rows` rows. P is at
+    most the number of segments.
 
-    Of the P segments of a slot, one has P − 1 parts left after it, the next P − 2, and so on: (P − 1) / 2 segments.
+    After a slot, the buffer holds P − 1 parts of one of its P segments, P − 2 parts of the next, and so on. Together
+    these are the rows of (P − 1) / 2 segments.
     """
     return max(1, min(len(segment_rows), 1 + round(2 * buffer_rows / max(segment_rows))))
 
 
 def rounds_of_parts(segments: int, count: int) -> list[list[Part]]:
-    """The parts of each round of an epoch; each part once, first parts in ascending order of segments."""
+    """The parts of each round of an epoch. Each part occurs once; the first parts of segments come in ascending order
+    of segments."""
     slots = [[(segment, slot - segment) for segment in range(max(0, slot - count + 1), min(slot, segments - 1) + 1)]
              for slot in range(segments + count - 1)]
     edge = count // 2

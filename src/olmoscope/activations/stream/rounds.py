@@ -1,12 +1,12 @@
-"""Rounds: what is mixed in memory at a time. A stream deals them out (batches.py); here they come from a store.
+"""Rounds of a store. A round is a set of rows that are mixed in memory; a stream (batches.py) deals them out.
 
-Shuffled: the rows of every segment were permuted when it was written. Round j reads slice j of every segment and
-deals out their rows in a random order. An epoch thus covers each row once, mixes rows of all segments in every batch,
-and reads the disk in long runs. Reading order: one segment a round, its rows as the model read them (the reference
-recipe).
+In the shuffled order, round j reads slice j of every segment and deals out these rows in a random order. Each segment's
+rows were permuted when it was written, so a slice is a random sample of it. An epoch thus covers each row once, mixes
+rows of all segments in every batch, and reads the disk sequentially in long runs. In reading order (the reference
+recipe), a round is one segment, with the rows in the order in which the model read them.
 
-A few blocks are read at a time into memory that stays in the processor's cache, compared with their checksums there,
-and each row is copied to its place in the round: one pass over the round's memory, and batches are then parts of it.
+A thread reads a few blocks at a time into a buffer that stays in the processor's cache, verifies their checksums there,
+and copies each row to its place in the round. So the round's memory is written only once, and batches are views of it.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -28,64 +28,68 @@ from olmoscope.seeds import generator
 from olmoscope.site import Site
 
 ROUND_ROWS = 2**17
-"""Rows mixed in memory at a time, about (1 GB at d_model 4096 in bf16)."""
+"""The approximate number of rows mixed in memory at a time (1 GB at d_model 4096 in bf16)."""
 READERS = 4
-"""Threads that read slices of a round."""
+"""The number of threads that read slices of a round."""
 ROWS_AT_ONCE = BLOCK_ROWS
-"""Rows that a thread reads before it puts them in their places (2 MB at d_model 4096 in bf16)."""
+"""The number of rows that a thread reads before it copies them to their places (2 MB at d_model 4096 in bf16)."""
 
 
 Round = dict[Site, Tensor]
-"""For each site `[rows, D]`, in the order in which they are dealt out; row i is the same token in each."""
+"""The rows of each site, `[rows, D]`, in the order in which they are dealt out. Row i is the same token at every site.
+"""
 
 
 class Rounds(Protocol):
-    """A source of rounds; the same every time it is asked."""
+    """A source of rounds. The same round has the same rows in the same order every time it is read."""
 
     manifest: Manifest
     sites: list[Site]
     kept: Kept
     sizes: list[int]
-    """Rows dealt out in each round of an epoch."""
+    """The number of rows dealt out in each round of an epoch."""
     ahead: bool
     """Whether a thread should read the next round while one is dealt out."""
     share: tuple[int, int]
-    """(I, P): this process has the rows of segments I, I + P, I + 2P and so on."""
+    """(I, P): this process is number I of P, and has the rows of segments I, I + P, I + 2P and so on."""
 
     @property
     def tokens(self) -> Path:
-        """The store whose `tokens/` has the sequences that the rows are of."""
+        """The store whose `tokens/` has the sequences from which the rows come."""
 
     def read(self, epoch: int, number: int, spare: Round | None) -> Round:
         """This process's rows of round `number` of an epoch.
 
         Args:
-            spare: a round that nobody uses any more; its memory may be taken.
+            spare: a round that is no longer used; its memory may be reused.
 
         Returns:
-            The round; memory behind its last row is no part of it.
+            The round. Its tensors may be longer than the round: ignore what follows the last row.
+
+        Raises:
+            UserError: the rows cannot be read.
         """
 
     def owners(self, epoch: int, number: int) -> np.ndarray:
-        """Which process has each row of a round, in the order in which they are dealt out."""
+        """The process that has each row of a round, in the order in which the rows are dealt out, `[rows]`."""
 
     def sample_mean(self, site: Site, normalize: Normalize) -> Tensor:
-        """Mean `[D]` (float32, CPU) of the rows dealt out, or of a random sample, as the SAE sees them."""
+        """The mean `[D]` (float32, CPU) of the rows dealt out or of a random sample of them, after normalization."""
 
     def median_norm(self, site: Site) -> float:
-        """Median ‖x‖ of the rows dealt out, or of a random sample."""
+        """The median ‖x‖ of the rows dealt out, or of a random sample of them."""
 
     def sample(self, site: Site, rows: int) -> Tensor:
-        """About so many rows of those dealt out, at random, `[N, D]` (float32, CPU)."""
+        """A random sample of about `rows` of the rows dealt out, `[N, D]` (float32, CPU)."""
 
     def outliers(self, site: Site, over: float, rows: int) -> Tensor:
-        """Rows whose norm is over `over`, up to so many, `[N, D]` (float32, CPU); also of those that are not dealt
-        out, where they are known."""
+        """At most `rows` rows whose norm exceeds `over`, `[N, D]` (float32, CPU). Rows that a filter leaves out are
+        included if the source has them."""
 
 
 class StoreRounds:
-    """Rounds of some sites of a store. Memory: this process's rows of a round, twice (one dealt out, one being read).
-    """
+    """Rounds of some sites of a store. Memory: this process's rows of two rounds, one being dealt out and one being
+    read."""
 
     ahead = True
 
@@ -93,7 +97,9 @@ class StoreRounds:
                  kept: Kept, share: tuple[int, int] = (0, 1)) -> None:
         """
         Args:
-            share: see `Rounds`; nothing else is read of the sites.
+            order: `shuffled`, or `reading` for the order in which the model read the rows.
+            kept: the rows that are dealt out.
+            share: see `Rounds`; of the sites, only the segments of this share are read.
         """
         self.share = share
         self.store, self.sites, self.order, self.seed, self.kept = store, sites, order, seed, kept
@@ -103,14 +109,14 @@ class StoreRounds:
         else:
             self._slices = _slices(store.segment_rows)
         self._scratch: SimpleQueue[Tensor] = SimpleQueue()
-        """Memory for each reader, used again and again: fresh memory costs more than reading into it."""
+        """A buffer for each reader, which is reused: allocating memory would cost more than reading into it."""
         for _ in range(READERS):
             self._scratch.put(torch.empty(ROWS_AT_ONCE * max(map(self.manifest.width, sites)),
                                           dtype=read_dtype(self.manifest.dtype)))
         self.sizes = [sum(self._kept(segment, part) for segment, part in slices) for slices in self._slices]
         self._most = max(sum(self._kept(segment, part) for segment, part in slices if self._is_own(segment))
                          for slices in self._slices)
-        """Rows that this process has of a round, at most."""
+        """The most rows that this process has in any round."""
 
     @property
     def tokens(self) -> Path:
@@ -145,7 +151,7 @@ class StoreRounds:
         return rows
 
     def _place(self, site: Site, segment: int, part: slice, places: np.ndarray, rows_RD: Tensor) -> None:
-        """Read a slice of a segment and copy each of its rows to its place, or nowhere (−1)."""
+        """Read a slice of a segment and copy each row to its place in `rows_RD`; −1 drops the row."""
         memory = self._scratch.get()
         try:
             scratch = memory[: ROWS_AT_ONCE * rows_RD.shape[1]].view(ROWS_AT_ONCE, rows_RD.shape[1])
@@ -166,7 +172,7 @@ class StoreRounds:
         return self._owners(number, self._order(epoch, number))
 
     def _owners(self, number: int, order: np.ndarray) -> np.ndarray:
-        """Which process reads each of some rows of a round; `order` counts the rows of all its slices."""
+        """The process that reads each of the rows `order` of a round, which number the rows of all its slices."""
         owners = [segment % self.share[1] for segment, _ in self._slices[number]]
         owners_R = np.repeat(owners, [part.stop - part.start for _, part in self._slices[number]])
         return np.asarray(owners_R[order])
@@ -191,7 +197,7 @@ class StoreRounds:
         return self.store.outliers(site, over, rows)
 
     def _order(self, epoch: int, number: int) -> np.ndarray:
-        """Which of the rows read is dealt out first, second and so on."""
+        """The order in which the rows of a round are dealt out: their numbers among the rows of all its slices."""
         slices, masks = self._slices[number], self.kept.masks
         if self.order == "reading":
             rows = self.store.read_rows(number)
@@ -210,16 +216,18 @@ class StoreRounds:
 
 
 def _whole_rows(rows_RD: Tensor) -> np.ndarray:
-    """The same memory with one item a row, of no type: numpy then copies whole rows, at the speed of memory."""
+    """The same memory as an array with one untyped item per row, so that numpy copies whole rows, at the speed of
+    memory."""
     row_bytes = rows_RD.shape[1] * rows_RD.itemsize
     items: np.ndarray = rows_RD.view(torch.uint8).numpy().view(np.dtype((np.void, row_bytes)))[:, 0]
     return items
 
 
 def _slices(segment_rows: list[int]) -> list[list[tuple[int, slice]]]:
-    """For each round, which rows of each segment it reads: whole blocks, as even as they come.
+    """For each round, the slice of each segment that it reads: whole blocks, divided as evenly as possible.
 
-    Where a segment's blocks do not divide by the rounds, the larger slices fall in other rounds for other segments.
+    If the number of a segment's blocks is not a multiple of the number of rounds, slices differ in size. Different
+    segments have their larger slices in different rounds.
     """
     blocks = [-(-rows // BLOCK_ROWS) for rows in segment_rows]
     rounds = max(1, min(max(blocks), round(sum(segment_rows) / ROUND_ROWS)))
