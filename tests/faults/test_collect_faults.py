@@ -25,8 +25,8 @@ def job(tmp_path_factory):
     write_documents(folder / "corpus", count=200)
     path = folder / "recipe.yaml"
     path.write_text(recipe(
-        folder / "corpus", tokens__count=9000, tokens__segment_rows=230, activations__layers=[1, 3],
-        saes=[{"layer": 1, "d_sae": 512, "k": 8}, {"layer": 3, "d_sae": 512, "k": 8}]).to_yaml())
+        folder / "corpus", tokens__count=9000, tokens__segment_rows=230, activations__layers=[0, 1],
+        saes=[{"layer": 0, "d_sae": 512, "k": 8}, {"layer": 1, "d_sae": 512, "k": 8}]).to_yaml())
     return path
 
 
@@ -237,7 +237,7 @@ def test_a_full_disk_stops_it_and_space_lets_it_go_on(job, commands, whole, smal
 
 def test_kills_while_a_store_grows(job, commands, tmp_path):
     """Sites, training tokens and held-out tokens are added; ten kills, the first five as soon as something changes."""
-    more = ("--set", "activations.layers=[1, 2, 3]", "--set", "tokens.count=10000", "--set", "tokens.held_out=1000")
+    more = ("--set", "activations.layers=[0, 1, 2]", "--set", "tokens.count=10000", "--set", "tokens.held_out=1000")
     begun, whole, killed = (tmp_path / name for name in ("begun", "whole", "killed"))
     assert commands.run("collect", job, "-o", begun)[0] == 0
     shutil.copytree(begun, whole)

@@ -32,7 +32,7 @@ def job(tmp_path_factory):
     """Two SAEs of one layer, and their store."""
     folder = tmp_path_factory.mktemp("job")
     write_documents(folder / "corpus", count=120)
-    job = recipe(folder / "corpus", tokens__count=9000, saes=SAES, train__batch=32)
+    job = recipe(folder / "corpus", tokens__count=9000, activations__layers=[0, 1], saes=SAES, train__batch=32)
     collect(job, "train", folder / "store")
     return job, folder / "store"
 
@@ -60,8 +60,8 @@ def result(out, sae):
 
 
 TRANSCODER_AND_CROSSCODER = [
-    CoderConfig(reads=[Site(1)], writes=[Site(7)], skip=True, d_sae=256, k=4, weights="untied"),
-    CoderConfig(reads=[Site(1), Site(7)], d_sae=256, k=4, activation="batchtopk")]
+    CoderConfig(reads=[Site(0)], writes=[Site(1)], skip=True, d_sae=256, k=4, weights="untied"),
+    CoderConfig(reads=[Site(0), Site(1)], d_sae=256, k=4, activation="batchtopk")]
 
 
 @pytest.mark.parametrize(("mode", "saes"), [
@@ -71,7 +71,7 @@ def test_killed_25_times_and_the_same_in_the_end(job, mode, saes, tmp_path):
     if saes is not None:
         job = job.model_copy(update={"saes": saes})
     if mode == "live":
-        job = job.model_copy(update={"saes": [job.saes[0], job.saes[1].model_copy(update={"reads": [Site(7)]})],
+        job = job.model_copy(update={"saes": [job.saes[0], job.saes[1].model_copy(update={"reads": [Site(0)]})],
                                      "train": job.train.model_copy(update={"live": Live(rows=1500)})})
     (tmp_path / "job.yaml").write_text(job.to_yaml())
     script = Path(__file__).with_name("killed_training.py")
