@@ -111,7 +111,8 @@ def test_what_is_refused(out, hub_endpoint, tmp_path):
     (check, pull) = run(hub_endpoint, tmp_path / "hf4", ["release", release, "--check", REPO],
                         ["pull", REPO, str(tmp_path / "half")])
     assert check[0] == 1 and "differs" in check[1]
-    assert pull[0] == 1 and f"{RAW}/training.log differ; delete them and pull again" in pull[1]
+    assert pull[0] == 1 and (f"{REPO} does not match its own manifest: {RAW}/training.log differ or are missing there"
+                             in pull[1])
 
 
 @pytest.mark.parametrize(("arguments", "told"), [

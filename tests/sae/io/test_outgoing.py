@@ -35,7 +35,7 @@ def test_another_format_again(tmp_path):
     second = convert(first, "dictionary-learning", tmp_path / "two").folder
     x_BD = rows(torch.zeros(16))
     assert torch.equal(open_sae(first).sae.reconstruct(x_BD)[0], open_sae(second).sae.reconstruct(x_BD)[0])
-    for target, told in (("nothing", "--to nothing: no such format; there are saelens, sparsify, dictionary-"),
+    for target, told in (("nothing", "--to nothing: no such format; choose one of saelens, sparsify, dictionary-"),
                          ("saelens", "is written only for Olmoscope runs: give their output folder")):
         with pytest.raises(UserError, match=told):
             convert(first, target, tmp_path / "three")

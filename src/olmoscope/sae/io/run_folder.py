@@ -20,6 +20,7 @@ from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import CoderConfig, Recipe, SiteName
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.checkpoint import read_checkpoint
+from olmoscope.sae.io.checkpoint_file import missing
 from olmoscope.sae.io.headers import read_header
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Here, Place
@@ -175,7 +176,7 @@ def reading(run: RunFolder, site: Site | None, checkpoint: Path | None = None) -
         with weights[-1].open("rb") as file:
             header = read_header(file, str(weights[-1]))
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing") from error
+        raise UserError(missing(path)) from error
     sinks = header.shapes.get("sinks.gain_S", (0,))[0]
     writes, names = sae.writes or sae.reads, [str(file.relative_to(run.folder)) for file in weights]
     return Reading(
@@ -218,7 +219,7 @@ def read_run_folder(folder: Path) -> RunFolder:
         raise UserError(f"{folder} is not a run folder: it has no recipe.yaml; give a folder of OUT/runs, or run "
                         "`olmoscope train` first")
     if not (folder / MARK).is_file():
-        raise UserError(f"{folder} is not finished (no done.json): train it to its end first")
+        raise UserError(unfinished(folder))
     recipe, done = load_recipe(str(folder / "recipe.yaml")), read_done(folder, DoneRead)
     for sae in recipe.saes:
         if sae.id == done.sae:
@@ -230,6 +231,27 @@ def read_run_folder(folder: Path) -> RunFolder:
         raise UserError(f"{folder}: done.json belongs to another recipe than recipe.yaml (run {done.run_hash}, not "
                         f"{recipe.run_hash(sae)}): the folder mixes two runs")
     return RunFolder(folder, recipe, sae, done)
+
+
+def unfinished(folder: Path) -> str:
+    """The message about a run that is still to be trained."""
+    return f"{folder} is not finished (no {MARK}): train it to its end first, with `olmoscope train`"
+
+
+def refuse_unfinished(place: Place) -> None:
+    """Refuse a run that is still to be trained, and an output folder with none but such runs.
+
+    Args:
+        place: a folder in which no SAE was found.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    if not isinstance(place, Here) or place.file is not None or not place.has("recipe.yaml"):
+        return
+    if (place.path / "checkpoints").is_dir():
+        raise UserError(unfinished(place.path))
+    raise UserError(f"{place.path} holds no finished run yet; run `olmoscope train {place.path}` first")
 
 
 def read_done(folder: Path, keys: type[Done]) -> Done:
