@@ -227,8 +227,8 @@ def refuse_file(folder: Path) -> None:
         UserError: it, or something above it, is a file.
     """
     if (file := next((path for path in (folder, *folder.parents) if path.is_file()), None)) is not None:
-        raise UserError(f"{file} is a file, so there can be no folder {folder}; choose another folder, or move the "
-                        "file away" if file != folder else f"{file} is a file, not a folder; choose another folder")
+        what = "not a folder" if file == folder else f"so there can be no folder {folder}"
+        raise UserError(f"{file} is a file, {what}; choose another folder, or move the file away")
 
 
 def nearest_folder(path: Path) -> Path:

@@ -117,8 +117,8 @@ def _read(name_or_path: str) -> tuple[str, str]:
     if packaged.is_file():
         return f"recipe {name_or_path}", packaged.read_text(encoding="utf-8")
     names = sorted(entry.name.removesuffix(".yaml") for entry in (resources.files("olmoscope") / "recipes").iterdir())
-    raise UserError(f"no recipe {name_or_path!r}: there is no such file or folder, and the package has only "
-                    f"{', '.join(names)}; give one of these or the path of a YAML file or output folder")
+    raise UserError(f"no recipe {name_or_path!r}: neither a file or folder nor one of the package's "
+                    f"({', '.join(names)}); give one of these, or the path of a YAML file or an output folder")
 
 
 class _Loader(yaml.SafeLoader):

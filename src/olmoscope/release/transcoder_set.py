@@ -73,8 +73,9 @@ def _checked(saes: Sequence[str], folder: Path, site: Site | None) -> list[int]:
                             "one of each layer (--only chooses)")
         if different := [key for key in found | wanted if found.get(key) != wanted.get(key)]:
             key = different[0]
-            raise UserError(f"{folder}: the transcoders of a set agree in {key}; {first} has {wanted.get(key)}, "
-                            f"{opened.name} {found.get(key)}: leave one of them out (--only chooses)")
+            raise UserError(f"{folder}: the transcoders of a set agree in {key}; {first} has "
+                            f"{wanted.get(key, 'none')}, {opened.name} {found.get(key, 'none')}: leave one of them out "
+                            "(--only chooses)")
         layers.append(opened.site.layer)
     return layers
 

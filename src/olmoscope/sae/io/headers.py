@@ -109,7 +109,8 @@ def _safetensors(file: BinaryIO, where: str) -> Header:
     start = file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > _LONGEST_HEADER:
-        raise UserError(f"{where} is damaged or not a file of safetensors, numpy or torch (it begins with {start!r})")
+        raise UserError(f"{where} is damaged or not a file of safetensors, numpy or torch (it begins with {start!r}): "
+                        "download it again, or give the SAE's own file")
     try:
         entries = {name: entry for name, entry in json.loads(file.read(length)).items() if name != "__metadata__"}
         numbers = {}

@@ -133,6 +133,7 @@ def find_saes(where: str) -> list[str]:
     if found := members(place):
         return found
     refuse_unfinished(place)
+    refuse_crosscoder(place)
     searched = ", ".join(form.SEARCH.lstrip("=") for form in FORMATS if form.SEARCH)
     raise UserError(f"{folder} holds no finished run and no SAE of another format (searched for {searched}); give the "
                     "SAE's own folder or file")
@@ -173,6 +174,8 @@ def format_of(place: Place) -> Format:
         if form.detect(place):
             return form
     if place.file is None and (within := members(place)):
+        if len(within) == 1:
+            raise UserError(f"{place.where()} is not an SAE itself, but holds one: give its address, {within[0]}")
         raise UserError(f"{place.where()} holds {len(within)} SAEs; give the address of one of them: {few(within)}")
     refuse_unfinished(place)
     refuse_crosscoder(place)

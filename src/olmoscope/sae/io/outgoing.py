@@ -54,7 +54,7 @@ def refuse_inexpressible(sae: SparseCoder, path: Path, tool: str, kinds: str, ex
 
 
 def refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
-    """Refuse weights that are not finite. Only a run of ours can have them here: no reader gives them.
+    """Refuse weights that are not finite: no reader gives such, but a bias may overflow when it is converted.
 
     Args:
         path: the file or folder that is not written then.
@@ -64,5 +64,5 @@ def refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
     """
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{path} was not written: {name} of its SAE holds NaN or inf, so it cannot be used; train "
-                            "it again with a lower learning rate (train.lr), or give a checkpoint of an earlier step")
+            raise UserError(f"{path} was not written: {name} of its SAE holds NaN or inf, so it cannot be used; "
+                            "evaluate the SAE as it is, or train it again")

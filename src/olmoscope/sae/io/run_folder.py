@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from olmoscope.errors import UserError
@@ -120,7 +121,8 @@ class RunFolder:
             checkpoint: a checkpoint of an earlier step; None: the last one.
 
         Raises:
-            UserError: the checkpoint is missing or damaged, or its kind, shape, k or normalisation is not the recipe's.
+            UserError: the checkpoint is missing, damaged or not finite, or its kind, shape, k or normalisation is not
+                the recipe's.
         """
         path = checkpoint or self.checkpoint
         sae, wanted = read_checkpoint(path), self.sae
@@ -132,6 +134,10 @@ class RunFolder:
             raise UserError(f"{path} holds another SAE ({type(sae).__name__}, {sae.d_sae} latents, d_model "
                             f"{sae.d_model}, k {k}, normalize {sae.normalize}) than {wanted.id}: train it again in an "
                             "empty folder")
+        for name, tensor in sae.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(f"{path}: {name} holds NaN or inf, so the SAE cannot be used; train it again with a "
+                                "lower learning rate (train.lr), or give a checkpoint of an earlier step")
         return sae.at(wanted.reads, wanted.writes)
 
 
