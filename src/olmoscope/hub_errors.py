@@ -3,12 +3,15 @@
 The message blames the network only if no answer came, not if the hub refuses or `HF_HUB_OFFLINE` forbids the request.
 """
 
+import re
 from collections.abc import Iterator
 from typing import Literal
 
 from olmoscope.hub_reach import no_answer, unanswered
 
 Kind = Literal["model", "dataset"]
+_XET_STATUS = re.compile(r"HTTP status \w+ error \((\d+)")
+"""How hf_xet 1.8.0 names the status of an answer."""
 _PAGE = {"model": "https://huggingface.co/", "dataset": "https://huggingface.co/datasets/"}
 
 
@@ -61,7 +64,7 @@ def hub_reason(error: BaseException, repo: str, kind: Kind = "model", revision: 
         if isinstance(one, ConnectionError) and constants.HF_HUB_OFFLINE:
             return _offline(cached)
         if isinstance(one, (ConnectionError, no_answer())) or "Consistency check failed" in str(one):
-            return _network(one)
+            return _xet(one) or _network(one)
     if any(isinstance(one, errors.LocalEntryNotFoundError) for one in chain):
         return _offline(cached)
     return None
@@ -103,6 +106,17 @@ def _offline(cached: bool) -> str:
     if constants.HF_HUB_OFFLINE:
         return f"{cache}, and HF_HUB_OFFLINE forbids asking the hub: unset it, or fill the cache first"
     return f"{cache}, and the hub was not asked"
+
+
+def _xet(error: BaseException) -> str | None:
+    """Why hf_xet failed, if the hub answered it: its errors of that kind are `ConnectionError`s too."""
+    found = _XET_STATUS.search(str(error))
+    if found is None:
+        return None
+    if found[1] == "404":
+        return (f"{_endpoint()} answers hf_xet with status 404, as a hub without Xet storage does: set "
+                "HF_HUB_DISABLE_XET=1 to send large files by LFS, and run the same command again")
+    return _answer(int(found[1]))
 
 
 def _network(error: BaseException) -> str:
