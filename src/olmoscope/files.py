@@ -35,7 +35,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full or the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary = folder / "half-written"  # a name that no search for finished files matches
     try:
@@ -117,7 +117,7 @@ def try_lock(path: Path) -> IO[bytes] | None:
         if another process holds the lock.
 
     Raises:
-        UserError: the file system has no locks.
+        UserError: the folder cannot be written, or the file system has no locks.
     """
     return _lock(path, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -130,8 +130,11 @@ def wait_for_lock(path: Path) -> IO[bytes]:
 
 
 def _lock(path: Path, how: int) -> IO[bytes] | None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("ab")
+    make_folder(path.parent)
+    try:
+        file = path.open("ab")
+    except OSError as error:
+        raise _explain(error, path) from error
     try:
         fcntl.flock(file, how)
     except BlockingIOError:
@@ -202,6 +205,32 @@ def files_below(folder: Path) -> Iterator[Path]:
         yield from (Path(parent) / name for name in files)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing; do nothing if it exists.
+
+    Raises:
+        UserError: a file is in the way, or the folder cannot be made.
+    """
+    refuse_file(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError as error:  # a file system without new folders, such as /proc
+        raise UserError(f"cannot make the folder {folder}: {error.strerror}; choose another one") from error
+    except OSError as error:
+        raise _explain(error, folder) from error
+
+
+def refuse_file(folder: Path) -> None:
+    """Refuse a place for a folder where a file is.
+
+    Raises:
+        UserError: it, or something above it, is a file.
+    """
+    if (file := next((path for path in (folder, *folder.parents) if path.is_file()), None)) is not None:
+        what = "not a folder" if file == folder else f"so there can be no folder {folder}"
+        raise UserError(f"{file} is a file, {what}; choose another folder, or move the file away")
+
+
 def nearest_folder(path: Path) -> Path:
     """A folder that may not exist yet, or the nearest one above it that does."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
@@ -220,5 +249,5 @@ def _explain(error: OSError, path: Path) -> Exception:
         return UserError(f"no space left on the disk while writing {path}; make room and run the same command "
                          "again: finished work is kept")
     if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
-        return UserError(f"cannot write {path}: {error.strerror}")
+        return UserError(f"cannot write {path}: {error.strerror}; choose another folder, or change its permissions")
     return error

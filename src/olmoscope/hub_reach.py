@@ -9,8 +9,13 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, cast
 
+from olmoscope.progress import console
+
 LISTING = 3
 """How many times longer than a file's header the description of a repository, which lists its files, may take."""
+
+TRIED_AGAIN = (408, 429, 500, 502, 503, 504)
+"""Statuses after which huggingface_hub tries most requests again, with growing pauses."""
 
 
 def no_answer() -> type[Exception]:
@@ -54,6 +59,7 @@ class _Reach:
         self.answered = False
         self._blocks = 0
         self._offline = False
+        self._told = False
         self._lock = threading.Lock()
 
     @property
@@ -89,6 +95,14 @@ class _Reach:
     def succeed(self) -> None:
         self.answered, self.reason = True, None
 
+    def tell(self, status: int) -> None:
+        """Say once per process why a request takes long."""
+        with self._lock:
+            told, self._told = self._told, True
+        if not told:
+            console.print(f"note: the hub answers with an error (status {status}); some requests are tried again for "
+                          "half a minute", soft_wrap=True, highlight=False, markup=False)
+
 
 _REACH = _Reach()
 
@@ -116,4 +130,6 @@ class _Watched:
             _REACH.fail(str(error).strip().split("\n")[0] or type(error).__name__)
             raise
         _REACH.succeed()
+        if answer.status_code in TRIED_AGAIN:
+            _REACH.tell(answer.status_code)
         return answer

@@ -138,6 +138,6 @@ def test_weights_that_are_not_finite_are_refused(out):
         metadata = file.metadata()
     tensors["b_latent"][3] = torch.nan
     save_file(tensors, path, metadata)
-    with pytest.raises(UserError, match="b_enc of its SAE holds NaN or inf"):
+    with pytest.raises(UserError, match="b_latent holds NaN or inf, so the SAE cannot be used; train it again"):
         export_run(run)
     assert not (run / "sae").exists()

@@ -31,9 +31,10 @@ print(json.dumps(told))
 REPO = "some/saes"
 
 
-def run(hub: HubEndpoint, cache, *commands: list[str], token: str | None = "hf_secret") -> list[tuple[int, str]]:
+def run(hub: HubEndpoint, cache, *commands: list[str], token: str | None = "hf_secret",
+        **more: str) -> list[tuple[int, str]]:
     """Run commands one after another in a process; gives their exit statuses and what they printed."""
-    environment = hub.environment(cache) | {"COLUMNS": "200"} | ({"HF_TOKEN": token} if token else {})
+    environment = hub.environment(cache) | {"COLUMNS": "200"} | ({"HF_TOKEN": token} if token else {}) | more
     result = subprocess.run([sys.executable, "-c", CODE, json.dumps(commands)], env=environment, timeout=240,
                             capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -111,7 +112,19 @@ def test_what_is_refused(out, hub_endpoint, tmp_path):
     (check, pull) = run(hub_endpoint, tmp_path / "hf4", ["release", release, "--check", REPO],
                         ["pull", REPO, str(tmp_path / "half")])
     assert check[0] == 1 and "differs" in check[1]
-    assert pull[0] == 1 and f"{RAW}/training.log differ; delete them and pull again" in pull[1]
+    assert pull[0] == 1 and (f"{REPO} does not match its own manifest: {RAW}/training.log differ or are missing there"
+                             in pull[1])
+
+
+def test_a_hub_without_xet(out, hub_endpoint, tmp_path):
+    """If hf_xet is installed, huggingface_hub uses it without asking whether the hub has Xet storage."""
+    pytest.importorskip("hf_xet")
+    (refused,) = run(hub_endpoint, tmp_path / "hf", ["release", str(out), "--push", REPO], HF_HUB_DISABLE_XET="0")
+    assert refused[0] == 1 and refused[1].endswith(
+        f"error: cannot upload to hub repository {REPO}: {hub_endpoint.url} answers hf_xet with status 404, as a hub "
+        "without Xet storage does: set HF_HUB_DISABLE_XET=1 to send large files by LFS, and run the same command "
+        "again\n")
+    assert any(request.startswith(f"GET /api/models/{REPO}/xet-write-token/") for request in hub_endpoint.requests)
 
 
 @pytest.mark.parametrize(("arguments", "told"), [

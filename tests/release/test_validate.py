@@ -141,8 +141,10 @@ def test_a_release_of_other_weights_than_the_runs_is_caught(copy):
 def test_what_is_no_release_is_refused(built, copy, tmp_path, monkeypatch):
     with pytest.raises(UserError, match=r"neither a release .* nor an SAE folder .*; did you mean .*/release"):
         validate(built)
-    for content, saying in (("{}", "not the manifest of an Olmoscope release"), ("{", "damaged"),
-                            ('{"format": "olmoscope release"}', "damaged: version: Field required")):
+    with pytest.raises(UserError, match=r"no cfg.json\); give a release, an output folder with one"):
+        validate(tmp_path)
+    for content, saying in (("{}", "not an Olmoscope release: its manifest.json is another tool's"), ("{", "damaged"),
+                            ('{"format": "olmoscope release"}', "damaged: version: Field required; make the release")):
         (tmp_path / "manifest.json").write_text(content)
         with pytest.raises(UserError, match=saying):
             validate(tmp_path)

@@ -6,6 +6,7 @@ The commands are in one file per group: models.py, recipes.py, saes.py, labels.p
 
 import errno
 import logging
+import os
 import sys
 from typing import Annotated
 
@@ -46,6 +47,7 @@ def main() -> None:
     """Entry point of `olmoscope`: a user's mistake gives one line of text and exit status 1."""
     keep_interrupts()
     prepare_streams()
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # else it repeats each failed request; hub_reach.py says it once
     logging.basicConfig(format="%(levelname)s: %(message)s", level=logging.WARNING)
     try:
         app(prog_name="olmoscope")  # also for `python -m olmoscope`

@@ -29,7 +29,8 @@ def show_validation(validation: Validation) -> None:
 
 def show_comparison(compared: Comparison) -> None:
     """Every file of a release, its size, and whether the repository has the same."""
-    there = "there is no such repository yet" if compared.commit is None else f"commit {compared.commit}"
+    there = ("there is no such repository yet, or it is private (`hf auth login`)" if compared.commit is None
+             else f"commit {compared.commit}")
     table = new_table(f"{escape(compared.repo)}: {there}", "file", "size", "on the hub")
     table.columns[0].no_wrap, table.columns[0].overflow = False, "fold"
     for file in compared.files:

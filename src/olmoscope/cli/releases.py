@@ -38,7 +38,7 @@ def export(
         Choices,
         convert,
         convert_set,
-        refuse_saelens_reader,
+        refuse_unknown,
     )
     from olmoscope.release.export import export_run
     from olmoscope.train.run import run_folder
@@ -50,7 +50,10 @@ def export(
         return
     if site is not None:
         raise UserError("--site is for one SAE: give --folder as well")
-    refuse_saelens_reader(to)
+    refuse_unknown(to)
+    if not (Path(out) / "recipe.yaml").is_file():
+        raise UserError(f"{out} is not an output folder: it has no recipe.yaml; give one, or --folder as well to write "
+                        "a single SAE or index there")
     recipe, _ = find_recipe(out)
     saes = chosen(recipe, only or [])
     if to == CIRCUIT_TRACER:

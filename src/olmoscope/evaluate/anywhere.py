@@ -142,7 +142,7 @@ def subjects_of(names: Sequence[str], options: Options) -> list[Opened]:
     folders = [_slug(subject.name) for subject in found]
     for subject, folder in zip(found, folders, strict=True):
         if folders.count(folder) > 1:
-            raise UserError(f"{subject.name} was named twice")
+            raise UserError(f"{subject.name} was named twice; name each SAE once")
     return found
 
 

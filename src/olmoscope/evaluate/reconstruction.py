@@ -92,8 +92,8 @@ class Reconstruction:
         values = {name: value.double().cpu() for name, value in values.items()}
         if bad := int((~values["error2"].isfinite()).sum()):
             raise UserError(f"{self.name}: {bad} of {len(x_RD)} rows or their reconstructions are NaN or infinite: the "
-                            "SAE is broken, or it was trained on activations of another scale; run `olmoscope audit` "
-                            "on it")
+                            "SAE is broken, or it was trained on activations of another scale; check that --site and "
+                            "--model are its own, and download it again")
         norm_R = values["x2"].sqrt()
         masks_SR = facts.masks(norm_R, self.survey)
         self.sums.add(values, facts.group_R, masks_SR)

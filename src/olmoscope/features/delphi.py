@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from olmoscope.errors import UserError
 from olmoscope.features.outgoing import Counting
 from olmoscope.features.read import FeatureIndex
-from olmoscope.files import atomic_path, write_json, write_text
+from olmoscope.files import atomic_path, make_folder, write_json, write_text
 
 EXAMPLE = 32
 """Tokens of the examples that Delphi cuts windows into by default; a window has a multiple of that."""
@@ -72,7 +72,7 @@ def write_delphi(index: FeatureIndex, root: Path, length: int = EXAMPLE) -> Cach
                         "longer text" + (f", or give a shorter --window (from {EXAMPLE})" if length > EXAMPLE else ""))
     tokens_WL, where_T = _windows(index, length)
     folder = root / "latents" / str(index.info.sae.site)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     (folder / "config.json").unlink(missing_ok=True)  # written last: it says that all files are there
     for earlier in folder.glob("*_*.safetensors"):  # Delphi reads all that are there
         earlier.unlink()
@@ -107,12 +107,12 @@ def write_explanations(index: FeatureIndex, root: Path, labels: Mapping[int, Cou
         if path.exists() and path.read_text(encoding="utf-8", errors="replace") != text:
             kept += 1
             continue
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_text(path, text)
         about.append(json.dumps(label.as_json(), ensure_ascii=False) + "\n")
     beside = root / "labels" / f"{index.info.sae.site}.jsonl"
     if about:
-        beside.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(beside.parent)
         write_text(beside, "".join(about))
     else:
         beside.unlink(missing_ok=True)

@@ -34,14 +34,24 @@ def find_recipe(recipe: str | Path | Recipe, out: str | Path | None = None, form
         form, overrides: as in `load_recipe`.
 
     Raises:
-        UserError: see `load_recipe`; or a folder has no recipe.yaml.
+        UserError: see `load_recipe`; or a folder has no recipe.yaml, or is that of a single run.
     """
     if not isinstance(recipe, Recipe) and (folder := Path(recipe)).is_dir():
         if not (folder / "recipe.yaml").is_file():
-            raise UserError(f"{folder} has no recipe.yaml: it is not an output folder of olmoscope")
+            raise UserError(f"{folder} has no recipe.yaml, so it is not an output folder; give one that `olmoscope "
+                            "collect` or `olmoscope train` wrote")
+        if out is None and (whole := _output_folder_of_run(folder)) is not None:
+            raise UserError(f"{folder} is the folder of one run; give its output folder, {whole}")
         return load_recipe(str(folder / "recipe.yaml"), form, overrides), Path(out or folder)
     found = load_recipe(recipe if isinstance(recipe, Recipe) else str(recipe), form, overrides)
     return found, Path(out or (found.name if found.form == "default" else f"{found.name}-{found.form}"))
+
+
+def _output_folder_of_run(folder: Path) -> Path | None:
+    """The output folder whose run is in this folder; None if the folder is not that of a run."""
+    if not (folder / "done.json").is_file() and not (folder / "checkpoints").is_dir():
+        return None
+    return next((above.parent for above in folder.absolute().parents if above.name == "runs"), None)
 
 
 def load_recipe(recipe: str | Recipe, form: str | None = None, overrides: Overrides = ()) -> Recipe:
@@ -107,7 +117,8 @@ def _read(name_or_path: str) -> tuple[str, str]:
     if packaged.is_file():
         return f"recipe {name_or_path}", packaged.read_text(encoding="utf-8")
     names = sorted(entry.name.removesuffix(".yaml") for entry in (resources.files("olmoscope") / "recipes").iterdir())
-    raise UserError(f"no recipe {name_or_path!r}: neither a file nor one of the package's ({', '.join(names)})")
+    raise UserError(f"no recipe {name_or_path!r}: neither a file or folder nor one of the package's "
+                    f"({', '.join(names)}); give one of these, or the path of a YAML file or an output folder")
 
 
 class _Loader(yaml.SafeLoader):

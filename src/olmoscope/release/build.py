@@ -14,9 +14,9 @@ from pathlib import Path
 from olmoscope.errors import UserError
 from olmoscope.evaluate.report import REPORT, report_of_folders, write_report
 from olmoscope.evaluate.report_links import links_of_one, links_of_several
-from olmoscope.files import locked, sha256, sync_folder, write_json, write_text
+from olmoscope.files import locked, refuse_file, sha256, sync_folder, write_json, write_text
 from olmoscope.recipe.kept import differs_from_run, same_run
-from olmoscope.recipe.load import load_recipe
+from olmoscope.recipe.load import find_recipe
 from olmoscope.recipe.schema import Recipe
 from olmoscope.release.card import CARD, model_card
 from olmoscope.release.export import export_run, refuse_unexportable
@@ -50,7 +50,7 @@ def build_release(out: Path, repo: str | None = None) -> Built:
             run is of another recipe or damaged; the old release holds files that are not its own; the disk is full;
             another process is building it.
     """
-    runs = _runs(out, load_recipe(str(out / "recipe.yaml")))
+    runs = _runs(out, find_recipe(out)[0])
     if repo is not None:
         runs = [_released_as(run, repo) for run in runs]
     folder, building, old = out / "release", out / ".release.building", out / ".release.old"
@@ -141,6 +141,7 @@ def _same(new: Path, old: Path) -> bool:
 
 def _refuse_foreign_files(folder: Path) -> None:
     """Refuse to replace a folder that holds other files, such as `.git`, notes or plots, which would be lost."""
+    refuse_file(folder)
     if not folder.exists():
         return
     own = {MANIFEST, *(read_manifest(folder).files if (folder / MANIFEST).is_file() else ())}

@@ -4,14 +4,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from olmoscope.errors import UserError
+from olmoscope.errors import UserError, did_you_mean
 from olmoscope.features.delphi import write_delphi, write_explanations
 from olmoscope.features.documents import write_documents
 from olmoscope.features.label_table import write_labels
 from olmoscope.features.neuronpedia import write_neuronpedia
 from olmoscope.features.read import FeatureIndex
+from olmoscope.files import refuse_file
 from olmoscope.labelling.that_count import labels_that_count
-from olmoscope.release.transcoder_set import write_set
+from olmoscope.release.transcoder_set import is_index, write_set
 from olmoscope.sae.io import dictionary_learning, sparsify
 from olmoscope.sae.io.open import open_sae
 from olmoscope.sae.io.opened import Opened
@@ -75,29 +76,52 @@ def convert(address: str | Path, target: str, folder: Path, site: Site | None = 
         UserError: no such target, no such SAE, or one that the tool cannot express.
     """
     choices.refuse_unused(target)
+    refuse_unknown(target)
+    refuse_file(folder)
     if target in OF_INDEX:
-        return OF_INDEX[target](FeatureIndex(Path(address)), folder, choices)
+        return OF_INDEX[target](_index_at(Path(address), target), folder, choices)
     if target == CIRCUIT_TRACER:
         return convert_set([str(address)], folder, site)
     if target == "saelens":
         raise UserError("SAELens' format, which SAEBench and sae-probes read too, is written only for Olmoscope runs: "
                         "give their output folder, and leave out --folder")
-    refuse_saelens_reader(target)
-    if target not in WRITERS:
-        raise UserError(f"--to {target}: no such format; choose one of saelens, {', '.join(WRITERS)}, "
-                        f"{CIRCUIT_TRACER}, {', '.join(OF_INDEX)}")
+    if is_index(Path(address)):
+        raise UserError(f"{address} is a feature index, which has no weights: give the SAE, or for the index choose "
+                        f"--to {', '.join((*OF_INDEX, CIRCUIT_TRACER))}")
     return Converted(WRITERS[target](open_sae(address, site), folder))
 
 
-def refuse_saelens_reader(target: str) -> None:
-    """Refuse a tool without a format of its own, and say how to give it an SAE.
+def _index_at(path: Path, target: str) -> FeatureIndex:
+    """The index in a folder.
 
     Raises:
-        UserError: it is such a tool.
+        UserError: it holds none; the message says how to get one.
+    """
+    run = path.parent if path.name == "index" else path
+    if not is_index(path) and (run / "done.json").is_file():
+        if is_index(run / "index"):
+            raise UserError(f"{path} is a run: --to {target} needs its feature index, {run / 'index'}")
+        if not (run / "index").exists():
+            raise UserError(f"{run} has no feature index, which --to {target} needs; `olmoscope index {run}` makes it")
+    if not path.exists():
+        raise UserError(f"{path} does not exist: --to {target} needs a feature index, which `olmoscope index` makes of "
+                        "an SAE")
+    return FeatureIndex(path)
+
+
+def refuse_unknown(target: str) -> None:
+    """Refuse a format that is not written, and a tool without a format of its own; say how to give it an SAE.
+
+    Raises:
+        UserError: it is one of these.
     """
     if target in SAELENS_READERS:
         raise UserError(f"--to {target}: it reads SAELens' format, so export without --to and give "
                         f"sae_lens.SAE.load_from_disk(RUN/sae) to {SAELENS_READERS[target]} (docs/interchange.md)")
+    known = ("saelens", *WRITERS, CIRCUIT_TRACER, *OF_INDEX)
+    if target not in known:
+        raise UserError(f"--to {target}: no such format; choose one of {', '.join(known)}"
+                        f"{did_you_mean(target, known)}")
 
 
 def convert_set(addresses: Sequence[str], folder: Path, site: Site | None = None) -> Converted:
@@ -110,6 +134,7 @@ def convert_set(addresses: Sequence[str], folder: Path, site: Site | None = None
         UserError: circuit-tracer cannot express one of them; two belong to one layer; or they differ in what all
             transcoders of a set must have in common.
     """
+    refuse_file(folder)
     return Converted(folder, write_set(addresses, folder, site))
 
 

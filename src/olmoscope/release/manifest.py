@@ -75,23 +75,28 @@ class ManifestRead(_Read):
     files: dict[str, FileRead]
 
 
-def read_manifest(folder: Path) -> ManifestRead:
+def read_manifest(folder: Path, called: str | None = None) -> ManifestRead:
     """The manifest of a release.
+
+    Args:
+        called: what messages call the release; None: the folder.
 
     Raises:
         UserError: missing, damaged, not the manifest of a release, or of a newer version.
     """
-    path = folder / MANIFEST
+    path, called = folder / MANIFEST, called or str(folder)
     tree = read_json(path)
     if not isinstance(tree, dict) or tree.get("format") != FORMAT:
-        raise UserError(f"{path} is not the manifest of an Olmoscope release")
+        raise UserError(f"{called} is not an Olmoscope release: its {MANIFEST} is another tool's; `olmoscope inspect "
+                        f"{called}` shows the SAEs that it has")
     try:
         manifest = ManifestRead.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{path} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise UserError(f"{called}: {MANIFEST} is damaged: {'.'.join(map(str, first['loc']))}: {first['msg']}; make "
+                        "the release again with `olmoscope release OUT`") from error
     if manifest.version > VERSION:
-        raise UserError(f"{folder} has release format {manifest.version}, this version of olmoscope reads {VERSION}: "
+        raise UserError(f"{called} has release format {manifest.version}, this version of olmoscope reads {VERSION}: "
                         "upgrade olmoscope")
     return manifest
 

@@ -109,8 +109,27 @@ def _paths(tree: object) -> Iterator[str]:
 
 def refused(error: BaseException, repo: str, doing: str, revision: str | None = None) -> UserError:
     """The hub's error in one line."""
-    reason = hub_reason(error, repo, revision=revision) or first_line(error)
+    reason = hub_reason(error, repo, revision=revision, cached=False) or first_line(error)
     return UserError(f"cannot {doing} {repo}: {reason}")
+
+
+def commit_of(repo: str, revision: str | None, doing: str) -> str:
+    """The commit that a revision is now.
+
+    Args:
+        revision: a branch, tag or commit; None: the main branch.
+        doing: what it is for, for the message.
+
+    Raises:
+        UserError: the hub refuses or does not answer, or has no such revision.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        with asking_hub():
+            return str(HfApi().model_info(repo, revision=revision).sha)
+    except hub_exceptions() as error:
+        raise refused(error, repo, doing, revision) from error
 
 
 def _tree(repo: str, revision: str | None) -> tuple[str | None, dict[str, Any]]:

@@ -6,6 +6,7 @@ commit whose files have all been compared with ours: the tag always gives the co
 """
 
 import glob
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from olmoscope.files import sha256
 from olmoscope.hub_errors import hub_exceptions
 from olmoscope.release.manifest import MANIFEST, read_manifest
 from olmoscope.release.on_hub import Comparison, compare, refuse_damaged, refused
+
+_NOT_IN_TAGS = re.compile(r"[\s~^:?*\[\\\x00-\x1f\x7f]|\.\.|@\{|//|^@$|(^|/)\.|\.lock(/|$)")
+"""What git refuses in the name of a tag."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,17 @@ def default_tag(folder: Path) -> str:
     return f"release-{sha256(folder / MANIFEST)[:12]}"
 
 
+def checked_tag(tag: str) -> str:
+    """A tag that git accepts as one: its rules are those of `git check-ref-format`.
+
+    Raises:
+        UserError: git does not accept it. The hub would say so only after the upload.
+    """
+    if not tag or tag.startswith(("-", "/")) or tag.endswith(("/", ".")) or _NOT_IN_TAGS.search(tag):
+        raise UserError(f"--tag {tag!r} is not a name for a tag: use letters, digits, dots, - and _, for example v1.0")
+    return tag
+
+
 def push(folder: Path, repo: str, *, tag: str | None = None, private: bool = False) -> Pushed:
     """Upload a release, check every file there, and tag the commit. A second call sends nothing.
 
@@ -51,14 +66,14 @@ def push(folder: Path, repo: str, *, tag: str | None = None, private: bool = Fal
         private: whether to make a new repository private.
 
     Raises:
-        UserError: the release is damaged; the tag belongs to another release; the hub refuses or does not answer; its
-            files afterwards differ from those sent.
+        UserError: the release is damaged; git does not accept the tag, or it belongs to another release; the hub
+            refuses or does not answer; its files afterwards differ from those sent.
     """
     from huggingface_hub import HfApi
 
+    tag = default_tag(folder) if tag is None else checked_tag(tag)
     manifest, api = read_manifest(folder), HfApi()
     refuse_damaged(folder, manifest)
-    tag = tag or default_tag(folder)
     before = compare(folder, manifest, repo)
     try:
         if before.commit is None:

@@ -26,9 +26,9 @@ def write_set(addresses: Sequence[str], folder: Path, site: Site | None = None) 
     Raises:
         UserError: see `convert_set` of convert.py.
     """
-    indexes = [Path(address) for address in addresses if _is_index(Path(address))]
+    indexes = [Path(address) for address in addresses if is_index(Path(address))]
     saes = [sae for address in addresses if Path(address) not in indexes for sae in find_saes(address)]
-    indexes += [path for sae in saes if _is_index(path := Path(sae) / "index")]
+    indexes += [path for sae in saes if is_index(path := Path(sae) / "index")]
     # Each one is checked and freed before the first is written, since a set may not fit into memory.
     layers = _checked(saes, folder, site)
     if layers:
@@ -48,7 +48,8 @@ def write_set(addresses: Sequence[str], folder: Path, site: Site | None = None) 
     return "; ".join(said)
 
 
-def _is_index(folder: Path) -> bool:
+def is_index(folder: Path) -> bool:
+    """Whether a folder is a feature index."""
     manifest = folder / "manifest.json"
     if not manifest.is_file():
         return False
@@ -73,8 +74,9 @@ def _checked(saes: Sequence[str], folder: Path, site: Site | None) -> list[int]:
                             "one for each layer (choose with --only)")
         if different := [key for key in found | wanted if found.get(key) != wanted.get(key)]:
             key = different[0]
-            raise UserError(f"{folder}: the transcoders of a set must agree in {key}; {first} has {wanted.get(key)}, "
-                            f"{opened.name} has {found.get(key)}")
+            raise UserError(f"{folder}: the transcoders of a set must agree in {key}; {first} has "
+                            f"{wanted.get(key, 'none')}, {opened.name} has {found.get(key, 'none')}: leave one of them "
+                            "out (--only chooses)")
         layers.append(opened.site.layer)
     return layers
 

@@ -84,8 +84,9 @@ def validate(folder: Path, *, runs: Path | None = None, rows: Mapping[Site, Tens
     if (folder / CONFIG).is_file():
         single = _SAECheck(folder, folder.name, folder.parent, rows or {}, (CONFIG, WEIGHTS), None)
         return Validation(folder, single.run())
-    hint = f"; did you mean {folder / 'release'}?" if (folder / "release").is_dir() else ""
-    raise UserError(f"{folder} is neither a release (no {MANIFEST}) nor an SAE folder (no {CONFIG}){hint}")
+    hint = (f"did you mean {folder / 'release'}?" if (folder / "release").is_dir() else "give a release, an output "
+            "folder with one (`olmoscope release OUT` makes it), or the folder `sae` of a run")
+    raise UserError(f"{folder} is neither a release (no {MANIFEST}) nor an SAE folder (no {CONFIG}); {hint}")
 
 
 def _validate_release(folder: Path, runs: Path, rows: Mapping[Site, Tensor]) -> Validation:

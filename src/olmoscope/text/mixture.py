@@ -233,4 +233,4 @@ class Mixture:
             return UserError(f"text: none of its {other} documents falls into the {self._split} split; change "
                              f"text.held_out_share ({self._text.held_out_share}) or give more text")
         return UserError(f"text: no usable document in {', '.join(self.rows)} ({rows} rows read, {empty} of them "
-                         f"empty, {malformed} malformed)")
+                         f"empty, {malformed} malformed); give a text that has some")

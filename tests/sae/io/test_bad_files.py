@@ -34,7 +34,8 @@ class Module(torch.nn.Module):
 
 @pytest.mark.parametrize(("change", "message"), [
     (lambda tree: tree.pop("decoder_linear.bias"), "has an unknown format: it holds decoder_linear.weight, "
-                                                   "encoder_linear.bias, encoder_linear.weight; known formats are"),
+                                                   "encoder_linear.bias, encoder_linear.weight; give the "
+                                                   "folder or file of one SAE; known formats are"),
     (lambda tree: tree.update({"encoder_linear.bias": torch.zeros(3)}),
      r"encoder_linear.bias is \[3\], and encoder_linear.weight is \[48, 16\]: they do not fit together"),
     (lambda tree: tree.update({"decoder_linear.bias": torch.full((16,), torch.nan)}), "holds NaN or inf"),

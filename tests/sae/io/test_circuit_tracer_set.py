@@ -65,7 +65,8 @@ def test_what_is_no_set_is_refused_before_anything_is_written(tmp_path):
     write("circuit-tracer", transcoder(0), tmp_path / "first")
     for name, other, told in (
             ("same", transcoder(0, seed=1), "is another transcoder of layer 0"),
-            ("k", transcoder(1, "topk"), "the transcoders of a set must agree in activation; .* has None, .* has topk"),
+            ("k", transcoder(1, "topk"),
+             "the transcoders of a set must agree in activation; .* has none, .* has topk: leave one"),
             ("width", transcoder(1, F=24), "agree in latents; .* has 40, .* 24"),
             ("site", transcoder(1, reads="mid"), "agree in feature_input_hook; .* has mlp.hook_in")):
         write("circuit-tracer", other, tmp_path / name)

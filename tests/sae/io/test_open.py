@@ -124,7 +124,7 @@ def test_rows_that_training_left_out_are_named(out, tmp_path, metadata, words):
 
 
 def test_what_is_no_sae_is_said_so(out, tmp_path):
-    with pytest.raises(UserError, match="has an unknown format: it holds nothing; known formats are a finished run"):
+    with pytest.raises(UserError, match="it holds nothing; give the folder or file of one SAE; known formats are "):
         open_sae(tmp_path)
     with pytest.raises(UserError, match="does not exist, and is neither an address on the hub"):
         open_sae("no-such-folder")

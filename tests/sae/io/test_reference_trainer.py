@@ -49,8 +49,8 @@ def test_other_files_are_refused_in_one_line(tmp_path):
     torch.save({"encoder.weight": torch.zeros(2, 2)}, other)
     half.write_bytes(other.read_bytes()[:-30])
     for path, saying in ((text, "not a file of safetensors, numpy or torch"),
-                         (other, r"has an unknown format: it holds encoder.weight; known formats are a finished run "
-                                 r"\(done.json\), a checkpoint of a run"),
+                         (other, r"has an unknown format: it holds encoder.weight; give the folder or file of one SAE; "
+                                 r"known formats are a finished run \(done.json\), a checkpoint of a run"),
                          (half, "is damaged")):
         with pytest.raises(UserError, match=saying) as refusal:
             open_sae(path)

@@ -52,6 +52,11 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
                   {METADATA: json.dumps(metadata)})
 
 
+def missing(path: Path) -> str:
+    """The message about a checkpoint that its run's done.json names and that is not there."""
+    return f"{path} is missing: copy it back, or delete the run's done.json and run `olmoscope train` again"
+
+
 @contextlib.contextmanager
 def opened_file(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
     """A file's metadata, and the file; any damage found while it is open becomes a UserError."""
@@ -59,10 +64,11 @@ def opened_file(path: Path) -> Iterator[tuple[dict[str, Any], Any]]:
         with safe_open(path, "pt") as file:
             yield json.loads((file.metadata() or {})[METADATA]), file
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing") from error
+        raise UserError(missing(path)) from error
     except (SafetensorError, KeyError, json.JSONDecodeError) as error:
-        raise UserError(f"{path} is damaged or not an Olmoscope checkpoint ({error}); delete it and train again: "
-                        "an earlier checkpoint is used if there is one") from error
+        raise UserError(f"{path} is damaged or not an Olmoscope checkpoint ({error}); delete it, and "
+                        "the run's done.json if there is one, and train again: an earlier checkpoint is used if there "
+                        "is one") from error
 
 
 @contextlib.contextmanager

@@ -179,7 +179,7 @@ def write_layer(opened_sae: Opened, folder: Path) -> Path:
     """
     config_of(opened_sae, folder)
     sae = opened_sae.sae
-    refuse_not_finite(sae, folder)
+    refuse_not_finite(sae.state_dict(), folder)
     assert isinstance(sae, TopK | JumpReLU)
     tensors: dict[str, Tensor] = {"W_enc": sae.W_enc, "b_enc": encoder_bias(sae, None), "W_dec": sae.W_dec,
                                   "b_dec": sae.b_out}

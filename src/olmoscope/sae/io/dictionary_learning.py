@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from olmoscope.errors import UserError
-from olmoscope.files import atomic_path, write_json
+from olmoscope.files import atomic_path, make_folder, write_json
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.assemble import opened
 from olmoscope.sae.io.layout import Layout, load, sizes
@@ -93,7 +93,8 @@ def look(place: Place, site: Site | None = None) -> Reading:
     found = sizes(place, file, kind.layout, f"a {trainer['dict_class']}", ignored=kind.ignored)
     for key, letter in (("activation_dim", "D"), ("dict_size", "F")):
         if trainer.get(key, found[letter]) != found[letter]:
-            raise UserError(f"{place.where(file)}: {key} is {found[letter]}; {CONFIG} says {trainer[key]}")
+            raise UserError(f"{place.where(file)}: {key} is {found[letter]}; {CONFIG} says {trainer[key]}: they are "
+                            "not of one SAE; download both again")
     k = None
     if kind.rule == "topk":
         k = checked_k(trainer.get("k"), found["F"], f"{place.where(CONFIG)}: trainer.k")
@@ -142,7 +143,7 @@ def write(opened_sae: Opened, path: Path) -> Path:
         trainer["dict_class"] = "JumpReluAutoEncoder"
         tensors = {"W_enc": sae.W_enc.float().T, "b_enc": encoder_bias(sae, None), "W_dec": sae.W_dec.float(),
                    "b_dec": sae.b_out.float(), "threshold": sae.threshold.float()}
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     (path / CONFIG).unlink(missing_ok=True)  # it must not be read while new weights replace old ones
     with atomic_path(path / MARK) as temporary:
         torch.save({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()},

@@ -81,6 +81,12 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise UserError(damage(path) or f"{path} is damaged ({error})") from error
 
 
+def not_finite(where: str, name: str) -> str:
+    """The message about a tensor with values that are not finite."""
+    return (f"{where}: {name} holds NaN or inf, so the SAE cannot be used: download the file again, and if that does "
+            "not help, ask its author for another one")
+
+
 def _sort_of(file: BinaryIO, where: str) -> Literal["npz", "torch", "safetensors"]:
     """The type of a file. Numpy and `torch.save` both write zip archives; older torch wrote bare pickles."""
     start = file.read(len(POINTER))
@@ -103,7 +109,8 @@ def _safetensors(file: BinaryIO, where: str) -> Header:
     start = file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > _LONGEST_HEADER:
-        raise UserError(f"{where} is damaged or not a file of safetensors, numpy or torch (it begins with {start!r})")
+        raise UserError(f"{where} is damaged or not a file of safetensors, numpy or torch (it begins with {start!r}): "
+                        "download it again, or give the SAE's own file")
     try:
         entries = {name: entry for name, entry in json.loads(file.read(length)).items() if name != "__metadata__"}
         numbers = {}

@@ -38,7 +38,8 @@ def look(place: Place, site: Site | None = None) -> Reading:
     config, found = place.mapping(_config(file)), sizes(place, file, _LAYOUT, NAME)
     for key, letter in (("act_size", "D"), ("dict_size", "F")):
         if config.get(key, found[letter]) != found[letter]:
-            raise UserError(f"{place.where(file)}: {key} is {found[letter]}; {_config(file)} says {config[key]}")
+            raise UserError(f"{place.where(file)}: {key} is {found[letter]}; {_config(file)} says {config[key]}: they "
+                            "are not of one SAE; download both again")
     hook = config.get("act_name")
     said = None if hook is None else of_hook(str(hook))
     if hook is not None and said is None:

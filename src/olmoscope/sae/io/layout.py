@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from olmoscope.errors import UserError
-from olmoscope.sae.io.headers import read_tensors
+from olmoscope.sae.io.headers import not_finite, read_tensors
 from olmoscope.sae.io.place import Place
 
 Layout = Mapping[str, tuple[str, str]]
@@ -37,21 +37,22 @@ def sizes(place: Place, file: str, layout: Layout, kind: str, *, optional: Colle
     where = place.where(file)
     if missing := [name for name in layout if name not in shapes and name not in optional]:
         raise UserError(f"{where} has no {missing[0]}; {kind} has {', '.join(layout)}, this file "
-                        f"{', '.join(sorted(shapes)) or 'nothing'}")
+                        f"{', '.join(sorted(shapes)) or 'nothing'}: download it again, or use the tool that wrote it")
     if unknown := sorted(set(shapes) - set(layout) - set(ignored)):
         raise UserError(f"{where} holds {unknown[0]}, which {kind} does not have: without it the SAE might compute "
-                        "something else")
+                        "something else; use the tool that wrote it")
     for name, (_, dimensions) in sorted(layout.items(), key=lambda item: -len(item[1][1])):
         if name not in shapes:
             continue
         if len(shapes[name]) != len(dimensions):
-            raise UserError(f"{where}: {name} is {list(shapes[name])}; it must have {len(dimensions)} dimensions")
+            raise UserError(f"{where}: {name} is {list(shapes[name])}; it must have {len(dimensions)} dimensions: use "
+                            "the tool that wrote it")
         for letter, size in zip(dimensions, shapes[name], strict=True):
             if found.setdefault(letter, size) != size:
                 first = next(other for other, (_, letters) in layout.items() if letter in letters and other in shapes
                              and other != name and shapes[other][letters.index(letter)] == found[letter])
                 raise UserError(f"{where}: {name} is {list(shapes[name])}, and {first} is {list(shapes[first])}: they "
-                                "do not fit together")
+                                "do not fit together; download the file again, or use the tool that wrote it")
     return found
 
 
@@ -72,7 +73,7 @@ def load(place: Place, file: str, layout: Layout) -> dict[str, Tensor]:
             continue
         tensor = there[name].float()
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{place.where(file)}: {name} holds NaN or inf")
+            raise UserError(not_finite(place.where(file), name))
         turned = len(dimensions) == 2 and not _FIRST[ours].startswith(dimensions[0])
         found[ours] = (tensor.T if turned else tensor).contiguous()
     return found

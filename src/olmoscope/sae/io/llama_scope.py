@@ -74,7 +74,7 @@ def read(place: Place, site: Site | None = None) -> Opened:
 def _look_scope(place: Place, site: Site | None) -> Reading:
     config, where = place.mapping(MARK), place.where(MARK)
     if not place.has(FINAL):
-        raise UserError(f"{place.where(FINAL)} is missing")
+        raise UserError(f"{place.where(FINAL)} is missing: download the SAE's whole folder again")
     found = sizes(place, FINAL, _LAYOUT, NAME)
     _same_size(config, where, {"d_model": found["D"], "d_sae": found["F"]})
     norms = config.get("dataset_average_activation_norm")

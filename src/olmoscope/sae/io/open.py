@@ -26,6 +26,7 @@ from olmoscope.sae.io.place import Here, Place
 from olmoscope.sae.io.reading import Reading
 from olmoscope.sae.io.refused import refuse_crosscoder
 from olmoscope.sae.io.registry import PREFIX, registered
+from olmoscope.sae.io.run_folder import refuse_unfinished
 from olmoscope.sae.source import Source
 from olmoscope.site import Site
 
@@ -113,7 +114,7 @@ def place_of(where: str | Path) -> Place:
     if match := _HUB.fullmatch(text):
         return on_hub(text, match["repo"], match["revision"], (match["path"] or "").strip("/"))
     raise UserError(f"{where} does not exist, and is neither an address on the hub (OWNER/NAME:PATH/IN/REPO) nor "
-                    f"{PREFIX}RELEASE/ID")
+                    f"{PREFIX}RELEASE/ID; give the SAE's folder or file, or one of these addresses")
 
 
 def find_saes(where: str) -> list[str]:
@@ -131,6 +132,8 @@ def find_saes(where: str) -> list[str]:
         return [str(path) for path in kept]
     if found := members(place):
         return found
+    refuse_unfinished(place)
+    refuse_crosscoder(place)
     searched = ", ".join(form.SEARCH.lstrip("=") for form in FORMATS if form.SEARCH)
     raise UserError(f"{folder} holds no finished run and no SAE of another format (searched for {searched}); give the "
                     "SAE's own folder or file")
@@ -171,10 +174,13 @@ def format_of(place: Place) -> Format:
         if form.detect(place):
             return form
     if place.file is None and (within := members(place)):
+        if len(within) == 1:
+            raise UserError(f"{place.where()} is not an SAE itself, but holds one: give its address, {within[0]}")
         raise UserError(f"{place.where()} holds {len(within)} SAEs; give the address of one of them: {few(within)}")
+    refuse_unfinished(place)
     refuse_crosscoder(place)
-    raise UserError(f"{place.where()} has an unknown format: it holds {_seen(place)}; known formats are "
-                    f"{', '.join(f'{form.NAME} ({form.MARK})' for form in FORMATS)}")
+    raise UserError(f"{place.where()} has an unknown format: it holds {_seen(place)}; give the folder or file of one "
+                    f"SAE; known formats are {', '.join(f'{form.NAME} ({form.MARK})' for form in FORMATS)}")
 
 
 def _seen(place: Place) -> str:

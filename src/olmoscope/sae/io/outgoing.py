@@ -3,6 +3,7 @@
 Shapes: D_in width read, D_out width written, F latents.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -49,15 +50,19 @@ def refuse_inexpressible(sae: SparseCoder, path: Path, tool: str, kinds: str, ex
     if sae.normalize != "none":
         raise UserError(f"{path} was not written: {tool} does not normalise rows ({sae.normalize}) before it encodes; "
                         "write it for SAELens (`olmoscope export` without --to)")
-    refuse_not_finite(sae, path)
+    refuse_not_finite(sae.state_dict(), path)
 
 
-def refuse_not_finite(sae: SparseCoder, path: Path) -> None:
-    """Refuse weights that are not finite.
+def refuse_not_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights that are not finite: no reader gives such, but a bias may overflow when it is converted.
+
+    Args:
+        path: the file or folder that is not written then.
 
     Raises:
         UserError: it says which.
     """
-    for name, tensor in sae.state_dict().items():
+    for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{path} was not written: {name} of its SAE holds NaN or inf, so it cannot be used")
+            raise UserError(f"{path} was not written: {name} of its SAE holds NaN or inf, so it cannot be used; "
+                            "evaluate the SAE as it is, or train it again")

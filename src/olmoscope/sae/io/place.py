@@ -111,7 +111,7 @@ class Place(ABC):
         """
         found = self.yaml(name) if name.endswith((".yaml", ".yml")) else self.json(name)
         if not isinstance(found, dict):
-            raise UserError(f"{self.where(name)} is damaged: it does not hold a mapping")
+            raise UserError(f"{self.where(name)} is damaged: it does not hold a mapping; download it again")
         return found
 
     def yaml(self, name: str) -> Any:

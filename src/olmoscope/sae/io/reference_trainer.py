@@ -19,6 +19,7 @@ from torch import Tensor
 
 from olmoscope.errors import UserError
 from olmoscope.files import sha256
+from olmoscope.sae.io.headers import not_finite
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Place
 from olmoscope.sae.io.reading import Reading
@@ -171,7 +172,7 @@ def _tensor(model: Mapping[str, Any], name: str, dimensions: int, path: Path) ->
         found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
         raise UserError(f"{path}: {name} must be a floating-point tensor of {dimensions} dimensions, not {found}")
     if not torch.isfinite(value).all():
-        raise UserError(f"{path}: {name} holds NaN or inf")
+        raise UserError(not_finite(str(path), name))
     return value.detach().float().contiguous()
 
 

@@ -67,7 +67,7 @@ def read_release(release: str) -> Mapping[str, Any]:
     """
     if release not in (found := releases()):
         raise UserError(f"{PREFIX}{release}: SAELens' registry has no release {release!r}"
-                        f"{did_you_mean(release, found)}")
+                        f"{did_you_mean(release, found) or f'; its {len(found)} releases are listed in {_file()}'}")
     entry: Mapping[str, Any] = _parsed(f"{release}:\n{releases()[release]}")[release]
     return entry
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from olmoscope.errors import UserError
@@ -20,6 +21,7 @@ from olmoscope.recipe.load import load_recipe
 from olmoscope.recipe.schema import CoderConfig, Recipe, SiteName
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.checkpoint import read_checkpoint
+from olmoscope.sae.io.checkpoint_file import missing
 from olmoscope.sae.io.headers import read_header
 from olmoscope.sae.io.opened import Opened
 from olmoscope.sae.io.place import Here, Place
@@ -119,7 +121,8 @@ class RunFolder:
             checkpoint: a checkpoint of an earlier step; None: the last one.
 
         Raises:
-            UserError: the checkpoint is missing or damaged, or its kind, shape, k or normalisation is not the recipe's.
+            UserError: the checkpoint is missing, damaged or not finite, or its kind, shape, k or normalisation is not
+                the recipe's.
         """
         path = checkpoint or self.checkpoint
         sae, wanted = read_checkpoint(path), self.sae
@@ -131,6 +134,10 @@ class RunFolder:
             raise UserError(f"{path} holds another SAE ({type(sae).__name__}, {sae.d_sae} latents, d_model "
                             f"{sae.d_model}, k {k}, normalize {sae.normalize}) than {wanted.id}: train it again in an "
                             "empty folder")
+        for name, tensor in sae.state_dict().items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(f"{path}: {name} holds NaN or inf, so the SAE cannot be used; train it again with a "
+                                "lower learning rate (train.lr), or give a checkpoint of an earlier step")
         return sae.at(wanted.reads, wanted.writes)
 
 
@@ -175,7 +182,7 @@ def reading(run: RunFolder, site: Site | None, checkpoint: Path | None = None) -
         with weights[-1].open("rb") as file:
             header = read_header(file, str(weights[-1]))
     except FileNotFoundError as error:
-        raise UserError(f"{path} is missing") from error
+        raise UserError(missing(path)) from error
     sinks = header.shapes.get("sinks.gain_S", (0,))[0]
     writes, names = sae.writes or sae.reads, [str(file.relative_to(run.folder)) for file in weights]
     return Reading(
@@ -218,7 +225,7 @@ def read_run_folder(folder: Path) -> RunFolder:
         raise UserError(f"{folder} is not a run folder: it has no recipe.yaml; give a folder of OUT/runs, or run "
                         "`olmoscope train` first")
     if not (folder / MARK).is_file():
-        raise UserError(f"{folder} is not finished (no done.json): train it to its end first")
+        raise UserError(unfinished(folder))
     recipe, done = load_recipe(str(folder / "recipe.yaml")), read_done(folder, DoneRead)
     for sae in recipe.saes:
         if sae.id == done.sae:
@@ -230,6 +237,27 @@ def read_run_folder(folder: Path) -> RunFolder:
         raise UserError(f"{folder}: done.json belongs to another recipe than recipe.yaml (run {done.run_hash}, not "
                         f"{recipe.run_hash(sae)}): the folder mixes two runs")
     return RunFolder(folder, recipe, sae, done)
+
+
+def unfinished(folder: Path) -> str:
+    """The message about a run that is still to be trained."""
+    return f"{folder} is not finished (no {MARK}): train it to its end first, with `olmoscope train`"
+
+
+def refuse_unfinished(place: Place) -> None:
+    """Refuse a run that is still to be trained, and an output folder with none but such runs.
+
+    Args:
+        place: a folder in which no SAE was found.
+
+    Raises:
+        UserError: it is one of these.
+    """
+    if not isinstance(place, Here) or place.file is not None or not place.has("recipe.yaml"):
+        return
+    if (place.path / "checkpoints").is_dir():
+        raise UserError(unfinished(place.path))
+    raise UserError(f"{place.path} holds no finished run yet; run `olmoscope train {place.path}` first")
 
 
 def read_done(folder: Path, keys: type[Done]) -> Done:

@@ -29,10 +29,11 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from olmoscope.errors import UserError
-from olmoscope.files import atomic_path, sha256, write_json
+from olmoscope.files import atomic_path, make_folder, sha256, write_json
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.opened import Opened
+from olmoscope.sae.io.outgoing import refuse_not_finite
 from olmoscope.sae.io.place import Here, Place
 from olmoscope.sae.io.reading import Reading, Rule, stated
 from olmoscope.sae.io.refused import refuse_kind
@@ -233,12 +234,10 @@ def write(sae: SparseCoder, path: Path, metadata: Mapping[str, Any]) -> bool:
     config, tensors = _config_of(sae, metadata), tensors_of(sae)
     absent = [key for key in required(sae.transcoder) if key not in config["metadata"]]
     assert not absent, f"metadata must name {absent}"
-    for name, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise UserError(f"{path} was not written: {name} of its SAE holds NaN or inf, so it cannot be used")
+    refuse_not_finite(tensors, path)
     if is_written(sae, path, metadata):
         return False
-    path.mkdir(parents=True, exist_ok=True)
+    make_folder(path)
     # Without cfg.json, the folder is not read as an SAE while new weights replace old ones.
     (path / CONFIG).unlink(missing_ok=True)
     with atomic_path(path / WEIGHTS) as temporary:

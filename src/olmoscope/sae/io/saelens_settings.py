@@ -98,7 +98,7 @@ def read_settings(folder: Path, overrides: Mapping[str, Any] | None = None) -> t
         raise UserError(damage(path) or f"{path} is damaged (not JSON: {error})") from error
     metadata = config.get("metadata") or {} if isinstance(config, dict) else None
     if not isinstance(metadata, dict):
-        raise UserError(f"{path} is damaged: it does not hold a mapping")
+        raise UserError(f"{path} is damaged: it does not hold a mapping; download it again")
     config |= {key: value for key, value in (overrides or {}).items() if key not in _METADATA}
     metadata |= {key: value for key, value in (overrides or {}).items() if key in _METADATA}
     version = config.get("sae_lens_version") or metadata.get("sae_lens_version")

@@ -21,6 +21,7 @@ from olmoscope.errors import UserError
 from olmoscope.model_errors import damage
 from olmoscope.sae.coder import SparseCoder
 from olmoscope.sae.io.assemble import fold_decoder_norms, fold_scale
+from olmoscope.sae.io.headers import not_finite
 from olmoscope.sae.io.outgoing import encoder_bias
 from olmoscope.sae.io.saelens_settings import CONFIG, weights_dtype
 from olmoscope.sae.normalize import Normalize
@@ -213,7 +214,7 @@ def _read_weights(path: Path, architecture: str, config: Mapping[str, Any]) -> d
     check_tensors(str(path), {name: tuple(tensor.shape) for name, tensor in tensors.items()}, config)
     for name, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
-            raise UserError(f"{path}: {name} holds NaN or inf")
+            raise UserError(not_finite(str(path), name))
     return tensors
 
 
@@ -230,7 +231,7 @@ def check_tensors(path: str, there: Mapping[str, tuple[int, ...]], config: Mappi
     wanted = set(KINDS[architecture].tensors)
     if set(there) != wanted:
         raise UserError(f"{path} holds {', '.join(sorted(there))}; a {architecture} SAE has "
-                        f"{', '.join(sorted(wanted))}")
+                        f"{', '.join(sorted(wanted))}: correct architecture in {CONFIG}, or download both files again")
     F, D_out = (*there["W_dec"], 0, 0)[:2]
     D = (*there["W_enc"], 0)[0] if architecture.endswith("transcoder") else D_out
     shapes = {"W_enc": (D, F), "W_dec": (F, D_out), "b_dec": (D_out,), "W_skip": (D_out, D), "topk_threshold": ()}
@@ -238,11 +239,13 @@ def check_tensors(path: str, there: Mapping[str, tuple[int, ...]], config: Mappi
         raise UserError(f"{path}: W_dec has shape {[F, D_out]}, as W_enc has, not {[D_out, F]}: save it transposed")
     for name, shape in there.items():
         if shape != shapes.get(name, (F,)):
-            raise UserError(f"{path}: {name} has shape {list(shape)}, not {list(shapes.get(name, (F,)))}")
+            raise UserError(f"{path}: {name} has shape {list(shape)}, not {list(shapes.get(name, (F,)))}: download the "
+                            "file again, or use the tool that wrote it")
     if (config.get("d_in"), config.get("d_sae")) != (D, F):
         lacking = [key for key in ("d_in", "d_sae") if config.get(key) is None]
         raise UserError(f"{path} has d_in {D}, d_sae {F}; {CONFIG} " + (
             f"lacks {' and '.join(lacking)}: download it again" if lacking
             else f"says {config['d_in']}, {config['d_sae']}: they are not of one SAE; download both again"))
     if architecture.endswith("transcoder") and config.get("d_out") != D_out:
-        raise UserError(f"{path} has d_out {D_out}; {CONFIG} says {config.get('d_out')}")
+        raise UserError(f"{path} has d_out {D_out}; {CONFIG} says {config.get('d_out')}: they are not of one SAE; "
+                        "download both again")

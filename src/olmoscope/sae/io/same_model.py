@@ -93,7 +93,8 @@ def take_for_same(whose: str, said: SaidModel, given: GivenModel) -> str | None:
     compared = said.revision is not None and _comparable(said.revision, given.revision)
     if compared and said.revision != given.revision:
         raise UserError(f"--model {given.name}: {whose} was trained on {said.name} at revision {said.revision}, and "
-                        f"the weights here are of revision {given.revision}: it is another model")
+                        f"the weights here are of revision {given.revision}: it is another model; leave --model "
+                        "out, or give a copy of that one")
     return (f"note: {whose} says that its model is {said.name}; {given.name} is taken to be the same model "
             f"({'its weights are the same' if compared else 'its weights cannot be compared'})")
 
@@ -114,7 +115,7 @@ def refuse_misfit(subject: Opened, model: Model, config: Any) -> None:
                             "SAE of another model; give that one with --model")
     if subject.d_model not in (None, d_model):
         raise UserError(f"{subject.name} reads rows of {subject.d_model} values, those of {model.name} have {d_model}: "
-                        "it is an SAE of another model")
+                        "it is an SAE of another model; give that one with --model")
 
 
 def refuse_uncentred(subject: Opened, model: Model) -> None:

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 
 from olmoscope.errors import UserError
-from olmoscope.files import atomic_path, write_json
+from olmoscope.files import atomic_path, make_folder, write_json
 from olmoscope.sae.groupmax import GroupMax
 from olmoscope.sae.io.assemble import opened
 from olmoscope.sae.io.layout import Layout, load, sizes
@@ -110,7 +110,7 @@ def write(opened_sae: Opened, path: Path) -> Path:
     config = {"activation": "groupmax" if isinstance(sae, GroupMax) else "topk", "d_in": sae.d_in, "k": sae.k,
               "num_latents": sae.d_sae, "expansion_factor": max(1, sae.d_sae // sae.d_in), "normalize_decoder": False,
               "multi_topk": False, "skip_connection": sae.W_skip is not None, "transcode": sae.transcoder}
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     (folder / CONFIG).unlink(missing_ok=True)  # it must not be read while new weights replace old ones
     with atomic_path(folder / MARK) as temporary:
         save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()},
@@ -140,7 +140,7 @@ def _check(place: Place, config: Mapping[str, Any], found: Mapping[str, int]) ->
     latents = config.get("num_latents") or (d_in or 0) * config.get("expansion_factor", 32)
     if (d_in, latents) != (found["D"], found["F"]):
         raise UserError(f"{place.where(MARK)} has d_in {found['D']} and {found['F']} latents; {CONFIG} says {d_in} "
-                        f"and {latents}")
+                        f"and {latents}: they are not of one SAE; download both again")
     k = checked_k(config.get("k"), latents, f"{place.where(CONFIG)}: k")
     if config.get("activation") == "groupmax" and latents % k:
         raise UserError(f"{place.where(CONFIG)}: groupmax: {latents} latents cannot be split into {k} equal groups")
