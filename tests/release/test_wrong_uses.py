@@ -96,7 +96,7 @@ export AT/out/INDEXED/index --to sparsify --folder AT/new
 export AT/out --to circuit-tracer
     AT/out/export/circuit-tracer: ... circuit-tracer replaces MLPs by transcoders ...; write an SAE for SAELens (...)
 export AT/set --to circuit-tracer --folder AT/new
-    AT/new: the transcoders of a set must agree in activation; layer_1... has topk, layer_2... has none: leave one of them ...
+    AT/new: the transcoders of a set must agree in activation; layer_1... has topk, layer_2... has none: leave ...
 export AT/out --to TOOL
     AT/out/RUN has no feature index, which --to TOOL needs; `olmoscope index AT/out/RUN` makes it
 export AT/out/INDEXED --to TOOL --folder AT/new
