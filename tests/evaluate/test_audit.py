@@ -192,7 +192,7 @@ def test_bad_input_is_the_same_line_for_every_command(tmp_path):
     save_file({"other": torch.zeros(2)}, tmp_path / "other.safetensors")
     options = Options(tmp_path / "out", str(tmp_path / "unknown"), 100)
     for address, message in ((tmp_path / "unknown", "holds no finished run and no SAE of another format"),
-                             (tmp_path / "other.safetensors", "has an unknown format: it holds other; known formats"),
+                             (tmp_path / "other.safetensors", "has an unknown format: it holds other; give the folder"),
                              (tmp_path / "code.pt", "it is a pickle that would execute code of its own"),
                              (tmp_path / "fnlp/Llama3_1-8B-Base-LXR-8x/Llama3_1-8B-Base-L15R-8x",
                               "d_sae is 7, but the tensors have 48"),

@@ -36,7 +36,8 @@ def given(tmp_path):
 
 @pytest.mark.parametrize(("other", "message"), [
     ({"hook": "blocks.20.hook_resid_post"}, "b reads layers.20, but tiny has layers 0 to 7: it is an SAE of another"),
-    ({"width": 128}, "b reads rows of 128 values, those of tiny have 256: it is an SAE of another model$"),
+    ({"width": 128}, "b reads rows of 128 values, those of tiny have 256: it is an SAE of another model; give that one "
+                     "with --model$"),
     ({"hook": "blocks.6.attn.hook_in", "width": 128}, "b reads rows of 128 values, those of tiny have 256"),
     ({"bos": True}, "b was trained on sequences that begin with BOS, a on sequences without it; evaluate them "
                     "separately"),

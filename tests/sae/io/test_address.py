@@ -132,7 +132,7 @@ def test_a_layer_of_a_cross_layer_transcoder_by_its_number(told):
     ("saelens:gemma-scope-2b-pt-rs/x", "has no release 'gemma-scope-2b-pt-rs'; did you mean gemma-scope-2b-pt-res"),
     ("saelens:gemma-scope-2b-pt-res/layer_20/width_16k/average_l0_72",
      "has 316 dictionaries, but none is called .*; did you mean .*layer_20/width_16k/average_l0_71"),
-    ("saelens:zzz", "has no release 'zzz'$"),
+    ("saelens:zzz", "has no release 'zzz'; its [0-9]+ releases are listed in "),
     ("saelens:gpt2-small-res-jb/9999", r"has 13 dictionaries, but none is called '9999' \(they are called blocks"),
 ])
 def test_what_the_registry_does_not_have(address, message):
