@@ -211,10 +211,11 @@ def make_folder(folder: Path) -> None:
     Raises:
         UserError: a file is in the way, or the folder cannot be made.
     """
-    refuse_file(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except FileNotFoundError as error:  # a file system without new folders, such as /proc
+    except (FileExistsError, FileNotFoundError, NotADirectoryError) as error:
+        refuse_file(folder)
+        # No file: a dangling link, or a file system without new folders, such as /proc.
         raise UserError(f"cannot make the folder {folder}: {error.strerror}; choose another one") from error
     except OSError as error:
         raise _explain(error, folder) from error

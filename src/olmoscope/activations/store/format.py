@@ -159,7 +159,7 @@ def has_segment(store: Path, segment: int) -> bool:
 
 
 def stored_order(seed: int, segment: int, rows: int) -> np.ndarray:
-    """For each place in the stored segment, the row of the token segment that is there, `[rows]` int64."""
+    """For each row of a stored segment, its row number in the token segment, `[rows]` int64."""
     return generator(seed, "rows of a segment", segment).permutation(rows)
 
 
