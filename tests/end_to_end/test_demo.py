@@ -28,7 +28,7 @@ def test_demo(tmp_path):
               f"dead {figures['dead']['share']:.2%}")
         assert figures["nmse"] < 0.5 * figures["nmse_random_directions"], layer
     before = {path: sha256(path) for path in out.rglob("*") if path.is_file()}
-    assert f"olmoscope browse {out}" in first.replace("\n", "")
+    assert f"olmoscope browse {out}\n" in first and f"olmoscope validate {out}\n" in first
     assert list((out / "runs" / "layer_07").rglob("index/manifest.json"))
     assert "nothing to do" in succeeded(run_forked("demo", "-o", out))
     assert {path: sha256(path) for path in out.rglob("*") if path.is_file()} == before

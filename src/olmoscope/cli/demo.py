@@ -1,9 +1,12 @@
-"""The demo: the recipe `tiny` from text to a validated release and labelled features, in a few minutes on a laptop."""
+"""The demo: the recipe `tiny` from text to a release and labelled features, in a few minutes on a laptop."""
 
 import contextlib
+import importlib.util
 import resource
 import sys
 from pathlib import Path
+
+from rich.markup import escape
 
 from olmoscope.cli import label_tables, tables
 from olmoscope.cost.measure import measure
@@ -75,9 +78,11 @@ def run_demo(out: Path) -> None:
                          f"Release  {release}\nIndex    {index.folder}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     if any(fresh) or index.fresh:
-        tables.console.print(f"Took {watch}, at most {peak / 1e9:.1f} GB of memory. Next: olmoscope validate {out}")
-        tables.console.print(f"Read what the features of {index.info.sae.name} fire on, and judge their labels: "
-                             f"olmoscope browse {out}")
+        tables.console.print(f"Took {watch}, at most {peak / 1e9:.1f} GB of memory.")
+        tables.console.print(f"Next: read what the features of {index.info.sae.name} fire on, and judge their labels: "
+                             f"olmoscope browse {out}", soft_wrap=True)
+        first = "" if importlib.util.find_spec("sae_lens") else escape(" (first: pip install 'olmoscope[saelens]')")
+        tables.console.print(f"Check the release with SAELens: olmoscope validate {out}{first}", soft_wrap=True)
     else:
         tables.console.print("All of it was done already: nothing to do.")
 
