@@ -287,3 +287,17 @@ def test_what_a_finish_costs_beside_is_said(tmp_path):
     assert not without.warnings
     with_sequences = plan(one, tmp_path).saes[0].memory  # as many rows again in a step
     assert sum(vars(with_sequences).values()) > sum(vars(without.saes[0].memory).values())
+
+
+def test_few_tokens_per_latent_are_said(tmp_path, capsys):
+    saes = [{"layer": 1, "d_sae": 512, "k": 8}, {"layer": 7, "d_sae": 250, "k": 8},
+            {"reads": ["layers.1"], "writes": ["layers.7"], "d_sae": 100, "k": 8, "weights": "untied"}]
+
+    def said(**changes):
+        show_plan(plan(recipe(tmp_path, saes=saes, **changes), tmp_path))
+        return re.search(r"only (.*) training tokens per latent", capsys.readouterr().out)
+
+    assert said()[1] == "6 to 12", "the transcoder does not count: passes were tried with SAEs"
+    assert said(train__epochs=3) is None
+    assert said(tokens__count=149_999)[1] == "293"
+    assert said(tokens__count=153_600) is None
