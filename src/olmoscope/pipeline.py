@@ -9,9 +9,8 @@ Each function does what is missing and leaves the rest; calling it again does no
 """
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -216,8 +215,7 @@ def evaluate_saes(recipe: Recipe, out: Path, only: list[str],
             _collect_parts(recipe, "held_out", out)
     with ranks.agreed():
         store = open_store(store_folder(out, "held_out"))
-        for sae in wanted:
-            finished(run_folder(out, sae), sae)
+        _refuse_untrained(wanted, out)
         wanted_model = at_revision(recipe.model, store.manifest.model.revision)
         tokenizer = load_tokenizer(wanted_model, recipe.tokens.bos)
         sequences = read_sequences(store.path, tokenizer, apart=recipe.tokens.documents == "apart",
@@ -306,15 +304,19 @@ def release_saes(out: Path, repo: str | None = None) -> Built:
     return built
 
 
-def finished(run: Path, sae: CoderConfig) -> dict[str, Any]:
-    """The `done.json` of a run.
+def _refuse_untrained(wanted: Sequence[CoderConfig], out: Path) -> None:
+    """Refuse to evaluate SAEs of which some are not trained.
 
     Raises:
-        UserError: it is not finished.
+        UserError: the run of an SAE is not finished.
     """
-    if not (run / "done.json").exists():
-        raise UserError(f"{sae.id} is not trained yet ({run}); run `olmoscope train` first")
-    return dict(read_json(run / "done.json"))
+    missing = [sae for sae in wanted if not (run_folder(out, sae) / "done.json").exists()]
+    if not missing:
+        return
+    more = f", nor are {len(missing) - 1} more of {len(wanted)} SAEs" if len(missing) > 1 else ""
+    others = "" if len(missing) == len(wanted) else ", or evaluate the finished SAEs with --only"
+    raise UserError(f"{missing[0].id} is not trained yet ({run_folder(out, missing[0])}){more}; run `olmoscope train` "
+                    f"first{others}")
 
 
 def validate_folder(folder: Path) -> Validation:

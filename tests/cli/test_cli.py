@@ -164,7 +164,8 @@ def test_stages_out_of_order_and_damage(run, fails, job, tmp_path):
     path = job()
     assert "manifest.json is missing" in fails("train", path, "-o", out)
     assert run("collect", path, "-o", out)[0] == 0
-    assert "is not trained yet" in fails("evaluate", out)
+    message = fails("evaluate", out)
+    assert "is not trained yet" in message and "nor are 1 more of 2 SAEs; run `olmoscope train` first" in message
     for option in (("--site", 3), ("--tokens", 5000), ("--dtype", "float32"), ("--batch-tokens", 5), ("--no-bos",)):
         message = fails("evaluate", out, *option)
         assert option[0] in message and "does nothing here" in message
@@ -184,8 +185,10 @@ def test_stages_out_of_order_and_damage(run, fails, job, tmp_path):
     segment = tmp_path / "damaged" / "store" / "train" / "layer_01" / "segment-000001.safetensors"
     segment.write_bytes(segment.read_bytes()[:1000])
     assert "layer_01/segment-000001.safetensors is damaged" in fails("train", tmp_path / "damaged")
+    assert run("train", out, "--only", "layer_07/width_512/topk_8_layernorm")[0] == 0
+    assert fails("evaluate", out).endswith("; run `olmoscope train` first, or evaluate the finished SAEs with --only")
     status, text, _ = run("train", out)
-    assert status == 0 and text.count(": trained") == 2
+    assert status == 0 and text.count(": trained") == 1 and text.count("nothing to do") == 1
     assert run("train", out)[1].count("nothing to do") == 2
     assert "holds a different" in fails("train", out, "--set", "train.lr=0.5")
     assert "neither a release" in fails("validate", tmp_path)

@@ -111,6 +111,8 @@ release AT/out/RUN
     AT/out/RUN is the folder of one run; give its output folder, AT/out
 release AT/unfinished
     not trained to the end: RAW; run `olmoscope train AT/unfinished` first
+release AT/unfinished --push someone/name --tag v..1
+    --tag 'v..1' is not a name for a tag: use letters, digits, dots, - and _, for example v1.0
 release AT/unmeasured
     not evaluated: RAW; run `olmoscope evaluate AT/unmeasured` first
 release AT/released

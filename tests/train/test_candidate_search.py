@@ -65,7 +65,7 @@ def test_what_it_misses_is_counted_and_widens_the_margin(monkeypatch):
     monkeypatch.setattr(module, "JUDGED_AS", 100)
     step = fresh(Candidates(margin=0))
     said = steps_on(1000.0, 2 * module.JUDGE_STEPS, step)
-    assert said[0].startswith("warning: at step 64 the 8-bit candidates (k + 0) contained ") and "k + 8" in said[0]
+    assert said[0].startswith("warning: at step 64 the 8-bit candidates (k + 0) missed ") and "k + 8" in said[0]
     assert step.candidates.margin == (16 if len(said) == 2 else 8)
     assert step.candidates.take_found() < 1
 
@@ -112,7 +112,7 @@ def test_a_run_logs_the_share_found_and_warns(tmp_path, monkeypatch, capsys):
     assert [line["margin"] for line in lines] == [24, 48, 48, 96, 96]
     assert [line["candidates_found"] is None for line in lines] == [False, False, True, False, True]
     assert all(line["candidates_found"] in (None, 1.0) for line in lines)
-    warning = ("warning: at step 16 the 8-bit candidates (k + 24) contained 100.0000% of the top k; "
+    warning = ("warning: at step 16 the 8-bit candidates (k + 24) missed 0 of 128 latents of the top k; "
                "from here on, k + 48 candidates are used")
     assert warning in (run / "training.log").read_text()
     assert warning in " ".join(capsys.readouterr().err.split())

@@ -93,6 +93,7 @@ def release(
     from olmoscope.release.announce import write_announcements
     from olmoscope.release.manifest import read_manifest
     from olmoscope.release.on_hub import compare, local_paths, repo_and_revision
+    from olmoscope.release.push import checked_tag
     from olmoscope.release.push import push as upload
 
     if push is not None and check is not None:
@@ -104,6 +105,8 @@ def release(
     repo, revision = (None, None) if address is None else repo_and_revision(address)
     if push is not None and revision is not None:
         raise UserError(f"an upload goes to the main branch: give --push {repo}, and --tag {revision} to name it")
+    if tag is not None:
+        checked_tag(tag)
     built = release_saes(out, repo)
     say(f"{built.folder}: {len(built.saes)} SAEs {written(built.written)}")
     if push is not None and (paths := local_paths(built.folder)):

@@ -25,14 +25,16 @@ def usage(runs: Sequence[FinishedRun]) -> str:
         name += f"  # the folder that `olmoscope fetch-model {FETCHED[model.shown]}` makes"
     elif model.shown != model.name:
         name += "  # the model's folder"
+    packages = "sae-lens transformers"
     if model.name == TINY:
+        packages = f"olmoscope {packages}"
         name = 'str(importlib.resources.files("olmoscope") / "model" / "tiny")  # the model inside the package'
     load = f"model = AutoModelForCausalLM.from_pretrained(name{revision}, dtype=torch.{recipe.model.dtype})"
-    tokenizer, packages, imports = f"name{revision}", "sae-lens transformers", ""
+    tokenizer, imports = f"name{revision}", ""
     if model.base is not None:
         own, of_base = (f", revision={part!r}" if COMMIT.fullmatch(part) else ""
                         for part in str(model.revision).split("+"))
-        tokenizer, packages = f"{model.base!r}{of_base}", "sae-lens transformers peft"
+        tokenizer, packages = f"{model.base!r}{of_base}", f"{packages} peft"
         imports = "from peft import PeftModel\n"
         load = (f"# {model.name} is an adapter; if it has a tokenizer of its own, use that one.\n"
                 f"base = AutoModelForCausalLM.from_pretrained({model.base!r}{of_base}, "

@@ -105,8 +105,8 @@ class CandidateSearch:
         wider = min(max(2 * before, before + 8), self.sae.d_sae - self._k)
         self.margin_1.fill_(wider if wider <= MOST_MARGIN else EXACT)
         self.counts[2:].zero_()
-        return (f"warning: at step {steps} the 8-bit candidates (k + {before}) contained "
-                f"{1 - missed / checked:.4%} of the top k; from here on, "
+        return (f"warning: at step {steps} the 8-bit candidates (k + {before}) missed "
+                f"{missed:,} of {checked:,} latents of the top k; from here on, "
                 + ("the exact product is used (leave out train.candidates)" if self.margin == EXACT
                    else f"k + {wider} candidates are used"))
 
