@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from lever_updates import aligned, apart, dense_gradients, limited, momentum_update, per_row
+from lever_updates import aligned, dense_gradients, limited, momentum_update, per_row
 from olmoscope.kernels.interface import AdamStep, SortedPairs
 from olmoscope.recipe.schema import CoderConfig, Recipe
 from olmoscope.sae.topk import TopK
@@ -51,9 +51,6 @@ class Levers:
     row_rates: float = 0.0
     """A latent's learning rate is multiplied by (mean firing rate / its firing rate) to this power, limited to the
     range 1/2 to 2."""
-    orthogonal: float = 0.0
-    """OrtSAE (arXiv:2509.22033): each decoder row moves away from the most similar one in a random chunk, by this
-    factor times the rate."""
     aligned: bool = False
     """Each encoder row has an inner product of 1 with its decoder row (arXiv:2605.18629)."""
     frequency: float = 0.0
@@ -177,8 +174,6 @@ class LeverStep(Step):
             found = per_row(sae, factor_F, update)
         else:
             found = update()
-        if levers.orthogonal:
-            apart(sae.W_dec, adam.lr * self.adam.decoder_rate * levers.orthogonal, self.rng)
         if levers.rare_decay:
             rare_F = self.rate_F < self.rate_F.mean() / 4
             sae.W_enc.mul_(1 - adam.lr * levers.rare_decay * rare_F[:, None])

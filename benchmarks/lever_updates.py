@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from lever_step import LeverStep
 
 MOMENTUM = {"signum": 0.9, "muon": 0.95}
-CHUNK = 1024
-"""Decoder rows that are compared with each other; OrtSAE, with wider dictionaries, takes 8192."""
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the odd polynomial that Muon iterates (Jordan et al. 2024), 5 times."""
 
@@ -74,19 +72,6 @@ def per_row(sae: TopK, factor_F: Tensor, update: Callable[[], tuple[Tensor, Tens
         W_FD.copy_(old_FD + factor_F[:, None] * (W_FD - old_FD))
     sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
     return found
-
-
-def apart(W_dec_FD: Tensor, rate: float, rng: torch.Generator) -> None:
-    """A descent step on the squared cosine of each decoder row with the most similar one of its random chunk
-    (arXiv:2509.22033); where the cosine is 1, its length is that of an Adam step (the rate for each entry)."""
-    size = rate * W_dec_FD.shape[1] ** 0.5
-    for places_C in torch.split(torch.randperm(len(W_dec_FD), generator=rng), CHUNK):
-        W_CD = W_dec_FD[places_C]
-        cosine_CC = (W_CD @ W_CD.T).fill_diagonal_(0)
-        nearest_C = cosine_CC.abs().argmax(dim=1)
-        cosine_C1 = cosine_CC.gather(1, nearest_C[:, None])
-        W_CD = W_CD - size * cosine_C1 * (W_CD[nearest_C] - cosine_C1 * W_CD)
-        W_dec_FD[places_C] = W_CD / W_CD.norm(dim=1, keepdim=True)
 
 
 def aligned(W_enc_FD: Tensor, W_dec_FD: Tensor) -> None:

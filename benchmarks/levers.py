@@ -52,8 +52,6 @@ LEVERS = {
     "Muon, rate 0.3": Levers(optimiser="muon", rate=0.3),
     "moments restart": Levers(restarts=(0.2, 0.5)),
     "rates by firing": Levers(row_rates=0.25),
-    "orthogonal 0.02": Levers(orthogonal=0.02),
-    "orthogonal 0.2": Levers(orthogonal=0.2),
     "aligned": Levers(aligned=True),
     "frequency": Levers(frequency=1.0),
     "rare rows decay": Levers(rare_decay=10.0),

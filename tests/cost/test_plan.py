@@ -301,3 +301,16 @@ def test_few_tokens_per_latent_are_said(tmp_path, capsys):
     assert said(train__epochs=3) is None
     assert said(tokens__count=149_999)[1] == "293"
     assert said(tokens__count=153_600) is None
+
+
+def test_settings_of_training_are_said(tmp_path, capsys):
+    def said(**train):
+        show_plan(plan(recipe(tmp_path, saes=[{"layer": 1, "d_sae": 512, "k": 8, "weights": "untied", "train": train}]),
+                       tmp_path))
+        return capsys.readouterr().out
+
+    plain, sentences = said(), {"Adam works along the principal axes of the rows.": {"axes": "principal"},
+                                "Similar decoder rows are moved apart.": {"orthogonal": 0.8},
+                                "The decoder's learning rate is 2 times the encoder's.": {"decoder_rate": 2.0}}
+    for sentence, train in sentences.items():
+        assert sentence not in plain and sentence in said(**train)

@@ -14,6 +14,7 @@ from olmoscope.train.derived import settled
 from olmoscope.train.group import FIT_SHARE, how_many
 from olmoscope.train.initialize import initialize, initialize_shard
 from olmoscope.train.memory import training_memory
+from olmoscope.train.orthogonal import EVERY
 from olmoscope.train.sharded_step import ShardedStep
 from olmoscope.train.shards import Shard
 from olmoscope.train.step import Step
@@ -24,7 +25,7 @@ KINDS = {
     "bfloat16 moments": ({}, {"moments": "bfloat16"}), "no auxiliary": ({"weights": "untied"}, {"auxiliary": None}),
     "candidates": ({}, {"candidates": {"margin": 24}}), "batchtopk": ({"activation": "batchtopk"}, {}),
     "jumprelu": ({"activation": "jumprelu"}, {}), "matryoshka": ({"matryoshka": [0.1, 0.5]}, {}),
-    "groupmax": ({"activation": "groupmax"}, {})}
+    "groupmax": ({"activation": "groupmax"}, {}), "orthogonal": ({"weights": "untied"}, {"orthogonal": 0.8})}
 
 
 def job(kind, d_sae, batch):
@@ -40,8 +41,9 @@ def taken(job, kernels, device):
     with Allocations() as held:
         fresh = initialize(D_MODEL, sae.d_sae, sae.k, sae.normalize, torch.zeros(D_MODEL, device=device), 0,
                            tied=sae.weights == "tied")
-        step = Step(fresh, Adam.of(train), train.auxiliary, kernels, train.candidates, sae.activation, sae.matryoshka)
-        step.count = 1  # tensors without content cannot give what the first step decides
+        step = Step(fresh, Adam.of(train), train.auxiliary, kernels, train.candidates, sae.activation, sae.matryoshka,
+                    train.orthogonal)
+        step.count = EVERY - 2  # tensors without content cannot give what the first step decides
         if step.auxiliary is not None:  # the worst case: all are dead
             step.auxiliary.dead_F[:] = True
             step.auxiliary.dead_M = torch.arange(sae.d_sae, device=device)
@@ -51,7 +53,7 @@ def taken(job, kernels, device):
     return held.now, seen.peak
 
 
-@pytest.mark.parametrize("kind", ["plain", "layer norm", "untied", "bfloat16 moments", "matryoshka"])
+@pytest.mark.parametrize("kind", ["plain", "layer norm", "untied", "bfloat16 moments", "matryoshka", "orthogonal"])
 @pytest.mark.parametrize(("d_sae", "batch"), [(8000, 64), (512, 2048)])
 def test_a_step_in_shards_takes_what_is_said(d_sae, batch, kind):
     """All shards in one process; two ranks with half of them each would hold half."""
@@ -64,8 +66,8 @@ def test_a_step_in_shards_takes_what_is_said(d_sae, batch, kind):
         shared = initialize(D_MODEL, 0, sae.k, sae.normalize, b_pre_D, 0, tied=sae.weights == "tied")
         shards = [Shard(number, 4, initialize_shard(d_sae // 4, number, shared, 0, ""), adam, d_sae)
                   for number in range(4)]
-        step = ShardedStep(shards, adam, train.auxiliary, matryoshka=sae.matryoshka)
-        step.count = 1
+        step = ShardedStep(shards, adam, train.auxiliary, matryoshka=sae.matryoshka, orthogonal=train.orthogonal)
+        step.count = EVERY - 2
         for shard in shards:
             shard.dead_F[:] = True
             shard.list_dead()

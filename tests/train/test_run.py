@@ -111,7 +111,8 @@ def start(folder, run, pause):
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "variant"), [
     (signal.SIGKILL, {}), (signal.SIGINT, {}), (signal.SIGTERM, {"activation": "jumprelu", "matryoshka": [0.25]}),
-    (signal.SIGKILL, {"train": {"finish": {"share": 0.5}}}), (signal.SIGTERM, {"train": {"finish": {"share": 0.5}}})])
+    (signal.SIGKILL, {"train": {"finish": {"share": 0.5}}}),
+    (signal.SIGTERM, {"weights": "untied", "train": {"finish": {"share": 0.5}, "orthogonal": 0.8}})])
 def test_killed_and_resumed_equals_never_killed(job, tmp_path, number, variant):
     recipe_, _, folder = job
     recipe_ = recipe_.model_copy(update={

@@ -106,7 +106,7 @@ def test_it_is_read_as_any_run(job, whole):
 def test_so_are_other_kinds_stopped_alone_and_finished_by_two(rank_pool, job, tmp_path):
     _, store = job
     saes = [{"layer": 1, "k": 9, "activation": "batchtopk", "matryoshka": [0.1, 0.6]},
-            {"layer": 1, "k": 7, "activation": "jumprelu", "weights": "untied"},
+            {"layer": 1, "k": 7, "activation": "jumprelu", "weights": "untied", "train": {"orthogonal": 0.8}},
             {"reads": 1, "writes": 7, "k": 8, "weights": "untied", "skip": True}, {"reads": [1, 7], "k": 8}]
     kinds = recipe(tmp_path, saes=[{"d_sae": 131} | sae for sae in saes])
     job = job[0].model_copy(update={"saes": kinds.saes, "train": job[0].train.model_copy(update={"epochs": 1})})

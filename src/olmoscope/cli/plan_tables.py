@@ -134,6 +134,8 @@ def _training(saes: Sequence[SAEPlan]) -> list[str]:
         lines.append(f"A latent is revived if it has not fired in {each(windows)} tokens.")
     if any(sae.train.sinks == "auto" and can_have_sinks(sae.sae) for sae in saes):
         lines.append("Attention sinks get latents of their own, if a site has sinks.")
+    if any(train.orthogonal for train in trains):
+        lines.append("Similar decoder rows are moved apart.")
     if finishes := [train.finish.share for train in trains if train.finish]:
         shares = each(100 * share for share in finishes)
         lines.append(f"In the last {shares}% of the steps, training also minimises the language model's own loss.")

@@ -150,7 +150,7 @@ def _time_training(recipe: Recipe, sae: CoderConfig, rows_RD: Tensor, device: to
     step = Step(initialize(x_BD.shape[1], sae.d_sae, sae.k, sae.normalize, mean_D, train.seed,
                            sae.default_id, tied=sae.weights == "tied"),
                 Adam.of(train), train.auxiliary, candidates=train.candidates, activation=sae.activation,
-                matryoshka=sae.matryoshka)
+                matryoshka=sae.matryoshka, orthogonal=train.orthogonal)
     seconds, timed = 0.0, 0
     prepare_kernels(device, candidates=train.candidates is not None)
     with bar(f"measuring {sae.id}", most + 1, "steps") as advance:

@@ -88,6 +88,9 @@ class Recipe(StoreRecipe):
             if train.axes == "principal" and (len(sae.sites) > 1 or sae.normalize != "none"):
                 raise ValueError(f"saes.{number}: train.axes: principal is for SAEs of one site that do not normalise "
                                  "rows; set train: {axes: channels} for this one")
+            if train.orthogonal and sae.weights == "tied":
+                raise ValueError(f"saes.{number}: train.orthogonal is for decoders that are not tied to the encoder; "
+                                 "set weights: untied or train: {orthogonal: 0} for this one")
             if sae.activation == "groupmax" and train.candidates:
                 raise ValueError(f"saes.{number}.activation: groupmax needs all pre-activations; leave out one of "
                                  "activation: groupmax and train.candidates")
@@ -142,6 +145,8 @@ class Recipe(StoreRecipe):
             del tree["finish"]
         if train.axes == "channels":
             del tree["axes"]
+        if train.orthogonal == 0:
+            del tree["orthogonal"]
         if train.shards == 1:
             del tree["shards"]
         return {"sae": sae.identity(), "train": tree}

@@ -9,7 +9,8 @@ model that reads them is not counted), K = places of a row's codes.
             candidates F d for the encoder in 8 bits
     step    6 arrays [B, d] in float32, 40 B K for codes (four times as many if their number varies), and the kernels'
             own workspace; with an auxiliary loss 6 more arrays, its codes, and 4 F d (the encoder's rows of dead
-            latents, if all are dead); with Matryoshka prefixes 3 more arrays and codes for each prefix
+            latents, if all are dead); with Matryoshka prefixes 3 more arrays and codes for each prefix; with
+            `train.orthogonal`, once the rest is released, a chunk of C decoder rows: 5 arrays [C, d], 2 [C, C], 16 F
 
 If several ranks train one SAE in shards, `held` is divided among them. Each rank has the whole arrays [B, d], and 3
 more for the parts of a reconstruction that are sent and received (and 2 more for each Matryoshka prefix). Workspace and
@@ -26,6 +27,7 @@ from olmoscope.recipe.schema import CoderConfig, Recipe
 from olmoscope.site import Site
 from olmoscope.train.activation_rules import CAP
 from olmoscope.train.derived import settled
+from olmoscope.train.orthogonal import chunk_rows
 
 
 @dataclass(frozen=True)
@@ -72,10 +74,15 @@ def training_memory(recipe: Recipe, sae: CoderConfig, width: Callable[[Site], in
         arrays += 6
         places += train.auxiliary.k
         gathered = 4 * matrix
+    chunks = 0
+    if train.orthogonal:
+        latents = -(-sae.d_sae // train.shards)
+        chunk = min(chunk_rows(batch), latents)
+        chunks = 4 * (5 * chunk * d_out + 2 * chunk**2) + 16 * latents
     if train.shards > 1:
         arrays += 3 + 2 * len(sae.matryoshka)
     workspace = kernels.workspace_bytes(batch, widest, -(-sae.d_sae // train.shards), places,
                                         train.candidates.margin if train.candidates else None)
     codes = 40 * batch * places * train.shards // ranks
-    step = arrays * 4 * batch * widest + codes + gathered // train.shards + workspace
+    step = arrays * 4 * batch * widest + codes + max(gathered // train.shards + workspace, chunks)
     return TrainingMemory(state // ranks, held // ranks, step)

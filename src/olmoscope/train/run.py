@@ -274,7 +274,8 @@ class Run:
         latents = spec.d_sae - (0 if self.ends.sinks is None else self.ends.sinks.count)
         if settings.shards == 1:
             return Step(self._fresh(device, replaced, latents), adam, settings.auxiliary,
-                        candidates=settings.candidates, activation=spec.activation, matryoshka=spec.matryoshka)
+                        candidates=settings.candidates, activation=spec.activation, matryoshka=spec.matryoshka,
+                        orthogonal=settings.orthogonal)
         if latents < settings.shards:
             raise UserError(f"{spec.id}: {latents} latents are left beside those for attention sinks, fewer than "
                             f"train.shards ({settings.shards}); lower train.shards or raise saes.d_sae")
@@ -284,7 +285,7 @@ class Run:
                 for number in own_shards(settings.shards, self.ranks)}
         shards = [Shard(number, settings.shards, sae, adam, latents, spec.activation, candidates=settings.candidates)
                   for number, sae in saes.items()]
-        return ShardedStep(shards, adam, settings.auxiliary, self.ranks, spec.matryoshka)
+        return ShardedStep(shards, adam, settings.auxiliary, self.ranks, spec.matryoshka, settings.orthogonal)
 
     def _mean(self, site: Site, replaced: bool) -> Tensor:
         """The mean of a site's rows, as the coder sees them, `[D]`; see `_fresh_step`."""

@@ -30,6 +30,7 @@ from olmoscope.train.adam import Adam, plain_moments, update_parameter
 from olmoscope.train.auxiliary import REFRESH_STEPS
 from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.gradients import Gradients, Pull, sorted_together
+from olmoscope.train.orthogonal import move_apart
 from olmoscope.train.sharded_auxiliary import ShardedAuxiliary
 from olmoscope.train.sharded_candidates import ShardedCandidates
 from olmoscope.train.sharded_loss import ShardedLoss, ShardedResidual
@@ -46,11 +47,13 @@ class ShardedStep:
         auxiliary: settings of the auxiliary loss; None for no such loss.
         ranks: the ranks that train this SAE.
         matryoshka: shares of the latents that are SAEs of their own (nested.py).
+        orthogonal: how strongly similar decoder rows of a shard are moved apart (orthogonal.py); 0: not at all.
     """
 
     def __init__(self, shards: Sequence[Shard], adam: Adam, auxiliary: SettledAuxiliary | None = None,
-                 ranks: Ranks | None = None, matryoshka: Sequence[float] = ()) -> None:
+                 ranks: Ranks | None = None, matryoshka: Sequence[float] = (), orthogonal: float = 0.0) -> None:
         self.shards, self.adam, self.ranks = shards, adam, ranks or Ranks.alone()
+        self.orthogonal = orthogonal
         first = shards[0].sae
         self.activation, self.latents, self.kernels = shards[0].activation, shards[0].latents, shards[0].kernels
         self.rule = SHARDED_RULES[self.activation](shards, self.ranks)
@@ -97,9 +100,12 @@ class ShardedStep:
                                                               strict=True):
             losses = [*losses, *([more] if more else [])]
             shard.count(values_BK, indices_BK, self.tokens)
+            own = replace(adam, shard=shard.number)
             db_latent_F, b_pull_D = update_matrices(
                 self.kernels, shard.sae, shard.moments, *sorted_together(self.kernels, losses, shard.sae.d_sae),
-                replace(adam, shard=shard.number), self.adam.decoder_rate)
+                own, self.adam.decoder_rate)
+            if self.orthogonal:
+                move_apart(shard.sae.W_dec, self.orthogonal * self.adam.decoder_rate, own, len(x_BD))
             update_parameter(shard.sae.b_latent, db_latent_F, shard.moments["b_latent"], biases)
             pulls.append(b_pull_D)
         b_pull_D = tree_sum(self.ranks.gather(tree_sum(pulls)).unbind())

@@ -41,6 +41,7 @@ from olmoscope.train.candidates import CandidateSearch
 from olmoscope.train.derived import SettledAuxiliary
 from olmoscope.train.gradients import Gradients, Pull, sorted_together
 from olmoscope.train.nested import NestedLoss
+from olmoscope.train.orthogonal import move_apart
 
 
 class Sums(NamedTuple):
@@ -65,13 +66,15 @@ class Step:
         candidates: settings of the search by candidates; None if the encoder's product is exact.
         activation: the rule that says which latents are active (activation_rules.py).
         matryoshka: shares of the latents that are SAEs of their own (nested.py).
+        orthogonal: how strongly similar decoder rows are moved apart (orthogonal.py); 0: not at all.
     """
 
     def __init__(self, sae: TopK, adam: Adam, auxiliary: SettledAuxiliary | None = None, kernels: Kernels | None = None,
                  candidates: Candidates | None = None, activation: Activation = "topk",
-                 matryoshka: Sequence[float] = ()) -> None:
+                 matryoshka: Sequence[float] = (), orthogonal: float = 0.0) -> None:
         self.sae = sae
         self.adam = adam
+        self.orthogonal = orthogonal
         self.kernels = kernels or kernels_for(sae.W_dec.device)
         self.activation = activation
         self.rule = RULES[activation](sae, self.kernels, self._encode_topk)
@@ -121,6 +124,8 @@ class Step:
         self._count(residual.whole, values_BK, indices_BK)
         db_latent_F, b_pull_D = update_matrices(
             kernels, sae, moments, *sorted_together(kernels, losses, sae.d_sae), adam, self.adam.decoder_rate)
+        if self.orthogonal:
+            move_apart(sae.W_dec, self.orthogonal * self.adam.decoder_rate, adam, len(x_BD))
         biases = self.adam.at(self.count, lr * float(self.unit))
         update_parameter(sae.b_latent, db_latent_F, moments["b_latent"], biases)
         e_D = losses[0].e_BD.sum(dim=0)
