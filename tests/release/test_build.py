@@ -13,7 +13,7 @@ import yaml
 from olmoscope.errors import UserError
 from olmoscope.pipeline import release_saes, report_saes
 from olmoscope.recipe.load import load_recipe
-from olmoscope.recipe.schema import Recipe
+from olmoscope.recipe.schema import Finish, Recipe
 from olmoscope.release import card
 from olmoscope.release.build import build_release
 from olmoscope.release.card import code, escape
@@ -217,6 +217,18 @@ def test_card(built):
         compile(block, f"block {number} of the card", "exec")
     assert f"`hidden_states[{8}]`" in body and body.count("```") == 6
     assert f"olmoscope index your-name/olmoscope-tiny-saes:{RAW} --text FILE --out features\n" in body
+
+
+def test_the_card_says_what_else_training_did(built):
+    run, other = (read_run(built / "runs" / name) for name in (RAW, LAYER_NORM))
+    train = run.recipe.train.model_copy(update={"finish": Finish(share=0.075), "axes": "principal", "orthogonal": 0.8})
+    changed = replace(run, recipe=run.recipe.model_copy(update={"train": train}))
+    sentences = ("In the last 7.5% of the steps, the loss also had the change in the language model's predictions when "
+                 "it gets reconstructions", "Adam worked along the principal axes of the activations",
+                 "Similar rows of the decoder were moved apart")
+    plain, alone, both = (" ".join(card.model_card(runs).split()) for runs in ([run], [changed], [changed, other]))
+    for sentence in sentences:
+        assert sentence not in plain and f"{sentence}." in alone and f"{sentence} (1 of 2 SAEs)." in both
 
 
 @pytest.mark.parametrize("widths, tokens, inside", [

@@ -239,7 +239,7 @@ def _how_made(runs: Sequence[FinishedRun]) -> str:
 - **Training**: the loss is NMSE {_auxiliary(trains)}.
   The optimiser is Adam (betas {betas}). Its learning rate is {_rates(runs)};
   it {rate}. Batches have {batches} rows, {orders}.
-  Training took {steps} steps ({epochs}). The rows of `W` are kept at unit norm.
+  Training took {steps} steps ({epochs}). The decoder's rows are kept at unit norm.{_further(trains)}
 - **Recipe**: {code(recipe.name)}, form {code(recipe.form)}, seed {recipe.seed}{own_seed}. `manifest.json` has it in
   full. The folder of each SAE has the log of its training."""
 
@@ -291,6 +291,22 @@ def _auxiliary(trains: Sequence[Settled]) -> str:
     most = _numbers({each.k for each in settings})
     return (f"plus an auxiliary loss (weight {settings[0].weight:g}) on up to {most} latents per row that did not fire "
             f"in {windows} tokens")
+
+
+def _further(trains: Sequence[Settled]) -> str:
+    """What else training did: a sentence for each setting that an SAE has and the default has not."""
+    finish = " or ".join(f"{share:.3g}%" for share in sorted({100 * one.finish.share for one in trains if one.finish}))
+    sentences: tuple[tuple[str, Callable[[Settled], bool]], ...] = (
+        (f"In the last {finish} of the steps, the loss also had the change in the language model's predictions when "
+         "it gets reconstructions", lambda train: train.finish is not None),
+        ("Adam worked along the principal axes of the activations", lambda train: train.axes == "principal"),
+        ("Similar rows of the decoder were moved apart", lambda train: train.orthogonal > 0))
+    lines = []
+    for sentence, holds in sentences:
+        if count := sum(map(holds, trains)):
+            which = "" if count == len(trains) else f" ({count} of {_count(len(trains), 'SAE')})"
+            lines.append(f"\n  {sentence}{which}.")
+    return "".join(lines)
 
 
 def _limits(runs: Sequence[FinishedRun]) -> str:
