@@ -30,7 +30,8 @@ def move_apart(W_dec_FD: Tensor, strength: float, adam: AdamStep, batch: int) ->
         strength: how far, as a multiple of the length of a step of Adam in which every entry moves by the whole rate; a
             row goes that far, times its cosine with the other.
         adam: this step of Adam.
-        batch: rows of a batch. Chunks have as many rows, so that the cost stays an eighth of the encoder's product.
+        batch: rows of a batch. Chunks have as many rows, if that is more than `SMALLEST_CHUNK`; per step they then cost
+            an eighth of the encoder's product.
     """
     if adam.count % EVERY:
         return
