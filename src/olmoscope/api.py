@@ -210,8 +210,8 @@ def evaluation_job(saes: list[str], *, only: Sequence[str] = (), text: str | Pat
     """
     here = is_output_folder(saes)
     if (only or stability) and not here and len(saes) == 1 and text is model is out is None:
-        raise UserError(f"{saes[0]} is not an output folder, which {spelled('only' if only else 'stability')} needs: "
-                        "give the folder that `olmoscope train` wrote, with a recipe.yaml in it")
+        raise UserError(f"{saes[0]} is not an output folder, and {spelled('only' if only else 'stability')} is for "
+                        "one: give the folder that `olmoscope train` wrote, with a recipe.yaml in it")
     if stability and (only or not here or not text is model is out is None):
         raise UserError(f"{spelled('stability')} compares all seeds of an output folder's settings; give one output "
                         f"folder, and no {spelled('only')}, {spelled('text')}, {spelled('model')} or {spelled('out')}")

@@ -172,7 +172,8 @@ def test_stages_out_of_order_and_damage(run, fails, job, tmp_path):
     assert "no --only, --text, --model or --out" in fails("evaluate", out, "--stability", "--text", out)
     assert "--only is for the SAEs of one output folder" in fails("evaluate", out, "--only", "a", "--text", out)
     for option in (("--only", "a"), ("--stability",)):
-        assert f"nowhere is not an output folder, which {option[0]} needs" in fails("evaluate", "nowhere", *option)
+        message = fails("evaluate", "nowhere", *option)
+        assert f"nowhere is not an output folder, and {option[0]} is for one: give" in message
     assert "--tokens is for --text" in fails("index", out, "--tokens", 5)
     assert "not" in fails("release", out)
     assert "--site is for one SAE: give --folder as well" in fails("export", out, "--site", 3)

@@ -226,7 +226,7 @@ def test_seeds_are_compared_once(page, out, job, tmp_path):
 def test_what_cannot_be_compared_is_said(out, job, tmp_path):
     refused = olmoscope("evaluate", out, "--stability", "--only", job.saes[0].id)
     assert refused.returncode == 1 and "give one output folder" in refused.stderr and "Traceback" not in refused.stderr
-    with pytest.raises(UserError, match="give one output folder"):
+    with pytest.raises(UserError, match="is not an output folder, and stability is for one"):
         api.evaluate(run_folder(out, job.saes[0]), stability=True)
     path = run_folder(tmp_path, job.saes[0]) / "evaluation.json"
     path.parent.mkdir(parents=True)
