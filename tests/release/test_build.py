@@ -223,8 +223,8 @@ def test_the_card_says_what_else_training_did(built):
     run, other = (read_run(built / "runs" / name) for name in (RAW, LAYER_NORM))
     train = run.recipe.train.model_copy(update={"finish": Finish(share=0.075), "axes": "principal", "orthogonal": 0.8})
     changed = replace(run, recipe=run.recipe.model_copy(update={"train": train}))
-    sentences = ("In the last 7.5% of the steps, the loss also had the change in the language model's predictions when "
-                 "it gets reconstructions", "Adam worked along the principal axes of the activations",
+    sentences = ("In the last 7.5% of the steps, the loss also included the change in the language model's predictions "
+                 "when it gets reconstructions", "Adam worked along the principal axes of the activations",
                  "Similar rows of the decoder were moved apart")
     plain, alone, both = (" ".join(card.model_card(runs).split()) for runs in ([run], [changed], [changed, other]))
     for sentence in sentences:

@@ -297,8 +297,8 @@ def _further(trains: Sequence[Settled]) -> str:
     """What else training did: a sentence for each setting that an SAE has and the default has not."""
     finish = " or ".join(f"{share:.3g}%" for share in sorted({100 * one.finish.share for one in trains if one.finish}))
     sentences: tuple[tuple[str, Callable[[Settled], bool]], ...] = (
-        (f"In the last {finish} of the steps, the loss also had the change in the language model's predictions when "
-         "it gets reconstructions", lambda train: train.finish is not None),
+        (f"In the last {finish} of the steps, the loss also included the change in the language model's predictions "
+         "when it gets reconstructions", lambda train: train.finish is not None),
         ("Adam worked along the principal axes of the activations", lambda train: train.axes == "principal"),
         ("Similar rows of the decoder were moved apart", lambda train: train.orthogonal > 0))
     lines = []
