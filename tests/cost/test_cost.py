@@ -37,6 +37,15 @@ def test_only_layers_up_to_the_deepest_count():
     assert cut.windows == whole.windows[:8]
 
 
+@pytest.mark.parametrize("window", [100, None])
+def test_a_window_without_kinds_of_layers_holds_for_all(window):
+    config = transformers.MixtralConfig(vocab_size=64, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+                                        num_attention_heads=2, num_key_value_heads=2, num_local_experts=2,
+                                        sliding_window=window)
+    assert not hasattr(config, "layer_types")
+    assert model_cost(config, 1).windows == (window, window)
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_matrices_equal_the_counter(architecture):
     """torch counts every matrix product of a real forward pass; attention's own are left out by the fused kernel."""

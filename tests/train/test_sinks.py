@@ -119,6 +119,14 @@ def test_it_says_so(job, out):
     assert "1 latent is for attention sinks, rows of over 10 times the median norm along one direction" in said
 
 
+def test_it_says_once_what_is_the_same_for_several(job, store, tmp_path, capsys):
+    spec = job.saes[0]
+    list(train_from_store(job, [spec, spec.model_copy(update={"name": "twin"})], store, tmp_path))
+    told = " ".join(capsys.readouterr().err.split())
+    assert told.count("is for attention sinks") == 1
+    assert "each of these 2: 1 latent is for attention sinks" in told
+
+
 def test_going_on_from_a_checkpoint_is_the_same(job, store, out, tmp_path):
     spec = job.saes[0]
     kept = job.model_copy(update={"train": job.train.model_copy(update={"checkpoint_every": 20, "checkpoints": "all"})})

@@ -110,8 +110,9 @@ def mean_keys(chunk_lengths: list[tuple[int, int]], window: int | None) -> float
 
 
 def _windows(text: Any, layers: nn.ModuleList) -> list[int | None]:
+    """The window of each layer. A model whose config has no `layer_types`, such as Mixtral, has it in all layers."""
     window = getattr(text, "sliding_window", None)
-    types = getattr(text, "layer_types", None) or ["full_attention"] * len(layers)
+    types = getattr(text, "layer_types", None) or ["sliding_attention"] * len(layers)
     return [window if kind == "sliding_attention" else None for kind in types[: len(layers)]]
 
 

@@ -211,6 +211,7 @@ def _train_group(runs: list[Run], rounds: Rounds, device: torch.device, ranks: R
     done = behind.step.count
     failures: list[UserError] = []
     console.print(f"training {', '.join(run.spec.id for run in runs)}", highlight=False)
+    _say_notices(runs)
     lines: dict[Run, dict[str, Any]] = {}
     stream = Stream(rounds, settings.batch, settings.epochs)
     stream.restore(behind.position)
@@ -244,6 +245,15 @@ def _train_group(runs: list[Run], rounds: Rounds, device: torch.device, ranks: R
         run.finish()
     if failures:
         raise failures[0]
+
+
+def _say_notices(runs: list[Run]) -> None:
+    """Print what to know about each run, and what is the same for several runs only once."""
+    for notice in dict.fromkeys(run.notice for run in runs if run.notice):
+        ids = [run.spec.id for run in runs if run.notice == notice]
+        who = f"each of these {len(ids)}" if len(ids) == len(runs) > 1 else ", ".join(ids)
+        console.print(f"{who}: {notice.text}", style="yellow" if notice.warning else None, markup=False,
+                      highlight=False, soft_wrap=True)
 
 
 def _note(lines: list[dict[str, Any]]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,7 +28,6 @@ from olmoscope.provenance import provenance
 from olmoscope.recipe.schema import CoderConfig, Recipe
 from olmoscope.sae.io.checkpoint import step_of
 from olmoscope.sae.io.checkpoint_file import remove_checkpoint
-from olmoscope.sae.sinks import Sinks
 from olmoscope.sae.topk import TopK
 from olmoscope.site import Site
 from olmoscope.train.adam import Adam
@@ -80,6 +79,13 @@ class _Counts:
     loss: float = 0.0
     l0: float = 0.0
     tokens: int = 0
+
+
+class Notice(NamedTuple):
+    """What a user should know about a run before its first step."""
+
+    text: str
+    warning: bool
 
 
 class Run:
@@ -136,22 +142,24 @@ class Run:
         self.log(f"resumed after step {self.step.count} of {self.steps}" if found else
                  f"training {spec.id}: {self.steps} steps of {self.settings.batch} rows, rate {self.lr:g}, on "
                  f"{device}; {rounds.kept}")
-        if self.ends.sinks is not None and not found:
-            self._say_sinks(self.ends.sinks)
-        elif self.settings.filter.max_norm is not None and rounds.kept.dropped_share and not found:
-            self._warn("train.filter.max_norm leaves out rows that the SAE will still get when it is spliced into the "
-                       "model; evaluation shows what that costs (ΔCE, and ΔCE with outliers kept)")
-        elif self.settings.sinks == "auto" and not found and has_outliers(rounds, spec):
-            self._warn(f"some rows have over {OUTLIER:g} times the median norm, but they do not lie along directions "
-                       "of their own, so they get no latents of their own; evaluation shows what they cost (ΔCE, and "
-                       "ΔCE with outliers kept)")
+        self.notice = None if found else self._notice()
+        if self.notice:
+            self.log(self.notice.text)
 
-    def _say_sinks(self, sinks: Sinks) -> None:
-        many = f"{sinks.count} latents are" if sinks.count > 1 else "1 latent is"
-        text = (f"{many} for attention sinks, rows of over {OUTLIER:g} times the median norm along one direction; they "
-                "are found before training and fixed (train.sinks)")
-        self.log(text)
-        console.print(f"{self.spec.id}: {text}", markup=False, highlight=False, soft_wrap=True)
+    def _notice(self) -> Notice | None:
+        """What to say about rows of outlier norm."""
+        if (sinks := self.ends.sinks) is not None:
+            many = f"{sinks.count} latents are" if sinks.count > 1 else "1 latent is"
+            return Notice(f"{many} for attention sinks, rows of over {OUTLIER:g} times the median norm along one "
+                          "direction; they are found before training and fixed (train.sinks)", warning=False)
+        if self.settings.filter.max_norm is not None and self.rounds.kept.dropped_share:
+            return Notice("train.filter.max_norm leaves out rows that the SAE will still get when it is spliced into "
+                          "the model; evaluation shows what that costs (ΔCE, and ΔCE with outliers kept)", warning=True)
+        if self.settings.sinks == "auto" and has_outliers(self.rounds, self.spec):
+            return Notice(f"some rows have over {OUTLIER:g} times the median norm, but they do not lie along "
+                          "directions of their own, so they get no latents of their own; evaluation shows what they "
+                          "cost (ΔCE, and ΔCE with outliers kept)", warning=True)
+        return None
 
     def train_on(self, batch: Mapping[Site, Tensor], position: dict[str, int]) -> dict[str, Any] | None:
         """Make one step, and write a line of metrics and a checkpoint if they are due.
