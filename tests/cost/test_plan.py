@@ -4,6 +4,7 @@ import json
 import os
 import re
 import sys
+from dataclasses import replace
 
 import pytest
 import transformers
@@ -287,6 +288,21 @@ def test_what_a_finish_costs_beside_is_said(tmp_path):
     assert not without.warnings
     with_sequences = plan(one, tmp_path).saes[0].memory  # as many rows again in a step
     assert sum(vars(with_sequences).values()) > sum(vars(without.saes[0].memory).values())
+
+
+def test_the_time_of_a_finish_is_measured(tmp_path, capsys):
+    job = recipe(tmp_path, train={"finish": {"share": 0.1}}, tokens__count=10_000)
+    rates = measure(job, batches=1, steps=1)
+    assert set(rates.finish_seconds) == {Site(1), Site(7)}
+    assert rates.finish_seconds[Site(1)] > rates.finish_seconds[Site(7)] > 0, "the gradient goes back further"
+    planned, without = plan(job, tmp_path, rates), plan(job, tmp_path, replace(rates, finish_seconds={}))
+    for sae, seconds in zip(planned.saes, rates.finish_seconds.values(), strict=True):
+        more = planned.train_hours(sae) - without.train_hours(sae)
+        assert more == pytest.approx(1000 * seconds / 3600)
+    assert "its memory is not in these figures" in planned.warnings[0]
+    show_plan(planned)
+    assert "In a finish at layers.1 the language model takes" in " ".join(capsys.readouterr().out.split())
+    assert measure(recipe(tmp_path), batches=1, steps=1).finish_seconds == {}
 
 
 def test_few_tokens_per_latent_are_said(tmp_path, capsys):

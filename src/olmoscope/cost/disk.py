@@ -1,6 +1,7 @@
-"""The read rate of a disk, measured in the way in which training reads a store: blocks in random order, several at a
-time."""
+"""A disk: how much of an output folder is on it already, and its read rate, measured in the way in which training reads
+a store: blocks in random order, several at a time."""
 
+import contextlib
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from olmoscope.activations.stream.rounds import READERS
+from olmoscope.files import files_below
 
 BLOCK = 2**21
 """Bytes of a block: 256 rows of width 4096 in bfloat16."""
@@ -39,3 +41,14 @@ def read_rate(folder: Path) -> float | None:
             read = list(readers.map(lambda block: len(os.pread(file.fileno(), BLOCK, block * BLOCK)), order))
         took = time.perf_counter() - began
     return sum(read) / took
+
+
+def present_bytes(out: Path) -> int:
+    """Bytes of an output folder's stores, runs and release; a file with two names counts once."""
+    files = {}
+    for part in ("store", "runs", "release"):
+        for path in files_below(out / part):
+            with contextlib.suppress(FileNotFoundError):  # a process at work may have renamed it since
+                status = path.stat()
+                files[status.st_dev, status.st_ino] = status.st_size
+    return sum(files.values())

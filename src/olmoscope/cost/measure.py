@@ -1,4 +1,5 @@
-"""The rates of this machine: a few batches of the recipe's model, a few training steps of its widest SAE, and its disk.
+"""The rates of this machine: a few batches of the recipe's model, a few training steps of its widest SAE, the language
+model's part in `train.finish` (cost/finish.py), and the disk (cost/disk.py).
 
 The batches are like those of collection: their lengths are drawn and grouped as for the store. Only their tokens are
 random, and the speed of a dense model does not depend on these. Training steps read the resulting rows.
@@ -15,6 +16,7 @@ from torch import Tensor
 from olmoscope.activations.store.gather import TORCH_DTYPES
 from olmoscope.activations.store.outliers import Outliers, outliers_among
 from olmoscope.cost.disk import read_rate
+from olmoscope.cost.finish import finish_seconds
 from olmoscope.kernels.prepare import prepare_kernels
 from olmoscope.model.capture import read_sites
 from olmoscope.model.load import LoadedModel, load_model, pick_device
@@ -57,13 +59,16 @@ class Rates:
     """The outliers of each site, among the rows that were read for the measurement."""
     disk: float | None = None
     """Bytes per second that the disk reads (cost/disk.py); None if unknown."""
+    finish_seconds: dict[Site, float] = field(default_factory=dict)
+    """Seconds per token of a finish at each site that a coder with `train.finish` writes (cost/finish.py)."""
 
 
 def measure(recipe: Recipe, batches: int = BATCHES, steps: int = STEPS, store: Path | None = None) -> Rates:
     """Time a recipe's two stages on its device, and the disk.
 
     Args:
-        batches, steps: the most batches and steps that are timed; one more of each runs first to warm up.
+        batches, steps: the most batches, and steps of training and of a finish, that are timed; one more of each runs
+            first to warm up.
         store: a folder on the disk that would hold the store; None to leave the disk unmeasured.
 
     Raises:
@@ -83,11 +88,13 @@ def measure(recipe: Recipe, batches: int = BATCHES, steps: int = STEPS, store: P
         seconds, apart = seconds + each, apart and model.probe.documents_apart
         rows |= {site.of(name): rows_RD[: settled(recipe, sae).batch] for site, rows_RD in found.items()}
         outliers |= {site.of(name): _outliers(rows_RD, position_R) for site, rows_RD in found.items()}
+        del model  # the next one needs its memory
     fewest = min(len(rows[site]) for site in sae.reads)
     x_RD = torch.cat([rows[site][:fewest] for site in sae.reads], dim=1)
     step_seconds, stepped = _time_training(recipe, sae, x_RD, device, steps)
     return Rates(str(device), 1 / seconds, timed, sae, step_seconds, stepped, apart, outliers,
-                 None if store is None else read_rate(store))
+                 None if store is None else read_rate(store),
+                 finish_seconds(recipe, _sequence_lengths(recipe), device, steps))
 
 
 def _outliers(rows_RD: Tensor, position_R: Tensor) -> Outliers:

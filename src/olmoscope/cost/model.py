@@ -21,6 +21,7 @@ from torch import nn
 from olmoscope.model.blueprint import blueprint
 from olmoscope.model.cut import cut_config
 from olmoscope.model.layers import find_layers
+from olmoscope.site import Site
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,15 @@ def mean_keys(chunk_lengths: list[tuple[int, int]], window: int | None) -> float
         keys += float((seen * (seen + 1) / 2 + (length - seen) * seen).mean())
         tokens += float(length.mean())
     return keys / tokens
+
+
+def site_width(site: Site, d_model: int, config: Any | None) -> int:
+    """The width of a site's rows: all heads of attention's `z`, else d_model."""
+    if site.part != "attn.z" or config is None:
+        return d_model
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    return int(heads * (getattr(text, "head_dim", None) or d_model // heads))
 
 
 def _windows(text: Any, layers: nn.ModuleList) -> list[int | None]:

@@ -11,7 +11,6 @@ to be allocated at the peak:
 On a CPU, everything is in RAM, so the device's memory is added to the RAM.
 """
 
-import contextlib
 import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -25,12 +24,13 @@ from olmoscope.activations.store.format import read_manifest
 from olmoscope.activations.store.identity import is_of
 from olmoscope.activations.store.place import find_elsewhere, is_elsewhere, store_places
 from olmoscope.activations.stream.rounds import ROUND_ROWS
+from olmoscope.cost.disk import present_bytes
 from olmoscope.cost.measure import Rates
-from olmoscope.cost.model import ModelCost, model_cost
+from olmoscope.cost.model import ModelCost, model_cost, site_width
 from olmoscope.cost.ranks import BatchTraffic, StepTraffic, batch_traffic, first_of_ranks, step_traffic
 from olmoscope.distributed.sums import team_size
 from olmoscope.errors import UserError
-from olmoscope.files import files_below, nearest_folder
+from olmoscope.files import nearest_folder
 from olmoscope.kernels.dispatch import kernels_for
 from olmoscope.model.config import check_config, config_at_hand
 from olmoscope.model.dtype import ComputeDtype, fast_dtype
@@ -94,6 +94,12 @@ class SAEPlan:
     """Bytes of a batch in the store."""
     tokens_per_latent: float
     """Training tokens of one pass over the text, per latent."""
+
+    @property
+    def finish_tokens(self) -> float:
+        """About how many tokens the language model reads in the steps of `train.finish`; 0 without."""
+        share = self.train.finish.share if self.train.finish else 0.0
+        return share * self.train.epochs * self.tokens_per_latent * self.sae.d_sae
 
     @property
     def more_passes_help(self) -> bool:
@@ -169,10 +175,17 @@ class Plan:
         share = sae.sae.d_sae * sae.train.batch / (self.rates.sae.d_sae * settled(self.recipe, self.rates.sae).batch)
         return self.rates.step_seconds * share / self._devices_of(sae)
 
+    def finish_hours(self, sae: SAEPlan) -> float | None:
+        """Hours that the language model takes in the steps of `train.finish`; None if nothing was measured."""
+        if self.rates is None:
+            return None
+        seconds = self.rates.finish_seconds.get((sae.sae.writes or sae.sae.reads)[0], 0.0)
+        return seconds * sae.finish_tokens / self._devices_of(sae) / 3600
+
     def train_hours(self, sae: SAEPlan) -> float | None:
-        """Hours of training, from `step_seconds`; None if nothing was measured."""
-        seconds = self.step_seconds(sae)
-        return None if seconds is None else seconds * sae.steps / 3600
+        """Hours of training, from `step_seconds` and with a finish; None if nothing was measured."""
+        seconds, finish = self.step_seconds(sae), self.finish_hours(sae)
+        return None if seconds is None or finish is None else seconds * sae.steps / 3600 + finish
 
     def hours(self) -> float | None:
         """Hours of collection by one process, and of training all SAEs, as many at a time as there are teams; None if
@@ -232,7 +245,7 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1, 
     tokens = recipe.tokens.count + recipe.tokens.held_out
     lengths = recipe.tokens.chunk_lengths
     mean_length = sum(low + high for low, high in lengths) / 2 / len(lengths)
-    widths = {site: _width(site, read[site.model].d_model, read[site.model].config)
+    widths = {site: site_width(site, read[site.model].d_model, read[site.model].config)
               for site in recipe.activations.sites}
     row_bytes = {site: recipe.activations.row_bytes(width) for site, width in widths.items()}
     store_bytes = tokens * (sum(row_bytes.values()) + NORM_BYTES * len(row_bytes) + TOKEN_BYTES + ROW_BYTES)
@@ -250,9 +263,9 @@ def plan(recipe: Recipe, out: Path, rates: Rates | None = None, ranks: int = 1, 
             row_bytes[site] for site in row_bytes if site.model == name), gpu) for name, each in costs.items()),
             key=lambda memory: memory.ram + memory.gpu) if all_known else None,
         saes=saes, disk_bytes=(0 if elsewhere or is_elsewhere(out) else store_bytes) + states + exports,
-        present_bytes=_present(out),
+        present_bytes=present_bytes(out),
         free_bytes=shutil.disk_usage(nearest_folder(out)).free, rates=rates, ranks=ranks, nodes=nodes,
-        warnings=[one.warning for one in read.values() if one.warning is not None] + _finish(recipe),
+        warnings=[one.warning for one in read.values() if one.warning is not None] + _finish(saes, rates),
         verdict=_verdict(recipe, stores.values(), rates))
 
 
@@ -286,12 +299,12 @@ def _model_read(recipe: Recipe) -> _ModelRead:
                       check_context(config, max(high for _, high in recipe.tokens.chunk_lengths), model.name))
 
 
-def _finish(recipe: Recipe) -> list[str]:
-    """A warning that the plan leaves out the cost of `train.finish`; none if no SAE has it."""
-    tokens = sum(recipe.tokens.count * train.epochs * train.finish.share for train in map(recipe.train_of, recipe.saes)
-                 if train.finish)
+def _finish(saes: list[SAEPlan], rates: Rates | None) -> list[str]:
+    """A warning that the plan leaves out some of the cost of `train.finish`; none if no SAE has it."""
+    tokens = sum(sae.finish_tokens for sae in saes)
+    left_out = "neither its memory nor its time is" if rates is None else "its memory is not"
     return [f"train.finish: the whole language model reads {tokens:,.0f} tokens more while it trains, forward and "
-            "backward; neither its memory nor its time is in these figures."] if tokens else []
+            f"backward; {left_out} in these figures."] if tokens else []
 
 
 def _verdict(recipe: Recipe, stores: Iterable[Path], rates: Rates | None) -> str:
@@ -316,15 +329,6 @@ def _verdict(recipe: Recipe, stores: Iterable[Path], rates: Rates | None) -> str
     return f"The model was tried {when}: it is causal, its rows can be collected, and " + (
         "it keeps documents apart where tokens.documents asks for that." if apart else
         "tokens.documents: apart does not work with it.")
-
-
-def _width(site: Site, d_model: int, config: Any | None) -> int:
-    """D of a site: all heads of attention's `z`, else d_model."""
-    if site.part != "attn.z" or config is None:
-        return d_model
-    text = config.get_text_config()
-    heads = text.num_attention_heads
-    return int(heads * (getattr(text, "head_dim", None) or d_model // heads))
 
 
 def refuse_full_disk(plan: Plan, out: Path) -> None:
@@ -387,14 +391,3 @@ def _collect_memory(recipe: Recipe, compute_dtype: ComputeDtype, cost: ModelCost
     segment = min(recipe.tokens.segment_rows, recipe.tokens.count) * row_bytes
     ram = PROCESS_BYTES + SEGMENTS_HELD * segment
     return Memory(ram, device + segment) if gpu else Memory(ram + device, 0)
-
-
-def _present(out: Path) -> int:
-    """Bytes of an output folder's stores, runs and release; a file with two names counts once."""
-    files = {}
-    for part in ("store", "runs", "release"):
-        for path in files_below(out / part):
-            with contextlib.suppress(FileNotFoundError):  # a process at work may have renamed it since
-                status = path.stat()
-                files[status.st_dev, status.st_ino] = status.st_size
-    return sum(files.values())
