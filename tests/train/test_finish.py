@@ -123,6 +123,9 @@ def test_the_model_is_harmed_less(job, tmp_path, sae):
         done = figures(made, store, tmp_path / name)
         steps[name] = (done["steps"], done["tokens"])
         divergence[name] = _divergence(made, store, tmp_path / name)
+        log = (run_folder(tmp_path / name, made.saes[0]) / "training.log").read_text()
+        assert (f"the last {round(0.5 * done['steps']):,} of {done['steps']:,} steps also run the language model" in log
+                ) == (name == "finished")
     assert steps["finished"][0] == steps["plain"][0]
     assert steps["finished"][1] == pytest.approx(1.5 * steps["plain"][1], rel=0.02)
     assert divergence["finished"] < 0.97 * divergence["plain"], divergence

@@ -249,8 +249,8 @@ def _train_group(runs: list[Run], rounds: Rounds, device: torch.device, ranks: R
 
 def _say_notices(runs: list[Run]) -> None:
     """Print what to know about each run, and what is the same for several runs only once."""
-    for notice in dict.fromkeys(run.notice for run in runs if run.notice):
-        ids = [run.spec.id for run in runs if run.notice == notice]
+    for notice in dict.fromkeys(notice for run in runs for notice in run.notices):
+        ids = [run.spec.id for run in runs if notice in run.notices]
         who = f"each of these {len(ids)}" if len(ids) == len(runs) > 1 else ", ".join(ids)
         console.print(f"{who}: {notice.text}", style="yellow" if notice.warning else None, markup=False,
                       highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ on a CPU. The batches come from the loop (group.py), which may feed several runs
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -142,24 +142,26 @@ class Run:
         self.log(f"resumed after step {self.step.count} of {self.steps}" if found else
                  f"training {spec.id}: {self.steps} steps of {self.settings.batch} rows, rate {self.lr:g}, on "
                  f"{device}; {rounds.kept}")
-        self.notice = None if found else self._notice()
-        if self.notice:
-            self.log(self.notice.text)
+        self.notices = [] if found else list(self._notices())
+        for notice in self.notices:
+            self.log(notice.text)
 
-    def _notice(self) -> Notice | None:
-        """What to say about rows of outlier norm."""
+    def _notices(self) -> Iterator[Notice]:
+        """What to say about rows of outlier norm, and about a finish."""
         if (sinks := self.ends.sinks) is not None:
             many = f"{sinks.count} latents are" if sinks.count > 1 else "1 latent is"
-            return Notice(f"{many} for attention sinks, rows of over {OUTLIER:g} times the median norm along one "
-                          "direction; they are found before training and fixed (train.sinks)", warning=False)
-        if self.settings.filter.max_norm is not None and self.rounds.kept.dropped_share:
-            return Notice("train.filter.max_norm leaves out rows that the SAE will still get when it is spliced into "
-                          "the model; evaluation shows what that costs (ΔCE, and ΔCE with outliers kept)", warning=True)
-        if self.settings.sinks == "auto" and has_outliers(self.rounds, self.spec):
-            return Notice(f"some rows have over {OUTLIER:g} times the median norm, but they do not lie along "
-                          "directions of their own, so they get no latents of their own; evaluation shows what they "
-                          "cost (ΔCE, and ΔCE with outliers kept)", warning=True)
-        return None
+            yield Notice(f"{many} for attention sinks, rows of over {OUTLIER:g} times the median norm along one "
+                         "direction; they are found before training and fixed (train.sinks)", warning=False)
+        elif self.settings.filter.max_norm is not None and self.rounds.kept.dropped_share:
+            yield Notice("train.filter.max_norm leaves out rows that the SAE will still get when it is spliced into "
+                         "the model; evaluation shows what that costs (ΔCE, and ΔCE with outliers kept)", warning=True)
+        elif self.settings.sinks == "auto" and has_outliers(self.rounds, self.spec):
+            yield Notice(f"some rows have over {OUTLIER:g} times the median norm, but they do not lie along "
+                         "directions of their own, so they get no latents of their own; evaluation shows what they "
+                         "cost (ΔCE, and ΔCE with outliers kept)", warning=True)
+        if last := len(self.finish_steps):
+            yield Notice(f"the last {last:,} of {self.steps:,} steps also run the language model (train.finish); they "
+                         "are slower, which the time left does not foresee", warning=False)
 
     def train_on(self, batch: Mapping[Site, Tensor], position: dict[str, int]) -> dict[str, Any] | None:
         """Make one step, and write a line of metrics and a checkpoint if they are due.
