@@ -3,8 +3,8 @@
 The penalty is that of OrtSAE (Korznikov et al. 2025, arXiv:2509.22033): the squared cosine of each row with the most
 similar row of its chunk. Chunks are random, so the cost grows with the number of latents and not with its square.
 OrtSAE adds the penalty to the loss. Here rows take a step of descent on it after Adam's step, because Adam would divide
-it by the size of the loss's gradients. That is done at every `EVERY`th step only, which reduces absorption nearly as
-much as doing it at each (docs/recipe-study.md).
+it by the size of the loss's gradients. That is done at every `EVERY`th step only, because it takes long
+(docs/recipe-study.md has the effect on absorption).
 
 Shapes: F latents, C rows of a chunk, D the width of the decoder.
 """
