@@ -131,9 +131,9 @@ class Train(Frozen):
     latents for each such direction of the site, in nearly all models one or none. They are found before training and
     stay fixed. For SAEs of one site, without layer norm or groups."""
     orthogonal: Annotated[float, Field(ge=0)] = 0.0
-    """How strongly similar rows of an untied decoder are moved apart (train/orthogonal.py); 0: not at all. With 2, fewer
-    features absorb others, for about 2% more error (docs/recipe-study.md). With `shards`, only rows of the same shard
-    are compared."""
+    """How strongly similar rows of an untied decoder are moved apart (train/orthogonal.py); 0: not at all. With 2,
+    fewer features absorb others, for about 2% more error (docs/recipe-study.md). With `shards`, only rows of the same
+    shard are compared."""
     finish: Finish | None = None
     """In the last steps, the language model reads sequences with reconstructions in them, and the effect on its
     predictions enters the loss; null: training does not change at the end. This costs passes of the whole model over as
