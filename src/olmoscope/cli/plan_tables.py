@@ -93,7 +93,7 @@ def _sharing(plan: Plan) -> list[str]:
 
 def _pace(plan: Plan, rates: Rates) -> list[str]:
     """The rate of a finish, and what training at the measured speed asks of the network and of the disk."""
-    lines = [f"In a finish at {site} the language model takes {1000 * seconds:.3g} ms per token of one SAE."
+    lines = [f"In a finish at {site} the language model takes {1000 * seconds:.3g} ms per token for each SAE."
              for site, seconds in rates.finish_seconds.items()]
     shared = [(sae, seconds) for sae in plan.saes if sae.ranks > 1 and (seconds := plan.step_seconds(sae))]
     for sae, seconds in sorted(shared, key=lambda pair: pair[0].traffic.total / pair[1])[-1:]:

@@ -161,7 +161,7 @@ class Run:
                          "cost (ΔCE, and ΔCE with outliers kept)", warning=True)
         if last := len(self.finish_steps):
             yield Notice(f"the last {last:,} of {self.steps:,} steps also run the language model (train.finish); they "
-                         "are slower, which the time left does not foresee", warning=False)
+                         "are slower than the time left suggests", warning=False)
 
     def train_on(self, batch: Mapping[Site, Tensor], position: dict[str, int]) -> dict[str, Any] | None:
         """Make one step, and write a line of metrics and a checkpoint if they are due.
