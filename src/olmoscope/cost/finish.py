@@ -1,25 +1,21 @@
 """The rate of the last steps of `train.finish` on this machine (train/finish.py), with sequences of random tokens."""
 
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from olmoscope.cost.timing import time_steps
 from olmoscope.files import write_json
 from olmoscope.model.splice import load_causal_lm
-from olmoscope.progress import bar
 from olmoscope.recipe.schema import Recipe
 from olmoscope.seeds import generator
 from olmoscope.site import Site
 from olmoscope.tokens.batches import plan_batches
 from olmoscope.tokens.segments import TokenSegment, write_token_segment
 from olmoscope.train.derived import settled
-from olmoscope.train.finish import ModelLoss, SequenceReader, draw_steps
-
-SECONDS = 20
-"""How many seconds a site is measured at most. At least two steps run, of which the first warms up."""
+from olmoscope.train.finish import ModelLoss, Piece, SequenceReader, draw_steps
 
 
 def finish_seconds(recipe: Recipe, lengths: np.ndarray, device: torch.device, most: int) -> dict[Site, float]:
@@ -49,22 +45,17 @@ def finish_seconds(recipe: Recipe, lengths: np.ndarray, device: torch.device, mo
         for site, batch in batches.items():
             reader = SequenceReader(lambda: model, [site], store, recipe.tokens.documents == "apart")
             loss = ModelLoss(reader, site, kl=1.0)
-            tokens, seconds, timed = 0, 0.0, 0
-            with bar(f"measuring the finish at {site}", most + 1, "steps") as advance:
-                for number, step in enumerate(draw_steps(store, most + 1, batch, recipe.seed)):
-                    started = time.monotonic()
-                    read = reader.read(step)
-                    y_RD = read.rows[site].float()
-                    error_RD = 0.1 * torch.randn_like(y_RD) * y_RD.std()
-                    loss.pull(read, y_RD + error_RD, y_RD, error_RD).cpu()  # waits for the device
-                    if number:
-                        seconds += time.monotonic() - started
-                        tokens += len(y_RD)
-                        timed += 1
-                    advance(1)
-                    if timed and seconds > SECONDS:
-                        break
-            found[site] = seconds / tokens
+
+            def run(step: tuple[Piece, ...], site: Site = site, reader: SequenceReader = reader,
+                    loss: ModelLoss = loss) -> int:
+                read = reader.read(step)
+                y_RD = read.rows[site].float()
+                error_RD = 0.1 * torch.randn_like(y_RD) * y_RD.std()
+                loss.pull(read, y_RD + error_RD, y_RD, error_RD).cpu()  # waits for the device
+                return len(y_RD)
+
+            found[site], _ = time_steps(f"measuring the finish at {site}", "steps",
+                                        draw_steps(store, most + 1, batch, recipe.seed), run)
     return found
 
 

@@ -5,7 +5,6 @@ The batches are like those of collection: their lengths are drawn and grouped as
 random, and the speed of a dense model does not depend on these. Training steps read the resulting rows.
 """
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +16,10 @@ from olmoscope.activations.store.gather import TORCH_DTYPES
 from olmoscope.activations.store.outliers import Outliers, outliers_among
 from olmoscope.cost.disk import read_rate
 from olmoscope.cost.finish import finish_seconds
+from olmoscope.cost.timing import time_steps
 from olmoscope.kernels.prepare import prepare_kernels
 from olmoscope.model.capture import read_sites
 from olmoscope.model.load import LoadedModel, load_model, pick_device
-from olmoscope.progress import bar
 from olmoscope.recipe.schema import CoderConfig, Recipe
 from olmoscope.sae.normalize import normalize_rows
 from olmoscope.seeds import generator
@@ -34,8 +33,6 @@ from olmoscope.train.step import Step
 
 BATCHES = 8
 STEPS = 8
-SECONDS = 20
-"""How many seconds a stage is measured at most. At least two batches or steps run, of which the first warms up."""
 
 
 @dataclass(frozen=True)
@@ -111,22 +108,16 @@ def _time_collection(recipe: Recipe, model: LoadedModel, most: int) -> tuple[flo
     order = generator(recipe.seed, "batches to measure").permutation(len(batches))[:most]
     parts: list[dict[Site, Tensor]] = []
     positions: list[Tensor] = []
-    tokens, seconds, timed = 0, 0.0, 0
-    with bar("measuring the model", len(order) + 1, "batches") as advance:
-        for number, batch in enumerate([order[0], *order]):
-            started = time.monotonic()
-            found = _forward(recipe, model, lengths[batches[batch]])
-            if number:  # the first one warms up
-                seconds += time.monotonic() - started
-                tokens += len(next(iter(found.values())))
-                timed += 1
-            advance(1)
-            parts.append(found)
-            positions.append(torch.cat([torch.arange(int(length)) for length in lengths[batches[batch]]]))
-            if timed and seconds > SECONDS:
-                break
+
+    def run(batch: int) -> int:
+        found = _forward(recipe, model, lengths[batches[batch]])
+        parts.append(found)
+        positions.append(torch.cat([torch.arange(int(length)) for length in lengths[batches[batch]]]))
+        return len(next(iter(found.values())))
+
+    seconds, timed = time_steps("measuring the model", "batches", [order[0], *order], run)
     rows = {site: torch.cat([part[site] for part in parts]) for site in parts[0]}
-    return seconds / tokens, timed, rows, torch.cat(positions)
+    return seconds, timed, rows, torch.cat(positions)
 
 
 def _forward(recipe: Recipe, model: LoadedModel, lengths: np.ndarray) -> dict[Site, Tensor]:
@@ -158,17 +149,11 @@ def _time_training(recipe: Recipe, sae: CoderConfig, rows_RD: Tensor, device: to
                            sae.default_id, tied=sae.weights == "tied"),
                 Adam.of(train), train.auxiliary, candidates=train.candidates, activation=sae.activation,
                 matryoshka=sae.matryoshka, orthogonal=train.orthogonal)
-    seconds, timed = 0.0, 0
     prepare_kernels(device, candidates=train.candidates is not None)
-    with bar(f"measuring {sae.id}", most + 1, "steps") as advance:
-        for number in range(most + 1):
-            started = time.monotonic()
-            step(x_BD, rate_of(recipe, sae, x_BD.shape[1]))
-            step.take_sums()  # waits for the device
-            if number:
-                seconds += time.monotonic() - started
-                timed += 1
-            advance(1)
-            if timed and seconds > SECONDS:
-                break
-    return seconds / timed, timed
+
+    def run(number: int) -> int:
+        step(x_BD, rate_of(recipe, sae, x_BD.shape[1]))
+        step.take_sums()  # waits for the device
+        return 1
+
+    return time_steps(f"measuring {sae.id}", "steps", range(most + 1), run)
